@@ -1,0 +1,25 @@
+// Softmax attention with grouped queries, causal and sliding masks, score softcap and segments, without a T x S mask
+// tensor. Scores, softmax and accumulation are float32; the result is rounded once. Saves q, k, v, out and one
+// float32 log-sum-exp a row; the Meta kernel saves the same.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <cstdint>
+#include <optional>
+
+namespace limbeck::kernels {
+
+struct AttentionOptions {
+  double scale = 1.0;    // scores = scale * q k^T
+  bool causal = true;    // query i (at absolute index S - T + i) sees keys with index <= its own
+  int64_t window = 0;    // > 0: sees only keys with own index - key index < window (both sides when not causal)
+  double softcap = 0.0;  // > 0: scores = softcap * tanh(scores / softcap)
+};
+
+// q [B, T, Hq, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], Hq a multiple of Hkv, S >= T -> [B, T, Hq, Dv].
+// segments_q [B, T], segments_k [B, S] int32: a query sees keys of its own segment alone; segment 0 is padding, sees
+// nothing and gives zeros (and zero gradients). None: one segment.
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const std::optional<at::Tensor>& segments_q, const std::optional<at::Tensor>& segments_k,
+                     const AttentionOptions& options);
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,12 @@
+// y = x W^T + b for storage in float32, bfloat16 or float16, accumulated in float32.
+// On CPUs without float16 GEMM the float16 path widens or splits its operands instead of ATen's slow loop.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <optional>
+
+namespace limbeck::kernels {
+
+// x [..., in], weight [out, in], bias [out] or none, all of one dtype and device -> [..., out]
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias = std::nullopt);
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,68 @@
+// Reading and writing safetensors: single files and Hugging Face folders with a sharded index.
+// Files are untrusted: every limit of the loading rules is checked before a byte of payload is read, payloads are read
+// with pread (never mmap), and nothing is executed. Violations throw WeightsError naming file and tensor.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace limbeck::io {
+
+struct TensorEntry {
+  std::string name;
+  at::ScalarType dtype;
+  std::vector<int64_t> shape;
+  uint64_t begin = 0, end = 0;  // byte range in the file, absolute
+};
+
+// One open .safetensors file with its validated header.
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::filesystem::path& path);
+  ~SafetensorsFile();
+  SafetensorsFile(SafetensorsFile&&) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
+
+  const std::filesystem::path& path() const;
+  const std::vector<TensorEntry>& entries() const;          // in file order
+  const std::map<std::string, std::string>& metadata() const;
+  const TensorEntry* find(const std::string& name) const;   // null when absent
+  at::Tensor read(const TensorEntry& entry) const;          // new CPU tensor
+  void read_into(const TensorEntry& entry, at::Tensor& destination) const;  // same dtype and shape, contiguous, CPU
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// model.safetensors, or model.safetensors.index.json with its shards, of one folder. Opens every shard, checks that the
+// index and the shards agree; .bin / .pt are refused with a pointer to an out-of-process converter.
+class WeightsFolder {
+ public:
+  explicit WeightsFolder(const std::filesystem::path& folder);
+  std::vector<std::string> names() const;                   // sorted
+  const TensorEntry* find(const std::string& name) const;
+  at::Tensor read(const std::string& name) const;
+  void read_into(const std::string& name, at::Tensor& destination) const;
+  uint64_t payload_bytes() const;
+  std::filesystem::path file_of(const std::string& name) const;
+
+ private:
+  std::vector<SafetensorsFile> files_;
+  std::map<std::string, std::pair<size_t, size_t>> index_;  // name -> file, entry
+};
+
+using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
+
+NamedTensors read_safetensors(const std::filesystem::path& path);
+// Written to a temporary beside the target, flushed to disk, then renamed: never a half-written file under the name.
+void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+// Shards of at most max_shard_bytes plus model.safetensors.index.json; one shard = model.safetensors alone.
+void write_weights_folder(const std::filesystem::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes);
+
+}  // namespace limbeck::io
