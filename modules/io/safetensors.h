@@ -19,6 +19,9 @@ struct TensorEntry {
   uint64_t begin = 0, end = 0;  // byte range in the file, absolute
 };
 
+// What a read does on meeting NaN or infinity: kRefuse throws WeightsError naming tensor and index.
+enum class NonFinite { kAllow, kRefuse };
+
 // One open .safetensors file with its validated header.
 class SafetensorsFile {
  public:
@@ -31,8 +34,9 @@ class SafetensorsFile {
   const std::vector<TensorEntry>& entries() const;          // in file order
   const std::map<std::string, std::string>& metadata() const;
   const TensorEntry* find(const std::string& name) const;   // null when absent
-  at::Tensor read(const TensorEntry& entry) const;          // new CPU tensor
-  void read_into(const TensorEntry& entry, at::Tensor& destination) const;  // same dtype and shape, contiguous, CPU
+  at::Tensor read(const TensorEntry& entry, NonFinite nonfinite = NonFinite::kAllow) const;  // new CPU tensor
+  // Same dtype and shape, contiguous, CPU.
+  void read_into(const TensorEntry& entry, at::Tensor& destination, NonFinite nonfinite = NonFinite::kAllow) const;
 
  private:
   struct State;
@@ -40,18 +44,26 @@ class SafetensorsFile {
 };
 
 // model.safetensors, or model.safetensors.index.json with its shards, of one folder. Opens every shard, checks that the
-// index and the shards agree; .bin / .pt are refused with a pointer to an out-of-process converter.
+// index and the shards agree; .bin / .pt are refused with a pointer to an out-of-process converter. Where both exist the
+// single file is taken, as transformers does. NaN and infinities are refused unless allowed.
 class WeightsFolder {
  public:
-  explicit WeightsFolder(const std::filesystem::path& folder);
+  explicit WeightsFolder(const std::filesystem::path& folder, NonFinite nonfinite = NonFinite::kRefuse);
   std::vector<std::string> names() const;                   // sorted
   const TensorEntry* find(const std::string& name) const;
   at::Tensor read(const std::string& name) const;
   void read_into(const std::string& name, at::Tensor& destination) const;
   uint64_t payload_bytes() const;
   std::filesystem::path file_of(const std::string& name) const;
+  const std::vector<std::string>& notes() const { return notes_; }  // oddities worth telling the user, one line each
 
  private:
+  void open_shards(const std::filesystem::path& index_path);
+  const std::pair<size_t, size_t>& place_of(const std::string& name) const;
+
+  std::filesystem::path folder_;
+  NonFinite nonfinite_;
+  std::vector<std::string> notes_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, std::pair<size_t, size_t>> index_;  // name -> file, entry
 };
@@ -62,7 +74,8 @@ NamedTensors read_safetensors(const std::filesystem::path& path);
 // Written to a temporary beside the target, flushed to disk, then renamed: never a half-written file under the name.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                        const std::map<std::string, std::string>& metadata = {});
-// Shards of at most max_shard_bytes plus model.safetensors.index.json; one shard = model.safetensors alone.
+// Shards of at most max_shard_bytes plus model.safetensors.index.json; one shard = model.safetensors alone. A tensor
+// larger than that has a shard to itself. Refuses a folder that already holds weights (UsageError).
 void write_weights_folder(const std::filesystem::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes);
 
 }  // namespace limbeck::io

@@ -331,7 +331,8 @@ std::string build_header(std::vector<HeaderEntry>& entries, const std::map<std::
       throw WeightsError(where + ": tensor " + in_quotes(entry.name) + " has more bytes or dimensions than a file can hold");
     }
     entry.begin = std::exchange(at, entry.end);
-    text += (text.size() > 1 ? "," : "") + nlohmann::json(entry.name).dump() + ":{\"dtype\":\"" +
+    if (text.size() > 1) text += ",";
+    text += nlohmann::json(entry.name).dump() + ":{\"dtype\":\"" +
             std::string(stored_name(entry.dtype)) + "\",\"shape\":" + nlohmann::json(entry.shape).dump() +
             ",\"data_offsets\":[" + std::to_string(entry.begin) + "," + std::to_string(entry.end) + "]}";
   }
