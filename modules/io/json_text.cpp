@@ -1,0 +1,109 @@
+#include "modules/io/json_text.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "modules/errors.h"
+#include "modules/io/tensor_name.h"
+
+namespace limbeck::io {
+namespace {
+
+using nlohmann::json;
+
+// Builds the value from the parser's events; json::parse would keep the last of two equal keys and nest without limit.
+class Builder {
+ public:
+  Builder(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+  json take() { return std::move(root_); }
+
+  bool null() { return put(nullptr); }
+  bool boolean(bool value) { return put(value); }
+  bool number_integer(int64_t value) { return put(value); }
+  bool number_unsigned(uint64_t value) { return put(value); }
+  bool number_float(double value, const std::string&) { return put(value); }
+  bool string(std::string& value) { return put(std::move(value)); }
+  bool binary(json::binary_t&) { fail("binary value"); }
+  bool start_object(size_t) { return open(json::object()); }
+  bool start_array(size_t) { return open(json::array()); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+  bool key(std::string& name) {
+    if (open_.back()->contains(name)) fail("key " + in_quotes(name) + " appears twice");
+    key_ = std::move(name);
+    return true;
+  }
+  bool parse_error(size_t position, const std::string&, const json::exception& error) {
+    fail(syntax_fault(position, error, text_));
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const { throw WeightsError(where_ + ": " + what); }
+
+  json* place(json value) {
+    if (++values_ > kMaxJsonValues) fail("more than " + std::to_string(kMaxJsonValues) + " values");
+    if (open_.empty()) return &(root_ = std::move(value));
+    json& parent = *open_.back();
+    if (parent.is_object()) return &(parent[key_] = std::move(value));
+    parent.push_back(std::move(value));
+    return &parent.back();
+  }
+  bool put(json value) {
+    place(std::move(value));
+    return true;
+  }
+  // Pointers stay valid: a container is not touched by its parent until it is closed.
+  bool open(json value) {
+    if (open_.size() == kMaxJsonDepth) fail("nested deeper than " + std::to_string(kMaxJsonDepth) + " levels");
+    open_.push_back(place(std::move(value)));
+    return true;
+  }
+  bool close() {
+    open_.pop_back();
+    return true;
+  }
+
+  std::string_view text_;
+  const std::string& where_;
+  json root_;
+  std::vector<json*> open_;
+  std::string key_;
+  size_t values_ = 0;
+};
+
+bool names_no_number(std::string_view text, size_t position) {
+  const size_t from = position > 10 ? position - 10 : 0;
+  const std::string_view near = text.substr(std::min(from, text.size()), 20);
+  return near.find("NaN") != near.npos || near.find("Infinity") != near.npos;
+}
+
+}  // namespace
+
+std::string syntax_fault(size_t position, const json::exception& error, std::string_view text) {
+  std::string what = error.what();
+  const size_t bracket = what.find("] ");
+  if (bracket != what.npos) what.erase(0, bracket + 2);
+  if (what.size() > 200) what = what.substr(0, 200) + "...";
+  for (char& c : what) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte >= 0x7F) c = '?';
+  }
+  if (names_no_number(text, position)) what += " (NaN and Infinity are not JSON)";
+  return "not JSON at byte " + std::to_string(position) + ": " + what;
+}
+
+json parse_json(std::string_view text, const std::string& where) {
+  if (text.size() > kMaxJsonBytes) {
+    throw WeightsError(where + ": " + std::to_string(text.size()) + " bytes of JSON, at most " +
+                       std::to_string(kMaxJsonBytes) + " are read");
+  }
+  // The library takes a zero byte for the end of its input and would not look at what follows.
+  const size_t zero = text.find('\0');
+  if (zero != text.npos) throw WeightsError(where + ": not JSON: zero byte at byte " + std::to_string(zero));
+  Builder builder(text, where);
+  json::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
+}
+
+}  // namespace limbeck::io

@@ -1,0 +1,19 @@
+// Untrusted JSON text to a value, strictly: UTF-8, no NaN or Infinity, no duplicate keys, bounded depth and number of
+// values. Violations throw WeightsError naming `where` and the byte.
+#pragma once
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace limbeck::io {
+
+inline constexpr size_t kMaxJsonBytes = size_t{16} << 20;
+inline constexpr size_t kMaxJsonDepth = 64;
+inline constexpr size_t kMaxJsonValues = 2'000'000;  // some 200 MB in the worst case
+
+nlohmann::json parse_json(std::string_view text, const std::string& where);
+
+// The library's account of a syntax error, safe to show: shortened, on one line, without its own prefix.
+std::string syntax_fault(size_t position, const nlohmann::json::exception& error, std::string_view text);
+
+}  // namespace limbeck::io

@@ -1,0 +1,13 @@
+// The names closest to one that was not found, for error messages: "did you mean". Edit distance (insert, delete,
+// replace, swap of neighbours); names too far away to be a plausible misspelling are left out.
+#pragma once
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace limbeck {
+
+// At most `count` names, nearest first, ties in alphabetical order.
+std::vector<std::string> nearest_names(const std::string& wanted, const std::vector<std::string>& known, size_t count);
+
+}  // namespace limbeck
