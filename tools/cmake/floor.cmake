@@ -1,4 +1,4 @@
-# One floor of the house = one shared library. Shared, so that a plug-in and the program see the same registries.
+# How a floor of the house (kernels, modules, trainer), a program and a test binary are built.
 
 find_program(LIMBECK_CCACHE ccache)
 if(LIMBECK_CCACHE)
@@ -10,54 +10,75 @@ if(LIMBECK_CCACHE)
 endif()
 foreach(_linker mold lld)
   find_program(LIMBECK_LINKER_${_linker} NAMES ${_linker} ld.${_linker})
+  mark_as_advanced(LIMBECK_LINKER_${_linker})
   if(LIMBECK_LINKER_${_linker} AND NOT _linker_found)
     add_link_options(-fuse-ld=${_linker})
     set(_linker_found ON)
   endif()
 endforeach()
 
-add_library(limbeck_options INTERFACE)
-target_compile_options(limbeck_options INTERFACE
-  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Werror -fvisibility-inlines-hidden>)
-target_include_directories(limbeck_options INTERFACE "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>")
-target_link_libraries(limbeck_options INTERFACE limbeck_torch Threads::Threads)
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # The wheel's headers trip these inside our templates.
-  target_compile_options(limbeck_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
-endif()
 if(LIMBECK_SANITIZE)
-  add_compile_options(-fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize=vptr)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined> $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize=vptr>
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=undefined> $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
-# One precompiled header for modules, trainer and tests: 20 s once instead of 7 to 10 s a file.
-file(WRITE "${CMAKE_BINARY_DIR}/pch.cpp" "// the shared precompiled header is made while this file is compiled\n")
-add_library(limbeck_pch OBJECT "${CMAKE_BINARY_DIR}/pch.cpp")
-target_link_libraries(limbeck_pch PRIVATE limbeck_options)
+# What our own code is compiled with; never seen by those who build on an installed Limbeck.
+# No -march: one build serves every x86-64 machine, and wider instructions are chosen at run time. No -ffast-math.
+add_library(limbeck_options INTERFACE)
+target_compile_options(limbeck_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor;-Werror;-fvisibility-inlines-hidden>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(limbeck_options INTERFACE
+    # Functions of one shared library may be inlined into each other though they are exported.
+    $<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>
+    # Lets ccache cache what uses a precompiled header.
+    $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+endif()
+target_include_directories(limbeck_options INTERFACE "${PROJECT_SOURCE_DIR}")
+target_link_libraries(limbeck_options INTERFACE limbeck::torch Threads::Threads)
+add_library(limbeck_torch ALIAS limbeck::torch)
+
+# One precompiled header for modules, trainer, programs and tests: 20 s once instead of 7 to 10 s a file.
+# It fits only what is compiled with the same flags: everything is -fPIC, programs too (see limbeck_program).
+add_library(limbeck_pch OBJECT "${CMAKE_CURRENT_LIST_DIR}/pch.cpp")
+target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohmann_json)
 target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> <fmt/format.h> <fmt/ranges.h>
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
-# limbeck_floor(NAME SOURCES ... LINK ...): the library liblimbeck_NAME.so
+# limbeck_floor(NAME [PCH] SOURCES ... LINK ... PRIVATE_LINK ...)
+# The library liblimbeck_NAME.so, installed and exported as Limbeck::NAME.
+# Shared, so that a plug-in and the program see the same registries.
 function(limbeck_floor name)
   cmake_parse_arguments(F "PCH" "" "SOURCES;LINK;PRIVATE_LINK" ${ARGN})
   add_library(limbeck_${name} SHARED ${F_SOURCES})
   add_library(Limbeck::${name} ALIAS limbeck_${name})
   set_target_properties(limbeck_${name} PROPERTIES DEFINE_SYMBOL "" EXPORT_NAME ${name}
-    BUILD_RPATH "${LIMBECK_TORCH_LIB_DIR}" INSTALL_RPATH "$ORIGIN;${LIMBECK_TORCH_LIB_DIR}")
-  target_link_libraries(limbeck_${name} PUBLIC limbeck_options ${F_LINK} PRIVATE ${F_PRIVATE_LINK})
+    INSTALL_RPATH "$ORIGIN;${LIMBECK_TORCH_LIB_DIR}")
+  target_compile_features(limbeck_${name} PUBLIC cxx_std_20)
+  target_include_directories(limbeck_${name} PUBLIC
+    "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>" "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/limbeck>")
+  target_link_libraries(limbeck_${name} PUBLIC limbeck::torch ${F_LINK}
+    PRIVATE $<BUILD_INTERFACE:limbeck_options> ${F_PRIVATE_LINK})
   if(F_PCH)
     target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
   endif()
+  install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
-# limbeck_program(NAME SOURCES ... LINK ...): an executable that finds libtorch and our libraries by rpath
+# limbeck_program(NAME [PCH] [INSTALL] SOURCES ... LINK ...): an executable that finds our libraries by rpath.
 function(limbeck_program name)
-  cmake_parse_arguments(F "PCH" "" "SOURCES;LINK" ${ARGN})
+  cmake_parse_arguments(F "PCH;INSTALL" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} ${F_SOURCES})
   target_link_libraries(${name} PRIVATE limbeck_options ${F_LINK})
-  set_target_properties(${name} PROPERTIES BUILD_RPATH "${LIMBECK_TORCH_LIB_DIR};${CMAKE_LIBRARY_OUTPUT_DIRECTORY}"
-    INSTALL_RPATH "$ORIGIN/../lib;${LIMBECK_TORCH_LIB_DIR}")
+  # CMake would choose -fPIE for programs, and the precompiled header made with -fPIC would be refused.
+  set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF
+    INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${LIMBECK_TORCH_LIB_DIR}")
+  target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
   if(F_PCH)
     target_precompile_headers(${name} REUSE_FROM limbeck_pch)
+  endif()
+  if(F_INSTALL)
+    install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()
 endfunction()

@@ -1,0 +1,63 @@
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "kernels/checks.h"
+#include "kernels/gated_activation_operators.h"
+
+namespace limbeck::kernels {
+namespace {
+
+constexpr int64_t kElementsPerTask = 1 << 13;
+
+const GatedLoops& loops() {
+  static const GatedLoops& chosen = gated_loops_for(cpu_isa());
+  return chosen;
+}
+
+template <class Loop>
+void for_rows(const Rows& rows, const Loop& loop) {
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, rows.width));
+  at::parallel_for(0, rows.count, grain, loop);
+}
+
+template <GatedKind kind>
+at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) {
+  const at::Tensor out = gated_output(kind, gate, up);
+  const Rows gate_rows(gate), up_rows(up);
+  const GatedForward args{kind,           gate_rows.data,         gate_rows.stride, up_rows.data,
+                          up_rows.stride, out.mutable_data_ptr(), gate_rows.width};
+  const Storage storage = storage_of(gate);
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { loops().forward(storage, args, begin, end); });
+  return out;
+}
+
+template <GatedKind kind>
+std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Tensor& gate, const at::Tensor& up) {
+  const auto [grad_gate, grad_up] = gated_gradients(kind, grad, gate, up);
+  const Rows grad_rows(grad), gate_rows(gate), up_rows(up);
+  const GatedBackward args{kind,
+                           grad_rows.data,
+                           grad_rows.stride,
+                           gate_rows.data,
+                           gate_rows.stride,
+                           up_rows.data,
+                           up_rows.stride,
+                           grad_gate.mutable_data_ptr(),
+                           grad_up.mutable_data_ptr(),
+                           gate_rows.width};
+  const Storage storage = storage_of(gate);
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { loops().backward(storage, args, begin, end); });
+  return {grad_gate, grad_up};
+}
+
+TORCH_LIBRARY_IMPL(limbeck, CPU, m) {
+  m.impl("swiglu", forward<GatedKind::kSwiGlu>);
+  m.impl("swiglu_backward", backward<GatedKind::kSwiGlu>);
+  m.impl("geglu_tanh", forward<GatedKind::kGeGluTanh>);
+  m.impl("geglu_tanh_backward", backward<GatedKind::kGeGluTanh>);
+}
+
+}  // namespace
+}  // namespace limbeck::kernels

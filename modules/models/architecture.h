@@ -1,0 +1,81 @@
+// What distinguishes one supported transformer from another, as data. A family reads it from config.json; the blocks
+// are built from it. Nothing here names a family's code path: a new model is a new row of values.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace limbeck::models {
+
+enum class ModelKind { kDecoder, kEncoder };
+enum class HeadKind { kNone, kLanguageModel, kBertClassifier, kDistilBertClassifier };
+enum class NormKind { kRms, kRmsUnitOffset, kLayer };
+// kPre: x + f(norm(x)); kPost: norm(x + f(x)); kSandwich: x + norm(f(norm(x)))
+enum class NormPlacement { kPre, kPost, kSandwich };
+enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+enum class RopeType { kNone, kDefault, kLinear, kDynamic, kYarn, kLongRope, kLlama3 };
+
+struct Rope {
+  RopeType type = RopeType::kNone;
+  double theta = 10000.0;
+  int64_t rotary_dim = 0;            // <= head_dim
+  double factor = 1.0;
+  double attention_factor = 1.0;     // multiplies cos and sin
+  int64_t original_positions = 0;    // positions of the original pretraining (yarn, longrope, llama3, dynamic)
+  double beta_fast = 32.0, beta_slow = 1.0;          // yarn
+  bool truncate = true;                              // yarn
+  double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
+  std::vector<double> short_factor, long_factor;     // longrope, rotary_dim / 2 each
+};
+
+struct Experts {
+  int64_t count = 0;  // 0: dense
+  int64_t per_token = 0;
+  int64_t intermediate = 0;
+  bool normalize = true;  // the chosen weights sum to one
+};
+
+struct Architecture {
+  std::string family;
+  ModelKind kind = ModelKind::kDecoder;
+  HeadKind head = HeadKind::kLanguageModel;
+  int64_t vocabulary = 0, hidden = 0, layers = 0, heads = 0, key_value_heads = 0, head_dim = 0, intermediate = 0;
+  int64_t max_positions = 0;
+  int64_t learned_positions = 0;  // rows of a learned position table; 0: none
+  int64_t token_types = 0;        // rows of a token type table; 0: none
+  int64_t labels = 0;             // of a classifier
+
+  NormKind norm = NormKind::kRms;
+  NormPlacement placement = NormPlacement::kPre;
+  double norm_epsilon = 1e-6;
+  bool query_key_norm = false;
+  bool embedding_norm = false;  // BERT
+  bool final_norm = true;
+
+  bool query_key_value_bias = false, output_bias = false, mlp_bias = false;
+  bool fused_query_key_value = false, fused_gate_up = false;
+  bool gated = true;
+  Activation activation = Activation::kSilu;
+  double embedding_scale = 1.0;
+  double attention_scale = 1.0;
+  double attention_softcap = 0.0, logit_softcap = 0.0;
+
+  std::vector<int64_t> window;       // a layer: 0 sees everything, else the sliding window
+  std::vector<bool> layer_is_local;  // which rope a layer uses
+  Rope rope, local_rope;
+  Experts experts;
+  std::vector<bool> layer_is_sparse;  // empty: every layer when experts.count > 0
+
+  bool tied = false;         // head shares the embedding
+  bool pooler = false;       // BERT's pooler is part of the checkpoint
+  std::string dtype;         // as config.json says, or empty
+  std::vector<int64_t> end_of_sequence;
+  int64_t padding_id = -1;        // row of the embedding without gradient; -1: none
+  int64_t pad_with = -1;          // fills finished rows of a generation; -1: the end-of-sequence id
+
+  bool sparse(int64_t layer) const {
+    return experts.count > 0 && (layer_is_sparse.empty() || layer_is_sparse[static_cast<size_t>(layer)]);
+  }
+};
+
+}  // namespace limbeck::models

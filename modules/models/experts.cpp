@@ -1,0 +1,85 @@
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/topk.h>
+
+#include "kernels/linear.h"
+#include "modules/models/blocks.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::models {
+
+namespace {
+
+// Tokens of each expert. On meta there are no ids to count: an even split stands for them in the memory plan.
+std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t count) {
+  const int64_t total = sorted_experts.numel();
+  std::vector<int64_t> tokens(static_cast<size_t>(count), 0);
+  if (sorted_experts.is_meta()) {
+    for (int64_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = total / count + (i < total % count ? 1 : 0);
+    return tokens;
+  }
+  const at::Tensor ids = sorted_experts.cpu();
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < total; ++i) ++tokens[static_cast<size_t>(id[i])];
+  return tokens;
+}
+
+}  // namespace
+
+ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
+    : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
+  gate_up_ = create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
+  down_ = create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
+}
+
+at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
+                                  const at::Tensor& weights_nk) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor input = enter(x_nd);
+  const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
+  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
+  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const at::Tensor rows = input.index_select(0, order.div(per_token, "floor"));
+  std::vector<at::Tensor> outputs;
+  int64_t begin = 0, expert = 0;
+  for (const int64_t n : tokens_per_expert(sorted, count_)) {
+    if (n > 0) {
+      const auto halves = kernels::linear(rows.narrow(0, begin, n), gate_up_.select(0, expert)).chunk(2, -1);
+      outputs.push_back(kernels::linear(gate(halves[0], halves[1], activation_), down_.select(0, expert)));
+    }
+    begin += n;
+    ++expert;
+  }
+  // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
+  // instead of one for each expert.
+  const at::Tensor unsorted = at::cat(outputs).index_select(0, order.argsort()).view({tokens, per_token, -1});
+  const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
+  const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
+  const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
+  return leave(precision::cast(mixed, wide, narrow, path() + " (sum)"));
+}
+
+MixtureOfExperts::MixtureOfExperts(const Scope& scope, const Architecture& a)
+    : path_(scope.path), per_token_(a.experts.per_token), normalize_(a.experts.normalize) {
+  router_ = register_module(
+      "gate", std::make_shared<Linear>(scope.child("gate"), Role::kRouter, a.hidden, a.experts.count, false));
+  experts_ = register_module("experts", std::make_shared<ExpertWeights>(scope.child("experts"), a));
+}
+
+at::Tensor MixtureOfExperts::forward(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path_);
+  const at::Tensor flat = x.reshape({-1, x.size(-1)});
+  const at::Tensor scores = router_->forward(flat);
+  const at::ScalarType stream = scores.scalar_type();
+  const at::ScalarType wide = stream == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor logits = precision::cast(scores, stream, wide, path_ + ".gate (softmax input)");
+  auto [weights, chosen] = at::softmax(logits, -1).topk(per_token_, -1);
+  if (normalize_) weights = weights / weights.sum(-1, /*keepdim=*/true);
+  return experts_->forward(flat, chosen, weights).view(x.sizes());
+}
+
+}  // namespace limbeck::models

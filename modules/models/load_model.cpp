@@ -1,0 +1,51 @@
+#include "modules/models/load_model.h"
+
+#include <fmt/format.h>
+
+#include "modules/errors.h"
+
+namespace limbeck::models {
+
+namespace {
+
+BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placement, const io::WeightsFolder* weights) {
+  BuiltModel built;
+  built.config = read_model_config(request.folder);
+  at::ScalarType dtype = at::kFloat;
+  std::string source = request.dtype_source;
+  if (request.dtype) {
+    dtype = *request.dtype;
+  } else if (!built.config.architecture.dtype.empty()) {
+    dtype = precision::dtype_from_name(built.config.architecture.dtype);
+    source = (request.folder / "config.json").string();
+  } else if (weights != nullptr && !weights->names().empty()) {
+    dtype = weights->find(weights->names().front())->dtype;
+    source = "the weights";
+  }
+  built.policy = std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules);
+  const Scope scope{built.policy.get(), request.root, placement, request.trainable};
+  built.model = std::make_shared<Transformer>(scope, built.config.architecture);
+  built.policy->require_all_rules_used(request.root);
+  return built;
+}
+
+}  // namespace
+
+BuiltModel build_on_meta(const ModelRequest& request) { return build(request, c10::Device(c10::kMeta), nullptr); }
+
+BuiltModel load_model(const ModelRequest& request) {
+  if (!request.device.is_cpu()) {
+    // Weights are read into CPU tensors and moved by the device's own loader once it is there.
+    throw ContractError(fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
+                                    "loading models onto a GPU is not wired yet", request.device.str(), request.root));
+  }
+  const io::WeightsFolder weights(request.folder);
+  BuiltModel built = build(request, std::nullopt, &weights);
+  LoadOptions options;
+  options.cast = request.dtype.has_value() || !request.rules.empty();
+  options.allow_nonfinite = request.allow_nonfinite;
+  built.report = load_weights(*built.model, *built.config.family, weights, options);
+  return built;
+}
+
+}  // namespace limbeck::models

@@ -1,0 +1,57 @@
+// The one transformer class behind every supported family, decoder or encoder, with its head.
+// Built from an Architecture in the dtypes of a PrecisionPolicy; the same forward serves training, evaluation,
+// generation and `check` (where its tensors live on meta).
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "modules/models/blocks.h"
+#include "modules/models/rope_table.h"
+
+namespace limbeck::models {
+
+struct ModelInput {
+  at::Tensor ids;                            // integers [B, T]
+  std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding; for cached decoding of the new tokens alone
+  std::optional<at::Tensor> document_ids;    // [B, T], packed documents: no attention across; 0 = padding
+  std::optional<at::Tensor> position_ids;    // [B, T]; default: counted per row (decoders skip padding) and document
+  std::optional<at::Tensor> token_type_ids;  // [B, T]
+  KeyValueCache* cache = nullptr;            // decoders: the tokens before these
+};
+
+struct Encoded {
+  at::Tensor last;                 // [B, T, D], after the final norm
+  std::vector<at::Tensor> hidden;  // when asked for: embeddings, every layer, the last after the final norm
+};
+
+class Transformer : public torch::nn::Module {
+ public:
+  Transformer(const Scope& scope, Architecture architecture);
+
+  const Architecture& architecture() const { return architecture_; }
+  const std::string& path() const { return path_; }
+  Encoded encode(const ModelInput& input, bool keep_hidden = false) const;
+  // Logits [B, T, V] of a language model, [B, labels] of a classifier.
+  at::Tensor head(const at::Tensor& last) const;
+  bool has_head() const { return architecture_.head != HeadKind::kNone; }
+  const at::Tensor& head_weight() const { return head_->weight(); }
+
+ private:
+  at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
+  LayerInput layer_input(const ModelInput& input, const at::Tensor& positions) const;
+
+  Architecture architecture_;
+  std::string path_;
+  RopeTable rope_, local_rope_;
+  std::shared_ptr<Embedding> tokens_, positions_, token_types_;
+  std::shared_ptr<Norm> embedding_norm_, final_norm_;
+  std::vector<std::shared_ptr<Layer>> layers_;
+  std::shared_ptr<Linear> head_, pooler_, pre_classifier_;
+};
+
+// Mean over the tokens of each row that the mask keeps: [B, T, D] -> [B, D].
+at::Tensor mean_pool(const at::Tensor& last, const std::optional<at::Tensor>& attention_mask);
+
+}  // namespace limbeck::models

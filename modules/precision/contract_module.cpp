@@ -1,0 +1,86 @@
+#include "modules/precision/contract_module.h"
+
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::precision {
+
+namespace {
+thread_local const std::string* module_path = nullptr;
+thread_local std::string last_path;
+}
+
+Scope Scope::child(const std::string& name) const { return {policy, path + "." + name, placement, trainable}; }
+
+ContractModule::ContractModule(const Scope& scope, Role role)
+    : path_(scope.path),
+      role_(role),
+      precision_(scope.policy->resolve(scope.path, role)),
+      placement_(scope.placement.value_or(precision_.device)),
+      trainable_(scope.trainable),
+      input_place_(path_ + " (input)"),
+      output_place_(path_ + " (output)") {}
+
+at::Tensor ContractModule::create_parameter(const std::string& name, at::IntArrayRef shape) {
+  const auto options = at::TensorOptions().dtype(precision_.storage).device(placement_);
+  return register_parameter(name, at::empty(shape, options), trainable_);
+}
+
+at::Tensor ContractModule::enter(const at::Tensor& x) const {
+  if (x.scalar_type() != precision_.input || x.device() != placement_) {
+    throw ContractError(fmt::format(
+        "[{}] input {} [{}] on {}, wanted {} on {} (contract from {}): set the dtype of the module that feeds it, or a "
+        "precision.rule for {}", path_, dtype_name(x.scalar_type()), fmt::join(x.sizes(), ","), x.device().str(),
+        dtype_name(precision_.input), placement_.str(), precision_.source, path_));
+  }
+  return precision_.input == precision_.compute ? x : cast(x, precision_.input, precision_.compute, input_place_);
+}
+
+at::Tensor ContractModule::leave(const at::Tensor& y) const {
+  return precision_.compute == precision_.output ? y : cast(y, precision_.compute, precision_.output, output_place_);
+}
+
+void ContractModule::accept_ids(const at::Tensor& ids) const {
+  if (ids.device() == placement_ && !at::isFloatingType(ids.scalar_type())) return;
+  throw ContractError(fmt::format("[{}] ids {} [{}] on {}, wanted integers on {}: place the batch with the model",
+                                  path_, dtype_name(ids.scalar_type()), fmt::join(ids.sizes(), ","), ids.device().str(),
+                                  placement_.str()));
+}
+
+std::vector<std::string> ContractModule::violations() const {
+  std::vector<std::string> found;
+  for (const auto& entry : named_parameters(/*recurse=*/false)) {
+    const at::Tensor& tensor = entry.value();
+    if (tensor.scalar_type() != precision_.storage) {
+      found.push_back(fmt::format("[{}] {} is stored in {} [{}], wanted {} (contract from {})", path_, entry.key(),
+                                  dtype_name(tensor.scalar_type()), fmt::join(tensor.sizes(), ","),
+                                  dtype_name(precision_.storage), precision_.source));
+    }
+    if (tensor.device() != placement_) {
+      found.push_back(fmt::format("[{}] {} is on {} [{}], wanted {} (contract from {})", path_, entry.key(),
+                                  tensor.device().str(), fmt::join(tensor.sizes(), ","), placement_.str(),
+                                  precision_.source));
+    }
+  }
+  return found;
+}
+
+const std::string& current_module() {
+  static const std::string none;
+  return module_path == nullptr ? none : *module_path;
+}
+
+const std::string& last_module() { return last_path; }
+
+ModuleScope::ModuleScope(const std::string& path) : outer_(module_path) {
+  module_path = &path;
+  last_path = path;
+}
+ModuleScope::~ModuleScope() { module_path = outer_; }
+
+}  // namespace limbeck::precision

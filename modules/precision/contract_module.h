@@ -1,0 +1,73 @@
+// Base of every module that owns parameters: it gets its Precision at construction, creates its parameters in it, and
+// refuses any input of another dtype or device. The casts at its doors (input to compute, compute to output) are named.
+#pragma once
+#include <torch/nn/module.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "modules/precision/policy.h"
+
+namespace limbeck::precision {
+
+// Where a module is being built: its path ("student.layers.3.mlp"), the policy that decides for it, and the device its
+// tensors live on. `check` places everything on meta; the contract's own device stays in the Precision.
+struct Scope {
+  const PrecisionPolicy* policy;
+  std::string path;
+  std::optional<c10::Device> placement;  // overrides the policy's device
+  bool trainable = false;
+
+  Scope child(const std::string& name) const;
+};
+
+class ContractModule : public torch::nn::Module {
+ public:
+  ContractModule(const Scope& scope, Role role);
+
+  const std::string& path() const { return path_; }
+  Role role() const { return role_; }
+  const Precision& precision() const { return precision_; }
+  c10::Device placement() const { return placement_; }
+
+  // Every parameter and buffer of this module alone that breaks the contract, one line each.
+  std::vector<std::string> violations() const;
+
+ protected:
+  // A parameter in the storage dtype, uninitialised.
+  at::Tensor create_parameter(const std::string& name, at::IntArrayRef shape);
+  // Accepts the input dtype and device alone, and gives it in the compute dtype.
+  at::Tensor enter(const at::Tensor& x) const;
+  // Gives the result in the output dtype.
+  at::Tensor leave(const at::Tensor& y) const;
+  // For modules whose input is ids: only the device is checked.
+  void accept_ids(const at::Tensor& ids) const;
+
+ private:
+  std::string path_;
+  Role role_;
+  Precision precision_;
+  c10::Device placement_;
+  bool trainable_;
+  std::string input_place_, output_place_;
+};
+
+// The module whose code runs on this thread, for messages and the recorder; empty outside of any.
+const std::string& current_module();
+// The innermost module whose code last started on this thread: where an error came from once the stack is unwound.
+const std::string& last_module();
+
+// Marks the code of one module (by path) on this thread.
+class ModuleScope {
+ public:
+  explicit ModuleScope(const std::string& path);
+  ~ModuleScope();
+  ModuleScope(const ModuleScope&) = delete;
+  ModuleScope& operator=(const ModuleScope&) = delete;
+
+ private:
+  const std::string* outer_;
+};
+
+}  // namespace limbeck::precision

@@ -1,0 +1,47 @@
+# The CUDA toolkit and limbeck_torch_cuda: what liblimbeck_cuda.so, and nothing else, is built on.
+# A machine without a GPU and without a driver compiles it too.
+
+if(NOT DEFINED ENV{CUDA_HOME})
+  if(CUDAToolkit_ROOT)
+    set(ENV{CUDA_HOME} "${CUDAToolkit_ROOT}")
+  elseif(_venv_site AND EXISTS "${_venv_site}/nvidia/cu13/bin/nvcc")
+    set(ENV{CUDA_HOME} "${_venv_site}/nvidia/cu13")
+  endif()
+endif()
+if(DEFINED ENV{CUDA_HOME})
+  if(NOT CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_COMPILER "$ENV{CUDA_HOME}/bin/nvcc")
+  endif()
+  set(CUDAToolkit_ROOT "$ENV{CUDA_HOME}")
+  set(CUDA_TOOLKIT_ROOT_DIR "$ENV{CUDA_HOME}")
+endif()
+
+# Named here, or torch's package looks for a GPU to read them from and stops where there is none.
+if(NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST} AND NOT DEFINED TORCH_CUDA_ARCH_LIST)
+  set(TORCH_CUDA_ARCH_LIST "8.0;9.0;12.0")
+endif()
+
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "LibTorch has CUDA but no nvcc was found: run tools/setup, set CUDA_HOME, or configure with "
+                      "-DLIMBECK_CUDA=OFF")
+endif()
+enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know yet that nvcc can
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_STANDARD 20)  # not before: CMake's probe of the compiler would trip over it
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+# Torch's package turns TORCH_CUDA_ARCH_LIST into compiler flags and warns when CMake has a list of its own.
+unset(CMAKE_CUDA_ARCHITECTURES)
+unset(CMAKE_CUDA_ARCHITECTURES CACHE)
+# The wheel has no libkineto, which only static builds of torch need; a name spares the user a warning about it.
+set(kineto_LIBRARY "${LIMBECK_TORCH_LIB_DIR}/libc10.so")
+find_package(Torch REQUIRED PATHS "${LIMBECK_TORCH_LIB_DIR}/../share/cmake/Torch" NO_DEFAULT_PATH)
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+
+add_library(limbeck_torch_cuda INTERFACE)
+target_link_libraries(limbeck_torch_cuda INTERFACE limbeck::torch CUDA::cudart
+  "${LIMBECK_TORCH_LIB_DIR}/libtorch_cuda.so" "${LIMBECK_TORCH_LIB_DIR}/libc10_cuda.so")

@@ -1,0 +1,36 @@
+# How tests are registered, so that ctest's closing line counts all of them.
+
+include(GoogleTest)
+
+set(_limbeck_test_environment "PYTHONDONTWRITEBYTECODE=1" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
+  "LIMBECK_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/limbeck" "LIMBECK_SOURCE=${PROJECT_SOURCE_DIR}")
+if(LIMBECK_SANITIZE)
+  # libtorch keeps what it allocates while it is loaded, and is not instrumented itself.
+  list(APPEND _limbeck_test_environment "ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0"
+    "UBSAN_OPTIONS=print_stacktrace=1")
+endif()
+
+# limbeck_test(NAME SOURCES ... LINK ...): the GoogleTest binary NAME; each case is a test of ctest's own.
+function(limbeck_test name)
+  cmake_parse_arguments(F "" "" "SOURCES;LINK" ${ARGN})
+  limbeck_program(${name} PCH SOURCES ${F_SOURCES} LINK ${F_LINK} GTest::gtest GTest::gtest_main)
+  string(REPLACE ";" "\\;" environment "${_limbeck_test_environment}")  # or it would arrive as several properties
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 ENVIRONMENT "${environment}")
+endfunction()
+
+# limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [SERIAL]): the file's cases as one test named python.FILE.
+function(limbeck_pytest file)
+  cmake_parse_arguments(F "SERIAL" "TIMEOUT" "LABELS" ${ARGN})
+  get_filename_component(path "${file}" ABSOLUTE)
+  get_filename_component(stem "${file}" NAME_WE)
+  if(NOT F_TIMEOUT)
+    set(F_TIMEOUT 1200)
+  endif()
+  add_test(NAME python.${stem} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
+    COMMAND "${LIMBECK_PYTHON}" -m pytest -q -rs -p no:cacheprovider "${path}")
+  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} LABELS "python;${F_LABELS}"
+    ENVIRONMENT "${_limbeck_test_environment}")
+  if(F_SERIAL)
+    set_tests_properties(python.${stem} PROPERTIES RUN_SERIAL ON)
+  endif()
+endfunction()

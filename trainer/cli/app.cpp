@@ -1,0 +1,171 @@
+#include "trainer/cli/app.h"
+
+#include <ATen/Parallel.h>
+#include <fmt/format.h>
+#include <torch/version.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "modules/errors.h"
+#include "trainer/cli/allocator.h"
+#include "trainer/cli/commands.h"
+#include "trainer/cli/json_result.h"
+#include "trainer/cli/plugin_loader.h"
+#include "trainer/recipe/message.h"
+
+namespace limbeck::cli {
+namespace {
+
+// The values of a flag before the table exists: plug-ins may add to it, and a failure to parse still goes to --json.
+std::vector<std::string> values_of(const std::string& flag, const std::vector<std::string>& arguments) {
+  std::vector<std::string> out;
+  for (size_t i = 0; i < arguments.size() && arguments[i] != "--"; ++i) {
+    if (arguments[i] == flag && i + 1 < arguments.size())
+      out.push_back(arguments[++i]);
+    else if (arguments[i].rfind(flag + "=", 0) == 0)
+      out.push_back(arguments[i].substr(flag.size() + 1));
+  }
+  return out;
+}
+
+unsigned help_width() {
+  const int width = terminal_width(STDOUT_FILENO);
+  return width == 0 ? 100 : static_cast<unsigned>(std::clamp(width, 60, 120));
+}
+
+bool asks_for_help(const std::string& argument) { return argument == "--help" || argument == "-h"; }
+
+void print(const std::string& text) { std::cout << text << std::flush; }
+
+// RECIPE leaves the operands; the rest is checked against what the command declared.
+std::string take_operands(const Command& command, std::vector<std::string>& operands) {
+  std::string recipe;
+  if (command.takes_recipe) {
+    if (operands.empty()) {
+      throw UsageError(fmt::format("limbeck {0}: RECIPE is missing: type limbeck {0} recipes/NAME.ini", command.name));
+    }
+    recipe = operands.front();
+    operands.erase(operands.begin());
+  }
+  for (size_t i = 0; i < command.operands.size(); ++i) {
+    const Operand& wanted = command.operands[i];
+    if (i >= operands.size()) {
+      if (!wanted.required) break;
+      throw UsageError(fmt::format("limbeck {}: {} is missing; 'limbeck {} --help' shows how it is used", command.name,
+                                   wanted.name, command.name));
+    }
+    const auto& words = wanted.words;
+    if (!words.empty() && std::find(words.begin(), words.end(), operands[i]) == words.end()) {
+      const std::string guess = recipe::did_you_mean(operands[i], words);
+      throw UsageError(fmt::format("limbeck {}: {} \"{}\", wanted {}{}", command.name, wanted.name,
+                                   recipe::shown(operands[i]), recipe::any_of(words),
+                                   guess.empty() ? "" : "; " + guess));
+    }
+  }
+  if (operands.size() > command.operands.size()) {
+    throw UsageError(
+        fmt::format("limbeck {0}: \"{1}\" is one operand too many; options start with --, 'limbeck {0} --help' "
+                    "shows them",
+                    command.name, recipe::shown(operands[command.operands.size()])));
+  }
+  return recipe;
+}
+
+}  // namespace
+
+App::App(std::vector<std::string> arguments) : arguments_(std::move(arguments)), commands_(builtin_commands()) {
+  const auto targets = values_of("--json", arguments_);
+  if (!targets.empty()) json_target_ = targets.back();
+}
+
+std::string App::overview() const {
+  std::string out =
+      "usage: limbeck COMMAND [RECIPE] [--option=value ...]\n\n"
+      "Distils large language models into small ones; every dtype and device is decided, and checked, before step "
+      "1.\n\n"
+      "Commands:\n";
+  for (const Command& command : commands_) out += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  return out +
+         "\n'limbeck COMMAND --help' lists the options of a command, 'limbeck --version' tells the version.\n"
+         "Exit codes: 0 done, 2 usage or recipe, 3 input data, 4 checkpoint or weights, 5 numeric or out of memory,\n"
+         "6 input/output, 7 distributed, 75 stopped by a signal after saving, 1 a fault in limbeck itself.\n";
+}
+
+const Command& App::command_named(const std::string& name) const {
+  std::vector<std::string> known;
+  for (const Command& command : commands_) {
+    if (command.name == name) return command;
+    known.push_back(command.name);
+  }
+  const std::string guess = recipe::did_you_mean(name, known);
+  throw UsageError(fmt::format("\"{}\" is no command{}; 'limbeck --help' lists them", recipe::shown(name),
+                               guess.empty() ? ", wanted " + recipe::any_of(known) : ", " + guess));
+}
+
+int App::run() {
+  if (arguments_.empty()) {
+    std::cerr << overview();
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  std::string first = arguments_.front();
+  std::vector<std::string> rest(arguments_.begin() + 1, arguments_.end());
+  if (first == "--version") {
+    print(fmt::format("limbeck {} (LibTorch {})\n", LIMBECK_VERSION, TORCH_VERSION));
+  } else if (asks_for_help(first) || (first == "help" && rest.empty())) {
+    print(overview());
+  } else if (first == "help") {
+    print(help_of(command_named(rest.front()), help_width()));
+  } else if (first.rfind('-', 0) == 0) {
+    throw UsageError(fmt::format("{}: options come after the command: limbeck COMMAND {}", recipe::shown(first),
+                                 recipe::shown(first)));
+  } else {
+    run_command(command_named(first), std::move(rest));
+  }
+  std::cout.flush();
+  if (!std::cout) throw IoError("standard output: cannot write the result; is the disk full, or the reader gone?");
+  return static_cast<int>(ExitCode::kDone);
+}
+
+void App::run_command(const Command& command, std::vector<std::string> arguments) {
+  if (std::any_of(arguments.begin(), arguments.end(), asks_for_help)) {
+    print(help_of(command, help_width()));
+    return;
+  }
+  if (command.computes) tune_allocator();
+  register_builtins(registries_);
+  for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
+
+  const recipe::OptionTable table = options_of(command);
+  recipe::ParsedCommandLine parsed = table.parse(arguments, "limbeck " + command.name);
+  const std::string recipe_path = take_operands(command, parsed.operands);
+  std::optional<recipe::RecipeFile> file;
+  if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
+  const recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
+  if (!json_target_.empty()) check_json_target(json_target_);
+  if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
+  execute(command, settings, parsed.operands);
+}
+
+void App::execute(const Command& command, const recipe::Settings& settings, const std::vector<std::string>& operands) {
+  Console console(std::cout, std::cerr, settings.enabled("quiet"), json_target_ != "-");
+  Invocation call{settings, operands, registries_, console, terminal_width(STDOUT_FILENO)};
+  command.run(call);
+  if (json_target_.empty()) return;
+  write_json_result(json_target_, {{"command", command.name},
+                                   {"limbeck", LIMBECK_VERSION},
+                                   {"exit_code", 0},
+                                   {"result", call.result},
+                                   {"settings", settings_as_json(settings)}});
+}
+
+void App::report_failure(const Failure& failure) const {
+  if (json_target_.empty()) return;
+  write_json_result(json_target_, {{"command", arguments_.front()},
+                                   {"limbeck", LIMBECK_VERSION},
+                                   {"exit_code", failure.exit_code},
+                                   {"error", failure.message}});
+}
+
+}  // namespace limbeck::cli

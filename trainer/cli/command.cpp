@@ -1,0 +1,71 @@
+#include "trainer/cli/command.h"
+
+#include <fmt/format.h>
+
+#include "trainer/recipe/recipe_options.h"
+
+namespace limbeck::cli {
+namespace {
+
+using recipe::Option;
+using recipe::OptionKind;
+
+void declare_common_options(recipe::OptionTable& table) {
+  table.group("Every command");
+  table.add({.name = "device",
+             .kind = OptionKind::kDevice,
+             .fallback = "cpu",
+             .help = "Where tensors live unless an option says otherwise. Never chosen silently."});
+  table.add({.name = "threads",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "CPU threads; 0: as many as there are cores.",
+             .range = {0, 4096}});
+  table.add({.name = "json",
+             .help = "Write the result, or the error, to FILE as JSON; - for standard output.",
+             .value_name = "FILE",
+             .flag_only = true});
+  table.add({.name = "plugin",
+             .kind = OptionKind::kList,
+             .help = "A shared library that registers more models, objectives, adapters. May be repeated.",
+             .value_name = "LIB.so",
+             .flag_only = true});
+  table.add(
+      {.name = "quiet", .kind = OptionKind::kSwitch, .help = "Results, warnings and errors only.", .flag_only = true});
+  table.add({.name = "help", .kind = OptionKind::kSwitch, .help = "This text.", .letter = 'h', .flag_only = true});
+}
+
+}  // namespace
+
+recipe::OptionTable options_of(const Command& command) {
+  recipe::OptionTable table;
+  if (command.declare) {
+    table.group("Options of " + command.name);
+    command.declare(table);
+  }
+  if (command.takes_recipe) recipe::declare_recipe_options(table);
+  declare_common_options(table);
+  return table;
+}
+
+std::string help_of(const Command& command, unsigned width) {
+  std::vector<Operand> operands = command.operands;
+  if (command.takes_recipe) operands.insert(operands.begin(), {"RECIPE", "An .ini file; README.md shows its form."});
+  std::string usage = "usage: limbeck " + command.name, about;
+  for (const Operand& operand : operands) {
+    usage += operand.required ? " " + operand.name : " [" + operand.name + "]";
+    about += fmt::format("  {:<10} {}\n", operand.name, operand.help);
+    if (!operand.words.empty()) about += fmt::format("  {:<10} one of {}\n", "", recipe::any_of(operand.words));
+  }
+  std::string out = fmt::format("{} [--option=value ...]\n\n{}\n\n", usage, command.summary);
+  if (!about.empty()) out += about + "\n";
+  if (command.takes_recipe) {
+    out +=
+        "Every option below up to \"Every command\" is also a recipe key: --student.dtype=bfloat16 is\n"
+        "`dtype = bfloat16` under [student]. A flag wins over the recipe, the recipe over the default (in "
+        "brackets).\n\n";
+  }
+  return out + options_of(command).help(width);
+}
+
+}  // namespace limbeck::cli

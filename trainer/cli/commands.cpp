@@ -1,0 +1,20 @@
+#include "trainer/cli/commands.h"
+
+namespace limbeck::cli {
+
+// Each in the file of its name: list_command.cpp.
+Command check_command();
+Command forward_command();
+Command generate_command();
+Command list_command();
+
+std::vector<Command> builtin_commands() {
+  return {
+      check_command(),
+      forward_command(),
+      generate_command(),
+      list_command(),
+  };
+}
+
+}  // namespace limbeck::cli

@@ -1,0 +1,47 @@
+// limbeck list: the names a recipe may use, builtin and from plug-ins.
+#include <fmt/format.h>
+
+#include "trainer/cli/command.h"
+#include "trainer/cli/text_table.h"
+
+namespace limbeck::cli {
+namespace {
+
+const std::vector<std::string> kKinds = {"models", "objectives", "adapters", "quantizers", "optimizers"};
+
+std::string rendered(const std::vector<NameList::Entry>& entries, int width) {
+  TextTable table({{"name"}, {"what it is"}});
+  bool any_summary = false;
+  std::string names;
+  for (const auto& entry : entries) {
+    table.add_row({entry.name, entry.summary});
+    any_summary = any_summary || !entry.summary.empty();
+    names += entry.name + "\n";
+  }
+  return any_summary ? table.render(width) : names;
+}
+
+void run_list(Invocation& call) {
+  const bool all = call.operands.empty();
+  const std::vector<std::string> kinds = all ? kKinds : call.operands;
+  for (const std::string& kind : kinds) {
+    const NameList* list = call.registries.find(kind);
+    const auto entries = list ? list->entries() : std::vector<NameList::Entry>();
+    auto json = nlohmann::ordered_json::array();
+    for (const auto& entry : entries) json.push_back({{"name", entry.name}, {"summary", entry.summary}});
+    call.result[kind] = json;
+    if (all) call.console.result((kind == kinds.front() ? "" : "\n") + kind + ":");
+    call.console.result(entries.empty() ? "none yet" : rendered(entries, call.width));
+  }
+}
+
+}  // namespace
+
+Command list_command() {
+  return {.name = "list",
+          .summary = "The models, objectives, adapters, quantizers and optimizers a recipe may name.",
+          .operands = {{"WHAT", "The kind to list; every kind when left out.", false, kKinds}},
+          .run = run_list};
+}
+
+}  // namespace limbeck::cli

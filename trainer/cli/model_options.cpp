@@ -1,0 +1,36 @@
+#include "trainer/cli/model_options.h"
+
+namespace limbeck::cli {
+
+using recipe::OptionKind;
+
+void declare_single_model(recipe::OptionTable& table) {
+  table.group("Model");
+  table.add({.name = "model",
+             .kind = OptionKind::kPath,
+             .help = "Hugging Face folder: config.json and safetensors.",
+             .value_name = "DIR",
+             .flag_only = true});
+  table.add({.name = "dtype",
+             .kind = OptionKind::kDtype,
+             .fallback = "auto",
+             .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
+             .words = {"auto", "float32", "bfloat16", "float16", "float64"},
+             .flag_only = true});
+  table.add({.name = "allow-nonfinite",
+             .kind = OptionKind::kSwitch,
+             .help = "Load weights that hold NaN or infinity.",
+             .flag_only = true});
+}
+
+models::ModelRequest single_model(const recipe::Settings& settings) {
+  models::ModelRequest request;
+  request.folder = settings.required_path("model");
+  request.dtype = settings.dtype("dtype");
+  request.dtype_source = "--dtype";
+  request.device = *settings.device("device");
+  request.allow_nonfinite = settings.enabled("allow-nonfinite");
+  return request;
+}
+
+}  // namespace limbeck::cli

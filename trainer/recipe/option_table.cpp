@@ -1,0 +1,197 @@
+#include "trainer/recipe/option_table.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <boost/program_options/errors.hpp>
+#include <boost/program_options/options_description.hpp>
+#include <boost/program_options/parsers.hpp>
+#include <boost/program_options/positional_options.hpp>
+#include <boost/program_options/value_semantic.hpp>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+#include "modules/errors.h"
+#include "trainer/recipe/message.h"
+
+namespace limbeck::recipe {
+namespace {
+
+namespace po = boost::program_options;
+
+constexpr const char* kOperand = "(operand)";  // no option can be spelled like this
+
+// Every value stays text here: its kind is checked where its origin is known (settings.cpp).
+po::typed_value<std::string>* semantic(const Option& option) {
+  auto* value = po::value<std::string>()->value_name(accepted_values(option));
+  if (option.kind == OptionKind::kSwitch) {
+    value->implicit_value("true", "");
+  }
+  if (!option.fallback.empty() && option.kind != OptionKind::kSwitch) value->default_value(option.fallback);
+  return value;
+}
+
+std::string boost_name(const Option& option) {
+  return option.letter == 0 ? option.name : fmt::format("{},{}", option.name, option.letter);
+}
+
+const char* kind_name(OptionKind kind) {
+  static constexpr const char* kNames[] = {"text",   "path",  "integer", "number", "switch",
+                                           "choice", "dtype", "device",  "count",  "list"};
+  return kNames[static_cast<int>(kind)];
+}
+
+std::string range_text(const Option& option) {
+  if (option.kind == OptionKind::kInteger) {
+    const bool endless = option.range.high == std::numeric_limits<int64_t>::max();
+    return fmt::format(" [{}, {}]", option.range.low, endless ? "..." : std::to_string(option.range.high));
+  }
+  if (option.kind == OptionKind::kNumber) {
+    return fmt::format(" {}{}, {}]", option.interval.above_low ? "(" : "[", option.interval.low, option.interval.high);
+  }
+  const std::string accepted = accepted_values(option);
+  const bool tells = option.kind == OptionKind::kChoice || option.kind == OptionKind::kDtype ||
+                     option.kind == OptionKind::kDevice || option.kind == OptionKind::kCount;
+  return tells ? " " + accepted : "";
+}
+
+// Without the dashes and without "=value".
+std::string bare(const std::string& token) {
+  const size_t start = token.find_first_not_of('-');
+  return start == std::string::npos ? token : token.substr(start, token.find('=') - start);
+}
+
+}  // namespace
+
+void OptionTable::group(const std::string& title) { groups_.push_back({title, options_.size()}); }
+
+void OptionTable::add(Option option) {
+  std::vector<std::string> spellings = option.aliases;
+  spellings.push_back(option.name);
+  for (const std::string& spelling : spellings) {
+    if (find(spelling)) throw std::logic_error("option " + spelling + " is declared twice");
+  }
+  if (!option.fallback.empty()) {
+    const std::string fault = value_fault(option, option.fallback);
+    if (!fault.empty()) throw std::logic_error("the default of option " + option.name + " is refused: " + fault);
+  }
+  if (groups_.empty()) group("Options");
+  options_.push_back(std::move(option));
+}
+
+const Option* OptionTable::find(const std::string& name) const {
+  for (const Option& option : options_) {
+    if (option.name == name) return &option;
+    if (std::find(option.aliases.begin(), option.aliases.end(), name) != option.aliases.end()) return &option;
+  }
+  return nullptr;
+}
+
+const Option& OptionTable::at(const std::string& name) const {
+  const Option* option = find(name);
+  if (!option) throw std::logic_error("option " + name + " is not declared for this command");
+  return *option;
+}
+
+std::vector<std::string> OptionTable::names() const {
+  std::vector<std::string> out;
+  for (const Option& option : options_) out.push_back(option.name);
+  return out;
+}
+
+std::vector<std::string> OptionTable::recipe_keys() const {
+  std::vector<std::string> out;
+  for (const Option& option : options_) {
+    if (!option.flag_only) out.push_back(option.name);
+  }
+  return out;
+}
+
+bool OptionTable::has_section(const std::string& section) const {
+  const std::string prefix = section + ".";
+  return std::any_of(options_.begin(), options_.end(), [&](const Option& o) { return o.name.rfind(prefix, 0) == 0; });
+}
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message, const std::string& program) {
+  throw UsageError(fmt::format("{}; '{} --help' lists every option", message, program));
+}
+
+po::parsed_options split(const std::vector<std::string>& arguments, const OptionTable& table,
+                         const std::string& program) {
+  po::options_description all;
+  for (const Option& option : table.options()) {
+    all.add_options()(boost_name(option).c_str(), semantic(option));
+    for (const std::string& alias : option.aliases) all.add_options()(alias.c_str(), semantic(option));
+  }
+  all.add_options()(kOperand, po::value<std::vector<std::string>>());
+  po::positional_options_description operands;
+  operands.add(kOperand, -1);
+
+  using namespace po::command_line_style;  // no guessing: --student.d is nobody's option
+  const int style = allow_long | long_allow_adjacent | long_allow_next | allow_short | allow_dash_for_short;
+  try {
+    return po::command_line_parser(arguments).options(all).positional(operands).style(style).run();
+  } catch (const po::unknown_option& error) {
+    const std::string name = bare(error.get_option_name());
+    std::vector<std::string> known = table.names();
+    for (const Option& option : table.options())
+      known.insert(known.end(), option.aliases.begin(), option.aliases.end());
+    const std::string guess = did_you_mean(name, known);
+    refuse(fmt::format("--{}: no such option{}", shown(name), guess.empty() ? "" : ", " + guess), program);
+  } catch (const po::error_with_option_name& error) {
+    const std::string name = bare(error.get_option_name());
+    const Option* option = table.find(name);
+    refuse(fmt::format("--{0}: the value is missing, wanted --{0}={1}", shown(name),
+                       option ? accepted_values(*option) : "VALUE"),
+           program);
+  } catch (const po::error& error) {
+    refuse(error.what(), program);
+  }
+}
+
+}  // namespace
+
+ParsedCommandLine OptionTable::parse(const std::vector<std::string>& arguments, const std::string& program) const {
+  ParsedCommandLine parsed;
+  for (const auto& item : split(arguments, *this, program).options) {
+    if (item.string_key == kOperand) {
+      parsed.operands.insert(parsed.operands.end(), item.value.begin(), item.value.end());
+      continue;
+    }
+    const std::string spelled = item.string_key;
+    parsed.flags.push_back({at(spelled).name, spelled, item.value.empty() ? "true" : item.value.front()});
+  }
+  return parsed;
+}
+
+std::string OptionTable::help(unsigned width) const {
+  std::ostringstream out;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const size_t end = g + 1 < groups_.size() ? groups_[g + 1].first : options_.size();
+    if (groups_[g].first == end) continue;
+    po::options_description group(groups_[g].title, width, width / 2);
+    for (size_t i = groups_[g].first; i < end; ++i) {
+      group.add_options()(boost_name(options_[i]).c_str(), semantic(options_[i]), options_[i].help.c_str());
+    }
+    out << (out.tellp() > 0 ? "\n" : "") << group;
+  }
+  return out.str();
+}
+
+std::string OptionTable::inventory() const {
+  std::string out;
+  for (const Option& option : options_) {
+    out += fmt::format("--{} {}{}", option.name, kind_name(option.kind), range_text(option));
+    if (!option.fallback.empty()) out += " = " + option.fallback;
+    if (!option.aliases.empty()) out += fmt::format(" (also {})", fmt::join(option.aliases, ", "));
+    if (option.flag_only) out += " (flag only)";
+    out += '\n';
+  }
+  return out;
+}
+
+}  // namespace limbeck::recipe

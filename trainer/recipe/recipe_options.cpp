@@ -1,0 +1,120 @@
+#include "trainer/recipe/recipe_options.h"
+
+namespace limbeck::recipe {
+namespace {
+
+const std::vector<std::string> kModelDtypes = {"auto", "float32", "bfloat16", "float16"};
+
+void declare_model(OptionTable& table, const std::string& role) {
+  table.add({.name = role + ".model",
+             .kind = OptionKind::kPath,
+             .help = "Hugging Face folder of the " + role + ": config.json, and safetensors where weights are read.",
+             .value_name = "DIR"});
+  table.add({.name = role + ".dtype",
+             .kind = OptionKind::kDtype,
+             .fallback = "auto",
+             .help = "Storage dtype of its weights; auto: the one config.json names.",
+             .words = kModelDtypes});
+  table.add({.name = role + ".device",
+             .kind = OptionKind::kDevice,
+             .fallback = "auto",
+             .help = "Where it lives; auto: where --device says.",
+             .words = {"auto"}});
+}
+
+}  // namespace
+
+void declare_run_options(OptionTable& table) {
+  table.group("Run");
+  table.add({.name = "seed",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Seed of every random number.",
+             .range = {.low = 0}});
+}
+
+void declare_model_options(OptionTable& table) {
+  table.group("Teacher and student");
+  declare_model(table, "teacher");
+  declare_model(table, "student");
+  table.group("Projector");
+  table.add({.name = "projector.kind",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "logit: a linear map of the teacher's logits onto the student's vocabulary.",
+             .words = {"none", "logit"}});
+  table.add({.name = "projector.dtype",
+             .kind = OptionKind::kDtype,
+             .fallback = "teacher",
+             .help = "Storage dtype; teacher: the dtype of the module it attaches to.",
+             .words = {"teacher", "float32"}});
+  table.add({.name = "projector.init_std",
+             .kind = OptionKind::kNumber,
+             .fallback = "0.01",
+             .help = "Standard deviation of its first weights.",
+             .interval = {.low = 0, .high = 1}});
+  table.group("Precision");
+  table.add(
+      {.name = "precision.rule",
+       .kind = OptionKind::kList,
+       .help = "A module pattern and its dtype, such as \"student.layers.*.mlp.* float16\". May be repeated; the last "
+               "rule that matches wins; none drops the rules so far.",
+       .value_name = "\"PATTERN DTYPE\""});
+}
+
+void declare_pooling_option(OptionTable& table) {
+  table.group("Encoders");
+  table.add({.name = "model.pooling",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "One vector a sentence from an encoder: the mean of its tokens, or its first token.",
+             .words = {"none", "mean", "cls"}});
+}
+
+void declare_data_options(OptionTable& table) {
+  table.group("Data");
+  table.add({.name = "data.batch_size",
+             .kind = OptionKind::kInteger,
+             .fallback = "8",
+             .help = "Sequences in one forward on one rank.",
+             .range = {1, 1 << 20}});
+  table.add({.name = "data.sequence_length",
+             .kind = OptionKind::kInteger,
+             .fallback = "512",
+             .help = "Tokens a sequence.",
+             .range = {1, 1 << 24}});
+}
+
+void declare_generation_options(OptionTable& table) {
+  table.group("Generation");
+  table.add({.name = "generation.max_new_tokens",
+             .kind = OptionKind::kInteger,
+             .fallback = "64",
+             .help = "Tokens to add at most.",
+             .range = {1, 1 << 24}});
+  table.add({.name = "generation.temperature",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "0: greedy, the likeliest token; above: sampled from logits divided by it.",
+             .interval = {.low = 0, .high = 100}});
+  table.add({.name = "generation.top_k",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Sample among the k likeliest tokens; 0: among all.",
+             .range = {0, 1 << 24}});
+  table.add({.name = "generation.top_p",
+             .kind = OptionKind::kNumber,
+             .fallback = "1",
+             .help = "Sample among the likeliest tokens that hold this share of the probability.",
+             .interval = {.low = 0, .high = 1, .above_low = true}});
+}
+
+void declare_recipe_options(OptionTable& table) {
+  declare_run_options(table);
+  declare_model_options(table);
+  declare_pooling_option(table);
+  declare_data_options(table);
+  declare_generation_options(table);
+}
+
+}  // namespace limbeck::recipe

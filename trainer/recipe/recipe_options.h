@@ -1,0 +1,16 @@
+// The recipe keys, group by group. Each group is a function, so that a command without a recipe can offer the same
+// options by the same names (`limbeck generate --generation.top_k=40`).
+#pragma once
+#include "trainer/recipe/option_table.h"
+
+namespace limbeck::recipe {
+
+void declare_run_options(OptionTable& table);         // seed
+void declare_model_options(OptionTable& table);       // teacher, student, projector, precision
+void declare_pooling_option(OptionTable& table);      // model.pooling
+void declare_data_options(OptionTable& table);        // the shape of a batch
+void declare_generation_options(OptionTable& table);  // how the next token is chosen
+
+void declare_recipe_options(OptionTable& table);  // all of them
+
+}  // namespace limbeck::recipe
