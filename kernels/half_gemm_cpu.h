@@ -1,0 +1,33 @@
+// Product of float16 matrices on processors without float16 arithmetic: float32 inside, one rounding to float16.
+// The same bits for every number of threads, and for a row whatever other rows are in the call.
+// Scratch: 2.1 MB (AVX-512; 2.1 MB AVX2) a thread, whatever the shape.
+#pragma once
+#include <c10/util/Half.h>
+
+#include <cstdint>
+
+namespace limbeck::kernels {
+
+// C [m, n] = A [m, k] B [k, n] + bias [n] or nullptr; rows lie ld* elements apart.
+struct HalfGemm {
+  const c10::Half* a;
+  int64_t lda;
+  bool a_transposed;  // a holds A^T [k, m]
+  const c10::Half* b;
+  int64_t ldb;
+  bool b_transposed;  // b holds B^T [n, k]
+  c10::Half* c;
+  int64_t ldc;
+  const c10::Half* bias;
+  int64_t m, n, k;
+};
+
+void half_gemm(const HalfGemm& g);
+
+// Who multiplies float16 on the CPU: ATen where oneDNN has float16 instructions, half_gemm elsewhere. Decided from the
+// processor alone. LIMBECK_FP16_GEMM=native|widen overrides it, and set_half_gemm_path both (tests, benchmarks).
+enum class HalfGemmPath { kNative, kWiden };
+HalfGemmPath half_gemm_path();
+void set_half_gemm_path(HalfGemmPath path);
+
+}  // namespace limbeck::kernels
