@@ -1,6 +1,6 @@
 // act(gate) * up and its derivatives, once for CPU (V = 16 lanes) and CUDA (V = float or double). V offers arithmetic,
-// an explicit constructor from a constant, and the functions clamp_keeping_nan, magnitude, exp_of_nonpositive and
-// where_nonnegative. Both activations are gate * sigmoid(inner(gate)).
+// an explicit constructor from a constant, and the functions clamp_keeping_nan, minus_magnitude, exp_of_nonpositive,
+// reciprocal_of_one_plus and where_nonnegative. Both activations are gate * sigmoid(inner(gate)).
 #pragma once
 
 #if defined(__CUDACC__)
@@ -49,8 +49,8 @@ struct Sigmoid {
 };
 template <class V>
 LIMBECK_FORMULA Sigmoid<V> sigmoid_of(const V& k) {
-  const V decay = exp_of_nonpositive(-magnitude(k));
-  const V large = V(1.0) / (V(1.0) + decay);
+  const V decay = exp_of_nonpositive(minus_magnitude(k));
+  const V large = reciprocal_of_one_plus(decay);
   const V small = decay * large;
   return {where_nonnegative(k, large, small), where_nonnegative(k, small, large)};
 }
