@@ -66,9 +66,9 @@ function(limbeck_floor name)
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
-# limbeck_program(NAME [PCH] [INSTALL] SOURCES ... LINK ...): an executable that finds our libraries by rpath.
+# limbeck_program(NAME [PCH] SOURCES ... LINK ...): an executable that finds our libraries by rpath.
 function(limbeck_program name)
-  cmake_parse_arguments(F "PCH;INSTALL" "" "SOURCES;LINK" ${ARGN})
+  cmake_parse_arguments(F "PCH" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} ${F_SOURCES})
   target_link_libraries(${name} PRIVATE limbeck_options ${F_LINK})
   # CMake would choose -fPIE for programs, and the precompiled header made with -fPIC would be refused.
@@ -77,8 +77,5 @@ function(limbeck_program name)
   target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
   if(F_PCH)
     target_precompile_headers(${name} REUSE_FROM limbeck_pch)
-  endif()
-  if(F_INSTALL)
-    install(TARGETS ${name} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()
 endfunction()

@@ -2,7 +2,8 @@
 
 include(GoogleTest)
 
-set(_limbeck_test_environment "PYTHONDONTWRITEBYTECODE=1" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
+# Tests run side by side, so idle OpenMP threads sleep instead of taking a core from the neighbour.
+set(_limbeck_test_environment "OMP_WAIT_POLICY=passive" "PYTHONDONTWRITEBYTECODE=1" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
   "LIMBECK_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/limbeck" "LIMBECK_SOURCE=${PROJECT_SOURCE_DIR}")
 if(LIMBECK_SANITIZE)
   # libtorch keeps what it allocates while it is loaded, and is not instrumented itself.
@@ -28,7 +29,7 @@ function(limbeck_pytest file)
   endif()
   add_test(NAME python.${stem} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     COMMAND "${LIMBECK_PYTHON}" -m pytest -q -rs -p no:cacheprovider "${path}")
-  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} LABELS "python;${F_LABELS}"
+  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} PROCESSORS 2 LABELS "python;${F_LABELS}"
     ENVIRONMENT "${_limbeck_test_environment}")
   if(F_SERIAL)
     set_tests_properties(python.${stem} PROPERTIES RUN_SERIAL ON)
