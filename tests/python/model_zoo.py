@@ -159,10 +159,10 @@ FAMILIES: tuple[Family, ...] = (
                 "longrope",
                 short_factor=_SHORT_FACTORS,
                 long_factor=_LONG_FACTORS,
-                factor=4.0,
+                factor=2.0,
                 original_max_position_embeddings=8,
             ),
-            max_position_embeddings=32,
+            max_position_embeddings=16,
         ),
     ),
     Family("mistral", "MistralConfig", "MistralForCausalLM", _base(num_key_value_heads=2, head_dim=24, sliding_window=7)),
@@ -225,7 +225,7 @@ FAMILIES: tuple[Family, ...] = (
             hidden_size=128,
             num_attention_heads=4,
             original_max_position_embeddings=8,
-            max_position_embeddings=32,
+            max_position_embeddings=16,
             rope_parameters=_rope(
                 "longrope", short_factor=_SHORT_FACTORS, long_factor=_LONG_FACTORS, partial_rotary_factor=0.5
             ),

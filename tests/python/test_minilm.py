@@ -64,5 +64,5 @@ def test_sentence_embeddings_equal_transformers(limbeck, folder, batch, wanted):
 def test_the_embeddings_mean_something(wanted):
     """Guards the reference: a broken tokenizer or pooling would give twenty alike vectors."""
     similarity = wanted @ wanted.T
-    assert float(similarity[0, 1]) > 0.6 > float(similarity[0, 4])
-    assert float(similarity[2, 3]) > 0.5 > float(similarity[2, 8])
+    assert float(similarity[0, 1]) > 0.4 > float(similarity[0, 4])
+    assert float(similarity[2, 3]) > 0.4 > float(similarity[2, 8])
