@@ -22,10 +22,12 @@ namespace {
 std::vector<std::string> values_of(const std::string& flag, const std::vector<std::string>& arguments) {
   std::vector<std::string> out;
   for (size_t i = 0; i < arguments.size() && arguments[i] != "--"; ++i) {
-    if (arguments[i] == flag && i + 1 < arguments.size())
+    const bool next_is_value = i + 1 < arguments.size() && arguments[i + 1].rfind("--", 0) != 0;
+    if (arguments[i] == flag && next_is_value) {
       out.push_back(arguments[++i]);
-    else if (arguments[i].rfind(flag + "=", 0) == 0)
+    } else if (arguments[i].rfind(flag + "=", 0) == 0) {
       out.push_back(arguments[i].substr(flag.size() + 1));
+    }
   }
   return out;
 }
@@ -58,10 +60,8 @@ std::string take_operands(const Command& command, std::vector<std::string>& oper
     }
     const auto& words = wanted.words;
     if (!words.empty() && std::find(words.begin(), words.end(), operands[i]) == words.end()) {
-      const std::string guess = recipe::did_you_mean(operands[i], words);
-      throw UsageError(fmt::format("limbeck {}: {} \"{}\", wanted {}{}", command.name, wanted.name,
-                                   recipe::shown(operands[i]), recipe::any_of(words),
-                                   guess.empty() ? "" : "; " + guess));
+      throw UsageError(fmt::format("limbeck {}: {} \"{}\" is unknown, wanted {}", command.name, wanted.name,
+                                   recipe::shown(operands[i]), recipe::any_of(words)));
     }
   }
   if (operands.size() > command.operands.size()) {
