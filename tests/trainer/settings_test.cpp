@@ -188,5 +188,23 @@ TEST(Settings, AValueTheCommandNeedsSaysHowToSetIt) {
             "2: --student.model is missing: add --student.model=DIR");
 }
 
+// What ships must parse, and its models must be where it says.
+TEST(ShippedRecipes, ResolveAndFindTheirModels) {
+  OptionTable keys;
+  declare_recipe_options(keys);
+  size_t recipes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(LIMBECK_RECIPES)) {
+    if (entry.path().extension() != ".ini") continue;
+    ++recipes;
+    const auto file = RecipeFile::read(entry.path());
+    const Settings settings(keys, &file, {});
+    for (const char* role : {"teacher.model", "student.model"}) {
+      EXPECT_TRUE(std::filesystem::is_regular_file(settings.required_path(role) / "config.json"))
+          << entry.path() << " " << role;
+    }
+  }
+  EXPECT_GE(recipes, 2u);
+}
+
 }  // namespace
 }  // namespace limbeck::recipe

@@ -16,10 +16,10 @@ bool set_unless(const char* environment, int parameter, int value) {
 
 }  // namespace
 
-// As it comes, glibc maps every buffer above its threshold afresh, the kernel zeroes it page by page as it is touched, and
-// freeing unmaps it: a training step that allocates the same gigabytes each time spends most of its time in page faults.
-// Measured: 20 buffers of 128 MiB, filled and freed, 1.3 s so and 0.36 s tuned; a distillation step of plain PyTorch on
-// two cores 1.0 s and 0.4 s. Tuned, big buffers come from the one growing heap, whose top is never trimmed.
+// As it comes, glibc maps every buffer above its threshold afresh, the kernel zeroes it page by page as it is touched,
+// and freeing unmaps it: a training step that allocates the same gigabytes each time spends most of its time in page
+// faults. Measured: 20 buffers of 128 MiB, filled and freed, 1.3 s so and 0.36 s tuned; a distillation step of plain
+// PyTorch on two cores 1.0 s and 0.4 s. Tuned, big buffers come from the one growing heap, whose top is never trimmed.
 //
 // glibc before 2.35 refuses a threshold above 32 MiB, and logits are larger than that: there mapping is switched off.
 void tune_allocator() {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <utility>
 
 #include "modules/errors.h"
 #include "trainer/cli/allocator.h"
@@ -133,6 +134,12 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
     print(help_of(command, help_width()));
     return;
   }
+  if (!json_target_.empty()) {
+    const std::string target =
+        std::exchange(json_target_, "");  // a target that cannot be written gets no failure either
+    check_json_target(target);
+    json_target_ = target;
+  }
   if (command.computes) tune_allocator();
   register_builtins(registries_);
   for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
@@ -143,7 +150,6 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   std::optional<recipe::RecipeFile> file;
   if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
   const recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
-  if (!json_target_.empty()) check_json_target(json_target_);
   if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
   execute(command, settings, parsed.operands);
 }
