@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <utility>
 
 #include "modules/errors.h"
 #include "trainer/cli/allocator.h"
@@ -22,10 +23,12 @@ namespace {
 std::vector<std::string> values_of(const std::string& flag, const std::vector<std::string>& arguments) {
   std::vector<std::string> out;
   for (size_t i = 0; i < arguments.size() && arguments[i] != "--"; ++i) {
-    if (arguments[i] == flag && i + 1 < arguments.size())
+    const bool next_is_value = i + 1 < arguments.size() && arguments[i + 1].rfind("--", 0) != 0;
+    if (arguments[i] == flag && next_is_value) {
       out.push_back(arguments[++i]);
-    else if (arguments[i].rfind(flag + "=", 0) == 0)
+    } else if (arguments[i].rfind(flag + "=", 0) == 0) {
       out.push_back(arguments[i].substr(flag.size() + 1));
+    }
   }
   return out;
 }
@@ -58,10 +61,8 @@ std::string take_operands(const Command& command, std::vector<std::string>& oper
     }
     const auto& words = wanted.words;
     if (!words.empty() && std::find(words.begin(), words.end(), operands[i]) == words.end()) {
-      const std::string guess = recipe::did_you_mean(operands[i], words);
-      throw UsageError(fmt::format("limbeck {}: {} \"{}\", wanted {}{}", command.name, wanted.name,
-                                   recipe::shown(operands[i]), recipe::any_of(words),
-                                   guess.empty() ? "" : "; " + guess));
+      throw UsageError(fmt::format("limbeck {}: {} \"{}\" is unknown, wanted {}", command.name, wanted.name,
+                                   recipe::shown(operands[i]), recipe::any_of(words)));
     }
   }
   if (operands.size() > command.operands.size()) {
@@ -133,6 +134,12 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
     print(help_of(command, help_width()));
     return;
   }
+  if (!json_target_.empty()) {
+    const std::string target =
+        std::exchange(json_target_, "");  // a target that cannot be written gets no failure either
+    check_json_target(target);
+    json_target_ = target;
+  }
   if (command.computes) tune_allocator();
   register_builtins(registries_);
   for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
@@ -143,7 +150,6 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   std::optional<recipe::RecipeFile> file;
   if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
   const recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
-  if (!json_target_.empty()) check_json_target(json_target_);
   if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
   execute(command, settings, parsed.operands);
 }

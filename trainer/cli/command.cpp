@@ -61,7 +61,7 @@ std::string help_of(const Command& command, unsigned width) {
   if (!about.empty()) out += about + "\n";
   if (command.takes_recipe) {
     out +=
-        "Every option below up to \"Every command\" is also a recipe key: --student.dtype=bfloat16 is\n"
+        "Every option except --json, --plugin, --quiet and --help is also a recipe key: --student.dtype=bfloat16 is\n"
         "`dtype = bfloat16` under [student]. A flag wins over the recipe, the recipe over the default (in "
         "brackets).\n\n";
   }

@@ -30,10 +30,21 @@ void write_all(int fd, const std::string& text, const std::string& target) {
   }
 }
 
-// Removes the temporary unless it became the target.
+// A rename over a device would put a file in its place: /dev/null, as root, for the whole machine.
+void refuse_what_is_no_file(const std::string& target) {
+  std::error_code ignored;
+  const auto status = std::filesystem::status(target, ignored);
+  if (std::filesystem::is_directory(status)) refuse(target, "it is a folder");
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    refuse(target, "it is no regular file (standard output is --json=-)");
+  }
+}
+
+// Removes itself unless it became the target. Every way to write goes through here, and so through the refusal.
 class Temporary {
  public:
   explicit Temporary(const std::string& target) : path_(fmt::format("{}.tmp.{}", target, ::getpid())) {
+    refuse_what_is_no_file(target);
     fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (fd_ < 0) refuse(target, std::strerror(errno));
   }
@@ -60,13 +71,6 @@ class Temporary {
 
 void check_json_target(const std::string& target) {
   if (target == "-") return;
-  std::error_code ignored;
-  const auto status = std::filesystem::status(target, ignored);
-  if (std::filesystem::is_directory(status)) refuse(target, "it is a folder");
-  // A rename would put a file in the place of the device: /dev/stdout, as root, for good.
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-    refuse(target, "it is no regular file (standard output is --json=-)");
-  }
   const Temporary probe(target);
 }
 

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <iostream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,29 +11,29 @@
 
 namespace {
 
-int say(const limbeck::cli::Failure& failure) {
+void say(const limbeck::cli::Failure& failure) {
   std::cout.flush();
   std::cerr << "limbeck: " << failure.message << std::endl;
   const char* trace = std::getenv("LIMBECK_TRACE");
   if (trace && std::strcmp(trace, "1") == 0 && !failure.trace.empty()) std::cerr << failure.trace << std::endl;
-  return failure.exit_code;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   using limbeck::cli::describe_failure;
+  std::optional<limbeck::cli::App> app;
+  limbeck::cli::Failure failure;
   try {
-    limbeck::cli::App app(std::vector<std::string>(argv + (argc > 0), argv + argc));
-    try {
-      return app.run();
-    } catch (...) {
-      const auto failure = describe_failure(std::current_exception());
-      say(failure);
-      app.report_failure(failure);
-      return failure.exit_code;
-    }
-  } catch (...) {  // also what writing the failure to --json threw
-    return say(describe_failure(std::current_exception()));
+    return app.emplace(std::vector<std::string>(argv + (argc > 0), argv + argc)).run();
+  } catch (...) {
+    failure = describe_failure(std::current_exception());
   }
+  say(failure);
+  try {
+    if (app) app->report_failure(failure);
+  } catch (...) {  // the code stays that of the first failure
+    say(describe_failure(std::current_exception()));
+  }
+  return failure.exit_code;
 }

@@ -27,14 +27,12 @@ std::string familiar_dtype(const std::string& text) {
 }
 
 std::string word_fault(const Option& option, const std::string& value) {
-  if (std::find(option.words.begin(), option.words.end(), value) != option.words.end()) return "";
-  std::string guess = did_you_mean(value, option.words);
-  if (option.kind == OptionKind::kDtype) {
-    const std::string dtype = familiar_dtype(value);
-    const bool offered = std::find(option.words.begin(), option.words.end(), dtype) != option.words.end();
-    if (offered) guess = "did you mean " + dtype + "?";
-  }
-  return fmt::format("wanted {}{}", any_of(option.words), guess.empty() ? "" : "; " + guess);
+  const auto offered = [&](const std::string& word) {
+    return std::find(option.words.begin(), option.words.end(), word) != option.words.end();
+  };
+  if (offered(value)) return "";
+  const std::string dtype = option.kind == OptionKind::kDtype ? familiar_dtype(value) : "";
+  return fmt::format("wanted {}{}", any_of(option.words), offered(dtype) ? "; write " + dtype : "");
 }
 
 std::string integer_wanted(const IntegerRange& range) {
@@ -99,13 +97,11 @@ std::string value_fault(const Option& option, const std::string& value) {
   for (const char c : value) {
     if ((static_cast<unsigned char>(c) < 0x20 && c != '\t') || c == 0x7F) return "control characters are not allowed";
   }
-  const bool may_be_unset = option.fallback.empty() && option.kind != OptionKind::kList;
-  if (value.empty() && may_be_unset) return "";  // the same as not set
-  if (value.empty() && (option.kind == OptionKind::kText || option.kind == OptionKind::kPath)) return "";
-  const std::string fault = value.empty() && option.kind == OptionKind::kList
-                                ? "wanted a value, or none to empty the list"
-                                : kind_fault(option, value);
-  return fault.empty() || !value.empty() ? fault : fault + ", got nothing";
+  if (!value.empty()) return kind_fault(option, value);
+  if (option.kind == OptionKind::kList) return "wanted a value, or none to empty the list";
+  const bool may_be_empty =
+      option.fallback.empty() || option.kind == OptionKind::kText || option.kind == OptionKind::kPath;
+  return may_be_empty ? "" : kind_fault(option, value) + ", got nothing";
 }
 
 std::string accepted_values(const Option& option) {

@@ -25,11 +25,9 @@ constexpr const char* kOperand = "(operand)";  // no option can be spelled like 
 
 // Every value stays text here: its kind is checked where its origin is known (settings.cpp).
 po::typed_value<std::string>* semantic(const Option& option) {
-  auto* value = po::value<std::string>()->value_name(accepted_values(option));
-  if (option.kind == OptionKind::kSwitch) {
-    value->implicit_value("true", "");
-  }
-  if (!option.fallback.empty() && option.kind != OptionKind::kSwitch) value->default_value(option.fallback);
+  const bool is_switch = option.kind == OptionKind::kSwitch;
+  auto* value = po::value<std::string>()->value_name(is_switch ? " " : accepted_values(option));
+  if (!is_switch && !option.fallback.empty()) value->default_value(option.fallback);
   return value;
 }
 
@@ -120,6 +118,39 @@ namespace {
   throw UsageError(fmt::format("{}; '{} --help' lists every option", message, program));
 }
 
+bool is_long(const std::string& token) { return token.rfind("--", 0) == 0; }
+
+// Boost would take the word after a bare switch, or another option, for the value: `--quiet my.ini`, `--dtype --quiet`.
+// So a bare switch becomes --quiet=true, and a value that is missing is found here.
+std::vector<std::string> with_switches_spelled_out(const std::vector<std::string>& arguments, const OptionTable& table,
+                                                   const std::string& program) {
+  std::vector<std::string> out;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& token = arguments[i];
+    if (token == "--") {
+      out.insert(out.end(), arguments.begin() + static_cast<std::ptrdiff_t>(i), arguments.end());
+      break;
+    }
+    const Option* option = nullptr;
+    if (is_long(token)) option = table.find(token.substr(2));
+    for (const Option& each : table.options()) {
+      if (each.letter != 0 && token == std::string{'-', each.letter}) option = &each;
+    }
+    if (!option) {
+      out.push_back(token);
+    } else if (option->kind == OptionKind::kSwitch) {
+      out.push_back(fmt::format("--{}=true", is_long(token) ? token.substr(2) : option->name));
+    } else if (i + 1 == arguments.size() || is_long(arguments[i + 1])) {
+      refuse(fmt::format("{}: the value is missing, wanted --{}={}", token, option->name, accepted_values(*option)),
+             program);
+    } else {
+      out.push_back(token);
+      out.push_back(arguments[++i]);
+    }
+  }
+  return out;
+}
+
 po::parsed_options split(const std::vector<std::string>& arguments, const OptionTable& table,
                          const std::string& program) {
   po::options_description all;
@@ -132,16 +163,24 @@ po::parsed_options split(const std::vector<std::string>& arguments, const Option
   operands.add(kOperand, -1);
 
   using namespace po::command_line_style;  // no guessing: --student.d is nobody's option
-  const int style = allow_long | long_allow_adjacent | long_allow_next | allow_short | allow_dash_for_short;
+  const int style =
+      allow_long | long_allow_adjacent | long_allow_next | allow_short | allow_dash_for_short | short_allow_next;
   try {
-    return po::command_line_parser(arguments).options(all).positional(operands).style(style).run();
+    return po::command_line_parser(with_switches_spelled_out(arguments, table, program))
+        .options(all)
+        .positional(operands)
+        .style(style)
+        .run();
   } catch (const po::unknown_option& error) {
     const std::string name = bare(error.get_option_name());
     std::vector<std::string> known = table.names();
     for (const Option& option : table.options())
       known.insert(known.end(), option.aliases.begin(), option.aliases.end());
     const std::string guess = did_you_mean(name, known);
-    refuse(fmt::format("--{}: no such option{}", shown(name), guess.empty() ? "" : ", " + guess), program);
+    const std::string typed = error.get_option_name();
+    refuse(
+        fmt::format("{}: no such option{}", shown(typed.substr(0, typed.find('='))), guess.empty() ? "" : ", " + guess),
+        program);
   } catch (const po::error_with_option_name& error) {
     const std::string name = bare(error.get_option_name());
     const Option* option = table.find(name);
@@ -163,7 +202,7 @@ ParsedCommandLine OptionTable::parse(const std::vector<std::string>& arguments, 
       continue;
     }
     const std::string spelled = item.string_key;
-    parsed.flags.push_back({at(spelled).name, spelled, item.value.empty() ? "true" : item.value.front()});
+    parsed.flags.push_back({at(spelled).name, spelled, item.value.front()});
   }
   return parsed;
 }

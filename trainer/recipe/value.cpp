@@ -29,8 +29,8 @@ std::optional<double> to_number(const std::string& text) {
 }
 
 std::optional<bool> to_bool(const std::string& text) {
-  if (text == "true" || text == "yes" || text == "on" || text == "1") return true;
-  if (text == "false" || text == "no" || text == "off" || text == "0") return false;
+  if (text == "true" || text == "True" || text == "yes" || text == "on" || text == "1") return true;
+  if (text == "false" || text == "False" || text == "no" || text == "off" || text == "0") return false;
   return std::nullopt;
 }
 

@@ -1,0 +1,210 @@
+#include "trainer/recipe/settings.h"
+
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+#include "tests/trainer/message_of.h"
+#include "trainer/recipe/recipe_options.h"
+
+namespace limbeck::recipe {
+namespace {
+
+using test::message_of;
+
+OptionTable table() {
+  OptionTable out;
+  declare_recipe_options(out);
+  out.group("For the test");
+  out.add({.name = "train.length",
+           .kind = OptionKind::kCount,
+           .fallback = "1 epoch",
+           .help = "x",
+           .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs},
+           .aliases = {"max_steps"}});
+  out.add({.name = "train.tags", .kind = OptionKind::kList, .fallback = "first", .help = "x"});
+  out.add({.name = "train.verbose", .kind = OptionKind::kSwitch, .help = "x"});
+  out.add({.name = "train.note", .help = "x"});
+  out.add({.name = "json", .help = "x", .flag_only = true});
+  return out;
+}
+
+Settings resolved(const std::string& recipe, const std::vector<std::string>& flags = {},
+                  const std::string& name = "/r/my.ini") {
+  const RecipeFile file(recipe, name);
+  return Settings(table(), &file, table().parse(flags, "limbeck test").flags);
+}
+
+std::string fault(const std::string& recipe, const std::vector<std::string>& flags = {}) {
+  return message_of([&] { resolved(recipe, flags, "my.ini"); });
+}
+
+TEST(Settings, FlagWinsOverRecipeAndRecipeOverDefault) {
+  const auto settings =
+      resolved("[student]\ndtype = float16\n[teacher]\ndtype = float16\n", {"--student.dtype=bfloat16"});
+  EXPECT_EQ(settings.dtype("student.dtype"), c10::kBFloat16);
+  EXPECT_EQ(settings.dtype("teacher.dtype"), c10::kHalf);
+  EXPECT_EQ(settings.dtype("projector.dtype"), std::nullopt);
+  EXPECT_EQ(settings.text("projector.dtype"), "teacher");
+}
+
+TEST(Settings, EveryValueKnowsItsOrigin) {
+  const auto settings =
+      resolved("# x\n[student]\ndtype = float16\n[teacher]\ndtype = float16\n", {"--teacher.dtype=bfloat16"});
+  EXPECT_EQ(settings.origin("student.dtype").to_string(), "/r/my.ini:3");
+  EXPECT_EQ(settings.origin("teacher.dtype").to_string(), "command line");
+  EXPECT_EQ(settings.origin("seed").to_string(), "default");
+  EXPECT_EQ(settings.where("student.dtype"), "(/r/my.ini:3)");
+  EXPECT_EQ(settings.where("teacher.dtype"), "(--teacher.dtype)");
+  EXPECT_EQ(settings.where("seed"), "(default of seed)");
+  EXPECT_TRUE(settings.given("student.dtype"));
+  EXPECT_FALSE(settings.given("seed"));
+}
+
+TEST(Settings, TypedGettersReadEveryKind) {
+  const auto settings = resolved(
+      "seed = 7\n[projector]\nkind = logit\ninit_std = 2.5e-2\n[student]\ndevice = cuda:1\n[teacher]\ndevice = "
+      "auto\n[train]\n"
+      "length = 2M tokens\nverbose = yes\nnote = \" a # b \"\n");
+  EXPECT_EQ(settings.integer("seed"), 7);
+  EXPECT_EQ(settings.text("projector.kind"), "logit");
+  EXPECT_DOUBLE_EQ(settings.number("projector.init_std"), 0.025);
+  EXPECT_EQ(settings.device("student.device"), c10::Device(c10::kCUDA, 1));
+  EXPECT_EQ(settings.device("teacher.device"), std::nullopt);
+  EXPECT_EQ(settings.count("train.length"), (Count{2'000'000, CountUnit::kTokens}));
+  EXPECT_TRUE(settings.enabled("train.verbose"));
+  EXPECT_EQ(settings.text("train.note"), " a # b ");
+  EXPECT_FALSE(resolved("seed = 7").enabled("train.verbose"));
+}
+
+TEST(Settings, AGetterOfAnotherKindIsAFaultOfTheProgram) {
+  const auto settings = resolved("seed = 7\n");
+  EXPECT_THROW(settings.number("seed"), std::logic_error);
+  EXPECT_THROW(settings.text("precision.rule"), std::logic_error);
+  EXPECT_THROW(settings.list("seed"), std::logic_error);
+  EXPECT_THROW(settings.integer("no.such"), std::logic_error);
+}
+
+TEST(Settings, ListsAccumulateInOrderAndNoneEmptiesThem) {
+  const std::string recipe = "[precision]\nrule = a float16\nrule = b float32\n";
+  const auto settings = resolved(recipe, {"--precision.rule=c float32"});
+  EXPECT_EQ(settings.list("precision.rule"), (std::vector<std::string>{"a float16", "b float32", "c float32"}));
+  EXPECT_EQ(settings.values("precision.rule").at(1).origin.to_string(), "/r/my.ini:3");
+  EXPECT_EQ(resolved(recipe, {"--precision.rule=none", "--precision.rule=c float32"}).list("precision.rule"),
+            std::vector<std::string>{"c float32"});
+  EXPECT_TRUE(resolved("seed = 1").list("precision.rule").empty());
+  EXPECT_EQ(resolved("seed = 1").list("train.tags"), std::vector<std::string>{"first"});
+  EXPECT_EQ(resolved("[train]\ntags = second\ntags = third").list("train.tags"),
+            (std::vector<std::string>{"second", "third"}));
+}
+
+TEST(Settings, PathsAreRelativeToWhereTheyWereWritten) {
+  const std::string here = std::filesystem::current_path().string();
+  const auto settings =
+      resolved("[teacher]\nmodel = ../models/big\n[student]\nmodel = /abs/small\n", {}, "/data/recipes/my.ini");
+  EXPECT_EQ(settings.path("teacher.model"), "/data/models/big");
+  EXPECT_EQ(settings.path("student.model"), "/abs/small");
+  EXPECT_EQ(resolved("seed = 1", {"--teacher.model=big"}, "/data/my.ini").path("teacher.model"), here + "/big");
+  EXPECT_EQ(resolved("[teacher]\nmodel = big\n", {}, "my.ini").path("teacher.model"), here + "/big");
+  EXPECT_EQ(resolved("seed = 1").path("teacher.model"), "");
+}
+
+TEST(Settings, AliasesStandForTheOptionTheyName) {
+  EXPECT_EQ(resolved("seed = 1", {"--max_steps=5 steps"}).count("train.length"), (Count{5, CountUnit::kSteps}));
+  EXPECT_EQ(resolved("max_steps = 5 steps\n").count("train.length"), (Count{5, CountUnit::kSteps}));
+  EXPECT_EQ(fault("max_steps = 5 steps\n[train]\nlength = 6 steps\n"),
+            "2: my.ini:3: train.length is set already on line 1 (there as max_steps); keep one of the two");
+}
+
+TEST(Settings, TheResolvedRecipeReadsBackAsTheSame) {
+  const auto settings = resolved(
+      "seed = 7\n[teacher]\nmodel = ../big # x\n[precision]\nrule = student.* float16\nrule = \"a # "
+      "b\"\n[train]\nlength = 2M tokens\n"
+      "tags = none\nnote = \"  \\\"x\\\" \"\n",
+      {"--student.dtype=bfloat16", "--precision.rule=last float32"});
+  for (const bool with_origins : {false, true}) {
+    const std::string ini = settings.to_ini(with_origins);
+    const auto again = resolved(ini, {}, "/elsewhere/recipe.ini");
+    for (const Option& option : settings.table().options()) {
+      if (option.kind == OptionKind::kList)
+        EXPECT_EQ(again.list(option.name), settings.list(option.name)) << ini;
+      else
+        EXPECT_EQ(again.text(option.name), settings.text(option.name)) << option.name << "\n" << ini;
+    }
+    EXPECT_EQ(again.to_ini(false), settings.to_ini(false));
+  }
+  EXPECT_NE(settings.to_ini(true).find("dtype = bfloat16                          # command line\n"), std::string::npos)
+      << settings.to_ini(true);
+  EXPECT_NE(settings.to_ini(true).find("# /r/my.ini:1\n"), std::string::npos);
+  EXPECT_EQ(settings.to_ini(false).find("json"), std::string::npos);
+}
+
+TEST(Settings, UnknownKeysAreAnsweredWithTheNearestOrTheRightPlace) {
+  const std::string tail = "; 'limbeck check --help' lists every key";
+  EXPECT_EQ(fault("seed = 1\n[student]\ndtpe = x\n"),
+            "2: my.ini:3: unknown key student.dtpe, did you mean student.dtype?" + tail);
+  EXPECT_EQ(fault("[student]\nseed = 1\n"),
+            "2: my.ini:2: unknown key student.seed, seed stands before the first [section]" + tail);
+  EXPECT_EQ(fault("[student]\nteacher.dtype = float16\n"),
+            "2: my.ini:2: unknown key student.teacher.dtype, dtype stands under [teacher]" + tail);
+  EXPECT_EQ(fault("[student]\nqqqqqqqqqqqqqqqqqq = 1\n"), "2: my.ini:2: unknown key student.qqqqqqqqqqqqqqqqqq" + tail);
+  EXPECT_EQ(fault("[studnet]\ndtype = float16\n"), "2: my.ini:1: unknown section [studnet], did you mean student?");
+  EXPECT_EQ(fault("json = x\n"), "2: my.ini:1: json is a flag and no recipe key; remove the line and pass --json");
+}
+
+TEST(Settings, RepeatedValuesNameBothPlaces) {
+  EXPECT_EQ(fault("[student]\ndtype = float16\n\n[student]\ndtype = float32\n"),
+            "2: my.ini:5: student.dtype is set already on line 2; keep one of the two");
+  EXPECT_EQ(fault("seed = 1\n", {"--seed=1", "--seed", "2"}),
+            "2: --seed=2: given already as --seed=1; keep one of the two");
+}
+
+TEST(Settings, BadValuesNameTheirLineOrFlag) {
+  EXPECT_EQ(fault("[projector]\ninit_std = 7\n"), "2: my.ini:2: projector.init_std = 7: wanted a number from 0 to 1");
+  EXPECT_EQ(fault("seed = 1\n", {"--projector.init_std", "7"}),
+            "2: --projector.init_std=7: wanted a number from 0 to 1");
+  EXPECT_EQ(fault("seed = -1\n"), "2: my.ini:1: seed = -1: wanted a whole number, 0 or more");
+  EXPECT_EQ(fault("[data]\nbatch_size =\n"),
+            "2: my.ini:2: data.batch_size = : wanted a whole number from 1 to 1048576, got nothing");
+  EXPECT_EQ(fault("[student]\ndtype = fp16\n"),
+            "2: my.ini:2: student.dtype = fp16: wanted auto, float32, bfloat16 or float16; write float16");
+  EXPECT_EQ(fault("[train]\nverbose = maybe\n"), "2: my.ini:2: train.verbose = maybe: wanted true or false");
+  EXPECT_EQ(fault("[train]\nlength = 500\n"),
+            "2: my.ini:2: train.length = 500: the unit is missing: write 500 steps, 500 tokens or 500 epochs");
+  EXPECT_EQ(fault("[train]\nlength = 5 stepps\n"),
+            "2: my.ini:2: train.length = 5 stepps: unit \"stepps\" is unknown: did you mean steps? wanted a count with "
+            "its unit, "
+            "such as 500 steps, 2M tokens or 1 epoch");
+  EXPECT_EQ(fault("[precision]\nrule =\n"),
+            "2: my.ini:2: precision.rule = : wanted a value, or none to empty the list");
+}
+
+TEST(Settings, AValueTheCommandNeedsSaysHowToSetIt) {
+  const auto with_recipe = resolved("seed = 1", {}, "my.ini");
+  EXPECT_EQ(message_of([&] { with_recipe.required_path("student.model"); }),
+            "2: my.ini: student.model is not set: add `model = DIR` under [student], or pass --student.model=DIR");
+  const Settings without(table(), nullptr, {});
+  EXPECT_EQ(message_of([&] { without.required_path("student.model"); }),
+            "2: --student.model is missing: add --student.model=DIR");
+}
+
+// What ships must parse, and its models must be where it says.
+TEST(ShippedRecipes, ResolveAndFindTheirModels) {
+  OptionTable keys;
+  declare_recipe_options(keys);
+  size_t recipes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(LIMBECK_RECIPES)) {
+    if (entry.path().extension() != ".ini") continue;
+    ++recipes;
+    const auto file = RecipeFile::read(entry.path());
+    const Settings settings(keys, &file, {});
+    for (const char* role : {"teacher.model", "student.model"}) {
+      EXPECT_TRUE(std::filesystem::is_regular_file(settings.required_path(role) / "config.json"))
+          << entry.path() << " " << role;
+    }
+  }
+  EXPECT_GE(recipes, 2u);
+}
+
+}  // namespace
+}  // namespace limbeck::recipe
