@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
+#include <exception>
 #include <utility>
 
 #include "modules/errors.h"
@@ -12,7 +13,8 @@ namespace limbeck::precision {
 
 namespace {
 thread_local const std::string* module_path = nullptr;
-thread_local std::string last_path;
+thread_local std::string failed_path;
+thread_local bool unwinding = false;
 }
 
 Scope Scope::child(const std::string& name) const { return {policy, path + "." + name, placement, trainable}; }
@@ -75,12 +77,19 @@ const std::string& current_module() {
   return module_path == nullptr ? none : *module_path;
 }
 
-const std::string& last_module() { return last_path; }
+const std::string& failed_module() { return failed_path; }
 
-ModuleScope::ModuleScope(const std::string& path) : outer_(module_path) {
+ModuleScope::ModuleScope(const std::string& path) : outer_(module_path), exceptions_(std::uncaught_exceptions()) {
   module_path = &path;
-  last_path = path;
+  unwinding = false;
 }
-ModuleScope::~ModuleScope() { module_path = outer_; }
+
+ModuleScope::~ModuleScope() {
+  if (std::uncaught_exceptions() > exceptions_ && !unwinding) {
+    failed_path = *module_path;
+    unwinding = true;
+  }
+  module_path = outer_;
+}
 
 }  // namespace limbeck::precision

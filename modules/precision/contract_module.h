@@ -55,8 +55,8 @@ class ContractModule : public torch::nn::Module {
 
 // The module whose code runs on this thread, for messages and the recorder; empty outside of any.
 const std::string& current_module();
-// The innermost module whose code last started on this thread: where an error came from once the stack is unwound.
-const std::string& last_module();
+// The innermost module that the last exception on this thread left: where an error came from once the stack is unwound.
+const std::string& failed_module();
 
 // Marks the code of one module (by path) on this thread.
 class ModuleScope {
@@ -68,6 +68,7 @@ class ModuleScope {
 
  private:
   const std::string* outer_;
+  int exceptions_;
 };
 
 }  // namespace limbeck::precision

@@ -33,7 +33,7 @@ void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
   } catch (const Error& error) {
     report.ran_wrongly.push_back(error.what());
   } catch (const c10::Error& error) {
-    report.ran_wrongly.push_back(fmt::format("[{}] {} ({})", precision::last_module(),
+    report.ran_wrongly.push_back(fmt::format("[{}] {} ({})", precision::failed_module(),
                                              first_line(error.what_without_backtrace()), name));
   }
   report.operators += recorder.operator_count();

@@ -36,6 +36,7 @@ std::optional<bool> to_bool(const std::string& text) {
 
 std::optional<c10::ScalarType> to_dtype(const std::string& text) {
   if (text == "float32") return c10::kFloat;
+  if (text == "float64") return c10::kDouble;
   if (text == "bfloat16") return c10::kBFloat16;
   if (text == "float16") return c10::kHalf;
   return std::nullopt;

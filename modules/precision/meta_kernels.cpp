@@ -1,0 +1,32 @@
+// Meta kernels of the few ATen operators that have theirs in Python alone. They live in this library and not in
+// kernels/, because a Python process has its own and must not get them twice.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+namespace limbeck::precision {
+
+namespace {
+
+at::Tensor index_select(const at::Tensor& self, int64_t dim, const at::Tensor& index) {
+  TORCH_CHECK(index.dim() <= 1, "index_select: index has ", index.dim(), " dimensions, wanted at most 1");
+  TORCH_CHECK(self.device() == index.device(), "index_select: self is on ", self.device(), ", index on ",
+              index.device(), ", wanted one device");
+  std::vector<int64_t> shape = self.sizes().vec();
+  if (!shape.empty()) shape[static_cast<size_t>(c10::maybe_wrap_dim(dim, self.dim()))] = index.numel();
+  return at::empty(shape, self.options());
+}
+
+at::Tensor embedding_dense_backward(const at::Tensor& gradient, const at::Tensor& ids, int64_t rows, int64_t, bool) {
+  TORCH_CHECK(gradient.device() == ids.device(), "embedding: the gradient is on ", gradient.device(), ", the ids on ",
+              ids.device(), ", wanted one device");
+  return at::empty({rows, gradient.size(-1)}, gradient.options());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(aten, Meta, library) {
+  library.impl("index_select", &index_select);
+  library.impl("embedding_dense_backward", &embedding_dense_backward);
+}
+
+}  // namespace limbeck::precision
