@@ -133,15 +133,18 @@ struct LayerNormFunction : public torch::autograd::Function<LayerNormFunction> {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [y, mean, rstd] = call_layer_forward(x, weight, bias, eps);
     context->save_for_backward({x, weight, mean, rstd});
+    context->saved_data["has_bias"] = bias.has_value();
     return y;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     static const auto op = typed_operator<decltype(layer_norm_gradients)>("limbeck::layer_norm_backward");
     const auto saved = context->get_saved_variables();
+    // Only tensors that came have a place among the edges that needs_input_grad counts.
+    const bool wants_bias = context->saved_data["has_bias"].toBool() && context->needs_input_grad(2);
     auto [grad_x, grad_weight, grad_bias] =
         op.call(grads[0], saved[0], saved[1], saved[2], saved[3],
-                {context->needs_input_grad(0), context->needs_input_grad(1), context->needs_input_grad(2)});
+                {context->needs_input_grad(0), context->needs_input_grad(1), wants_bias});
     return {grad_x, grad_weight, grad_bias, at::Tensor()};
   }
 };

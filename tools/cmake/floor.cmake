@@ -56,6 +56,10 @@ function(limbeck_floor name)
   set_target_properties(limbeck_${name} PROPERTIES DEFINE_SYMBOL "" EXPORT_NAME ${name}
     INSTALL_RPATH "$ORIGIN;${LIMBECK_TORCH_LIB_DIR}")
   target_compile_features(limbeck_${name} PUBLIC cxx_std_20)
+  # A symbol that nothing defines fails here, at the link, and not in a run.
+  if(NOT LIMBECK_SANITIZE)
+    target_link_options(limbeck_${name} PRIVATE "LINKER:-z,defs")
+  endif()
   target_include_directories(limbeck_${name} PUBLIC
     "$<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>" "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/limbeck>")
   target_link_libraries(limbeck_${name} PUBLIC limbeck::torch ${F_LINK}

@@ -1,0 +1,114 @@
+#include "kernels/rotary.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cstring>
+
+#include "kernels/rotary_loops.h"
+#include "support/device_dtype.h"
+#include "support/operator_checks.h"
+
+namespace limbeck::test {
+namespace {
+
+at::Tensor rotary(const Tensors& in) { return kernels::rotary_embedding(in[0], in[1], in[2]); }
+
+at::Tensor rotary_reference(const Tensors& in) {
+  const int64_t half = in[1].size(-1);
+  const at::Tensor first = in[0].narrow(3, 0, half), second = in[0].narrow(3, half, half);
+  const at::Tensor cos = in[1].unsqueeze(2), sin = in[2].unsqueeze(2);
+  return at::cat(
+      {first * cos - second * sin, second * cos + first * sin, in[0].narrow(3, 2 * half, in[0].size(3) - 2 * half)}, 3);
+}
+
+class RotaryTest : public OperatorTest {
+ protected:
+  Case rotary_case(const at::Tensor& x, int64_t batch, int64_t half) const {
+    const auto angle_options = options().dtype(at::kFloat);
+    const at::Tensor angles = random_tensor({batch, x.size(1), half}, angle_options, 2) * 10;
+    return {rotary, rotary_reference, {x, angles.cos(), angles.sin()}, 1};
+  }
+};
+
+TEST_P(RotaryTest, KeepsEveryPromiseForEveryShape) {
+  struct Shape {
+    std::vector<int64_t> x;
+    int64_t batch, half;
+  };
+  const std::vector<Shape> shapes = {{{2, 5, 3, 64}, 1, 32}, {{2, 5, 3, 64}, 2, 32}, {{3, 4, 2, 80}, 1, 16},
+                                     {{1, 1, 1, 2}, 1, 1},   {{2, 3, 2, 7}, 2, 3},   {{2, 3, 2, 8}, 1, 0},
+                                     {{0, 3, 2, 8}, 1, 4},   {{2, 0, 2, 8}, 2, 4},   {{2, 40, 8, 128}, 1, 64}};
+  for (const auto& shape : shapes) {
+    SCOPED_TRACE(::testing::PrintToString(shape.x));
+    const Case c = rotary_case(random_tensor(shape.x, options(), 1), shape.batch, shape.half);
+    expect_matches_reference(c);
+    expect_inference_equals_training(c);
+    expect_threads_do_not_matter(c);
+    expect_meta_agrees(c);
+  }
+}
+
+TEST_P(RotaryTest, StridedInputsGiveTheResultsOfTheirCopies) {
+  const at::Tensor fused = random_tensor({2, 6, 3, 4 * 32}, options(), 1);
+  for (const auto& x : {fused.narrow(3, 32, 32), fused.transpose(1, 2).narrow(3, 0, 64), fused.transpose(2, 3),
+                        fused.narrow(1, 0, 1).expand({2, 6, 3, 128})}) {
+    const Case c = rotary_case(x, 1, 8);
+    const Tensors strided = output_and_gradients(rotary, c.inputs, 1);
+    const Tensors dense = output_and_gradients(rotary, {x.contiguous(), c.inputs[1], c.inputs[2]}, 1);
+    expect_same_bits(strided[0], dense[0], "output");
+    expect_same_bits(strided[1], dense[1], "gradient");
+    EXPECT_TRUE(strided[0].is_contiguous());
+    expect_meta_agrees(c);
+  }
+}
+
+TEST_P(RotaryTest, AnglesMustBeFloat32ConstantsOfTheRightShape) {
+  const Case c = rotary_case(random_tensor({2, 3, 2, 8}, options(), 1), 1, 4);
+  const auto& [x, cos, sin] = std::tie(c.inputs[0], c.inputs[1], c.inputs[2]);
+  EXPECT_THROW(kernels::rotary_embedding(x, cos.to(at::kBFloat16), sin.to(at::kBFloat16)), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x, cos.to(at::kDouble), sin.to(at::kDouble)), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x, cos, sin.narrow(2, 0, 3)), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x.narrow(3, 0, 7), cos, sin), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x.narrow(1, 0, 2), cos, sin), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x[0], cos, sin), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x, cos.to(at::kMeta), sin), c10::Error);
+  EXPECT_THROW(kernels::rotary_embedding(x, cos.detach().requires_grad_(true), sin), c10::Error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Operators, RotaryTest, every_device_and_dtype(), name_of);
+
+// With sin = 0 the loop multiplies by cos and stores: every bit pattern of a 16-bit type, against c10's conversions.
+template <class T>
+void expect_exact_rounding(kernels::Storage storage, kernels::CpuIsa isa) {
+  constexpr int64_t kPatterns = 1 << 16;
+  std::vector<T> x(2 * kPatterns), y(2 * kPatterns);
+  for (int64_t i = 0; i < kPatterns; ++i) {
+    x[static_cast<size_t>(i)] = T(static_cast<uint16_t>(i), T::from_bits());
+    x[static_cast<size_t>(kPatterns + i)] = T(1.0f);
+  }
+  const std::vector<float> sin(kPatterns, 0.0f);
+  for (const float factor : {1.0f, 1.00390625f, 0.9990234375f, 3.14159274f, 0.5f, 1.5f, 1e-4f, 3e3f, 0.33203125f}) {
+    const std::vector<float> cos(kPatterns, factor);
+    kernels::rotary_loops_for(isa).rotate(
+        storage, {x.data(), 0, 0, 0, cos.data(), sin.data(), 0, y.data(), 1, 1, 2 * kPatterns, kPatterns, false}, 0, 1);
+    int64_t wrong = 0;
+    for (size_t i = 0; i < kPatterns; ++i) {
+      const T wanted(static_cast<float>(x[i]) * factor);
+      const bool both_nan = std::isnan(static_cast<float>(wanted)) && std::isnan(static_cast<float>(y[i]));
+      wrong += !both_nan && wanted.x != y[i].x;
+    }
+    EXPECT_EQ(wrong, 0) << "factor " << factor << ", instruction set " << static_cast<int>(isa);
+  }
+}
+
+TEST(CpuLoops, ConversionsRoundToNearestEvenOnEveryInstructionSet) {
+  for (int isa = 0; isa <= static_cast<int>(kernels::cpu_isa()); ++isa) {
+    expect_exact_rounding<c10::BFloat16>(kernels::Storage::kBFloat16, static_cast<kernels::CpuIsa>(isa));
+    expect_exact_rounding<c10::Half>(kernels::Storage::kFloat16, static_cast<kernels::CpuIsa>(isa));
+  }
+}
+
+}  // namespace
+}  // namespace limbeck::test

@@ -1,0 +1,164 @@
+"""torch.ops.limbeck.* as a Python user meets them: values, derivatives, schemas, meta and fake tensors, refusals."""
+
+import os
+import pathlib
+
+import pytest
+import torch
+
+BUILD = pathlib.Path(os.environ.get("LIMBECK_BUILD", pathlib.Path(__file__).parents[2] / "build" / "release"))
+torch.ops.load_library(str(BUILD / "lib" / "liblimbeck_kernels.so"))
+ops = torch.ops.limbeck
+
+EPS = 1e-6
+
+
+def rms_norm_reference(x, weight, unit_offset):
+    normalized = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS)
+    return normalized * (1 + weight if unit_offset else weight)
+
+
+def rotary_reference(x, cos, sin):
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def tensors(*shapes, dtype=torch.float64, requires_grad=True):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
+
+
+def angles():
+    angle = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float32)
+    return angle.cos(), angle.sin()
+
+
+# name -> (operator of its differentiable tensors, reference, shapes)
+CASES = {
+    "rms_norm": (
+        lambda x, w: ops.rms_norm(x, w, EPS),
+        lambda x, w: rms_norm_reference(x, w, False),
+        [(3, 5, 21), (21,)],
+    ),
+    "rms_norm_offset": (
+        lambda x, w: ops.rms_norm(x, w, EPS, True),
+        lambda x, w: rms_norm_reference(x, w, True),
+        [(4, 18), (18,)],
+    ),
+    "layer_norm": (
+        lambda x, w, b: ops.layer_norm(x, w, b, EPS),
+        lambda x, w, b: torch.nn.functional.layer_norm(x, w.shape, w, b, EPS),
+        [(2, 3, 19), (19,), (19,)],
+    ),
+    "layer_norm_no_bias": (
+        lambda x, w: ops.layer_norm(x, w, None, EPS),
+        lambda x, w: torch.nn.functional.layer_norm(x, w.shape, w, None, EPS),
+        [(5, 16), (16,)],
+    ),
+    "swiglu": (ops.swiglu, lambda g, u: torch.nn.functional.silu(g) * u, [(3, 37), (3, 37)]),
+    "geglu_tanh": (
+        ops.geglu_tanh,
+        lambda g, u: torch.nn.functional.gelu(g, approximate="tanh") * u,
+        [(3, 37), (3, 37)],
+    ),
+    "rotary_embedding": (
+        lambda x: ops.rotary_embedding(x, *angles()),
+        lambda x: rotary_reference(x, *angles()),
+        [(2, 3, 2, 10)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_equal_the_composition(name):
+    ours, reference, shapes = CASES[name]
+    inputs = tensors(*shapes)
+    got, want = ours(*inputs), reference(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(want)
+    for a, b in zip(torch.autograd.grad(got, inputs, grad), torch.autograd.grad(want, inputs, grad), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradcheck(name):
+    ours, _, shapes = CASES[name]
+    assert torch.autograd.gradcheck(ours, tensors(*shapes))
+
+
+def opcheck_samples():
+    x, w, b = tensors((6, 24), (24,), (24,), dtype=torch.float32)
+    gate, up = tensors((6, 24), (6, 24), dtype=torch.bfloat16)
+    (heads,) = tensors((2, 3, 2, 10), dtype=torch.float32)
+    return {
+        "rms_norm": (x, w, EPS, True),
+        "layer_norm": (x, w, b, EPS),
+        "swiglu": (gate, up),
+        "geglu_tanh": (gate, up),
+        "rotary_embedding": (heads, *angles()),
+    }
+
+
+@pytest.mark.parametrize("name", opcheck_samples())
+def test_opcheck(name):
+    """Schema, autograd registration, fake tensors, and training under the compiler's front end with dynamic shapes."""
+    torch.library.opcheck(getattr(ops, name).default, opcheck_samples()[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_meta_equals_real(name, dtype):
+    ours, _, shapes = CASES[name]
+    if name == "rotary_embedding":  # its angles must be on meta as well
+        def ours(x):
+            return ops.rotary_embedding(x, *(a.to(x.device) for a in angles()))
+    real = tensors(*shapes, dtype=dtype)
+    meta = [t.detach().to("meta").requires_grad_() for t in real]
+    y, m = ours(*real), ours(*meta)
+    assert m.is_meta
+    real_grads = torch.autograd.grad(y, real, torch.ones_like(y))
+    meta_grads = torch.autograd.grad(m, meta, torch.ones_like(m))
+    for a, b in zip((y, *real_grads), (m, *meta_grads), strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "swiglu", "geglu_tanh"])
+def test_mixed_dtypes_are_refused(name):
+    ours, _, shapes = CASES[name]
+    inputs = tensors(*shapes, dtype=torch.bfloat16)
+    for i in range(1, len(inputs)):
+        mixed = list(inputs)
+        mixed[i] = mixed[i].detach().float()
+        with pytest.raises(RuntimeError, match=rf"\[{name}\] .* is float32 .*, wanted bfloat16 as"):
+            ours(*mixed)
+
+
+def test_autocast_changes_nothing():
+    inputs = tensors((6, 24), (24,), dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ops.rms_norm(*inputs, EPS)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, ops.rms_norm(*inputs, EPS))
+
+
+def test_a_second_derivative_is_refused():
+    x, w = tensors((2, 8), (8,))
+    (first,) = torch.autograd.grad(ops.rms_norm(x, w, EPS).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        torch.autograd.grad(first.sum(), x)
+
+
+def test_the_weight_gradient_keeps_its_bits_on_any_number_of_threads():
+    x, w = tensors((517, 200), (200,), dtype=torch.bfloat16)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(torch.autograd.grad(ops.rms_norm(x, w, EPS).sum(), (x, w)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
