@@ -98,7 +98,7 @@ TEST_P(CheckMutation, HasNothingToSayAboutTheUntouchedModel) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, CheckMutation, ::testing::ValuesIn(testing::tiny_families()),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& test) { return test.param; });
 
 // A projector that does not speak the student's dtype is what killed the run at step 12,500.
 TEST(CheckProjector, JoinsAnyTeacherDtypeToAnyStudentDtypeByNamedCasts) {
