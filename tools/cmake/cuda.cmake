@@ -43,5 +43,7 @@ find_package(Torch REQUIRED PATHS "${LIMBECK_TORCH_LIB_DIR}/../share/cmake/Torch
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 
 add_library(limbeck_torch_cuda INTERFACE)
+# Kept even where no symbol of libtorch_cuda is used: loading liblimbeck_cuda.so must bring CUDA tensors into the program.
 target_link_libraries(limbeck_torch_cuda INTERFACE limbeck::torch CUDA::cudart
-  "${LIMBECK_TORCH_LIB_DIR}/libtorch_cuda.so" "${LIMBECK_TORCH_LIB_DIR}/libc10_cuda.so")
+  "-Wl,--push-state,--no-as-needed,${LIMBECK_TORCH_LIB_DIR}/libtorch_cuda.so,--pop-state"
+  "${LIMBECK_TORCH_LIB_DIR}/libc10_cuda.so")

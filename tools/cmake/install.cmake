@@ -8,13 +8,9 @@ foreach(_floor kernels modules trainer)
   install(DIRECTORY "${PROJECT_SOURCE_DIR}/${_floor}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/limbeck"
     FILES_MATCHING PATTERN "*.h")
 endforeach()
-# The program, and the CUDA operators that it loads when a recipe asks for a GPU; nobody links either.
-foreach(_target limbeck limbeck_cuda)
-  if(TARGET ${_target})
-    set_property(TARGET ${_target} APPEND PROPERTY INSTALL_RPATH "$ORIGIN;$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${LIMBECK_TORCH_LIB_DIR}")
-    install(TARGETS ${_target} RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-  endif()
-endforeach()
+if(TARGET limbeck)
+  install(TARGETS limbeck RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+endif()
 install(EXPORT LimbeckTargets NAMESPACE Limbeck:: DESTINATION "${_package}")
 configure_package_config_file("${PROJECT_SOURCE_DIR}/tools/cmake/LimbeckConfig.cmake.in"
   "${CMAKE_BINARY_DIR}/LimbeckConfig.cmake" INSTALL_DESTINATION "${_package}")
