@@ -55,7 +55,6 @@ class ExpertWeights : public ContractModule {
  private:
   int64_t count_;
   Activation activation_;
-  at::Tensor gate_up_, down_;  // [E, 2F, D], [E, D, F]
 };
 
 class MixtureOfExperts : public FeedForward {

@@ -32,14 +32,15 @@ std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t
 
 ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
     : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
-  gate_up_ = create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
-  down_ = create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
+  create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
+  create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
 }
 
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
                                   const at::Tensor& weights_nk) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x_nd);
+  const at::Tensor &gate_up = parameter("gate_up_proj"), &down = parameter("down_proj");  // [E, 2F, D], [E, D, F]
   const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
   // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
   const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
@@ -48,8 +49,8 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   int64_t begin = 0, expert = 0;
   for (const int64_t n : tokens_per_expert(sorted, count_)) {
     if (n > 0) {
-      const auto halves = kernels::linear(rows.narrow(0, begin, n), gate_up_.select(0, expert)).chunk(2, -1);
-      outputs.push_back(kernels::linear(gate(halves[0], halves[1], activation_), down_.select(0, expert)));
+      const auto halves = kernels::linear(rows.narrow(0, begin, n), gate_up.select(0, expert)).chunk(2, -1);
+      outputs.push_back(kernels::linear(gate(halves[0], halves[1], activation_), down.select(0, expert)));
     }
     begin += n;
     ++expert;

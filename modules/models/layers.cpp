@@ -6,6 +6,8 @@
 #include <ATen/ops/silu.h>
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "kernels/gated_activation.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
@@ -14,55 +16,55 @@
 namespace limbeck::models {
 
 namespace {
-std::optional<at::Tensor> if_defined(const at::Tensor& tensor) {
-  return tensor.defined() ? std::optional<at::Tensor>(tensor) : std::nullopt;
+std::optional<at::Tensor> bias_of(const ContractModule& module) {
+  return module.has_parameter("bias") ? std::optional<at::Tensor>(module.parameter("bias")) : std::nullopt;
 }
 }  // namespace
 
 Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias) : ContractModule(scope, role) {
-  weight_ = create_parameter("weight", {out, in});
-  if (bias) bias_ = create_parameter("bias", {out});
+  create_parameter("weight", {out, in});
+  if (bias) create_parameter("bias", {out});
 }
 
-Linear::Linear(const Scope& scope, Role role, const at::Tensor& shared_weight)
-    : ContractModule(scope, role), weight_(shared_weight) {
-  if (shared_weight.scalar_type() != precision().storage) {
+Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied)
+    : ContractModule(scope, role), tied_(std::move(tied)) {
+  if (weight().scalar_type() != precision().storage) {
     throw ContractError(fmt::format(
         "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover both",
-        path(), precision::dtype_name(shared_weight.scalar_type()), precision().source,
+        path(), precision::dtype_name(weight().scalar_type()), precision().source,
         precision::dtype_name(precision().storage)));
   }
 }
 
 at::Tensor Linear::forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  return leave(kernels::linear(enter(x), weight_, if_defined(bias_)));
+  return leave(kernels::linear(enter(x), weight(), bias_of(*this)));
 }
 
-const at::Tensor& Linear::weight() const { return weight_; }
+const at::Tensor& Linear::weight() const { return tied_ ? tied_->weight() : parameter("weight"); }
 
 Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)
     : ContractModule(scope, Role::kEmbedding), padding_id_(padding_id < rows ? padding_id : -1) {
-  weight_ = create_parameter("weight", {rows, width});
+  create_parameter("weight", {rows, width});
 }
 
 at::Tensor Embedding::forward(const at::Tensor& ids) const {
   const precision::ModuleScope scope(path());
   accept_ids(ids);
-  return leave(at::embedding(weight_, ids, padding_id_));
+  return leave(at::embedding(weight(), ids, padding_id_));
 }
 
 Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)
     : ContractModule(scope, Role::kNorm), kind_(kind), epsilon_(epsilon) {
-  weight_ = create_parameter("weight", {width});
-  if (kind == NormKind::kLayer) bias_ = create_parameter("bias", {width});
+  create_parameter("weight", {width});
+  if (kind == NormKind::kLayer) create_parameter("bias", {width});
 }
 
 at::Tensor Norm::forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x);
-  if (kind_ == NormKind::kLayer) return leave(kernels::layer_norm(input, weight_, if_defined(bias_), epsilon_));
-  return leave(kernels::rms_norm(input, weight_, epsilon_, kind_ == NormKind::kRmsUnitOffset));
+  if (kind_ == NormKind::kLayer) return leave(kernels::layer_norm(input, parameter("weight"), bias_of(*this), epsilon_));
+  return leave(kernels::rms_norm(input, parameter("weight"), epsilon_, kind_ == NormKind::kRmsUnitOffset));
 }
 
 at::Tensor activate(const at::Tensor& x, Activation activation) {

@@ -80,7 +80,7 @@ Transformer::Transformer(const Scope& scope, Architecture architecture)
   if (a.head == HeadKind::kDistilBertClassifier) pre_classifier_ = linear("pre_classifier", a.hidden, true);
   if (a.head == HeadKind::kLanguageModel) {
     head_ = a.tied ? register_module("lm_head", std::make_shared<Linear>(scope.child("lm_head"), Role::kHead,
-                                                                        tokens_->weight()))
+                                                                        tokens_))
                    : linear("lm_head", a.vocabulary, false);
   } else if (a.head != HeadKind::kNone) {
     head_ = linear("classifier", a.labels, true);

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <exception>
+#include <stdexcept>
 #include <utility>
 
 #include "modules/errors.h"
@@ -28,9 +29,23 @@ ContractModule::ContractModule(const Scope& scope, Role role)
       input_place_(path_ + " (input)"),
       output_place_(path_ + " (output)") {}
 
-at::Tensor ContractModule::create_parameter(const std::string& name, at::IntArrayRef shape) {
+void ContractModule::create_parameter(const std::string& name, at::IntArrayRef shape) {
   const auto options = at::TensorOptions().dtype(precision_.storage).device(placement_);
-  return register_parameter(name, at::empty(shape, options), trainable_);
+  register_parameter(name, at::empty(shape, options), trainable_);
+}
+
+bool ContractModule::has_parameter(const std::string& name) const { return parameters_.contains(name); }
+
+const at::Tensor& ContractModule::parameter(const std::string& name) const {
+  const at::Tensor* found = parameters_.find(name);
+  if (found == nullptr) throw std::logic_error(path_ + " has no parameter " + name);
+  return *found;
+}
+
+void ContractModule::replace_parameter(const std::string& name, const at::Tensor& tensor) {
+  const bool trains = parameter(name).requires_grad();
+  parameters_[name] = tensor;
+  parameters_[name].set_requires_grad(trains);
 }
 
 at::Tensor ContractModule::enter(const at::Tensor& x) const {

@@ -34,9 +34,15 @@ class ContractModule : public torch::nn::Module {
   // Every parameter and buffer of this module alone that breaks the contract, one line each.
   std::vector<std::string> violations() const;
 
+  // By the name it was created with; throws std::logic_error for another.
+  const at::Tensor& parameter(const std::string& name) const;
+  bool has_parameter(const std::string& name) const;
+  // Puts another tensor in its place (a packed weight, a resized table). The next check holds it against the contract.
+  void replace_parameter(const std::string& name, const at::Tensor& tensor);
+
  protected:
   // A parameter in the storage dtype, uninitialised.
-  at::Tensor create_parameter(const std::string& name, at::IntArrayRef shape);
+  void create_parameter(const std::string& name, at::IntArrayRef shape);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.
   at::Tensor enter(const at::Tensor& x) const;
   // Gives the result in the output dtype.

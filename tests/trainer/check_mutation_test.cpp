@@ -36,10 +36,10 @@ bool names(const std::vector<std::string>& lines, const std::string& path) {
 enum class Flip { kDtype, kDevice };
 
 void flip(precision::ContractModule& module, Flip what) {
-  for (at::Tensor& parameter : module.parameters(/*recurse=*/false)) {
-    const at::TensorOptions options = what == Flip::kDtype ? parameter.options().dtype(at::kFloat)
-                                                           : parameter.options().device(at::kCPU);
-    parameter.set_data(at::zeros(parameter.sizes(), options));
+  for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
+    const at::TensorOptions options = what == Flip::kDtype ? entry.value().options().dtype(at::kFloat)
+                                                           : entry.value().options().device(at::kCPU);
+    module.replace_parameter(entry.key(), at::zeros(entry.value().sizes(), options));
   }
 }
 
@@ -125,9 +125,7 @@ TEST(CheckProjector, MutatedProjectorIsNamed) {
   request.teacher = *request_for("llama", "teacher").teacher;
   request.projector = ProjectorRequest{};
   const CheckReport report = dry_run(request, [](Subjects& subjects) {
-    for (at::Tensor& parameter : subjects.projector->parameters()) {
-      parameter.set_data(at::zeros(parameter.sizes(), parameter.options().dtype(at::kFloat)));
-    }
+    flip(*subjects.contract_modules().back(), Flip::kDtype);
   });
   EXPECT_TRUE(names(report.stored_wrongly, "projector.logit"));
   EXPECT_FALSE(report.ran_wrongly.empty());
