@@ -86,7 +86,6 @@ void measure(const Shape& s, int rounds) {
 
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 15;
-  at::NoGradGuard no_grad;
   std::printf("threads %d   path %s\n", at::get_num_threads(),
               limbeck::kernels::half_gemm_path() == HalfGemmPath::kNative ? "native (ATen)" : "widen");
   for (const Shape& s :
