@@ -104,8 +104,8 @@ void add_all(at::ScalarType dtype, const std::string& type) {
 int main(int argc, char** argv) {
   // Without this glibc gives large buffers back and faults them in again at every call, and that is what would be
   // timed.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 2147483647);
   mallopt(M_TOP_PAD, 64 << 20);
   limbeck::bench::add_all(at::kBFloat16, "bfloat16");
   limbeck::bench::add_all(at::kFloat, "float32");
