@@ -12,6 +12,7 @@ namespace limbeck::kernels {
 namespace {
 
 constexpr int64_t kElementsPerTask = 1 << 14;
+constexpr int64_t kSumsPerTask = 1 << 17;
 
 int64_t grain(int64_t elements_per_item) { return std::max<int64_t>(1, kElementsPerTask / elements_per_item); }
 
@@ -75,7 +76,9 @@ class PartialSums {
 
   void reduce_into(const at::Tensor& out) const {
     if (!sums_.defined()) return;
-    at::parallel_for(0, width_, grain(std::max<int64_t>(1, blocks_)), [&](int64_t begin, int64_t end) {
+    // A small sum is done before a second thread has woken up.
+    const int64_t columns = std::max<int64_t>(64, kSumsPerTask / std::max<int64_t>(1, blocks_));
+    at::parallel_for(0, width_, columns, [&](int64_t begin, int64_t end) {
       loops().sum_blocks(storage_, sums_.const_data_ptr(), blocks_, width_, out.mutable_data_ptr(), begin, end);
     });
   }
