@@ -32,7 +32,10 @@ constexpr std::array<TypeRow, kStoredTypes> kTypes{{{StoredType::kF64, "F64", 8}
 
 std::string known_types() {
   std::string names;
-  for (const TypeRow& row : kTypes) names += (names.empty() ? "" : " ") + std::string(row.name);
+  for (const TypeRow& row : kTypes) {
+    if (!names.empty()) names += " ";
+    names += row.name;
+  }
   return names;
 }
 
@@ -191,7 +194,8 @@ void HeaderParser::finish_tensor() {
                                           : (fields_ & kShapeField) == 0 ? "shape"
                                                                          : "data_offsets"));
   }
-  const std::string range = "[" + std::to_string(offsets_[0]) + ", " + std::to_string(offsets_[1]) + "]";
+  std::string range = "[";
+  range += std::to_string(offsets_[0]) + ", " + std::to_string(offsets_[1]) + "]";
   if (offsets_[0] > offsets_[1]) fail_tensor("data_offsets " + range + " run backwards");
   const auto bytes = tensor_bytes(entry_.shape, entry_.dtype);
   if (!bytes) fail_tensor("shape is larger than 2^63 - 1 bytes");
