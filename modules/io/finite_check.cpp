@@ -10,8 +10,12 @@ namespace {
 
 constexpr int64_t kBlock = 4096;  // elements judged before looking at the outcome; stays in the first-level cache
 
+// Adding the lowest exponent bit to the exponent alone carries into the sign's place when, and only when, all exponent
+// bits are set: three plain vector operations, where a comparison costs more on baseline x86-64.
 template <typename Bits>
-std::optional<int64_t> scan(const void* data, int64_t count, Bits mask) {
+std::optional<int64_t> scan(const void* data, int64_t count, Bits exponent) {
+  const auto lowest = static_cast<Bits>(exponent & (~exponent + 1u));
+  const auto carry = static_cast<Bits>(exponent + lowest);  // the sign's place
   const auto* bytes = static_cast<const char*>(data);
   const auto load = [bytes](int64_t i) {
     Bits value;
@@ -21,10 +25,10 @@ std::optional<int64_t> scan(const void* data, int64_t count, Bits mask) {
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = std::min(count, begin + kBlock);
     Bits hit = 0;  // no branch inside: this loop is vectorised
-    for (int64_t i = begin; i < end; ++i) hit |= static_cast<Bits>((load(i) & mask) == mask);
-    if (hit == 0) continue;
+    for (int64_t i = begin; i < end; ++i) hit = static_cast<Bits>(hit | ((load(i) & exponent) + lowest));
+    if ((hit & carry) == 0) continue;
     for (int64_t i = begin; i < end; ++i) {
-      if ((load(i) & mask) == mask) return i;
+      if ((load(i) & exponent) == exponent) return i;
     }
   }
   return std::nullopt;

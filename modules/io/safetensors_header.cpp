@@ -33,7 +33,7 @@ constexpr std::array<TypeRow, kStoredTypes> kTypes{{{StoredType::kF64, "F64", 8}
 std::string known_types() {
   std::string names;
   for (const TypeRow& row : kTypes) {
-    if (!names.empty()) names += ' ';
+    if (!names.empty()) names += " ";
     names += row.name;
   }
   return names;
@@ -194,9 +194,8 @@ void HeaderParser::finish_tensor() {
                                           : (fields_ & kShapeField) == 0 ? "shape"
                                                                          : "data_offsets"));
   }
-  // Not "[" + std::string: g++ 12 sees an overflow in that operator where there is none.
-  const std::string range = std::string("[").append(std::to_string(offsets_[0])).append(", ") +
-                            std::to_string(offsets_[1]) + "]";
+  std::string range = "[";
+  range += std::to_string(offsets_[0]) + ", " + std::to_string(offsets_[1]) + "]";
   if (offsets_[0] > offsets_[1]) fail_tensor("data_offsets " + range + " run backwards");
   const auto bytes = tensor_bytes(entry_.shape, entry_.dtype);
   if (!bytes) fail_tensor("shape is larger than 2^63 - 1 bytes");

@@ -1,9 +1,9 @@
 #include "tests/fuzz/untrusted_input.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <set>
 #include <string>
 #include <string_view>
@@ -101,7 +101,7 @@ void check_header(const SafetensorsHeader& header, std::string_view text, uint64
 bool judge_safetensors(const uint8_t* data, size_t size) {
   try {
     std::array<unsigned char, io::kHeaderPrefixBytes> prefix{};
-    std::memcpy(prefix.data(), data, std::min(size, prefix.size()));
+    std::copy_n(data, std::min(size, prefix.size()), prefix.begin());
     const uint64_t length = io::header_length(prefix, size, "input");
     require(length <= size - 8, "header inside the file");
     const std::string_view text(reinterpret_cast<const char*>(data) + 8, length);

@@ -32,6 +32,3 @@ endif()
 find_package(Boost REQUIRED COMPONENTS program_options)
 find_package(nlohmann_json 3.9 REQUIRED)
 find_package(Threads REQUIRED)
-
-# oneDNN (libdnnl-dev) gives float32-out half GEMMs, which ATen does not export (kernels/half_linear_cpu.cpp).
-find_library(LIMBECK_DNNL_LIBRARY dnnl REQUIRED)
