@@ -31,6 +31,7 @@ void expect_same(const at::Tensor& read, const at::Tensor& written) {
   ASSERT_EQ(read.scalar_type(), written.scalar_type());
   ASSERT_EQ(read.sizes(), written.sizes());
   const at::Tensor plain = written.contiguous();
+  if (plain.nbytes() == 0) return;  // no memory to compare
   EXPECT_EQ(std::memcmp(read.const_data_ptr(), plain.const_data_ptr(), plain.nbytes()), 0);
 }
 
