@@ -69,6 +69,7 @@ class HalfLinear : public torch::autograd::Function<HalfLinear> {
                             const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({x, weight});
+    ctx->saved_data["has_bias"] = bias.has_value();  // without one, autograd knows of two inputs
     return kernels::linear(x, weight, bias);
   }
 
@@ -80,7 +81,7 @@ class HalfLinear : public torch::autograd::Function<HalfLinear> {
     at::Tensor dx, dweight, dbias;
     if (ctx->needs_input_grad(0)) dx = kernels::linear(dy, weight.t()).reshape(x.sizes());
     if (ctx->needs_input_grad(1)) dweight = kernels::linear(dy.t(), x.reshape({-1, weight.size(1)}).t());
-    if (ctx->needs_input_grad(2)) dbias = dy.sum(0);
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) dbias = dy.sum(0);
     return {dx, dweight, dbias};
   }
 };
