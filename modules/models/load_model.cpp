@@ -39,12 +39,14 @@ BuiltModel load_model(const ModelRequest& request) {
     throw ContractError(fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
                                     "loading models onto a GPU is not wired yet", request.device.str(), request.root));
   }
-  const io::WeightsFolder weights(request.folder);
+  const io::WeightsFolder weights(request.folder,
+                                  request.allow_nonfinite ? io::NonFinite::kAllow : io::NonFinite::kRefuse);
   BuiltModel built = build(request, std::nullopt, &weights);
   LoadOptions options;
   options.cast = request.dtype.has_value() || !request.rules.empty();
   options.allow_nonfinite = request.allow_nonfinite;
   built.report = load_weights(*built.model, *built.config.family, weights, options);
+  for (const std::string& note : weights.notes()) built.report.notes.push_back(note);
   return built;
 }
 

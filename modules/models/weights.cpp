@@ -153,8 +153,9 @@ bool load_one(WeightBinding& binding, const io::TensorEntry& entry, const io::We
     weights.read_into(entry.name, target);
   } else {
     precision::cast_into(target, weights.read(entry.name));
+    // The reader has looked at the file's values; the conversion may have overflowed.
+    if (!options.allow_nonfinite) check_finite(target, entry, weights);
   }
-  if (!options.allow_nonfinite) check_finite(target, entry, weights);
   return !same_dtype;
 }
 

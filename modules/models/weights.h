@@ -32,6 +32,7 @@ struct LoadOptions {
 struct LoadReport {
   std::vector<WeightBinding> bindings;  // with the names found
   std::vector<std::string> ignored;     // tensors of the file that carry no weight of ours
+  std::vector<std::string> notes;       // about the files, for the user
   int64_t cast_tensors = 0;
 };
 

@@ -140,6 +140,7 @@ void run_forward(Invocation& call) {
   models::ModelRequest request = single_model(settings);
   request.trainable = gradients;
   const models::BuiltModel built = models::load_model(request);
+  report_load(built, call.console);
   const Inputs inputs = read_inputs(input, built.config.architecture);
 
   const auto begin = std::chrono::steady_clock::now();

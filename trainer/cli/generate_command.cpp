@@ -100,6 +100,7 @@ void run_generate(Invocation& call) {
   const Prompts prompts = lists.empty() ? from_file(settings.path("prompts")) : from_lists(lists);
   const models::GenerateOptions options = options_of(settings);
   const models::BuiltModel built = models::load_model(single_model(settings));
+  report_load(built, call.console);
 
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
                     {.width = terminal_width(2), .quiet = call.console.quiet()});

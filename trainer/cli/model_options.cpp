@@ -1,5 +1,8 @@
 #include "trainer/cli/model_options.h"
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 namespace limbeck::cli {
 
 using recipe::OptionKind;
@@ -31,6 +34,19 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.device = *settings.device("device");
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
+}
+
+void report_load(const models::BuiltModel& built, Console& console) {
+  const models::LoadReport& report = built.report;
+  for (const std::string& note : report.notes) console.warning(note);
+  if (report.cast_tensors > 0) {
+    console.note(fmt::format("{} tensors were converted to {} at loading", report.cast_tensors,
+                             precision::dtype_name(built.policy->stream_dtype())));
+  }
+  if (!report.ignored.empty()) {
+    console.note(fmt::format("left aside, of no use to a {} model: {}", built.config.architecture.family,
+                             fmt::join(report.ignored, ", ")));
+  }
 }
 
 }  // namespace limbeck::cli
