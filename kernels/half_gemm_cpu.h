@@ -1,6 +1,6 @@
 // Product of float16 matrices on processors without float16 arithmetic: float32 inside, one rounding to float16.
 // The same bits for every number of threads, and for a row whatever other rows are in the call.
-// Scratch: 2.1 MB (AVX-512; 2.1 MB AVX2) a thread, whatever the shape.
+// Scratch: 2.1 MB a thread, kept, whatever the shape.
 #pragma once
 #include <c10/util/Half.h>
 
