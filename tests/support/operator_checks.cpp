@@ -5,8 +5,9 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/saved_variable.h>
+
+#include <algorithm>
+#include <cstring>
 
 namespace limbeck::test {
 namespace {

@@ -35,7 +35,7 @@ void expect_matches_reference(const Case& c);
 void expect_inference_equals_training(const Case& c);
 // On 1 and 2 threads.
 void expect_threads_do_not_matter(const Case& c);
-// Shapes, strides, dtypes of output and gradients, and the bytes kept for the backward.
+// Shapes, strides and dtypes of output and gradients.
 void expect_meta_agrees(const Case& c);
 // Every input in turn in another dtype and on another device: refused, naming `op`.
 void expect_mixing_refused(const Case& c, const std::string& op);
