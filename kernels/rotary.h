@@ -5,8 +5,8 @@
 
 namespace limbeck::kernels {
 
-// x_bthd [B, T, H, D] (any strides with a contiguous last dimension), cos_btr and sin_btr [B or 1, T, R/2] float32, R <= D;
-// dimensions R..D pass unchanged. Returns a new contiguous tensor.
+// x_bthd [B, T, H, D] (any strides with a contiguous last dimension), cos_btr and sin_btr [B or 1, T, R/2] float32, R
+// <= D; dimensions R..D pass unchanged. Returns a new contiguous tensor.
 at::Tensor rotary_embedding(const at::Tensor& x_bthd, const at::Tensor& cos_btr, const at::Tensor& sin_btr);
 
 }  // namespace limbeck::kernels

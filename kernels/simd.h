@@ -1,7 +1,7 @@
 // Sixteen values at a time, for the *_loops.cpp files, which are built once for each instruction set (LIMBECK_ISA names
-// the namespace). The number of lanes is 16 on every machine, and products are fused with sums in exp_of_nonpositive and
-// reciprocal_of_one_plus alone, so all else has the same bits on all instruction sets. Include nothing here that could
-// emit a shared inline function: the linker would keep one copy for all, perhaps the AVX-512 one.
+// the namespace). The number of lanes is 16 on every machine, and products are fused with sums in exp_of_nonpositive
+// and reciprocal_of_one_plus alone, so all else has the same bits on all instruction sets. Include nothing here that
+// could emit a shared inline function: the linker would keep one copy for all, perhaps the AVX-512 one.
 #pragma once
 #include "kernels/storage.h"
 #if defined(__AVX2__)

@@ -7,7 +7,14 @@
 namespace limbeck {
 
 enum class ExitCode : int {
-  kDone = 0, kUsage = 2, kInputData = 3, kWeights = 4, kNumeric = 5, kIo = 6, kDistributed = 7, kStopped = 75
+  kDone = 0,
+  kUsage = 2,
+  kInputData = 3,
+  kWeights = 4,
+  kNumeric = 5,
+  kIo = 6,
+  kDistributed = 7,
+  kStopped = 75
 };
 
 class Error : public std::runtime_error {
@@ -19,11 +26,23 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
-struct UsageError : Error { explicit UsageError(const std::string& m) : Error(ExitCode::kUsage, m) {} };        // command line, recipe
-struct ContractError : Error { explicit ContractError(const std::string& m) : Error(ExitCode::kUsage, m) {} };  // dtype, device, shape
-struct InputDataError : Error { explicit InputDataError(const std::string& m) : Error(ExitCode::kInputData, m) {} };
-struct WeightsError : Error { explicit WeightsError(const std::string& m) : Error(ExitCode::kWeights, m) {} };  // models, checkpoints
-struct NumericError : Error { explicit NumericError(const std::string& m) : Error(ExitCode::kNumeric, m) {} };
-struct IoError : Error { explicit IoError(const std::string& m) : Error(ExitCode::kIo, m) {} };
+struct UsageError : Error {
+  explicit UsageError(const std::string& m) : Error(ExitCode::kUsage, m) {}
+};  // command line, recipe
+struct ContractError : Error {
+  explicit ContractError(const std::string& m) : Error(ExitCode::kUsage, m) {}
+};  // dtype, device, shape
+struct InputDataError : Error {
+  explicit InputDataError(const std::string& m) : Error(ExitCode::kInputData, m) {}
+};
+struct WeightsError : Error {
+  explicit WeightsError(const std::string& m) : Error(ExitCode::kWeights, m) {}
+};  // models, checkpoints
+struct NumericError : Error {
+  explicit NumericError(const std::string& m) : Error(ExitCode::kNumeric, m) {}
+};
+struct IoError : Error {
+  explicit IoError(const std::string& m) : Error(ExitCode::kIo, m) {}
+};
 
 }  // namespace limbeck

@@ -23,7 +23,8 @@ size_t edit_distance(const std::string& a, const std::string& b, size_t limit) {
       }
       smallest = std::min(smallest, current[j]);
     }
-    // A swap can still reach back one row, and adds one to it: so two rows over the limit end it, one row at limit + 1 too.
+    // A swap can still reach back one row, and adds one to it: so two rows over the limit end it, one row at limit + 1
+    // too.
     if (smallest > limit + 1) return limit + 1;
     before_last.swap(last);
     last.swap(current);

@@ -42,9 +42,8 @@ int without_interruption(Call call) {
 
 AtomicFile::AtomicFile(const fs::path& path, uint64_t bytes)
     : path_(path), temporary_(temporary_name(path)), promised_(bytes) {
-  descriptor_ = without_interruption([&] {
-    return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
-  });
+  descriptor_ = without_interruption(
+      [&] { return ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666); });
   if (descriptor_ < 0) fail("cannot be created", errno);
   try {
     reserve();
@@ -99,16 +98,16 @@ void AtomicFile::write(const void* data, size_t bytes) {
 
 void AtomicFile::commit() {
   if (written_ != promised_) {
-    throw IoError(path_.string() + ": " + std::to_string(written_) + " bytes were written, " + std::to_string(promised_) +
-                  " announced");
+    throw IoError(path_.string() + ": " + std::to_string(written_) + " bytes were written, " +
+                  std::to_string(promised_) + " announced");
   }
   // A failed flush is final: the kernel may have dropped the pages, and a second call would say all is well.
   if (without_interruption([&] { return ::fsync(descriptor_); }) != 0) fail("cannot be flushed to disk", errno);
   if (::close(std::exchange(descriptor_, -1)) != 0 && errno != EINTR) fail("cannot be closed", errno);
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail("cannot be put in place", errno);
   temporary_.clear();
-  const int folder = without_interruption(
-      [&] { return ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
+  const int folder =
+      without_interruption([&] { return ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
   if (folder < 0) fail("its folder cannot be opened to flush it", errno);
   const int flushed = without_interruption([&] { return ::fsync(folder); });
   const int error = errno;

@@ -38,13 +38,20 @@ std::optional<int64_t> scan(const void* data, int64_t count, Bits exponent) {
 
 std::optional<int64_t> first_nonfinite(const void* data, int64_t count, at::ScalarType type) {
   switch (type) {
-    case at::kDouble: return scan<uint64_t>(data, count, 0x7FF0000000000000u);
-    case at::kFloat: return scan<uint32_t>(data, count, 0x7F800000u);
-    case at::kBFloat16: return scan<uint16_t>(data, count, 0x7F80u);
-    case at::kHalf: return scan<uint16_t>(data, count, 0x7C00u);
-    case at::kFloat8_e5m2: return scan<uint8_t>(data, count, 0x7Cu);
-    case at::kFloat8_e4m3fn: return scan<uint8_t>(data, count, 0x7Fu);  // has no infinities; all ones is NaN
-    default: break;
+    case at::kDouble:
+      return scan<uint64_t>(data, count, 0x7FF0000000000000u);
+    case at::kFloat:
+      return scan<uint32_t>(data, count, 0x7F800000u);
+    case at::kBFloat16:
+      return scan<uint16_t>(data, count, 0x7F80u);
+    case at::kHalf:
+      return scan<uint16_t>(data, count, 0x7C00u);
+    case at::kFloat8_e5m2:
+      return scan<uint8_t>(data, count, 0x7Cu);
+    case at::kFloat8_e4m3fn:
+      return scan<uint8_t>(data, count, 0x7Fu);  // has no infinities; all ones is NaN
+    default:
+      break;
   }
   if (!at::isIntegralType(type, /*includeBool=*/true)) {
     throw ContractError(std::string("finite check: got dtype ") + c10::toString(type) + ", wanted a real dtype");

@@ -155,7 +155,8 @@ void InputFile::read(uint64_t offset, void* destination, size_t bytes) const {
     const ssize_t got = ::pread(descriptor_, at, std::min(bytes, kMostPerCall), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
-      throw IoError(path_.string() + ": cannot be read at byte " + std::to_string(offset) + ": " + std::strerror(errno));
+      throw IoError(path_.string() + ": cannot be read at byte " + std::to_string(offset) + ": " +
+                    std::strerror(errno));
     }
     if (got == 0) {
       throw WeightsError(path_.string() + ": ends at byte " + std::to_string(offset) + ", it had " +

@@ -41,7 +41,8 @@ const json& member(const JsonFile& file, const std::string& key, const std::stri
 }
 
 [[noreturn]] void refuse(const JsonFile& file, const std::string& key, const std::string& wanted) {
-  throw WeightsError(file.where() + ": key " + in_quotes(key) + " = " + shown(file.value().at(key)) + ", wanted " + wanted);
+  throw WeightsError(file.where() + ": key " + in_quotes(key) + " = " + shown(file.value().at(key)) + ", wanted " +
+                     wanted);
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ class JsonFile {
 
   const nlohmann::json& value() const { return value_; }
   const std::string& where() const { return where_; }
-  bool has(const std::string& key) const;                   // present and not null
-  JsonFile child(const std::string& key) const;             // an object member
+  bool has(const std::string& key) const;        // present and not null
+  JsonFile child(const std::string& key) const;  // an object member
   int64_t integer(const std::string& key, int64_t low, int64_t high) const;
   int64_t integer_or(const std::string& key, int64_t fallback, int64_t low, int64_t high) const;
   double number(const std::string& key, double low, double high) const;

@@ -13,16 +13,17 @@
 namespace limbeck::io {
 namespace {
 
-constexpr uint64_t kPiece = uint64_t{512} << 10;        // read, then checked, within the second-level cache
-constexpr uint64_t kPerThread = uint64_t{2} << 20;      // less is not worth starting a thread
+constexpr uint64_t kPiece = uint64_t{512} << 10;    // read, then checked, within the second-level cache
+constexpr uint64_t kPerThread = uint64_t{2} << 20;  // less is not worth starting a thread
 constexpr uint64_t kHugePage = uint64_t{2} << 20;
-constexpr int kMostThreads = 8;                         // by then memory is the limit
+constexpr int kMostThreads = 8;  // by then memory is the limit
 
 // Fresh memory costs a fault for every 4 KiB, more than the copy itself. Advice only: ignored where it does not apply,
 // and limited to pages wholly inside the tensor, so nothing grows.
 void advise_huge_pages(void* data, uint64_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage, end = (address + bytes) / kHugePage * kHugePage;
+  const uintptr_t begin = (address + kHugePage - 1) / kHugePage * kHugePage,
+                  end = (address + bytes) / kHugePage * kHugePage;
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
@@ -46,7 +47,8 @@ void read_part(const InputFile& file, uint64_t offset, char* data, at::ScalarTyp
 
 }  // namespace
 
-std::optional<int64_t> read_payload(const InputFile& file, uint64_t offset, at::Tensor& destination, bool check_finite) {
+std::optional<int64_t> read_payload(const InputFile& file, uint64_t offset, at::Tensor& destination,
+                                    bool check_finite) {
   const uint64_t bytes = destination.nbytes();
   if (bytes == 0) return std::nullopt;
   auto* data = static_cast<char*>(destination.mutable_data_ptr());

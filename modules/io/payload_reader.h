@@ -10,8 +10,8 @@
 
 namespace limbeck::io {
 
-// destination: contiguous CPU tensor of as many bytes as [offset, offset + nbytes). Index of the first non-finite element
-// when check_finite; the data has been read completely all the same.
+// destination: contiguous CPU tensor of as many bytes as [offset, offset + nbytes). Index of the first non-finite
+// element when check_finite; the data has been read completely all the same.
 std::optional<int64_t> read_payload(const InputFile& file, uint64_t offset, at::Tensor& destination, bool check_finite);
 
 }  // namespace limbeck::io

@@ -31,9 +31,9 @@ class SafetensorsFile {
   SafetensorsFile& operator=(SafetensorsFile&&) noexcept;
 
   const std::filesystem::path& path() const;
-  const std::vector<TensorEntry>& entries() const;          // in file order
+  const std::vector<TensorEntry>& entries() const;  // in file order
   const std::map<std::string, std::string>& metadata() const;
-  const TensorEntry* find(const std::string& name) const;   // null when absent
+  const TensorEntry* find(const std::string& name) const;                                    // null when absent
   at::Tensor read(const TensorEntry& entry, NonFinite nonfinite = NonFinite::kAllow) const;  // new CPU tensor
   // Same dtype and shape, contiguous, CPU.
   void read_into(const TensorEntry& entry, at::Tensor& destination, NonFinite nonfinite = NonFinite::kAllow) const;
@@ -44,12 +44,12 @@ class SafetensorsFile {
 };
 
 // model.safetensors, or model.safetensors.index.json with its shards, of one folder. Opens every shard, checks that the
-// index and the shards agree; .bin / .pt are refused with a pointer to an out-of-process converter. Where both exist the
-// single file is taken, as transformers does. NaN and infinities are refused unless allowed.
+// index and the shards agree; .bin / .pt are refused with a pointer to an out-of-process converter. Where both exist
+// the single file is taken, as transformers does. NaN and infinities are refused unless allowed.
 class WeightsFolder {
  public:
   explicit WeightsFolder(const std::filesystem::path& folder, NonFinite nonfinite = NonFinite::kRefuse);
-  std::vector<std::string> names() const;                   // sorted
+  std::vector<std::string> names() const;  // sorted
   const TensorEntry* find(const std::string& name) const;
   at::Tensor read(const std::string& name) const;
   void read_into(const std::string& name, at::Tensor& destination) const;

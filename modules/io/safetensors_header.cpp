@@ -67,7 +67,9 @@ class HeaderParser {
 
  private:
   [[noreturn]] void fail(const std::string& what) const { throw WeightsError(where_ + ": " + what); }
-  [[noreturn]] void fail_tensor(const std::string& what) const { fail("tensor " + in_quotes(entry_.name) + ": " + what); }
+  [[noreturn]] void fail_tensor(const std::string& what) const {
+    fail("tensor " + in_quotes(entry_.name) + ": " + what);
+  }
   [[noreturn]] void wrong(const std::string& got) const;
   void take_field(const std::string& name);
   void finish_tensor();
@@ -87,14 +89,19 @@ class HeaderParser {
 
 void HeaderParser::wrong(const std::string& got) const {
   switch (place_) {
-    case Place::kOutside: fail("header is " + got + ", wanted an object");
+    case Place::kOutside:
+      fail("header is " + got + ", wanted an object");
     case Place::kTop:
       if (next_is_metadata_) fail("__metadata__ is " + got + ", wanted an object of strings");
       fail_tensor("is " + got + ", wanted an object with dtype, shape and data_offsets");
-    case Place::kMetadata: fail("__metadata__ " + in_quotes(metadata_key_) + " is " + got + ", wanted a string");
-    case Place::kShape: fail_tensor("shape holds " + got + ", wanted integers from 0 to 2^63 - 1");
-    case Place::kOffsets: fail_tensor("data_offsets hold " + got + ", wanted two integers from 0 to 2^64 - 1");
-    case Place::kTensor: break;
+    case Place::kMetadata:
+      fail("__metadata__ " + in_quotes(metadata_key_) + " is " + got + ", wanted a string");
+    case Place::kShape:
+      fail_tensor("shape holds " + got + ", wanted integers from 0 to 2^63 - 1");
+    case Place::kOffsets:
+      fail_tensor("data_offsets hold " + got + ", wanted two integers from 0 to 2^64 - 1");
+    case Place::kTensor:
+      break;
   }
   fail_tensor(field_ == kDtype        ? "dtype is " + got + ", wanted a string"
               : field_ == kShapeField ? "shape is " + got + ", wanted an array"
@@ -103,7 +110,8 @@ void HeaderParser::wrong(const std::string& got) const {
 
 bool HeaderParser::number_unsigned(uint64_t value) {
   if (place_ == Place::kShape) {
-    if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) wrong("the number " + std::to_string(value));
+    if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
+      wrong("the number " + std::to_string(value));
     if (entry_.shape.size() == kMaxRank) fail_tensor("has more than " + std::to_string(kMaxRank) + " dimensions");
     entry_.shape.push_back(static_cast<int64_t>(value));
   } else if (place_ == Place::kOffsets) {
@@ -218,12 +226,13 @@ void check_coverage(std::vector<HeaderEntry>& entries, uint64_t payload_bytes, c
   const HeaderEntry* last = nullptr;
   for (const HeaderEntry& entry : entries) {
     if (entry.begin < covered) {
-      throw WeightsError(where + ": tensors " + in_quotes(last->name) + " and " + in_quotes(entry.name) + " overlap: bytes " +
-                         std::to_string(entry.begin) + " to " + std::to_string(std::min(covered, entry.end)));
+      throw WeightsError(where + ": tensors " + in_quotes(last->name) + " and " + in_quotes(entry.name) +
+                         " overlap: bytes " + std::to_string(entry.begin) + " to " +
+                         std::to_string(std::min(covered, entry.end)));
     }
     if (entry.begin > covered) {
-      throw WeightsError(where + ": hole before tensor " + in_quotes(entry.name) + ": bytes " + std::to_string(covered) +
-                         " to " + std::to_string(entry.begin) + " belong to no tensor");
+      throw WeightsError(where + ": hole before tensor " + in_quotes(entry.name) + ": bytes " +
+                         std::to_string(covered) + " to " + std::to_string(entry.begin) + " belong to no tensor");
     }
     if (entry.end > payload_bytes) {
       throw WeightsError(where + ": tensor " + in_quotes(entry.name) + " ends at byte " + std::to_string(entry.end) +
@@ -234,8 +243,9 @@ void check_coverage(std::vector<HeaderEntry>& entries, uint64_t payload_bytes, c
     last = &entry;
   }
   if (covered != payload_bytes) {
-    throw WeightsError(where + ": the last tensor ends at byte " + std::to_string(covered) + " of the payload, which has " +
-                       std::to_string(payload_bytes) + ": the rest belongs to no tensor");
+    throw WeightsError(where + ": the last tensor ends at byte " + std::to_string(covered) +
+                       " of the payload, which has " + std::to_string(payload_bytes) +
+                       ": the rest belongs to no tensor");
   }
 }
 
@@ -268,7 +278,8 @@ std::optional<uint64_t> tensor_bytes(const std::vector<int64_t>& shape, StoredTy
   for (const int64_t size : shape) {
     if (size < 0) return std::nullopt;
     empty = empty || size == 0;
-    if (__builtin_mul_overflow(product, static_cast<uint64_t>(std::max<int64_t>(size, 1)), &product)) return std::nullopt;
+    if (__builtin_mul_overflow(product, static_cast<uint64_t>(std::max<int64_t>(size, 1)), &product))
+      return std::nullopt;
   }
   if (product > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) return std::nullopt;
   return empty ? 0 : product;
@@ -300,7 +311,8 @@ SafetensorsHeader parse_header(std::string_view text, uint64_t file_bytes, const
     throw WeightsError(where + ": header of " + std::to_string(text.size()) + " bytes in a file of " +
                        std::to_string(file_bytes));
   }
-  if (text.empty() || text[0] != '{') throw WeightsError(where + ": header does not begin with {: not a safetensors file");
+  if (text.empty() || text[0] != '{')
+    throw WeightsError(where + ": header does not begin with {: not a safetensors file");
   const size_t zero = text.find('\0');
   if (zero != text.npos) throw WeightsError(where + ": header: not JSON: zero byte at byte " + std::to_string(zero));
   HeaderParser parser(text, where);
@@ -320,7 +332,8 @@ std::string build_header(std::vector<HeaderEntry>& entries, const std::map<std::
   std::string text = "{";
   if (!metadata.empty()) {
     for (const auto& [key, value] : metadata) {
-      if (!is_utf8(key) || !is_utf8(value)) throw WeightsError(where + ": metadata " + in_quotes(key) + " is not UTF-8");
+      if (!is_utf8(key) || !is_utf8(value))
+        throw WeightsError(where + ": metadata " + in_quotes(key) + " is not UTF-8");
     }
     text += "\"__metadata__\":" + nlohmann::json(metadata).dump();
   }
@@ -329,16 +342,18 @@ std::string build_header(std::vector<HeaderEntry>& entries, const std::map<std::
   for (HeaderEntry& entry : entries) {
     const std::string fault = name_fault(entry.name);
     if (!fault.empty()) throw WeightsError(where + ": tensor name " + in_quotes(entry.name) + " " + fault);
-    if (!names.insert(entry.name).second) throw WeightsError(where + ": tensor " + in_quotes(entry.name) + " appears twice");
+    if (!names.insert(entry.name).second)
+      throw WeightsError(where + ": tensor " + in_quotes(entry.name) + " appears twice");
     const auto bytes = tensor_bytes(entry.shape, entry.dtype);
     if (!bytes || entry.shape.size() > kMaxRank || __builtin_add_overflow(at, *bytes, &entry.end)) {
-      throw WeightsError(where + ": tensor " + in_quotes(entry.name) + " has more bytes or dimensions than a file can hold");
+      throw WeightsError(where + ": tensor " + in_quotes(entry.name) +
+                         " has more bytes or dimensions than a file can hold");
     }
     entry.begin = std::exchange(at, entry.end);
     if (text.size() > 1) text += ",";
-    text += nlohmann::json(entry.name).dump() + ":{\"dtype\":\"" +
-            std::string(stored_name(entry.dtype)) + "\",\"shape\":" + nlohmann::json(entry.shape).dump() +
-            ",\"data_offsets\":[" + std::to_string(entry.begin) + "," + std::to_string(entry.end) + "]}";
+    text += nlohmann::json(entry.name).dump() + ":{\"dtype\":\"" + std::string(stored_name(entry.dtype)) +
+            "\",\"shape\":" + nlohmann::json(entry.shape).dump() + ",\"data_offsets\":[" + std::to_string(entry.begin) +
+            "," + std::to_string(entry.end) + "]}";
   }
   text += "}";
   text.append((8 - text.size() % 8) % 8, ' ');

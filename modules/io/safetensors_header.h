@@ -36,7 +36,8 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-// Bytes of a tensor, or nothing when they do not fit 63 bits. Sizes of 0 count as 1 for the overflow test, as strides do.
+// Bytes of a tensor, or nothing when they do not fit 63 bits. Sizes of 0 count as 1 for the overflow test, as strides
+// do.
 std::optional<uint64_t> tensor_bytes(const std::vector<int64_t>& shape, StoredType type);
 
 // The length of the JSON, from the first 8 bytes of a file of file_bytes bytes.

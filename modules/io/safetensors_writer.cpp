@@ -27,7 +27,8 @@ StoredType writable_type(const std::string& name, const at::Tensor& tensor, cons
   return *type;
 }
 
-// Widest dtype first, else as given: with the payload at a multiple of 8 every tensor is then aligned for readers that map.
+// Widest dtype first, else as given: with the payload at a multiple of 8 every tensor is then aligned for readers that
+// map.
 std::vector<const NamedTensors::value_type*> file_order(const NamedTensors& tensors, const std::string& where) {
   std::vector<const NamedTensors::value_type*> order;
   for (const auto& named : tensors) {
@@ -69,7 +70,8 @@ std::vector<NamedTensors> split(const NamedTensors& tensors, uint64_t max_shard_
 
 }  // namespace
 
-void write_safetensors(const fs::path& path, const NamedTensors& tensors, const std::map<std::string, std::string>& metadata) {
+void write_safetensors(const fs::path& path, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata) {
   const std::string where = path.string();
   const auto order = file_order(tensors, where);
   std::vector<HeaderEntry> entries;

@@ -4,8 +4,8 @@ namespace limbeck::io {
 namespace {
 
 constexpr std::array<at::ScalarType, kStoredTypes> kScalars{
-    at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kByte, at::kBool,
-    at::kFloat8_e4m3fn, at::kFloat8_e5m2};  // in the order of StoredType
+    at::kDouble, at::kFloat, at::kHalf, at::kBFloat16,      at::kLong,       at::kInt, at::kShort,
+    at::kChar,   at::kByte,  at::kBool, at::kFloat8_e4m3fn, at::kFloat8_e5m2};  // in the order of StoredType
 
 }  // namespace
 

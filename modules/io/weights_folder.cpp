@@ -53,7 +53,8 @@ bool present(const fs::path& path) {
   if (!pickled.empty()) {
     throw WeightsError(folder.string() + wanted + ", only pickled weights (" + listed(pickled) +
                        "), which can run code when read and are never opened here: convert them first, in a process of "
-                       "their own: tools/convert_pickle.py " + folder.string());
+                       "their own: tools/convert_pickle.py " +
+                       folder.string());
   }
   throw WeightsError(folder.string() + wanted);
 }
@@ -64,7 +65,8 @@ WeightsFolder::WeightsFolder(const fs::path& folder, NonFinite nonfinite) : fold
   const fs::path single = folder / "model.safetensors", index_path = folder / "model.safetensors.index.json";
   if (present(single)) {
     files_.emplace_back(single);
-    if (present(index_path)) notes_.push_back(index_path.string() + ": ignored, because model.safetensors is there too");
+    if (present(index_path))
+      notes_.push_back(index_path.string() + ": ignored, because model.safetensors is there too");
     const auto& entries = files_[0].entries();
     for (size_t i = 0; i < entries.size(); ++i) index_.emplace(entries[i].name, std::pair(size_t{0}, i));
   } else if (present(index_path)) {
@@ -107,8 +109,8 @@ void WeightsFolder::open_shards(const fs::path& index_path) {
     if (found == index_.end()) {
       missing.push_back(name);
     } else if (found->second.first != shard_number.at(shard)) {
-      throw WeightsError(index_path.string() + ": tensor " + in_quotes(name) + " should be in " + shard + ", but is in " +
-                         files_[found->second.first].path().filename().string());
+      throw WeightsError(index_path.string() + ": tensor " + in_quotes(name) + " should be in " + shard +
+                         ", but is in " + files_[found->second.first].path().filename().string());
     }
   }
   if (!missing.empty()) {
@@ -120,8 +122,9 @@ void WeightsFolder::open_shards(const fs::path& index_path) {
                        " tensors that its shards hold: " + listed(extra));
   }
   if (stated.total_bytes && *stated.total_bytes != static_cast<double>(payload_bytes())) {
-    notes_.push_back(index_path.string() + ": total_size is " + std::to_string(static_cast<uint64_t>(*stated.total_bytes)) +
-                     ", the shards hold " + std::to_string(payload_bytes()) + " bytes (every tensor is there)");
+    notes_.push_back(index_path.string() + ": total_size is " +
+                     std::to_string(static_cast<uint64_t>(*stated.total_bytes)) + ", the shards hold " +
+                     std::to_string(payload_bytes()) + " bytes (every tensor is there)");
   }
 }
 

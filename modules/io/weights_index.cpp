@@ -32,12 +32,14 @@ WeightsIndex parse_weights_index(const JsonFile& file) {
     std::string fault = name_fault(name);
     if (!fault.empty()) throw WeightsError(map.where() + ": tensor name " + in_quotes(name) + " " + fault);
     if (!shard.is_string()) {
-      throw WeightsError(map.where() + ": tensor " + in_quotes(name) + " is " + shard.type_name() + ", wanted a file name");
+      throw WeightsError(map.where() + ": tensor " + in_quotes(name) + " is " + shard.type_name() +
+                         ", wanted a file name");
     }
     const auto& shard_name = shard.get_ref<const std::string&>();
     fault = file_name_fault(shard_name);
     if (!fault.empty()) {
-      throw WeightsError(map.where() + ": tensor " + in_quotes(name) + ": shard " + in_quotes(shard_name) + " " + fault);
+      throw WeightsError(map.where() + ": tensor " + in_quotes(name) + ": shard " + in_quotes(shard_name) + " " +
+                         fault);
     }
     index.shard_of.emplace(name, shard_name);
   }

@@ -1,5 +1,5 @@
-// model.safetensors.index.json: which shard holds which tensor. Shards are bare file names, so that an index cannot lead
-// out of its folder. Needs no torch.
+// model.safetensors.index.json: which shard holds which tensor. Shards are bare file names, so that an index cannot
+// lead out of its folder. Needs no torch.
 //
 // metadata.total_size is kept as information only: the index and the shards are held against each other tensor by
 // tensor, which says more, and published indexes exist whose total counts tied weights twice or is a float.

@@ -18,14 +18,14 @@ enum class RopeType { kNone, kDefault, kLinear, kDynamic, kYarn, kLongRope, kLla
 struct Rope {
   RopeType type = RopeType::kNone;
   double theta = 10000.0;
-  int64_t rotary_dim = 0;            // <= head_dim
+  int64_t rotary_dim = 0;  // <= head_dim
   double factor = 1.0;
-  double attention_factor = 1.0;     // multiplies cos and sin
-  int64_t original_positions = 0;    // positions of the original pretraining (yarn, longrope, llama3, dynamic)
-  double beta_fast = 32.0, beta_slow = 1.0;          // yarn
-  bool truncate = true;                              // yarn
+  double attention_factor = 1.0;             // multiplies cos and sin
+  int64_t original_positions = 0;            // positions of the original pretraining (yarn, longrope, llama3, dynamic)
+  double beta_fast = 32.0, beta_slow = 1.0;  // yarn
+  bool truncate = true;                      // yarn
   double low_freq_factor = 1.0, high_freq_factor = 4.0;  // llama3
-  std::vector<double> short_factor, long_factor;     // longrope, rotary_dim / 2 each
+  std::vector<double> short_factor, long_factor;         // longrope, rotary_dim / 2 each
 };
 
 struct Experts {
@@ -66,12 +66,12 @@ struct Architecture {
   Experts experts;
   std::vector<bool> layer_is_sparse;  // empty: every layer when experts.count > 0
 
-  bool tied = false;         // head shares the embedding
-  bool pooler = false;       // BERT's pooler is part of the checkpoint
-  std::string dtype;         // as config.json says, or empty
+  bool tied = false;    // head shares the embedding
+  bool pooler = false;  // BERT's pooler is part of the checkpoint
+  std::string dtype;    // as config.json says, or empty
   std::vector<int64_t> end_of_sequence;
-  int64_t padding_id = -1;        // row of the embedding without gradient; -1: none
-  int64_t pad_with = -1;          // fills finished rows of a generation; -1: the end-of-sequence id
+  int64_t padding_id = -1;  // row of the embedding without gradient; -1: none
+  int64_t pad_with = -1;    // fills finished rows of a generation; -1: the end-of-sequence id
 
   bool sparse(int64_t layer) const {
     return experts.count > 0 && (layer_is_sparse.empty() || layer_is_sparse[static_cast<size_t>(layer)]);

@@ -115,10 +115,10 @@ at::Tensor Layer::forward(const at::Tensor& x, const LayerInput& input) const {
       const at::Tensor h = post_attention_norm_->forward(x + attention_->forward(x, input));
       return post_feed_forward_norm_->forward(h + feed_forward_->forward(h));
     }
-    case NormPlacement::kSandwich: break;
+    case NormPlacement::kSandwich:
+      break;
   }
-  const at::Tensor h =
-      x + post_attention_norm_->forward(attention_->forward(input_norm_->forward(x), input));
+  const at::Tensor h = x + post_attention_norm_->forward(attention_->forward(input_norm_->forward(x), input));
   return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h)));
 }
 

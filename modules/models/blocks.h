@@ -10,7 +10,7 @@ namespace limbeck::models {
 
 // What every layer of one forward shares.
 struct LayerInput {
-  std::optional<at::Tensor> segments_q, segments_k;     // int32 [B, T], [B, S]; 0 = padding
+  std::optional<at::Tensor> segments_q, segments_k;        // int32 [B, T], [B, S]; 0 = padding
   std::pair<at::Tensor, at::Tensor> angles, local_angles;  // cos and sin; undefined without rotary positions
   KeyValueCache* cache = nullptr;
 };

@@ -19,15 +19,19 @@ RopeType rope_type(const std::string& name, const io::JsonFile& where) {
   if (name == "yarn") return RopeType::kYarn;
   if (name == "longrope" || name == "su") return RopeType::kLongRope;
   if (name == "llama3") return RopeType::kLlama3;
-  throw WeightsError(fmt::format("{}: rope_type \"{}\" is not supported: wanted default, linear, dynamic, yarn, "
-                                 "longrope or llama3", where.where(), name));
+  throw WeightsError(
+      fmt::format("{}: rope_type \"{}\" is not supported: wanted default, linear, dynamic, yarn, "
+                  "longrope or llama3",
+                  where.where(), name));
 }
 
 std::vector<double> read_factors(const io::JsonFile& rope, const std::string& key, int64_t count) {
   const nlohmann::json& value = rope.value();
   if (!rope.has(key) || !value.at(key).is_array() || static_cast<int64_t>(value.at(key).size()) != count) {
-    throw WeightsError(fmt::format("{}: \"{}\" is missing or of another length, wanted {} numbers (half of the rotary "
-                                   "dimensions)", rope.where(), key, count));
+    throw WeightsError(
+        fmt::format("{}: \"{}\" is missing or of another length, wanted {} numbers (half of the rotary "
+                    "dimensions)",
+                    rope.where(), key, count));
   }
   std::vector<double> factors;
   for (const auto& item : value.at(key)) {
@@ -43,9 +47,8 @@ double yarn_scale(double factor, double scale) { return factor <= 1.0 ? 1.0 : 0.
 
 void read_scaling(const io::JsonFile& rope, const io::JsonFile& config, int64_t max_positions, Rope& result) {
   const bool beside = config.has("original_max_position_embeddings");
-  result.original_positions =
-      beside ? config.integer("original_max_position_embeddings", 1, kMaxSize)
-             : rope.integer_or("original_max_position_embeddings", max_positions, 1, kMaxSize);
+  result.original_positions = beside ? config.integer("original_max_position_embeddings", 1, kMaxSize)
+                                     : rope.integer_or("original_max_position_embeddings", max_positions, 1, kMaxSize);
   const double reach = static_cast<double>(max_positions) / static_cast<double>(result.original_positions);
   const bool derived = result.type == RopeType::kLongRope || result.type == RopeType::kYarn;
   result.factor = derived ? rope.number_or("factor", reach, 1e-3, 1e6) : rope.number("factor", 1e-3, 1e6);
@@ -56,11 +59,12 @@ void read_scaling(const io::JsonFile& rope, const io::JsonFile& config, int64_t 
       result.beta_fast = rope.number_or("beta_fast", 32.0, 1e-6, 1e6);
       result.beta_slow = rope.number_or("beta_slow", 1.0, 1e-6, 1e6);
       result.truncate = rope.boolean_or("truncate", true);
-      const double scale = rope.number_or("mscale", 0.0, 0.0, 1e6), all = rope.number_or("mscale_all_dim", 0.0, 0.0, 1e6);
+      const double scale = rope.number_or("mscale", 0.0, 0.0, 1e6),
+                   all = rope.number_or("mscale_all_dim", 0.0, 0.0, 1e6);
       if (given) break;
       const bool both = scale > 0 && all > 0;
-      result.attention_factor = both ? yarn_scale(result.factor, scale) / yarn_scale(result.factor, all)
-                                     : yarn_scale(result.factor, 1.0);
+      result.attention_factor =
+          both ? yarn_scale(result.factor, scale) / yarn_scale(result.factor, all) : yarn_scale(result.factor, 1.0);
       break;
     }
     case RopeType::kLongRope:
@@ -75,7 +79,9 @@ void read_scaling(const io::JsonFile& rope, const io::JsonFile& config, int64_t 
       result.low_freq_factor = rope.number("low_freq_factor", 1e-6, 1e6);
       result.high_freq_factor = rope.number("high_freq_factor", 1e-6, 1e6);
       break;
-    default: result.attention_factor = 1.0; break;  // linear and dynamic do not use it
+    default:
+      result.attention_factor = 1.0;
+      break;  // linear and dynamic do not use it
   }
 }
 
@@ -95,8 +101,8 @@ Rope read_rope_object(const io::JsonFile& rope, const io::JsonFile& config, int6
   // Phi-3's first release called its long rope "yarn", with per-dimension factors.
   if (result.type == RopeType::kYarn && rope.has("short_factor")) result.type = RopeType::kLongRope;
   result.theta = rope.number_or("rope_theta", config.number_or("rope_theta", default_theta, 1.0, 1e12), 1.0, 1e12);
-  const double partial = rope.number_or("partial_rotary_factor",
-                                        config.number_or("partial_rotary_factor", 1.0, 0.0, 1.0), 0.0, 1.0);
+  const double partial =
+      rope.number_or("partial_rotary_factor", config.number_or("partial_rotary_factor", 1.0, 0.0, 1.0), 0.0, 1.0);
   if (partial != 1.0 && !partial_allowed) {
     throw WeightsError(fmt::format("{}: \"partial_rotary_factor\" = {} is not supported for this family, wanted 1",
                                    rope.where(), partial));
@@ -127,8 +133,10 @@ Activation read_activation(const io::JsonFile& config, const std::string& key, c
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::kGeluTanh;
   if (name == "relu") return Activation::kRelu;
-  throw WeightsError(fmt::format("{}: \"{}\" = \"{}\" is not supported, wanted silu, gelu, gelu_new, "
-                                 "gelu_pytorch_tanh or relu", config.where(), key, name));
+  throw WeightsError(
+      fmt::format("{}: \"{}\" = \"{}\" is not supported, wanted silu, gelu, gelu_new, "
+                  "gelu_pytorch_tanh or relu",
+                  config.where(), key, name));
 }
 
 int64_t read_labels(const io::JsonFile& config) {
@@ -148,8 +156,10 @@ std::vector<bool> read_local_layers(const io::JsonFile& config, int64_t layers) 
   std::vector<bool> local;
   for (const auto& type : types) {
     if (type != "sliding_attention" && type != "full_attention") {
-      throw WeightsError(fmt::format("{}: \"layer_types\" holds {}, wanted \"sliding_attention\" or "
-                                     "\"full_attention\"", config.where(), type.dump()));
+      throw WeightsError(
+          fmt::format("{}: \"layer_types\" holds {}, wanted \"sliding_attention\" or "
+                      "\"full_attention\"",
+                      config.where(), type.dump()));
     }
     local.push_back(type == "sliding_attention");
   }

@@ -81,8 +81,8 @@ Architecture read_qwen3_moe(const io::JsonFile& config, const std::string&) {
   a.experts.intermediate = config.integer_or("moe_intermediate_size", 768, 1, kMaxSize);
   a.experts.normalize = config.boolean_or("norm_topk_prob", false);
   const int64_t step = config.integer_or("decoder_sparse_step", 1, 0, 4096);
-  const nlohmann::json dense = config.has("mlp_only_layers") ? config.value().at("mlp_only_layers")
-                                                             : nlohmann::json::array();
+  const nlohmann::json dense =
+      config.has("mlp_only_layers") ? config.value().at("mlp_only_layers") : nlohmann::json::array();
   for (int64_t i = 0; i < a.layers; ++i) {
     const bool listed = std::find(dense.begin(), dense.end(), nlohmann::json(i)) != dense.end();
     a.layer_is_sparse.push_back(!listed && step > 0 && (i + 1) % step == 0);
@@ -118,9 +118,11 @@ Architecture read_gemma2(const io::JsonFile& config, const std::string&) {
   Architecture a = read_gemma(config);
   a.rope = read_rope(config, a.head_dim, a.max_positions, 10000.0, false);
   a.attention_softcap = config.value().contains("attn_logit_softcapping") && !config.has("attn_logit_softcapping")
-                            ? 0.0 : config.number_or("attn_logit_softcapping", 50.0, 0.0, 1e6);
+                            ? 0.0
+                            : config.number_or("attn_logit_softcapping", 50.0, 0.0, 1e6);
   a.logit_softcap = config.value().contains("final_logit_softcapping") && !config.has("final_logit_softcapping")
-                        ? 0.0 : config.number_or("final_logit_softcapping", 30.0, 0.0, 1e6);
+                        ? 0.0
+                        : config.number_or("final_logit_softcapping", 30.0, 0.0, 1e6);
   std::vector<bool> local = read_local_layers(config, a.layers);
   for (int64_t i = 0; local.size() < static_cast<size_t>(a.layers); ++i) local.push_back(i % 2 == 0);
   a.window = windows(local, config.integer_or("sliding_window", 4096, 1, kMaxSize));
@@ -140,9 +142,9 @@ Architecture read_gemma3(const io::JsonFile& config, const std::string&) {
   if (nested) {
     const io::JsonFile ropes = config.child("rope_parameters");
     a.rope = read_rope_object(ropes.child("full_attention"), config, a.head_dim, a.max_positions, 1e6, false);
-    a.local_rope = ropes.has("sliding_attention")
-                       ? read_rope_object(ropes.child("sliding_attention"), config, a.head_dim, a.max_positions, 1e4, false)
-                       : a.rope;
+    a.local_rope = ropes.has("sliding_attention") ? read_rope_object(ropes.child("sliding_attention"), config,
+                                                                     a.head_dim, a.max_positions, 1e4, false)
+                                                  : a.rope;
   } else {
     a.rope = read_rope(config, a.head_dim, a.max_positions, 1e6, false);
     a.local_rope = Rope{};
@@ -178,7 +180,8 @@ Architecture read_gpt2(const io::JsonFile& config, const std::string&) {
   a.fused_query_key_value = true;
   a.query_key_value_bias = a.output_bias = a.mlp_bias = true;
   a.tied = config.boolean_or("tie_word_embeddings", true);
-  a.attention_scale = config.boolean_or("scale_attn_weights", true) ? 1.0 / std::sqrt(static_cast<double>(a.head_dim)) : 1.0;
+  a.attention_scale =
+      config.boolean_or("scale_attn_weights", true) ? 1.0 / std::sqrt(static_cast<double>(a.head_dim)) : 1.0;
   require_value(config, "scale_attn_by_inverse_layer_idx", false);
   require_value(config, "add_cross_attention", false);
   return a;
@@ -246,16 +249,21 @@ std::vector<Family> make_families() {
       {"qwen2", {"Qwen2ForCausalLM"}, read_qwen2, same, "model.", kOldRotaryBuffers},
       {"qwen3", {"Qwen3ForCausalLM"}, read_qwen3, same, "model.", {}},
       {"qwen3_moe", {"Qwen3MoeForCausalLM"}, read_qwen3_moe, same, "model.", {}},
-      {"mixtral", {"MixtralForCausalLM"}, read_mixtral,
+      {"mixtral",
+       {"MixtralForCausalLM"},
+       read_mixtral,
        {{"layers.{}.mlp.gate", "layers.{}.block_sparse_moe.gate"},
         {"layers.{}.mlp.experts.{}.gate_proj", "layers.{}.block_sparse_moe.experts.{}.w1"},
         {"layers.{}.mlp.experts.{}.up_proj", "layers.{}.block_sparse_moe.experts.{}.w3"},
         {"layers.{}.mlp.experts.{}.down_proj", "layers.{}.block_sparse_moe.experts.{}.w2"}},
-       "model.", kOldRotaryBuffers},
+       "model.",
+       kOldRotaryBuffers},
       {"gemma2", {"Gemma2ForCausalLM"}, read_gemma2, same, "model.", {}},
       {"gemma3", {"Gemma3ForCausalLM"}, read_gemma3, same, "model.", {}},
       {"phi3", {"Phi3ForCausalLM"}, read_phi3, same, "model.", kOldRotaryBuffers},
-      {"gpt2", {"GPT2LMHeadModel"}, read_gpt2,
+      {"gpt2",
+       {"GPT2LMHeadModel"},
+       read_gpt2,
        {{"embed_tokens", "wte"},
         {"embed_positions", "wpe"},
         {"layers.{}.input_layernorm", "h.{}.ln_1"},
@@ -265,8 +273,11 @@ std::vector<Family> make_families() {
         {"layers.{}.mlp.up_proj", "h.{}.mlp.c_fc", true},
         {"layers.{}.mlp.down_proj", "h.{}.mlp.c_proj", true},
         {"norm", "ln_f"}},
-       "transformer.", {"**.attn.bias", "**.attn.masked_bias"}},
-      {"bert", {"BertModel", "BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining"}, read_bert,
+       "transformer.",
+       {"**.attn.bias", "**.attn.masked_bias"}},
+      {"bert",
+       {"BertModel", "BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining"},
+       read_bert,
        {{"embed_tokens", "embeddings.word_embeddings"},
         {"embed_positions", "embeddings.position_embeddings"},
         {"embed_token_types", "embeddings.token_type_embeddings"},
@@ -280,9 +291,11 @@ std::vector<Family> make_families() {
         {"layers.{}.mlp.down_proj", "encoder.layer.{}.output.dense"},
         {"layers.{}.post_feedforward_layernorm", "encoder.layer.{}.output.LayerNorm"},
         {"pooler", "pooler.dense"}},
-       "bert.", {"**.position_ids", "cls.**", "**.pooler.dense.*"}},
+       "bert.",
+       {"**.position_ids", "cls.**", "**.pooler.dense.*"}},
       {"distilbert",
-       {"DistilBertModel", "DistilBertForSequenceClassification", "DistilBertForMaskedLM"}, read_distilbert,
+       {"DistilBertModel", "DistilBertForSequenceClassification", "DistilBertForMaskedLM"},
+       read_distilbert,
        {{"embed_tokens", "embeddings.word_embeddings"},
         {"embed_positions", "embeddings.position_embeddings"},
         {"embed_norm", "embeddings.LayerNorm"},
@@ -294,7 +307,8 @@ std::vector<Family> make_families() {
         {"layers.{}.mlp.up_proj", "transformer.layer.{}.ffn.lin1"},
         {"layers.{}.mlp.down_proj", "transformer.layer.{}.ffn.lin2"},
         {"layers.{}.post_feedforward_layernorm", "transformer.layer.{}.output_layer_norm"}},
-       "distilbert.", {"**.position_ids", "vocab_*.*"}},
+       "distilbert.",
+       {"**.position_ids", "vocab_*.*"}},
   };
 }
 
@@ -328,8 +342,8 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
       a.family = family.name;
       a.dtype = config.string_or("dtype", config.string_or("torch_dtype", ""));
       if (a.hidden % a.heads != 0 && !config.has("head_dim")) {
-        throw WeightsError(fmt::format("{}: hidden size {} over {} heads, wanted a multiple", config.where(), a.hidden,
-                                       a.heads));
+        throw WeightsError(
+            fmt::format("{}: hidden size {} over {} heads, wanted a multiple", config.where(), a.hidden, a.heads));
       }
       read_end_of_sequence(config, a);
       const std::filesystem::path generation = folder / "generation_config.json";

@@ -12,8 +12,8 @@ namespace limbeck::models {
 
 // How a parameter of ours is stored in the checkpoint.
 struct NameRule {
-  std::string ours;    // path below the model root; {} matches a layer or expert number
-  std::string theirs;  // the checkpoint's name with the same {}
+  std::string ours;         // path below the model root; {} matches a layer or expert number
+  std::string theirs;       // the checkpoint's name with the same {}
   bool transposed = false;  // GPT-2 stores [in, out]
 };
 
@@ -23,7 +23,8 @@ struct Family {
   Architecture (*read)(const io::JsonFile& config, const std::string& architecture);
   std::vector<NameRule> names;  // first match wins; without one, the name stays as it is
   std::string prefix;           // of everything but the heads; a bare encoder checkpoint may lack it
-  std::vector<std::string> ignored;  // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
+  std::vector<std::string>
+      ignored;  // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
 };
 
 const std::vector<Family>& families();

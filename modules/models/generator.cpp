@@ -70,7 +70,8 @@ void check_request(const Architecture& a, const at::Tensor& ids, const GenerateO
   }
   const int64_t low = ids.min().item<int64_t>(), high = ids.max().item<int64_t>();
   if (low < 0 || high >= a.vocabulary) {
-    throw InputDataError(fmt::format("generate: prompt ids from {} to {}, wanted 0 to {}", low, high, a.vocabulary - 1));
+    throw InputDataError(
+        fmt::format("generate: prompt ids from {} to {}, wanted 0 to {}", low, high, a.vocabulary - 1));
   }
 }
 

@@ -15,11 +15,11 @@ struct GenerateOptions {
   double top_p = 1.0;
   uint64_t seed = 0;
   bool cache = true;
-  bool ignore_end = false;   // go on past the end-of-sequence id
+  bool ignore_end = false;  // go on past the end-of-sequence id
 };
 
-// ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are filled
-// with the padding id; generation stops when all have.
+// ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are
+// filled with the padding id; generation stops when all have.
 at::Tensor generate(const Transformer& model, const at::Tensor& ids, const at::Tensor& attention_mask,
                     const GenerateOptions& options, const std::function<void(int64_t step)>& progress = {});
 

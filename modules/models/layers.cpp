@@ -63,16 +63,21 @@ Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)
 at::Tensor Norm::forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x);
-  if (kind_ == NormKind::kLayer) return leave(kernels::layer_norm(input, parameter("weight"), bias_of(*this), epsilon_));
+  if (kind_ == NormKind::kLayer)
+    return leave(kernels::layer_norm(input, parameter("weight"), bias_of(*this), epsilon_));
   return leave(kernels::rms_norm(input, parameter("weight"), epsilon_, kind_ == NormKind::kRmsUnitOffset));
 }
 
 at::Tensor activate(const at::Tensor& x, Activation activation) {
   switch (activation) {
-    case Activation::kSilu: return at::silu(x);
-    case Activation::kGelu: return at::gelu(x);
-    case Activation::kGeluTanh: return at::gelu(x, "tanh");
-    case Activation::kRelu: return at::relu(x);
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kGelu:
+      return at::gelu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kRelu:
+      return at::relu(x);
   }
   throw ContractError("activation outside the known kinds");
 }

@@ -36,8 +36,10 @@ BuiltModel build_on_meta(const ModelRequest& request) { return build(request, c1
 BuiltModel load_model(const ModelRequest& request) {
   if (!request.device.is_cpu()) {
     // Weights are read into CPU tensors and moved by the device's own loader once it is there.
-    throw ContractError(fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
-                                    "loading models onto a GPU is not wired yet", request.device.str(), request.root));
+    throw ContractError(
+        fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
+                    "loading models onto a GPU is not wired yet",
+                    request.device.str(), request.root));
   }
   const io::WeightsFolder weights(request.folder,
                                   request.allow_nonfinite ? io::NonFinite::kAllow : io::NonFinite::kRefuse);

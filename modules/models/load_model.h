@@ -12,9 +12,9 @@ namespace limbeck::models {
 
 struct ModelRequest {
   std::filesystem::path folder;
-  std::string root = "model";              // first part of every module path: "teacher", "student"
-  std::optional<at::ScalarType> dtype;     // none: what config.json (or the weights) say
-  std::string dtype_source = "default";    // where the choice came from
+  std::string root = "model";            // first part of every module path: "teacher", "student"
+  std::optional<at::ScalarType> dtype;   // none: what config.json (or the weights) say
+  std::string dtype_source = "default";  // where the choice came from
   c10::Device device = c10::Device(c10::kCPU);
   std::vector<precision::Rule> rules;
   bool trainable = false;

@@ -65,9 +65,12 @@ bool RopeTable::depends_on_length() const {
 
 at::Tensor RopeTable::inverse_frequencies(int64_t length) const {
   switch (rope_.type) {
-    case RopeType::kYarn: return yarn(rope_);
-    case RopeType::kLlama3: return llama3(rope_);
-    case RopeType::kLinear: return 1.0 / at::pow(rope_.theta, exponents(rope_.rotary_dim)) / rope_.factor;
+    case RopeType::kYarn:
+      return yarn(rope_);
+    case RopeType::kLlama3:
+      return llama3(rope_);
+    case RopeType::kLinear:
+      return 1.0 / at::pow(rope_.theta, exponents(rope_.rotary_dim)) / rope_.factor;
     case RopeType::kDynamic: {
       const auto limit = static_cast<double>(max_positions_), dim = static_cast<double>(rope_.rotary_dim);
       const double reach = std::max(static_cast<double>(length), limit);
@@ -81,7 +84,8 @@ at::Tensor RopeTable::inverse_frequencies(int64_t length) const {
       return 1.0 / (scale * at::pow(rope_.theta, exponents(rope_.rotary_dim)));
     }
     case RopeType::kDefault:
-    case RopeType::kNone: break;
+    case RopeType::kNone:
+      break;
   }
   return 1.0 / at::pow(rope_.theta, exponents(rope_.rotary_dim));
 }

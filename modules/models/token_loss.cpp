@@ -1,8 +1,8 @@
 #include "modules/models/token_loss.h"
 
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/nll_loss.h>
-#include <ATen/ops/constant_pad_nd.h>
 
 #include "modules/precision/casts.h"
 

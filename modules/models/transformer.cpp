@@ -64,23 +64,21 @@ Transformer::Transformer(const Scope& scope, Architecture architecture)
   auto linear = [&](const std::string& name, int64_t out, bool bias) {
     return register_module(name, std::make_shared<Linear>(scope.child(name), Role::kHead, a.hidden, out, bias));
   };
-  tokens_ = register_module("embed_tokens", std::make_shared<Embedding>(scope.child("embed_tokens"), a.vocabulary,
-                                                                        a.hidden, a.padding_id));
+  tokens_ = register_module(
+      "embed_tokens", std::make_shared<Embedding>(scope.child("embed_tokens"), a.vocabulary, a.hidden, a.padding_id));
   if (a.learned_positions > 0) positions_ = embedding("embed_positions", a.learned_positions);
   if (a.token_types > 0) token_types_ = embedding("embed_token_types", a.token_types);
   if (a.embedding_norm) embedding_norm_ = norm("embed_norm");
   const auto stack = register_module("layers", std::make_shared<torch::nn::Module>());
   for (int64_t i = 0; i < a.layers; ++i) {
     const std::string index = std::to_string(i);
-    layers_.push_back(
-        stack->register_module(index, std::make_shared<Layer>(scope.child("layers").child(index), a, i)));
+    layers_.push_back(stack->register_module(index, std::make_shared<Layer>(scope.child("layers").child(index), a, i)));
   }
   if (a.final_norm) final_norm_ = norm("norm");
   if (a.pooler) pooler_ = linear("pooler", a.hidden, true);
   if (a.head == HeadKind::kDistilBertClassifier) pre_classifier_ = linear("pre_classifier", a.hidden, true);
   if (a.head == HeadKind::kLanguageModel) {
-    head_ = a.tied ? register_module("lm_head", std::make_shared<Linear>(scope.child("lm_head"), Role::kHead,
-                                                                        tokens_))
+    head_ = a.tied ? register_module("lm_head", std::make_shared<Linear>(scope.child("lm_head"), Role::kHead, tokens_))
                    : linear("lm_head", a.vocabulary, false);
   } else if (a.head != HeadKind::kNone) {
     head_ = linear("classifier", a.labels, true);
@@ -117,8 +115,10 @@ LayerInput Transformer::layer_input(const ModelInput& input, const at::Tensor& p
       length = positions.max().item<int64_t>() + 1;
     }
     shared.angles = rope_.angles(positions, length);
-    if (architecture_.local_rope.type != RopeType::kNone) shared.local_angles = local_rope_.angles(positions, length);
-    else shared.local_angles = shared.angles;
+    if (architecture_.local_rope.type != RopeType::kNone)
+      shared.local_angles = local_rope_.angles(positions, length);
+    else
+      shared.local_angles = shared.angles;
   }
   return shared;
 }
@@ -129,8 +129,7 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
     throw ContractError(fmt::format("[{}] {} tokens, wanted at most {} (rows of the position table)", path_,
                                     past + input.ids.size(1), architecture_.learned_positions));
   }
-  const at::Tensor positions = input.position_ids ? *input.position_ids
-                                                  : default_positions(input, architecture_.kind);
+  const at::Tensor positions = input.position_ids ? *input.position_ids : default_positions(input, architecture_.kind);
   const LayerInput shared = layer_input(input, positions);
   Encoded result;
   at::Tensor x = embed(input, positions);
@@ -152,10 +151,12 @@ at::Tensor Transformer::head(const at::Tensor& last) const {
       if (architecture_.logit_softcap == 0.0) return logits;
       return at::tanh(logits / architecture_.logit_softcap) * architecture_.logit_softcap;
     }
-    case HeadKind::kBertClassifier: return head_->forward(at::tanh(pooler_->forward(last.select(1, 0))));
+    case HeadKind::kBertClassifier:
+      return head_->forward(at::tanh(pooler_->forward(last.select(1, 0))));
     case HeadKind::kDistilBertClassifier:
       return head_->forward(activate(pre_classifier_->forward(last.select(1, 0)), Activation::kRelu));
-    case HeadKind::kNone: break;
+    case HeadKind::kNone:
+      break;
   }
   throw ContractError("[" + path_ + "] has no head: this checkpoint is a bare encoder");
 }

@@ -54,7 +54,7 @@ std::string old_norm_spelling(const std::string& name) {
 }
 
 WeightBinding bind_one(const std::string& root, const std::string& module, const std::string& leaf,
-                   const at::Tensor& parameter, const Family& family, bool bare) {
+                       const at::Tensor& parameter, const Family& family, bool bare) {
   WeightBinding binding;
   binding.path = root + "." + module + "." + leaf;
   binding.parameter = parameter;
@@ -114,7 +114,8 @@ std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& 
       bind_experts(bindings, root, path, parameters["gate_up_proj"], parameters["down_proj"], family);
       continue;
     }
-    for (const auto& entry : parameters) bindings.push_back(bind_one(root, path, entry.key(), entry.value(), family, bare));
+    for (const auto& entry : parameters)
+      bindings.push_back(bind_one(root, path, entry.key(), entry.value(), family, bare));
   }
   return bindings;
 }
@@ -124,16 +125,20 @@ namespace {
 void check_shape(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
   const at::Tensor part = binding.part_of(binding.parameter);
   if (part.sizes() == at::IntArrayRef(entry.shape)) return;
-  throw WeightsError(fmt::format("{}: tensor {} has shape [{}], wanted [{}] for {}: config.json and weights are not of "
-                                 "one model", weights.file_of(entry.name).string(), entry.name,
-                                 fmt::join(entry.shape, ","), fmt::join(part.sizes(), ","), binding.path));
+  throw WeightsError(
+      fmt::format("{}: tensor {} has shape [{}], wanted [{}] for {}: config.json and weights are not of "
+                  "one model",
+                  weights.file_of(entry.name).string(), entry.name, fmt::join(entry.shape, ","),
+                  fmt::join(part.sizes(), ","), binding.path));
 }
 
 void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
   const auto bad = io::first_nonfinite(tensor);
   if (!bad) return;
-  throw WeightsError(fmt::format("{}: tensor {} is not finite at element {}: say --allow-nonfinite to load it all the "
-                                 "same", weights.file_of(entry.name).string(), entry.name, *bad));
+  throw WeightsError(
+      fmt::format("{}: tensor {} is not finite at element {}: say --allow-nonfinite to load it all the "
+                  "same",
+                  weights.file_of(entry.name).string(), entry.name, *bad));
 }
 
 // Reads one tensor into its parameter; straight into place where layout and dtype allow it.
@@ -143,11 +148,11 @@ bool load_one(WeightBinding& binding, const io::TensorEntry& entry, const io::We
   at::Tensor target = binding.part_of(binding.parameter.detach());
   const bool same_dtype = entry.dtype == target.scalar_type();
   if (!same_dtype && (!options.cast || !at::isFloatingType(entry.dtype))) {
-    throw WeightsError(fmt::format("{}: tensor {} is {}, wanted {} for {}: say the dtype of the run (--dtype, or "
-                                   "student.dtype in the recipe) to convert at loading",
-                                   weights.file_of(entry.name).string(), entry.name,
-                                   precision::dtype_name(entry.dtype), precision::dtype_name(target.scalar_type()),
-                                   binding.path));
+    throw WeightsError(
+        fmt::format("{}: tensor {} is {}, wanted {} for {}: say the dtype of the run (--dtype, or "
+                    "student.dtype in the recipe) to convert at loading",
+                    weights.file_of(entry.name).string(), entry.name, precision::dtype_name(entry.dtype),
+                    precision::dtype_name(target.scalar_type()), binding.path));
   }
   if (same_dtype && !binding.transposed && target.is_cpu() && target.is_contiguous()) {
     weights.read_into(entry.name, target);
@@ -164,9 +169,10 @@ void check_tied_head(const Transformer& model, const io::WeightsFolder& weights,
   const auto* stored = weights.find("lm_head.weight");
   if (stored == nullptr || weights.find(embedding) == nullptr) return;
   if (weights.read("lm_head.weight").equal(weights.read(embedding))) return;
-  throw WeightsError(fmt::format("{}: lm_head.weight differs from {}, but config.json ties them (\"tie_word_embeddings\""
-                                 "): set it to false to use both, for {}", weights.file_of("lm_head.weight").string(),
-                                 embedding, model.path()));
+  throw WeightsError(
+      fmt::format("{}: lm_head.weight differs from {}, but config.json ties them (\"tie_word_embeddings\""
+                  "): set it to false to use both, for {}",
+                  weights.file_of("lm_head.weight").string(), embedding, model.path()));
 }
 
 }  // namespace
@@ -188,7 +194,8 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       if (entry != nullptr) binding.name = other;
     }
     if (entry == nullptr) {
-      missing.push_back(fmt::format("{} (nearest: {})", binding.name, fmt::join(nearest_names(binding.name, known, 1), "")));
+      missing.push_back(
+          fmt::format("{} (nearest: {})", binding.name, fmt::join(nearest_names(binding.name, known, 1), "")));
       continue;
     }
     unused.erase(binding.name);

@@ -10,12 +10,12 @@
 namespace limbeck::models {
 
 struct WeightBinding {
-  std::string path;                // ours, "student.layers.0.self_attn.q_proj.weight"
-  std::string name;                // the checkpoint's; after loading, the spelling that was found
+  std::string path;                      // ours, "student.layers.0.self_attn.q_proj.weight"
+  std::string name;                      // the checkpoint's; after loading, the spelling that was found
   std::vector<std::string> other_names;  // older spellings, tried in order
-  at::Tensor parameter;            // the whole parameter …
-  int64_t expert = -1;             // … of which this is one expert's part,
-  int64_t row = 0, rows = 0;       // from this row on (rows 0: all)
+  at::Tensor parameter;                  // the whole parameter …
+  int64_t expert = -1;                   // … of which this is one expert's part,
+  int64_t row = 0, rows = 0;             // from this row on (rows 0: all)
   bool transposed = false;
 
   // The part of `whole` (the parameter, or its gradient) that the checkpoint tensor holds, in the checkpoint's layout.
@@ -25,7 +25,7 @@ struct WeightBinding {
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family);
 
 struct LoadOptions {
-  bool cast = false;             // the run's dtype was asked for: convert what the file holds in another one
+  bool cast = false;  // the run's dtype was asked for: convert what the file holds in another one
   bool allow_nonfinite = false;
 };
 

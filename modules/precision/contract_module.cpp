@@ -16,7 +16,7 @@ namespace {
 thread_local const std::string* module_path = nullptr;
 thread_local std::string failed_path;
 thread_local bool unwinding = false;
-}
+}  // namespace
 
 Scope Scope::child(const std::string& name) const { return {policy, path + "." + name, placement, trainable}; }
 
@@ -52,8 +52,9 @@ at::Tensor ContractModule::enter(const at::Tensor& x) const {
   if (x.scalar_type() != precision_.input || x.device() != placement_) {
     throw ContractError(fmt::format(
         "[{}] input {} [{}] on {}, wanted {} on {} (contract from {}): set the dtype of the module that feeds it, or a "
-        "precision.rule for {}", path_, dtype_name(x.scalar_type()), fmt::join(x.sizes(), ","), x.device().str(),
-        dtype_name(precision_.input), placement_.str(), precision_.source, path_));
+        "precision.rule for {}",
+        path_, dtype_name(x.scalar_type()), fmt::join(x.sizes(), ","), x.device().str(), dtype_name(precision_.input),
+        placement_.str(), precision_.source, path_));
   }
   return precision_.input == precision_.compute ? x : cast(x, precision_.input, precision_.compute, input_place_);
 }

@@ -16,7 +16,8 @@ namespace {
 // Within one segment: * is any run of characters.
 bool segment_matches(std::string_view pattern, std::string_view text) {
   if (pattern.empty()) return text.empty();
-  if (pattern[0] != '*') return !text.empty() && pattern[0] == text[0] && segment_matches(pattern.substr(1), text.substr(1));
+  if (pattern[0] != '*')
+    return !text.empty() && pattern[0] == text[0] && segment_matches(pattern.substr(1), text.substr(1));
   for (size_t skip = 0; skip <= text.size(); ++skip) {
     if (segment_matches(pattern.substr(1), text.substr(skip))) return true;
   }
@@ -49,8 +50,10 @@ Rule parse_rule(const std::string& text, const std::string& source) {
   std::istringstream words(text);
   std::string pattern, dtype, extra;
   if (!(words >> pattern >> dtype) || (words >> extra)) {
-    throw UsageError(fmt::format("precision.rule \"{}\" ({}): wanted PATTERN DTYPE, for example "
-                                 "student.layers.*.mlp.* float16", text, source));
+    throw UsageError(
+        fmt::format("precision.rule \"{}\" ({}): wanted PATTERN DTYPE, for example "
+                    "student.layers.*.mlp.* float16",
+                    text, source));
   }
   try {
     return {pattern, dtype_from_name(dtype), source};
@@ -60,7 +63,11 @@ Rule parse_rule(const std::string& text, const std::string& source) {
 }
 
 PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules)
-    : dtype_(dtype), device_(device), source_(std::move(source)), rules_(std::move(rules)), used_(rules_.size(), false) {}
+    : dtype_(dtype),
+      device_(device),
+      source_(std::move(source)),
+      rules_(std::move(rules)),
+      used_(rules_.size(), false) {}
 
 Precision PrecisionPolicy::resolve(const std::string& path, Role role) const {
   (void)role;  // every role starts from the model's dtype; quantized roles join with the quantizer

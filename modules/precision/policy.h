@@ -10,7 +10,8 @@
 namespace limbeck::precision {
 
 struct Rule {
-  std::string pattern;  // of module paths; * stands for one path segment or a part of one, ** for any number of segments
+  std::string
+      pattern;  // of module paths; * stands for one path segment or a part of one, ** for any number of segments
   at::ScalarType dtype;
   std::string source;
 };

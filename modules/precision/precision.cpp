@@ -1,7 +1,7 @@
 #include "modules/precision/precision.h"
 
-#include <array>
 #include <fmt/format.h>
+#include <array>
 
 #include "modules/errors.h"
 
@@ -12,23 +12,30 @@ struct DtypeName {
   const char* name;
   at::ScalarType dtype;
 };
-constexpr std::array<DtypeName, 4> kTrainable = {{{"float32", at::kFloat},
-                                                  {"bfloat16", at::kBFloat16},
-                                                  {"float16", at::kHalf},
-                                                  {"float64", at::kDouble}}};
+constexpr std::array<DtypeName, 4> kTrainable = {
+    {{"float32", at::kFloat}, {"bfloat16", at::kBFloat16}, {"float16", at::kHalf}, {"float64", at::kDouble}}};
 }  // namespace
 
 const char* role_name(Role role) {
   switch (role) {
-    case Role::kEmbedding: return "embedding";
-    case Role::kNorm: return "norm";
-    case Role::kAttention: return "attention";
-    case Role::kMlp: return "mlp";
-    case Role::kRouter: return "router";
-    case Role::kExpert: return "expert";
-    case Role::kHead: return "head";
-    case Role::kProjector: return "projector";
-    case Role::kAdapter: return "adapter";
+    case Role::kEmbedding:
+      return "embedding";
+    case Role::kNorm:
+      return "norm";
+    case Role::kAttention:
+      return "attention";
+    case Role::kMlp:
+      return "mlp";
+    case Role::kRouter:
+      return "router";
+    case Role::kExpert:
+      return "expert";
+    case Role::kHead:
+      return "head";
+    case Role::kProjector:
+      return "projector";
+    case Role::kAdapter:
+      return "adapter";
   }
   return "unknown";
 }

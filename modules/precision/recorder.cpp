@@ -71,8 +71,10 @@ void OperatorRecorder::observe(const at::RecordFunction& function) {
   std::string where = current_module();
   if (function.scope() == at::RecordScope::BACKWARD_FUNCTION) {
     const auto known = module_of_sequence_.find(function.seqNr());
-    if (known != module_of_sequence_.end()) where = known->second + " (backward)";
-    else where = "backward";
+    if (known != module_of_sequence_.end())
+      where = known->second + " (backward)";
+    else
+      where = "backward";
   } else if (function.seqNr() >= 0 && !where.empty()) {
     module_of_sequence_[function.seqNr()] = where;
   }

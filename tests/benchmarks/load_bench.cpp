@@ -2,9 +2,9 @@
 //   load_bench [GIGABYTES] [FOLDER]     1 GB and the temporary folder by default; exit code 1 when a bar is missed
 //
 // The bars of the foundation: load <= 1.3 x the time of reading the file's bytes into memory of that size, peak memory
-// <= 1.1 x the model. "Reading" is a plain pread loop of one thread into fresh memory, as load needs; the same loop into
-// a buffer that is already mapped is printed too, and is what no loader that keeps its tensors can reach on one thread.
-// Load is measured with the check for NaN and infinities (the default of WeightsFolder) and without.
+// <= 1.1 x the model. "Reading" is a plain pread loop of one thread into fresh memory, as load needs; the same loop
+// into a buffer that is already mapped is printed too, and is what no loader that keeps its tensors can reach on one
+// thread. Load is measured with the check for NaN and infinities (the default of WeightsFolder) and without.
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <fcntl.h>

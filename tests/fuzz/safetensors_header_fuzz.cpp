@@ -1,6 +1,6 @@
 // libFuzzer target for everything that reads untrusted bytes without torch. Mutates the header's structure (shapes,
-// offsets, dtypes, names, keys, nesting), then repairs the length prefix and the payload most of the time, so that inputs
-// get past the first checks.
+// offsets, dtypes, names, keys, nesting), then repairs the length prefix and the payload most of the time, so that
+// inputs get past the first checks.
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -63,9 +63,30 @@ std::string joined(const std::vector<std::string>& parts) {
 }
 
 std::string number(Random& random) {
-  static constexpr const char* kEdges[] = {"0", "1", "2", "3", "7", "8", "16", "255", "65536", "2147483648", "4294967296",
-      "4611686018427387904", "9223372036854775807", "9223372036854775808", "18446744073709551615",
-      "18446744073709551616", "-1", "1.0", "1e3", "-0", "null", "[1]", "\"4\"", "6148914691236517206"};
+  static constexpr const char* kEdges[] = {"0",
+                                           "1",
+                                           "2",
+                                           "3",
+                                           "7",
+                                           "8",
+                                           "16",
+                                           "255",
+                                           "65536",
+                                           "2147483648",
+                                           "4294967296",
+                                           "4611686018427387904",
+                                           "9223372036854775807",
+                                           "9223372036854775808",
+                                           "18446744073709551615",
+                                           "18446744073709551616",
+                                           "-1",
+                                           "1.0",
+                                           "1e3",
+                                           "-0",
+                                           "null",
+                                           "[1]",
+                                           "\"4\"",
+                                           "6148914691236517206"};
   if (below(random, 3) == 0) return std::to_string(below(random, 64));
   return pick(random, kEdges);
 }
@@ -83,40 +104,66 @@ void lay_out(std::vector<Tensor>& tensors) {
 }
 
 void mutate_tensor(Tensor& tensor, Random& random) {
-  static constexpr const char* kTypes[] = {"\"F64\"", "\"F32\"", "\"F16\"", "\"BF16\"", "\"I64\"", "\"I8\"", "\"BOOL\"",
-      "\"F8_E4M3\"", "\"F8_E5M2\"", "\"f32\"", "\"U32\"", "\"\"", "7", "null", "[\"F32\"]"};
-  static constexpr const char* kKeys[] = {"\"w\"", "\"a\"", "\"\"", "\"__metadata__\"", "\"a\\u0000b\"", "\"\\ud800\"",
-      "\"\xC3\xA9\"", "\"\xFF\"", "\"\xC0\xAF\"", "\"a\\nb\"", "\"../w\"", "\"\xF4\x90\x80\x80\""};
-  static constexpr const char* kExtras[] = {",\"dtype\":\"F32\"", ",\"shape\":[2]", ",\"data_offsets\":[0,8]",
-      ",\"x\":[[[[[[[[[[1]]]]]]]]]]", ",\"x\":{\"y\":{}}", ",", ""};
+  static constexpr const char* kTypes[] = {"\"F64\"", "\"F32\"",  "\"F16\"",     "\"BF16\"",    "\"I64\"",
+                                           "\"I8\"",  "\"BOOL\"", "\"F8_E4M3\"", "\"F8_E5M2\"", "\"f32\"",
+                                           "\"U32\"", "\"\"",     "7",           "null",        "[\"F32\"]"};
+  static constexpr const char* kKeys[] = {"\"w\"",         "\"a\"",       "\"\"",         "\"__metadata__\"",
+                                          "\"a\\u0000b\"", "\"\\ud800\"", "\"\xC3\xA9\"", "\"\xFF\"",
+                                          "\"\xC0\xAF\"",  "\"a\\nb\"",   "\"../w\"",     "\"\xF4\x90\x80\x80\""};
+  static constexpr const char* kExtras[] = {",\"dtype\":\"F32\"",
+                                            ",\"shape\":[2]",
+                                            ",\"data_offsets\":[0,8]",
+                                            ",\"x\":[[[[[[[[[[1]]]]]]]]]]",
+                                            ",\"x\":{\"y\":{}}",
+                                            ",",
+                                            ""};
   switch (below(random, 8)) {
-    case 0: tensor.dtype = pick(random, kTypes); break;
-    case 1: tensor.key = pick(random, kKeys); break;
-    case 2: tensor.key = "\"" + std::string(below(random, 2) ? 512 + below(random, 2) : below(random, 20), 'n') + "\""; break;
-    case 3: tensor.extra = pick(random, kExtras); break;
-    case 4: tensor.shape.insert(tensor.shape.begin() + below(random, tensor.shape.size() + 1), number(random)); break;
+    case 0:
+      tensor.dtype = pick(random, kTypes);
+      break;
+    case 1:
+      tensor.key = pick(random, kKeys);
+      break;
+    case 2:
+      tensor.key = "\"" + std::string(below(random, 2) ? 512 + below(random, 2) : below(random, 20), 'n') + "\"";
+      break;
+    case 3:
+      tensor.extra = pick(random, kExtras);
+      break;
+    case 4:
+      tensor.shape.insert(tensor.shape.begin() + below(random, tensor.shape.size() + 1), number(random));
+      break;
     case 5:
       if (!tensor.shape.empty()) tensor.shape[below(random, tensor.shape.size())] = number(random);
       break;
     case 6:
       if (!tensor.shape.empty()) tensor.shape.pop_back();
       break;
-    default: tensor.shape.assign(below(random, 19), "1"); break;
+    default:
+      tensor.shape.assign(below(random, 19), "1");
+      break;
   }
 }
 
 void mutate_offsets(Tensor& tensor, Random& random) {
   switch (below(random, 4)) {
-    case 0: std::reverse(tensor.offsets.begin(), tensor.offsets.end()); break;
-    case 1: tensor.offsets.push_back(number(random)); break;
-    case 2: tensor.offsets.resize(below(random, tensor.offsets.size() + 1)); break;
+    case 0:
+      std::reverse(tensor.offsets.begin(), tensor.offsets.end());
+      break;
+    case 1:
+      tensor.offsets.push_back(number(random));
+      break;
+    case 2:
+      tensor.offsets.resize(below(random, tensor.offsets.size() + 1));
+      break;
     default:
       if (!tensor.offsets.empty()) tensor.offsets[below(random, tensor.offsets.size())] = number(random);
   }
 }
 
 std::string header_text(const std::vector<Tensor>& tensors, Random& random) {
-  static constexpr const char* kMetadata[] = {"{\"format\":\"pt\"}", "{}", "{\"a\":1}", "null", "{\"a\":\"1\",\"a\":\"2\"}",
+  static constexpr const char* kMetadata[] = {
+      "{\"format\":\"pt\"}",   "{}", "{\"a\":1}",          "null", "{\"a\":\"1\",\"a\":\"2\"}",
       "{\"a\":{\"b\":\"c\"}}", "[]", "{\"k\":\"\\u0000\"}"};
   std::string text = "{";
   if (below(random, 3) == 0) text += std::string("\"__metadata__\":") + pick(random, kMetadata);
@@ -138,7 +185,8 @@ std::string file_bytes(const std::vector<Tensor>& tensors, Random& random) {
   for (int i = 0; i < 8; ++i) bytes += static_cast<char>(length >> (8 * i));
   uint64_t payload = 0;
   for (const Tensor& tensor : tensors) {
-    if (tensor.offsets.size() > 1) payload = std::max<uint64_t>(payload, std::strtoull(tensor.offsets[1].c_str(), nullptr, 10));
+    if (tensor.offsets.size() > 1)
+      payload = std::max<uint64_t>(payload, std::strtoull(tensor.offsets[1].c_str(), nullptr, 10));
   }
   if (below(random, 16) == 0) payload += below(random, 17) - uint64_t{8};
   return bytes + text + std::string(std::min<uint64_t>(payload, 2048), 'p');

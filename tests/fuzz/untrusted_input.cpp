@@ -88,7 +88,8 @@ void check_header(const SafetensorsHeader& header, std::string_view text, uint64
   // What we write from it, we read back as the same.
   std::vector<HeaderEntry> written = header.entries;
   const std::string bytes = io::build_header(written, header.metadata, "written");
-  const auto again = io::parse_header(std::string_view(bytes).substr(8), bytes.size() + static_cast<uint64_t>(total), "again");
+  const auto again =
+      io::parse_header(std::string_view(bytes).substr(8), bytes.size() + static_cast<uint64_t>(total), "again");
   require(bytes.size() % 8 == 0 && again.metadata == header.metadata, "written metadata");
   require(again.entries.size() == header.entries.size(), "written entries");
   for (const HeaderEntry& entry : again.entries) {

@@ -40,12 +40,16 @@ TEST_F(BadJson, IsRefusedWithFileAndByte) {
 TEST_F(BadJson, TooLargeIsRefusedUnread) {
   write_bytes(path_, "{");
   std::filesystem::resize_file(path_, uint64_t{64} << 30);
-  expect_refusal<WeightsError>([&] { JsonFile file(path_); }, ExitCode::kWeights, {"68719476736 bytes of JSON, at most 16777216"});
-  refused("{\"a\": [" + std::string(7'000'000, ' ') + "0" + [] {
-    std::string zeros;
-    for (int i = 0; i < 2'000'001; ++i) zeros += ",0";
-    return zeros;
-  }() + "]}", {"more than 2000000 values"});
+  expect_refusal<WeightsError>([&] { JsonFile file(path_); }, ExitCode::kWeights,
+                               {"68719476736 bytes of JSON, at most 16777216"});
+  refused("{\"a\": [" + std::string(7'000'000, ' ') + "0" +
+              [] {
+                std::string zeros;
+                for (int i = 0; i < 2'000'001; ++i) zeros += ",0";
+                return zeros;
+              }() +
+              "]}",
+          {"more than 2000000 values"});
 }
 
 TEST_F(BadJson, LinksAndFoldersAreRefused) {

@@ -93,7 +93,8 @@ TEST(SafetensorsRoundTrip, WritesPytorchMetadataByDefault) {
 TEST(SafetensorsRoundTrip, ShardsFollowTheLimitAndTheIndexNamesThem) {
   const TemporaryFolder folder;
   NamedTensors tensors;
-  for (int i = 0; i < 5; ++i) tensors.emplace_back("t" + std::to_string(i), at::full({10}, i, at::kFloat));  // 40 bytes each
+  for (int i = 0; i < 5; ++i)
+    tensors.emplace_back("t" + std::to_string(i), at::full({10}, i, at::kFloat));  // 40 bytes each
   tensors.emplace_back("wide", at::full({100}, 9, at::kFloat));
   write_weights_folder(folder / "model", tensors, 100);
   EXPECT_TRUE(fs::exists(folder / "model/model-00001-of-00004.safetensors"));
@@ -164,9 +165,11 @@ TEST(SafetensorsWriter, FullDiskIsSaidInBytesBeforeWriting) {
 TEST(SafetensorsWriter, UnusableTargetsAreErrorsOfInputOutput) {
   const TemporaryFolder folder;
   const NamedTensors tensors{{"a", at::ones({2})}};
-  expect_refusal<IoError>([&] { write_safetensors(folder / "no/such/x", tensors); }, ExitCode::kIo, {"cannot be created"});
+  expect_refusal<IoError>([&] { write_safetensors(folder / "no/such/x", tensors); }, ExitCode::kIo,
+                          {"cannot be created"});
   fs::create_directory(folder / "taken");
-  expect_refusal<IoError>([&] { write_safetensors(folder / "taken", tensors); }, ExitCode::kIo, {"cannot be put in place"});
+  expect_refusal<IoError>([&] { write_safetensors(folder / "taken", tensors); }, ExitCode::kIo,
+                          {"cannot be put in place"});
   EXPECT_EQ(files_in(folder.path()), 1u);  // no temporary left
 }
 
@@ -205,11 +208,12 @@ TEST(SafetensorsWriter, FileSizeLimitLeavesTheOldFileAndNoTemporary) {
   const std::string old = read_bytes(path);
   const at::Tensor large = at::zeros({1 << 18});
   EXPECT_EQ(in_child([&] {
-    ::signal(SIGXFSZ, SIG_IGN);
-    const rlimit limit{1 << 16, 1 << 16};
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-    return throws_io_error([&] { write_safetensors(path, {{"a", large}}); }, "x.safetensors") ? 0 : 1;
-  }), 0);
+              ::signal(SIGXFSZ, SIG_IGN);
+              const rlimit limit{1 << 16, 1 << 16};
+              ::setrlimit(RLIMIT_FSIZE, &limit);
+              return throws_io_error([&] { write_safetensors(path, {{"a", large}}); }, "x.safetensors") ? 0 : 1;
+            }),
+            0);
   EXPECT_EQ(read_bytes(path), old);
   EXPECT_EQ(files_in(folder.path()), 1u);
 }

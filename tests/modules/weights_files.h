@@ -32,7 +32,8 @@ std::string length_prefix(uint64_t length);
 std::string weights_file(const std::string& header, size_t payload_bytes);
 // A valid file with one F32 tensor of two elements under each name.
 std::string weights_file_of(const std::vector<std::string>& names);
-std::string index_text(const std::vector<std::pair<std::string, std::string>>& weight_map, const std::string& more = "");
+std::string index_text(const std::vector<std::pair<std::string, std::string>>& weight_map,
+                       const std::string& more = "");
 
 // Runs action; it must throw exactly Expected, with the exit code, every part in the message, and one line of it.
 template <typename Expected, typename Action>

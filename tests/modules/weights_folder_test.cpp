@@ -1,4 +1,5 @@
-// A folder's shards and index: agreement in both directions, bare names only, no links but those of the Hugging Face cache.
+// A folder's shards and index: agreement in both directions, bare names only, no links but those of the Hugging Face
+// cache.
 #include <ATen/ATen.h>
 
 #include "modules/io/safetensors.h"
@@ -104,8 +105,9 @@ TEST_F(ShardedFolder, DamagedShardIsNamed) {
 }
 
 TEST_F(ShardedFolder, MalformedIndexIsRefused) {
-  for (const std::string text : {"", "[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{}}", "{\"weight_map\":{\"a\":1}}",
-                                 "{\"weight_map\":{\"a\":\"x.safetensors\"},\"metadata\":{\"total_size\":-1}}"}) {
+  for (const std::string text :
+       {"", "[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{}}", "{\"weight_map\":{\"a\":1}}",
+        "{\"weight_map\":{\"a\":\"x.safetensors\"},\"metadata\":{\"total_size\":-1}}"}) {
     write_bytes(folder_ / "model.safetensors.index.json", text);
     refused({"model.safetensors.index.json"});
   }
@@ -131,15 +133,16 @@ TEST(WeightsFolder, PickleOnlyFolderIsRefusedWithTheConverter) {
   for (const std::string name : {"pytorch_model.bin", "model.pt", "model.ckpt", "weights.pth", "weights.pkl"}) {
     const TemporaryFolder folder;
     write_bytes(folder / name, "PK\x03\x04");
-    expect_refusal<WeightsError>([&] { WeightsFolder weights(folder.path()); }, ExitCode::kWeights,
-                                 {folder.path().string(), name, "only pickled weights",
-                                  "tools/convert_pickle.py " + folder.path().string()});
+    expect_refusal<WeightsError>(
+        [&] { WeightsFolder weights(folder.path()); }, ExitCode::kWeights,
+        {folder.path().string(), name, "only pickled weights", "tools/convert_pickle.py " + folder.path().string()});
   }
 }
 
 TEST(WeightsFolder, EmptyOrAbsentFolderIsRefused) {
   const TemporaryFolder folder;
-  expect_refusal<WeightsError>([&] { WeightsFolder weights(folder.path()); }, ExitCode::kWeights, {"no model.safetensors"});
+  expect_refusal<WeightsError>([&] { WeightsFolder weights(folder.path()); }, ExitCode::kWeights,
+                               {"no model.safetensors"});
   expect_refusal<WeightsError>([&] { WeightsFolder weights(folder / "no"); }, ExitCode::kWeights, {"is not a folder"});
   write_bytes(folder / "adapter_model.safetensors", weights_file_of({"a"}));
   expect_refusal<WeightsError>([&] { WeightsFolder weights(folder.path()); }, ExitCode::kWeights,
@@ -168,8 +171,9 @@ TEST_F(HuggingFaceCache, LinksToBlobsAreFollowed) {
 TEST_F(HuggingFaceCache, OtherLinksAreRefused) {
   write_bytes(folder_ / "blobs" / blob_, weights_file_of({"w"}));
   write_bytes(blobs_ / "short", weights_file_of({"w"}));
-  for (const std::string& target : std::vector<std::string>{"../../blobs/short", "../../../blobs/" + blob_, blobs_.string() + "/" + blob_,
-                                   "../../blobs/../blobs/" + blob_, "../../blobs/" + std::string(64, 'Z')}) {
+  for (const std::string& target :
+       std::vector<std::string>{"../../blobs/short", "../../../blobs/" + blob_, blobs_.string() + "/" + blob_,
+                                "../../blobs/../blobs/" + blob_, "../../blobs/" + std::string(64, 'Z')}) {
     fs::remove(snapshot_ / "model.safetensors");
     fs::create_symlink(target, snapshot_ / "model.safetensors");
     expect_refusal<WeightsError>([&] { WeightsFolder weights(snapshot_); }, ExitCode::kWeights, {"is a symbolic link"});

@@ -14,10 +14,9 @@ namespace {
 using Json = nlohmann::json;
 
 Json decoder(const std::string& architecture) {
-  return {{"architectures", {architecture}}, {"vocab_size", 97},         {"hidden_size", 32},
-          {"num_hidden_layers", 2},          {"num_attention_heads", 4}, {"num_key_value_heads", 2},
-          {"head_dim", 8},                   {"intermediate_size", 48},  {"max_position_embeddings", 64},
-          {"eos_token_id", 2},               {"dtype", "float32"}};
+  return {{"architectures", {architecture}}, {"vocab_size", 97},         {"hidden_size", 32}, {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},        {"num_key_value_heads", 2}, {"head_dim", 8},     {"intermediate_size", 48},
+          {"max_position_embeddings", 64},   {"eos_token_id", 2},        {"dtype", "float32"}};
 }
 
 Json with(Json base, const Json& more) {
@@ -37,13 +36,30 @@ const std::map<std::string, Json>& configs() {
       {"gemma2", with(decoder("Gemma2ForCausalLM"), {{"sliding_window", 5}})},
       {"gemma3", with(decoder("Gemma3ForCausalLM"), {{"sliding_window", 5}})},
       {"phi3", decoder("Phi3ForCausalLM")},
-      {"gpt2", {{"architectures", {"GPT2LMHeadModel"}}, {"vocab_size", 97}, {"n_embd", 32}, {"n_layer", 2},
-                {"n_head", 4}, {"n_positions", 64}, {"eos_token_id", 2}}},
-      {"bert", {{"architectures", {"BertForSequenceClassification"}}, {"vocab_size", 97}, {"hidden_size", 32},
-                {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"intermediate_size", 48},
-                {"max_position_embeddings", 64}}},
-      {"distilbert", {{"architectures", {"DistilBertForSequenceClassification"}}, {"vocab_size", 97}, {"dim", 32},
-                      {"n_layers", 2}, {"n_heads", 4}, {"hidden_dim", 48}, {"max_position_embeddings", 64}}}};
+      {"gpt2",
+       {{"architectures", {"GPT2LMHeadModel"}},
+        {"vocab_size", 97},
+        {"n_embd", 32},
+        {"n_layer", 2},
+        {"n_head", 4},
+        {"n_positions", 64},
+        {"eos_token_id", 2}}},
+      {"bert",
+       {{"architectures", {"BertForSequenceClassification"}},
+        {"vocab_size", 97},
+        {"hidden_size", 32},
+        {"num_hidden_layers", 2},
+        {"num_attention_heads", 4},
+        {"intermediate_size", 48},
+        {"max_position_embeddings", 64}}},
+      {"distilbert",
+       {{"architectures", {"DistilBertForSequenceClassification"}},
+        {"vocab_size", 97},
+        {"dim", 32},
+        {"n_layers", 2},
+        {"n_heads", 4},
+        {"hidden_dim", 48},
+        {"max_position_embeddings", 64}}}};
   return table;
 }
 

@@ -28,7 +28,8 @@ CheckRequest request_for(const std::string& family, const std::string& root = "s
 
 bool names(const std::vector<std::string>& lines, const std::string& path) {
   for (const std::string& line : lines) {
-    if (line.find("[" + path + "]") != std::string::npos || line.find("[" + path + " ") != std::string::npos) return true;
+    if (line.find("[" + path + "]") != std::string::npos || line.find("[" + path + " ") != std::string::npos)
+      return true;
   }
   return false;
 }
@@ -37,8 +38,8 @@ enum class Flip { kDtype, kDevice };
 
 void flip(precision::ContractModule& module, Flip what) {
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
-    const at::TensorOptions options = what == Flip::kDtype ? entry.value().options().dtype(at::kFloat)
-                                                           : entry.value().options().device(at::kCPU);
+    const at::TensorOptions options =
+        what == Flip::kDtype ? entry.value().options().dtype(at::kFloat) : entry.value().options().device(at::kCPU);
     module.replace_parameter(entry.key(), at::zeros(entry.value().sizes(), options));
   }
 }
@@ -125,9 +126,8 @@ TEST(CheckProjector, MutatedProjectorIsNamed) {
   CheckRequest request = request_for("llama");
   request.teacher = *request_for("llama", "teacher").teacher;
   request.projector = ProjectorRequest{};
-  const CheckReport report = dry_run(request, [](Subjects& subjects) {
-    flip(*subjects.contract_modules().back(), Flip::kDtype);
-  });
+  const CheckReport report =
+      dry_run(request, [](Subjects& subjects) { flip(*subjects.contract_modules().back(), Flip::kDtype); });
   EXPECT_TRUE(names(report.stored_wrongly, "projector.logit"));
   EXPECT_FALSE(report.ran_wrongly.empty());
 }

@@ -33,14 +33,14 @@ void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
   } catch (const Error& error) {
     report.ran_wrongly.push_back(error.what());
   } catch (const c10::Error& error) {
-    report.ran_wrongly.push_back(fmt::format("[{}] {} ({})", precision::failed_module(),
-                                             first_line(error.what_without_backtrace()), name));
+    report.ran_wrongly.push_back(
+        fmt::format("[{}] {} ({})", precision::failed_module(), first_line(error.what_without_backtrace()), name));
   }
   report.operators += recorder.operator_count();
   for (const std::string& violation : recorder.violations()) report.ran_wrongly.push_back(violation);
   for (const auto& [key, cost] : casts.casts()) {
-    report.casts.push_back({key.place, precision::dtype_name(key.from), precision::dtype_name(key.to), name, cost.count,
-                            cost.bytes});
+    report.casts.push_back(
+        {key.place, precision::dtype_name(key.from), precision::dtype_name(key.to), name, cost.count, cost.bytes});
   }
 }
 
@@ -58,10 +58,14 @@ std::vector<ModuleRow> module_table(const Subjects& subjects) {
   std::map<std::string, size_t> known;
   for (const auto& module : subjects.contract_modules()) {
     const precision::Precision& p = module->precision();
-    ModuleRow row{without_layer(module->path()),          precision::role_name(module->role()),
-                  precision::dtype_name(p.storage),       precision::dtype_name(p.input),
-                  precision::dtype_name(p.compute),       precision::dtype_name(p.output),
-                  p.device.str(),                         p.source};
+    ModuleRow row{without_layer(module->path()),
+                  precision::role_name(module->role()),
+                  precision::dtype_name(p.storage),
+                  precision::dtype_name(p.input),
+                  precision::dtype_name(p.compute),
+                  precision::dtype_name(p.output),
+                  p.device.str(),
+                  p.source};
     row.modules = 1;
     for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
       row.parameters += parameter.numel();
@@ -115,10 +119,13 @@ Batch meta_batch(const CheckRequest& request) {
 at::Tensor model_loss(const Transformer& model, const at::Tensor& last, const Batch& batch) {
   const std::string place = model.path() + ".loss (logits)";
   switch (model.architecture().head) {
-    case HeadKind::kLanguageModel: return models::next_token_loss(model.head(last), batch.labels, place).sum();
+    case HeadKind::kLanguageModel:
+      return models::next_token_loss(model.head(last), batch.labels, place).sum();
     case HeadKind::kBertClassifier:
-    case HeadKind::kDistilBertClassifier: return models::class_loss(model.head(last), batch.classes, place).sum();
-    case HeadKind::kNone: break;
+    case HeadKind::kDistilBertClassifier:
+      return models::class_loss(model.head(last), batch.classes, place).sum();
+    case HeadKind::kNone:
+      break;
   }
   return last.sum();
 }
@@ -140,7 +147,8 @@ at::Tensor forward_loss(const Subjects& subjects, const Batch& batch) {
   if (subjects.projector) {
     const Transformer& student = *subjects.student->model;
     loss = models::next_token_loss(student.head(subjects.projector->forward(hidden)), batch.labels,
-                                   "projector.logit.loss (logits)").sum();
+                                   "projector.logit.loss (logits)")
+               .sum();
   }
   if (subjects.student) {
     const Transformer& student = *subjects.student->model;
@@ -172,7 +180,8 @@ void run_training(const Subjects& subjects, const Batch& batch, CheckReport& rep
 void run_generation(const Transformer& model, const CheckRequest& request, CheckReport& report) {
   const int64_t room = request.length + request.new_tokens;
   const int64_t length = model.architecture().learned_positions > 0
-                             ? std::min(request.length, model.architecture().learned_positions - 1) : request.length;
+                             ? std::min(request.length, model.architecture().learned_positions - 1)
+                             : request.length;
   run_phase("generate", report, [&] {
     const c10::InferenceMode inference;
     models::KeyValueCache cache(model.architecture().layers, request.batch, room);
@@ -214,9 +223,9 @@ Subjects build_subjects(const CheckRequest& request) {
   }
   const auto& teacher = *subjects.teacher->policy;
   const bool float32 = request.projector->float32;
-  subjects.projector_policy = std::make_shared<precision::PrecisionPolicy>(
-      float32 ? at::kFloat : teacher.stream_dtype(), teacher.device(),
-      float32 ? request.projector->source : "teacher dtype");
+  subjects.projector_policy =
+      std::make_shared<precision::PrecisionPolicy>(float32 ? at::kFloat : teacher.stream_dtype(), teacher.device(),
+                                                   float32 ? request.projector->source : "teacher dtype");
   const precision::Scope scope{subjects.projector_policy.get(), "projector.logit", c10::Device(c10::kMeta), true};
   subjects.projector = std::make_shared<projectors::LogitProjector>(
       scope, *subjects.teacher->model, *subjects.student->model, teacher, *subjects.student->policy);

@@ -46,9 +46,9 @@ struct CheckReport {
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
   std::vector<MemoryRow> memory;
-  int64_t operators = 0;                     // that the recorder saw
-  std::vector<std::string> stored_wrongly;   // parameters outside their contract
-  std::vector<std::string> ran_wrongly;      // what running it on meta showed
+  int64_t operators = 0;                    // that the recorder saw
+  std::vector<std::string> stored_wrongly;  // parameters outside their contract
+  std::vector<std::string> ran_wrongly;     // what running it on meta showed
   bool passed() const { return stored_wrongly.empty() && ran_wrongly.empty(); }
 };
 

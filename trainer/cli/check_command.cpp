@@ -46,12 +46,13 @@ check::CheckRequest check_request(const recipe::Settings& settings) {
   request.teacher = model_request(settings, "teacher");
   request.student = model_request(settings, "student");
   if (!request.teacher && !request.student) {
-    throw UsageError("limbeck check: the recipe names no model: set student.model (and teacher.model) to a folder with "
-                     "a config.json");
+    throw UsageError(
+        "limbeck check: the recipe names no model: set student.model (and teacher.model) to a folder with "
+        "a config.json");
   }
   if (settings.text("projector.kind") == "logit") {
-    request.projector = check::ProjectorRequest{settings.text("projector.dtype") == "float32",
-                                                source_of(settings, "projector.dtype")};
+    request.projector =
+        check::ProjectorRequest{settings.text("projector.dtype") == "float32", source_of(settings, "projector.dtype")};
   }
   request.batch = settings.integer("data.batch_size");
   request.length = settings.integer("data.sequence_length");
@@ -60,15 +61,32 @@ check::CheckRequest check_request(const recipe::Settings& settings) {
 }
 
 void print_modules(const CheckReport& report, Invocation& call) {
-  TextTable table({{"module"}, {"role"}, {"storage"}, {"in"}, {"compute"}, {"out"}, {"device"},
-                   {"modules", Align::kRight}, {"parameters", Align::kRight}, {"bytes", Align::kRight}, {"from"}});
+  TextTable table({{"module"},
+                   {"role"},
+                   {"storage"},
+                   {"in"},
+                   {"compute"},
+                   {"out"},
+                   {"device"},
+                   {"modules", Align::kRight},
+                   {"parameters", Align::kRight},
+                   {"bytes", Align::kRight},
+                   {"from"}});
   auto json = nlohmann::ordered_json::array();
   for (const check::ModuleRow& row : report.modules) {
     table.add_row({row.path, row.role, row.storage, row.input, row.compute, row.output, row.device,
                    std::to_string(row.modules), std::to_string(row.parameters), human_bytes(row.bytes), row.source});
-    json.push_back({{"module", row.path}, {"role", row.role}, {"storage", row.storage}, {"in", row.input},
-                    {"compute", row.compute}, {"out", row.output}, {"device", row.device}, {"modules", row.modules},
-                    {"parameters", row.parameters}, {"bytes", row.bytes}, {"from", row.source}});
+    json.push_back({{"module", row.path},
+                    {"role", row.role},
+                    {"storage", row.storage},
+                    {"in", row.input},
+                    {"compute", row.compute},
+                    {"out", row.output},
+                    {"device", row.device},
+                    {"modules", row.modules},
+                    {"parameters", row.parameters},
+                    {"bytes", row.bytes},
+                    {"from", row.source}});
   }
   call.console.result("Contract (accumulation, softmax, norms and losses in float32 inside the operators)\n" +
                       table.render(call.width));
@@ -80,8 +98,12 @@ void print_casts(const CheckReport& report, Invocation& call) {
   auto json = nlohmann::ordered_json::array();
   for (const check::CastRow& row : report.casts) {
     table.add_row({row.place, row.from, row.to, row.phase, std::to_string(row.count), human_bytes(row.bytes)});
-    json.push_back({{"place", row.place}, {"from", row.from}, {"to", row.to}, {"phase", row.phase},
-                    {"count", row.count}, {"bytes", row.bytes}});
+    json.push_back({{"place", row.place},
+                    {"from", row.from},
+                    {"to", row.to},
+                    {"phase", row.phase},
+                    {"count", row.count},
+                    {"bytes", row.bytes}});
   }
   call.console.result(report.casts.empty() ? "Named casts: none\n" : "Named casts\n" + table.render(call.width));
   call.result["casts"] = json;
@@ -112,8 +134,10 @@ void run_check(Invocation& call) {
   call.result["violations"] = violations;
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (violations.empty()) {
-    call.console.result(fmt::format("passed: {} operators of the training step, the evaluation and generation ran on "
-                                    "meta in {:.2f} s; no weight was read", report.operators, seconds));
+    call.console.result(
+        fmt::format("passed: {} operators of the training step, the evaluation and generation ran on "
+                    "meta in {:.2f} s; no weight was read",
+                    report.operators, seconds));
     return;
   }
   for (size_t i = 0; i + 1 < violations.size(); ++i) call.console.warning(violations[i]);

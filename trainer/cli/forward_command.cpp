@@ -41,15 +41,25 @@ Inputs read_inputs(const std::filesystem::path& path, const models::Architecture
   std::vector<std::string> names;
   auto take = [&](const std::string& name, at::Tensor tensor) {
     auto as_long = [&] { return precision::integers(tensor, at::kLong); };
-    if (name == "input_ids") inputs.model.ids = tensor.scalar_type() == at::kLong ? tensor : as_long();
-    else if (name == "attention_mask") inputs.model.attention_mask = tensor;
-    else if (name == "document_ids") inputs.model.document_ids = tensor;
-    else if (name == "position_ids") inputs.model.position_ids = as_long();
-    else if (name == "token_type_ids") inputs.model.token_type_ids = as_long();
-    else if (name == "labels") inputs.labels = as_long();
-    else if (name == "output_gradient") inputs.output_gradient = tensor;
-    else throw InputDataError(fmt::format("{}: tensor {} is not known: wanted input_ids, attention_mask, document_ids, "
-                                          "position_ids, token_type_ids, labels or output_gradient", path.string(), name));
+    if (name == "input_ids")
+      inputs.model.ids = tensor.scalar_type() == at::kLong ? tensor : as_long();
+    else if (name == "attention_mask")
+      inputs.model.attention_mask = tensor;
+    else if (name == "document_ids")
+      inputs.model.document_ids = tensor;
+    else if (name == "position_ids")
+      inputs.model.position_ids = as_long();
+    else if (name == "token_type_ids")
+      inputs.model.token_type_ids = as_long();
+    else if (name == "labels")
+      inputs.labels = as_long();
+    else if (name == "output_gradient")
+      inputs.output_gradient = tensor;
+    else
+      throw InputDataError(
+          fmt::format("{}: tensor {} is not known: wanted input_ids, attention_mask, document_ids, "
+                      "position_ids, token_type_ids, labels or output_gradient",
+                      path.string(), name));
   };
   for (auto& [name, tensor] : io::read_safetensors(path)) take(name, tensor);
   const at::Tensor& ids = inputs.model.ids;
@@ -62,7 +72,8 @@ Inputs read_inputs(const std::filesystem::path& path, const models::Architecture
   if (inputs.model.document_ids) check_ids(*inputs.model.document_ids, "document_ids", ids.sizes(), kAny);
   const int64_t positions = a.learned_positions > 0 ? a.learned_positions : kAny;
   if (inputs.model.position_ids) check_ids(*inputs.model.position_ids, "position_ids", ids.sizes(), positions);
-  if (inputs.model.token_type_ids) check_ids(*inputs.model.token_type_ids, "token_type_ids", ids.sizes(), a.token_types);
+  if (inputs.model.token_type_ids)
+    check_ids(*inputs.model.token_type_ids, "token_type_ids", ids.sizes(), a.token_types);
   if (inputs.labels.defined()) {
     const bool decoder = a.head == HeadKind::kLanguageModel;
     const at::Tensor counted = inputs.labels.masked_fill(inputs.labels.eq(models::kIgnoredLabel), 0);
@@ -166,20 +177,32 @@ void run_forward(Invocation& call) {
 void declare_forward(recipe::OptionTable& table) {
   declare_single_model(table);
   table.group("Input and output");
-  table.add({.name = "input", .kind = OptionKind::kPath,
-             .help = "safetensors: input_ids [B,T]; optional attention_mask, position_ids, token_type_ids, document_ids, "
-                     "labels, output_gradient.",
-             .value_name = "FILE", .flag_only = true});
-  table.add({.name = "output", .kind = OptionKind::kPath,
+  table.add({.name = "input",
+             .kind = OptionKind::kPath,
+             .help =
+                 "safetensors: input_ids [B,T]; optional attention_mask, position_ids, token_type_ids, document_ids, "
+                 "labels, output_gradient.",
+             .value_name = "FILE",
+             .flag_only = true});
+  table.add({.name = "output",
+             .kind = OptionKind::kPath,
              .help = "safetensors: logits or last_hidden_state; token_loss when labels came.",
-             .value_name = "FILE", .flag_only = true});
-  table.add({.name = "hidden", .kind = OptionKind::kSwitch,
-             .help = "Also hidden.0 (embeddings) to hidden.L (after the final norm).", .flag_only = true});
-  table.add({.name = "gradients", .kind = OptionKind::kSwitch,
+             .value_name = "FILE",
+             .flag_only = true});
+  table.add({.name = "hidden",
+             .kind = OptionKind::kSwitch,
+             .help = "Also hidden.0 (embeddings) to hidden.L (after the final norm).",
+             .flag_only = true});
+  table.add({.name = "gradients",
+             .kind = OptionKind::kSwitch,
              .help = "Also grad.NAME of every parameter: of the mean token loss, or of sum(output * output_gradient).",
              .flag_only = true});
-  table.add({.name = "pooling", .kind = OptionKind::kChoice, .fallback = "none",
-             .help = "mean: also pooled, the mean of each row's tokens.", .words = {"none", "mean"}, .flag_only = true});
+  table.add({.name = "pooling",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "mean: also pooled, the mean of each row's tokens.",
+             .words = {"none", "mean"},
+             .flag_only = true});
 }
 
 }  // namespace

@@ -63,18 +63,21 @@ Prompts from_lists(const std::vector<std::string>& lists) {
 Prompts from_file(const std::filesystem::path& path) {
   Prompts prompts;
   for (auto& [name, tensor] : io::read_safetensors(path)) {
-    if (name == "input_ids") prompts.ids = precision::integers(tensor, at::kLong);
-    else if (name == "attention_mask") prompts.mask = precision::integers(tensor, at::kLong);
-    else throw InputDataError(fmt::format("{}: tensor {} is not known: wanted input_ids and attention_mask",
-                                          path.string(), name));
+    if (name == "input_ids")
+      prompts.ids = precision::integers(tensor, at::kLong);
+    else if (name == "attention_mask")
+      prompts.mask = precision::integers(tensor, at::kLong);
+    else
+      throw InputDataError(
+          fmt::format("{}: tensor {} is not known: wanted input_ids and attention_mask", path.string(), name));
   }
   if (!prompts.ids.defined() || prompts.ids.dim() != 2 || prompts.ids.numel() == 0) {
     throw InputDataError(fmt::format("{}: wanted a tensor input_ids of two dimensions [batch, length]", path.string()));
   }
   if (!prompts.mask.defined()) prompts.mask = at::ones_like(prompts.ids);
   if (prompts.mask.sizes() != prompts.ids.sizes() || prompts.mask.select(1, -1).eq(0).any().item<bool>()) {
-    throw InputDataError(fmt::format("{}: attention_mask must have the shape of input_ids, with padding on the left only",
-                                     path.string()));
+    throw InputDataError(fmt::format(
+        "{}: attention_mask must have the shape of input_ids, with padding on the left only", path.string()));
   }
   return prompts;
 }
@@ -105,8 +108,8 @@ void run_generate(Invocation& call) {
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
                     {.width = terminal_width(2), .quiet = call.console.quiet()});
   const auto begin = std::chrono::steady_clock::now();
-  const at::Tensor tokens = models::generate(*built.model, prompts.ids, prompts.mask, options,
-                                             [&](int64_t step) { progress.update(step); });
+  const at::Tensor tokens =
+      models::generate(*built.model, prompts.ids, prompts.mask, options, [&](int64_t step) { progress.update(step); });
   progress.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const int64_t fresh = tokens.size(1) - prompts.ids.size(1);
@@ -125,29 +128,59 @@ void run_generate(Invocation& call) {
 void declare_generate(recipe::OptionTable& table) {
   declare_single_model(table);
   table.group("Prompts");
-  table.add({.name = "prompt-ids", .kind = OptionKind::kList, .help = "Token ids of one prompt; may be repeated.",
-             .value_name = "1,15,7", .flag_only = true});
-  table.add({.name = "prompts", .kind = OptionKind::kPath,
-             .help = "safetensors: input_ids [B,T] and attention_mask, padded on the left.", .value_name = "FILE",
+  table.add({.name = "prompt-ids",
+             .kind = OptionKind::kList,
+             .help = "Token ids of one prompt; may be repeated.",
+             .value_name = "1,15,7",
              .flag_only = true});
-  table.add({.name = "output", .kind = OptionKind::kPath, .help = "safetensors: tokens [B, T + new].",
-             .value_name = "FILE", .flag_only = true});
+  table.add({.name = "prompts",
+             .kind = OptionKind::kPath,
+             .help = "safetensors: input_ids [B,T] and attention_mask, padded on the left.",
+             .value_name = "FILE",
+             .flag_only = true});
+  table.add({.name = "output",
+             .kind = OptionKind::kPath,
+             .help = "safetensors: tokens [B, T + new].",
+             .value_name = "FILE",
+             .flag_only = true});
   table.group("Generation");
-  table.add({.name = "max-new-tokens", .kind = OptionKind::kInteger, .fallback = "64", .help = "Tokens to add at most.",
-             .range = {1, 1 << 24}, .flag_only = true});
-  table.add({.name = "temperature", .kind = OptionKind::kNumber, .fallback = "0",
-             .help = "0: greedy; above: sampled from logits divided by it.", .interval = {.low = 0, .high = 100},
+  table.add({.name = "max-new-tokens",
+             .kind = OptionKind::kInteger,
+             .fallback = "64",
+             .help = "Tokens to add at most.",
+             .range = {1, 1 << 24},
              .flag_only = true});
-  table.add({.name = "top-k", .kind = OptionKind::kInteger, .fallback = "0",
-             .help = "Sample among the k likeliest tokens; 0: among all.", .range = {0, 1 << 24}, .flag_only = true});
-  table.add({.name = "top-p", .kind = OptionKind::kNumber, .fallback = "1",
+  table.add({.name = "temperature",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "0: greedy; above: sampled from logits divided by it.",
+             .interval = {.low = 0, .high = 100},
+             .flag_only = true});
+  table.add({.name = "top-k",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Sample among the k likeliest tokens; 0: among all.",
+             .range = {0, 1 << 24},
+             .flag_only = true});
+  table.add({.name = "top-p",
+             .kind = OptionKind::kNumber,
+             .fallback = "1",
              .help = "Sample among the likeliest tokens that hold this share of the probability.",
-             .interval = {.low = 0, .high = 1, .above_low = true}, .flag_only = true});
-  table.add({.name = "seed", .kind = OptionKind::kInteger, .fallback = "0", .help = "Seed of the sampling.",
-             .range = {.low = 0}, .flag_only = true});
-  table.add({.name = "no-cache", .kind = OptionKind::kSwitch,
-             .help = "Recompute every token at every step: slow, the reference for the cache.", .flag_only = true});
-  table.add({.name = "ignore-eos", .kind = OptionKind::kSwitch, .help = "Go on past the end-of-sequence token.",
+             .interval = {.low = 0, .high = 1, .above_low = true},
+             .flag_only = true});
+  table.add({.name = "seed",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Seed of the sampling.",
+             .range = {.low = 0},
+             .flag_only = true});
+  table.add({.name = "no-cache",
+             .kind = OptionKind::kSwitch,
+             .help = "Recompute every token at every step: slow, the reference for the cache.",
+             .flag_only = true});
+  table.add({.name = "ignore-eos",
+             .kind = OptionKind::kSwitch,
+             .help = "Go on past the end-of-sequence token.",
              .flag_only = true});
 }
 
