@@ -228,7 +228,7 @@ def clearly_rectified_inputs(family: Family, seed: int, rows: int = 48, gap: flo
     The same reason as with routing: a unit on the other side of zero changes a gradient by its full size. The error of
     these units in bfloat16 is about a quarter of `gap`.
     """
-    drawn = model_zoo.make_inputs(family, seed=seed, batch=1200, length=20)
+    drawn = model_zoo.make_inputs(family, seed=seed, batch=2400, length=20)
     units = []
     with tempfile.TemporaryDirectory() as folder:
         model = model_zoo.load(family, model_zoo.write_model(family, Path(folder), seed=seed), torch.float32)
@@ -243,7 +243,7 @@ def clearly_rectified_inputs(family: Family, seed: int, rows: int = 48, gap: flo
 
 @dataclass(frozen=True)
 class HalfParity:
-    """Mean relative Frobenius errors against the float64 run of the same rounded weights, over HALF_SEEDS models."""
+    """Geometric mean of relative Frobenius errors against the float64 run of the same rounded weights, over many models."""
 
     output: float
     own_output: float
@@ -269,19 +269,26 @@ def _half_inputs(family: Family, seed: int) -> Inputs:
     return model_zoo.make_inputs(family, seed=seed)
 
 
-def _root_mean_square(errors: dict[str, float]) -> float:
-    """Over all parameters but key biases whose exact gradient is zero: of those nothing but rounding is computed."""
+def _geometric_mean(errors: dict[str, float]) -> float:
+    """Over all parameters but key biases whose exact gradient is zero: of those nothing but rounding is computed.
+
+    Geometric, because a root mean square is the error of the one or two worst-conditioned parameters, and its ratio
+    between two equally good roundings scattered from 0.73 to 1.47 over eight BERT models.
+    """
     values = [error for name, error in errors.items() if not name.endswith(tuple(KEY_BIASES))]
-    values = torch.tensor(values, dtype=torch.float64)
-    return float(values.square().mean().sqrt())
+    return float(torch.tensor(values, dtype=torch.float64).clamp_min(1e-12).log().mean().exp())
+
+
+def half_seeds(family: Family) -> int:
+    """Five numbers a row make a classifier's ratio scatter by 12 % a model (27 models): it takes more of them."""
+    return 16 if family.kind == "classifier" else HALF_SEEDS
 
 
 @lru_cache(maxsize=None)
 def half_parity(family: Family, dtype: torch.dtype) -> HalfParity:
-    sums = torch.zeros(4, dtype=torch.float64)
-    for seed in range(HALF_SEEDS):
-        sums += torch.tensor(half_errors(family, dtype, seed), dtype=torch.float64)
-    return HalfParity(*(sums / HALF_SEEDS).tolist())
+    seeds = half_seeds(family)
+    logs = sum(torch.tensor(half_errors(family, dtype, seed), dtype=torch.float64).log() for seed in range(seeds))
+    return HalfParity(*(logs / seeds).exp().tolist())
 
 
 def half_errors(family: Family, dtype: torch.dtype, seed: int) -> list[float]:
@@ -303,6 +310,6 @@ def half_errors(family: Family, dtype: torch.dtype, seed: int) -> list[float]:
     return [
         relative_frobenius(compared(family, inputs, got[family.output]), wanted),
         relative_frobenius(compared(family, inputs, own[family.output]), wanted),
-        _root_mean_square(gradient_errors(got, truth)),
-        _root_mean_square(gradient_errors(own, truth)),
+        _geometric_mean(gradient_errors(got, truth)),
+        _geometric_mean(gradient_errors(own, truth)),
     ]

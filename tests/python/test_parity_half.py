@@ -1,7 +1,7 @@
 """bfloat16 and float16: Limbeck's error is no larger than 1.1 times transformers' own, without autocast.
 
 Both are measured against transformers' float64 run of the same rounded weights: relative Frobenius error over real
-tokens, averaged over HALF_SEEDS models. Averaged, because two roundings of equal quality differ by chance: over twelve
+tokens, geometric mean over half_seeds(family) models. Averaged, because two roundings of equal quality differ by chance: over twelve
 models the ratio of transformers' eager attention to its sdpa scatters with a standard deviation of 2 to 4 % a model,
 hence 1 to 2 % in the mean of four (gradients 3 to 6 % a model).
 
@@ -29,6 +29,6 @@ def test_output_error_is_within_transformers_own(limbeck, family, dtype):
 @DTYPES
 @FAMILIES
 def test_gradient_error_is_within_transformers_own(limbeck, family, dtype):
-    """In aggregate: root mean square of the relative errors of all parameters, so that each counts the same."""
+    """In aggregate: geometric mean of the relative errors of all parameters, so that each counts the same."""
     parity = parity_measures.half_parity(family, dtype)
     assert parity.gradient_ratio <= BAR, f"error {parity.gradients:.3e}, transformers' own {parity.own_gradients:.3e}"
