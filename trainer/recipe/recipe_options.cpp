@@ -71,20 +71,6 @@ void declare_pooling_option(OptionTable& table) {
              .words = {"none", "mean", "cls"}});
 }
 
-void declare_data_options(OptionTable& table) {
-  table.group("Data");
-  table.add({.name = "data.batch_size",
-             .kind = OptionKind::kInteger,
-             .fallback = "8",
-             .help = "Sequences in one forward on one rank.",
-             .range = {1, 1 << 20}});
-  table.add({.name = "data.sequence_length",
-             .kind = OptionKind::kInteger,
-             .fallback = "512",
-             .help = "Tokens a sequence.",
-             .range = {1, 1 << 24}});
-}
-
 void declare_generation_options(OptionTable& table) {
   table.group("Generation");
   table.add({.name = "generation.max_new_tokens",
@@ -114,6 +100,9 @@ void declare_recipe_options(OptionTable& table) {
   declare_model_options(table);
   declare_pooling_option(table);
   declare_data_options(table);
+  declare_objective_options(table);
+  declare_optimizer_options(table);
+  declare_training_options(table);
   declare_generation_options(table);
 }
 

@@ -11,6 +11,10 @@ void declare_pooling_option(OptionTable& table);      // model.pooling
 void declare_data_options(OptionTable& table);        // the shape of a batch
 void declare_generation_options(OptionTable& table);  // how the next token is chosen
 
+void declare_objective_options(OptionTable& table);  // objective.*: terms, weights, curriculum (objective_options.cpp)
+void declare_optimizer_options(OptionTable& table);  // optim.*, (optimizer_options.cpp)
+void declare_training_options(OptionTable& table);   // train.*, eval.* (training_options.cpp)
+
 void declare_recipe_options(OptionTable& table);  // all of them
 
 }  // namespace limbeck::recipe

@@ -1,0 +1,32 @@
+// What one forward consumes: the tokens of a few sequences, their targets, and which of them see each other.
+// All tensors are int64, contiguous, on the CPU as the loader makes them (the loop moves them).
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+namespace limbeck::data {
+
+// One tokenizer's view of the batch.
+struct TokenStream {
+  at::Tensor ids;     // [B, T]
+  at::Tensor labels;  // [B, T]: the id of the token itself where it is a target, else -100.
+                      // Position t predicts labels[t + 1]; the models shift, the loader does not.
+  std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding (padded batches)
+  std::optional<at::Tensor> document_ids;    // [B, T], 1, 2, … within a row, 0 = padding (packed batches); the first
+                                             // token of every document has label -100
+};
+
+struct Batch {
+  TokenStream student;  // and of the teacher, unless it has a tokenizer of its own:
+  std::optional<TokenStream> teacher;
+  // [B, T of student] when `teacher` is set: the position of the teacher's stream that ends at the same character (or
+  // is the last to end before it), -1 where there is none.
+  at::Tensor teacher_position;
+  at::Tensor classes;  // [B] for classifiers, undefined otherwise; -100 = unlabelled
+};
+
+// Targets that a language-model loss counts: labels[:, 1:] that are not -100.
+int64_t target_count(const TokenStream& stream);
+
+}  // namespace limbeck::data

@@ -1,0 +1,70 @@
+// The prepared token shards of a folder as batches. Which samples a batch holds is a pure function of (seed, index):
+// no cursor but the index, so a resume is a number and prefetching cannot change an order.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/data/batch.h"
+
+namespace limbeck::data {
+
+enum class Packing { kPacked, kPadded };
+
+struct DataRequest {
+  std::filesystem::path folder;  // written by tools/prepare_data.py: manifest.json and shards
+  std::string origin;            // for messages: "data.train (my.ini:12)"
+  int64_t batch_size = 8, sequence_length = 512;
+  Packing packing = Packing::kPacked;
+  bool shuffle = true;
+  int64_t seed = 0;
+  int64_t student_vocabulary = 0, teacher_vocabulary = 0;  // ids must be below; 0: not checked
+  bool skip_bad_shards = false;
+};
+
+struct Manifest {
+  std::string tokenizer_digest, teacher_tokenizer_digest;  // the second is empty without a second tokenizer
+  int64_t vocabulary = 0, teacher_vocabulary = 0;          // real token ids, without the padding of heads
+  int64_t end_of_sequence = -1, padding = -1;
+  int64_t documents = 0, tokens = 0;
+  std::string digest;  // of the shard list; a resume compares it
+};
+
+class DataSource {
+ public:
+  // Checks every shard (size, checksum, id range) before it returns; InputDataError names file, record and offset.
+  explicit DataSource(const DataRequest& request);
+  ~DataSource();
+  DataSource(const DataSource&) = delete;
+  DataSource& operator=(const DataSource&) = delete;
+
+  const Manifest& manifest() const;
+  const std::vector<std::string>& notes() const;  // truncated, skipped: one line each, with counts
+  int64_t samples() const;                        // rows of an epoch
+  int64_t batches_per_epoch() const;  // full batches; the rest of an epoch is dropped. Evaluation: rounded up
+  // The index-th batch since training began (epoch = index / batches_per_epoch()). Thread-safe.
+  Batch batch(int64_t index) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// Makes the batches [begin, end) on a thread of its own, `depth` ahead. An error there is rethrown by next().
+class Prefetcher {
+ public:
+  Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth);
+  ~Prefetcher();
+  Prefetcher(const Prefetcher&) = delete;
+  Prefetcher& operator=(const Prefetcher&) = delete;
+  Batch next();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace limbeck::data

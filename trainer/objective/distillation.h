@@ -1,0 +1,54 @@
+// The one forward to a loss. Training, evaluation, check, sweep and profile all call forward(); there is no other path.
+// Owns teacher, student and projectors; on meta it is what `limbeck check` runs.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "modules/models/load_model.h"
+#include "trainer/data/batch.h"
+#include "trainer/objective/terms.h"
+#include "trainer/recipe/settings.h"
+#include "trainer/registry.h"
+
+namespace limbeck::objective {
+
+// A trainable tensor with the group whose learning rate it takes: student, projector, router.
+struct TrainedParameter {
+  std::string name;  // unique path, "student.layers.0.mlp.up_proj.weight"
+  at::Tensor tensor;
+  std::string group;
+  bool decays = true;  // weight decay: not for norms, biases
+};
+
+enum class Materialize { kMeta, kWeights };  // structure alone on meta, or with weights read
+
+class Distillation {
+ public:
+  // Reads teacher.*, student.*, projector.*, objective.* and precision.* of the recipe.
+  Distillation(const recipe::Settings& settings, const Registries& registries, Materialize how);
+  ~Distillation();
+  Distillation(const Distillation&) = delete;
+  Distillation& operator=(const Distillation&) = delete;
+
+  // Differentiable where gradients are enabled. The curriculum's weights follow progress, in evaluation too.
+  Terms forward(const data::Batch& batch, const Progress& progress) const;
+
+  const std::optional<models::BuiltModel>& teacher() const;
+  const models::BuiltModel& student() const;
+  std::vector<std::shared_ptr<precision::ContractModule>> contract_modules() const;
+  std::vector<TrainedParameter> trained_parameters() const;
+  // Projectors and the like: tensors beside the student that a checkpoint or export keeps, by name.
+  std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
+  // Called once after each update (EMA teachers follow the student here).
+  void after_update(const Progress& progress);
+  // Refuses data whose tokenizers or vocabularies do not fit the pair; UsageError says what to set.
+  void accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace limbeck::objective

@@ -1,0 +1,62 @@
+// AdamW over parameter groups with float32 masters beside half weights, clipping, dynamic loss scale, skipping of
+// non-finite updates and an EMA. One call of accumulate() a micro-batch, one of step() an update.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trainer/recipe/settings.h"
+
+namespace limbeck::optim {
+
+struct Parameter {
+  std::string name;
+  at::Tensor tensor;
+  std::string group;
+  bool decays = true;
+};
+
+struct StepReport {
+  bool skipped = false;      // non-finite: weights, masters and moments are bit-unchanged
+  std::string nonfinite;     // name of the first tensor whose gradient was not finite
+  double gradient_norm = 0;  // global, before clipping, of the unscaled gradient
+  double learning_rate = 0;  // of the student's group
+  double loss_scale = 1;     // in use for the next update
+  int64_t skipped_in_a_row = 0, skipped_in_all = 0;
+};
+
+class Optimizer {
+ public:
+  // Reads optim.* of the recipe. `total_steps` fixes the schedule. Works on meta too: `check` sees its memory.
+  Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps);
+  ~Optimizer();
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+
+  double loss_scale() const;  // 1 unless a trained parameter is float16
+  // Adds the .grad of every parameter to the update (float32 accumulators when `micro_batches` > 1) and frees it.
+  void accumulate(int64_t micro_batches);
+  // Unscales, checks, clips, updates, follows with the EMA. `step` counts updates from 0. NumericError after
+  // optim.max_skipped skips in a row, or at the loss scale's floor, naming the tensor.
+  StepReport step(int64_t step);
+  double learning_rate(int64_t step, const std::string& group) const;  // a pure function
+
+  bool has_ema() const;
+  // Exchanges weights and their EMA; call twice to return.
+  void swap_ema();
+  // Everything a resume needs: masters, moments, EMA by "KIND.PARAMETER", and the scalars.
+  std::vector<std::pair<std::string, at::Tensor>> state_tensors() const;
+  std::map<std::string, double> state_scalars() const;
+  void load_state_scalars(const std::map<std::string, double>& scalars);  // the tensors are filled in place
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace limbeck::optim
