@@ -31,6 +31,10 @@ void declare_run_options(OptionTable& table) {
              .fallback = "0",
              .help = "Seed of every random number.",
              .range = {.low = 0}});
+  table.add({.name = "run",
+             .kind = OptionKind::kPath,
+             .help = "Folder of the run: recipe.ini, contract.json, metrics.jsonl, best/ and final/ models.",
+             .value_name = "DIR"});
 }
 
 void declare_model_options(OptionTable& table) {
