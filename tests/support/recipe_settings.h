@@ -15,6 +15,8 @@ using RecipeKeys = std::vector<std::pair<std::string, std::string>>;
 inline recipe::Settings recipe_settings(const RecipeKeys& keys) {
   recipe::OptionTable table;
   recipe::declare_recipe_options(table);
+  table.add(
+      {.name = "device", .kind = recipe::OptionKind::kDevice, .fallback = "cpu", .help = "As every command has it."});
   std::vector<recipe::Flag> flags;
   for (const auto& [name, value] : keys) flags.push_back({.name = name, .spelled = name, .value = value});
   return recipe::Settings(table, nullptr, flags);
