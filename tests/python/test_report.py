@@ -1,0 +1,203 @@
+"""The report of made-up runs: what it says is what the runs hold, and the page needs nothing but itself."""
+
+import json
+import math
+import re
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from limbeck_runner import REPOSITORY
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "circle", "line", "path"}
+CONTRACT = {
+    "modules": [
+        {"module": "teacher.layers.*.mlp.up_proj", "role": "mlp", "storage": "float16", "in": "float16",
+         "compute": "float32", "out": "float16", "device": "cpu", "modules": 8, "parameters": 6291456,
+         "bytes": 12582912, "from": "my.ini:3"},
+    ],
+    "casts": [
+        {"place": f"student.layers.{i}.mlp (input)", "from": "float32", "to": "bfloat16", "phase": "train", "count": 1,
+         "bytes": 1500000} for i in range(4)
+    ],
+    "memory": {"teacher weights": 115885056, "peak of a training step": 947301420},
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers the rows of tables and what the page would load."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.rows, self.loads, self.texts = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open[-1] == tag, f"</{tag}> closes <{self.open[-1:]}> at {self.getpos()}"
+            self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.open and any(tag in self.open for tag in ("td", "th")):
+            self.rows[-1][-1] += data
+
+    def row(self, first):
+        return next(row for row in self.rows if row and row[0].startswith(first))
+
+
+def write_run(folder, lines, recipe="seed = 1\n", contract=CONTRACT):
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.ini").write_text(recipe)
+    if contract is not None:
+        (folder / "contract.json").write_text(json.dumps(contract))
+    return folder
+
+
+def training_lines(perplexity, steps=20, **extra):
+    lines = [
+        {"step": s, "phase": "train", "loss": 5 / s, "lr": 1e-3, "grad_norm": 1.0, "tokens_per_s": 9000 + s, **extra}
+        for s in range(1, steps + 1)
+    ]
+    return lines + [{"step": steps, "phase": "eval", "eval.perplexity": perplexity}]
+
+
+def report(*arguments):
+    command = [sys.executable, str(REPOSITORY / "tools" / "report.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def made(folder, *arguments):
+    output = folder / "page.html"
+    done = report(*arguments, "--output", output)
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    return Page(text), text
+
+
+def test_the_table_is_the_mean_and_spread_over_seeds(tmp_path):
+    distilled, alone = [20.0, 22.0, 27.0], [30.0, 31.0, 32.0]
+    for seed in range(3):
+        lines = training_lines(distilled[seed])
+        lines.append({"step": 20, "phase": "eval", "eval.teacher_perplexity": 12.5, "eval.top1_agreement": 0.75})
+        write_run(tmp_path / f"distilled-seed{seed}", lines)
+        write_run(tmp_path / f"alone-seed{seed}", training_lines(alone[seed]))
+    page, text = made(tmp_path, *sorted(tmp_path.glob("*seed*")))
+    assert page.row("teacher") == ["teacher", "12.5", "–"]
+    assert page.row("distilled") == ["distilled 3 runs", f"23 ± {statistics.stdev(distilled):.2g}", "0.75 ± 0"]
+    assert page.row("alone") == ["alone 3 runs", "31 ± 1", "–"]
+    assert re.findall(r'class="best">([0-9.]+)', text) == ["23"]
+
+
+def test_every_name_gets_a_curve_with_its_values(tmp_path):
+    run = write_run(tmp_path / "run", training_lines(8.0, **{"kd": 0.5, "hidden.3": 0.25}))
+    page, text = made(tmp_path, run)
+    drawn = re.findall(r'aria-label="([^"]+) over steps"', text)
+    assert drawn == ["loss", "eval.perplexity", "lr", "grad_norm", "tokens_per_s", "kd", "hidden.3"]
+    curve = re.search(r'aria-label="loss over steps".*?d="M([^"]+)"', text, re.DOTALL).group(1)
+    points = [tuple(map(float, pair.split(","))) for pair in curve.split("L")]
+    assert len(points) == 20
+    assert points[0][0] < points[-1][0] and points[0][1] < points[-1][1]  # y grows downwards: the loss falls
+    # 5 / step: linear between the first and the last point.
+    share = (points[4][1] - points[0][1]) / (points[-1][1] - points[0][1])
+    assert share == pytest.approx((5 - 1) / (5 - 0.25), abs=2e-3)
+
+
+def test_what_is_not_finite_is_shown_and_breaks_nothing(tmp_path):
+    lines = training_lines(8.0)
+    lines[4]["loss"] = None
+    lines.append({"step": 21, "phase": "train", "loss": None})
+    page, text = made(tmp_path, write_run(tmp_path / "run", lines))
+    assert "run: not finite at step 5" in text and "run: not finite at step 21" in text
+    assert "nan" not in text.lower().replace("tenant", "")
+    assert "values not finite" in text
+
+
+def test_one_point_one_value_and_huge_ranges_are_drawn(tmp_path):
+    lines = [{"step": 7, "phase": "train", "loss": 3.0, "constant": 2, "zero": 0.0, "loss_scale": 65536}]
+    page, text = made(tmp_path, write_run(tmp_path / "one", lines))
+    assert text.count("<circle") == 4
+    wide = [{"step": s, "phase": "train", "grad_norm": 10.0**-s, "small": 1 + 1e-12 * s} for s in range(1, 30)]
+    page, text = made(tmp_path, write_run(tmp_path / "wide", wide))
+    assert "log" in page.texts
+
+
+def test_long_runs_are_averaged_with_their_extremes(tmp_path):
+    lines = [{"step": s, "phase": "train", "loss": math.sin(s)} for s in range(1, 50_001)]
+    page, text = made(tmp_path, write_run(tmp_path / "long", lines))
+    assert 'class="band s0"' in text
+    assert len(text) < 60_000
+
+
+def test_the_contract_is_told_once_for_runs_that_share_it(tmp_path):
+    first = write_run(tmp_path / "a", training_lines(8.0))
+    second = write_run(tmp_path / "b", training_lines(8.0), contract={"command": "check", "result": CONTRACT})
+    page, text = made(tmp_path, first, second)
+    assert page.row("teacher.layers") == [
+        "teacher.layers.*.mlp.up_proj ×8", "mlp", "float16", "float16", "float32", "float16", "cpu", "6,291,456",
+        "12.6 MB", "my.ini:3",
+    ]  # fmt: skip
+    assert page.row("student.layers") == ["student.layers.*.mlp (input)", "float32", "bfloat16", "train", "4", "6 MB"]
+    assert text.count("<summary>Contract") == 1
+    assert "947 MB" in text
+    other = write_run(tmp_path / "c", training_lines(8.0), contract={**CONTRACT, "casts": []})
+    page, text = made(tmp_path, first, second, other)
+    assert "<summary>Contract: a, b</summary>" in text and "<summary>Contract: c</summary>" in text
+    assert "None: no tensor changes its dtype." in text
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+    nasty = '<script>alert("1")</script>&amp;'
+    lines = training_lines(8.0, **{'<img src="x">': 1.0})
+    run = write_run(tmp_path / "<b>run", lines, recipe=nasty)
+    page, text = made(tmp_path, f"{nasty}={run}", "--title", nasty)
+    assert page.loads == []
+    assert "<script" not in text and "<img" not in text and "<b>run" not in text
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    assert nasty in "".join(page.texts)  # as text
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_a_killed_run_is_read_up_to_its_last_whole_line(tmp_path):
+    run = write_run(tmp_path / "killed", training_lines(8.0))
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 21, "ph')
+    page, text = made(tmp_path, run)
+    assert "lines not readable" in text
+
+
+def test_the_default_place_is_the_first_run(tmp_path):
+    run = write_run(tmp_path / "run", training_lines(8.0), contract=None)
+    done = report(run)
+    assert done.returncode == 0 and done.stdout.strip() == str(run / "report.html")
+    assert "No contract.json" in (run / "report.html").read_text()
+    assert sorted(path.name for path in run.iterdir()) == ["metrics.jsonl", "recipe.ini", "report.html"]
+
+
+@pytest.mark.parametrize(
+    "make, code, said",
+    [
+        (lambda f: f / "missing", 2, "missing: no such folder, wanted a run folder with metrics.jsonl"),
+        (lambda f: f, 3, "no metrics.jsonl, wanted a run folder: name the one given to --run"),
+        (lambda f: write_run(f / "empty", []), 3, "metrics.jsonl: no line with a step and a value"),
+        (lambda f: write_run(f / "bad", training_lines(1.0), contract=[1]), 3, "wanted what `limbeck check --json`"),
+    ],
+)
+def test_refusals_are_one_line_with_a_next_step(tmp_path, make, code, said):
+    done = report(make(tmp_path))
+    assert done.returncode == code
+    assert said in done.stderr and done.stderr.count("\n") == 1
