@@ -7,13 +7,11 @@ Command check_command();
 Command forward_command();
 Command generate_command();
 Command list_command();
+Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(),
-      forward_command(),
-      generate_command(),
-      list_command(),
+      check_command(), forward_command(), generate_command(), list_command(), verify_command(),
   };
 }
 
