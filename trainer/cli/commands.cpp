@@ -13,6 +13,11 @@ Command train_command();
 std::vector<Command> builtin_commands() {
   return {
       check_command(), train_command(), eval_command(), forward_command(), generate_command(), list_command(),
+Command verify_command();
+
+std::vector<Command> builtin_commands() {
+  return {
+      check_command(), forward_command(), generate_command(), list_command(), verify_command(),
   };
 }
 
