@@ -9,15 +9,12 @@ Command forward_command();
 Command generate_command();
 Command list_command();
 Command train_command();
-
-std::vector<Command> builtin_commands() {
-  return {
-      check_command(), train_command(), eval_command(), forward_command(), generate_command(), list_command(),
 Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(), forward_command(), generate_command(), list_command(), verify_command(),
+      check_command(),    train_command(), eval_command(),   forward_command(),
+      generate_command(), list_command(),  verify_command(),
   };
 }
 

@@ -53,10 +53,13 @@ data::DataRequest data_request(const recipe::Settings& settings, const std::stri
   request.sequence_length = settings.integer("data.sequence_length");
   request.packing = settings.text("data.packing") == "packed" ? data::Packing::kPacked : data::Packing::kPadded;
   request.shuffle = key == "data.train" && settings.enabled("data.shuffle");
-  request.drop_last = key == "data.train";
+  request.whole_epoch = key != "data.train";
   request.seed = settings.integer("seed");
   request.student_vocabulary = objective.student().config.architecture.vocabulary;
   if (objective.teacher()) request.teacher_vocabulary = objective.teacher()->config.architecture.vocabulary;
+  request.teacher_sequence_length = settings.integer("data.teacher_sequence_length");
+  request.long_documents =
+      settings.text("data.long_documents") == "split" ? data::LongDocuments::kSplit : data::LongDocuments::kTruncate;
   request.skip_bad_shards = settings.enabled("data.skip_bad_shards");
   return request;
 }
@@ -74,8 +77,7 @@ struct Trainer::State {
     if (given.given("data.validation")) {
       validation = std::make_unique<data::DataSource>(data_request(given, "data.validation", objective));
     }
-    for (const auto* source : {&train, static_cast<const data::DataSource*>(validation.get())}) {
-      if (source == nullptr) continue;
+    for (const data::DataSource* source : sources()) {
       const data::Manifest& manifest = source->manifest();
       objective.accept_data(manifest.vocabulary, manifest.teacher_vocabulary,
                             "data.train " + given.where("data.train"));
@@ -84,6 +86,10 @@ struct Trainer::State {
     objective.student().model->set_checkpointing(given.enabled("train.checkpoint_activations"));
   }
 
+  std::vector<const data::DataSource*> sources() const {
+    return validation ? std::vector<const data::DataSource*>{&train, validation.get()}
+                      : std::vector<const data::DataSource*>{&train};
+  }
   void record(const StepRecord& record);
   void evaluate(int64_t step, TrainResult& result);
   evaluate::Evaluation measured(int64_t step);
@@ -173,7 +179,9 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     precision::HostMemory::reset_peak();
     std::vector<data::Batch> batches;
     for (int64_t i = 0; i < accumulate; ++i) batches.push_back(prefetched.next());
-    StepRecord record{.step = step + 1, .total_steps = s.total_steps};
+    StepRecord record;
+    record.step = step + 1;
+    record.total_steps = s.total_steps;
     record.update = run_update(s.objective, s.optimizer, batches, step, s.total_steps);
     record.seconds = seconds_since(step_begin);
     record.tokens_per_second = tokens / record.seconds;
