@@ -38,8 +38,8 @@ def completed_characters(offsets: list[tuple[int, int]], special: list[int], len
     added = np.array(special, bool) & (begins == 0) & (ends == 0)
     behind = np.logical_or.accumulate(~added)
     ends = np.maximum.accumulate(np.where(added, np.where(behind, length + 1, 0), ends))
-    # The next token goes on inside this one's last character.
-    ends[:-1] -= (~added[1:] & (ends[1:] > begins[1:]) & (ends[1:] == ends[:-1])).astype(np.int64)
+    # Where the next token begins before this one ends, they share a character, which is not complete yet.
+    ends[:-1] -= (~added[1:] & (begins[1:] < ends[:-1])).astype(np.int64)
     return np.maximum.accumulate(ends)
 
 
