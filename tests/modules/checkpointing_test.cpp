@@ -39,21 +39,23 @@ at::Tensor loss_of(const Transformer& model, bool hidden) {
   return loss;
 }
 
-struct Run {
+struct Outcome {
   at::Tensor loss;
   std::vector<at::Tensor> gradients;
 };
 
-Run run(Transformer& model, bool checkpointing, bool hidden) {
+Outcome run(Transformer& model, bool checkpointing, bool hidden) {
   model.set_checkpointing(checkpointing);
   for (const at::Tensor& parameter : model.parameters()) parameter.mutable_grad().reset();
-  Run result{loss_of(model, hidden), {}};
+  Outcome result{loss_of(model, hidden), {}};
   result.loss.backward();
-  for (const at::Tensor& parameter : model.parameters()) result.gradients.push_back(parameter.grad());
+  for (const at::Tensor& parameter : model.parameters()) {
+    result.gradients.push_back(parameter.grad().defined() ? parameter.grad().clone() : at::Tensor());
+  }
   return result;
 }
 
-void expect_same(const Run& plain, const Run& checkpointed, const Transformer& model) {
+void expect_same(const Outcome& plain, const Outcome& checkpointed, const Transformer& model) {
   EXPECT_TRUE(plain.loss.equal(checkpointed.loss));
   const auto names = model.named_parameters();
   for (size_t i = 0; i < plain.gradients.size(); ++i) {
@@ -69,7 +71,7 @@ TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
       const BuiltModel built = trainable(family, dtype);
       for (const bool hidden : {false, true}) {
         SCOPED_TRACE(family + (hidden ? " with hidden states" : ""));
-        const Run plain = run(*built.model, false, hidden);
+        const Outcome plain = run(*built.model, false, hidden);
         EXPECT_GT(plain.gradients.size(), 10u);
         expect_same(plain, run(*built.model, true, hidden), *built.model);
       }
@@ -79,7 +81,7 @@ TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
 
 TEST(Checkpointing, GradientsAccumulateOverTwoBackwards) {
   const BuiltModel built = trainable("llama", at::kFloat);
-  const Run once = run(*built.model, true, false);
+  const Outcome once = run(*built.model, true, false);
   loss_of(*built.model, false).backward();
   const auto parameters = built.model->parameters();
   for (size_t i = 0; i < parameters.size(); ++i) {
@@ -93,7 +95,7 @@ TEST(Checkpointing, FrozenParametersStayWithoutGradient) {
     at::Tensor parameter = entry.value();
     parameter.set_requires_grad(entry.key() == "layers.1.mlp.up_proj.weight");
   }
-  const Run plain = run(*built.model, false, false), checkpointed = run(*built.model, true, false);
+  const Outcome plain = run(*built.model, false, false), checkpointed = run(*built.model, true, false);
   expect_same(plain, checkpointed, *built.model);
   int64_t trained = 0;
   for (const at::Tensor& gradient : checkpointed.gradients) trained += gradient.defined() ? 1 : 0;
@@ -106,7 +108,7 @@ TEST(Checkpointing, GradientsOfChosenTensorsLeaveTheRestAlone) {
   const at::Tensor weight = built.model->named_parameters()["layers.0.mlp.down_proj.weight"];
   const at::Tensor chosen = torch::autograd::grad({loss_of(*built.model, false)}, {weight})[0];
   for (const at::Tensor& parameter : built.model->parameters()) EXPECT_FALSE(parameter.grad().defined());
-  const Run all = run(*built.model, false, false);
+  const Outcome all = run(*built.model, false, false);
   EXPECT_TRUE(chosen.equal(weight.grad()));
 }
 
