@@ -20,6 +20,11 @@ void declare_model(OptionTable& table, const std::string& role) {
              .fallback = "auto",
              .help = "Where it lives; auto: where --device says.",
              .words = {"auto"}});
+  table.add({.name = role + ".init",
+             .kind = OptionKind::kChoice,
+             .fallback = "weights",
+             .help = "weights: those of its folder; random: a fresh model of its config.json, from the run's seed.",
+             .words = {"weights", "random"}});
 }
 
 }  // namespace
