@@ -1,0 +1,93 @@
+"""What bench_peers.py gives to all contenders: token rows in Limbeck's format, and the recipe of the same step."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+
+def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
+    """Random documents of `length` tokens that end with token 0: packed, each fills one row exactly."""
+    import numpy
+    from safetensors.numpy import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = numpy.random.default_rng(0).integers(1, vocabulary, (rows, length), dtype=numpy.int32)
+    ids[:, -1] = 0
+    shard = save(
+        {"input_ids": ids.reshape(-1), "document_offsets": numpy.arange(rows + 1, dtype=numpy.int64) * length}
+    )
+    (folder / "shard-00000.safetensors").write_bytes(shard)
+    manifest = {
+        "format": "limbeck-tokens",
+        "version": 1,
+        "tokenizer": {"digest": f"random-{vocabulary}", "vocabulary": vocabulary, "end_of_sequence": 0},
+        "documents": rows,
+        "tokens": rows * length,
+        "shards": [
+            {
+                "file": "shard-00000.safetensors",
+                "bytes": len(shard),
+                "crc32": f"{zlib.crc32(shard):08x}",
+                "documents": rows,
+                "tokens": rows * length,
+                "targets": rows * length,
+            }
+        ],
+    }
+    text = json.dumps(manifest, indent=2).removesuffix("\n}") + ",\n"
+    text += f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n'
+    (folder / "manifest.json").write_text(text)
+
+
+def recipe_text(job: dict) -> str:
+    """The step of the plain loop: forward KL at temperature T, AdamW, clip 1, constant rate, rows in their order."""
+    return f"""\
+[teacher]
+model = {job["teacher"]}
+dtype = {job["teacher_dtype"]}
+
+[student]
+model = {job["student"]}
+dtype = {job["student_dtype"]}
+
+[data]
+train = {job["data"]}
+batch_size = {job["batch"]}
+sequence_length = {job["length"]}
+packing = packed
+shuffle = no
+
+[objective]
+divergence = forward_kl
+temperature = {job["temperature"]}
+kd_weight = {job["kd_weight"]}
+ce_weight = {1 - job["kd_weight"]}
+
+[optim]
+learning_rate = {job["learning_rate"]}
+schedule = constant
+warmup = 0 steps
+weight_decay = {job["weight_decay"]}
+clip_norm = 1.0
+
+[train]
+steps = {job["steps"]} steps
+accumulate = 1
+log_every = 1
+"""
+
+
+def first_event_time(run: Path) -> float:
+    """When the first training step was written, by the wall clock: from the run's TensorBoard file."""
+    for path in sorted(run.glob("*tfevents*")):
+        data, at = path.read_bytes(), 0
+        while at + 16 <= len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            body = data[at + 12 : at + 12 + length]
+            if b"train/" in body and body[:1] == b"\x09":  # field 1, eight bytes: the wall time
+                return struct.unpack_from("<d", body, 1)[0]
+            at += 16 + length
+    raise ValueError(f"{run}: no training step in its TensorBoard file")
