@@ -58,20 +58,19 @@ train = {job["data"]}
 batch_size = {job["batch"]}
 sequence_length = {job["length"]}
 packing = packed
-shuffle = no
+shuffle = false
 
 [objective]
 divergence = forward_kl
 temperature = {job["temperature"]}
-kd_weight = {job["kd_weight"]}
-ce_weight = {1 - job["kd_weight"]}
+alpha = {job["kd_weight"]}
 
 [optim]
 learning_rate = {job["learning_rate"]}
 schedule = constant
 warmup = 0 steps
 weight_decay = {job["weight_decay"]}
-clip_norm = 1.0
+clip = 1.0
 
 [train]
 steps = {job["steps"]} steps

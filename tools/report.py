@@ -24,8 +24,10 @@ import report_charts as charts  # noqa: E402
 
 USAGE, INPUT = 2, 3  # exit codes, as the program's
 BOOKKEEPING = {"step", "phase", "seconds"}
-LOWER_IS_BETTER = re.compile(r"loss|perplexity|ppl|kl|ce$|error|mse")
-FIRST = ["loss", "eval.loss", "eval.perplexity"]  # charts shown before all others
+LOWER_IS_BETTER = re.compile(r"perplexity|kl|ce$")
+# What means the same in every run. A loss is the sum of a run's own terms and marks no winner.
+COMPARABLE = re.compile(r"^(?:perplexity|kl|ce|accuracy|cosine|top\d+_\w+)$")
+FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts and columns shown before all others
 
 
 class ReportError(Exception):
@@ -66,7 +68,7 @@ def read_metrics(run: Run) -> None:
             continue
         run.steps = max(run.steps, step)
         for name, value in entry.items():
-            if name in BOOKKEEPING or isinstance(value, (str, bool, list, dict)):
+            if name in BOOKKEEPING or (name == "targets" and entry.get("phase") == "eval") or isinstance(value, (str, bool, list, dict)):
                 continue
             shown = name if entry.get("phase") != "eval" or name.startswith("eval.") else f"eval.{name}"
             run.series.setdefault(shown, []).append((step, math.nan if value is None else float(value)))
@@ -159,16 +161,36 @@ def evaluation_rows(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
     return rows
 
 
+def metrics_of(rows: dict[str, dict[str, list[float]]]) -> list[str]:
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    return sorted(metrics, key=lambda metric: (not COMPARABLE.match(metric), metric != "perplexity"))
+
+
+def plain_table(runs: list[Run]) -> str:
+    """What means the same in every run, for a terminal."""
+    rows = evaluation_rows(runs)
+    metrics = [metric for metric in metrics_of(rows) if COMPARABLE.match(metric)]
+    lines = [f"{'':<24}" + "".join(f"{metric.replace('_', ' '):>20}" for metric in metrics)]
+    for group, row in rows.items():
+        cells = "".join(f"{plain(mean_and_spread(row[m], m)) if m in row else '–':>20}" for m in metrics)
+        lines.append(f"{group:<24}{cells}")
+    return "\n".join(lines)
+
+
+def plain(html: str) -> str:
+    return re.sub(r"<[^>]+>", "", html)
+
+
 def evaluation_table(runs: list[Run]) -> str:
     rows = evaluation_rows(runs)
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    metrics = metrics_of(rows)
     if not metrics:
         return "<p>No evaluation was made.</p>"
     seeds = {group: sum(run.group == group for run in runs) for group in rows}
     best = {}
     for metric in metrics:
         students = {g: statistics.fmean(r[metric]) for g, r in rows.items() if metric in r and not is_teacher(g)}
-        if len(students) > 1:
+        if len(students) > 1 and COMPARABLE.match(metric):
             best[metric] = (min if LOWER_IS_BETTER.search(metric) else max)(students, key=students.get)
     head = "".join(f"<th>{escape(metric.replace('_', ' '))}</th>" for metric in metrics)
     body = ""
@@ -329,6 +351,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
     parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--title", help="default: the names of the runs")
+    parser.add_argument("--table", action="store_true", help="print the evaluation table as well")
     options = parser.parse_args(arguments)
     try:
         runs = [read_run(argument) for argument in options.runs]
@@ -339,6 +362,8 @@ def main(arguments: list[str]) -> int:
     except ReportError as error:
         print(f"report: {error}", file=sys.stderr)
         return error.code
+    if options.table:
+        print(plain_table(runs) + "\n")
     print(output)
     return 0
 
