@@ -166,6 +166,25 @@ LIMBECK_INLINE Block<double> minus_magnitude(Block<double> a) {
   return a;
 }
 
+LIMBECK_INLINE Block<float> square_root(Block<float> a) {
+  for (int k = 0; k < Block<float>::kParts; ++k) {
+#if defined(__AVX512F__)
+    a.part[k] = (F32)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.part[k]);
+#elif defined(__AVX2__)
+    a.part[k] = (F32)_mm256_sqrt_ps((__m256)a.part[k]);
+#else
+    for (int j = 0; j < Block<float>::kPerPart; ++j) a.part[k][j] = __builtin_sqrtf(a.part[k][j]);
+#endif
+  }
+  return a;
+}
+LIMBECK_INLINE Block<double> square_root(Block<double> a) {
+  for (int k = 0; k < Block<double>::kParts; ++k) {
+    for (int j = 0; j < Block<double>::kPerPart; ++j) a.part[k][j] = __builtin_sqrt(a.part[k][j]);
+  }
+  return a;
+}
+
 // ---- memory: widening loads and stores that round to nearest even, a NaN staying a NaN ----
 
 struct Whole {};  // all 16 lanes

@@ -45,4 +45,8 @@ struct IoError : Error {
   explicit IoError(const std::string& m) : Error(ExitCode::kIo, m) {}
 };
 
+struct StoppedError : Error {
+  explicit StoppedError(const std::string& m) : Error(ExitCode::kStopped, m) {}
+};  // by a signal, after saving
+
 }  // namespace limbeck

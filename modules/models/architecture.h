@@ -66,9 +66,12 @@ struct Architecture {
   Experts experts;
   std::vector<bool> layer_is_sparse;  // empty: every layer when experts.count > 0
 
-  bool tied = false;    // head shares the embedding
-  bool pooler = false;  // BERT's pooler is part of the checkpoint
-  std::string dtype;    // as config.json says, or empty
+  bool tied = false;                  // head shares the embedding
+  bool pooler = false;                // BERT's pooler is part of the checkpoint
+  double initializer_range = 0.02;    // standard deviation of random first weights
+  bool scaled_residual_init = false;  // those that write to the residual stream: over sqrt(2 layers)
+  bool sinusoidal_positions = false;  // first values of the position table
+  std::string dtype;                  // as config.json says, or empty
   std::vector<int64_t> end_of_sequence;
   int64_t padding_id = -1;  // row of the embedding without gradient; -1: none
   int64_t pad_with = -1;    // fills finished rows of a generation; -1: the end-of-sequence id

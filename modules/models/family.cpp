@@ -182,6 +182,7 @@ Architecture read_gpt2(const io::JsonFile& config, const std::string&) {
   a.tied = config.boolean_or("tie_word_embeddings", true);
   a.attention_scale =
       config.boolean_or("scale_attn_weights", true) ? 1.0 / std::sqrt(static_cast<double>(a.head_dim)) : 1.0;
+  a.scaled_residual_init = true;
   require_value(config, "scale_attn_by_inverse_layer_idx", false);
   require_value(config, "add_cross_attention", false);
   return a;
@@ -225,6 +226,7 @@ Architecture read_bert(const io::JsonFile& config, const std::string& architectu
 
 Architecture read_distilbert(const io::JsonFile& config, const std::string& architecture) {
   Architecture a = encoder(architecture, HeadKind::kDistilBertClassifier);
+  a.sinusoidal_positions = config.boolean_or("sinusoidal_pos_embds", false);
   a.vocabulary = config.integer("vocab_size", 1, kMaxSize);
   a.hidden = config.integer("dim", 1, kMaxSize);
   a.layers = config.integer("n_layers", 1, 4096);
@@ -340,6 +342,8 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
       ModelConfig result{family.read(config, name), &family, folder};
       Architecture& a = result.architecture;
       a.family = family.name;
+      a.initializer_range = config.number_or("initializer_range", 0.02, 0.0, 10.0);
+      if (a.initializer_range == 0.0) a.initializer_range = 0.02;  // as transformers reads a 0
       a.dtype = config.string_or("dtype", config.string_or("torch_dtype", ""));
       if (a.hidden % a.heads != 0 && !config.has("head_dim")) {
         throw WeightsError(

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "modules/models/initialize.h"
 
 namespace limbeck::models {
 
@@ -40,6 +41,12 @@ BuiltModel load_model(const ModelRequest& request) {
         fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
                     "loading models onto a GPU is not wired yet",
                     request.device.str(), request.root));
+  }
+  if (request.random_init) {
+    BuiltModel built = build(request, std::nullopt, nullptr);
+    initialize_weights(*built.model, request.seed);
+    built.report.bindings = bind_weights(*built.model, *built.config.family);
+    return built;
   }
   const io::WeightsFolder weights(request.folder,
                                   request.allow_nonfinite ? io::NonFinite::kAllow : io::NonFinite::kRefuse);

@@ -19,6 +19,8 @@ struct ModelRequest {
   std::vector<precision::Rule> rules;
   bool trainable = false;
   bool allow_nonfinite = false;
+  bool random_init = false;  // fresh weights from `seed` instead of the folder's: it may hold config.json alone
+  uint64_t seed = 0;
 };
 
 struct BuiltModel {
@@ -30,7 +32,7 @@ struct BuiltModel {
 
 // Structure and contract alone, every tensor on meta: no weights are read, the folder may hold config.json only.
 BuiltModel build_on_meta(const ModelRequest& request);
-// With its weights, on the request's device.
+// With its weights, read or drawn, on the request's device.
 BuiltModel load_model(const ModelRequest& request);
 
 }  // namespace limbeck::models

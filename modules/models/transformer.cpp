@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "modules/errors.h"
+#include "modules/models/checkpointed_layer.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -134,8 +135,13 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
   Encoded result;
   at::Tensor x = embed(input, positions);
   for (const auto& layer : layers_) {
-    if (keep_hidden) result.hidden.push_back(x);
-    x = layer->forward(x, shared);
+    if (keep_hidden) {
+      result.hidden.push_back(x);
+      // The layer's gradients meet here before those of the kept state join: one order of summation, checkpointed or
+      // not.
+      x = x.view_as(x);
+    }
+    x = checkpointing_ ? checkpointed_forward(layer, x, shared) : layer->forward(x, shared);
   }
   if (input.cache != nullptr) input.cache->advance(input.ids.size(1));
   result.last = final_norm_ ? final_norm_->forward(x) : x;

@@ -37,6 +37,8 @@ class Transformer : public torch::nn::Module {
   at::Tensor head(const at::Tensor& last) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
+  // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
+  void set_checkpointing(bool on) { checkpointing_ = on; }
 
  private:
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
@@ -44,6 +46,7 @@ class Transformer : public torch::nn::Module {
 
   Architecture architecture_;
   std::string path_;
+  bool checkpointing_ = false;
   RopeTable rope_, local_rope_;
   std::shared_ptr<Embedding> tokens_, positions_, token_types_;
   std::shared_ptr<Norm> embedding_norm_, final_norm_;

@@ -2,26 +2,17 @@
 
 #include <c10/core/Allocator.h>
 
-#include <algorithm>
-#include <atomic>
+#include "modules/precision/byte_counter.h"
 
 namespace limbeck::precision {
 
 namespace {
 
-std::atomic<int64_t> live{0};
-std::atomic<int64_t> peak{0};
-
-void add(int64_t bytes) {
-  const int64_t now = live.fetch_add(bytes) + bytes;
-  int64_t seen = peak.load();
-  while (now > seen && !peak.compare_exchange_weak(seen, now)) {
-  }
-}
+ByteCounter counted;
 
 void release(void* context) {
   auto* bytes = static_cast<int64_t*>(context);
-  live.fetch_sub(*bytes);
+  counted.remove(*bytes);
   delete bytes;
 }
 
@@ -30,7 +21,7 @@ class CountingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t n) override {
     // The context alone carries the size; there is no memory behind a meta tensor.
     auto* bytes = new int64_t(static_cast<int64_t>(n));
-    add(*bytes);
+    counted.add(*bytes);
     return {nullptr, bytes, &release, c10::Device(c10::kMeta)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
@@ -44,15 +35,14 @@ c10::Allocator* previous = nullptr;
 
 MetaMemory::MetaMemory() {
   previous = c10::GetAllocator(c10::kMeta);
-  live = 0;
-  peak = 0;
+  counted.clear();
   c10::SetAllocator(c10::kMeta, &counting, /*priority=*/100);
 }
 
 MetaMemory::~MetaMemory() { c10::SetAllocator(c10::kMeta, previous, /*priority=*/100); }
 
-int64_t MetaMemory::live_bytes() { return live; }
-int64_t MetaMemory::peak_bytes() { return peak; }
-void MetaMemory::reset_peak() { peak = live.load(); }
+int64_t MetaMemory::live_bytes() { return counted.live(); }
+int64_t MetaMemory::peak_bytes() { return counted.peak(); }
+void MetaMemory::reset_peak() { counted.reset_peak(); }
 
 }  // namespace limbeck::precision

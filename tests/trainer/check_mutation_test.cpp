@@ -6,24 +6,37 @@
 #include <iostream>
 
 #include "modules/errors.h"
+#include "tests/support/recipe_settings.h"
 #include "tests/support/tiny_models.h"
 #include "trainer/check/dry_run.h"
 
 namespace limbeck::check {
 namespace {
 
-CheckRequest request_for(const std::string& family, const std::string& root = "student") {
-  CheckRequest request;
-  models::ModelRequest model;
-  model.folder = testing::tiny_model(family);
-  model.root = root;
-  model.trainable = root == "student";
-  model.dtype = at::kBFloat16;
-  (root == "student" ? request.student : request.teacher) = model;
-  request.batch = 2;
-  request.length = 12;
-  request.new_tokens = 4;
-  return request;
+using objective::Distillation;
+using testing::RecipeKeys;
+
+RecipeKeys recipe_for(const std::string& family, const std::string& dtype = "bfloat16") {
+  return {{"student.model", testing::tiny_model(family).string()},
+          {"student.dtype", dtype},
+          {"data.batch_size", "2"},
+          {"data.sequence_length", "12"},
+          {"generation.max_new_tokens", "4"}};
+}
+
+RecipeKeys with_teacher(RecipeKeys keys, const std::string& family, const std::string& dtype = "bfloat16") {
+  keys.emplace_back("teacher.model", testing::tiny_model(family).string());
+  keys.emplace_back("teacher.dtype", dtype);
+  return keys;
+}
+
+CheckReport check(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
+  return dry_run(testing::recipe_settings(keys), testing::builtin_registries(), tamper);
+}
+
+std::string first_violation(const CheckReport& report) {
+  if (!report.stored_wrongly.empty()) return report.stored_wrongly.front();
+  return report.ran_wrongly.empty() ? "" : report.ran_wrongly.front();
 }
 
 bool names(const std::vector<std::string>& lines, const std::string& path) {
@@ -48,14 +61,15 @@ struct Tally {
   int mutations = 0, stored = 0, ran = 0;
 };
 
-Tally mutate_every_module(const CheckRequest& request, Flip what) {
+Tally mutate_every_module(const RecipeKeys& keys, Flip what) {
   Tally tally;
-  const size_t count = build_subjects(request).contract_modules().size();
+  size_t count = 0;
+  check(keys, [&](Distillation& objective) { count = objective.contract_modules().size(); });
   for (size_t i = 0; i < count; ++i) {
     std::string path;
     bool owns = false;
-    const CheckReport report = dry_run(request, [&](Subjects& subjects) {
-      precision::ContractModule& module = *subjects.contract_modules()[i];
+    const CheckReport report = check(keys, [&](Distillation& objective) {
+      precision::ContractModule& module = *objective.contract_modules()[i];
       path = module.path();
       owns = !module.parameters(/*recurse=*/false).empty();
       flip(module, what);
@@ -72,7 +86,7 @@ Tally mutate_every_module(const CheckRequest& request, Flip what) {
 class CheckMutation : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(CheckMutation, NamesEveryModuleWhoseDtypeWasFlipped) {
-  const Tally tally = mutate_every_module(request_for(GetParam()), Flip::kDtype);
+  const Tally tally = mutate_every_module(recipe_for(GetParam()), Flip::kDtype);
   std::cout << GetParam() << " dtype: " << tally.stored << " of " << tally.mutations
             << " mutations named by the contract; running the step alone showed " << tally.ran << "\n";
   EXPECT_EQ(tally.stored, tally.mutations);
@@ -80,20 +94,21 @@ TEST_P(CheckMutation, NamesEveryModuleWhoseDtypeWasFlipped) {
 }
 
 TEST_P(CheckMutation, NamesEveryModuleWhoseDeviceWasFlipped) {
-  const Tally tally = mutate_every_module(request_for(GetParam()), Flip::kDevice);
+  const Tally tally = mutate_every_module(recipe_for(GetParam()), Flip::kDevice);
   std::cout << GetParam() << " device: " << tally.stored << " of " << tally.mutations
             << " mutations named by the contract; running the step alone showed " << tally.ran << "\n";
   EXPECT_EQ(tally.stored, tally.mutations);
 }
 
 TEST_P(CheckMutation, HasNothingToSayAboutTheUntouchedModel) {
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
-    for (const std::string root : {"student", "teacher"}) {
-      CheckRequest request = request_for(GetParam(), root);
-      (root == "student" ? request.student : request.teacher)->dtype = dtype;
-      const CheckReport report = dry_run(request);
-      EXPECT_TRUE(report.passed()) << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
+  for (const std::string dtype : {"float32", "bfloat16", "float16"}) {
+    for (const bool teacher : {false, true}) {
+      RecipeKeys keys = recipe_for(GetParam(), dtype);
+      if (teacher) keys = with_teacher(keys, GetParam(), dtype);
+      const CheckReport report = check(keys);
+      EXPECT_TRUE(report.passed()) << dtype << ": " << first_violation(report);
       EXPECT_GT(report.operators, 20);
+      EXPECT_GT(report.peak_bytes, 0);
     }
   }
 }
@@ -101,42 +116,45 @@ TEST_P(CheckMutation, HasNothingToSayAboutTheUntouchedModel) {
 INSTANTIATE_TEST_SUITE_P(Families, CheckMutation, ::testing::ValuesIn(testing::tiny_families()),
                          [](const auto& test) { return test.param; });
 
+const std::vector<std::string> kDtypes = {"float32", "bfloat16", "float16"};
+
 // A projector that does not speak the student's dtype is what killed the run at step 12,500.
 TEST(CheckProjector, JoinsAnyTeacherDtypeToAnyStudentDtypeByNamedCasts) {
-  for (const at::ScalarType teacher : {at::kFloat, at::kBFloat16, at::kHalf}) {
-    for (const at::ScalarType student : {at::kFloat, at::kBFloat16, at::kHalf}) {
-      for (const bool float32 : {false, true}) {
-        CheckRequest request = request_for("llama");
-        request.teacher = *request_for("qwen3_moe", "teacher").teacher;
-        request.teacher->dtype = teacher;
-        request.student->dtype = student;
-        request.projector = ProjectorRequest{float32, "test"};
-        const CheckReport report = dry_run(request);
-        EXPECT_TRUE(report.passed()) << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
+  for (const std::string& teacher : kDtypes) {
+    for (const std::string& student : kDtypes) {
+      for (const std::string projector : {"teacher", "float32"}) {
+        RecipeKeys keys = with_teacher(recipe_for("llama", student), "qwen3_moe", teacher);
+        keys.emplace_back("projector.kind", "logit");
+        keys.emplace_back("projector.dtype", projector);
+        const CheckReport report = check(keys);
+        EXPECT_TRUE(report.passed()) << teacher << " " << student << ": " << first_violation(report);
         bool listed = false;
         for (const CastRow& cast : report.casts) listed = listed || cast.place.starts_with("projector.logit");
-        // Where everything is float32 there is nothing to cast; else at least the loss is widened.
-        EXPECT_EQ(listed, teacher != at::kFloat || student != at::kFloat);
+        // Nothing to cast where teacher, projector and student share a dtype.
+        const std::string own = projector == "teacher" ? teacher : projector;
+        EXPECT_EQ(listed, own != teacher || own != student) << teacher << " " << own << " " << student;
       }
     }
   }
 }
 
 TEST(CheckProjector, MutatedProjectorIsNamed) {
-  CheckRequest request = request_for("llama");
-  request.teacher = *request_for("llama", "teacher").teacher;
-  request.projector = ProjectorRequest{};
-  const CheckReport report =
-      dry_run(request, [](Subjects& subjects) { flip(*subjects.contract_modules().back(), Flip::kDtype); });
+  RecipeKeys keys = with_teacher(recipe_for("llama"), "llama");
+  keys.emplace_back("projector.kind", "logit");
+  const CheckReport report = check(keys, [](Distillation& objective) {
+    for (const auto& module : objective.contract_modules()) {
+      if (module->path().starts_with("projector.logit")) flip(*module, Flip::kDtype);
+    }
+  });
   EXPECT_TRUE(names(report.stored_wrongly, "projector.logit"));
   EXPECT_FALSE(report.ran_wrongly.empty());
 }
 
 TEST(CheckRules, AModuleInAnotherDtypeGetsCastsAtItsDoors) {
-  CheckRequest request = request_for("llama");
-  request.student->rules = {precision::parse_rule("student.layers.*.mlp.* float16", "test:1")};
-  const CheckReport report = dry_run(request);
-  EXPECT_TRUE(report.passed()) << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
+  RecipeKeys keys = recipe_for("llama");
+  keys.emplace_back("precision.rule", "student.layers.*.mlp.* float16");
+  const CheckReport report = check(keys);
+  EXPECT_TRUE(report.passed()) << first_violation(report);
   int64_t doors = 0;
   for (const CastRow& cast : report.casts) {
     if (cast.phase == "train" && cast.place == "student.layers.0.mlp.up_proj (input)") doors += cast.count;
@@ -145,15 +163,25 @@ TEST(CheckRules, AModuleInAnotherDtypeGetsCastsAtItsDoors) {
 }
 
 TEST(CheckRules, ARuleThatMatchesNothingIsRefusedWithTheNearestNames) {
-  CheckRequest request = request_for("llama");
-  request.student->rules = {precision::parse_rule("student.layers.*.mlp.upproj float16", "my.ini:14")};
+  RecipeKeys keys = recipe_for("llama");
+  keys.emplace_back("precision.rule", "student.layers.*.mlp.upproj float16");
   try {
-    dry_run(request);
+    check(keys);
     FAIL();
   } catch (const UsageError& error) {
-    EXPECT_NE(std::string(error.what()).find("my.ini:14"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("command line"), std::string::npos) << error.what();
     EXPECT_NE(std::string(error.what()).find("up_proj"), std::string::npos) << error.what();
   }
+}
+
+TEST(CheckMemory, CheckpointedActivationsNeedLess) {
+  RecipeKeys keys = recipe_for("llama", "float32");
+  for (auto& [key, value] : keys) {
+    if (key == "data.sequence_length") value = "256";
+  }
+  const int64_t kept = check(keys).peak_bytes;
+  keys.emplace_back("train.checkpoint_activations", "true");
+  EXPECT_LT(check(keys).peak_bytes, kept);
 }
 
 }  // namespace

@@ -7,10 +7,10 @@
 #include <map>
 
 #include "modules/errors.h"
-#include "modules/models/token_loss.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/loop/update.h"
 
 namespace limbeck::check {
 
@@ -18,6 +18,7 @@ namespace {
 
 using models::HeadKind;
 using models::Transformer;
+using objective::Distillation;
 using precision::MetaMemory;
 
 // The first line of an ATen error says what happened; the rest is its stack.
@@ -53,10 +54,10 @@ std::string without_layer(const std::string& path) {
   return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
 }
 
-std::vector<ModuleRow> module_table(const Subjects& subjects) {
+std::vector<ModuleRow> module_table(const Distillation& objective) {
   std::vector<ModuleRow> rows;
   std::map<std::string, size_t> known;
-  for (const auto& module : subjects.contract_modules()) {
+  for (const auto& module : objective.contract_modules()) {
     const precision::Precision& p = module->precision();
     ModuleRow row{without_layer(module->path()),
                   precision::role_name(module->role()),
@@ -87,109 +88,100 @@ std::vector<ModuleRow> module_table(const Subjects& subjects) {
   return rows;
 }
 
-// Masters and moments of AdamW, as the optimizer will hold them: float32, masters only beside half weights.
-struct OptimizerState {
-  std::vector<at::Tensor> masters, moments;
-};
-
-OptimizerState optimizer_state(const Subjects& subjects) {
-  OptimizerState state;
-  for (const auto& module : subjects.contract_modules()) {
-    for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
-      if (!parameter.requires_grad()) continue;
-      const auto wide = parameter.options().dtype(parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-      if (parameter.element_size() < 4) state.masters.push_back(at::empty(parameter.sizes(), wide));
-      for (int i = 0; i < 2; ++i) state.moments.push_back(at::empty(parameter.sizes(), wide));
-    }
-  }
-  return state;
-}
-
-struct Batch {
-  at::Tensor ids, labels, classes;
-};
-
-Batch meta_batch(const CheckRequest& request) {
+// A batch of the recipe's shape; what it holds besides ids follows data.packing and the student's head.
+data::Batch meta_batch(const recipe::Settings& settings, const Distillation& objective) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
-  const at::Tensor ids = at::empty({request.batch, request.length}, options);
-  return {ids, at::empty_like(ids), at::empty({request.batch}, options)};
+  const int64_t rows = settings.integer("data.batch_size"), length = settings.integer("data.sequence_length");
+  auto stream = [&] {
+    data::TokenStream tokens;
+    tokens.ids = at::empty({rows, length}, options);
+    tokens.labels = at::empty({rows, length}, options);
+    const bool packed = settings.text("data.packing") == "packed";
+    (packed ? tokens.document_ids : tokens.attention_mask) = at::empty({rows, length}, options);
+    return tokens;
+  };
+  data::Batch batch;
+  batch.student = stream();
+  const HeadKind head = objective.student().config.architecture.head;
+  if (head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier) {
+    batch.classes = at::empty({rows}, options);
+  }
+  if (objective.needs_teacher_tokens()) {
+    batch.teacher = stream();
+    batch.teacher_position = at::empty({rows, length}, options);
+  }
+  return batch;
 }
 
-// The loss of one model on the batch: next tokens for decoders, the class for classifiers.
-at::Tensor model_loss(const Transformer& model, const at::Tensor& last, const Batch& batch) {
-  const std::string place = model.path() + ".loss (logits)";
-  switch (model.architecture().head) {
-    case HeadKind::kLanguageModel:
-      return models::next_token_loss(model.head(last), batch.labels, place).sum();
-    case HeadKind::kBertClassifier:
-    case HeadKind::kDistilBertClassifier:
-      return models::class_loss(model.head(last), batch.classes, place).sum();
-    case HeadKind::kNone:
-      break;
-  }
-  return last.sum();
+int64_t bytes_of(const torch::nn::Module& module) {
+  int64_t bytes = 0;
+  for (const at::Tensor& parameter : module.parameters()) bytes += static_cast<int64_t>(parameter.nbytes());
+  return bytes;
 }
 
-models::ModelInput model_input(const Batch& batch) {
-  models::ModelInput input;
-  input.ids = batch.ids;
-  return input;
+void plan_weights(const Distillation& objective, CheckReport& report) {
+  if (objective.teacher()) report.memory.push_back({"teacher weights", bytes_of(*objective.teacher()->model)});
+  report.memory.push_back({"student weights", bytes_of(*objective.student().model)});
+  int64_t projectors = 0;
+  for (const auto& [name, tensor] : objective.projector_tensors()) projectors += static_cast<int64_t>(tensor.nbytes());
+  if (projectors > 0) report.memory.push_back({"projector weights", projectors});
 }
 
-// The student's loss, and that of the projected teacher read by the student's head. Training and evaluation share it.
-at::Tensor forward_loss(const Subjects& subjects, const Batch& batch) {
-  at::Tensor hidden;
-  if (subjects.teacher) {
-    const at::NoGradGuard no_gradient;
-    hidden = subjects.teacher->model->encode(model_input(batch)).last;
+std::vector<optim::Parameter> trained(const Distillation& objective) {
+  std::vector<optim::Parameter> parameters;
+  for (const objective::TrainedParameter& p : objective.trained_parameters()) {
+    parameters.push_back({p.name, p.tensor, p.group, p.decays});
   }
-  at::Tensor loss;
-  if (subjects.projector) {
-    const Transformer& student = *subjects.student->model;
-    loss = models::next_token_loss(student.head(subjects.projector->forward(hidden)), batch.labels,
-                                   "projector.logit.loss (logits)")
-               .sum();
-  }
-  if (subjects.student) {
-    const Transformer& student = *subjects.student->model;
-    const at::Tensor own = model_loss(student, student.encode(model_input(batch)).last, batch);
-    loss = loss.defined() ? loss + own : own;
-  }
-  return loss;
+  return parameters;
 }
 
-void run_training(const Subjects& subjects, const Batch& batch, CheckReport& report) {
+// One update of the recipe as training runs it. Two micro-batches show what more of them need.
+void run_training(const recipe::Settings& settings, Distillation& objective, CheckReport& report) {
+  constexpr int64_t kSteps = 1000;  // the schedule's length changes no dtype and no size
+  std::vector<data::Batch> batches;
+  for (int64_t i = 0; i < std::min<int64_t>(2, settings.integer("train.accumulate")); ++i) {
+    batches.push_back(meta_batch(settings, objective));
+  }
   const int64_t before = MetaMemory::live_bytes();
-  int64_t kept = 0;
-  run_phase("train", report, [&] {
-    const at::Tensor loss = forward_loss(subjects, batch);
-    kept = MetaMemory::live_bytes() - before;
-    if (loss.defined() && loss.requires_grad()) loss.backward();
-  });
-  report.memory.push_back({"activations kept for backward", kept});
-  int64_t gradients = 0;
-  for (const auto& module : subjects.contract_modules()) {
-    for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
-      if (parameter.grad().defined()) gradients += static_cast<int64_t>(parameter.grad().nbytes());
-      parameter.mutable_grad().reset();
-    }
+  try {
+    const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
+    report.memory.push_back({"activations kept for backward", MetaMemory::live_bytes() - before});
+  } catch (const std::exception&) {
+    // The recorded run below says what is wrong, and where.
   }
+  optim::Optimizer optimizer(settings, trained(objective), kSteps);
+  int64_t state = 0, gradients = 0;
+  for (const auto& [name, tensor] : optimizer.state_tensors()) state += static_cast<int64_t>(tensor.nbytes());
+  for (const auto& parameter : trained(objective)) gradients += static_cast<int64_t>(parameter.tensor.nbytes());
+  report.memory.push_back({"masters, moments and EMA", state});
   report.memory.push_back({"gradients", gradients});
+  MetaMemory::reset_peak();
+  run_phase("train", report, [&] { loop::run_update(objective, optimizer, batches, 0, kSteps); });
+  report.peak_bytes = MetaMemory::peak_bytes();
+  report.memory.push_back({"peak of an update, all of the above", MetaMemory::peak_bytes()});
+  MetaMemory::reset_peak();
+  run_phase("evaluate", report, [&] {
+    const at::NoGradGuard no_gradient;
+    objective.forward(batches.front(), loop::update_progress({}, 0, kSteps, 1.0));
+  });
+  report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
+  report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes());
 }
 
-void run_generation(const Transformer& model, const CheckRequest& request, CheckReport& report) {
-  const int64_t room = request.length + request.new_tokens;
+void run_generation(const Transformer& model, const recipe::Settings& settings, CheckReport& report) {
+  const int64_t rows = settings.integer("data.batch_size"), prompt = settings.integer("data.sequence_length");
+  const int64_t room = prompt + settings.integer("generation.max_new_tokens");
   const int64_t length = model.architecture().learned_positions > 0
-                             ? std::min(request.length, model.architecture().learned_positions - 1)
-                             : request.length;
+                             ? std::min(prompt, model.architecture().learned_positions - 1)
+                             : prompt;
   run_phase("generate", report, [&] {
     const c10::InferenceMode inference;
-    models::KeyValueCache cache(model.architecture().layers, request.batch, room);
+    models::KeyValueCache cache(model.architecture().layers, rows, room);
     const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
     for (const int64_t tokens : {length, int64_t{1}}) {
       models::ModelInput input;
-      input.ids = at::empty({request.batch, tokens}, options);
-      input.attention_mask = at::empty({request.batch, tokens}, options);
+      input.ids = at::empty({rows, tokens}, options);
+      input.attention_mask = at::empty({rows, tokens}, options);
       input.cache = &cache;
       const at::Tensor last = model.encode(input).last.narrow(1, tokens - 1, 1);
       const at::Tensor next = model.head(last).argmax(-1);
@@ -200,81 +192,23 @@ void run_generation(const Transformer& model, const CheckRequest& request, Check
 
 }  // namespace
 
-std::vector<std::shared_ptr<precision::ContractModule>> Subjects::contract_modules() const {
-  std::vector<std::shared_ptr<precision::ContractModule>> found;
-  auto collect = [&](const torch::nn::Module& root) {
-    for (const auto& module : root.modules(/*include_self=*/false)) {
-      if (auto owner = std::dynamic_pointer_cast<precision::ContractModule>(module)) found.push_back(owner);
-    }
-  };
-  if (teacher) collect(*teacher->model);
-  if (student) collect(*student->model);
-  if (projector) collect(*projector);
-  return found;
-}
-
-Subjects build_subjects(const CheckRequest& request) {
-  Subjects subjects;
-  if (request.teacher) subjects.teacher = models::build_on_meta(*request.teacher);
-  if (request.student) subjects.student = models::build_on_meta(*request.student);
-  if (!request.projector) return subjects;
-  if (!subjects.teacher || !subjects.student) {
-    throw UsageError("projector.kind = logit joins a teacher to a student: set teacher.model and student.model too");
-  }
-  const auto& teacher = *subjects.teacher->policy;
-  const bool float32 = request.projector->float32;
-  subjects.projector_policy =
-      std::make_shared<precision::PrecisionPolicy>(float32 ? at::kFloat : teacher.stream_dtype(), teacher.device(),
-                                                   float32 ? request.projector->source : "teacher dtype");
-  const precision::Scope scope{subjects.projector_policy.get(), "projector.logit", c10::Device(c10::kMeta), true};
-  subjects.projector = std::make_shared<projectors::LogitProjector>(
-      scope, *subjects.teacher->model, *subjects.student->model, teacher, *subjects.student->policy);
-  return subjects;
-}
-
-CheckReport dry_run(const CheckRequest& request, const std::function<void(Subjects&)>& tamper) {
+CheckReport dry_run(const recipe::Settings& settings, const Registries& registries,
+                    const std::function<void(Distillation&)>& tamper) {
   const MetaMemory memory;
   CheckReport report;
-  Subjects subjects = build_subjects(request);
-  if (tamper) tamper(subjects);
-  for (const auto& module : subjects.contract_modules()) {
+  Distillation objective(settings, registries, objective::Materialize::kMeta);
+  if (tamper) tamper(objective);
+  for (const auto& module : objective.contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
-  report.modules = module_table(subjects);
-
-  auto weights = [&](const char* name, const torch::nn::Module& module) {
-    int64_t bytes = 0;
-    for (const at::Tensor& parameter : module.parameters()) bytes += static_cast<int64_t>(parameter.nbytes());
-    report.memory.push_back({name, bytes});
-  };
-  if (subjects.teacher) weights("teacher weights", *subjects.teacher->model);
-  if (subjects.student) weights("student weights", *subjects.student->model);
-  if (subjects.projector) weights("projector weights", *subjects.projector);
-
-  const Batch batch = meta_batch(request);
-  if (subjects.student) {
-    const OptimizerState state = optimizer_state(subjects);
-    auto bytes = [](const std::vector<at::Tensor>& tensors) {
-      int64_t sum = 0;
-      for (const at::Tensor& tensor : tensors) sum += static_cast<int64_t>(tensor.nbytes());
-      return sum;
-    };
-    report.memory.push_back({"float32 masters (AdamW)", bytes(state.masters)});
-    report.memory.push_back({"moments (AdamW)", bytes(state.moments)});
+  report.modules = module_table(objective);
+  plan_weights(objective, report);
+  objective.student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  run_training(settings, objective, report);
+  const Transformer& student = *objective.student().model;
+  if (student.architecture().head == HeadKind::kLanguageModel) {
     MetaMemory::reset_peak();
-    run_training(subjects, batch, report);
-    report.memory.push_back({"peak of a training step, all of the above", MetaMemory::peak_bytes()});
-  }
-  MetaMemory::reset_peak();
-  run_phase("evaluate", report, [&] {
-    const at::NoGradGuard no_gradient;
-    forward_loss(subjects, batch);
-  });
-  report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
-  const auto& generating = subjects.student ? subjects.student : subjects.teacher;
-  if (generating && generating->model->architecture().head == HeadKind::kLanguageModel) {
-    MetaMemory::reset_peak();
-    run_generation(*generating->model, request, report);
+    run_generation(student, settings, report);
     report.memory.push_back({"peak of generation with its cache", MetaMemory::peak_bytes()});
   }
   return report;

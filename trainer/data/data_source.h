@@ -13,6 +13,7 @@
 namespace limbeck::data {
 
 enum class Packing { kPacked, kPadded };
+enum class LongDocuments { kTruncate, kSplit };  // padded rows: what becomes of a document longer than a row
 
 struct DataRequest {
   std::filesystem::path folder;  // written by tools/prepare_data.py: manifest.json and shards
@@ -23,14 +24,19 @@ struct DataRequest {
   int64_t seed = 0;
   int64_t student_vocabulary = 0, teacher_vocabulary = 0;  // ids must be below; 0: not checked
   bool skip_bad_shards = false;
+  bool whole_epoch = false;  // evaluation: the last batch of an epoch may have fewer rows, and none is dropped
+  LongDocuments long_documents = LongDocuments::kTruncate;
+  int64_t teacher_sequence_length = 0;  // of a teacher with a tokenizer of its own; 0: sequence_length
 };
 
 struct Manifest {
   std::string tokenizer_digest, teacher_tokenizer_digest;  // the second is empty without a second tokenizer
   int64_t vocabulary = 0, teacher_vocabulary = 0;          // real token ids, without the padding of heads
   int64_t end_of_sequence = -1, padding = -1;
-  int64_t documents = 0, tokens = 0;
-  std::string digest;  // of the shard list; a resume compares it
+  int64_t documents = 0, tokens = 0;  // of the whole folder, skipped shards included
+  int64_t teacher_padding = -1, teacher_end_of_sequence = -1;
+  int64_t classes = 0;  // labelled documents: their classes are below; 0 = no labels
+  std::string digest;   // of the shards in use and the tokenizers; a resume compares it
 };
 
 class DataSource {
@@ -44,7 +50,7 @@ class DataSource {
   const Manifest& manifest() const;
   const std::vector<std::string>& notes() const;  // truncated, skipped: one line each, with counts
   int64_t samples() const;                        // rows of an epoch
-  int64_t batches_per_epoch() const;  // full batches; the rest of an epoch is dropped. Evaluation: rounded up
+  int64_t batches_per_epoch() const;  // full batches; the rest of an epoch is dropped. whole_epoch: rounded up
   // The index-th batch since training began (epoch = index / batches_per_epoch()). Thread-safe.
   Batch batch(int64_t index) const;
 

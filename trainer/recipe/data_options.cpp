@@ -4,6 +4,14 @@ namespace limbeck::recipe {
 
 void declare_data_options(OptionTable& table) {
   table.group("Data");
+  table.add({.name = "data.train",
+             .kind = OptionKind::kPath,
+             .help = "Folder of token shards to train on, written by tools/prepare_data.py.",
+             .value_name = "DIR"});
+  table.add({.name = "data.validation",
+             .kind = OptionKind::kPath,
+             .help = "Folder of token shards to evaluate on.",
+             .value_name = "DIR"});
   table.add({.name = "data.batch_size",
              .kind = OptionKind::kInteger,
              .fallback = "8",
@@ -14,6 +22,34 @@ void declare_data_options(OptionTable& table) {
              .fallback = "512",
              .help = "Tokens a sequence.",
              .range = {1, 1 << 24}});
+  table.add({.name = "data.teacher_sequence_length",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "The same for a teacher with a tokenizer of its own; 0: as data.sequence_length.",
+             .range = {0, 1 << 24}});
+  table.add({.name = "data.packing",
+             .kind = OptionKind::kChoice,
+             .fallback = "packed",
+             .help = "packed: documents end to end, no attention across them; padded: one document a sequence.",
+             .words = {"packed", "padded"}});
+  table.add({.name = "data.long_documents",
+             .kind = OptionKind::kChoice,
+             .fallback = "truncate",
+             .help = "What becomes of a document longer than a padded sequence.",
+             .words = {"truncate", "split"}});
+  table.add({.name = "data.shuffle",
+             .kind = OptionKind::kSwitch,
+             .fallback = "true",
+             .help = "A new order in every epoch, given by seed, epoch and place alone."});
+  table.add({.name = "data.prefetch",
+             .kind = OptionKind::kInteger,
+             .fallback = "4",
+             .help = "Batches made ahead on a thread of their own; 0: none.",
+             .range = {0, 1024}});
+  table.add({.name = "data.skip_bad_shards",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help = "Train on without shards that are missing or damaged; each is named."});
 }
 
 }  // namespace limbeck::recipe

@@ -20,6 +20,11 @@ void declare_model(OptionTable& table, const std::string& role) {
              .fallback = "auto",
              .help = "Where it lives; auto: where --device says.",
              .words = {"auto"}});
+  table.add({.name = role + ".init",
+             .kind = OptionKind::kChoice,
+             .fallback = "weights",
+             .help = "weights: those of its folder; random: a fresh model of its config.json, from the run's seed.",
+             .words = {"weights", "random"}});
 }
 
 }  // namespace
@@ -31,6 +36,10 @@ void declare_run_options(OptionTable& table) {
              .fallback = "0",
              .help = "Seed of every random number.",
              .range = {.low = 0}});
+  table.add({.name = "run",
+             .kind = OptionKind::kPath,
+             .help = "Folder of the run: recipe.ini, contract.json, metrics.jsonl, best/ and final/ models.",
+             .value_name = "DIR"});
 }
 
 void declare_model_options(OptionTable& table) {

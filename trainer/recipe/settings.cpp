@@ -225,6 +225,12 @@ std::string Settings::where(const std::string& name) const {
   }
 }
 
+Settings Settings::with(const std::string& name, const std::string& value) const {
+  Settings changed = *this;
+  changed.take_flags({{.name = name, .spelled = name, .value = value}});
+  return changed;
+}
+
 std::string Settings::to_ini(bool with_origins) const {
   std::vector<std::string> sections = {""};  // keys without a section come first, whatever the order of declaration
   for (const Option& option : table_.options()) {

@@ -50,6 +50,9 @@ class Settings {
   // What an error message ends with: "(recipes/my.ini:14)", "(--student.dtype)" or "(default of student.dtype)"
   std::string where(const std::string& name) const;
 
+  // The same with one value set as if by a flag.
+  Settings with(const std::string& name, const std::string& value) const;
+
   const OptionTable& table() const { return table_; }
   // The recipe these settings amount to; reading it gives the same settings. With origins, each line says as a comment
   // where its value came from.

@@ -2,6 +2,43 @@
 
 namespace limbeck::recipe {
 
-void declare_training_options(OptionTable& table) { table.group("Training"); }
+void declare_training_options(OptionTable& table) {
+  table.group("Training and evaluation");
+  table.add({.name = "train.steps",
+             .kind = OptionKind::kCount,
+             .fallback = "1000 steps",
+             .help = "How long to train: `1000 steps` (updates), `20M tokens` or `3 epochs`.",
+             .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs}});
+  table.add({.name = "train.accumulate",
+             .kind = OptionKind::kInteger,
+             .fallback = "1",
+             .help = "Micro-batches (forwards and backwards) of one update.",
+             .range = {1, 1 << 20}});
+  table.add({.name = "train.checkpoint_activations",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help = "Keep one activation a layer of the student and compute the rest again in the backward."});
+  table.add({.name = "train.log_every",
+             .kind = OptionKind::kInteger,
+             .fallback = "1",
+             .help = "Updates between lines of metrics.jsonl.",
+             .range = {1, 1 << 30}});
+  table.add({.name = "eval.every",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Updates between evaluations on data.validation; 0: at the end alone.",
+             .range = {0, 1 << 30}});
+  table.add({.name = "eval.batches",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Batches of one evaluation; 0: all of data.validation.",
+             .range = {0, 1 << 30}});
+  table.add({.name = "eval.best",
+             .kind = OptionKind::kChoice,
+             .fallback = "auto",
+             .help = "What makes an evaluation the best so far; auto: perplexity of a language model, accuracy of a "
+                     "classifier, cosine of an encoder.",
+             .words = {"auto", "loss"}});
+}
 
 }  // namespace limbeck::recipe

@@ -1,0 +1,90 @@
+#include "modules/models/checkpointed_layer.h"
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <utility>
+#include <vector>
+
+#include "modules/errors.h"
+
+namespace limbeck::models {
+
+namespace {
+
+using torch::autograd::variable_list;
+
+// Its inputs in the graph are x and the layer's parameters: gradients leave by those edges alone, so nothing outside
+// the layer is reached by the inner backward.
+class Recomputation : public torch::autograd::Node {
+ public:
+  Recomputation(std::shared_ptr<Layer> layer, const at::Tensor& x, LayerInput input, variable_list parameters)
+      : layer_(std::move(layer)),
+        x_(x, /*is_output=*/false),
+        input_(std::move(input)),
+        parameters_(std::move(parameters)) {
+    add_next_edge(torch::autograd::impl::gradient_edge(x));
+    for (const at::Tensor& parameter : parameters_) add_next_edge(torch::autograd::impl::gradient_edge(parameter));
+  }
+
+  std::string name() const override { return "CheckpointedLayer"; }
+
+  variable_list apply(variable_list&& gradients) override {
+    variable_list result(num_outputs());
+    if (!gradients[0].defined()) return result;
+    if (at::GradMode::is_enabled()) {
+      throw ContractError("a gradient of gradients runs through a checkpointed layer: switch checkpointing off for it");
+    }
+    at::Tensor x = x_.unpack().detach();
+    variable_list wanted;
+    std::vector<size_t> places;
+    if (task_should_compute_output(0)) {
+      wanted.push_back(x.requires_grad_(true));
+      places.push_back(0);
+    }
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      if (!task_should_compute_output(i + 1)) continue;
+      wanted.push_back(parameters_[i]);
+      places.push_back(i + 1);
+    }
+    if (wanted.empty()) return result;
+    const at::AutoGradMode record(true);
+    const at::Tensor y = layer_->forward(x, input_);
+    variable_list found = torch::autograd::grad({y}, wanted, {gradients[0]}, /*retain_graph=*/std::nullopt,
+                                                /*create_graph=*/false, /*allow_unused=*/true);
+    for (size_t i = 0; i < found.size(); ++i) result[places[i]] = std::move(found[i]);
+    return result;
+  }
+
+  void release_variables() override { x_.reset_data(); }
+
+ private:
+  std::shared_ptr<Layer> layer_;
+  torch::autograd::SavedVariable x_;
+  LayerInput input_;
+  variable_list parameters_;
+};
+
+}  // namespace
+
+at::Tensor checkpointed_forward(const std::shared_ptr<Layer>& layer, const at::Tensor& x, const LayerInput& input) {
+  if (!at::GradMode::is_enabled() || input.cache != nullptr) return layer->forward(x, input);
+  variable_list parameters;
+  for (const at::Tensor& parameter : layer->parameters()) {
+    if (parameter.requires_grad()) parameters.push_back(parameter);
+  }
+  if (parameters.empty() && !x.requires_grad()) return layer->forward(x, input);
+  at::Tensor y;
+  {
+    const at::NoGradGuard no_gradient;
+    y = layer->forward(x, input);
+  }
+  torch::autograd::set_history(y,
+                               std::shared_ptr<Recomputation>(new Recomputation(layer, x, input, std::move(parameters)),
+                                                              torch::autograd::deleteNode));
+  return y;
+}
+
+}  // namespace limbeck::models

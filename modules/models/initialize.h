@@ -1,0 +1,14 @@
+// Random first weights as transformers draws them: normal with config.json's initializer_range, biases and the padding
+// row zero, norms neutral. A parameter's values depend on the seed and its path alone, so a deeper or differently split
+// model starts from the same numbers wherever the paths agree.
+#pragma once
+#include <cstdint>
+
+#include "modules/models/transformer.h"
+
+namespace limbeck::models {
+
+// Fills every parameter of a model on the CPU, in its storage dtype.
+void initialize_weights(const Transformer& model, uint64_t seed);
+
+}  // namespace limbeck::models

@@ -1,0 +1,131 @@
+#include "modules/models/save_model.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "modules/errors.h"
+#include "modules/io/atomic_file.h"
+#include "modules/io/input_file.h"
+
+namespace limbeck::models {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// What belongs to a tokenizer or to generation; everything else of the source folder is about its weights.
+constexpr const char* kCopied[] = {"tokenizer.json",
+                                   "tokenizer_config.json",
+                                   "special_tokens_map.json",
+                                   "added_tokens.json",
+                                   "vocab.json",
+                                   "vocab.txt",
+                                   "merges.txt",
+                                   "tokenizer.model",
+                                   "spiece.model",
+                                   "chat_template.json",
+                                   "generation_config.json",
+                                   "chat_template.jinja"};
+
+void write_file(const fs::path& path, const std::string& bytes) {
+  io::AtomicFile file(path, bytes.size());
+  file.write(bytes.data(), bytes.size());
+  file.commit();
+}
+
+std::string file_bytes(const fs::path& path) {
+  const io::InputFile file(path);
+  std::string bytes(file.size(), '\0');
+  file.read(0, bytes.data(), bytes.size());
+  return bytes;
+}
+
+// The dtype that holds every stored value: the one of all tensors, or where rules mix them the one that loses nothing.
+at::ScalarType stored_dtype(const io::NamedTensors& tensors) {
+  at::ScalarType dtype = tensors.front().second.scalar_type();
+  for (const auto& [name, tensor] : tensors) dtype = c10::promoteTypes(dtype, tensor.scalar_type());
+  return dtype;
+}
+
+std::string config_text(const fs::path& source, at::ScalarType dtype) {
+  nlohmann::json config = io::JsonFile(source / "config.json").value();
+  const std::string name = precision::dtype_name(dtype);
+  if (config.contains("torch_dtype")) config["torch_dtype"] = name;
+  if (config.contains("dtype") || !config.contains("torch_dtype")) config["dtype"] = name;
+  return config.dump(2) + "\n";
+}
+
+// Removed with all it holds unless it was put in place.
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(const fs::path& target) : target_(target) {
+    static std::atomic<uint64_t> counter{0};
+    const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
+    std::error_code error;
+    fs::create_directories(parent, error);
+    path_ = parent / fmt::format(".tmp-{}-{}-{}", target.filename().string(), ::getpid(), counter.fetch_add(1));
+    if (!error) fs::create_directory(path_, error);
+    if (error) throw IoError(path_.string() + ": cannot be created: " + error.message());
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    if (!path_.empty()) fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+  void put_in_place() {
+    flush(path_);
+    std::error_code error;
+    fs::rename(path_, target_, error);
+    if (error) throw IoError(target_.string() + ": cannot be put in place: " + error.message());
+    const fs::path parent = path_.parent_path();
+    path_.clear();
+    flush(parent);
+  }
+
+ private:
+  static void flush(const fs::path& folder) {
+    const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) throw IoError(folder.string() + ": cannot be opened to flush it: " + std::strerror(errno));
+    const bool flushed = ::fsync(descriptor) == 0 || errno == EINVAL;
+    const int error = errno;
+    ::close(descriptor);
+    if (!flushed) throw IoError(folder.string() + ": cannot be flushed to disk: " + std::strerror(error));
+  }
+
+  fs::path target_, path_;
+};
+
+}  // namespace
+
+void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_shard_bytes) {
+  const fs::path target = folder.has_filename() ? folder : folder.parent_path();  // "out/" is "out"
+  std::error_code error;
+  const bool there = fs::exists(target, error);
+  if (there && (!fs::is_directory(target, error) || !fs::is_empty(target, error))) {
+    throw UsageError(target.string() + ": is there already: name a folder that does not exist, or remove it");
+  }
+  io::NamedTensors tensors;
+  for (const WeightBinding& binding : bind_weights(*built.model, *built.config.family)) {
+    tensors.emplace_back(binding.name, binding.part_of(binding.parameter.detach()));
+  }
+  const fs::path& source = built.config.folder;
+  TemporaryFolder temporary(target);
+  io::write_weights_folder(temporary.path(), tensors, max_shard_bytes);
+  write_file(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
+  for (const char* name : kCopied) {
+    if (fs::is_regular_file(source / name, error)) write_file(temporary.path() / name, file_bytes(source / name));
+  }
+  temporary.put_in_place();
+}
+
+}  // namespace limbeck::models

@@ -1,0 +1,203 @@
+#include "kernels/adamw.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "support/device_dtype.h"
+#include "support/operator_checks.h"
+
+namespace limbeck::test {
+namespace {
+
+using kernels::AdamWOptions;
+
+struct Weights {
+  at::Tensor parameter, first, second;
+  std::optional<at::Tensor> master;
+
+  void step(const at::Tensor& gradient, const AdamWOptions& options) {
+    kernels::adamw_step_(parameter, gradient, master, first, second, options);
+  }
+  // What the update is about: the master where there is one.
+  at::Tensor weight() const { return master.value_or(parameter); }
+};
+
+Weights weights_of(const at::Tensor& parameter) {
+  Weights w{parameter.clone(), {}, {}, {}};
+  const at::ScalarType wide = parameter.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  w.first = at::zeros(parameter.sizes(), parameter.options().dtype(wide));
+  w.second = at::zeros_like(w.first);
+  if (wide != parameter.scalar_type() && parameter.scalar_type() != at::kDouble) w.master = w.parameter.to(wide);
+  return w;
+}
+
+// torch.optim.AdamW (single tensor, not capturable), in float64.
+struct Reference {
+  at::Tensor weight, first, second;
+
+  explicit Reference(const at::Tensor& parameter)
+      : weight(parameter.to(at::kDouble).clone()), first(at::zeros_like(weight)), second(at::zeros_like(weight)) {}
+  void step(const at::Tensor& gradient, const AdamWOptions& o) {
+    const at::Tensor g = gradient.to(at::kDouble) * o.gradient_scale;
+    const auto n = static_cast<double>(o.step);
+    weight.mul_(1 - o.learning_rate * o.weight_decay);
+    first.lerp_(g, 1 - o.beta1);
+    second.mul_(o.beta2).addcmul_(g, g, 1 - o.beta2);
+    const double correction1 = 1 - std::pow(o.beta1, n), correction2 = 1 - std::pow(o.beta2, n);
+    weight.addcdiv_(first, second.sqrt() / std::sqrt(correction2) + o.epsilon, -o.learning_rate / correction1);
+  }
+};
+
+double distance(const at::Tensor& ours, const at::Tensor& wanted) {
+  return ((ours.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+}
+
+class AdamWTest : public OperatorTest {
+ protected:
+  at::Tensor gradient(at::IntArrayRef shape, int step) const {
+    return random_tensor(shape, options(), 100 + static_cast<uint64_t>(step)) * 1e-2;
+  }
+};
+
+TEST_P(AdamWTest, FiftyUpdatesEqualTheFormulaInFloat64) {
+  AdamWOptions options_of_step{.learning_rate = 3e-3, .weight_decay = 0.1, .gradient_scale = 0.5};
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{1}, {15}, {16}, {65}, {7, 131}, {300, 200}, {0, 4}}) {
+    Weights ours = weights_of(random_tensor(shape, options(), 3));
+    Reference wanted(ours.parameter);
+    for (int step = 1; step <= 50; ++step) {
+      options_of_step.step = step;
+      const at::Tensor g = gradient(shape, step);
+      ours.step(g, options_of_step);
+      wanted.step(g, options_of_step);
+    }
+    if (ours.parameter.numel() == 0) continue;
+    // 50 roundings of the weight at 6e-8 and a few of the update: 1e-6 is what float32 allows.
+    const double bar = GetParam().dtype == at::kDouble ? 1e-14 : 1e-6;
+    EXPECT_LE(distance(ours.weight(), wanted.weight), bar) << ours.parameter.sizes();
+    EXPECT_LE(distance(ours.first, wanted.first), bar);
+    EXPECT_LE(distance(ours.second, wanted.second), bar);
+    expect_same_bits(ours.parameter, ours.weight().to(GetParam().dtype), "the parameter is the rounded master");
+  }
+}
+
+TEST_P(AdamWTest, WideAndNarrowGradientsOfOneValueGiveOneResult) {
+  if (GetParam().dtype == at::kDouble) GTEST_SKIP() << "float64 gradients have one dtype";
+  const at::Tensor start = random_tensor({513}, options(), 1), g = gradient({513}, 1);
+  Weights narrow = weights_of(start), wide = weights_of(start);
+  narrow.step(g, {});
+  wide.step(g.to(at::kFloat), {});
+  expect_same_bits(narrow.weight(), wide.weight(), "weight");
+  expect_same_bits(narrow.second, wide.second, "second moment");
+}
+
+TEST_P(AdamWTest, SquareSumIsAccurateAndKnowsFiniteFromNot) {
+  for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{4096}, int64_t{4097}, int64_t{100003}}) {
+    const at::Tensor x = random_tensor({count}, options(), 9);
+    const double wanted = x.to(at::kDouble).square().sum().item<double>();
+    const at::Tensor sum = kernels::square_sum(x);
+    ASSERT_EQ(sum.scalar_type(), at::kDouble);
+    // 4096 float32 terms in 64 lanes: some 70 roundings.
+    EXPECT_NEAR(sum.item<double>(), wanted, wanted * 5e-6) << count;
+    if (count < 2) continue;
+    for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      at::Tensor spoiled = x.clone();
+      spoiled[count - 1] = bad;
+      EXPECT_FALSE(std::isfinite(kernels::square_sum(spoiled).item<double>())) << bad << " of " << count;
+    }
+  }
+}
+
+TEST_P(AdamWTest, SquaresBeyondFloat32AreStillFinite) {
+  if (GetParam().dtype == at::kHalf) GTEST_SKIP() << "float16 ends at 65504";
+  const at::Tensor x = at::full({5000}, 1e30, options());
+  const double wanted = x.to(at::kDouble).square().sum().item<double>();
+  EXPECT_NEAR(kernels::square_sum(x).item<double>(), wanted, wanted * 1e-12);
+}
+
+TEST_P(AdamWTest, AccumulateAddsInTheWideDtype) {
+  const at::ScalarType wide = GetParam().dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor sum = at::zeros({1000, 7}, options().dtype(wide));
+  at::Tensor wanted = at::zeros_like(sum);
+  for (uint64_t i = 0; i < 8; ++i) {
+    const at::Tensor x = random_tensor({1000, 7}, options(), i);
+    kernels::accumulate_(sum, x);
+    wanted = wanted + x.to(wide);
+  }
+  expect_same_bits(sum, wanted, "sum");
+}
+
+TEST_P(AdamWTest, StridedGradientsAreTaken) {
+  const at::Tensor start = random_tensor({6, 40}, options(), 1), g = gradient({40, 6}, 1);
+  Weights strided = weights_of(start), dense = weights_of(start);
+  strided.step(g.t(), {});
+  dense.step(g.t().contiguous(), {});
+  expect_same_bits(strided.parameter, dense.parameter, "parameter");
+  expect_same_bits(kernels::square_sum(g.t()), kernels::square_sum(g.t().contiguous()), "square sum");
+}
+
+TEST_P(AdamWTest, ThreadsDoNotMatter) {
+  if (GetParam().device != at::kCPU) GTEST_SKIP() << "a GPU has one way";
+  const at::Tensor start = random_tensor({200003}, options(), 1), g = gradient({200003}, 1);
+  const int before = at::get_num_threads();
+  std::vector<Weights> runs;
+  std::vector<at::Tensor> sums;
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    runs.push_back(weights_of(start));
+    runs.back().step(g, {.weight_decay = 0.1});
+    sums.push_back(kernels::square_sum(g));
+  }
+  at::set_num_threads(before);
+  expect_same_bits(runs[0].parameter, runs[1].parameter, "parameter");
+  expect_same_bits(runs[0].second, runs[1].second, "second moment");
+  expect_same_bits(sums[0], sums[1], "square sum");
+}
+
+TEST_P(AdamWTest, MetaChecksTheSame) {
+  const auto meta = [](const at::Tensor& x) { return x.to(at::kMeta); };
+  const Weights w = weights_of(random_tensor({3, 5}, options(), 1));
+  const std::optional<at::Tensor> master = w.master ? std::optional<at::Tensor>(meta(*w.master)) : std::nullopt;
+  kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first), meta(w.second), {});
+  EXPECT_EQ(kernels::square_sum(meta(w.parameter)).dim(), 0);
+  EXPECT_THROW(
+      kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first.t()), meta(w.second), {}),
+      c10::Error);
+}
+
+TEST_P(AdamWTest, WrongArgumentsAreRefused) {
+  const Weights w = weights_of(random_tensor({3, 5}, options(), 1));
+  const at::Tensor g = gradient({3, 5}, 1);
+  const auto step = [&](const at::Tensor& gradient, const std::optional<at::Tensor>& master, const at::Tensor& second,
+                        int64_t number) {
+    kernels::adamw_step_(w.parameter, gradient, master, w.first, second, {.step = number});
+  };
+  EXPECT_THROW(step(g, w.master, w.second, 0), c10::Error);
+  EXPECT_THROW(step(g.t(), w.master, w.second, 1), c10::Error);
+  EXPECT_THROW(step(g, w.master, w.second.to(at::kBFloat16), 1), c10::Error);
+  EXPECT_THROW(step(g, w.master ? std::nullopt : std::optional<at::Tensor>(w.first), w.second, 1), c10::Error);
+  EXPECT_THROW(step(g.to(GetParam().dtype == at::kBFloat16 ? at::kHalf : at::kBFloat16), w.master, w.second, 1),
+               c10::Error);
+  EXPECT_THROW(kernels::accumulate_(w.parameter.to(at::kBFloat16), g), c10::Error);
+}
+
+TEST_P(AdamWTest, RecordingIsRefusedAndSavedTensorsLearnOfTheChange) {
+  Weights w = weights_of(random_tensor({4}, options(), 1));
+  const at::Tensor g = gradient({4}, 1);
+  w.parameter.requires_grad_(true);
+  EXPECT_THROW(w.step(g, {}), c10::Error);
+  const auto version = w.parameter._version();
+  {
+    const at::NoGradGuard no_gradient;
+    w.step(g, {});
+  }
+  EXPECT_GT(w.parameter._version(), version);
+}
+
+INSTANTIATE_TEST_SUITE_P(Operators, AdamWTest, every_device_and_dtype(), name_of);
+
+}  // namespace
+}  // namespace limbeck::test

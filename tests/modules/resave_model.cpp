@@ -1,0 +1,38 @@
+// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES]: loads a model, or draws a fresh one from its
+// config.json, and saves it.
+#include <cstdio>
+#include <string>
+
+#include "modules/errors.h"
+#include "modules/models/save_model.h"
+
+int main(int argc, char** argv) {
+  namespace models = limbeck::models;
+  if (argc < 3 || argc % 2 == 0) {
+    std::fprintf(stderr, "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES]\n");
+    return 2;
+  }
+  try {
+    models::ModelRequest request;
+    request.folder = argv[1];
+    uint64_t shard = uint64_t{5} << 30;
+    for (int i = 3; i + 1 < argc; i += 2) {
+      const std::string flag = argv[i], value = argv[i + 1];
+      if (flag == "--random") {
+        request.random_init = true;
+        request.seed = std::stoull(value);
+      } else if (flag == "--dtype") {
+        request.dtype = limbeck::precision::dtype_from_name(value);
+      } else if (flag == "--shard") {
+        shard = std::stoull(value);
+      } else {
+        throw limbeck::UsageError("unknown flag " + flag);
+      }
+    }
+    models::save_model(models::load_model(request), argv[2], shard);
+  } catch (const limbeck::Error& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return static_cast<int>(error.code());
+  }
+  return 0;
+}

@@ -1,0 +1,258 @@
+"""`limbeck train` and `eval` as a user runs them: against a plain PyTorch loop, against themselves, and end to end."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from limbeck_runner import Limbeck
+from safetensors.torch import load_file
+
+import token_rows
+import torch_distiller
+
+VOCABULARY = 211
+LENGTH, ROWS = 24, 4
+
+
+def llama(hidden: int, layers: int, seed: int, vocabulary: int = VOCABULARY) -> transformers.LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+        tie_word_embeddings=False, attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # A teacher that has opinions: as it comes, every distribution is nearly uniform and the KL nearly zero.
+            if parameter.dim() > 1:
+                parameter.mul_(3.0 if "lm_head" in name or "embed" in name else 1.5)
+    return model
+
+
+def saved(model: transformers.PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model.to(dtype).save_pretrained(folder)
+    model.float()
+    return folder
+
+
+class Work:
+    """A folder with a teacher, a student, data and recipes, and the runs made from them."""
+
+    def __init__(self, folder: Path, limbeck: Limbeck):
+        self.folder, self.limbeck = folder, limbeck
+        self.documents = token_rows.random_documents(400, 6, LENGTH, VOCABULARY, seed=5)
+        token_rows.write(folder / "train", self.documents, VOCABULARY)
+        held_out = token_rows.random_documents(40, 6, LENGTH, VOCABULARY, seed=6)
+        token_rows.write(folder / "validation", held_out, VOCABULARY)
+        self.teacher, self.student = llama(64, 3, seed=1), llama(32, 2, seed=2)
+        saved(self.teacher, folder / "teacher")
+        saved(self.student, folder / "student")
+
+    def recipe(self, name: str = "recipe", **keys) -> Path:
+        values = {
+            "teacher.model": self.folder / "teacher",
+            "student.model": self.folder / "student",
+            "data.train": self.folder / "train",
+            "data.validation": self.folder / "validation",
+            "data.packing": "padded",
+            "data.batch_size": ROWS,
+            "data.sequence_length": LENGTH,
+            "data.shuffle": "no",
+            "objective.alpha": 0.5,
+            "objective.temperature": 2,
+            "optim.learning_rate": 1e-3,
+            "optim.weight_decay": 0.01,
+            "optim.schedule": "cosine",
+            "optim.warmup": "5 steps",
+            "train.steps": "50 steps",
+            **{key.replace("__", "."): value for key, value in keys.items()},
+        }
+        sections: dict[str, list[str]] = {}
+        for key, value in values.items():
+            if value is None:
+                continue
+            section, _, name_in_section = key.rpartition(".")
+            sections.setdefault(section, []).append(f"{name_in_section} = {value}")
+        text = "".join(f"[{section}]\n" + "\n".join(lines) + "\n" for section, lines in sections.items())
+        path = self.folder / f"{name}.ini"
+        path.write_text(text)
+        return path
+
+    def train(self, name: str, *flags: str, threads: int = 2, **keys) -> "Run":
+        recipe, run = self.recipe(name, **keys), self.folder / f"run-{name}"
+        limbeck = Limbeck(threads=threads, timeout=600)
+        limbeck.run("train", str(recipe), "--run", str(run), "--json", str(self.folder / f"{name}.json"), *flags)
+        return Run(run, self.folder / f"{name}.json", recipe)
+
+
+class Run:
+    def __init__(self, folder: Path, result: Path, recipe: Path):
+        self.folder, self.recipe = folder, recipe
+        self.result = json.loads(result.read_text())["result"]
+        self.lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def series(self, name: str, phase: str = "train") -> list[float]:
+        return [line[name] for line in self.lines if line["phase"] == phase]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, limbeck) -> Work:
+    return Work(tmp_path_factory.mktemp("train"), limbeck)
+
+
+def torch_loop(work: Work, student_seed: int = 2, accumulate: int = 1, steps: int = 50) -> torch_distiller.Trajectory:
+    batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    updates = [[batches[(i * accumulate + k) % len(batches)] for k in range(accumulate)] for i in range(steps)]
+    settings = torch_distiller.Settings(
+        learning_rate=1e-3, total_steps=steps, warmup_steps=5, weight_decay=0.01, temperature=2.0
+    )
+    return torch_distiller.distil(llama(32, 2, seed=student_seed), work.teacher, updates, settings)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_float32_trajectory_equals_the_plain_torch_loop(work, accumulate):
+    wanted = torch_loop(work, accumulate=accumulate)
+    run = work.train(f"float32-{accumulate}", train__accumulate=accumulate)
+    for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
+        got = run.series(name)
+        assert len(got) == 50
+        worst = max(abs(a - b) / abs(b) for a, b in zip(got, series))
+        print(f"accumulate {accumulate}, {name}: worst relative difference {worst:.2e}")
+        assert worst < 1e-4, (name, worst)
+    assert run.series("targets") == wanted.targets
+    assert run.series("grad_norm") == pytest.approx(wanted.gradient_norm, rel=1e-3)
+    assert run.series("loss")[-1] < 0.9 * run.series("loss")[0]
+
+
+def test_bfloat16_with_float32_masters_stays_within_the_spread_of_seeds(work):
+    finals = [statistics.mean(torch_loop(work, student_seed=seed).loss[-5:]) for seed in (2, 3, 4)]
+    spread = max(finals) - min(finals)
+    run = work.train("bfloat16", student__dtype="bfloat16", teacher__dtype="bfloat16")
+    difference = abs(statistics.mean(run.series("loss")[-5:]) - finals[0])
+    print(f"bfloat16 differs by {difference:.5f}; three seeds of PyTorch spread over {spread:.5f}")
+    assert difference < spread
+
+
+def test_float16_student_with_loss_scaling_reaches_the_loss_of_float32(work):
+    steps = {"train__steps": "500 steps", "data__shuffle": "yes"}
+    wide, half = work.train("wide", **steps), work.train("half", student__dtype="float16", **steps)
+    a, b = statistics.mean(wide.series("loss")[-20:]), statistics.mean(half.series("loss")[-20:])
+    print(f"500 steps: float32 {a:.4f}, float16 {b:.4f}; loss scale at the end {half.series('loss_scale')[-1]}")
+    assert b == pytest.approx(a, rel=0.02)
+    assert a < wide.series("loss")[0]
+    assert min(half.series("loss_scale")) >= 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_same_seed_same_bits(work, threads):
+    runs = [
+        work.train(f"bits-{threads}-{i}", threads=threads, train__steps="100 steps", data__shuffle="yes", data__packing="packed",
+                   student__dtype="bfloat16", eval__every=40)
+        for i in range(2)
+    ]  # fmt: skip
+    timed = {"seconds", "tokens_per_s", "peak_bytes"}
+    a, b = ([{k: v for k, v in line.items() if k not in timed} for line in run.lines] for run in runs)
+    assert a == b and len(a) == 103
+    weights = [(run.folder / "final" / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
+def test_float16_teacher_and_float32_student_train_evaluate_and_export(work):
+    """The report's pair: it died at its first evaluation, outside of autocast."""
+    big = saved(llama(64, 3, seed=9), work.folder / "teacher-half", torch.float16)
+    run = work.train("s2", teacher__model=big, teacher__dtype="float16", student__dtype="float32", projector__kind="logit",
+                     eval__every=20)  # fmt: skip
+    contract = json.loads((run.folder / "contract.json").read_text())
+    places = {cast["cast"] if "cast" in cast else cast["place"] for cast in contract["casts"]}
+    assert any(place.startswith("projector.logit") for place in places), places
+    projector = next(m for m in contract["modules"] if m["module"].startswith("projector.logit"))
+    assert projector["storage"] == "float16"
+    assert run.series("projector_ce")[-1] < run.series("projector_ce")[0]
+    assert len(run.series("loss", "eval")) == 3
+
+    exported = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "final")
+    assert exported.dtype == torch.float32
+    batch = token_rows.padded_batches(token_rows.random_documents(4, 6, LENGTH, VOCABULARY, seed=8), 4, LENGTH)[0]
+    theirs = torch_distiller.logits_of(exported, batch)
+    ours = work.limbeck.forward(run.folder / "final", {k: batch[k] for k in ("input_ids", "attention_mask")})["logits"]
+    kept = batch["attention_mask"].bool()
+    assert (ours - theirs)[kept].abs().max() < 2e-5 * theirs[kept].abs().max()
+
+    out = work.folder / "s2-eval.json"
+    work.limbeck.run("eval", str(run.recipe), "--checkpoint", str(run.folder / "final"), "--json", str(out))
+    again = json.loads(out.read_text())["result"]
+    last = [line for line in run.lines if line["phase"] == "eval"][-1]
+    for name in ("loss", "kd", "ce", "projector_ce", "perplexity"):
+        assert again[name] == pytest.approx(last[name], rel=1e-6), name
+    assert "projection" in " ".join(load_file(run.folder / "final" / "projectors.safetensors"))
+
+
+def test_evaluation_of_a_saved_run_repeats_the_numbers_of_training(work):
+    run = work.train("again", student__dtype="bfloat16")
+    out = work.folder / "again-eval.json"
+    work.limbeck.run("eval", str(run.recipe), "--student.dtype=bfloat16", "--checkpoint", str(run.folder / "final"),
+                     "--progress=0.98", "--json", str(out))  # fmt: skip
+    again = json.loads(out.read_text())["result"]
+    last = [line for line in run.lines if line["phase"] == "eval"][-1]
+    for name in ("loss", "kd", "ce", "perplexity", "teacher_perplexity", "kl", "top1_agreement", "top5_overlap"):
+        assert again[name] == last[name], name
+
+
+@pytest.mark.parametrize("checkpointing", ["no", "yes"])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"student__dtype": "bfloat16", "teacher__dtype": "bfloat16"},
+        {"student__dtype": "float16", "projector__kind": "logit"},
+        {"train__accumulate": 3, "objective__layer_weight": 0.5},
+    ],
+    ids=["float32", "bfloat16", "float16-projector", "accumulate-layers"],
+)
+def test_memory_plan_is_within_ten_percent_of_the_measured_peak(work, keys, checkpointing, request):
+    large = work.folder / "large"
+    if not large.exists():
+        saved(llama(256, 6, seed=1, vocabulary=2048), large)
+        saved(llama(128, 6, seed=2, vocabulary=2048), work.folder / "large-student")
+        documents = token_rows.random_documents(80, 100, 127, 2048, seed=7)
+        token_rows.write(work.folder / "large-data", documents, 2048)
+    name = f"memory-{request.node.callspec.id}"
+    run = work.train(name, teacher__model=large, student__model=work.folder / "large-student",
+                     data__train=work.folder / "large-data", data__validation=None, data__sequence_length=128,
+                     data__batch_size=8, train__steps="3 steps", train__checkpoint_activations=checkpointing, **keys)  # fmt: skip
+    planned, measured = run.result["planned_peak_bytes"], run.result["peak_bytes"]
+    print(f"{name}: planned {planned / 2**20:.1f} MiB, measured {measured / 2**20:.1f} MiB, ratio {planned / measured:.3f}")
+    assert planned == pytest.approx(measured, rel=0.10)
+
+
+def refused(work: Work, recipe: Path, *flags: str, code: int) -> str:
+    program = work.limbeck._program
+    done = subprocess.run([program, "train", recipe, *flags, "--quiet"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, (done.returncode, done.stderr)
+    return done.stderr
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(work):
+    run = work.train("once", train__steps="1 steps")
+    message = refused(work, run.recipe, "--run", str(run.folder), code=2)
+    assert "holds a run already" in message and str(run.folder) in message
+
+
+def test_without_a_run_folder_the_message_says_what_to_type(work):
+    assert "--run" in refused(work, work.recipe("norun"), code=2)
+
+
+def test_padded_heads_agree_and_other_tokenizers_are_refused(work):
+    other = saved(llama(64, 3, seed=4, vocabulary=VOCABULARY + 45), work.folder / "teacher-padded")
+    run = work.train("padded-head", teacher__model=other, train__steps="5 steps")
+    assert all(value >= 0 for value in run.series("kd"))
+    small = saved(llama(64, 3, seed=4, vocabulary=VOCABULARY - 100), work.folder / "teacher-small")
+    message = refused(work, work.recipe("small", teacher__model=small), "--run", str(work.folder / "run-x"), code=2)
+    assert "vocabulary" in message

@@ -1,0 +1,104 @@
+"""A Hugging Face tokenizer.json with what stands beside it: end and padding tokens, the chat template, a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+
+import tokenizers
+
+from token_shards import DataFault, UsageFault
+
+END_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>")
+PADDING_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+TRAINED_END, TRAINED_PADDING = "<|endoftext|>", "<|pad|>"
+
+
+class TokenizerFile:
+    """`end` names the end-of-sequence token, as text or as an id; without it the files and well-known names decide."""
+
+    def __init__(self, path: pathlib.Path, end: str | None = None):
+        self.path = path / "tokenizer.json" if path.is_dir() else path
+        if not self.path.is_file():
+            raise UsageFault(f"{self.path}: no such file, wanted a tokenizer.json or the Hugging Face folder of one "
+                             "(transformers' AutoTokenizer.from_pretrained(X).save_pretrained(Y) writes it)")
+        text = self.path.read_bytes()
+        try:
+            content = json.loads(text)
+            self.tokenizer = tokenizers.Tokenizer.from_buffer(text)
+        except Exception as error:  # the library raises plain Exception
+            raise DataFault(f"{self.path}: no tokenizer.json that can be read: {' '.join(str(error).split())[:160]}") from None
+        # What a training run left behind; here a text is never cut and never padded.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        for passing in ("truncation", "padding"):
+            content.pop(passing, None)
+        self.digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        self.config = self._beside("tokenizer_config.json") | self._beside("special_tokens_map.json")
+        self.names = self.tokenizer.get_vocab(with_added_tokens=True)
+        if not self.names:
+            raise DataFault(f"{self.path}: its vocabulary is empty")
+        self.vocabulary = max(self.names.values()) + 1
+        self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
+        self.padding = self._find("pad_token", PADDING_NAMES)
+
+    def _beside(self, name: str) -> dict:
+        path = self.path.parent / name
+        if not path.is_file():
+            return {}
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataFault(f"{path}: no JSON: {error}") from None
+        return content if isinstance(content, dict) else {}
+
+    def special(self, key: str) -> str | None:
+        value = self.config.get(key)
+        return value.get("content") if isinstance(value, dict) else value
+
+    def _find(self, key: str, known: Iterable[str]) -> int | None:
+        for name in (self.special(key), *known):
+            if name in self.names:
+                return self.names[name]
+        return None
+
+    def _named(self, end: str) -> int:
+        if end in self.names:
+            return self.names[end]
+        if end.isdigit() and int(end) < self.vocabulary:
+            return int(end)
+        raise UsageFault(f"--eos {end}: neither a token of {self.path} nor an id below {self.vocabulary}")
+
+    def chat_template(self) -> str | None:
+        beside = self.path.parent / "chat_template.jinja"
+        if beside.is_file():
+            return beside.read_text(encoding="utf-8")
+        template = self.config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
+        return template
+
+    def manifest_entry(self) -> dict:
+        entry = {"digest": self.digest, "vocabulary": self.vocabulary}
+        if self.end is not None:
+            entry["end_of_sequence"] = self.end
+        if self.padding is not None:
+            entry["padding"] = self.padding
+        return entry
+
+
+def train(texts: Iterable[str], vocabulary: int) -> str:
+    """A byte-level BPE tokenizer of exactly the bytes, merges and two special tokens, as the text of tokenizer.json."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    least = len(alphabet) + 2
+    if vocabulary < least:
+        raise UsageFault(f"--train-vocabulary {vocabulary}, wanted at least {least}: every byte, end and padding")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[TRAINED_END, TRAINED_PADDING],
+                                             initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str(pretty=False)

@@ -1,0 +1,107 @@
+// limbeck train: the check, then the run.
+#include <fmt/format.h>
+
+#include <csignal>
+#include <iostream>
+
+#include "modules/errors.h"
+#include "modules/precision/host_memory.h"
+#include "trainer/check/dry_run.h"
+#include "trainer/cli/check_report.h"
+#include "trainer/cli/command.h"
+#include "trainer/cli/evaluation_table.h"
+#include "trainer/cli/progress.h"
+#include "trainer/loop/trainer.h"
+
+namespace limbeck::cli {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+// The first signal asks for a stop after the update under way; the second ends the process as it always would.
+extern "C" void ask_to_stop(int signal) {
+  stop_requested = true;
+  std::signal(signal, SIG_DFL);
+}
+
+class ConsoleObserver : public loop::TrainObserver {
+ public:
+  explicit ConsoleObserver(Invocation& call) : call_(call) {}
+
+  void noted(const std::string& line) override { call_.console.note(line); }
+  void warned(const std::string& line) override { call_.console.warning(line); }
+  void stepped(const loop::StepRecord& record) override {
+    if (!progress_) {
+      progress_ = std::make_unique<Progress>(call_.console.err(), "train", "steps", record.total_steps,
+                                             ProgressStyle{.width = terminal_width(2), .quiet = call_.console.quiet()});
+    }
+    progress_->update(record.step,
+                      fmt::format("loss {:.4f}  {:.0f} tokens/s", record.update.loss, record.tokens_per_second));
+  }
+  void evaluated(int64_t step, const evaluate::Evaluation& evaluation, bool best) override {
+    const auto [name, value] = evaluate::judged_by(evaluation, call_.settings.text("eval.best"));
+    call_.console.note(fmt::format("step {}: {} {:.4f} on data.validation{}", step, name, value, best ? ", best" : ""));
+  }
+  void finish() {
+    if (progress_) progress_->finish();
+  }
+
+ private:
+  Invocation& call_;
+  std::unique_ptr<Progress> progress_;
+};
+
+// A recipe that would fail is refused before a weight is read.
+void check_first(Invocation& call, nlohmann::ordered_json& contract) {
+  const check::CheckReport report = check::dry_run(call.settings, call.registries);
+  contract = check_json(report);
+  refuse_violations(report, call.console);
+  call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned", report.operators,
+                                report.casts.size(), human_bytes(report.peak_bytes)));
+}
+
+void run_train(Invocation& call) {
+  nlohmann::ordered_json contract;
+  check_first(call, contract);
+  precision::HostMemory::count_tensors();
+  ConsoleObserver observer(call);
+  loop::Trainer trainer(call.settings, call.registries, observer);
+  trainer.folder().write_text("contract.json", contract.dump(2) + "\n");
+  std::signal(SIGINT, ask_to_stop);
+  std::signal(SIGTERM, ask_to_stop);
+  const loop::TrainResult result = trainer.run(stop_requested);
+  observer.finish();
+
+  call.result["run"] = trainer.folder().path().string();
+  call.result["steps"] = result.steps;
+  call.result["seconds"] = result.seconds;
+  call.result["skipped"] = result.skipped;
+  call.result["peak_bytes"] = result.peak_bytes;
+  call.result["planned_peak_bytes"] = contract["peak_bytes"];
+  call.result["final_model"] = result.final_model.string();
+  if (!result.best_model.empty()) {
+    call.result["best_model"] = result.best_model.string();
+    call.result["best_step"] = result.best_step;
+    call.result["evaluation"] = evaluation_json(result.last, trainer.objective());
+    call.console.result(evaluation_table(result.last, trainer.objective(), call.width));
+  }
+  call.console.result(fmt::format("{} steps in {}; peak {} of tensors; model: {}", result.steps,
+                                  clock_text(result.seconds), human_bytes(result.peak_bytes),
+                                  result.final_model.string()));
+  if (result.stopped) {
+    throw StoppedError(fmt::format("stopped by a signal after step {}; the student is saved in {}", result.steps,
+                                   result.final_model.string()));
+  }
+}
+
+}  // namespace
+
+Command train_command() {
+  return {.name = "train",
+          .summary = "Checks a recipe, then trains: distillation, or a model from scratch.",
+          .takes_recipe = true,
+          .computes = true,
+          .run = run_train};
+}
+
+}  // namespace limbeck::cli

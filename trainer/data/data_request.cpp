@@ -1,0 +1,36 @@
+#include "trainer/data/data_request.h"
+
+namespace limbeck::data {
+namespace {
+
+DataRequest request_of(const recipe::Settings& settings, const std::string& key) {
+  DataRequest request;
+  request.folder = settings.required_path(key);
+  request.origin = key + " " + settings.where(key);
+  request.batch_size = settings.integer("data.batch_size");
+  request.sequence_length = settings.integer("data.sequence_length");
+  request.teacher_sequence_length = settings.integer("data.teacher_sequence_length");
+  request.packing = settings.text("data.packing") == "packed" ? Packing::kPacked : Packing::kPadded;
+  const bool splits = settings.text("data.long_documents") == "split";
+  request.long_documents = splits ? LongDocuments::kSplit : LongDocuments::kTruncate;
+  request.skip_bad_shards = settings.enabled("data.skip_bad_shards");
+  request.seed = settings.integer("seed");
+  return request;
+}
+
+}  // namespace
+
+DataRequest training_data(const recipe::Settings& settings) {
+  DataRequest request = request_of(settings, "data.train");
+  request.shuffle = settings.enabled("data.shuffle");
+  return request;
+}
+
+DataRequest validation_data(const recipe::Settings& settings) {
+  DataRequest request = request_of(settings, "data.validation");
+  request.shuffle = false;
+  request.whole_epoch = true;
+  return request;
+}
+
+}  // namespace limbeck::data

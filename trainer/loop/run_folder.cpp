@@ -1,0 +1,103 @@
+#include "trainer/loop/run_folder.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "modules/errors.h"
+#include "modules/io/atomic_file.h"
+#include "modules/io/safetensors.h"
+#include "modules/models/save_model.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::loop {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr const char* kProjectors = "projectors.safetensors";
+
+int take_lock(const fs::path& path, const std::string& where) {
+  const fs::path file = path / ".lock";
+  const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (descriptor < 0) {
+    throw IoError(fmt::format("{}: cannot write there ({}) {}: name another folder with --run=DIR", path.string(),
+                              std::strerror(errno), where));
+  }
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  ::close(descriptor);
+  throw UsageError(
+      fmt::format("{}: another limbeck process trains there {}: name another folder with --run=DIR, or wait for it",
+                  path.string(), where));
+}
+
+}  // namespace
+
+RunFolder::RunFolder(const recipe::Settings& settings) : path_(settings.required_path("run")) {
+  const std::string where = settings.where("run");
+  std::error_code failure;
+  fs::create_directories(path_, failure);
+  if (failure) {
+    throw IoError(fmt::format("{}: cannot be made ({}) {}: name another folder with --run=DIR", path_.string(),
+                              failure.message(), where));
+  }
+  lock_ = take_lock(path_, where);
+  if (fs::exists(path_ / "metrics.jsonl")) {
+    ::close(lock_);
+    throw UsageError(fmt::format("{}: holds a run already {}: name another folder with --run=DIR, or remove this one",
+                                 path_.string(), where));
+  }
+  write_text("recipe.ini", settings.to_ini(/*with_origins=*/true));
+}
+
+RunFolder::~RunFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+void RunFolder::write_text(const std::string& name, const std::string& text) const {
+  io::AtomicFile file(path_ / name, text.size());
+  file.write(text.data(), text.size());
+  file.commit();
+}
+
+fs::path RunFolder::save_student(const std::string& name, const objective::Distillation& objective) const {
+  const fs::path folder = path_ / name, fresh = path_ / ("." + name + ".new");
+  fs::remove_all(fresh);
+  models::save_model(objective.student(), fresh);
+  const auto projectors = objective.projector_tensors();
+  if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors);
+  fs::remove_all(folder);
+  fs::rename(fresh, folder);
+  return folder;
+}
+
+void load_projectors(const fs::path& folder, const objective::Distillation& objective) {
+  const auto wanted = objective.projector_tensors();
+  if (wanted.empty()) return;
+  const fs::path path = folder / kProjectors;
+  if (!fs::exists(path)) {
+    throw WeightsError(
+        fmt::format("{}: is missing, and the recipe has {} projector tensors: name a folder that "
+                    "`limbeck train` saved with this recipe",
+                    path.string(), wanted.size()));
+  }
+  const io::SafetensorsFile file(path);
+  for (const auto& [name, tensor] : wanted) {
+    const io::TensorEntry* entry = file.find(name);
+    if (entry == nullptr || entry->shape != tensor.sizes().vec() || entry->dtype != tensor.scalar_type()) {
+      throw WeightsError(fmt::format("{}: {} is {}, wanted {} [{}]: the recipe's projector differs from the saved one",
+                                     path.string(), name, entry == nullptr ? "missing" : "another dtype or shape",
+                                     precision::dtype_name(tensor.scalar_type()), fmt::join(tensor.sizes(), ",")));
+    }
+    const at::NoGradGuard no_gradient;
+    at::Tensor destination = tensor.detach();
+    file.read_into(*entry, destination, io::NonFinite::kRefuse);
+  }
+}
+
+}  // namespace limbeck::loop

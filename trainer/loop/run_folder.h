@@ -1,0 +1,34 @@
+// The folder of one run: recipe.ini as resolved, contract.json, metrics, and the models it saved. One process owns it.
+#pragma once
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "trainer/objective/distillation.h"
+#include "trainer/recipe/settings.h"
+
+namespace limbeck::loop {
+
+class RunFolder {
+ public:
+  // Creates the folder, takes its lock and proves that it can be written. UsageError when it holds a run already or
+  // belongs to a process that lives; IoError when it cannot be written.
+  explicit RunFolder(const recipe::Settings& settings);
+  ~RunFolder();
+  RunFolder(const RunFolder&) = delete;
+  RunFolder& operator=(const RunFolder&) = delete;
+
+  const std::filesystem::path& path() const { return path_; }
+  void write_text(const std::string& name, const std::string& text) const;
+  // The student as a Hugging Face folder NAME (replacing an older one), projectors.safetensors beside its weights.
+  std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective) const;
+
+ private:
+  std::filesystem::path path_;
+  int lock_ = -1;
+};
+
+// Fills the projectors from a folder that save_student() wrote. WeightsError when one is missing or differs in shape.
+void load_projectors(const std::filesystem::path& folder, const objective::Distillation& objective);
+
+}  // namespace limbeck::loop
