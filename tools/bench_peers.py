@@ -8,6 +8,8 @@ first step, ratios and losses; --json FILE keeps every number.
   tools/bench_peers.py                                     bfloat16, 512x8 to 256x4, 1,024 tokens, V=32,000
   tools/bench_peers.py --dtype float32+float16             a float32 student of a float16 teacher
   tools/bench_peers.py --vocabulary 128000 --only limbeck,plain,chunked
+
+Run it by .venv/bin/python. TRL is no dependency of Limbeck's: uv pip install --python .venv/bin/python trl
 """
 
 from __future__ import annotations
