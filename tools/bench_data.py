@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import struct
-import zlib
 from pathlib import Path
 
 
 def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
     """Random documents of `length` tokens that end with token 0: packed, each fills one row exactly."""
     import numpy
-    from safetensors.numpy import save
+    from token_shards.encoding import EncodedDocument, Stream
+    from token_shards.shard_writer import ShardWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     ids = numpy.random.default_rng(0).integers(1, vocabulary, (rows, length), dtype=numpy.int32)
     ids[:, -1] = 0
-    shard = save(
-        {"input_ids": ids.reshape(-1), "document_offsets": numpy.arange(rows + 1, dtype=numpy.int64) * length}
-    )
-    (folder / "shard-00000.safetensors").write_bytes(shard)
-    manifest = {
-        "format": "limbeck-tokens",
-        "version": 1,
-        "tokenizer": {"digest": f"random-{vocabulary}", "vocabulary": vocabulary, "end_of_sequence": 0},
-        "documents": rows,
-        "tokens": rows * length,
-        "shards": [
-            {
-                "file": "shard-00000.safetensors",
-                "bytes": len(shard),
-                "crc32": f"{zlib.crc32(shard):08x}",
-                "documents": rows,
-                "tokens": rows * length,
-                "targets": rows * length,
-            }
-        ],
-    }
-    text = json.dumps(manifest, indent=2).removesuffix("\n}") + ",\n"
-    text += f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n'
-    (folder / "manifest.json").write_text(text)
+    writer = ShardWriter(folder, shard_tokens=rows * length, labelled=False)
+    for row in ids:
+        writer.add(EncodedDocument(student=Stream(ids=row, mask=numpy.ones(length, numpy.uint8))))
+    digest = hashlib.sha256(f"random {vocabulary}".encode()).hexdigest()
+    writer.finish({"tokenizer": {"digest": digest, "vocabulary": vocabulary, "end_of_sequence": 0}})
 
 
 def recipe_text(job: dict) -> str:
@@ -58,20 +39,19 @@ train = {job["data"]}
 batch_size = {job["batch"]}
 sequence_length = {job["length"]}
 packing = packed
-shuffle = no
+shuffle = false
 
 [objective]
 divergence = forward_kl
 temperature = {job["temperature"]}
-kd_weight = {job["kd_weight"]}
-ce_weight = {1 - job["kd_weight"]}
+alpha = {job["kd_weight"]}
 
 [optim]
 learning_rate = {job["learning_rate"]}
 schedule = constant
 warmup = 0 steps
 weight_decay = {job["weight_decay"]}
-clip_norm = 1.0
+clip = 1.0
 
 [train]
 steps = {job["steps"]} steps

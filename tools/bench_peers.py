@@ -5,9 +5,11 @@ The same folders, token rows and dtypes for all; each contender in a process of 
 that a busy machine is busy for all of them. Prints step time, tokens/s, peak memory, time from launch to the end of the
 first step, ratios and losses; --json FILE keeps every number.
 
-  tools/bench_peers.py                                     bfloat16, teacher 512x8, student 256x4, 1,024 tokens, V=32,000
+  tools/bench_peers.py                                     bfloat16, 512x8 to 256x4, 1,024 tokens, V=32,000
   tools/bench_peers.py --dtype float32+float16             a float32 student of a float16 teacher
   tools/bench_peers.py --vocabulary 128000 --only limbeck,plain,chunked
+
+Run it by .venv/bin/python. TRL is no dependency of Limbeck's: uv pip install --python .venv/bin/python trl
 """
 
 from __future__ import annotations
@@ -96,12 +98,14 @@ class Bench:
             "kd_weight": options.kd_weight, "temperature": 1.0, "learning_rate": 1e-4, "weight_decay": 0.01,
             "scratch": str(folder / "scratch"),
         }  # fmt: skip
-        self.environment = {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.environment = {
+            "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
 
     def prepare(self) -> None:
         self.worker("models", {}, {})
-        rows = options_rows(self.options)
-        bench_data.write_rows(self.folder / "data", rows, self.options.length, self.options.vocabulary)
+        o = self.options
+        bench_data.write_rows(self.folder / "data", o.batch * o.steps, o.length, o.vocabulary)
 
     def worker(self, kind: str, environment: dict, more: dict) -> tuple[dict, int, float]:
         """What a loop of bench_peers_loops.py measured, its peak memory, and when it was launched."""
@@ -154,10 +158,6 @@ class Bench:
         outcome.losses.append(result["losses"])
 
 
-def options_rows(options: argparse.Namespace) -> int:
-    return options.batch * options.steps
-
-
 def table(outcomes: dict[str, Outcome], tokens: int) -> str:
     ours = outcomes.get("limbeck")
     ours = ours if ours is not None and ours.seconds else None
@@ -197,20 +197,20 @@ def ratios(outcomes: dict[str, Outcome]) -> dict[str, float]:
         if name in done:
             found[f"memory of {name}, ours as a share"] = max(ours.peak_bytes) / max(done[name].peak_bytes)
     if "trl" in done:
-        found["first step of trl, ours as a share"] = statistics.median(ours.first_step) / statistics.median(done["trl"].first_step)
+        first = statistics.median(done["trl"].first_step)
+        found["first step of trl, ours as a share"] = statistics.median(ours.first_step) / first
     if "gemm" in done:
         found["times the GEMM-only bound"] = ours.median() / done["gemm"].median()
     return found
 
 
 def losses_table(outcomes: dict[str, Outcome]) -> str:
-    with_losses = {name: outcome.losses[0] for name, outcome in outcomes.items() if outcome.losses and outcome.losses[0]}
-    lines = [f"{'loss of step':<14}" + "".join(f"{name:>15}" for name in with_losses)]
-    count = max((len(losses) for losses in with_losses.values()), default=0)
+    seen = {name: outcome.losses[0] for name, outcome in outcomes.items() if outcome.losses and outcome.losses[0]}
+    lines = [f"{'loss of step':<14}" + "".join(f"{name:>15}" for name in seen)]
+    count = min((len(losses) for losses in seen.values()), default=0)
     for step in range(count):
         if step < 4 or step == count - 1:
-            row = "".join(f"{losses[step]:>15.6f}" if step < len(losses) else f"{'–':>15}" for losses in with_losses.values())
-            lines.append(f"{step + 1:<14}{row}")
+            lines.append(f"{step + 1:<14}" + "".join(f"{losses[step]:>15.6f}" for losses in seen.values()))
     return "\n".join(lines)
 
 
@@ -223,7 +223,8 @@ def machine() -> dict:
                 break
     except OSError:
         pass
-    return {"cpu": model, "cores": os.cpu_count(), "load_at_start": os.getloadavg()[0], "python": platform.python_version()}
+    load = os.getloadavg()[0]
+    return {"cpu": model, "cores": os.cpu_count(), "load_at_start": load, "python": platform.python_version()}
 
 
 def size(text: str) -> list[int]:
@@ -241,7 +242,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--student", type=size, default=[256, 4], metavar="WIDTHxLAYERS")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--kd-weight", type=float, default=1.0, help="the rest weighs the cross-entropy; TRL knows only 1")
+    parser.add_argument("--kd-weight", type=float, default=1.0, help="the rest is cross-entropy; TRL knows only 1")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)

@@ -186,7 +186,8 @@ def products_of(folder: str, tokens: int, backward: bool) -> dict[tuple[int, int
     head = config.get("head_dim") or width // config["num_attention_heads"]
     queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     shapes: dict[tuple[int, int, int], int] = {}
-    linears = [(width, queries), (width, keys), (width, keys), (queries, width), (width, inner), (width, inner), (inner, width)]
+    linears = [(width, queries), (width, keys), (width, keys), (queries, width)]
+    linears += [(width, inner), (width, inner), (inner, width)]
     for inputs, outputs in linears:
         wanted = [(tokens, outputs, inputs)]
         if backward:

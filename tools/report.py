@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""report.py [LABEL=]RUN_DIR ... [--output FILE] [--title TEXT]: what runs did, as one HTML page that needs nothing else.
+"""report.py [LABEL=]RUN_DIR ... [--output FILE]: what runs did, as one HTML page that needs nothing else.
 
 Curves of everything metrics.jsonl holds, the evaluation table over seeds, the dtype contract, the memory plan and the
 resolved recipe. Runs whose names differ in a number at the end only (distilled-seed0, distilled-seed1) are one row.
@@ -21,11 +21,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
+import report_contract as contract  # noqa: E402
+from report_numbers import bytes_text, mean_and_spread, number, shown  # noqa: E402
 
 USAGE, INPUT = 2, 3  # exit codes, as the program's
 BOOKKEEPING = {"step", "phase", "seconds"}
-LOWER_IS_BETTER = re.compile(r"loss|perplexity|ppl|kl|ce$|error|mse")
-FIRST = ["loss", "eval.loss", "eval.perplexity"]  # charts shown before all others
+LOWER_IS_BETTER = re.compile(r"perplexity|kl|ce$")
+# What means the same in every run. A loss is the sum of a run's own terms and marks no winner.
+COMPARABLE = re.compile(r"^(?:perplexity|kl|ce|accuracy|cosine|top\d+_\w+)$")
+FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts and columns shown before all others
 
 
 class ReportError(Exception):
@@ -68,6 +72,8 @@ def read_metrics(run: Run) -> None:
         for name, value in entry.items():
             if name in BOOKKEEPING or isinstance(value, (str, bool, list, dict)):
                 continue
+            if name == "targets" and entry.get("phase") == "eval":
+                continue
             shown = name if entry.get("phase") != "eval" or name.startswith("eval.") else f"eval.{name}"
             run.series.setdefault(shown, []).append((step, math.nan if value is None else float(value)))
     if not run.series:
@@ -86,51 +92,13 @@ def read_run(argument: str) -> Run:
     read_metrics(run)
     if (path / "contract.json").is_file():
         try:
-            contract = json.loads((path / "contract.json").read_text(encoding="utf-8"))
-            run.contract = contract.get("result", contract)  # `check --json` wraps it
+            read = json.loads((path / "contract.json").read_text(encoding="utf-8"))
+            run.contract = read.get("result", read)  # `check --json` wraps it
         except (ValueError, AttributeError) as error:
             raise ReportError(INPUT, f"{path / 'contract.json'}: {error}; wanted what `limbeck check --json` writes")
     if (path / "recipe.ini").is_file():
         run.recipe = (path / "recipe.ini").read_text(encoding="utf-8", errors="replace")
     return run
-
-
-# Numbers
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if not math.isfinite(value):
-        return "not finite"
-    size = abs(value)
-    if value == int(value) and size < 1e6:
-        return str(int(value))
-    if size >= 1e6 or size < 1e-3:
-        return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:,.0f}" if size >= 1e4 else f"{value:.4g}"
-
-
-def bytes_text(value: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if abs(value) < 1000:
-            break
-        value /= 1000
-    else:
-        unit = "TB"
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
-
-
-def shown(name: str, value: float | None) -> str:
-    return bytes_text(value) if value is not None and name.endswith("bytes") else number(value)
-
-
-def mean_and_spread(values: list[float], name: str) -> str:
-    text = shown(name, statistics.fmean(values))
-    if len(values) > 1:
-        spread = statistics.stdev(values)
-        text += f" <small>± {bytes_text(spread) if name.endswith('bytes') else f'{spread:.2g}'}</small>"
-    return text
 
 
 # The comparison
@@ -159,16 +127,36 @@ def evaluation_rows(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
     return rows
 
 
+def metrics_of(rows: dict[str, dict[str, list[float]]]) -> list[str]:
+    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    return sorted(metrics, key=lambda metric: (not COMPARABLE.match(metric), metric != "perplexity"))
+
+
+def plain_table(runs: list[Run]) -> str:
+    """What means the same in every run, for a terminal."""
+    rows = evaluation_rows(runs)
+    metrics = [metric for metric in metrics_of(rows) if COMPARABLE.match(metric)]
+    lines = [f"{'':<24}" + "".join(f"{metric.replace('_', ' '):>20}" for metric in metrics)]
+    for group, row in rows.items():
+        cells = "".join(f"{plain(mean_and_spread(row[m], m)) if m in row else '–':>20}" for m in metrics)
+        lines.append(f"{group:<24}{cells}")
+    return "\n".join(lines)
+
+
+def plain(html: str) -> str:
+    return re.sub(r"<[^>]+>", "", html)
+
+
 def evaluation_table(runs: list[Run]) -> str:
     rows = evaluation_rows(runs)
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
+    metrics = metrics_of(rows)
     if not metrics:
         return "<p>No evaluation was made.</p>"
     seeds = {group: sum(run.group == group for run in runs) for group in rows}
     best = {}
     for metric in metrics:
         students = {g: statistics.fmean(r[metric]) for g, r in rows.items() if metric in r and not is_teacher(g)}
-        if len(students) > 1:
+        if len(students) > 1 and COMPARABLE.match(metric):
             best[metric] = (min if LOWER_IS_BETTER.search(metric) else max)(students, key=students.get)
     head = "".join(f"<th>{escape(metric.replace('_', ' '))}</th>" for metric in metrics)
     body = ""
@@ -213,70 +201,6 @@ def chart_grid(runs: list[Run]) -> str:
     return f'<ul class="legend">{keys}</ul><div class="charts">{figures}</div>'
 
 
-# The contract
-
-
-def cells(values: list[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
-
-
-def modules_table(modules: list[dict]) -> str:
-    head = ["module", "role", "storage", "in", "compute", "out", "device", "parameters", "bytes", "from"]
-    body = ""
-    for module in modules:
-        row = [str(module.get(key, "")) for key in head]
-        row[0] += f" ×{module['modules']}" if module.get("modules", 1) > 1 else ""
-        row[7], row[8] = f"{module.get('parameters', 0):,}", bytes_text(module.get("bytes", 0))
-        body += f"<tr>{cells(row)}</tr>"
-    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
-
-
-def casts_table(casts: list[dict]) -> str:
-    if not casts:
-        return "<p>None: no tensor changes its dtype.</p>"
-    sums: dict[tuple, list[int]] = {}
-    for cast in casts:
-        place = re.sub(r"\.\d+\.", ".*.", str(cast.get("place", "")))  # one line for all layers
-        total = sums.setdefault((place, cast.get("from"), cast.get("to"), cast.get("phase")), [0, 0])
-        total[0] += cast.get("count", 1)
-        total[1] += cast.get("bytes", 0)
-    head = ["place", "from", "to", "phase", "count", "bytes"]
-    body = "".join(
-        f"<tr>{cells([str(part) for part in key] + [f'{count:,}', bytes_text(size)])}</tr>"
-        for key, (count, size) in sums.items()
-    )
-    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
-
-
-def memory_bars(memory: dict[str, float]) -> str:
-    largest = max(memory.values(), default=0) or 1
-    rows = "".join(
-        f'<div class="bar"><span>{escape(what)}</span><div><i style="width:{100 * size / largest:.1f}%"></i></div>'
-        f"<b>{bytes_text(size)}</b></div>"
-        for what, size in memory.items()
-    )
-    return f'<div class="bars">{rows}</div>'
-
-
-def contract_sections(runs: list[Run]) -> str:
-    """One section a different contract, headed by the runs that have it."""
-    kinds: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.contract is not None:
-            key = {name: run.contract.get(name) for name in ("modules", "casts", "memory")}
-            kinds.setdefault(json.dumps(key, sort_keys=True), []).append(run)
-    out = ""
-    for index, owners in enumerate(kinds.values()):
-        contract = owners[0].contract or {}
-        who = f": {escape(', '.join(run.name for run in owners))}" if len(kinds) > 1 else ""
-        is_open = " open" if index == 0 else ""
-        out += f"<details{is_open}><summary>Contract{who}</summary><h3>Modules</h3>"
-        out += modules_table(contract.get("modules", []))
-        out += f"<h3>Casts of one step</h3>{casts_table(contract.get('casts', []))}"
-        out += f"<h3>Memory plan</h3>{memory_bars(contract.get('memory', {}))}</details>"
-    return out or "<p>No contract.json in the run folders.</p>"
-
-
 def recipes(runs: list[Run]) -> str:
     return "".join(
         f"<details><summary>Recipe: {escape(run.name)}</summary><pre>{escape(run.recipe)}</pre></details>"
@@ -304,7 +228,7 @@ def page(runs: list[Run], title: str) -> str:
 <h2>Curves</h2>
 {chart_grid(runs)}
 <h2>Dtypes, devices, memory</h2>
-{contract_sections(runs)}
+{contract.sections({run.name: run.contract for run in runs if run.contract is not None})}
 <h2>Recipes</h2>
 {recipes(runs) or "<p>No recipe.ini in the run folders.</p>"}
 </main>
@@ -329,6 +253,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
     parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--title", help="default: the names of the runs")
+    parser.add_argument("--table", action="store_true", help="print the evaluation table as well")
     options = parser.parse_args(arguments)
     try:
         runs = [read_run(argument) for argument in options.runs]
@@ -339,6 +264,8 @@ def main(arguments: list[str]) -> int:
     except ReportError as error:
         print(f"report: {error}", file=sys.stderr)
         return error.code
+    if options.table:
+        print(plain_table(runs) + "\n")
     print(output)
     return 0
 

@@ -39,7 +39,8 @@ svg { display:block; width:100%; height:auto; } svg text { fill:var(--soft); fon
 th, td { padding:.3rem .7rem; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap; }
 th:first-child, .left td, .left th { text-align:left; } td.best { color:var(--good); font-weight:700; }
 .legend { list-style:none; display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; padding:0; margin:.5rem 0; }
-.key { display:inline-block; width:1.4rem; height:.3rem; border-radius:.15rem; margin-right:.4rem; vertical-align:middle; }
+.key { display:inline-block; width:1.4rem; height:.3rem; border-radius:.15rem; margin-right:.4rem;
+  vertical-align:middle; }
 details { border:1px solid var(--line); border-radius:.5rem; padding:.4rem .8rem; margin:.5rem 0; }
 summary { cursor:pointer; font-weight:600; padding:.3rem 0; overflow-wrap:anywhere; }
 pre { overflow-x:auto; font-size:.85rem; }

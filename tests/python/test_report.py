@@ -103,6 +103,22 @@ def test_the_table_is_the_mean_and_spread_over_seeds(tmp_path):
     assert re.findall(r'class="best">([0-9.]+)', text) == ["23"]
 
 
+def test_the_table_for_the_terminal_and_what_is_compared(tmp_path):
+    # A loss is the sum of a run's own terms: shown, but no run wins by it.
+    for name, perplexity, loss in (("distilled", 20.0, 9.0), ("alone", 30.0, 1.0)):
+        lines = training_lines(perplexity)
+        lines.append({"step": 20, "phase": "eval", "loss": loss, "top1_agreement": perplexity / 100, "targets": 4096})
+        write_run(tmp_path / name, lines)
+    done = report(tmp_path / "distilled", tmp_path / "alone", "--table")
+    rows = [line.split() for line in done.stdout.splitlines() if line.strip()]
+    assert rows == [["perplexity", "top1", "agreement"], ["distilled", "20", "0.2"], ["alone", "30", "0.3"],
+                    [str(tmp_path / "distilled" / "report.html")]]  # fmt: skip
+    text = (tmp_path / "distilled" / "report.html").read_text()
+    assert re.findall(r'class="best">([0-9.]+)', text) == ["20", "0.3"]
+    assert Page(text).row("distilled") == ["distilled", "20", "0.2", "9"]
+    assert "4096" not in text
+
+
 def test_every_name_gets_a_curve_with_its_values(tmp_path):
     run = write_run(tmp_path / "run", training_lines(8.0, **{"kd": 0.5, "hidden.3": 0.25}))
     page, text = made(tmp_path, run)

@@ -1,0 +1,69 @@
+"""The dtype contract of a run as HTML: modules, casts of a step, memory plan."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+
+from report_numbers import bytes_text
+
+
+def cells(values: list[str], tag: str = "td") -> str:
+    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+
+
+def modules_table(modules: list[dict]) -> str:
+    head = ["module", "role", "storage", "in", "compute", "out", "device", "parameters", "bytes", "from"]
+    body = ""
+    for module in modules:
+        row = [str(module.get(key, "")) for key in head]
+        row[0] += f" ×{module['modules']}" if module.get("modules", 1) > 1 else ""
+        row[7], row[8] = f"{module.get('parameters', 0):,}", bytes_text(module.get("bytes", 0))
+        body += f"<tr>{cells(row)}</tr>"
+    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
+
+
+def casts_table(casts: list[dict]) -> str:
+    if not casts:
+        return "<p>None: no tensor changes its dtype.</p>"
+    sums: dict[tuple, list[int]] = {}
+    for cast in casts:
+        place = re.sub(r"\.\d+\.", ".*.", str(cast.get("place", "")))  # one line for all layers
+        total = sums.setdefault((place, cast.get("from"), cast.get("to"), cast.get("phase")), [0, 0])
+        total[0] += cast.get("count", 1)
+        total[1] += cast.get("bytes", 0)
+    head = ["place", "from", "to", "phase", "count", "bytes"]
+    body = "".join(
+        f"<tr>{cells([str(part) for part in key] + [f'{count:,}', bytes_text(size)])}</tr>"
+        for key, (count, size) in sums.items()
+    )
+    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
+
+
+def memory_bars(memory: dict[str, float]) -> str:
+    largest = max(memory.values(), default=0) or 1
+    rows = "".join(
+        f'<div class="bar"><span>{escape(what)}</span><div><i style="width:{100 * size / largest:.1f}%"></i></div>'
+        f"<b>{bytes_text(size)}</b></div>"
+        for what, size in memory.items()
+    )
+    return f'<div class="bars">{rows}</div>'
+
+
+def sections(contracts: dict[str, dict]) -> str:
+    """By the names of the runs; one section a different contract, headed by the runs that have it."""
+    kinds: dict[str, list[str]] = {}
+    for name, contract in contracts.items():
+        key = {part: contract.get(part) for part in ("modules", "casts", "memory")}
+        kinds.setdefault(json.dumps(key, sort_keys=True), []).append(name)
+    out = ""
+    for index, owners in enumerate(kinds.values()):
+        contract = contracts[owners[0]]
+        who = f": {escape(', '.join(owners))}" if len(kinds) > 1 else ""
+        is_open = " open" if index == 0 else ""
+        out += f"<details{is_open}><summary>Contract{who}</summary><h3>Modules</h3>"
+        out += modules_table(contract.get("modules", []))
+        out += f"<h3>Casts of one step</h3>{casts_table(contract.get('casts', []))}"
+        out += f"<h3>Memory plan</h3>{memory_bars(contract.get('memory', {}))}</details>"
+    return out or "<p>No contract.json in the run folders.</p>"
