@@ -19,6 +19,7 @@ struct ModelInput {
   std::optional<at::Tensor> position_ids;    // [B, T]; default: counted per row (decoders skip padding) and document
   std::optional<at::Tensor> token_type_ids;  // [B, T]
   KeyValueCache* cache = nullptr;            // decoders: the tokens before these
+  Taps* taps = nullptr;                      // what to keep of the inside; appended to
 };
 
 struct Encoded {
@@ -37,6 +38,8 @@ class Transformer : public torch::nn::Module {
   at::Tensor head(const at::Tensor& last) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
+  // Rows of the token table, before positions and norms: integers [...] -> [..., D].
+  at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
  private:
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
