@@ -8,6 +8,7 @@
 
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
+#include "trainer/objective/measures.h"
 #include "trainer/objective/terms.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
@@ -33,7 +34,8 @@ class Distillation {
   Distillation& operator=(const Distillation&) = delete;
 
   // Differentiable where gradients are enabled. The curriculum's weights follow progress, in evaluation too.
-  Terms forward(const data::Batch& batch, const Progress& progress) const;
+  // `measures`: what evaluation reports beside the terms, added up over batches.
+  Terms forward(const data::Batch& batch, const Progress& progress, Measures* measures = nullptr) const;
 
   const std::optional<models::BuiltModel>& teacher() const;
   const models::BuiltModel& student() const;
