@@ -137,9 +137,9 @@ std::vector<DivergenceCase> every_case() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(All, EveryDivergence, ::testing::ValuesIn(every_case()), [](const auto& info) {
-  const char* dtype = info.param.dtype == at::kFloat ? "float32" : info.param.dtype == at::kHalf ? "float16" : "bfloat16";
-  return info.param.name + "_" + dtype + "_noise" + std::to_string(static_cast<int>(100 * info.param.noise));
+INSTANTIATE_TEST_SUITE_P(All, EveryDivergence, ::testing::ValuesIn(every_case()), [](const auto& instance) {
+  const char* dtype = instance.param.dtype == at::kFloat ? "float32" : instance.param.dtype == at::kHalf ? "float16" : "bfloat16";
+  return instance.param.name + "_" + dtype + "_noise" + std::to_string(static_cast<int>(100 * instance.param.noise));
 });
 
 TEST(Divergence, ChunksAndTilesDoNotChangeTheResult) {
@@ -240,7 +240,7 @@ TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
       request.ce_weight_n = at::zeros({200});
       const at::Tensor values = head_terms(request).divergence_n;
       EXPECT_GE(values.min().item<double>(), 0.0) << name << " " << noise;
-      if (noise == 0.0) EXPECT_EQ(values.max().item<double>(), 0.0) << name;
+      if (noise == 0.0) { EXPECT_EQ(values.max().item<double>(), 0.0) << name; }
     }
   }
 }
