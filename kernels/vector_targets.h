@@ -8,7 +8,8 @@ namespace limbeck::kernels {
 
 enum class VectorTarget { kBaseline, kAvx2, kAvx512 };
 
-// LIMBECK_VECTOR=baseline|avx2|avx512 caps it (tests run every body that the machine can).
+// LIMBECK_VECTOR=baseline|avx2|avx512 caps it (tests run every body that the machine can); avx512_bf16 and amx, which
+// tile_product.h knows, mean avx512 here.
 inline VectorTarget vector_target() {
   static const VectorTarget target = [] {
     VectorTarget best = VectorTarget::kBaseline;
