@@ -77,7 +77,7 @@ def parsed_arguments():
     out.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
     out.add_argument("--validation-fraction", type=fraction, metavar="F",
                      help="this share of the documents, chosen by content, goes to OUT/validation, the rest to OUT/train")
-    out.add_argument("--shard-tokens", type=positive, default=4 << 20, metavar="N", help="tokens a shard (default: 4M)")
+    out.add_argument("--shard-tokens", type=positive, default=16 << 20, metavar="N", help="tokens a shard (default: 16M, 80 MB)")
     out.add_argument("--overwrite", action="store_true", help="replace the shards that are in OUT")
     out.add_argument("--quiet", action="store_true", help="errors only")
     return parser.parse_args()
@@ -267,6 +267,8 @@ def main():
         code, message = 3, fault
     except OSError as fault:
         code, message = 6, fault
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted; without its manifest the folder is not used, --overwrite begins anew"
     else:
         return 0
     print(f"prepare_data: {message}", file=sys.stderr)

@@ -61,6 +61,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
     q = kernels::rotary_embedding(q, cos, sin);
     k = kernels::rotary_embedding(k, cos, sin);
   }
+  if (input.taps != nullptr && input.taps->keep_attention) input.taps->attention.push_back({q, k});
   if (input.cache != nullptr) std::tie(k, v) = input.cache->append(layer_, k, v);
   const kernels::AttentionOptions options{scale_, causal_, window_, softcap_};
   const at::Tensor mixed = kernels::attention(q, k, v, input.segments_q, input.segments_k, options);
@@ -80,7 +81,7 @@ Mlp::Mlp(const Scope& scope, const Architecture& a) : activation_(a.activation) 
   down_ = linear("down_proj", a.intermediate, a.hidden);
 }
 
-at::Tensor Mlp::forward(const at::Tensor& x) const {
+at::Tensor Mlp::forward(const at::Tensor& x, const LayerInput&) const {
   if (fused_) {
     const auto halves = fused_->forward(x).chunk(2, -1);
     return down_->forward(gate(halves[0], halves[1], activation_));
@@ -109,17 +110,17 @@ at::Tensor Layer::forward(const at::Tensor& x, const LayerInput& input) const {
   switch (placement_) {
     case NormPlacement::kPre: {
       const at::Tensor h = x + attention_->forward(input_norm_->forward(x), input);
-      return h + feed_forward_->forward(post_attention_norm_->forward(h));
+      return h + feed_forward_->forward(post_attention_norm_->forward(h), input);
     }
     case NormPlacement::kPost: {
       const at::Tensor h = post_attention_norm_->forward(x + attention_->forward(x, input));
-      return post_feed_forward_norm_->forward(h + feed_forward_->forward(h));
+      return post_feed_forward_norm_->forward(h + feed_forward_->forward(h, input));
     }
     case NormPlacement::kSandwich:
       break;
   }
   const at::Tensor h = x + post_attention_norm_->forward(attention_->forward(input_norm_->forward(x), input));
-  return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h)));
+  return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h), input));
 }
 
 }  // namespace limbeck::models

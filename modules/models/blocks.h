@@ -8,11 +8,22 @@
 
 namespace limbeck::models {
 
+// What distillation terms ask a forward to keep beside its result; filled in the order of the layers. Differentiable.
+struct Taps {
+  struct Operands {
+    at::Tensor query_bthd, key_bshd;  // as attention sees them: after their norms and rotary positions
+  };
+  bool keep_attention = false, keep_router = false;
+  std::vector<Operands> attention;        // one a layer
+  std::vector<at::Tensor> router_logits;  // [B, T, E] in the model's dtype, one a sparse layer
+};
+
 // What every layer of one forward shares.
 struct LayerInput {
   std::optional<at::Tensor> segments_q, segments_k;        // int32 [B, T], [B, S]; 0 = padding
   std::pair<at::Tensor, at::Tensor> angles, local_angles;  // cos and sin; undefined without rotary positions
   KeyValueCache* cache = nullptr;
+  Taps* taps = nullptr;
 };
 
 class Attention : public torch::nn::Module {
@@ -32,13 +43,13 @@ class Attention : public torch::nn::Module {
 // Either of the two feed-forward kinds.
 class FeedForward : public torch::nn::Module {
  public:
-  virtual at::Tensor forward(const at::Tensor& x) const = 0;
+  virtual at::Tensor forward(const at::Tensor& x, const LayerInput& input) const = 0;
 };
 
 class Mlp : public FeedForward {
  public:
   Mlp(const Scope& scope, const Architecture& architecture);
-  at::Tensor forward(const at::Tensor& x) const override;
+  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const override;
 
  private:
   Activation activation_;
@@ -60,7 +71,7 @@ class ExpertWeights : public ContractModule {
 class MixtureOfExperts : public FeedForward {
  public:
   MixtureOfExperts(const Scope& scope, const Architecture& architecture);
-  at::Tensor forward(const at::Tensor& x) const override;
+  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const override;
 
  private:
   const std::string path_;

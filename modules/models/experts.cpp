@@ -71,10 +71,13 @@ MixtureOfExperts::MixtureOfExperts(const Scope& scope, const Architecture& a)
   experts_ = register_module("experts", std::make_shared<ExpertWeights>(scope.child("experts"), a));
 }
 
-at::Tensor MixtureOfExperts::forward(const at::Tensor& x) const {
+at::Tensor MixtureOfExperts::forward(const at::Tensor& x, const LayerInput& input) const {
   const precision::ModuleScope scope(path_);
   const at::Tensor flat = x.reshape({-1, x.size(-1)});
   const at::Tensor scores = router_->forward(flat);
+  if (input.taps != nullptr && input.taps->keep_router) {
+    input.taps->router_logits.push_back(scores.view({x.size(0), x.size(1), -1}));
+  }
   const at::ScalarType stream = scores.scalar_type();
   const at::ScalarType wide = stream == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor logits = precision::cast(scores, stream, wide, path_ + ".gate (softmax input)");

@@ -37,7 +37,9 @@ double deviation_of(const Architecture& a, const std::string& path) {
 void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
   const Architecture& a = model.architecture();
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
-    at::Tensor parameter = entry.value().detach();
+    // Drawn on the CPU and copied, so that the numbers are the same on every device.
+    at::Tensor placed = entry.value().detach();
+    at::Tensor parameter = placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
     if (module.role() == Role::kNorm) {
       const bool one = entry.key() == "weight" && a.norm != NormKind::kRmsUnitOffset;
       parameter.fill_(one ? 1.0 : 0.0);
@@ -51,6 +53,7 @@ void initialize(const ContractModule& module, const Transformer& model, uint64_t
       const bool tokens = module.path() == model.path() + ".embed_tokens";
       if (tokens && a.padding_id >= 0 && a.padding_id < parameter.size(0)) parameter.select(0, a.padding_id).zero_();
     }
+    if (!placed.is_cpu()) precision::cast_into(placed, parameter);
   }
 }
 

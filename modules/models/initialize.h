@@ -8,7 +8,7 @@
 
 namespace limbeck::models {
 
-// Fills every parameter of a model on the CPU, in its storage dtype.
+// Fills every parameter, in its storage dtype and on its device; the numbers are the same on every device.
 void initialize_weights(const Transformer& model, uint64_t seed);
 
 }  // namespace limbeck::models

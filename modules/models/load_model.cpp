@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
+#include "kernels/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/models/initialize.h"
 
@@ -30,18 +33,28 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
   return built;
 }
 
+// A GPU's operators must be in the process before anything asks ATen for CUDA: ATen keeps its first answer.
+// "cuda" becomes "cuda:0", which is what tensors on it report.
+c10::Device usable_device(const ModelRequest& request) {
+  if (request.device.is_cpu()) return request.device;
+  if (!request.device.is_cuda()) {
+    throw ContractError(fmt::format("device {} for [{}]: wanted cpu or cuda; meta holds no weights and is for check",
+                                    request.device.str(), request.root));
+  }
+  if (kernels::cuda_available()) return {c10::kCUDA, std::max<c10::DeviceIndex>(request.device.index(), 0)};
+  throw ContractError(
+      fmt::format("device {} for [{}]: no GPU can be used on this machine (no driver, or a build without CUDA "
+                  "operators): use --device=cpu",
+                  request.device.str(), request.root));
+}
+
 }  // namespace
 
 BuiltModel build_on_meta(const ModelRequest& request) { return build(request, c10::Device(c10::kMeta), nullptr); }
 
-BuiltModel load_model(const ModelRequest& request) {
-  if (!request.device.is_cpu()) {
-    // Weights are read into CPU tensors and moved by the device's own loader once it is there.
-    throw ContractError(
-        fmt::format("device {} for [{}]: this build computes on cpu; CUDA operators are compiled but "
-                    "loading models onto a GPU is not wired yet",
-                    request.device.str(), request.root));
-  }
+BuiltModel load_model(const ModelRequest& asked) {
+  ModelRequest request = asked;
+  request.device = usable_device(asked);
   if (request.random_init) {
     BuiltModel built = build(request, std::nullopt, nullptr);
     initialize_weights(*built.model, request.seed);

@@ -100,6 +100,7 @@ at::Tensor Transformer::embed(const ModelInput& input, const at::Tensor& positio
 LayerInput Transformer::layer_input(const ModelInput& input, const at::Tensor& positions) const {
   LayerInput shared;
   shared.cache = input.cache;
+  shared.taps = input.taps;
   shared.segments_q = segments(input);
   if (input.cache != nullptr) {
     if (input.document_ids) throw ContractError("[" + path_ + "] packed documents are for training, not for a cache");

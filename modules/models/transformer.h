@@ -19,6 +19,7 @@ struct ModelInput {
   std::optional<at::Tensor> position_ids;    // [B, T]; default: counted per row (decoders skip padding) and document
   std::optional<at::Tensor> token_type_ids;  // [B, T]
   KeyValueCache* cache = nullptr;            // decoders: the tokens before these
+  Taps* taps = nullptr;                      // what to keep of the inside; appended to
 };
 
 struct Encoded {
@@ -39,6 +40,8 @@ class Transformer : public torch::nn::Module {
   const at::Tensor& head_weight() const { return head_->weight(); }
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
+  // Rows of the token table, before positions and norms: integers [...] -> [..., D].
+  at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
  private:
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;

@@ -159,7 +159,7 @@ bool load_one(WeightBinding& binding, const io::TensorEntry& entry, const io::We
   } else {
     precision::cast_into(target, weights.read(entry.name));
     // The reader has looked at the file's values; the conversion may have overflowed.
-    if (!options.allow_nonfinite) check_finite(target, entry, weights);
+    if (!options.allow_nonfinite) check_finite(precision::move(target, c10::kCPU), entry, weights);
   }
   return !same_dtype;
 }

@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <fstream>
+#include <nlohmann/json.hpp>
+
 #include "modules/errors.h"
 #include "modules/models/checkpointed_layer.h"
 #include "modules/models/load_model.h"
@@ -77,6 +80,19 @@ TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
       }
     }
   }
+}
+
+// The inner backward of one layer ends before that of the next begins: depth costs no stack and no further threads.
+TEST(Checkpointing, AHundredLayersDoNotNest) {
+  ModelRequest request;
+  request.folder = testing::tiny_model("llama");
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(request.folder / "config.json"));
+  config["num_hidden_layers"] = 100;
+  std::ofstream(request.folder / "config.json") << config.dump();
+  request.trainable = request.random_init = true;
+  const BuiltModel built = load_model(request);
+  const Outcome plain = run(*built.model, false, false);
+  expect_same(plain, run(*built.model, true, false), *built.model);
 }
 
 TEST(Checkpointing, GradientsAccumulateOverTwoBackwards) {

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "kernels/cuda_library.h"
+#include "modules/errors.h"
 #include "modules/models/load_model.h"
 #include "tests/support/tiny_models.h"
 
@@ -68,6 +70,24 @@ TEST(Initialize, NormsAreNeutralAndThePaddingRowIsZero) {
   EXPECT_TRUE(bert["embed_tokens.weight"][0].eq(0).all().item<bool>());
   EXPECT_FALSE(bert["embed_tokens.weight"][1].eq(0).any().item<bool>());
   EXPECT_FALSE(bert["embed_token_types.weight"][0].eq(0).any().item<bool>());
+}
+
+TEST(Initialize, DevicesThatCannotHoldWeightsAreRefusedWithTheWayOut) {
+  ModelRequest request;
+  request.folder = testing::tiny_model("llama");
+  request.random_init = true;
+  const auto message = [&](const char* device) {
+    request.device = c10::Device(device);
+    try {
+      load_model(request);
+    } catch (const ContractError& error) {
+      return std::string(error.what());
+    }
+    return std::string("nothing was thrown");
+  };
+  EXPECT_NE(message("meta").find("device meta for [model]: wanted cpu or cuda"), std::string::npos);
+  if (kernels::cuda_available()) GTEST_SKIP() << "this machine has a GPU";
+  EXPECT_NE(message("cuda:0").find("device cuda:0 for [model]: no GPU can be used"), std::string::npos);
 }
 
 TEST(Initialize, Gpt2sResidualProjectionsStartSmaller) {

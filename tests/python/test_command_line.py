@@ -153,6 +153,7 @@ def test_plugin_registers_an_objective(plugins):
     done = limbeck("list", "objectives", "--plugin", plugins["example_plugin"])
     assert done.returncode == 0, done.stderr
     assert "absolute_error" in done.stdout and "mean absolute difference" in done.stdout
+    assert "forward_kl" in done.stdout and "dskd" in done.stdout
 
 
 def test_plugin_by_bare_name_is_the_one_that_lies_here(plugins):

@@ -171,6 +171,12 @@ def test_only_the_assistant_is_learned(tmp_path, bpe):
     assert target_runs(documents[0], tokenizer) == [" It is 4.<|endoftext|>", " 6, größer.<|endoftext|>"]
     assert documents[1]["mask"].sum() == 0  # nobody answered
     assert documents[2]["ids"].tolist() == documents[0]["ids"].tolist()
+    import pyarrow
+    import pyarrow.parquet
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"turns": CHAT}]), tmp_path / "chats.parquet")
+    prepare("--tokenizer", bpe, "--chat-key", "turns", "--out", tmp_path / "parquet", tmp_path / "chats.parquet")
+    [document] = read(tmp_path / "parquet")[1]
+    assert all(document[key].tolist() == documents[0][key].tolist() for key in ("ids", "mask"))
     assert manifest["targets"] == sum(int(d["mask"].sum()) for d in documents)
 
 
@@ -362,6 +368,10 @@ BAD_FILES = {
     "number.jsonl": (b'{"text": 3}\n', "number.jsonl:1: 'text' is int, wanted a text"),
     "bytes.jsonl": (b'{"text": "\xff"}\n', "bytes.jsonl:1: byte 10 is not UTF-8"),
     "deep.jsonl": (b"[" * 100_000, "deep.jsonl:1: no JSON"),
+    "null.jsonl": (b'{"text": null}\n', "null.jsonl:1: 'text' is null, wanted a text"),
+    "half.jsonl": (b'{"text": "ab\\ud83d"}\n', "half.jsonl:1: character 2 is half a surrogate pair"),
+    "half_turn.jsonl": (b'{"messages": [{"role": "user", "content": "\\udc00"}]}\n', "message 0: character 0 is half"),
+    "texts.jsonl.gz": (b"\x1f\x8b", "texts.jsonl.gz: .gz is an archive, wanted text, JSONL or Parquet: unpack it first"),
     "role.jsonl": (b'{"messages": [{"role": "robot", "content": "a"}]}\n', "role.jsonl:1: message 0: role 'robot'"),
     "turn.jsonl": (b'{"messages": ["a"]}\n', "turn.jsonl:1: message 0: str"),
     "content.jsonl": (b'{"messages": [{"role": "user"}]}\n', "content.jsonl:1: message 0: content is NoneType"),

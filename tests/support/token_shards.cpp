@@ -31,12 +31,6 @@ struct Columns {
   }
 };
 
-uint32_t crc32_of(const std::string& text) {
-  boost::crc_32_type crc;
-  crc.process_bytes(text.data(), text.size());
-  return crc.checksum();
-}
-
 nlohmann::ordered_json write_shard(const std::filesystem::path& path, const std::vector<TokenDocument>& documents,
                                    const TokenSet& set) {
   Columns student, teacher;
@@ -78,12 +72,18 @@ nlohmann::ordered_json tokenizer_of(const char* digest, int64_t vocabulary, cons
 
 }  // namespace
 
-uint32_t crc32_of_file(const std::filesystem::path& path) { return crc32_of(read_bytes(path)); }
+uint32_t crc32_of_text(const std::string& text) {
+  boost::crc_32_type crc;
+  crc.process_bytes(text.data(), text.size());
+  return crc.checksum();
+}
+
+uint32_t crc32_of_file(const std::filesystem::path& path) { return crc32_of_text(read_bytes(path)); }
 
 void write_manifest(const std::filesystem::path& folder, const nlohmann::ordered_json& manifest) {
   std::string text = manifest.dump(2);
   text.replace(text.size() - 2, 2, ",\n");
-  write_bytes(folder / "manifest.json", text + fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", crc32_of(text)));
+  write_bytes(folder / "manifest.json", text + fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", crc32_of_text(text)));
 }
 
 nlohmann::ordered_json write_token_set(const std::filesystem::path& folder, const TokenSet& set) {

@@ -19,6 +19,7 @@ using testing::RecipeKeys;
 RecipeKeys recipe_for(const std::string& family, const std::string& dtype = "bfloat16") {
   return {{"student.model", testing::tiny_model(family).string()},
           {"student.dtype", dtype},
+          {"objective.alpha", "0"},
           {"data.batch_size", "2"},
           {"data.sequence_length", "12"},
           {"generation.max_new_tokens", "4"}};
@@ -27,6 +28,7 @@ RecipeKeys recipe_for(const std::string& family, const std::string& dtype = "bfl
 RecipeKeys with_teacher(RecipeKeys keys, const std::string& family, const std::string& dtype = "bfloat16") {
   keys.emplace_back("teacher.model", testing::tiny_model(family).string());
   keys.emplace_back("teacher.dtype", dtype);
+  std::erase_if(keys, [](const auto& entry) { return entry.first == "objective.alpha"; });
   return keys;
 }
 

@@ -1,8 +1,10 @@
 // Every row about data of the bad-input matrix: refused with exit code 3 before training, naming file, record, token.
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <random>
 
 #include "modules/io/safetensors.h"
 #include "tests/modules/weights_files.h"
@@ -271,6 +273,62 @@ TEST(BadData, ShardsWhoseContentIsWrongBehindARightChecksum) {
   write_bytes(path, "no header at all");
   relist(folder.path(), manifest, 1);
   expect_bad_data(request_of(folder), {"shard-00001.safetensors"});
+}
+
+// What a hostile or half-written file can hold once its checksum is right: an Error or a usable set, never a crash.
+TEST(BadData, NoChangedByteBehindARightChecksumDoesHarm) {
+  const TemporaryFolder folder;
+  TokenSet set = good_set();
+  set.teacher_vocabulary = 40;
+  for (auto& shard : set.shards) {
+    for (TokenDocument& document : shard) {
+      document.teacher_ids = document.ids;
+      for (int32_t i = 0; i < static_cast<int32_t>(document.ids.size()); ++i) document.position.push_back(i);
+    }
+  }
+  const Json manifest = write_token_set(folder.path(), set);
+  const std::string bytes = read_bytes(folder / "shard-00000.safetensors");
+  DataRequest request = request_of(folder);
+  request.packing = Packing::kPadded;
+  std::mt19937 random(5);
+  int accepted = 0, refused = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::string changed = bytes;
+    for (int k = 0; k < 1 + i % 3; ++k) changed[random() % changed.size()] = static_cast<char>(random());
+    write_bytes(folder / "shard-00000.safetensors", changed);
+    relist(folder.path(), manifest, 0);
+    try {
+      const DataSource source(request);
+      for (int64_t batch = 0; batch < source.batches_per_epoch(); ++batch) source.batch(batch);
+      ++accepted;
+    } catch (const InputDataError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 1000);
+  EXPECT_GT(accepted, 10);  // an id became another id
+}
+
+TEST(BadData, NoChangedByteOfAManifestDoesHarm) {
+  const TemporaryFolder folder;
+  write_token_set(folder.path(), good_set());
+  const std::string whole = read_bytes(folder / "manifest.json");
+  const std::string body = whole.substr(0, whole.rfind("  \"crc32\""));
+  const std::string letters = "0123456789-.e\"{}[],:truefalsn\\/ \x80";
+  std::mt19937 random(6);
+  int refused = 0;
+  for (int i = 0; i < 2000; ++i) {
+    std::string changed = body;
+    changed[random() % changed.size()] = letters[random() % letters.size()];
+    write_bytes(folder / "manifest.json",
+                changed + fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", crc32_of_text(changed)));
+    try {
+      DataSource(request_of(folder)).batch(0);
+    } catch (const InputDataError&) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 1000);
 }
 
 TEST(SkipBadShards, GoesOnWithTheOthersInADeterministicOrder) {

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <set>
 #include <thread>
@@ -246,6 +247,19 @@ TEST(DataSource, BatchesOfManyThreadsAreThoseOfOne) {
   }
   for (std::thread& thread : threads) thread.join();
   for (size_t i = 0; i < 60; ++i) EXPECT_TRUE(alone[i].equal(together[i])) << i;
+}
+
+TEST(DataSource, OpensMoreShardsThanTheProcessMayOpenFilesAtFirst) {
+  const TemporaryFolder folder;
+  TokenSet set;
+  for (int32_t i = 0; i < 70; ++i) set.shards.push_back({{{i, i, i, i}}});
+  write_token_set(folder.path(), set);
+  rlimit before{}, low{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+  low = {64, before.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  EXPECT_EQ(DataSource(request_of(folder, Packing::kPacked, 1, 4)).samples(), 70);
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST(DataSource, TrainingDropsTheRestOfAnEpochAndEvaluationDoesNot) {

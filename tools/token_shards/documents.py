@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from token_shards import DataFault, UsageFault
 
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy", ".npz"}
+COMPRESSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".7z"}
 SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant",
                    "tool": "tool"}
 
@@ -64,6 +65,8 @@ def documents_of(files: list[pathlib.Path], reading: Reading) -> Iterator[Docume
         if suffix in PICKLES:
             raise DataFault(f"{path}: {suffix} may be a pickle, which can run code when it is read: wanted text, JSONL or "
                             "Parquet (pickled weights: tools/convert_pickle.py)")
+        if suffix in COMPRESSED:
+            raise DataFault(f"{path}: {suffix} is an archive, wanted text, JSONL or Parquet: unpack it first")
         if suffix in {".jsonl", ".ndjson"}:
             yield from _json_lines(path, reading)
         elif suffix in {".parquet", ".pq"}:
@@ -138,13 +141,23 @@ def _document(record: dict, where: str, reading: Reading) -> Document:
     label = _label(record, where, reading) if reading.label_key else None
     text = record.get(reading.text_key)
     if isinstance(text, str):
-        return Document(where, text, label=label)
+        return Document(where, _unicode(text, where), label=label)
     if isinstance(record.get(reading.chat_key), list):
         return Document(where, messages=_messages(record[reading.chat_key], where), label=label)
-    if text is None:
+    if reading.text_key not in record:
         raise DataFault(f"{where}: keys {', '.join(map(repr, list(record)[:12])) or 'none'}, wanted {reading.text_key!r} "
                         f"(a text) or {reading.chat_key!r} (a chat): name yours with --text-key or --chat-key")
-    raise DataFault(f"{where}: {reading.text_key!r} is {type(text).__name__}, wanted a text")
+    kind = "null" if text is None else type(text).__name__
+    raise DataFault(f"{where}: {reading.text_key!r} is {kind}, wanted a text")
+
+
+def _unicode(text: str, where: str) -> str:
+    r"""JSON can spell halves of a character (\ud83d alone), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataFault(f"{where}: character {error.start} is half a surrogate pair, wanted Unicode text") from None
+    return text
 
 
 def _messages(raw: list, where: str) -> list[dict]:
@@ -160,7 +173,7 @@ def _messages(raw: list, where: str) -> list[dict]:
             raise DataFault(f"{place}: role {turn.get('role', turn.get('from'))!r}, wanted system, user, assistant or tool")
         if not isinstance(content, str):
             raise DataFault(f"{place}: content is {type(content).__name__}, wanted a text")
-        messages.append({"role": role, "content": content})
+        messages.append({"role": role, "content": _unicode(content, place)})
     return messages
 
 

@@ -106,7 +106,7 @@ data::Batch meta_batch(const recipe::Settings& settings, const Distillation& obj
   if (head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier) {
     batch.classes = at::empty({rows}, options);
   }
-  if (objective.needs_teacher_tokens()) {
+  if (objective.reads_two_streams()) {
     batch.teacher = stream();
     batch.teacher_position = at::empty({rows, length}, options);
   }

@@ -83,6 +83,18 @@ Inputs read_inputs(const std::filesystem::path& path, const models::Architecture
   return inputs;
 }
 
+Inputs placed(Inputs inputs, c10::Device device) {
+  auto place = [&](at::Tensor& tensor) {
+    if (tensor.defined()) tensor = precision::move(tensor, device);
+  };
+  place(inputs.model.ids), place(inputs.labels), place(inputs.output_gradient);
+  for (auto* tensor : {&inputs.model.attention_mask, &inputs.model.document_ids, &inputs.model.position_ids,
+                       &inputs.model.token_type_ids}) {
+    if (*tensor) place(**tensor);
+  }
+  return inputs;
+}
+
 struct Outputs {
   io::NamedTensors tensors;
   at::Tensor main, loss;  // what gradients start from
@@ -152,7 +164,7 @@ void run_forward(Invocation& call) {
   request.trainable = gradients;
   const models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
-  const Inputs inputs = read_inputs(input, built.config.architecture);
+  const Inputs inputs = placed(read_inputs(input, built.config.architecture), request.device);
 
   const auto begin = std::chrono::steady_clock::now();
   Outputs outputs;

@@ -102,14 +102,17 @@ void run_generate(Invocation& call) {
   }
   const Prompts prompts = lists.empty() ? from_file(settings.path("prompts")) : from_lists(lists);
   const models::GenerateOptions options = options_of(settings);
-  const models::BuiltModel built = models::load_model(single_model(settings));
+  const models::ModelRequest request = single_model(settings);
+  const models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
 
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
                     {.width = terminal_width(2), .quiet = call.console.quiet()});
   const auto begin = std::chrono::steady_clock::now();
-  const at::Tensor tokens =
-      models::generate(*built.model, prompts.ids, prompts.mask, options, [&](int64_t step) { progress.update(step); });
+  const at::Tensor ids = precision::move(prompts.ids, request.device);
+  const at::Tensor mask = prompts.mask.defined() ? precision::move(prompts.mask, request.device) : prompts.mask;
+  const at::Tensor tokens = precision::move(
+      models::generate(*built.model, ids, mask, options, [&](int64_t step) { progress.update(step); }), c10::kCPU);
   progress.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const int64_t fresh = tokens.size(1) - prompts.ids.size(1);

@@ -3,13 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "trainer/evaluate/agreement.h"
+#include "trainer/objective/measures.h"
 
 namespace limbeck::evaluate {
 
 namespace {
-
-using models::HeadKind;
 
 constexpr int kBatchesAhead = 2;
 
@@ -37,59 +35,27 @@ class Means {
   std::vector<Entry> sums_;
 };
 
-// What is asked of a student besides its loss, summed over batches; which questions make sense depends on its head.
-class Comparison {
- public:
-  Comparison(const objective::Distillation& objective, int64_t vocabulary)
-      : student_(*objective.student().model),
-        teacher_(objective.teacher() ? objective.teacher()->model.get() : nullptr),
-        vocabulary_(vocabulary) {}
-
-  void add(const data::Batch& batch) {
-    const double rows = static_cast<double>(batch.student.ids.size(0));
-    switch (student_.architecture().head) {
-      case HeadKind::kLanguageModel:
-        agreement_ += compare(language_teacher(), student_, batch, vocabulary_);
-        return;
-      case HeadKind::kBertClassifier:
-      case HeadKind::kDistilBertClassifier:
-        if (!batch.classes.defined()) return;
-        means_.add("accuracy", correct_classes(student_, batch) / rows, rows);
-        if (teacher_ != nullptr && teacher_->architecture().labels == student_.architecture().labels) {
-          means_.add("teacher_accuracy", correct_classes(*teacher_, batch) / rows, rows);
-        }
-        return;
-      case HeadKind::kNone:
-        if (teacher_ == nullptr || teacher_->architecture().hidden != student_.architecture().hidden) return;
-        means_.add("cosine", pooled_cosine(*teacher_, student_, batch) / rows, rows);
-        return;
-    }
+void put(const objective::Measures& m, std::vector<std::pair<std::string, double>>& values) {
+  auto mean = [&](const char* name, double sum, int64_t count) {
+    if (count > 0) values.emplace_back(name, sum / static_cast<double>(count));
+  };
+  if (m.targets > 0) {
+    values.emplace_back("perplexity", std::exp(m.student_cross_entropy / static_cast<double>(m.targets)));
   }
-
-  void put_into(Evaluation& evaluation) const {
-    means_.put_into(evaluation.values);
-    const auto n = static_cast<double>(agreement_.targets);
-    if (n == 0) return;
-    auto& values = evaluation.values;
-    values.emplace_back("perplexity", std::exp(agreement_.student_loss / n));
-    if (!agreement_.has_teacher) return;
-    values.emplace_back("teacher_perplexity", std::exp(agreement_.teacher_loss / n));
-    values.emplace_back("kl", agreement_.kl / n);
-    values.emplace_back("top1_agreement", agreement_.top1 / n);
-    values.emplace_back("top5_overlap", agreement_.top5 / n);
+  if (m.teacher_targets > 0) {
+    values.emplace_back("teacher_perplexity",
+                        std::exp(m.teacher_cross_entropy / static_cast<double>(m.teacher_targets)));
   }
-
- private:
-  const models::Transformer* language_teacher() const {
-    return teacher_ != nullptr && teacher_->architecture().head == HeadKind::kLanguageModel ? teacher_ : nullptr;
+  mean("kl", m.kl, m.compared);
+  mean("top1_agreement", static_cast<double>(m.top1_agreements), m.compared);
+  mean("top5_overlap", m.top5_overlap, m.compared);
+  mean("accuracy", static_cast<double>(m.student_right), m.labelled);
+  if (m.teacher_right > 0 || m.class_agreements > 0) {
+    mean("teacher_accuracy", static_cast<double>(m.teacher_right), m.labelled);
+    mean("class_agreement", static_cast<double>(m.class_agreements), m.labelled);
   }
-
-  const models::Transformer& student_;
-  const models::Transformer* teacher_;
-  int64_t vocabulary_;
-  Agreement agreement_;
-  Means means_;
-};
+  mean("cosine", m.cosine, m.pooled);
+}
 
 }  // namespace
 
@@ -106,23 +72,21 @@ Evaluation evaluate(const objective::Distillation& objective, const data::DataSo
   progress.update_targets = progress.update_sequences = 0;  // every batch is its own update here
   progress.loss_scale = 1;
   const int64_t all = source.batches_per_epoch(), count = batches > 0 ? std::min(batches, all) : all;
-  const int64_t vocabulary = source.manifest().vocabulary;
   Evaluation evaluation;
   Means terms;
-  Comparison comparison(objective, vocabulary);
+  objective::Measures measures;
   data::Prefetcher prefetched(source, 0, count, kBatchesAhead);
   for (int64_t i = 0; i < count; ++i) {
     const data::Batch batch = prefetched.next();
-    const objective::Terms found = objective.forward(batch, progress);
+    const objective::Terms found = objective.forward(batch, progress, &measures);
     const double weight = static_cast<double>(std::max<int64_t>(found.targets, 1));
     terms.add("loss", found.loss.item<double>(), weight);
     for (const objective::Term& term : found.terms) terms.add(term.name, term.value.item<double>(), weight);
     evaluation.targets += found.targets;
-    comparison.add(batch);
     if (tick) tick(i + 1, count);
   }
   terms.put_into(evaluation.values);
-  comparison.put_into(evaluation);
+  put(measures, evaluation.values);
   evaluation.values.emplace_back("targets", static_cast<double>(evaluation.targets));
   return evaluation;
 }

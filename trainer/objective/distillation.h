@@ -8,6 +8,7 @@
 
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
+#include "trainer/objective/measures.h"
 #include "trainer/objective/terms.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
@@ -33,7 +34,8 @@ class Distillation {
   Distillation& operator=(const Distillation&) = delete;
 
   // Differentiable where gradients are enabled. The curriculum's weights follow progress, in evaluation too.
-  Terms forward(const data::Batch& batch, const Progress& progress) const;
+  // `measures`: what evaluation reports beside the terms, added up over batches.
+  Terms forward(const data::Batch& batch, const Progress& progress, Measures* measures = nullptr) const;
 
   const std::optional<models::BuiltModel>& teacher() const;
   const models::BuiltModel& student() const;
@@ -43,6 +45,8 @@ class Distillation {
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
   // Called once after each update (EMA teachers follow the student here).
   void after_update(const Progress& progress);
+  // Whether teacher and student read tokens of their own: data prepared with two tokenizers.
+  bool reads_two_streams() const;
   // Refuses data whose tokenizers or vocabularies do not fit the pair; UsageError says what to set.
   void accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin);
 

@@ -1,0 +1,293 @@
+#include "trainer/objective/distillation.h"
+
+#include <fmt/format.h>
+
+#include "modules/errors.h"
+#include "trainer/objective/class_terms.h"
+#include "trainer/objective/inner_terms.h"
+#include "trainer/objective/recipe_models.h"
+#include "trainer/objective/vocabulary_guard.h"
+
+namespace limbeck::objective {
+
+namespace {
+
+using models::HeadKind;
+using models::ModelKind;
+
+bool is_classifier(const models::BuiltModel& model) {
+  const HeadKind head = model.model->architecture().head;
+  return head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier;
+}
+
+bool has_language_head(const models::BuiltModel& model) {
+  return model.model->architecture().head == HeadKind::kLanguageModel;
+}
+
+models::ModelInput model_input(const data::TokenStream& stream, models::Taps* taps) {
+  models::ModelInput input;
+  input.ids = stream.ids;
+  input.attention_mask = stream.attention_mask;
+  input.document_ids = stream.document_ids;
+  input.taps = taps;
+  return input;
+}
+
+bool any_needs_teacher(const TermWeights& weights) {
+  for (const TermKind kind : {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention,
+                              TermKind::kContrastive, TermKind::kEmbedding, TermKind::kExpertMix}) {
+    if (weights.full(kind) > 0) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+struct Distillation::State {
+  State(const recipe::Settings& recipe, const Registries& registries, bool on_meta);
+
+  void check_pair() const;
+  void make_groups();
+  void encode(ForwardPass& pass, bool with_teacher) const;
+
+  recipe::Settings settings;
+  bool meta;
+  models::BuiltModel student;
+  std::optional<models::BuiltModel> teacher;
+  TermWeights weights;
+  Divergence divergence;
+  bool needs_teacher, crosses;
+  std::unique_ptr<Projectors> projectors;
+  mutable std::optional<MovingAverage> average;
+  Vocabulary vocabulary;
+  std::vector<std::unique_ptr<TermGroup>> groups;
+  const HeadTermGroup* heads = nullptr;  // one of the groups; null for a bare encoder
+  bool embeds = false;
+  PassRequest request;
+};
+
+Distillation::State::State(const recipe::Settings& recipe, const Registries& registries, bool on_meta)
+    : settings(recipe),
+      meta(on_meta),
+      student(build_student(recipe, on_meta)),
+      teacher(build_teacher(recipe, student, on_meta)),
+      weights(recipe, student.model->architecture().head == HeadKind::kNone) {
+  const auto* list = dynamic_cast<const Registry<DivergenceFactory>*>(registries.find("objectives"));
+  if (list == nullptr) throw std::logic_error("no objective is registered: call register_builtins()");
+  divergence = list->find(settings.text("objective.divergence"))(settings);
+  needs_teacher = any_needs_teacher(weights);
+  crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
+  check_pair();
+  const models::BuiltModel* with = teacher ? &*teacher : nullptr;
+  projectors = std::make_unique<Projectors>(settings, student, with, meta);
+  if (settings.text("teacher.kind") == "ema" && !meta)
+    average.emplace(*teacher, student, settings.number("objective.ema_decay"));
+  vocabulary.student = student.config.architecture.vocabulary;
+  vocabulary.teacher = teacher ? teacher->config.architecture.vocabulary : 0;
+  if (teacher && !crosses) vocabulary.student = vocabulary.teacher = std::min(vocabulary.student, vocabulary.teacher);
+  make_groups();
+  student.model->train();
+  if (teacher) teacher->model->eval();
+}
+
+void Distillation::State::check_pair() const {
+  if (!teacher) {
+    if (!needs_teacher) return;
+    throw UsageError(
+        fmt::format("objective.alpha = {} {} compares with a teacher, and the recipe names none: set teacher.model, or "
+                    "teacher.kind "
+                    "= self or ema, or train without one by objective.alpha = 0 (and no other teacher term)",
+                    settings.number("objective.alpha"), settings.where("objective.alpha")));
+  }
+  if (needs_teacher && has_language_head(student) && weights.full(TermKind::kKd) > 0 && !has_language_head(*teacher) &&
+      settings.text("projector.kind") != "logit") {
+    throw UsageError(
+        fmt::format("teacher.model {} has no language-model head, which objective.alpha compares with: set "
+                    "another teacher.model, or objective.alpha = 0",
+                    settings.where("teacher.model")));
+  }
+  if (settings.text("projector.kind") == "logit" && !has_language_head(student)) {
+    throw UsageError(
+        fmt::format("projector.kind = logit {} reads the teacher through the student's language-model "
+                    "head, and student.model has none: set projector.kind = none",
+                    settings.where("projector.kind")));
+  }
+  if (teacher->policy->device() != student.policy->device() && needs_teacher) {
+    throw UsageError(
+        fmt::format("teacher.device = {} {} and student.device = {}: wanted one device, because both heads "
+                    "meet in one operator",
+                    teacher->policy->device().str(), settings.where("teacher.device"), student.policy->device().str()));
+  }
+  if (crosses || !has_language_head(student)) return;
+  const std::string difference = vocabulary_difference(*teacher, student);
+  if (difference.empty() || !needs_teacher) return;
+  throw UsageError(
+      fmt::format("{}, and objective.divergence = {} {} compares them id by id: set objective.divergence "
+                  "= uld or dskd, or projector.kind = logit, and prepare data with both tokenizers",
+                  difference, settings.text("objective.divergence"), settings.where("objective.divergence")));
+}
+
+void Distillation::State::make_groups() {
+  const bool with_teacher = teacher.has_value() && needs_teacher;
+  const ModelPair pair{&student, teacher ? &*teacher : nullptr};
+  auto add = [&](std::unique_ptr<TermGroup> group) {
+    if (group == nullptr) return;
+    group->ask(request);
+    groups.push_back(std::move(group));
+  };
+  std::unique_ptr<HeadTermGroup> head;
+  if (has_language_head(student)) head = language_terms(settings, divergence, pair, vocabulary, *projectors);
+  if (is_classifier(student)) head = class_terms(settings, divergence, pair);
+  heads = head.get();
+  add(std::move(head));
+  if (with_teacher) {
+    add(feature_and_layer_terms(settings, weights, pair, *projectors));
+    add(attention_terms(weights, pair, *projectors));
+    add(pooled_terms(settings, weights, pair, *projectors));
+  }
+  add(routing_terms(weights, pair, *projectors));
+  embeds = with_teacher && weights.full(TermKind::kEmbedding) > 0;
+}
+
+void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
+  const data::Batch& batch = *pass.batch;
+  pass.has_teacher = with_teacher;
+  pass.causal = student.model->architecture().kind == ModelKind::kDecoder;
+  pass.wide = wide_type(student.policy->stream_dtype());
+  if (with_teacher && batch.teacher)
+    pass.align = TokenAlignment(batch, settings.text("objective.alignment") == "interpolate");
+  pass.student_taps.keep_attention = pass.teacher_taps.keep_attention = request.attention;
+  pass.student_taps.keep_router = pass.teacher_taps.keep_router = request.router;
+  const bool taps = request.attention || request.router;
+  if (with_teacher) {
+    const at::NoGradGuard no_gradient;
+    if (average) average->refresh();
+    pass.teacher = teacher->model->encode(
+        model_input(batch.teacher ? *batch.teacher : batch.student, taps ? &pass.teacher_taps : nullptr),
+        request.hidden);
+  }
+  pass.student = student.model->encode(model_input(batch.student, taps ? &pass.student_taps : nullptr), request.hidden);
+  count_tokens(pass);
+}
+
+Distillation::Distillation(const recipe::Settings& settings, const Registries& registries, Materialize how)
+    : state_(std::make_unique<State>(settings, registries, how == Materialize::kMeta)) {}
+
+Distillation::~Distillation() = default;
+
+Terms Distillation::forward(const data::Batch& batch, const Progress& progress, Measures* measures) const {
+  const bool with_teacher = state_->teacher && (state_->needs_teacher || measures != nullptr);
+  ForwardPass pass;
+  pass.batch = &batch;
+  pass.progress = progress;
+  state_->encode(pass, with_teacher);
+  TermSum sum;
+  for (const auto& group : state_->groups) group->add_terms(pass, state_->weights, sum);
+  if (measures != nullptr && !pass.meta) {
+    if (state_->heads != nullptr) state_->heads->measure(pass, *measures);
+    if (state_->embeds) measure_pooled(pass, state_->settings.text("model.pooling") == "cls", *measures);
+  }
+  return std::move(sum).finish(pass.causal ? pass.batch_targets() : batch.student.ids.size(0), pass);
+}
+
+const std::optional<models::BuiltModel>& Distillation::teacher() const { return state_->teacher; }
+const models::BuiltModel& Distillation::student() const { return state_->student; }
+
+std::vector<std::shared_ptr<precision::ContractModule>> Distillation::contract_modules() const {
+  std::vector<std::shared_ptr<precision::ContractModule>> found;
+  auto collect = [&](const torch::nn::Module& root, bool include_self) {
+    for (const auto& module : root.modules(include_self)) {
+      if (auto owner = std::dynamic_pointer_cast<precision::ContractModule>(module)) found.push_back(owner);
+    }
+  };
+  if (state_->teacher) collect(*state_->teacher->model, false);
+  collect(*state_->student.model, false);
+  for (const auto& [module, group] : state_->projectors->kept()) collect(*module, true);
+  return found;
+}
+
+std::vector<TrainedParameter> Distillation::trained_parameters() const {
+  std::vector<TrainedParameter> found;
+  auto collect = [&](const torch::nn::Module& root, const std::string& group) {
+    for (const auto& module : root.modules()) {
+      const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
+      if (owner == nullptr) continue;
+      for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
+        if (!entry.value().requires_grad()) continue;
+        const bool routes = owner->role() == precision::Role::kRouter;
+        found.push_back({owner->path() + "." + entry.key(), entry.value(), routes ? "router" : group,
+                         /*decays=*/entry.value().dim() >= 2});
+      }
+    }
+  };
+  collect(*state_->student.model, "student");
+  for (const auto& [module, group] : state_->projectors->kept()) collect(*module, group);
+  return found;
+}
+
+std::vector<std::pair<std::string, at::Tensor>> Distillation::projector_tensors() const {
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  for (const auto& [root, group] : state_->projectors->kept()) {
+    for (const auto& module : root->modules()) {
+      const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
+      if (owner == nullptr) continue;
+      for (const auto& entry : owner->named_parameters(/*recurse=*/false))
+        found.emplace_back(owner->path() + "." + entry.key(), entry.value());
+    }
+  }
+  if (state_->average) {
+    for (auto& tensor : state_->average->tensors()) found.push_back(std::move(tensor));
+  }
+  return found;
+}
+
+void Distillation::after_update(const Progress&) {
+  if (state_->average) state_->average->follow();
+}
+
+bool Distillation::reads_two_streams() const {
+  const State& s = *state_;
+  return s.teacher && s.needs_teacher && s.crosses && !vocabulary_difference(*s.teacher, s.student).empty();
+}
+
+void Distillation::accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin) {
+  State& s = *state_;
+  const int64_t student_rows = s.student.config.architecture.vocabulary;
+  auto fits = [&](int64_t real, int64_t rows, const std::string& role) {
+    if (real <= rows) return;
+    throw UsageError(
+        fmt::format("{} has token ids up to {}, but {} has {} rows for them: prepare the data again with "
+                    "the tokenizer of {}",
+                    origin, real - 1, s.settings.text(role + ".model"), rows, role + ".model"));
+  };
+  fits(vocabulary, student_rows, "student");
+  if (!s.teacher || !s.needs_teacher) {
+    s.vocabulary.student = vocabulary;
+    return;
+  }
+  const int64_t teacher_rows = s.teacher->config.architecture.vocabulary;
+  const std::string& chosen = s.settings.text("objective.divergence");
+  if (teacher_vocabulary > 0) {
+    if (!s.crosses) {
+      throw UsageError(
+          fmt::format("{} was prepared with two tokenizers ({} and {} ids), and objective.divergence = {} "
+                      "compares id by id: set objective.divergence = uld or dskd, or projector.kind = "
+                      "logit, or prepare it with one tokenizer",
+                      origin, vocabulary, teacher_vocabulary, chosen));
+    }
+    fits(teacher_vocabulary, teacher_rows, "teacher");
+    s.vocabulary = {vocabulary, teacher_vocabulary};
+    return;
+  }
+  const std::string difference = vocabulary_difference(*s.teacher, s.student);
+  if (!difference.empty()) {
+    throw UsageError(
+        fmt::format("{} holds the ids of one tokenizer, but {}: prepare it with both "
+                    "(tools/prepare_data.py --teacher-tokenizer)",
+                    origin, difference));
+  }
+  fits(vocabulary, teacher_rows, "teacher");
+  s.vocabulary = {vocabulary, vocabulary};
+}
+
+}  // namespace limbeck::objective

@@ -1,0 +1,153 @@
+#include "trainer/objective/divergence.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace limbeck::objective {
+
+namespace rows {
+
+namespace {
+
+at::Tensor log_probabilities(const at::Tensor& logits) { return at::log_softmax(logits, -1); }
+
+// KL(a || b) of log-probabilities. The summand a (log a - log b) - a + b has the same sum, for both distributions sum
+// to one, but an error common to a whole row (that of its log-sum-exp) cancels out of it.
+at::Tensor kl(const at::Tensor& log_a, const at::Tensor& log_b) {
+  const at::Tensor a = log_a.exp();
+  return (a * (log_a - log_b) - a + log_b.exp()).sum(-1);
+}
+
+// log(share a + (1 - share) b)
+at::Tensor log_mixture(const at::Tensor& log_a, const at::Tensor& log_b, double share) {
+  if (share == 1.0) return log_a;
+  if (share == 0.0) return log_b;
+  return at::logaddexp(log_a + std::log(share), log_b + std::log1p(-share));
+}
+
+at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
+  const at::Tensor sorted = std::get<0>(at::softmax(logits, -1).sort(/*dim=*/-1, /*descending=*/true));
+  return at::constant_pad_nd(sorted, {0, width - logits.size(-1)}, 0);
+}
+
+}  // namespace
+
+at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  return kl(log_probabilities(teacher_nv), log_probabilities(student_nv));
+}
+
+at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  return kl(log_probabilities(student_nv), log_probabilities(teacher_nv));
+}
+
+at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta) {
+  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
+  const at::Tensor m = log_mixture(t, s, beta);
+  return beta * kl(t, m) + (1.0 - beta) * kl(s, m);
+}
+
+at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
+  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
+  return kl(t, log_mixture(t, s, alpha));
+}
+
+at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
+  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
+  return kl(s, log_mixture(s, t, alpha));
+}
+
+at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  return (at::softmax(student_nv, -1) - at::softmax(teacher_nv, -1)).abs().sum(-1) * 0.5;
+}
+
+at::Tensor logit_mse(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  const at::Tensor difference = student_nv - teacher_nv;
+  return (difference * difference).mean(-1);
+}
+
+at::Tensor sorted_distance(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  const int64_t width = std::max(student_nv.size(-1), teacher_nv.size(-1));
+  return (sorted_probabilities(student_nv, width) - sorted_probabilities(teacher_nv, width)).abs().sum(-1);
+}
+
+at::Tensor union_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, int64_t k) {
+  // Stands for minus infinity, but its difference with itself is 0 and not NaN.
+  constexpr double kOutside = -1e30;
+  k = std::min(k, student_nv.size(-1));
+  const at::Tensor of_teacher = std::get<1>(teacher_nv.detach().topk(k, -1));
+  const at::Tensor of_student = std::get<1>(student_nv.detach().topk(k, -1));
+  at::Tensor taken = at::zeros(teacher_nv.sizes(), teacher_nv.options().dtype(at::kBool));
+  taken.scatter_(-1, of_teacher, true);
+  // The student's ids that the teacher has named already stay in their place, without mass.
+  const at::Tensor twice = at::cat({at::zeros_like(of_teacher, at::kBool), taken.gather(-1, of_student)}, -1);
+  const at::Tensor ids = at::cat({of_teacher, of_student}, -1);
+  const auto renormalised = [&](const at::Tensor& logits) {
+    return log_probabilities(logits.gather(-1, ids).masked_fill(twice, kOutside));
+  };
+  return kl(renormalised(teacher_nv), renormalised(student_nv));
+}
+
+}  // namespace rows
+
+namespace {
+
+using Fused = kernels::Divergence;
+using recipe::Settings;
+
+DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&), Fused fused) {
+  return [=](const Settings&) { return Divergence{.rows = formula, .fused = fused}; };
+}
+
+// A formula with a mixture, whose share is the recipe key `key`.
+DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double), Fused fused,
+                        const std::string& key) {
+  return [=](const Settings& settings) {
+    const double share = settings.number(key);
+    return Divergence{
+        .rows = [=](const at::Tensor& student,
+                    const at::Tensor& teacher) { return formula(student, teacher, share); },
+        .fused = fused,
+        .mix = share};
+  };
+}
+
+}  // namespace
+
+void register_divergences(Registries& registries) {
+  auto& all = registries.of<DivergenceFactory>("objectives");
+  all.add("forward_kl", "KL(teacher || student): covers all of the teacher's mass",
+          plain(rows::forward_kl, Fused::kForwardKl));
+  all.add("reverse_kl", "KL(student || teacher): seeks the teacher's modes",
+          plain(rows::reverse_kl, Fused::kReverseKl));
+  all.add("jsd", "generalized Jensen-Shannon divergence, share objective.beta",
+          mixed(rows::jensen_shannon, Fused::kJensenShannon, "objective.beta"));
+  all.add("skew_forward_kl", "KL(teacher || mixture), share objective.skew of the teacher in it",
+          mixed(rows::skew_forward_kl, Fused::kSkewForwardKl, "objective.skew"));
+  all.add("skew_reverse_kl", "KL(student || mixture), share objective.skew of the student in it",
+          mixed(rows::skew_reverse_kl, Fused::kSkewReverseKl, "objective.skew"));
+  all.add("total_variation", "half the summed difference of the probabilities",
+          plain(rows::total_variation, Fused::kTotalVariation));
+  all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers", [](const Settings&) {
+    return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true};
+  });
+  all.add("logit_mse", "mean squared difference of the logits", [](const Settings&) {
+    return Divergence{
+        .rows = rows::logit_mse, .fused = Fused::kLogitMse, .tempered = false};
+  });
+  all.add("topk_union", "KL over the union of both models' objective.top_k likeliest ids, renormalised",
+          [](const Settings& settings) {
+            const int64_t k = settings.integer("objective.top_k");
+            return Divergence{.rows = [k](const at::Tensor& student, const at::Tensor& teacher) {
+              return rows::union_kl(student, teacher, k);
+            }};
+          });
+  all.add("dskd", "dual space: both directions through both heads; different tokenizers by cross-model attention",
+          [](const Settings&) {
+            return Divergence{.rows = rows::forward_kl,
+                                         .fused = Fused::kForwardKl,
+                                         .crosses_vocabularies = true,
+                                         .dual_space = true};
+          });
+}
+
+}  // namespace limbeck::objective

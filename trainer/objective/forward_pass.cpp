@@ -1,0 +1,125 @@
+#include "trainer/objective/forward_pass.h"
+
+#include <algorithm>
+
+#include "modules/errors.h"
+#include "modules/models/token_loss.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::objective {
+
+at::Tensor valid_tokens(const data::TokenStream& stream) {
+  if (stream.attention_mask) return stream.attention_mask->ne(0);
+  if (stream.document_ids) return stream.document_ids->ne(0);
+  return at::ones(stream.ids.sizes(), stream.ids.options().dtype(at::kBool));
+}
+
+at::Tensor next_labels(const data::TokenStream& stream) {
+  const int64_t length = stream.ids.size(1);
+  if (!stream.labels.defined()) return at::full({stream.ids.numel()}, models::kIgnoredLabel, stream.ids.options());
+  return at::constant_pad_nd(stream.labels.narrow(1, 1, length - 1), {0, 1}, models::kIgnoredLabel).flatten();
+}
+
+TokenAlignment::TokenAlignment(const data::Batch& batch, bool interpolate) {
+  if (!interpolate) {
+    if (!batch.teacher_position.defined()) {
+      throw InputDataError(
+          "the batch has two token streams and no positions that join them: prepare the data again with both "
+          "tokenizers, or set objective.alignment = interpolate");
+    }
+    lower_ = batch.teacher_position.clamp_min(0);
+    found_ = batch.teacher_position.ge(0);
+    return;
+  }
+  if (batch.student.document_ids || batch.teacher->document_ids) {
+    throw UsageError(
+        "objective.alignment = interpolate stretches one row over another, but packed rows hold several documents: set "
+        "objective.alignment = offsets, or pad the rows instead of packing them");
+  }
+  const at::Tensor valid = valid_tokens(batch.student);
+  const auto last = [](const at::Tensor& mask) { return (mask.sum(1, /*keepdim=*/true) - 1).clamp_min(1); };
+  const at::Tensor student_last = last(valid), teacher_last = last(valid_tokens(*batch.teacher));
+  const at::Tensor step = at::arange(batch.student.ids.size(1), batch.student.ids.options()).unsqueeze(0);
+  const at::Tensor place = at::minimum(step, student_last) * teacher_last;
+  lower_ = place.div(student_last, "floor");
+  upper_ = at::minimum(lower_ + 1, teacher_last).clamp_max(batch.teacher->ids.size(1) - 1);
+  upper_share_ = at::true_divide(place - lower_ * student_last, student_last).unsqueeze(-1);
+  lower_ = lower_.clamp_max(batch.teacher->ids.size(1) - 1);
+  found_ = valid;
+}
+
+at::Tensor TokenAlignment::rows(const at::Tensor& teacher_btd, const at::Tensor& position) const {
+  const int64_t batch = teacher_btd.size(0), length = teacher_btd.size(1);
+  const at::Tensor first = at::arange(0, batch * length, length, position.options()).unsqueeze(1);
+  return teacher_btd.flatten(0, 1).index_select(0, (position + first).flatten()).unflatten(0, position.sizes());
+}
+
+at::Tensor TokenAlignment::operator()(const at::Tensor& teacher_btd, const std::string& place) const {
+  if (!lower_.defined()) return teacher_btd;
+  const at::Tensor lower = rows(teacher_btd, lower_);
+  if (!upper_.defined()) return lower;
+  const at::ScalarType own = teacher_btd.scalar_type();
+  const at::Tensor from = precision::cast(lower, own, at::kFloat, place);
+  const at::Tensor to = precision::cast(rows(teacher_btd, upper_), own, at::kFloat, place);
+  return precision::cast(from + (to - from) * upper_share_, at::kFloat, own, place);
+}
+
+at::Tensor ForwardPass::weights(const at::Tensor& mask_n, double value) const {
+  return at::zeros(mask_n.sizes(), mask_n.options().dtype(wide)).masked_fill(mask_n, value);
+}
+
+int64_t ForwardPass::batch_targets() const {
+  if (meta) return batch->student.ids.size(0) * std::max<int64_t>(batch->student.ids.size(1) - 1, 0);
+  return target_n.sum().item<int64_t>();
+}
+
+void count_tokens(ForwardPass& pass) {
+  const data::TokenStream& stream = pass.batch->student;
+  pass.meta = stream.ids.is_meta();
+  pass.labels_n = next_labels(stream);
+  pass.target_n = pass.labels_n.ne(models::kIgnoredLabel);
+  const at::Tensor& found = pass.align.found_bt();
+  pass.compared_n = found.defined() ? pass.target_n.logical_and(found.flatten()) : pass.target_n;
+  const int64_t targets = pass.progress.update_targets > 0 ? pass.progress.update_targets : pass.batch_targets();
+  const int64_t rows = pass.progress.update_sequences > 0 ? pass.progress.update_sequences : stream.ids.size(0);
+  pass.targets = static_cast<double>(std::max<int64_t>(targets, 1));
+  pass.sequences = static_cast<double>(std::max<int64_t>(rows, 1));
+  if (pass.causal) {
+    pass.token_weight_n = pass.weights(pass.compared_n, 1.0 / pass.targets);
+    return;
+  }
+  // Encoders: the mean over the tokens of each sequence, then over sequences.
+  at::Tensor valid = valid_tokens(stream);
+  if (found.defined()) valid = valid.logical_and(found);
+  const at::Tensor share = pass.weights(valid, 1.0 / pass.sequences);
+  pass.token_weight_n = (share / valid.sum(1, /*keepdim=*/true).clamp_min(1)).flatten();
+}
+
+void TermSum::add_loss(const at::Tensor& weighted) {
+  terms_.loss = terms_.loss.defined() ? terms_.loss + weighted : weighted;
+}
+
+void TermSum::log(const std::string& name, const at::Tensor& value, double weight) {
+  terms_.terms.push_back({name, value.detach(), weight});
+}
+
+void TermSum::add(const std::string& name, const at::Tensor& value, double weight) {
+  add_loss(value * weight);
+  log(name, value, weight);
+}
+
+Terms TermSum::finish(int64_t targets, const ForwardPass& pass) && {
+  if (!terms_.loss.defined()) {
+    // Every weight is zero at this progress: a loss that asks for nothing, differentiable all the same.
+    terms_.loss = precision::cast(pass.student.last, pass.student.last.scalar_type(), pass.wide, "objective.loss").sum() * 0;
+  }
+  terms_.targets = targets;
+  return std::move(terms_);
+}
+
+double weight_in(const ForwardPass& pass, const TermWeights& weights, TermKind kind) {
+  const double now = weights.at(kind, pass.progress.fraction());
+  return pass.meta && now == 0.0 ? weights.full(kind) : now;
+}
+
+}  // namespace limbeck::objective

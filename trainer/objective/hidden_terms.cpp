@@ -1,0 +1,170 @@
+#include "trainer/objective/hidden_terms.h"
+
+#include <fmt/format.h>
+
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
+#include "trainer/objective/layer_map.h"
+
+namespace limbeck::objective {
+
+namespace {
+
+using Kind = projectors::HiddenProjector::Kind;
+using Projector = std::shared_ptr<projectors::HiddenProjector>;
+
+// Keeps the norm of a zero vector from dividing; far below any real state's.
+constexpr double kSmallestNorm = 1e-12;
+
+at::Tensor widened(const at::Tensor& x, at::ScalarType wide, const std::string& place) {
+  return precision::cast(x, x.scalar_type(), wide, place);
+}
+
+at::Tensor norm_rows(const at::Tensor& x) { return (x * x).sum(-1, /*keepdim=*/true).clamp_min(kSmallestNorm).sqrt(); }
+
+}  // namespace
+
+at::Tensor cosine_rows(const at::Tensor& a, const at::Tensor& b) {
+  return ((a / norm_rows(a)) * (b / norm_rows(b))).sum(-1);
+}
+
+at::Tensor pooled_states(const at::Tensor& last_btd, const data::TokenStream& stream, bool first_token,
+                         at::ScalarType wide, const std::string& place) {
+  if (first_token) return widened(last_btd.select(1, 0), wide, place);
+  return models::mean_pool(widened(last_btd, wide, place), valid_tokens(stream));
+}
+
+at::Tensor info_nce(const at::Tensor& student_nd, const at::Tensor& teacher_nd, double temperature) {
+  const at::Tensor s = student_nd / norm_rows(student_nd), t = teacher_nd / norm_rows(teacher_nd);
+  return -at::log_softmax(at::mm(s, t.t()) / temperature, -1).diagonal();
+}
+
+namespace {
+
+class FeatureAndLayerTerms : public TermGroup {
+ public:
+  FeatureAndLayerTerms(const recipe::Settings& settings, const TermWeights& weights, const ModelPair& pair,
+                       Projectors& all)
+      : cosine_(settings.text("objective.hidden_loss") == "cosine"),
+        feature_(weights.full(TermKind::kFeature) > 0),
+        layers_(weights.full(TermKind::kLayer) > 0) {
+    const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
+    const std::string& kind = settings.text("objective.hidden_projector");
+    if (kind == "none" && s.hidden != t.hidden) {
+      throw UsageError(fmt::format("objective.hidden_projector = none {}: the student's states are {} wide, the "
+                                   "teacher's {}: set it to linear or mlp",
+                                   settings.where("objective.hidden_projector"), s.hidden, t.hidden));
+    }
+    const at::ScalarType own = pair.student->policy->stream_dtype();
+    auto make = [&](const std::string& path) -> Projector {
+      if (kind == "none") return nullptr;
+      return all.from_student(path, t.hidden, own, wide_type(own), kind == "mlp" ? Kind::kMlp : Kind::kLinear);
+    };
+    if (feature_) last_projector_ = make("projector.feature");
+    if (!layers_) return;
+    for (const auto& [student, teacher] : layer_map(settings, s.layers, t.layers)) {
+      pairs_.push_back({student, teacher, make(fmt::format("projector.hidden.{}", student))});
+    }
+  }
+
+  void ask(PassRequest& request) const override { request.hidden = request.hidden || layers_; }
+
+  void add_terms(const ForwardPass& pass, const TermWeights& weights, TermSum& sum) const override {
+    const double feature = weight_in(pass, weights, TermKind::kFeature);
+    if (feature_ && feature > 0)
+      sum.add("feature", distance(pass, pass.student.last, pass.teacher.last, last_projector_, "feature"), feature);
+    const double layer = weight_in(pass, weights, TermKind::kLayer);
+    if (!layers_ || layer == 0) return;
+    for (const Pair& pair : pairs_) {
+      const std::string name = fmt::format("hidden.{}", pair.student);
+      const at::Tensor value = distance(pass, pass.student.hidden[static_cast<size_t>(pair.student)],
+                                        pass.teacher.hidden[static_cast<size_t>(pair.teacher)], pair.projector, name);
+      sum.add(name, value, layer / static_cast<double>(pairs_.size()));
+    }
+  }
+
+ private:
+  struct Pair {
+    int64_t student, teacher;
+    Projector projector;
+  };
+
+  at::Tensor distance(const ForwardPass& pass, const at::Tensor& student_btd, const at::Tensor& teacher_btd,
+                      const Projector& projector, const std::string& name) const {
+    const std::string place = "objective." + name;
+    const at::Tensor s =
+        projector ? projector->forward(student_btd) : widened(student_btd, pass.wide, place + " (student)");
+    const at::Tensor t = widened(pass.align(teacher_btd, place + " (alignment)"), pass.wide, place + " (teacher)");
+    const at::Tensor rows = cosine_ ? 1.0 - cosine_rows(s, t) : (s - t).square().mean(-1);
+    return (rows.flatten() * pass.token_weight_n).sum();
+  }
+
+  bool cosine_, feature_, layers_;
+  Projector last_projector_;
+  std::vector<Pair> pairs_;
+};
+
+class PooledTerms : public TermGroup {
+ public:
+  PooledTerms(const recipe::Settings& settings, const TermWeights& weights, const ModelPair& pair, Projectors& all)
+      : first_token_(settings.text("model.pooling") == "cls"),
+        temperature_(settings.number("objective.contrastive_temperature")),
+        contrasts_(weights.full(TermKind::kContrastive) > 0),
+        embeds_(weights.full(TermKind::kEmbedding) > 0) {
+    const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
+    if (s.hidden == t.hidden) return;
+    const at::ScalarType wide = wide_type(pair.student->policy->stream_dtype());
+    if (contrasts_) contrast_ = all.from_student("projector.contrastive", t.hidden, wide, wide, Kind::kLinear);
+    if (embeds_) embedding_ = all.from_student("projector.embedding", t.hidden, wide, wide, Kind::kLinear);
+  }
+
+  void add_terms(const ForwardPass& pass, const TermWeights& weights, TermSum& sum) const override {
+    const double contrastive = contrasts_ ? weight_in(pass, weights, TermKind::kContrastive) : 0;
+    const double embedding = embeds_ ? weight_in(pass, weights, TermKind::kEmbedding) : 0;
+    if (contrastive == 0 && embedding == 0) return;
+    const data::Batch& batch = *pass.batch;
+    const at::Tensor s = pooled_states(pass.student.last, batch.student, first_token_, pass.wide,
+                                       "objective.pooled (student)");
+    const at::Tensor t = pooled_states(pass.teacher.last, batch.teacher ? *batch.teacher : batch.student, first_token_,
+                                       pass.wide, "objective.pooled (teacher)");
+    const auto projected = [&](const Projector& projector) { return projector ? projector->forward(s) : s; };
+    if (contrastive > 0)
+      sum.add("contrastive", info_nce(projected(contrast_), t, temperature_).sum() / pass.sequences, contrastive);
+    if (embedding > 0)
+      sum.add("embedding", (1.0 - cosine_rows(projected(embedding_), t)).sum() / pass.sequences, embedding);
+  }
+
+ private:
+  bool first_token_;
+  double temperature_;
+  bool contrasts_, embeds_;
+  Projector contrast_, embedding_;
+};
+
+}  // namespace
+
+void measure_pooled(const ForwardPass& pass, bool first_token, Measures& measures) {
+  if (pass.student.last.size(-1) != pass.teacher.last.size(-1)) return;
+  const at::NoGradGuard no_gradient;
+  const data::Batch& batch = *pass.batch;
+  const at::Tensor s =
+      pooled_states(pass.student.last, batch.student, first_token, pass.wide, "evaluation (student pooled)");
+  const at::Tensor t = pooled_states(pass.teacher.last, batch.teacher ? *batch.teacher : batch.student, first_token,
+                                     pass.wide, "evaluation (teacher pooled)");
+  measures.cosine += cosine_rows(s, t).sum().item<double>();
+  measures.pooled += s.size(0);
+}
+
+std::unique_ptr<TermGroup> feature_and_layer_terms(const recipe::Settings& settings, const TermWeights& weights,
+                                                   const ModelPair& pair, Projectors& projectors) {
+  if (weights.full(TermKind::kFeature) == 0 && weights.full(TermKind::kLayer) == 0) return nullptr;
+  return std::make_unique<FeatureAndLayerTerms>(settings, weights, pair, projectors);
+}
+
+std::unique_ptr<TermGroup> pooled_terms(const recipe::Settings& settings, const TermWeights& weights,
+                                        const ModelPair& pair, Projectors& projectors) {
+  if (weights.full(TermKind::kContrastive) == 0 && weights.full(TermKind::kEmbedding) == 0) return nullptr;
+  return std::make_unique<PooledTerms>(settings, weights, pair, projectors);
+}
+
+}  // namespace limbeck::objective

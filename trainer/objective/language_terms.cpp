@@ -1,0 +1,185 @@
+#include "trainer/objective/language_terms.h"
+
+#include <fmt/format.h>
+
+#include "modules/models/token_loss.h"
+#include "modules/projectors/logit_projector.h"
+#include "trainer/objective/dual_space.h"
+#include "trainer/objective/row_chunks.h"
+
+namespace limbeck::objective {
+
+HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
+                   const std::string& place) {
+  return {.hidden_nd = last_btd.flatten(0, 1),
+          .weight_vd = model.model->head_weight(),
+          .softcap = model.model->architecture().logit_softcap,
+          .vocabulary = vocabulary,
+          .place = place};
+}
+
+namespace {
+
+class HeadedTerms : public HeadTermGroup {
+ public:
+  HeadedTerms(const recipe::Settings& settings, const Divergence& divergence, const ModelPair& pair,
+        const Vocabulary& vocabulary, Projectors& all)
+      : divergence_(divergence),
+        pair_(pair),
+        vocabulary_(vocabulary),
+        clamp_(settings.number("objective.clamp")),
+        smoothing_(settings.number("objective.label_smoothing")),
+        supervised_(settings.text("projector.supervision") == "ce"),
+        only_right_(settings.text("objective.dskd_mask") == "right") {
+    if (pair.teacher == nullptr) return;
+    if (divergence.dual_space) {
+      dual_ = std::make_unique<DualSpace>(pair, all);
+    } else if (settings.text("projector.kind") == "logit") {
+      logit_ = all.keep(std::make_shared<projectors::LogitProjector>(
+          all.scope("projector.logit", Projectors::Side::kTeacher), *pair.teacher->model, *pair.student->model,
+          *pair.teacher->policy, *pair.student->policy));
+    }
+  }
+
+  void add_terms(const ForwardPass& pass, const TermWeights& weights, TermSum& sum) const override {
+    const double kd = pass.has_teacher ? weight_in(pass, weights, TermKind::kKd) : 0;
+    const double ce = weight_in(pass, weights, TermKind::kCe);
+    DualStates dual;
+    HeadSide teacher;  // what the student is compared with
+    const bool compares = kd > 0;
+    if (dual_ && compares) {
+      dual = dual_->forward(pass);
+      teacher = in_student_space(dual.teacher_in_student.detach(), "objective.kd (teacher in the student's space)");
+    } else if (pass.has_teacher) {
+      teacher = compared_teacher(pass);
+    }
+    if (compares || ce > 0) add_student_terms(pass, weights, compares ? &teacher : nullptr, kd, ce, sum);
+    if (dual_ && compares) add_dual_terms(pass, weights, dual, kd, sum);
+    const double projector = weight_in(pass, weights, TermKind::kProjectorCe);
+    if (logit_ && pass.has_teacher && supervised_ && projector > 0)
+      add_gold_term(pass, "projector_ce", teacher, pass.compared_n, projector, sum);
+  }
+
+  void measure(const ForwardPass& pass, Measures& m) const override {
+    const at::NoGradGuard no_gradient;
+    const auto cross_entropy = [&](const HeadSide& side, const at::Tensor& labels, const at::Tensor& wanted) {
+      HeadRequest request{.student = side, .labels_n = labels};
+      request.ce_weight_n = pass.weights(wanted, 1.0);
+      request.divergence_weight_n = at::zeros_like(request.ce_weight_n);
+      return head_terms(request).loss.item<double>();
+    };
+    const HeadSide student = student_side(pass, "evaluation (student head)");
+    m.student_cross_entropy += cross_entropy(student, pass.labels_n, pass.target_n);
+    m.targets += pass.target_n.sum().item<int64_t>();
+    if (!pass.has_teacher) return;
+    const bool two = pass.batch->teacher.has_value();
+    const at::Tensor labels = two ? next_labels(*pass.batch->teacher) : pass.labels_n;
+    const at::Tensor wanted = labels.ne(models::kIgnoredLabel);
+    m.teacher_cross_entropy += cross_entropy(
+        head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "evaluation (teacher head)"), labels, wanted);
+    m.teacher_targets += wanted.sum().item<int64_t>();
+    const HeadSide teacher =
+        dual_ ? in_student_space(dual_->forward(pass).teacher_in_student, "evaluation (teacher in the student's space)")
+              : compared_teacher(pass);
+    if (real_rows(student) != real_rows(teacher)) return;  // two vocabularies: no id means the same in both
+    const HeadComparison found = compare_heads(student, teacher, pass.compared_n);
+    m.kl += found.kl;
+    m.top1_agreements += found.top1_agreements;
+    m.top5_overlap += found.top5_overlap;
+    m.compared += pass.compared_n.sum().item<int64_t>();
+  }
+
+ private:
+  HeadSide student_side(const ForwardPass& pass, const std::string& place) const {
+    return head_side(*pair_.student, pass.student.last, vocabulary_.student, place);
+  }
+
+  // States of the student's width read by the student's own head, which learns nothing from them.
+  HeadSide in_student_space(const at::Tensor& states_btd, const std::string& place) const {
+    HeadSide side = head_side(*pair_.student, states_btd, vocabulary_.student, place);
+    side.weight_vd = side.weight_vd.detach();
+    return side;
+  }
+
+  HeadSide compared_teacher(const ForwardPass& pass) const {
+    const at::Tensor last = pass.align(pass.teacher.last, "objective.kd (alignment)");
+    if (logit_) return in_student_space(logit_->forward(last), "objective.kd (projected teacher)");
+    return head_side(*pair_.teacher, last, vocabulary_.teacher, "objective.kd (teacher head)");
+  }
+
+  void add_student_terms(const ForwardPass& pass, const TermWeights& weights, const HeadSide* teacher, double kd,
+                         double ce, TermSum& sum) const {
+    const double n = pass.targets;
+    at::Tensor compared = dual_ ? pass.target_n : pass.compared_n;
+    if (teacher != nullptr && dual_ && only_right_)
+      compared = right_predictions(*teacher, pass.labels_n, compared);
+    HeadRequest request{.student = student_side(pass, "objective.kd (student head)")};
+    if (teacher != nullptr) {
+      request.teacher = *teacher;
+      request.divergence = &divergence_;
+      request.teacher_learns = logit_ && !supervised_;
+      if (!request.teacher_learns) request.teacher->hidden_nd = teacher->hidden_nd.detach();
+    }
+    if (ce > 0) request.labels_n = pass.labels_n;
+    request.divergence_weight_n = pass.weights(compared, teacher != nullptr ? kd / n : 0.0);
+    request.ce_weight_n = pass.weights(pass.target_n, ce / n);
+    request.temperature = weights.temperature(pass.progress.fraction());
+    request.clamp = clamp_;
+    request.label_smoothing = smoothing_;
+    request.gradient_scale = pass.progress.loss_scale;
+    const kernels::HeadLoss head = head_terms(request);
+    sum.add_loss(head.loss);
+    if (teacher != nullptr) sum.log("kd", head.divergence_n.sum() / n, kd);
+    if (ce > 0) sum.log("ce", head.cross_entropy_n.sum() / n, ce);
+  }
+
+  // Cross-entropy of projected teacher states through the student's head, which stays as it is.
+  void add_gold_term(const ForwardPass& pass, const std::string& name, const HeadSide& side, const at::Tensor& mask_n,
+                     double weight, TermSum& sum) const {
+    HeadRequest request{.student = side, .labels_n = pass.labels_n};
+    request.student.place = "objective." + name;
+    request.ce_weight_n = pass.weights(mask_n, weight / pass.targets);
+    request.divergence_weight_n = at::zeros_like(request.ce_weight_n);
+    request.gradient_scale = pass.progress.loss_scale;
+    const kernels::HeadLoss head = head_terms(request);
+    sum.add_loss(head.loss);
+    sum.log(name, head.cross_entropy_n.sum() / pass.targets, weight);
+  }
+
+  void add_dual_terms(const ForwardPass& pass, const TermWeights& weights, const DualStates& dual, double kd,
+                      TermSum& sum) const {
+    add_gold_term(pass, "t2s_ce", in_student_space(dual.teacher_in_student, ""), pass.target_n, kd, sum);
+    const at::Tensor mask = pass.batch->teacher ? next_labels(*pass.batch->teacher).ne(models::kIgnoredLabel)
+                                                : pass.target_n;
+    HeadRequest request{.student = head_side(*pair_.teacher, dual.student_in_teacher, vocabulary_.teacher,
+                                             "objective.s2t_kd (student in the teacher's space)")};
+    request.teacher = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "objective.s2t_kd (teacher)");
+    request.divergence = &divergence_;
+    request.divergence_weight_n = pass.weights(mask, kd / pass.targets);
+    request.ce_weight_n = at::zeros_like(request.divergence_weight_n);
+    request.temperature = weights.temperature(pass.progress.fraction());
+    request.clamp = clamp_;
+    request.gradient_scale = pass.progress.loss_scale;
+    const kernels::HeadLoss head = head_terms(request);
+    sum.add_loss(head.loss);
+    sum.log("s2t_kd", head.divergence_n.sum() / pass.targets, kd);
+  }
+
+  Divergence divergence_;
+  ModelPair pair_;
+  const Vocabulary& vocabulary_;
+  double clamp_, smoothing_;
+  bool supervised_, only_right_;
+  std::shared_ptr<projectors::LogitProjector> logit_;
+  std::unique_ptr<DualSpace> dual_;
+};
+
+}  // namespace
+
+std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, const Divergence& divergence,
+                                              const ModelPair& pair, const Vocabulary& vocabulary,
+                                              Projectors& projectors) {
+  return std::make_unique<HeadedTerms>(settings, divergence, pair, vocabulary, projectors);
+}
+
+}  // namespace limbeck::objective

@@ -1,0 +1,62 @@
+#include "trainer/objective/layer_map.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <optional>
+#include <sstream>
+
+#include "modules/errors.h"
+#include "trainer/recipe/message.h"
+
+namespace limbeck::objective {
+
+namespace {
+
+std::optional<int64_t> number(const std::string& text) {
+  int64_t value = 0;
+  const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (fault != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+  return value;
+}
+
+}  // namespace
+
+int64_t layer_at_same_place(int64_t layer, int64_t student_layers, int64_t teacher_layers) {
+  return layer * teacher_layers / student_layers;
+}
+
+std::vector<std::pair<int64_t, int64_t>> layer_map(const recipe::Settings& settings, int64_t student_layers,
+                                                   int64_t teacher_layers) {
+  const std::string& text = settings.text("objective.layer_map");
+  auto refuse = [&](const std::string& what) {
+    throw UsageError(fmt::format("objective.layer_map = {} {}: {}", recipe::shown(text),
+                                 settings.where("objective.layer_map"), what));
+  };
+  std::vector<std::pair<int64_t, int64_t>> pairs;
+  if (text == "auto") {
+    for (int64_t s = 1; s < student_layers; ++s)
+      pairs.emplace_back(s, layer_at_same_place(s, student_layers, teacher_layers));
+    if (pairs.empty()) refuse("a student of one layer has no state between its layers: set objective.layer_weight = 0");
+    return pairs;
+  }
+  std::istringstream words(text);
+  for (std::string word; words >> word;) {
+    const size_t colon = word.find(':');
+    const auto s = number(word.substr(0, colon));
+    const auto t = colon == std::string::npos ? std::nullopt : number(word.substr(colon + 1));
+    if (!s || !t) refuse(fmt::format("got {}, wanted STUDENT:TEACHER such as 1:2", recipe::shown(word)));
+    if (*s > student_layers || *t > teacher_layers) {
+      refuse(fmt::format("{} is outside the models, wanted at most {}:{}", word, student_layers, teacher_layers));
+    }
+    if ((*s == student_layers) != (*t == teacher_layers)) {
+      refuse(fmt::format("{} pairs a state after the final norm with one before it; the last state, {}, goes with {}",
+                         word, student_layers, teacher_layers));
+    }
+    pairs.emplace_back(*s, *t);
+  }
+  if (pairs.empty()) refuse("no pair is given, wanted auto or STUDENT:TEACHER pairs");
+  return pairs;
+}
+
+}  // namespace limbeck::objective

@@ -1,0 +1,21 @@
+// What evaluation reports beside the terms, as sums over batches: divide by the counts at the end.
+#pragma once
+#include <cstdint>
+
+namespace limbeck::objective {
+
+struct Measures {
+  // Language models. The teacher's cross-entropy is over its own tokens when it has a tokenizer of its own.
+  double student_cross_entropy = 0.0, teacher_cross_entropy = 0.0;
+  int64_t targets = 0, teacher_targets = 0;
+  // Tokens at which both distributions range over the same ids (a projected teacher: the student's), at temperature 1.
+  double kl = 0.0, top5_overlap = 0.0;
+  int64_t compared = 0, top1_agreements = 0;
+  // Classifiers.
+  int64_t labelled = 0, student_right = 0, teacher_right = 0, class_agreements = 0;
+  // Encoders with an embedding term: cosine of pooled states.
+  double cosine = 0.0;
+  int64_t pooled = 0;
+};
+
+}  // namespace limbeck::objective
