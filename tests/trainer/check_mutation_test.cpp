@@ -159,9 +159,9 @@ TEST(CheckRules, AModuleInAnotherDtypeGetsCastsAtItsDoors) {
   EXPECT_TRUE(report.passed()) << first_violation(report);
   int64_t doors = 0;
   for (const CastRow& cast : report.casts) {
-    if (cast.phase == "train" && cast.place == "student.layers.0.mlp.up_proj (input)") doors += cast.count;
+    if (cast.phase == "train" && cast.place == "student.layers.*.mlp.up_proj (input)") doors += cast.count;
   }
-  EXPECT_EQ(doors, 1);
+  EXPECT_EQ(doors, 2);  // its two layers share a row
 }
 
 TEST(CheckRules, ARuleThatMatchesNothingIsRefusedWithTheNearestNames) {

@@ -24,6 +24,26 @@ using precision::MetaMemory;
 // The first line of an ATen error says what happened; the rest is its stack.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+// "teacher.layers.12.mlp.up_proj" -> "teacher.layers.*.mlp.up_proj"
+std::string without_layer(const std::string& path) {
+  const std::string marker = ".layers.";
+  const size_t at = path.find(marker);
+  if (at == std::string::npos) return path;
+  const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
+  return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
+}
+
+// Casts that differ only in their layer number share a row.
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
+  for (CastRow& row : rows) {
+    if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
+    row.count += cast.count;
+    row.bytes += cast.bytes;
+    return;
+  }
+  rows.push_back(cast);
+}
+
 // Runs one phase; a failure becomes a violation that names the module whose code was running.
 template <typename Phase>
 void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
@@ -40,18 +60,10 @@ void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
   report.operators += recorder.operator_count();
   for (const std::string& violation : recorder.violations()) report.ran_wrongly.push_back(violation);
   for (const auto& [key, cost] : casts.casts()) {
-    report.casts.push_back(
-        {key.place, precision::dtype_name(key.from), precision::dtype_name(key.to), name, cost.count, cost.bytes});
+    add_cast({without_layer(key.place), precision::dtype_name(key.from), precision::dtype_name(key.to), name,
+              cost.count, cost.bytes},
+             report.casts);
   }
-}
-
-// "teacher.layers.12.mlp.up_proj" -> "teacher.layers.*.mlp.up_proj"
-std::string without_layer(const std::string& path) {
-  const std::string marker = ".layers.";
-  const size_t at = path.find(marker);
-  if (at == std::string::npos) return path;
-  const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
-  return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
 }
 
 std::vector<ModuleRow> module_table(const Distillation& objective) {
