@@ -75,7 +75,8 @@ void vector_product(const TileProduct& p) {
 }
 #pragma GCC pop_options
 
-// ---- AMX: 2 x 2 tiles of 16 x 16 -------------------------------------------------------------------------------------
+// ---- AMX: 2 x 2 tiles of 16 x 16
+// -------------------------------------------------------------------------------------
 
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16")

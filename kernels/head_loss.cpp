@@ -53,20 +53,20 @@ HeadLossResults forward_meta(const HeadLossInputs& in, const HeadLossOptions& wa
 
 // ---- the operators' flat signatures ---------------------------------------------------------------------------------
 
-#define LIMBECK_HEAD_LOSS_PARAMETERS                                                                                  \
-  const Tensor &student_hidden, const Tensor &student_weight, const OptionalTensor &teacher_hidden,                   \
-      const OptionalTensor &teacher_weight, const OptionalTensor &labels, const Tensor &divergence_weight,            \
-      const Tensor &ce_weight, c10::string_view divergence, double mix, double temperature, double student_softcap,   \
-      double teacher_softcap, double student_scale, double teacher_scale, double clamp, double label_smoothing,       \
+#define LIMBECK_HEAD_LOSS_PARAMETERS                                                                                \
+  const Tensor &student_hidden, const Tensor &student_weight, const OptionalTensor &teacher_hidden,                 \
+      const OptionalTensor &teacher_weight, const OptionalTensor &labels, const Tensor &divergence_weight,          \
+      const Tensor &ce_weight, c10::string_view divergence, double mix, double temperature, double student_softcap, \
+      double teacher_softcap, double student_scale, double teacher_scale, double clamp, double label_smoothing,     \
       int64_t vocabulary, double gradient_scale
-#define LIMBECK_HEAD_LOSS_ARGUMENTS                                                                                  \
-  student_hidden, student_weight, teacher_hidden, teacher_weight, labels, divergence_weight, ce_weight, divergence,  \
-      mix, temperature, student_softcap, teacher_softcap, student_scale, teacher_scale, clamp, label_smoothing,      \
+#define LIMBECK_HEAD_LOSS_ARGUMENTS                                                                                 \
+  student_hidden, student_weight, teacher_hidden, teacher_weight, labels, divergence_weight, ce_weight, divergence, \
+      mix, temperature, student_softcap, teacher_softcap, student_scale, teacher_scale, clamp, label_smoothing,     \
       vocabulary, gradient_scale
-#define LIMBECK_HEAD_LOSS_SCHEMA                                                                                     \
-  "Tensor student_hidden, Tensor student_weight, Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? labels, "   \
+#define LIMBECK_HEAD_LOSS_SCHEMA                                                                                      \
+  "Tensor student_hidden, Tensor student_weight, Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? labels, "    \
   "Tensor divergence_weight, Tensor ce_weight, str divergence=\"forward_kl\", float mix=0.5, float temperature=1.0, " \
-  "float student_softcap=0.0, float teacher_softcap=0.0, float student_scale=1.0, float teacher_scale=1.0, "         \
+  "float student_softcap=0.0, float teacher_softcap=0.0, float student_scale=1.0, float teacher_scale=1.0, "          \
   "float clamp=0.0, float label_smoothing=0.0, int vocabulary=0, float gradient_scale=1.0"
 
 HeadLossInputs inputs_of(LIMBECK_HEAD_LOSS_PARAMETERS) {
@@ -104,7 +104,8 @@ HeadLossResults call_forward(const HeadLossInputs& in, const HeadLossOptions& o,
                  o.vocabulary, o.gradient_scale, hidden, weight);
 }
 
-// ---- autograd --------------------------------------------------------------------------------------------------------
+// ---- autograd
+// --------------------------------------------------------------------------------------------------------
 
 // The gradient made in the forward for a seed of `made_for`, for the seed that came.
 Tensor reseeded(const Tensor& gradient, const Tensor& seed, double made_for, bool may_overwrite) {

@@ -91,7 +91,8 @@ HeadLossOptions check_head_loss(const HeadLossInputs& in, const HeadLossOptions&
   TORCH_CHECK(in.teacher_hidden.has_value() == in.teacher_weight.has_value(),
               "[head_loss] one of teacher_hidden and teacher_weight came, wanted both or none");
   TORCH_CHECK(in.teacher_hidden || o.divergence == Divergence::kNone, "[head_loss] no teacher came, but ",
-              divergence_name(o.divergence), " compares with one: wanted teacher_hidden and teacher_weight, or "
+              divergence_name(o.divergence),
+              " compares with one: wanted teacher_hidden and teacher_weight, or "
               "divergence none");
   TORCH_CHECK(in.labels || o.divergence != Divergence::kNone,
               "[head_loss] neither a divergence nor labels came, wanted one of them");
@@ -104,8 +105,8 @@ HeadLossOptions check_head_loss(const HeadLossInputs& in, const HeadLossOptions&
     check_head("teacher_hidden", *in.teacher_hidden, "teacher_weight", *in.teacher_weight);
     TORCH_CHECK(in.teacher_hidden->device() == in.student_hidden.device() &&
                     in.teacher_hidden->sym_size(0) == in.student_hidden.sym_size(0),
-                "[head_loss] teacher_hidden is ", described(*in.teacher_hidden), ", wanted the tokens of student_hidden ",
-                described(in.student_hidden));
+                "[head_loss] teacher_hidden is ", described(*in.teacher_hidden),
+                ", wanted the tokens of student_hidden ", described(in.student_hidden));
     TORCH_CHECK(in.teacher_weight->sym_size(0) >= o.vocabulary, "[head_loss] teacher_weight is ",
                 described(*in.teacher_weight), ", wanted at least ", o.vocabulary,
                 " rows: set vocabulary to the number of real ids");

@@ -36,8 +36,8 @@ void product(bool pairs, const TileProduct& p) {
   LIMBECK_ON_VECTOR_TARGET(float_tile_product(p));
 }
 
-// The whole computation on the CPU. Every number is computed by one task from a fixed set of others in a fixed order, so
-// that its bits do not depend on the number of threads; values do not depend on what gradients are asked for either.
+// The whole computation on the CPU. Every number is computed by one task from a fixed set of others in a fixed order,
+// so that its bits do not depend on the number of threads; values do not depend on what gradients are asked for either.
 class HeadLossRun {
  public:
   HeadLossRun(const HeadLossInputs& in, const HeadLossOptions& options, const Tensor& counted, bool hidden_gradient,
@@ -64,7 +64,7 @@ class HeadLossRun {
     return at<char>(plan_.chunks) + (tile * plan_.run + block) * plan_.chunk_bytes;
   }
   int64_t rows_in(int64_t block) const { return std::min(kHeadBlock, counted_ - block * kHeadBlock); }
-  bool two_steps() const;  // the gradient needs a sum over the vocabulary beyond the statistics
+  bool two_steps() const { return needs_mean_slope(formula_.divergence); }
   bool gradients() const { return shape_.hidden_gradient || shape_.weight_gradient; }
 
   void pack_hidden();
@@ -168,10 +168,6 @@ void HeadLossRun::each(int64_t count, const Work& work) const {
   });
 }
 
-bool HeadLossRun::two_steps() const {
-  return formula_.has_softmax && formula_.divergence != Divergence::kForwardKl;
-}
-
 void HeadLossRun::pack_hidden() {
   const int64_t element = student_rows_.element(), depth = student_rows_.blocks();
   each(plan_.blocks, [&](int64_t b, int64_t) {
@@ -179,8 +175,7 @@ void HeadLossRun::pack_hidden() {
     char* columns = at<char>(plan_.student_columns) + b * depth * kProductArea * element;
     LIMBECK_ON_VECTOR_TARGET(pack_right_transposed(student_rows_, index, count, columns));
     if (formula_.has_divergence()) {
-      columns =
-          at<char>(plan_.teacher_columns) + b * teacher_rows_.blocks() * kProductArea * teacher_rows_.element();
+      columns = at<char>(plan_.teacher_columns) + b * teacher_rows_.blocks() * kProductArea * teacher_rows_.element();
       LIMBECK_ON_VECTOR_TARGET(pack_right_transposed(teacher_rows_, index, count, columns));
     }
     if (shape_.weight_gradient) {
@@ -244,8 +239,7 @@ void HeadLossRun::statistics(int64_t first_block, int64_t blocks) {
     });
     each(blocks, [&](int64_t b, int64_t) {
       for (int64_t t = 0; t < tiles; ++t) {
-        LIMBECK_ON_VECTOR_TARGET(
-            merge_statistics(partial + (t * blocks + b) * size, running(first_block + b)));
+        LIMBECK_ON_VECTOR_TARGET(merge_statistics(partial + (t * blocks + b) * size, running(first_block + b)));
       }
     });
   }
@@ -417,17 +411,16 @@ void HeadLossRun::sum_hidden(int64_t first_slot, int64_t tiles, int64_t first_bl
   each(blocks * parts, [&](int64_t task, int64_t) {
     const int64_t b = task / parts, from = task % parts * kPanels;
     for (int64_t d = from; d < std::min(from + kPanels, depth); ++d) {
-      product(shape_.student.pairs,
-              {.c = at(plan_.hidden_sums) + ((first_block + b) * depth + d) * kProductArea,
-               .a = chunk(first_slot, b) + plan_.chunk_bytes / 2,
-               .a_block_stride = kProductArea,
-               .a_segment_stride = plan_.run * plan_.chunk_bytes / element,
-               .b = at<char>(plan_.weight_right) + d * kHeadArea * element,
-               .b_segment_stride = depth * kHeadArea,
-               .rows = kHeadBlock,
-               .blocks = kHeadTileBlocks,
-               .segments = tiles,
-               .accumulate = !first});
+      product(shape_.student.pairs, {.c = at(plan_.hidden_sums) + ((first_block + b) * depth + d) * kProductArea,
+                                     .a = chunk(first_slot, b) + plan_.chunk_bytes / 2,
+                                     .a_block_stride = kProductArea,
+                                     .a_segment_stride = plan_.run * plan_.chunk_bytes / element,
+                                     .b = at<char>(plan_.weight_right) + d * kHeadArea * element,
+                                     .b_segment_stride = depth * kHeadArea,
+                                     .rows = kHeadBlock,
+                                     .blocks = kHeadTileBlocks,
+                                     .segments = tiles,
+                                     .accumulate = !first});
     }
   });
 }
@@ -496,6 +489,7 @@ HeadShape head_shape(const HeadLossInputs& in, const HeadLossOptions& options, i
     shape.teacher = head_operand(storage_of(*in.teacher_weight), in.teacher_weight->size(1));
   }
   shape.vocabulary = options.vocabulary;
+  shape.two_steps = needs_mean_slope(options.divergence) && (hidden_gradient || weight_gradient);
   shape.hidden_gradient = hidden_gradient;
   shape.weight_gradient = weight_gradient;
   shape.threads = at::get_num_threads();

@@ -1,5 +1,5 @@
-// The fused head under the CUDA key, and for float64 on the CPU: a composition of ATen operators over runs of tokens, so
-// that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
+// The fused head under the CUDA key, and for float64 on the CPU: a composition of ATen operators over runs of tokens,
+// so that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/abs.h>
@@ -128,7 +128,10 @@ class Composition {
 
 Composition::Composition(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
                          bool weight_gradient)
-    : in_(in), options_(options), wide_(head_loss_type(in)), wants_hidden_(hidden_gradient),
+    : in_(in),
+      options_(options),
+      wide_(head_loss_type(in)),
+      wants_hidden_(hidden_gradient),
       wants_weight_(weight_gradient) {
   const bool any_double = in.student_hidden.scalar_type() == at::kDouble ||
                           (in.teacher_hidden && in.teacher_hidden->scalar_type() == at::kDouble);
@@ -146,9 +149,9 @@ Composition::Composition(const HeadLossInputs& in, const HeadLossOptions& option
 Tensor Composition::divergence_part(const Tensor& tokens, const Logits& student) {
   const auto& o = options_;
   const auto weights = in_.divergence_weight.index_select(0, tokens).to(student_wide_);
-  const auto teacher = logits_of(in_.teacher_hidden->index_select(0, tokens),
-                                 in_.teacher_weight->narrow(0, 0, o.vocabulary), student_wide_, o.teacher_scale,
-                                 o.teacher_softcap, o);
+  const auto teacher =
+      logits_of(in_.teacher_hidden->index_select(0, tokens), in_.teacher_weight->narrow(0, 0, o.vocabulary),
+                student_wide_, o.teacher_scale, o.teacher_softcap, o);
   auto [value, gradient] = divergence_of(student.tempered, teacher.tempered, o, o.vocabulary);
   const double t = o.divergence == Divergence::kLogitMse ? 1.0 : o.temperature;
   divergence_.index_copy_(0, tokens, (value * (t * t)).masked_fill(weights == 0.0, 0.0).to(wide_));
@@ -163,8 +166,8 @@ Tensor Composition::cross_entropy_part(const Tensor& tokens, const Logits& stude
   const auto column = labels.clamp_min(0).unsqueeze(1);
   const auto lse = at::logsumexp(student.plain, -1, true);
   const double smoothing = options_.label_smoothing;
-  const auto value = (lse - student.plain.gather(1, column) * (1.0 - smoothing)).squeeze(1) -
-                     student.plain.mean(-1) * smoothing;
+  const auto value =
+      (lse - student.plain.gather(1, column) * (1.0 - smoothing)).squeeze(1) - student.plain.mean(-1) * smoothing;
   cross_entropy_.index_copy_(0, tokens, value.masked_fill(weights == 0.0, 0.0).to(wide_));
   auto gradient = at::exp(student.plain - lse).sub_(smoothing / static_cast<double>(options_.vocabulary));
   gradient.scatter_add_(1, column, at::empty_like(column, gradient.options()).fill_(smoothing - 1.0));

@@ -1,6 +1,6 @@
 // What the passes of the fused head (head_loss.inc, compiled once for each instruction set) and their driver share. A
-// tile is 224 columns of the vocabulary, a block 32 tokens; logits of a tile and a block lie as [column][token], so that
-// sums over the vocabulary are sums of vectors and never of lanes.
+// tile is 224 columns of the vocabulary, a block 32 tokens; logits of a tile and a block lie as [column][token], so
+// that sums over the vocabulary are sums of vectors and never of lanes.
 #pragma once
 #include <cstdint>
 
@@ -37,6 +37,11 @@ struct HeadFormula {
 
   bool has_divergence() const { return divergence != Divergence::kNone; }
 };
+
+// Whether the gradient needs a sum over the vocabulary beyond the log-sum-exps.
+constexpr bool needs_mean_slope(Divergence d) {
+  return d != Divergence::kNone && d != Divergence::kForwardKl && d != Divergence::kLogitMse;
+}
 
 // Of one tile and one block, [kHeadStatistics][32].
 enum HeadStatistic : int64_t {

@@ -1,7 +1,7 @@
 // Where the fused head keeps its logits and what that costs, decided from shapes and the processor alone. Either the
 // float32 logits of a run of tokens are kept between the passes and the weight's gradient is summed in float32 over the
-// runs (one product for every logit), or only statistics are kept and logits are made anew in each pass, a group of tiles
-// at a time for all tokens (almost no memory, whatever the vocabulary).
+// runs (one product for every logit), or only statistics are kept and logits are made anew in each pass, a group of
+// tiles at a time for all tokens (almost no memory, whatever the vocabulary).
 #pragma once
 #include <cstdint>
 
@@ -14,9 +14,10 @@ enum class HeadLossPath { kAutomatic, kKept, kAnew };
 void set_head_loss_path(HeadLossPath path);
 
 struct HeadShape {
-  int64_t tokens = 0;  // those that count
+  int64_t tokens = 0;            // those that count
   HeadOperand student, teacher;  // depth 0: no teacher
   int64_t vocabulary = 0;
+  bool two_steps = false;  // the logits are needed once more before the gradient
   bool hidden_gradient = false, weight_gradient = false;
   int64_t threads = 1;
 };

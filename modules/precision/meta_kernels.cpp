@@ -1,6 +1,7 @@
 // Meta kernels of the few ATen operators that have theirs in Python alone. They live in this library and not in
 // kernels/, because a Python process has its own and must not get them twice.
 #include <ATen/ATen.h>
+#include <ATen/ExpandUtils.h>
 #include <torch/library.h>
 
 namespace limbeck::precision {
@@ -22,13 +23,25 @@ at::Tensor embedding_dense_backward(const at::Tensor& gradient, const at::Tensor
   return at::empty({rows, gradient.size(-1)}, gradient.options());
 }
 
+// The branches have one dtype: a mixture of two would be a silent cast, which the recorder reports before it gets here.
+at::Tensor where(const at::Tensor& condition, const at::Tensor& self, const at::Tensor& other) {
+  TORCH_CHECK(condition.device() == self.device() && self.device() == other.device(), "where: condition is on ",
+              condition.device(), ", the branches on ", self.device(), " and ", other.device(), ", wanted one device");
+  const auto shape = at::infer_size(condition.sizes(), at::infer_size(self.sizes(), other.sizes()));
+  return at::empty(shape, self.options().dtype(at::result_type(self, other)));
+}
+
 at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
+
+at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("index_select", &index_select);
   library.impl("relu", &relu);
+  library.impl("abs", &abs);
+  library.impl("where.self", &where);
   library.impl("embedding_dense_backward", &embedding_dense_backward);
 }
 

@@ -4,6 +4,7 @@
 // LIMBECK_VECTOR=avx512_bf16 (no AMX) and LIMBECK_HEAD_LOSS=kept|anew.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -24,7 +25,9 @@ struct Problem {
   Tensor student_hidden, student_weight, teacher_hidden, teacher_weight, weight, none;
 
   Problem(int64_t tokens, int64_t vocabulary, int64_t student, int64_t teacher, at::ScalarType dtype) {
-    const auto make = [&](int64_t rows, int64_t width, double scale) { return at::randn({rows, width}).mul_(scale).to(dtype); };
+    const auto make = [&](int64_t rows, int64_t width, double scale) {
+      return at::randn({rows, width}).mul_(scale).to(dtype);
+    };
     student_hidden = make(tokens, student, 1.0).requires_grad_();
     student_weight = make(vocabulary, student, 0.06).requires_grad_();
     teacher_hidden = make(tokens, teacher, 1.0);
@@ -49,12 +52,13 @@ void ours(const Problem& p) {
 struct Products {
   Tensor student, teacher, hidden, weight;
   explicit Products(const Problem& p)
-      : student(at::empty({p.weight.size(0), p.student_weight.size(0)}, p.student_weight.options().requires_grad(false))),
+      : student(
+            at::empty({p.weight.size(0), p.student_weight.size(0)}, p.student_weight.options().requires_grad(false))),
         teacher(at::empty_like(student)),
         hidden(at::empty_like(p.student_hidden.detach())),
         weight(at::empty_like(p.student_weight.detach())) {}
   void run(const Problem& p) {
-    const at::NoGradGuard no_grad;
+    const c10::AutoGradMode no_grad(false);
     at::mm_out(student, p.student_hidden, p.student_weight.t());
     at::mm_out(teacher, p.teacher_hidden, p.teacher_weight.t());
     at::mm_out(hidden, student, p.student_weight);
@@ -66,7 +70,7 @@ Tensor eager_loss(const Problem& p, const Tensor& student_hidden, const Tensor& 
   const auto student = at::mm(student_hidden, p.student_weight.t()).log_softmax(-1);
   Tensor teacher;
   {
-    const at::NoGradGuard no_grad;
+    const c10::AutoGradMode no_grad(false);
     teacher = at::mm(teacher_hidden, p.teacher_weight.t()).log_softmax(-1);
   }
   return at::kl_div(student, teacher, at::Reduction::Sum, /*log_target=*/true) * weight[0];
@@ -79,7 +83,8 @@ void chunked(const Problem& p) {
   p.student_hidden.mutable_grad() = Tensor();
   p.student_weight.mutable_grad() = Tensor();
   for (int64_t i = 0; i < p.weight.size(0); i += kRun) {
-    torch::autograd::backward({eager_loss(p, p.student_hidden.narrow(0, i, kRun), p.teacher_hidden.narrow(0, i, kRun), p.weight)}, {});
+    torch::autograd::backward(
+        {eager_loss(p, p.student_hidden.narrow(0, i, kRun), p.teacher_hidden.narrow(0, i, kRun), p.weight)}, {});
   }
 }
 

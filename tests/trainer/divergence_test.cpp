@@ -56,9 +56,9 @@ Heads random_heads(at::ScalarType dtype, double noise) {
   Heads h;
   const at::Tensor hidden = at::randn({kTokens, kWidth}, options), weight = at::randn({kVocabulary, kWidth}, options) * 0.4;
   h.teacher_hidden = hidden.to(dtype);
-  h.teacher_weight = weight.to(dtype);
+  h.teacher_weight = weight.clone().to(dtype);
   h.student_hidden = (hidden + noise * at::randn_like(hidden)).to(dtype).requires_grad_();
-  h.student_weight = weight.to(dtype).requires_grad_();
+  h.student_weight = weight.clone().to(dtype).requires_grad_();
   h.labels = at::randint(0, kVocabulary, {kTokens}, at::kLong);
   h.divergence_weight = at::rand({kTokens}, options);
   h.divergence_weight[4] = 0;
@@ -120,7 +120,10 @@ TEST_P(EveryDivergence, MatchesFloat64InValueAndGradient) {
     EXPECT_EQ(ours.divergence_n[4].item<double>(), 0.0);
     // Float32 logits carry 1e-7; a divergence of near distributions is a small difference of such numbers.
     EXPECT_NEAR(ours.loss.item<double>(), wanted.item<double>(), 1e-6 + 2e-5 * wanted.item<double>());
-    const double bar = dtype == at::kFloat ? 1e-5 : 1e-2;
+    // The likeliest ids have the largest logits: for near distributions, rounding those to float32 alone (the formula in
+    // float64) gives 1.07e-5 of gradient error on this kind of data.
+    const double float32_bar = name == "topk_union" && noise < 0.05 ? 1.5e-5 : 1e-5;
+    const double bar = dtype == at::kFloat ? float32_bar : 1e-2;
     EXPECT_LT(relative_error(h.student_hidden.grad(), hidden.grad()), bar);
     EXPECT_LT(relative_error(h.student_weight.grad(), weight.grad()), bar);
   }
@@ -238,9 +241,11 @@ TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
       request.divergence = &divergence;
       request.divergence_weight_n = at::ones({200});
       request.ce_weight_n = at::zeros({200});
-      const at::Tensor values = head_terms(request).divergence_n;
-      EXPECT_GE(values.min().item<double>(), 0.0) << name << " " << noise;
-      if (noise == 0.0) { EXPECT_EQ(values.max().item<double>(), 0.0) << name; }
+      for (auto* body : {&chunked_head_terms, &head_terms}) {
+        const at::Tensor values = (*body)(request).divergence_n;
+        EXPECT_GE(values.min().item<double>(), 0.0) << name << " " << noise;
+        if (noise == 0.0) { EXPECT_EQ(values.max().item<double>(), 0.0) << name; }
+      }
     }
   }
 }

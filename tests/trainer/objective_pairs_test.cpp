@@ -221,7 +221,6 @@ TEST(ObjectivePairs, WhatCannotWorkIsRefusedWithTheWayOut) {
   const auto fault = [&](const std::string& more) {
     return message_of([&] { distillation_of(recipe_of(student(), student(), more), Materialize::kMeta); });
   };
-  EXPECT_NE(fault("[objective]\nlayer_map = 1:9\n").find("objective.layer_map"), 0u);
   EXPECT_NE(fault("[objective]\nlayer_weight = 1\nlayer_map = 1:9\n").find("1:9 is outside the models, wanted at most 2:2"),
             std::string::npos);
   EXPECT_NE(fault("[objective]\nlayer_weight = 1\nlayer_map = 1:2\n").find("pairs a state after the final norm"),

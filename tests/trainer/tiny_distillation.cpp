@@ -43,7 +43,9 @@ recipe::Settings settings_of(const std::string& ini) {
   recipe::OptionTable table;
   recipe::declare_recipe_options(table);
   table.add({.name = "device", .kind = recipe::OptionKind::kDevice, .fallback = "cpu", .help = "x"});
-  const recipe::RecipeFile file(ini, "/r/my.ini");
+  // A recipe must set something; the tests' may ask for the defaults alone.
+  table.add({.name = "threads_of_the_test", .kind = recipe::OptionKind::kInteger, .fallback = "1", .help = "x"});
+  const recipe::RecipeFile file("threads_of_the_test = 1\n" + ini, "/r/my.ini");
   return recipe::Settings(table, &file, {});
 }
 

@@ -5,6 +5,7 @@
 #include "trainer/cli/command.h"
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/progress.h"
+#include "trainer/data/data_request.h"
 #include "trainer/loop/trainer.h"
 
 namespace limbeck::cli {
@@ -24,7 +25,7 @@ void run_eval(Invocation& call) {
   objective::Distillation objective(settings, call.registries, objective::Materialize::kWeights);
   const auto checkpoint = settings.path("checkpoint");
   if (!checkpoint.empty()) loop::load_projectors(checkpoint, objective);
-  const data::DataSource source(loop::data_request(settings, "data.validation", objective));
+  const data::DataSource source(loop::fitted(data::validation_data(settings), objective));
   objective.accept_data(source.manifest().vocabulary, source.manifest().teacher_vocabulary,
                         "data.validation " + settings.where("data.validation"));
   for (const std::string& note : source.notes()) call.console.note(note);

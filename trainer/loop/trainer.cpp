@@ -7,6 +7,7 @@
 
 #include "modules/errors.h"
 #include "modules/precision/host_memory.h"
+#include "trainer/data/data_request.h"
 #include "trainer/metrics/metrics_log.h"
 
 namespace limbeck::loop {
@@ -44,23 +45,9 @@ std::vector<optim::Parameter> parameters_of(const objective::Distillation& objec
 
 }  // namespace
 
-data::DataRequest data_request(const recipe::Settings& settings, const std::string& key,
-                               const objective::Distillation& objective) {
-  data::DataRequest request;
-  request.folder = settings.required_path(key);
-  request.origin = fmt::format("{} {}", key, settings.where(key));
-  request.batch_size = settings.integer("data.batch_size");
-  request.sequence_length = settings.integer("data.sequence_length");
-  request.packing = settings.text("data.packing") == "packed" ? data::Packing::kPacked : data::Packing::kPadded;
-  request.shuffle = key == "data.train" && settings.enabled("data.shuffle");
-  request.whole_epoch = key != "data.train";
-  request.seed = settings.integer("seed");
+data::DataRequest fitted(data::DataRequest request, const objective::Distillation& objective) {
   request.student_vocabulary = objective.student().config.architecture.vocabulary;
   if (objective.teacher()) request.teacher_vocabulary = objective.teacher()->config.architecture.vocabulary;
-  request.teacher_sequence_length = settings.integer("data.teacher_sequence_length");
-  request.long_documents =
-      settings.text("data.long_documents") == "split" ? data::LongDocuments::kSplit : data::LongDocuments::kTruncate;
-  request.skip_bad_shards = settings.enabled("data.skip_bad_shards");
   return request;
 }
 
@@ -70,12 +57,12 @@ struct Trainer::State {
         observer(to),
         folder(given),
         objective(given, registries, objective::Materialize::kWeights),
-        train(data_request(given, "data.train", objective)),
+        train(fitted(data::training_data(given), objective)),
         total_steps(steps_of(given, train.batches_per_epoch())),
         optimizer(given, parameters_of(objective), total_steps),
         metrics(folder.path()) {
     if (given.given("data.validation")) {
-      validation = std::make_unique<data::DataSource>(data_request(given, "data.validation", objective));
+      validation = std::make_unique<data::DataSource>(fitted(data::validation_data(given), objective));
     }
     for (const data::DataSource* source : sources()) {
       const data::Manifest& manifest = source->manifest();

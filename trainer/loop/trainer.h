@@ -54,8 +54,7 @@ class Trainer {
   std::unique_ptr<State> state_;
 };
 
-// The recipe's data sources; the first is data.train.
-data::DataRequest data_request(const recipe::Settings& settings, const std::string& key,
-                               const objective::Distillation& objective);
+// The request with the vocabularies of the pair, which every id must be below.
+data::DataRequest fitted(data::DataRequest request, const objective::Distillation& objective);
 
 }  // namespace limbeck::loop

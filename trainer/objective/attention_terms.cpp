@@ -26,13 +26,13 @@ at::Tensor visible_keys(const data::TokenStream& stream, const models::Architect
   const at::Tensor step = at::arange(length, stream.ids.options());
   const at::Tensor distance = step.unsqueeze(1) - step.unsqueeze(0);  // query - key
   at::Tensor seen = causal ? distance.ge(0) : distance.eq(distance);
-  if (window > 0) seen = seen.logical_and((causal ? distance : distance.abs()).lt(window));
+  if (window > 0) seen = seen.bitwise_and((causal ? distance : distance.abs()).lt(window));
   seen = seen.view({1, 1, length, length});
   const at::Tensor valid = valid_tokens(stream);
-  seen = seen.logical_and(valid.view({-1, 1, 1, length}));
+  seen = seen.bitwise_and(valid.view({-1, 1, 1, length}));
   if (!stream.document_ids) return seen;
   const at::Tensor& documents = *stream.document_ids;
-  return seen.logical_and(documents.unsqueeze(2).eq(documents.unsqueeze(1)).unsqueeze(1));
+  return seen.bitwise_and(documents.unsqueeze(2).eq(documents.unsqueeze(1)).unsqueeze(1));
 }
 
 namespace {
@@ -66,8 +66,8 @@ class AttentionTerms : public TermGroup {
     for (const Pair& pair : pairs_) {
       const std::string name = fmt::format("attention.{}", pair.student), place = "objective." + name;
       const at::Tensor hidden = visible_keys(stream, student_, pair.student)
-                                    .logical_and(visible_keys(stream, teacher_, pair.teacher))
-                                    .logical_not();
+                                    .bitwise_and(visible_keys(stream, teacher_, pair.teacher))
+                                    .bitwise_not();
       const auto& s = pass.student_taps.attention[static_cast<size_t>(pair.student)];
       const auto& t = pass.teacher_taps.attention[static_cast<size_t>(pair.teacher)];
       const at::Tensor student = pair.projector->forward(attention_scores(s, student_, pass.wide, place + " (student)"));

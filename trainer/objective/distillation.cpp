@@ -208,10 +208,15 @@ std::vector<std::shared_ptr<precision::ContractModule>> Distillation::contract_m
 
 std::vector<TrainedParameter> Distillation::trained_parameters() const {
   std::vector<TrainedParameter> found;
+  // The pooler of a bare encoder is part of its checkpoint, but no head reads it.
+  const bool bare = state_->student.model->architecture().head == HeadKind::kNone;
+  const auto is_unused = [&](const precision::ContractModule& module) {
+    return bare && module.path() == state_->student.model->path() + ".pooler";
+  };
   auto collect = [&](const torch::nn::Module& root, const std::string& group) {
     for (const auto& module : root.modules()) {
       const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
-      if (owner == nullptr) continue;
+      if (owner == nullptr || is_unused(*owner)) continue;
       for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
         if (!entry.value().requires_grad()) continue;
         const bool routes = owner->role() == precision::Role::kRouter;

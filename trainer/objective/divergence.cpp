@@ -1,7 +1,11 @@
 #include "trainer/objective/divergence.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "modules/errors.h"
 
 namespace limbeck::objective {
 
@@ -18,11 +22,11 @@ at::Tensor kl(const at::Tensor& log_a, const at::Tensor& log_b) {
   return (a * (log_a - log_b) - a + log_b.exp()).sum(-1);
 }
 
-// log(share a + (1 - share) b)
+// log(share a + (1 - share) b), exactly log a where both agree. The larger of the two is taken out as a constant: the
+// result does not depend on what is taken out, so neither does its gradient.
 at::Tensor log_mixture(const at::Tensor& log_a, const at::Tensor& log_b, double share) {
-  if (share == 1.0) return log_a;
-  if (share == 0.0) return log_b;
-  return at::logaddexp(log_a + std::log(share), log_b + std::log1p(-share));
+  const at::Tensor larger = at::maximum(log_a.detach(), log_b.detach());
+  return larger + at::log1p(share * at::expm1(log_a - larger) + (1.0 - share) * at::expm1(log_b - larger));
 }
 
 at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
@@ -98,11 +102,17 @@ DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tenso
   return [=](const Settings&) { return Divergence{.rows = formula, .fused = fused}; };
 }
 
-// A formula with a mixture, whose share is the recipe key `key`.
+// A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence is
+// always 0: at 1, and for jsd at 0 too.
 DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double), Fused fused,
                         const std::string& key) {
   return [=](const Settings& settings) {
     const double share = settings.number(key);
+    if (share == 1.0 || (share == 0.0 && fused == Fused::kJensenShannon)) {
+      throw UsageError(fmt::format("{} = {} {}: the divergence would always be 0; set it {} 1", key, share,
+                                   settings.where(key),
+                                   fused == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
+    }
     return Divergence{
         .rows = [=](const at::Tensor& student,
                     const at::Tensor& teacher) { return formula(student, teacher, share); },

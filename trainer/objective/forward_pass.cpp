@@ -79,7 +79,7 @@ void count_tokens(ForwardPass& pass) {
   pass.labels_n = next_labels(stream);
   pass.target_n = pass.labels_n.ne(models::kIgnoredLabel);
   const at::Tensor& found = pass.align.found_bt();
-  pass.compared_n = found.defined() ? pass.target_n.logical_and(found.flatten()) : pass.target_n;
+  pass.compared_n = found.defined() ? pass.target_n.bitwise_and(found.flatten()) : pass.target_n;
   const int64_t targets = pass.progress.update_targets > 0 ? pass.progress.update_targets : pass.batch_targets();
   const int64_t rows = pass.progress.update_sequences > 0 ? pass.progress.update_sequences : stream.ids.size(0);
   pass.targets = static_cast<double>(std::max<int64_t>(targets, 1));
@@ -90,7 +90,7 @@ void count_tokens(ForwardPass& pass) {
   }
   // Encoders: the mean over the tokens of each sequence, then over sequences.
   at::Tensor valid = valid_tokens(stream);
-  if (found.defined()) valid = valid.logical_and(found);
+  if (found.defined()) valid = valid.bitwise_and(found);
   const at::Tensor share = pass.weights(valid, 1.0 / pass.sequences);
   pass.token_weight_n = (share / valid.sum(1, /*keepdim=*/true).clamp_min(1)).flatten();
 }

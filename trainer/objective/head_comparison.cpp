@@ -40,7 +40,7 @@ at::Tensor right_predictions(const HeadSide& side, const at::Tensor& labels_n, c
     else
       right.narrow(0, chunk.begin, chunk.count).copy_(hits);
   });
-  return right.logical_and(wanted_n);
+  return right.bitwise_and(wanted_n);
 }
 
 }  // namespace limbeck::objective

@@ -12,9 +12,6 @@ namespace limbeck::objective {
 
 namespace {
 
-// Whether kernels/ holds the fused operator: the one switch.
-constexpr bool kFusedHead = false;
-
 at::Tensor tempered(const at::Tensor& logits, const HeadRequest& request) {
   if (!request.divergence->tempered) return logits;
   const at::Tensor z = request.temperature == 1.0 ? logits : logits / request.temperature;
@@ -129,7 +126,7 @@ kernels::HeadLoss chunked_head_terms(const HeadRequest& request) {
     of_teacher.allocate(learner, wide, trains);
   }
   // Tokens without weight cost nothing.
-  const at::Tensor rows = chosen_rows(request.divergence_weight_n.ne(0).logical_or(request.ce_weight_n.ne(0)));
+  const at::Tensor rows = chosen_rows(request.divergence_weight_n.ne(0).bitwise_or(request.ce_weight_n.ne(0)));
   const int64_t widest = std::max(real_rows(student), compares ? real_rows(*request.teacher) : 0);
   std::vector<at::Tensor> divergences, cross_entropies;
   for_chunks(rows, student.hidden_nd.size(0), widest, [&](const Chunk& chunk) {
@@ -181,13 +178,15 @@ kernels::HeadLoss chunked_head_terms(const HeadRequest& request) {
 namespace {
 
 // What the fused operator computes: one vocabulary, a teacher that does not learn, a formula it knows.
-[[maybe_unused]] bool fused_knows(const HeadRequest& request) {
+bool fused_knows(const HeadRequest& request) {
+  const auto is_double = [](const HeadSide& side) { return side.hidden_nd.scalar_type() == at::kDouble; };
   if (request.divergence == nullptr || !request.teacher) return true;
+  if (is_double(request.student) && !is_double(*request.teacher)) return false;
   return request.divergence->fused.has_value() && !request.teacher_learns &&
          real_rows(request.student) == real_rows(*request.teacher);
 }
 
-[[maybe_unused]] kernels::HeadLoss fused_head_terms(const HeadRequest& request) {
+kernels::HeadLoss fused_head_terms(const HeadRequest& request) {
   kernels::HeadLossOptions options;
   const bool compares = request.divergence != nullptr && request.teacher.has_value();
   options.divergence = compares ? *request.divergence->fused : kernels::Divergence::kNone;
@@ -212,10 +211,7 @@ namespace {
 }  // namespace
 
 kernels::HeadLoss head_terms(const HeadRequest& request) {
-  if constexpr (kFusedHead) {
-    if (fused_knows(request)) return fused_head_terms(request);
-  }
-  return chunked_head_terms(request);
+  return fused_knows(request) ? fused_head_terms(request) : chunked_head_terms(request);
 }
 
 }  // namespace limbeck::objective

@@ -14,8 +14,7 @@
 #include "kernels/adamw.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
-#include "trainer/optim/loss_scale.h"
-#include "trainer/optim/schedule.h"
+#include "trainer/optim/optimizer_settings.h"
 
 namespace limbeck::optim {
 
@@ -56,42 +55,6 @@ Slot make_slot(const Parameter& parameter, bool with_ema) {
   return slot;
 }
 
-Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
-  Schedule schedule;
-  const std::string kind = settings.text("optim.schedule");
-  schedule.kind = kind == "constant" ? ScheduleKind::kConstant
-                  : kind == "linear" ? ScheduleKind::kLinear
-                  : kind == "cosine" ? ScheduleKind::kCosine
-                                     : ScheduleKind::kWsd;
-  schedule.total_steps = total_steps;
-  schedule.warmup_steps = settings.count("optim.warmup").amount;
-  schedule.final_factor = settings.number("optim.final_factor");
-  schedule.wsd_decay = settings.number("optim.wsd_decay");
-  return schedule;
-}
-
-LossScale read_loss_scale(const recipe::Settings& settings, bool needed) {
-  LossScale::Options options;
-  options.start = settings.number("optim.loss_scale_start");
-  options.growth_interval = settings.integer("optim.loss_scale_growth_interval");
-  options.floor = settings.number("optim.loss_scale_floor");
-  if (options.start < options.floor) {
-    throw UsageError(
-        fmt::format("optim.loss_scale_start = {} {} is below optim.loss_scale_floor = {} {}: wanted it at "
-                    "the floor or above",
-                    options.start, settings.where("optim.loss_scale_start"), options.floor,
-                    settings.where("optim.loss_scale_floor")));
-  }
-  return needed ? LossScale(options) : LossScale();
-}
-
-// A beta of 1 would never move, and its bias correction would divide by zero.
-double read_beta(const recipe::Settings& settings, const std::string& name) {
-  const double beta = settings.number(name);
-  if (beta >= 1.0) throw UsageError(fmt::format("{} = {} {}: wanted less than 1", name, beta, settings.where(name)));
-  return beta;
-}
-
 }  // namespace
 
 struct Optimizer::State {
@@ -122,13 +85,12 @@ Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> pa
                  {"projector", rate * settings.number("optim.projector_factor")},
                  {"router", settings.number("optim.router_learning_rate")}};
   s.schedule = read_schedule(settings, total_steps);
-  s.adamw.beta1 = read_beta(settings, "optim.beta1");
-  s.adamw.beta2 = read_beta(settings, "optim.beta2");
+  s.adamw.beta1 = read_share(settings, "optim.beta1");
+  s.adamw.beta2 = read_share(settings, "optim.beta2");
   s.adamw.epsilon = settings.number("optim.epsilon");
   s.weight_decay = settings.number("optim.weight_decay");
   s.clip = settings.number("optim.clip");
-  s.ema_decay = settings.number("optim.ema");
-  if (s.ema_decay >= 1.0) read_beta(settings, "optim.ema");
+  s.ema_decay = read_share(settings, "optim.ema");
   s.max_skipped = settings.integer("optim.max_skipped");
   bool float16 = false;
   std::set<std::string> names;

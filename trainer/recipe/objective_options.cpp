@@ -69,7 +69,11 @@ void declare_divergence(OptionTable& table) {
 void declare_weights(OptionTable& table) {
   share(table, "alpha", "0.7", "Weight of the divergence (kd); the cross-entropy (ce) gets 1 - alpha.");
   weight(table, "ce_weight", "", "Weight of the cross-entropy, in place of 1 - alpha.");
-  share(table, "label_smoothing", "0", "Of the cross-entropy: probability spread over all ids.");
+  table.add({.name = "objective.label_smoothing",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "Of the cross-entropy: probability spread over all ids.",
+             .interval = {.low = 0, .high = 0.99}});
   weight(table, "feature_weight", "", "Weight of the last hidden states' distance. Default 0; 0.1 with the curriculum.");
   weight(table, "layer_weight", "", "Weight of the mapped layers' distance. Default 0; 0.05 with the curriculum.");
   weight(table, "attention_weight", "", "Weight of attention transfer. Default 0; 0.1 with the curriculum.");

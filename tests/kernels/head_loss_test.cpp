@@ -1,0 +1,405 @@
+#include "kernels/head_loss.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <array>
+#include <functional>
+#include <string>
+#include <tuple>
+
+#include "kernels/head_loss_cpu.h"
+#include "support/cpu_memory.h"
+#include "support/head_loss_reference.h"
+#include "support/operator_checks.h"
+
+namespace limbeck::test {
+namespace {
+
+using at::Tensor;
+using kernels::Divergence;
+using kernels::HeadLossOptions;
+using kernels::HeadLossPath;
+
+constexpr std::array kAll = {Divergence::kForwardKl,     Divergence::kReverseKl,     Divergence::kJensenShannon,
+                             Divergence::kSkewForwardKl, Divergence::kSkewReverseKl, Divergence::kTotalVariation,
+                             Divergence::kLogitMse};
+
+struct PathScope {
+  explicit PathScope(HeadLossPath path) { kernels::set_head_loss_path(path); }
+  ~PathScope() { kernels::set_head_loss_path(HeadLossPath::kAutomatic); }
+};
+
+std::string name_of(Divergence d) { return std::string(kernels::divergence_name(d)); }
+
+// One rounding of each gradient and one of dz to the storage dtype, each 2^-9 (2^-12) of a number at most; in float32
+// the rounding of the logits, divided by the noise.
+double gradient_tolerance(at::ScalarType type) { return type == at::kFloat ? 1e-5 : type == at::kHalf ? 1e-3 : 5e-3; }
+
+class HeadLossGate : public testing::TestWithParam<std::tuple<Divergence, at::ScalarType>> {};
+
+TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
+  const auto [divergence, dtype] = GetParam();
+  for (const auto path : {HeadLossPath::kKept, HeadLossPath::kAnew}) {
+    const PathScope scope(path);
+    for (const double noise : {0.02, 0.1, 0.5}) {
+      // Logits of size 0.5: rounding float32 logits correctly costs 2^-25 of each, so at noise 0.02 any larger logits
+      // would put the rounding of the operands of the divergence above the 1e-5 that its gradient is held to.
+      auto c = head_case(/*tokens=*/70, /*vocabulary=*/700, /*width=*/64, /*size=*/0.5, noise, dtype, dtype);
+      c.labels.reset();
+      const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 700};
+      const auto got = fused_head_loss(c, options), want = reference_head_loss(c, options);
+      const std::string what = name_of(divergence) + ", noise " + std::to_string(noise);
+      EXPECT_LE(relative_distance(got.loss, want.loss), 2e-5) << what;
+      EXPECT_LE(relative_distance(got.divergence, want.divergence), 2e-5) << what;
+      EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << what;
+      EXPECT_LE(relative_distance(got.hidden_gradient, want.hidden_gradient), gradient_tolerance(dtype)) << what;
+      EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), gradient_tolerance(dtype)) << what;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    All, HeadLossGate, testing::Combine(testing::ValuesIn(kAll), testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
+    [](const auto& info) { return name_of(std::get<0>(info.param)) + "_" + c10::toString(std::get<1>(info.param)); });
+
+HeadLossOptions every_option(Divergence divergence) {
+  return {.divergence = divergence,
+          .mix = 0.3,
+          .temperature = 2.0,
+          .student_softcap = 3.0,
+          .teacher_softcap = 4.0,
+          .student_scale = 0.7,
+          .teacher_scale = 1.3,
+          .clamp = 0.8,
+          .label_smoothing = 0.1,
+          .vocabulary = 500,
+          .gradient_scale = 1.0};
+}
+
+HeadCase mixed_case(at::ScalarType student, at::ScalarType teacher) {
+  auto c = head_case(/*tokens=*/45, /*vocabulary=*/500, /*width=*/37, /*size=*/2.0, /*noise=*/1.0, student, teacher);
+  c.labels->select(0, 3).fill_(-100);
+  c.divergence_weight.select(0, 4).fill_(0.0);
+  c.ce_weight.select(0, 5).fill_(0.0);
+  c.divergence_weight.narrow(0, 8, 9).fill_(0.0);
+  c.ce_weight.narrow(0, 8, 9).fill_(0.0);
+  return c;
+}
+
+void expect_close_to_reference(const HeadNumbers& got, const HeadNumbers& want, double values, double gradients,
+                               const std::string& what) {
+  EXPECT_LE(relative_distance(got.loss, want.loss), values) << what;
+  EXPECT_LE(relative_distance(got.divergence, want.divergence), values) << what;
+  EXPECT_LE(relative_distance(got.cross_entropy, want.cross_entropy), values) << what;
+  EXPECT_LE(relative_distance(got.hidden_gradient, want.hidden_gradient), gradients) << what;
+  EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), gradients) << what;
+}
+
+TEST(HeadLoss, cpu_EveryOptionTogetherWithCrossEntropyAndMixedDtypes) {
+  for (const auto student : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto teacher : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto c = mixed_case(student, teacher);
+      for (const auto divergence : kAll) {
+        const auto options = every_option(divergence);
+        expect_close_to_reference(fused_head_loss(c, options), reference_head_loss(c, options), 3e-6,
+                                  gradient_tolerance(student),
+                                  name_of(divergence) + " of " + c10::toString(student) + c10::toString(teacher));
+      }
+    }
+  }
+}
+
+TEST(HeadLoss, cpu_CrossEntropyAloneAndBesideADivergenceThatSharesItsSoftmax) {
+  for (const auto divergence : {Divergence::kNone, Divergence::kForwardKl, Divergence::kJensenShannon}) {
+    const auto c = mixed_case(at::kFloat, at::kFloat);
+    const HeadLossOptions options{.divergence = divergence, .label_smoothing = 0.2, .vocabulary = 500};
+    expect_close_to_reference(fused_head_loss(c, options), reference_head_loss(c, options), 3e-6, 1e-5,
+                              name_of(divergence));
+  }
+}
+
+// Probabilities of 1 and of 0: nothing overflows, and nothing is NaN.
+TEST(HeadLoss, cpu_DistantDistributionsStayFinite) {
+  for (const auto divergence : kAll) {
+    auto c = head_case(40, 300, 16, /*size=*/60.0, /*noise=*/90.0, at::kFloat, at::kFloat);
+    const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 300};
+    const auto got = fused_head_loss(c, options), want = reference_head_loss(c, options);
+    EXPECT_LE(relative_distance(got.loss, want.loss), 1e-5) << name_of(divergence);
+    EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), 1e-4) << name_of(divergence);
+    EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << name_of(divergence);
+  }
+}
+
+TEST(HeadLoss, cpu_IdenticalHeadsWithAPaddedTeacherGiveZero) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    auto c = head_case(50, 600, 48, 2.0, 0.0, dtype, dtype);
+    c.labels.reset();
+    for (const auto divergence : kAll) {
+      const auto got = fused_head_loss(c, {.divergence = divergence, .mix = 0.3, .vocabulary = 600});
+      EXPECT_EQ(got.loss.item<float>(), 0.0f) << name_of(divergence);
+      EXPECT_EQ(got.weight_gradient.abs().max().item<float>(), 0.0f) << name_of(divergence);
+      EXPECT_EQ(got.hidden_gradient.abs().max().item<float>(), 0.0f) << name_of(divergence);
+    }
+  }
+}
+
+TEST(HeadLoss, cpu_AFullyMaskedBatchGivesZeroWithZeroGradients) {
+  auto c = mixed_case(at::kBFloat16, at::kHalf);
+  c.divergence_weight.zero_();
+  c.ce_weight.zero_();
+  c.student_hidden.fill_(std::numeric_limits<float>::quiet_NaN());  // and nobody looks at the tokens
+  const auto got = fused_head_loss(c, every_option(Divergence::kJensenShannon));
+  EXPECT_EQ(got.loss.item<float>(), 0.0f);
+  EXPECT_TRUE(at::equal(got.hidden_gradient, at::zeros_like(got.hidden_gradient)));
+  EXPECT_TRUE(at::equal(got.weight_gradient, at::zeros_like(got.weight_gradient)));
+  EXPECT_TRUE(at::equal(got.divergence, at::zeros_like(got.divergence)));
+}
+
+TEST(HeadLoss, cpu_MaskedTokensChangeNoBit) {
+  const auto c = mixed_case(at::kBFloat16, at::kBFloat16);
+  auto noisy = c;
+  noisy.student_hidden = c.student_hidden.clone();
+  noisy.student_hidden.narrow(0, 8, 9).fill_(std::numeric_limits<float>::quiet_NaN());
+  const auto options = every_option(Divergence::kReverseKl);
+  const auto a = fused_head_loss(c, options), b = fused_head_loss(noisy, options);
+  expect_same_bits(a.loss, b.loss, "loss");
+  expect_same_bits(a.weight_gradient, b.weight_gradient, "gradient of the weight");
+  expect_same_bits(a.hidden_gradient, b.hidden_gradient, "gradient of the hidden states");
+}
+
+TEST(HeadLoss, cpu_EightTimesOneEqualsOneTimesEight) {
+  const auto c = head_case(8, 400, 40, 1.0, 0.3, at::kFloat, at::kFloat);
+  const HeadLossOptions options{.divergence = Divergence::kForwardKl, .vocabulary = 400};
+  const auto whole = fused_head_loss(c, options);
+  double loss = 0.0;
+  auto weight = at::zeros_like(whole.weight_gradient);
+  for (int64_t i = 0; i < 8; ++i) {
+    const auto row = [&](const Tensor& t) { return t.narrow(0, i, 1); };
+    const auto one = fused_head_loss({row(c.student_hidden), c.student_weight, row(c.teacher_hidden), c.teacher_weight,
+                                      row(*c.labels), row(c.divergence_weight), row(c.ce_weight)},
+                                     options);
+    loss += one.loss.item<double>();
+    weight += one.weight_gradient;
+    expect_same_bits(one.hidden_gradient, row(whole.hidden_gradient), "gradient of token " + std::to_string(i));
+  }
+  EXPECT_NEAR(loss, whole.loss.item<double>(), 1e-6 * loss);
+  EXPECT_LE(relative_distance(weight, whole.weight_gradient), 1e-6);
+}
+
+void expect_same_numbers(const HeadNumbers& a, const HeadNumbers& b, bool gradients, const std::string& what) {
+  expect_same_bits(a.loss, b.loss, what + ": loss");
+  expect_same_bits(a.divergence, b.divergence, what + ": divergence");
+  expect_same_bits(a.cross_entropy, b.cross_entropy, what + ": cross-entropy");
+  if (!gradients) return;
+  expect_same_bits(a.hidden_gradient, b.hidden_gradient, what + ": gradient of the hidden states");
+  expect_same_bits(a.weight_gradient, b.weight_gradient, what + ": gradient of the weight");
+}
+
+TEST(HeadLoss, cpu_ThreadsChangeNoBit) {
+  const int before = at::get_num_threads();
+  for (const auto path : {HeadLossPath::kKept, HeadLossPath::kAnew}) {
+    const PathScope scope(path);
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      const auto c = head_case(170, 5000, 48, 2.0, 0.5, dtype, dtype);
+      HeadLossOptions options{.divergence = Divergence::kJensenShannon, .vocabulary = 5000};
+      for (const auto divergence : {Divergence::kJensenShannon, Divergence::kForwardKl}) {
+        options.divergence = divergence;
+        at::set_num_threads(1);
+        const auto one = fused_head_loss(c, options);
+        for (const int threads : {2, 3}) {
+          at::set_num_threads(threads);
+          expect_same_numbers(fused_head_loss(c, options), one, true, std::to_string(threads) + " threads");
+        }
+      }
+    }
+  }
+  at::set_num_threads(before);
+}
+
+TEST(HeadLoss, cpu_EvaluationHasTheBitsOfTraining) {
+  for (const auto student : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto teacher : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto c = mixed_case(student, teacher);
+      for (const auto divergence : kAll) {
+        for (const auto& options :
+             {every_option(divergence), HeadLossOptions{.divergence = divergence, .vocabulary = 500}}) {
+          const auto training = fused_head_loss(c, options);
+          expect_same_numbers(fused_head_loss(c, options, /*gradients=*/false), training, false, name_of(divergence));
+          const PathScope other(HeadLossPath::kAnew);
+          expect_same_numbers(fused_head_loss(c, options, /*gradients=*/false), training, false, "logits made anew");
+          const PathScope kept(HeadLossPath::kKept);
+          expect_same_numbers(fused_head_loss(c, options), training, false, "kept logits");
+        }
+      }
+    }
+  }
+}
+
+TEST(HeadLoss, cpu_OnlyTheGradientsAskedForAreMade) {
+  const auto c = mixed_case(at::kBFloat16, at::kBFloat16);
+  const auto options = every_option(Divergence::kForwardKl);
+  const auto both = fused_head_loss(c, options);
+  const auto hidden = c.student_hidden.detach().requires_grad_(), weight = c.student_weight.detach().requires_grad_();
+  const auto run = [&](const Tensor& h, const Tensor& w, const Tensor& of) {
+    const auto loss = kernels::head_loss(h, w, c.teacher_hidden, c.teacher_weight, c.labels, c.divergence_weight,
+                                         c.ce_weight, options)
+                          .loss;
+    return torch::autograd::grad({loss}, {of})[0];
+  };
+  expect_same_bits(run(hidden, c.student_weight, hidden), both.hidden_gradient, "hidden states alone");
+  expect_same_bits(run(c.student_hidden, weight, weight), both.weight_gradient, "weight alone");
+  const auto frozen = kernels::head_loss(c.student_hidden, c.student_weight, c.teacher_hidden.detach().requires_grad_(),
+                                         c.teacher_weight, c.labels, c.divergence_weight, c.ce_weight, options);
+  EXPECT_FALSE(frozen.loss.requires_grad());
+}
+
+TEST(HeadLoss, cpu_BackwardScalesByWhatItIsSeededWith) {
+  const auto c = mixed_case(at::kHalf, at::kHalf);
+  auto options = every_option(Divergence::kForwardKl);
+  const auto plain = fused_head_loss(c, options);
+  options.gradient_scale = 1024.0;
+  const auto scaled = fused_head_loss(c, options);  // seeded with 1024
+  EXPECT_LE(relative_distance(scaled.weight_gradient / 1024.0, plain.weight_gradient), 1e-3);
+  const auto hidden = c.student_hidden.detach().requires_grad_();
+  const auto loss = kernels::head_loss(hidden, c.student_weight, c.teacher_hidden, c.teacher_weight, c.labels,
+                                       c.divergence_weight, c.ce_weight, options)
+                        .loss;
+  for (const double seed : {1024.0, 256.0, 1024.0}) {  // and a graph that is kept gives the same again
+    const auto g = torch::autograd::grad({loss}, {hidden}, {at::full({}, seed)}, /*retain_graph=*/true)[0];
+    EXPECT_LE(relative_distance(g, scaled.hidden_gradient * (seed / 1024.0)), 1e-6);
+  }
+  torch::autograd::grad({loss}, {hidden});
+  EXPECT_THROW(torch::autograd::grad({loss}, {hidden}), c10::Error);
+}
+
+TEST(HeadLoss, cpu_TheCompositionComputesTheSame) {
+  for (const auto dtype : {at::kDouble, at::kFloat, at::kHalf}) {
+    const auto c = mixed_case(dtype, dtype);
+    for (const auto divergence : kAll) {
+      for (const bool options_on : {false, true}) {
+        const HeadLossOptions plain{.divergence = divergence, .mix = 0.3, .vocabulary = 500};
+        const auto options = options_on ? every_option(divergence) : plain;
+        const kernels::HeadLossInputs in{c.student_hidden, c.student_weight,    c.teacher_hidden, c.teacher_weight,
+                                         c.labels,         c.divergence_weight, c.ce_weight};
+        const auto [loss, d, ce, hidden, weight] = kernels::composed_head_loss(in, options, true, true);
+        const bool wide = dtype == at::kDouble;
+        expect_close_to_reference({loss, d, ce, hidden, weight}, reference_head_loss(c, options), wide ? 1e-12 : 1e-5,
+                                  wide ? 1e-11 : gradient_tolerance(dtype), name_of(divergence));
+      }
+    }
+  }
+}
+
+TEST(HeadLoss, cpu_Float64GoesThroughTheOperator) {
+  const auto c = mixed_case(at::kDouble, at::kDouble);
+  const auto options = every_option(Divergence::kJensenShannon);
+  const auto got = fused_head_loss(c, options);
+  EXPECT_EQ(got.loss.scalar_type(), at::kDouble);
+  expect_close_to_reference(got, reference_head_loss(c, options), 1e-12, 1e-11, "float64");
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+TEST(HeadLoss, cpu_ScratchStaysBelow96MegabytesWhateverTheVocabulary) {
+  for (const int64_t vocabulary : {32000, 151936}) {
+    for (const auto storage : {kernels::Storage::kBFloat16, kernels::Storage::kFloat16, kernels::Storage::kFloat32}) {
+      for (const bool two_steps : {false, true}) {
+        kernels::HeadShape shape{.tokens = 2048,
+                                 .student = kernels::head_operand(storage, 256),
+                                 .teacher = kernels::head_operand(storage, 512),
+                                 .vocabulary = vocabulary,
+                                 .two_steps = two_steps,
+                                 .hidden_gradient = true,
+                                 .weight_gradient = true,
+                                 .threads = 2};
+        EXPECT_LE(kernels::head_plan(shape).bytes, 95'000'000);
+      }
+    }
+  }
+}
+
+TEST(HeadLoss, cpu_ThePlanIsWhatIsAllocated) {
+  for (const auto path : {HeadLossPath::kKept, HeadLossPath::kAnew}) {
+    const PathScope scope(path);
+    const auto c = head_case(300, 3000, 64, 1.0, 0.3, at::kBFloat16, at::kBFloat16);
+    const kernels::HeadLossInputs in{c.student_hidden, c.student_weight,    c.teacher_hidden, c.teacher_weight,
+                                     std::nullopt,     c.divergence_weight, c.ce_weight};
+    const HeadLossOptions options{.vocabulary = 3000};
+    const auto plan = kernels::head_plan(kernels::head_shape(in, options, 300, true, true));
+    const auto outputs = static_cast<int64_t>(c.student_hidden.nbytes() + c.student_weight.nbytes());
+    const CpuMemory memory;
+    const auto results = kernels::head_loss_on_cpu(in, options, true, true);
+    EXPECT_GE(memory.peak(), plan.bytes + outputs);
+    EXPECT_LE(memory.peak(), plan.bytes + outputs + 16 * 1024);  // lists of tokens and per-token values
+    EXPECT_LE(memory.live(), outputs + 8 * 1024);
+  }
+}
+
+TEST(HeadLoss, cpu_MetaHasTheShapesOfTheRealOne) {
+  const auto c = mixed_case(at::kBFloat16, at::kHalf);
+  const auto meta = [](const Tensor& t) { return at::empty(t.sizes(), t.options().device(at::kMeta)); };
+  const auto hidden = meta(c.student_hidden).requires_grad_(), weight = meta(c.student_weight).requires_grad_();
+  const auto out =
+      kernels::head_loss(hidden, weight, meta(c.teacher_hidden), meta(c.teacher_weight), meta(*c.labels),
+                         meta(c.divergence_weight), meta(c.ce_weight), every_option(Divergence::kReverseKl));
+  EXPECT_TRUE(out.loss.is_meta());
+  EXPECT_EQ(out.loss.dim(), 0);
+  EXPECT_EQ(out.loss.scalar_type(), at::kFloat);
+  EXPECT_EQ(out.divergence_n.sizes(), c.divergence_weight.sizes());
+  const auto seed = at::empty({}, out.loss.options().requires_grad(false));
+  const auto gradients = torch::autograd::grad({out.loss}, {hidden, weight}, {seed});
+  EXPECT_EQ(gradients[0].sizes(), hidden.sizes());
+  EXPECT_EQ(gradients[1].sizes(), weight.sizes());
+  EXPECT_EQ(gradients[1].scalar_type(), at::kBFloat16);
+}
+
+// ---- refusals ------------------------------------------------------------------------------------------------------
+
+std::string refusal(const std::function<void(HeadCase&, HeadLossOptions&)>& spoil) {
+  auto c = mixed_case(at::kBFloat16, at::kBFloat16);
+  auto options = every_option(Divergence::kForwardKl);
+  spoil(c, options);
+  try {
+    fused_head_loss(c, options);
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "";
+}
+
+void expect_refused(const std::function<void(HeadCase&, HeadLossOptions&)>& spoil, const std::string& place,
+                    const std::string& wanted) {
+  const std::string message = refusal(spoil);
+  EXPECT_EQ(message.rfind("[head_loss] " + place, 0), 0u) << message;
+  EXPECT_NE(message.find(wanted), std::string::npos) << message;
+  EXPECT_EQ(message.find('\n'), std::string::npos) << message;
+}
+
+TEST(HeadLoss, cpu_RefusesWhatDoesNotFit) {
+  expect_refused([](HeadCase& c, auto&) { c.student_weight = c.student_weight.to(at::kHalf); }, "student_weight",
+                 "wanted bfloat16");
+  expect_refused([](HeadCase& c, auto&) { c.student_hidden = c.student_hidden.narrow(1, 0, 30); }, "student_weight",
+                 "wanted [vocabulary, 30]");
+  expect_refused([](HeadCase& c, auto&) { c.teacher_hidden = c.teacher_hidden.narrow(0, 0, 30); }, "teacher_hidden",
+                 "wanted the tokens of student_hidden");
+  expect_refused([](auto&, HeadLossOptions& o) { o.vocabulary = 504; }, "vocabulary is 504", "student_weight");
+  expect_refused([](HeadCase& c, auto&) { c.teacher_weight = c.teacher_weight.narrow(0, 0, 499); }, "teacher_weight",
+                 "at least 500 rows");
+  expect_refused([](HeadCase& c, auto&) { c.ce_weight = c.ce_weight.to(at::kHalf); }, "ce_weight", "wanted Float [45]");
+  expect_refused([](HeadCase& c, auto&) { c.labels = c.labels->to(at::kInt); }, "labels", "wanted Long [45]");
+  expect_refused([](HeadCase& c, auto&) { c.labels->select(0, 2).fill_(500); }, "the label of token 2 is 500",
+                 "0 to 499");
+  expect_refused([](auto&, HeadLossOptions& o) { o.temperature = 0.0; }, "temperature is 0", "more than 0");
+  expect_refused([](auto&, HeadLossOptions& o) { o.divergence = Divergence::kJensenShannon, o.mix = 1.0; }, "mix is 1",
+                 "between 0 and 1");
+  expect_refused([](HeadCase& c, HeadLossOptions& o) { o.divergence = Divergence::kNone, c.labels.reset(); }, "neither",
+                 "wanted one of them");
+}
+
+}  // namespace
+}  // namespace limbeck::test
