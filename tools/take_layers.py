@@ -71,7 +71,8 @@ def taken_tensors(folder: Path, layers: list[int]) -> dict:
                     taken[name] = file.get_tensor(name)
                     continue
                 for new in new_numbers.get(int(match[2]), []):
-                    taken[f"{match[1]}{new}{match[3]}"] = file.get_tensor(name)
+                    # A copy for each: tensors that share memory are refused when they are saved.
+                    taken[f"{match[1]}{new}{match[3]}"] = file.get_tensor(name).clone()
     return taken
 
 

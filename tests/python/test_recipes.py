@@ -49,6 +49,8 @@ def scaled_model(recipe: Path, role: str, folder: Path) -> Path:
     encoder = config["model_type"] == "bert"
     model = AutoModel.from_config(built) if encoder else AutoModelForCausalLM.from_config(built)
     model.to(dtype).save_pretrained(folder)
+    if keys[role].get("init") == "random":
+        (folder / "model.safetensors").unlink()  # config.json alone must do
     return folder
 
 

@@ -44,6 +44,8 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   const auto device = settings.device(role + ".device");
   request.device = device ? *device : *settings.device("device");
   request.trainable = role == "student";
+  request.random_init = settings.text(role + ".init") == "random";
+  request.seed = settings.integer("seed");
   for (const recipe::Value& rule : settings.values("precision.rule")) {
     request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
   }
