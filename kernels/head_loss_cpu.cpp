@@ -129,7 +129,7 @@ HeadLossRun::HeadLossRun(const HeadLossInputs& in, const HeadLossOptions& option
     : in_(in),
       options_(options),
       formula_(formula_of(in, options)),
-      shape_(head_shape(in, options, counted.numel(), hidden_gradient, weight_gradient)),
+      shape_(head_shape(in, options, std::max<int64_t>(counted.numel(), 1), hidden_gradient, weight_gradient)),
       plan_(head_plan(shape_)),
       counted_(counted.numel()),
       index_(counted.const_data_ptr<int64_t>()),

@@ -31,6 +31,8 @@ at::Tensor where(const at::Tensor& condition, const at::Tensor& self, const at::
   return at::empty(shape, self.options().dtype(at::result_type(self, other)));
 }
 
+void cummax_helper(const at::Tensor&, at::Tensor&, at::Tensor&, int64_t) {}  // fills what is allocated already
+
 at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
 
 at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
@@ -42,6 +44,7 @@ void cummax_helper(const at::Tensor&, at::Tensor&, at::Tensor&, int64_t) {}
 
 TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("index_select", &index_select);
+  library.impl("_cummax_helper", &cummax_helper);
   library.impl("relu", &relu);
   library.impl("abs", &abs);
   library.impl("_cummax_helper", &cummax_helper);

@@ -13,20 +13,36 @@ namespace rows {
 
 namespace {
 
-at::Tensor log_probabilities(const at::Tensor& logits) { return at::log_softmax(logits, -1); }
+// A softmax in parts. Log-probabilities are never formed: rounding a number as large as a log-sum-exp would drown the
+// differences of near distributions. What is compared instead is the logits, whose difference is exact when they are near.
+struct Softened {
+  explicit Softened(const at::Tensor& z) : logits(z), highest(z.detach().amax(-1, /*keepdim=*/true)) {
+    const at::Tensor e = (z - highest).exp(), sum = e.sum(-1, /*keepdim=*/true);
+    p = e / sum;
+    log_sum = sum.log();
+  }
+  at::Tensor logits, highest, p, log_sum;
+};
 
-// KL(a || b) of log-probabilities. The summand a (log a - log b) - a + b has the same sum, for both distributions sum
-// to one, but an error common to a whole row (that of its log-sum-exp) cancels out of it.
-at::Tensor kl(const at::Tensor& log_a, const at::Tensor& log_b) {
-  const at::Tensor a = log_a.exp();
-  return (a * (log_a - log_b) - a + log_b.exp()).sum(-1);
+// log(a / b)
+at::Tensor log_ratio(const Softened& a, const Softened& b) {
+  return (a.logits - b.logits) - ((a.highest - b.highest) + (a.log_sum - b.log_sum));
 }
 
-// log(share a + (1 - share) b), exactly log a where both agree. The larger of the two is taken out as a constant: the
-// result does not depend on what is taken out, so neither does its gradient.
-at::Tensor log_mixture(const at::Tensor& log_a, const at::Tensor& log_b, double share) {
-  const at::Tensor larger = at::maximum(log_a.detach(), log_b.detach());
-  return larger + at::log1p(share * at::expm1(log_a - larger) + (1.0 - share) * at::expm1(log_b - larger));
+// KL(a || b). The summand a log(a/b) - a + b has the same sum, for both distributions sum to one, but an error common to
+// a whole row (that of its log-sum-exp) cancels out of it.
+at::Tensor kl(const Softened& a, const Softened& b) { return (a.p * log_ratio(a, b) - a.p + b.p).sum(-1); }
+
+// log(1 - share + share e^x) without overflow, exactly 0 at 0. Each side of 0 has its own form, and its own gradient.
+at::Tensor log_mixed(const at::Tensor& x, double share) {
+  const at::Tensor above = x.gt(0), low = x.masked_fill(above, 0), high = x.masked_fill(above.bitwise_not(), 0);
+  return at::log1p(share * at::expm1(low)) + high + at::log1p((1.0 - share) * at::expm1(-high));
+}
+
+// KL(a || share a + (1 - share) b)
+at::Tensor kl_to_mixture(const Softened& a, const Softened& b, double share) {
+  const at::Tensor mixture = share * a.p + (1.0 - share) * b.p;
+  return (mixture - a.p - a.p * log_mixed(log_ratio(b, a), 1.0 - share)).sum(-1);
 }
 
 at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
@@ -37,27 +53,24 @@ at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
 }  // namespace
 
 at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  return kl(log_probabilities(teacher_nv), log_probabilities(student_nv));
+  return kl(Softened(teacher_nv), Softened(student_nv));
 }
 
 at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  return kl(log_probabilities(student_nv), log_probabilities(teacher_nv));
+  return kl(Softened(student_nv), Softened(teacher_nv));
 }
 
 at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta) {
-  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
-  const at::Tensor m = log_mixture(t, s, beta);
-  return beta * kl(t, m) + (1.0 - beta) * kl(s, m);
+  const Softened s(student_nv), t(teacher_nv);
+  return beta * kl_to_mixture(t, s, beta) + (1.0 - beta) * kl_to_mixture(s, t, 1.0 - beta);
 }
 
 at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
-  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
-  return kl(t, log_mixture(t, s, alpha));
+  return kl_to_mixture(Softened(teacher_nv), Softened(student_nv), alpha);
 }
 
 at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
-  const at::Tensor s = log_probabilities(student_nv), t = log_probabilities(teacher_nv);
-  return kl(s, log_mixture(s, t, alpha));
+  return kl_to_mixture(Softened(student_nv), Softened(teacher_nv), alpha);
 }
 
 at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
@@ -86,7 +99,7 @@ at::Tensor union_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, 
   const at::Tensor twice = at::cat({at::zeros_like(of_teacher, at::kBool), taken.gather(-1, of_student)}, -1);
   const at::Tensor ids = at::cat({of_teacher, of_student}, -1);
   const auto renormalised = [&](const at::Tensor& logits) {
-    return log_probabilities(logits.gather(-1, ids).masked_fill(twice, kOutside));
+    return Softened(logits.gather(-1, ids).masked_fill(twice, kOutside));
   };
   return kl(renormalised(teacher_nv), renormalised(student_nv));
 }
