@@ -37,9 +37,6 @@ at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
 
 at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
 
-// Positions of packed documents. The values and indices it fills are allocated by the caller.
-void cummax_helper(const at::Tensor&, at::Tensor&, at::Tensor&, int64_t) {}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(aten, Meta, library) {
