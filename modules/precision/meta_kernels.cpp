@@ -44,7 +44,6 @@ TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("_cummax_helper", &cummax_helper);
   library.impl("relu", &relu);
   library.impl("abs", &abs);
-  library.impl("_cummax_helper", &cummax_helper);
   library.impl("where.self", &where);
   library.impl("embedding_dense_backward", &embedding_dense_backward);
 }
