@@ -380,27 +380,29 @@ void HeadLossRun::group_terms(int64_t first_tile, int64_t tiles, int64_t first_b
 }
 
 void HeadLossRun::sum_weight(int64_t slot, int64_t tile, int64_t first_block, int64_t blocks, bool first, bool last) {
-  const int64_t depth = shape_.student.blocks(), element = shape_.student.element();
-  float* sums = at(plan_.weight_sums) + slot * depth * kHeadArea;
+  const int64_t depth = shape_.student.blocks(), element = shape_.student.element(), width = shape_.student.depth;
+  const int64_t bytes = weight_gradient_.element_size(), columns = columns_of(tile);
+  auto* rows = static_cast<char*>(weight_gradient_.mutable_data_ptr()) + tile * kHeadTile * width * bytes;
+  const bool in_place = shape_.sums_in_place();
+  float* sums = in_place ? reinterpret_cast<float*>(rows) : at(plan_.weight_sums) + slot * depth * kHeadArea;
   for (int64_t d = 0; d < depth; ++d) {
     product(shape_.student.pairs,
-            {.c = sums + d * kHeadArea,
+            {.c = sums + d * (in_place ? kProductBlock : kHeadArea),
              .a = chunk(slot, 0),
              .a_block_stride = 0,
              .a_segment_stride = plan_.chunk_bytes / element,
              .b = at<char>(plan_.student_rows) + (d * plan_.blocks + first_block) * kProductArea * element,
              .b_segment_stride = kProductArea,
-             .rows = kHeadTile,
+             .rows = in_place ? columns : kHeadTile,
              .blocks = 1,
              .segments = blocks,
-             .accumulate = !first});
+             .accumulate = !first,
+             .c_stride = in_place ? width : kProductBlock});
   }
-  if (!last) return;
-  const int64_t width = shape_.student.depth, bytes = weight_gradient_.element_size();
-  auto* to = static_cast<char*>(weight_gradient_.mutable_data_ptr()) + tile * kHeadTile * width * bytes;
-  for (int64_t v = 0; v < columns_of(tile); ++v) {
+  if (!last || in_place) return;
+  for (int64_t v = 0; v < columns; ++v) {
     LIMBECK_ON_VECTOR_TARGET(
-        store_row(sums + v * kHeadBlock, kHeadArea, width, shape_.student.storage, to + v * width * bytes));
+        store_row(sums + v * kHeadBlock, kHeadArea, width, shape_.student.storage, rows + v * width * bytes));
   }
 }
 

@@ -59,7 +59,8 @@ void lay_out(const HeadShape& s, HeadPlan& p) {
   const bool gradients = s.hidden_gradient || s.weight_gradient;
   p.chunks = layout.take(p.kept ? p.tiles * p.run * p.chunk_bytes : gradients ? p.group * p.run * p.chunk_bytes : 0);
   p.weight_right = layout.take(s.hidden_gradient ? p.group * depth * kHeadArea * element : 0);
-  p.weight_sums = layout.take(s.weight_gradient ? (p.kept ? p.tiles : p.group) * depth * kHeadArea * 4 : 0);
+  const bool panel_sums = s.weight_gradient && !s.sums_in_place();
+  p.weight_sums = layout.take(panel_sums ? (p.kept ? p.tiles : p.group) * depth * kHeadArea * 4 : 0);
   p.left_student_bytes = depth * kHeadArea * element;
   p.worker_bytes = p.left_student_bytes + s.teacher.blocks() * kHeadArea * s.teacher.element() + 2 * kHeadArea * 4;
   p.workers = layout.take(s.threads * p.worker_bytes);

@@ -20,6 +20,9 @@ struct HeadShape {
   bool two_steps = false;  // the logits are needed once more before the gradient
   bool hidden_gradient = false, weight_gradient = false;
   int64_t threads = 1;
+
+  // A float32 gradient of the weight is its own sum over the tokens: no copy of it in panels.
+  bool sums_in_place() const { return student.storage == Storage::kFloat32 && student.depth % kProductBlock == 0; }
 };
 
 // Byte offsets into one scratch allocation of `bytes`.

@@ -13,7 +13,7 @@ inline constexpr int64_t kProductArea = kProductBlock * kProductBlock;
 // K is cut into segments of `blocks` blocks, each of 32: A is [segments][blocks][rows][32], B is
 // [segments][blocks][32 / P][32][P], where P is 2 for bfloat16 (two neighbours of K side by side) and 1 for float32.
 struct TileProduct {
-  float* c;  // [rows][32]
+  float* c;  // [rows][32], rows `c_stride` apart
   const void* a;
   int64_t a_block_stride, a_segment_stride;  // elements
   const void* b;
@@ -23,6 +23,7 @@ struct TileProduct {
   bool accumulate;
   // float32 only: each block of K is summed apart and then added, so that the error of a logit does not grow with K.
   bool sum_blocks_apart = false;
+  int64_t c_stride = kProductBlock;  // another one: float32 only
 };
 
 // Whether and how this processor multiplies bfloat16. LIMBECK_VECTOR caps it: amx (no cap), avx512_bf16, and anything

@@ -192,19 +192,22 @@ TEST(Optimizer, TheScaleGrowsAfterGoodUpdates) {
   EXPECT_EQ(one_update(optimizer, parameters, 3).loss_scale, 32.0);
 }
 
-TEST(Optimizer, AnOverflowAtTheFloorStopsAndTheScaleStays) {
+TEST(Optimizer, TheScaleStaysAtItsFloorAndTheRunStopsAfterAFewThere) {
   const auto parameters = two(at::kHalf);
-  Optimizer optimizer(settings("loss_scale_start = 4\nloss_scale_floor = 2\n"), parameters, 10);
+  Optimizer optimizer(settings("loss_scale_start = 4\nloss_scale_floor = 2\nmax_skipped = 4\n"), parameters, 10);
   const auto overflow = [&](int64_t step) {
     give_gradients(parameters, step, 1.0);
     parameters[0].tensor.mutable_grad()[0][0] = std::nan("");
     optimizer.accumulate(1);
     return optimizer.step(step);
   };
-  EXPECT_EQ(overflow(0).loss_scale, 2.0);
-  const std::string message = message_of([&] { overflow(1); });
-  EXPECT_EQ(message.substr(0, 49), "5: the gradient of student.mlp.weight is not fini") << message;
-  EXPECT_NE(message.find("at loss scale 2"), std::string::npos) << message;
+  for (int64_t step = 0; step < 3; ++step) EXPECT_EQ(overflow(step).loss_scale, 2.0);
+  EXPECT_FALSE(one_update(optimizer, parameters, 3).skipped);  // one good update among them starts the count anew
+  for (int64_t step = 4; step < 7; ++step) EXPECT_EQ(overflow(step).loss_scale, 2.0);
+  const std::string message = message_of([&] { overflow(7); });
+  EXPECT_EQ(message.substr(0, 32), "5: 4 updates in a row were skipp") << message;
+  EXPECT_NE(message.find("the gradient of student.mlp.weight is not finite (loss scale 2, its floor)"), std::string::npos)
+      << message;
   EXPECT_EQ(optimizer.loss_scale(), 2.0);
 }
 

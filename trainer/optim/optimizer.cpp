@@ -187,19 +187,12 @@ void Optimizer::State::skip(StepReport& report) {
   loss_scale.update_overflowed();
   ++skipped_in_a_row, ++skipped_in_all;
   report.skipped = true;
-  if (at_floor) {
-    throw NumericError(fmt::format(
-        "the gradient of {} is not finite at loss scale {}, the floor (optim.loss_scale_floor): nothing is left to "
-        "lower; train in bfloat16 or float32 (student.dtype), or lower optim.learning_rate",
-        report.nonfinite, used));
-  }
-  if (skipped_in_a_row >= max_skipped) {
-    throw NumericError(
-        fmt::format("{} updates in a row were skipped (optim.max_skipped), the last because the gradient of {} is not "
-                    "finite (loss scale {}): look at the data and the loss of these steps, or lower "
-                    "optim.learning_rate",
-                    skipped_in_a_row, report.nonfinite, used));
-  }
+  if (skipped_in_a_row < max_skipped) return;
+  throw NumericError(fmt::format(
+      "{} updates in a row were skipped (optim.max_skipped), the last because the gradient of {} is not finite (loss "
+      "scale {}{}): look at the data and the loss of these steps, lower optim.learning_rate{}",
+      skipped_in_a_row, report.nonfinite, used, at_floor ? ", its floor" : "",
+      at_floor ? ", or train in bfloat16 or float32 (student.dtype)" : ""));
 }
 
 StepReport Optimizer::step(int64_t step) {

@@ -42,7 +42,7 @@ class Optimizer {
   // Adds the .grad of every parameter to the update (float32 accumulators when `micro_batches` > 1) and frees it.
   void accumulate(int64_t micro_batches);
   // Unscales, checks, clips, updates, follows with the EMA. `step` counts updates from 0. NumericError after
-  // optim.max_skipped skips in a row, or at the loss scale's floor, naming the tensor.
+  // optim.max_skipped skips in a row, naming the tensor and whether the loss scale is at its floor.
   StepReport step(int64_t step);
   double learning_rate(int64_t step, const std::string& group) const;  // a pure function
 

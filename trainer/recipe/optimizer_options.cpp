@@ -44,7 +44,7 @@ void declare_loss_scale(OptionTable& table) {
              .fallback = "2000",
              .help = "Good updates in a row after which the loss scale doubles.",
              .range = {1, 1 << 30}});
-  add_number(table, "loss_scale_floor", "1.0", scales, "The loss scale never falls below; an overflow there stops.");
+  add_number(table, "loss_scale_floor", "1.0", scales, "The loss scale never falls below.");
   table.add({.name = "optim.max_skipped",
              .kind = OptionKind::kInteger,
              .fallback = "10",
