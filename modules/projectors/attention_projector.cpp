@@ -5,9 +5,7 @@
 namespace limbeck::projectors {
 
 AttentionProjector::AttentionProjector(const precision::Scope& scope, int64_t student_heads, int64_t teacher_heads)
-    : ContractModule(scope, precision::Role::kProjector),
-      student_heads_(student_heads),
-      teacher_heads_(teacher_heads) {
+    : ContractModule(scope, precision::Role::kProjector), student_heads_(student_heads), teacher_heads_(teacher_heads) {
   create_parameter("weight", {teacher_heads_, student_heads_});
   create_parameter("log_temperature", {1});
 }

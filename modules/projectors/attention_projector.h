@@ -1,5 +1,5 @@
-// Makes a student's attention scores comparable with a teacher's: a bias-free map of its heads onto the teacher's, and a
-// learned temperature. Both are stored in the student's dtype; the scores are float32.
+// Makes a student's attention scores comparable with a teacher's: a bias-free map of its heads onto the teacher's, and
+// a learned temperature. Both are stored in the student's dtype; the scores are float32.
 #pragma once
 #include "modules/precision/contract_module.h"
 

@@ -54,7 +54,8 @@ Heads random_heads(at::ScalarType dtype, double noise) {
   at::manual_seed(7);
   const auto options = at::TensorOptions().dtype(at::kFloat);
   Heads h;
-  const at::Tensor hidden = at::randn({kTokens, kWidth}, options), weight = at::randn({kVocabulary, kWidth}, options) * 0.1;  // logits of size 0.5
+  const at::Tensor hidden = at::randn({kTokens, kWidth}, options),
+                   weight = at::randn({kVocabulary, kWidth}, options) * 0.1;  // logits of size 0.5
   h.teacher_hidden = hidden.to(dtype);
   h.teacher_weight = weight.clone().to(dtype);
   h.student_hidden = (hidden + noise * at::randn_like(hidden)).to(dtype).requires_grad_();
@@ -103,7 +104,8 @@ struct Gradients {
 
 // The textbook formula and its gradients in float64, from logits in float64 or rounded by a float32 GEMM as ours are.
 Gradients reference(const std::string& name, const Heads& h, bool tempered, bool float32_logits) {
-  const at::Tensor hidden = h.student_hidden.detach().to(at::kDouble), weight = h.student_weight.detach().to(at::kDouble);
+  const at::Tensor hidden = h.student_hidden.detach().to(at::kDouble),
+                   weight = h.student_weight.detach().to(at::kDouble);
   const auto logits = [&](const at::Tensor& x, const at::Tensor& w) {
     const at::ScalarType type = float32_logits ? at::kFloat : at::kDouble;
     return at::mm(x.detach().to(type), w.detach().to(type).t()).to(at::kDouble);
@@ -160,7 +162,9 @@ std::vector<DivergenceCase> every_case() {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, EveryDivergence, ::testing::ValuesIn(every_case()), [](const auto& instance) {
-  const char* dtype = instance.param.dtype == at::kFloat ? "float32" : instance.param.dtype == at::kHalf ? "float16" : "bfloat16";
+  const char* dtype = instance.param.dtype == at::kFloat  ? "float32"
+                      : instance.param.dtype == at::kHalf ? "float16"
+                                                          : "bfloat16";
   return instance.param.name + "_" + dtype + "_noise" + std::to_string(static_cast<int>(100 * instance.param.noise));
 });
 
@@ -235,7 +239,8 @@ TEST(Divergence, UnionCountsEachIdOnce) {
   EXPECT_NEAR(rows::union_kl(zs, zt, 2).item<double>(), wanted, 1e-14);
   const at::Tensor leaf = zs.clone().requires_grad_();
   rows::union_kl(leaf, zt, 2).sum().backward();
-  for (int i = 0; i < 3; ++i) EXPECT_NEAR(leaf.grad()[0][i].item<double>(), share(student, i) - share(teacher, i), 1e-14);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_NEAR(leaf.grad()[0][i].item<double>(), share(student, i) - share(teacher, i), 1e-14);
   EXPECT_EQ(leaf.grad().narrow(1, 3, 2).abs().sum().item<double>(), 0.0);
 }
 
@@ -263,7 +268,9 @@ TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
       for (auto* body : {&chunked_head_terms, &head_terms}) {
         const at::Tensor values = (*body)(request).divergence_n;
         EXPECT_GE(values.min().item<double>(), 0.0) << name << " " << noise;
-        if (noise == 0.0) { EXPECT_EQ(values.max().item<double>(), 0.0) << name; }
+        if (noise == 0.0) {
+          EXPECT_EQ(values.max().item<double>(), 0.0) << name;
+        }
       }
     }
   }
@@ -289,10 +296,14 @@ TEST(Divergence, SortedDistanceFillsTheSmallerVocabulary) {
 
 TEST(Divergence, ComparesHeadsAsEvaluationReportsThem) {
   const at::Tensor weight = at::eye(6);
-  const HeadSide student{.hidden_nd = at::tensor({6.f, 5.f, 4.f, 3.f, 2.f, 1.f, 6.f, 5.f, 4.f, 3.f, 2.f, 1.f}).view({2, 6}),
-                         .weight_vd = weight, .place = "s"};
-  const HeadSide teacher{.hidden_nd = at::tensor({6.f, 5.f, 4.f, 3.f, 2.f, 1.f, 1.f, 2.f, 3.f, 4.f, 5.f, 6.f}).view({2, 6}),
-                         .weight_vd = weight, .place = "t"};
+  const HeadSide student{
+      .hidden_nd = at::tensor({6.f, 5.f, 4.f, 3.f, 2.f, 1.f, 6.f, 5.f, 4.f, 3.f, 2.f, 1.f}).view({2, 6}),
+      .weight_vd = weight,
+      .place = "s"};
+  const HeadSide teacher{
+      .hidden_nd = at::tensor({6.f, 5.f, 4.f, 3.f, 2.f, 1.f, 1.f, 2.f, 3.f, 4.f, 5.f, 6.f}).view({2, 6}),
+      .weight_vd = weight,
+      .place = "t"};
   const HeadComparison both = compare_heads(student, teacher, at::ones({2}, at::kBool));
   EXPECT_EQ(both.top1_agreements, 1);
   EXPECT_DOUBLE_EQ(both.top5_overlap, 1.0 + 4.0 / 5.0);

@@ -37,7 +37,8 @@ const std::filesystem::path& student() {
 }
 
 const std::filesystem::path& other_tokenizer() {
-  static const auto folder = weighted_model("llama", R"({"vocab_size": 311, "hidden_size": 40, "num_hidden_layers": 3})", 1);
+  static const auto folder =
+      weighted_model("llama", R"({"vocab_size": 311, "hidden_size": 40, "num_hidden_layers": 3})", 1);
   return folder;
 }
 
@@ -59,17 +60,21 @@ Terms expect_sound(const std::string& recipe, const data::Batch& batch, const st
     EXPECT_TRUE(p.tensor.grad().defined()) << p.name;
     if (!p.tensor.grad().defined()) continue;
     EXPECT_TRUE(p.tensor.grad().isfinite().all().item<bool>()) << p.name;
-    if (p.decays && p.group != "student") { EXPECT_GT(p.tensor.grad().abs().sum().item<double>(), 0.0) << p.name; }
+    if (p.decays && p.group != "student") {
+      EXPECT_GT(p.tensor.grad().abs().sum().item<double>(), 0.0) << p.name;
+    }
   }
   const at::NoGradGuard no_gradient;
   Measures measures;
   const Terms evaluation = objective.forward(batch, progress, &measures);
   EXPECT_TRUE(at::equal(training.loss.detach(), evaluation.loss));
   for (const std::string& name : wanted) {
-    const auto found = std::find_if(training.terms.begin(), training.terms.end(),
-                                    [&](const Term& t) { return t.name == name; });
+    const auto found =
+        std::find_if(training.terms.begin(), training.terms.end(), [&](const Term& t) { return t.name == name; });
     EXPECT_NE(found, training.terms.end()) << name;
-    if (found != training.terms.end()) { EXPECT_GT(found->value.item<double>(), 0.0) << name; }
+    if (found != training.terms.end()) {
+      EXPECT_GT(found->value.item<double>(), 0.0) << name;
+    }
   }
   const at::AutoGradMode recording(true);
   const Distillation meta = distillation_of(recipe, Materialize::kMeta);
@@ -148,8 +153,8 @@ TEST(ObjectivePairs, RoutersOfMixturesAreBalancedAndLearnt) {
   const at::Tensor even = at::zeros({6, 4}), tilted = at::tensor({9.f, 0.f, 0.f, 0.f}).expand({6, 4});
   EXPECT_NEAR(imbalance(even, at::full({6}, 0.1)).item<double>(), 0.0, 1e-6);
   const double p = std::exp(9.0) / (std::exp(9.0) + 3), q = 1 / (std::exp(9.0) + 3);
-  EXPECT_NEAR(imbalance(tilted, at::full({6}, 0.1)).item<double>(), -(std::log(p) + 3 * std::log(q)) / 4 - std::log(4.0),
-              1e-4);
+  EXPECT_NEAR(imbalance(tilted, at::full({6}, 0.1)).item<double>(),
+              -(std::log(p) + 3 * std::log(q)) / 4 - std::log(4.0), 1e-4);
 }
 
 TEST(ObjectivePairs, EncodersLearnPooledStates) {
@@ -158,8 +163,9 @@ TEST(ObjectivePairs, EncodersLearnPooledStates) {
   data::Batch batch = random_batch({}, 3);
   batch.student.labels.fill_(-100);
   expect_sound(recipe_of(teacher, own), batch, {"embedding"});
-  expect_sound(recipe_of(teacher, own, "[objective]\nfeature_weight = 1\nattention_weight = 1\n", "float16", "bfloat16"),
-               batch, {"embedding", "feature", "attention.0"});
+  expect_sound(
+      recipe_of(teacher, own, "[objective]\nfeature_weight = 1\nattention_weight = 1\n", "float16", "bfloat16"), batch,
+      {"embedding", "feature", "attention.0"});
 }
 
 TEST(ObjectivePairs, ClassifiersLearnClassesAndTheTeachersDistribution) {
@@ -176,16 +182,18 @@ TEST(ObjectivePairs, ClassifiersLearnClassesAndTheTeachersDistribution) {
   EXPECT_EQ(m.compared, 3);
   EXPECT_LE(m.student_right, 2);
   const auto two = weighted_model("distilbert", R"({"num_labels": 2})", 1);
-  EXPECT_NE(message_of([&] { distillation_of(recipe_of(two, own)); }).find("it has 2 classes, wanted a classifier of 3"),
-            std::string::npos);
+  EXPECT_NE(
+      message_of([&] { distillation_of(recipe_of(two, own)); }).find("it has 2 classes, wanted a classifier of 3"),
+      std::string::npos);
 }
 
 TEST(ObjectivePairs, DifferentTokenizersAreRefusedUnlessTheObjectiveCrosses) {
   const std::string wrong = message_of([&] { distillation_of(recipe_of(other_tokenizer(), student())); });
-  EXPECT_EQ(wrong,
-            "2: the teacher's vocabulary has 311 ids, the student's 97, and objective.divergence = forward_kl (default "
-            "of objective.divergence) compares them id by id: set objective.divergence = uld or dskd, or projector.kind "
-            "= logit, and prepare data with both tokenizers");
+  EXPECT_EQ(
+      wrong,
+      "2: the teacher's vocabulary has 311 ids, the student's 97, and objective.divergence = forward_kl (default "
+      "of objective.divergence) compares them id by id: set objective.divergence = uld or dskd, or projector.kind "
+      "= logit, and prepare data with both tokenizers");
   // A padded table is no other tokenizer, and its padding is masked.
   const auto padded = weighted_model("llama", R"({"vocab_size": 128})", 1);
   Distillation objective = distillation_of(recipe_of(padded, student()));
@@ -212,8 +220,9 @@ TEST(ObjectivePairs, TokenizerFilesDecideWhereSizesAgree) {
   write(own, R"({"a": 0, "b": 1})");
   EXPECT_NO_THROW(distillation_of(recipe_of(teacher, own), Materialize::kMeta));
   write(own, R"({"a": 0, "x": 1})");
-  EXPECT_NE(message_of([&] { distillation_of(recipe_of(teacher, own), Materialize::kMeta); })
-                .find("id 1 is \"b\" in the teacher's tokenizer.json and \"x\" in the student's"),
+  EXPECT_NE(message_of([&] {
+              distillation_of(recipe_of(teacher, own), Materialize::kMeta);
+            }).find("id 1 is \"b\" in the teacher's tokenizer.json and \"x\" in the student's"),
             std::string::npos);
 }
 
@@ -221,20 +230,22 @@ TEST(ObjectivePairs, WhatCannotWorkIsRefusedWithTheWayOut) {
   const auto fault = [&](const std::string& more) {
     return message_of([&] { distillation_of(recipe_of(student(), student(), more), Materialize::kMeta); });
   };
-  EXPECT_NE(fault("[objective]\nlayer_weight = 1\nlayer_map = 1:9\n").find("1:9 is outside the models, wanted at most 2:2"),
-            std::string::npos);
+  EXPECT_NE(
+      fault("[objective]\nlayer_weight = 1\nlayer_map = 1:9\n").find("1:9 is outside the models, wanted at most 2:2"),
+      std::string::npos);
   EXPECT_NE(fault("[objective]\nlayer_weight = 1\nlayer_map = 1:2\n").find("pairs a state after the final norm"),
             std::string::npos);
   EXPECT_NE(fault("[objective]\nexpert_mix_weight = 1\n").find("the teacher has no experts"), std::string::npos);
   EXPECT_NE(fault("[objective]\nbalance_weight = 1\n").find("router to balance"), std::string::npos);
   EXPECT_NE(fault("[objective]\ndivergence = forward\n").find("objectives: forward is unknown"), std::string::npos);
-  EXPECT_NE(fault("[precision]\nrule = projector.* float32\n").find("set projector.dtype = float32"), std::string::npos);
-  EXPECT_NE(fault("[objective]\ncurriculum_layer_from = 0.9\n").find("exchange them"), std::string::npos);
-  EXPECT_NE(message_of([&] { distillation_of("[student]\nmodel = " + student().string() + "\n"); })
-                .find("objective.alpha = 0.7 (default of objective.alpha) compares with a teacher"),
+  EXPECT_NE(fault("[precision]\nrule = projector.* float32\n").find("set projector.dtype = float32"),
             std::string::npos);
-  const Distillation alone =
-      distillation_of("[student]\nmodel = " + student().string() + "\n[objective]\nalpha = 0\n");
+  EXPECT_NE(fault("[objective]\ncurriculum_layer_from = 0.9\n").find("exchange them"), std::string::npos);
+  EXPECT_NE(message_of([&] {
+              distillation_of("[student]\nmodel = " + student().string() + "\n");
+            }).find("objective.alpha = 0.7 (default of objective.alpha) compares with a teacher"),
+            std::string::npos);
+  const Distillation alone = distillation_of("[student]\nmodel = " + student().string() + "\n[objective]\nalpha = 0\n");
   const Terms terms = alone.forward(random_batch({}, 3), {});
   ASSERT_EQ(terms.terms.size(), 1u);
   EXPECT_EQ(terms.terms[0].name, "ce");
@@ -268,9 +279,9 @@ TEST(ObjectivePairs, AttentionScoresGiveTheKernelsAttention) {
     const at::Tensor ours = attention_scores({q, k}, a, at::kFloat, "x")
                                 .masked_fill(visible_keys(stream, a, layer).logical_not(), -1e30)
                                 .softmax(-1);
-    const at::Tensor theirs = kernels::attention(q, k, v, documents, documents,
-                                                 {a.attention_scale, true, window, a.attention_softcap})
-                                  .transpose(1, 2);  // values that are the identity give the probabilities back
+    const at::Tensor theirs =
+        kernels::attention(q, k, v, documents, documents, {a.attention_scale, true, window, a.attention_softcap})
+            .transpose(1, 2);  // values that are the identity give the probabilities back
     const at::Tensor valid = stream.document_ids->ne(0).view({3, 1, 10, 1});
     EXPECT_LT(((ours - theirs) * valid).abs().max().item<double>(), 1e-5);
   }

@@ -1,5 +1,5 @@
-// The one forward of a distillation: training equals evaluation bit for bit in every pair of dtypes, batches may be split
-// at will, and `check` runs it on meta without a violation.
+// The one forward of a distillation: training equals evaluation bit for bit in every pair of dtypes, batches may be
+// split at will, and `check` runs it on meta without a violation.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -82,7 +82,9 @@ Terms expect_training_equals_evaluation(const Distillation& objective, const dat
   clear_gradients(objective);
   training.loss.backward();
   for (const TrainedParameter& p : objective.trained_parameters()) {
-    if (p.tensor.grad().defined()) { EXPECT_TRUE(p.tensor.grad().isfinite().all().item<bool>()) << p.name; }
+    if (p.tensor.grad().defined()) {
+      EXPECT_TRUE(p.tensor.grad().isfinite().all().item<bool>()) << p.name;
+    }
   }
   return training;
 }
@@ -201,8 +203,8 @@ TEST(Objective, EightSmallBatchesAreOneLarge) {
   clear_gradients(objective);
   double loss = 0;
   for (int64_t row = 0; row < 8; ++row) {
-    const Terms part = objective.forward(testing::rows_of(batch, row, 1),
-                                         {.update_targets = whole.targets, .update_sequences = 8});
+    const Terms part =
+        objective.forward(testing::rows_of(batch, row, 1), {.update_targets = whole.targets, .update_sequences = 8});
     part.loss.backward();
     loss += part.loss.item<double>();
   }
@@ -248,13 +250,14 @@ TEST(Objective, SupervisionDecidesWhatTheLogitProjectorLearnsFrom) {
   const at::Tensor alone = gradient("supervision = none\n[objective]\nalpha = 0.3\n");
   EXPECT_GT((alone - supervised).norm().item<double>(), 1e-3 * supervised.norm().item<double>());
   // Its cross-entropy leaves the student's head alone.
-  const Distillation objective = distillation_of(
-      pair_recipe("[projector]\nkind = logit\n[objective]\nalpha = 1\nprojector_ce_weight = 50\n"));
-  const Distillation without = distillation_of(
-      pair_recipe("[projector]\nkind = logit\n[objective]\nalpha = 1\nprojector_ce_weight = 0\n"));
+  const Distillation objective =
+      distillation_of(pair_recipe("[projector]\nkind = logit\n[objective]\nalpha = 1\nprojector_ce_weight = 50\n"));
+  const Distillation without =
+      distillation_of(pair_recipe("[projector]\nkind = logit\n[objective]\nalpha = 1\nprojector_ce_weight = 0\n"));
   objective.forward(batch, {}).loss.backward();
   without.forward(batch, {}).loss.backward();
-  EXPECT_TRUE(at::equal(objective.student().model->head_weight().grad(), without.student().model->head_weight().grad()));
+  EXPECT_TRUE(
+      at::equal(objective.student().model->head_weight().grad(), without.student().model->head_weight().grad()));
 }
 
 TEST(Objective, ProjectorsAreMadeLikeTheModelTheyAttachTo) {
@@ -283,12 +286,15 @@ TEST(Objective, EveryTermRunsInHalfPrecisionAndOnMeta) {
     const std::string recipe = pair_recipe(more, "bfloat16", "float16");
     const Distillation objective = distillation_of(recipe);
     const Terms terms = expect_training_equals_evaluation(objective, batch, {.step = 8, .total_steps = 10});
-    for (const char* name : {"kd", "ce", "feature", "hidden.1", "attention.0", "attention.1", "contrastive", "embedding"})
+    for (const char* name :
+         {"kd", "ce", "feature", "hidden.1", "attention.0", "attention.1", "contrastive", "embedding"})
       EXPECT_GT(term(terms, name)->value.item<double>(), 0.0) << name;
     for (const auto& p : objective.trained_parameters()) {
       ASSERT_TRUE(p.tensor.grad().defined()) << p.name;
       // A lone key's softmax is flat, and a bias before a LayerNorm may be; matrices all learn.
-      if (p.decays) { EXPECT_GT(p.tensor.grad().abs().sum().item<double>(), 0.0) << p.name; }
+      if (p.decays) {
+        EXPECT_GT(p.tensor.grad().abs().sum().item<double>(), 0.0) << p.name;
+      }
     }
     expect_clean_on_meta(recipe, batch);
   }
@@ -324,14 +330,17 @@ TEST(Objective, CurriculumFollowsTheProgressInEvaluationToo) {
 }
 
 TEST(Objective, TrainedParametersHaveGroupsAndNoDecayForVectors) {
-  const Distillation objective = distillation_of(pair_recipe("[objective]\nfeature_weight = 0.1\nattention_weight = 1\n"));
+  const Distillation objective =
+      distillation_of(pair_recipe("[objective]\nfeature_weight = 0.1\nattention_weight = 1\n"));
   std::map<std::string, int> groups;
   for (const auto& p : objective.trained_parameters()) {
     ++groups[p.group];
-    EXPECT_EQ(p.decays, !p.name.ends_with("norm.weight") && !p.name.ends_with("bias") &&
-                            !p.name.ends_with("log_temperature"))
+    EXPECT_EQ(p.decays,
+              !p.name.ends_with("norm.weight") && !p.name.ends_with("bias") && !p.name.ends_with("log_temperature"))
         << p.name;
-    if (p.group == "student") { EXPECT_TRUE(p.name.starts_with("student.")) << p.name; }
+    if (p.group == "student") {
+      EXPECT_TRUE(p.name.starts_with("student.")) << p.name;
+    }
   }
   EXPECT_EQ(groups["student"], 2 * 9 + 3);
   EXPECT_EQ(groups["projector"], 2 + 2 * 2);
@@ -377,7 +386,8 @@ TEST(Objective, AverageTeacherFollowsTheStudentInFloat32) {
 }
 
 TEST(Objective, MeasuresWhatEvaluationReports) {
-  const Distillation same = distillation_of("[teacher]\nkind = self\n[student]\nmodel = " + student_folder().string() + "\n");
+  const Distillation same =
+      distillation_of("[teacher]\nkind = self\n[student]\nmodel = " + student_folder().string() + "\n");
   const data::Batch batch = random_batch({}, 3);
   const at::NoGradGuard no_gradient;
   Measures m;

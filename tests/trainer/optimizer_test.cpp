@@ -206,7 +206,8 @@ TEST(Optimizer, TheScaleStaysAtItsFloorAndTheRunStopsAfterAFewThere) {
   for (int64_t step = 4; step < 7; ++step) EXPECT_EQ(overflow(step).loss_scale, 2.0);
   const std::string message = message_of([&] { overflow(7); });
   EXPECT_EQ(message.substr(0, 32), "5: 4 updates in a row were skipp") << message;
-  EXPECT_NE(message.find("the gradient of student.mlp.weight is not finite (loss scale 2, its floor)"), std::string::npos)
+  EXPECT_NE(message.find("the gradient of student.mlp.weight is not finite (loss scale 2, its floor)"),
+            std::string::npos)
       << message;
   EXPECT_EQ(optimizer.loss_scale(), 2.0);
 }

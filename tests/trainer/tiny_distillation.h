@@ -1,4 +1,5 @@
-// Small distillations for tests: model folders with random weights, settings from recipe text, batches of random tokens.
+// Small distillations for tests: model folders with random weights, settings from recipe text, batches of random
+// tokens.
 #pragma once
 #include <filesystem>
 #include <string>
@@ -18,8 +19,8 @@ struct BatchShape {
   int64_t rows = 3, length = 10, vocabulary = 97;
   bool packed = false;
 };
-// Random ids; the last row is shorter (padded), or every row holds two documents (packed). The first target of each row is
-// left out, as a prompt would be.
+// Random ids; the last row is shorter (padded), or every row holds two documents (packed). The first target of each row
+// is left out, as a prompt would be.
 data::TokenStream random_stream(const BatchShape& shape, uint64_t seed);
 data::Batch random_batch(const BatchShape& shape, uint64_t seed);
 // The same batch on meta.

@@ -70,7 +70,8 @@ class AttentionTerms : public TermGroup {
                                     .bitwise_not();
       const auto& s = pass.student_taps.attention[static_cast<size_t>(pair.student)];
       const auto& t = pass.teacher_taps.attention[static_cast<size_t>(pair.teacher)];
-      const at::Tensor student = pair.projector->forward(attention_scores(s, student_, pass.wide, place + " (student)"));
+      const at::Tensor student =
+          pair.projector->forward(attention_scores(s, student_, pass.wide, place + " (student)"));
       const at::Tensor teacher = attention_scores(t, teacher_, pass.wide, place + " (teacher)");
       const at::Tensor rows =
           rows::forward_kl(student.masked_fill(hidden, kHidden), teacher.masked_fill(hidden, kHidden)).mean(1);

@@ -19,20 +19,21 @@ class ClassTerms : public HeadTermGroup {
         clamp_(settings.number("objective.clamp")),
         smoothing_(settings.number("objective.label_smoothing")) {
     if (divergence.dual_space) {
-      throw UsageError(fmt::format("objective.divergence = dskd {}: the student is a classifier, which has no token "
-                                   "space to join: set it to forward_kl",
-                                   settings.where("objective.divergence")));
+      throw UsageError(
+          fmt::format("objective.divergence = dskd {}: the student is a classifier, which has no token "
+                      "space to join: set it to forward_kl",
+                      settings.where("objective.divergence")));
     }
     if (pair.teacher == nullptr) return;
     const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
     const bool classifies =
         t.head == models::HeadKind::kBertClassifier || t.head == models::HeadKind::kDistilBertClassifier;
     if (classifies && s.labels == t.labels) return;
-    throw UsageError(fmt::format("teacher.model {}: {}, wanted a classifier of {} classes like student.model: set "
-                                 "another teacher.model, or objective.alpha = 0",
-                                 settings.where("teacher.model"),
-                                 classifies ? fmt::format("it has {} classes", t.labels) : "it is no classifier",
-                                 s.labels));
+    throw UsageError(
+        fmt::format("teacher.model {}: {}, wanted a classifier of {} classes like student.model: set "
+                    "another teacher.model, or objective.alpha = 0",
+                    settings.where("teacher.model"),
+                    classifies ? fmt::format("it has {} classes", t.labels) : "it is no classifier", s.labels));
   }
 
   void add_terms(const ForwardPass& pass, const TermWeights& weights, TermSum& sum) const override {
@@ -62,8 +63,8 @@ class ClassTerms : public HeadTermGroup {
     m.labelled += labelled.sum().item<int64_t>();
     if (classes.defined()) {
       m.student_right += mine.eq(classes).sum().item<int64_t>();
-      m.student_cross_entropy += at::nll_loss(at::log_softmax(zs, -1), classes, {}, at::Reduction::Sum,
-                                              models::kIgnoredLabel).item<double>();
+      m.student_cross_entropy +=
+          at::nll_loss(at::log_softmax(zs, -1), classes, {}, at::Reduction::Sum, models::kIgnoredLabel).item<double>();
     }
     if (!pass.has_teacher) return;
     const at::Tensor zt = logits(*pair_.teacher, pass.teacher.last, pass.wide), theirs = zt.argmax(-1);

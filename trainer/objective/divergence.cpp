@@ -14,7 +14,8 @@ namespace rows {
 namespace {
 
 // A softmax in parts. Log-probabilities are never formed: rounding a number as large as a log-sum-exp would drown the
-// differences of near distributions. What is compared instead is the logits, whose difference is exact when they are near.
+// differences of near distributions. What is compared instead is the logits, whose difference is exact when they are
+// near.
 struct Softened {
   explicit Softened(const at::Tensor& z) : logits(z), highest(z.detach().amax(-1, /*keepdim=*/true)) {
     const at::Tensor e = (z - highest).exp(), sum = e.sum(-1, /*keepdim=*/true);
@@ -29,8 +30,8 @@ at::Tensor log_ratio(const Softened& a, const Softened& b) {
   return (a.logits - b.logits) - ((a.highest - b.highest) + (a.log_sum - b.log_sum));
 }
 
-// KL(a || b). The summand a log(a/b) - a + b has the same sum, for both distributions sum to one, but an error common to
-// a whole row (that of its log-sum-exp) cancels out of it.
+// KL(a || b). The summand a log(a/b) - a + b has the same sum, for both distributions sum to one, but an error common
+// to a whole row (that of its log-sum-exp) cancels out of it.
 at::Tensor kl(const Softened& a, const Softened& b) { return (a.p * log_ratio(a, b) - a.p + b.p).sum(-1); }
 
 // log(1 - share + share e^x) without overflow, exactly 0 at 0. Each side of 0 has its own form, and its own gradient.
@@ -115,8 +116,8 @@ DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tenso
   return [=](const Settings&) { return Divergence{.rows = formula, .fused = fused}; };
 }
 
-// A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence is
-// always 0: at 1, and for jsd at 0 too.
+// A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence
+// is always 0: at 1, and for jsd at 0 too.
 DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double), Fused fused,
                         const std::string& key) {
   return [=](const Settings& settings) {
@@ -127,8 +128,7 @@ DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tenso
                                    fused == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
     return Divergence{
-        .rows = [=](const at::Tensor& student,
-                    const at::Tensor& teacher) { return formula(student, teacher, share); },
+        .rows = [=](const at::Tensor& student, const at::Tensor& teacher) { return formula(student, teacher, share); },
         .fused = fused,
         .mix = share};
   };
@@ -150,12 +150,10 @@ void register_divergences(Registries& registries) {
           mixed(rows::skew_reverse_kl, Fused::kSkewReverseKl, "objective.skew"));
   all.add("total_variation", "half the summed difference of the probabilities",
           plain(rows::total_variation, Fused::kTotalVariation));
-  all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers", [](const Settings&) {
-    return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true};
-  });
+  all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers",
+          [](const Settings&) { return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true}; });
   all.add("logit_mse", "mean squared difference of the logits", [](const Settings&) {
-    return Divergence{
-        .rows = rows::logit_mse, .fused = Fused::kLogitMse, .tempered = false};
+    return Divergence{.rows = rows::logit_mse, .fused = Fused::kLogitMse, .tempered = false};
   });
   all.add("topk_union", "KL over the union of both models' objective.top_k likeliest ids, renormalised",
           [](const Settings& settings) {
@@ -166,10 +164,8 @@ void register_divergences(Registries& registries) {
           });
   all.add("dskd", "dual space: both directions through both heads; different tokenizers by cross-model attention",
           [](const Settings&) {
-            return Divergence{.rows = rows::forward_kl,
-                                         .fused = Fused::kForwardKl,
-                                         .crosses_vocabularies = true,
-                                         .dual_space = true};
+            return Divergence{
+                .rows = rows::forward_kl, .fused = Fused::kForwardKl, .crosses_vocabularies = true, .dual_space = true};
           });
 }
 

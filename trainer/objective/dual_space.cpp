@@ -30,8 +30,7 @@ at::Tensor next_ids(const at::Tensor& ids) {
 
 // bool [B, Ts, Tt]: tokens of the same document, no padding.
 at::Tensor joined_tokens(const data::TokenStream& student, const data::TokenStream& teacher) {
-  const at::Tensor both =
-      valid_tokens(student).unsqueeze(2).bitwise_and(valid_tokens(teacher).unsqueeze(1));
+  const at::Tensor both = valid_tokens(student).unsqueeze(2).bitwise_and(valid_tokens(teacher).unsqueeze(1));
   if (!student.document_ids || !teacher.document_ids) return both;
   return both.bitwise_and(student.document_ids->unsqueeze(2).eq(teacher.document_ids->unsqueeze(1)));
 }
@@ -55,15 +54,15 @@ DualStates DualSpace::attended(const ForwardPass& pass) const {
     const at::NoGradGuard no_gradient;  // the tables learn from the models' own losses
     return model.model->embed_tokens(ids);
   };
-  const at::Tensor query = query_->forward(at::cat(
-      {embedded(*pair_.student, student.ids), embedded(*pair_.student, next_ids(student.ids))}, -1));
+  const at::Tensor query = query_->forward(
+      at::cat({embedded(*pair_.student, student.ids), embedded(*pair_.student, next_ids(student.ids))}, -1));
   const at::Tensor input = widened(embedded(*pair_.teacher, teacher.ids), wide_, "objective.dskd (teacher embeddings)");
   const at::Tensor target =
       widened(embedded(*pair_.teacher, next_ids(teacher.ids)), wide_, "objective.dskd (teacher embeddings)");
   const at::Tensor key = standardised(at::cat({input, target}, -1));
   const double scale = 1.0 / std::sqrt(static_cast<double>(key.size(-1)));
-  const at::Tensor scores =
-      (at::matmul(query, key.transpose(1, 2)) * scale).masked_fill(joined_tokens(student, teacher).bitwise_not(), kHidden);
+  const at::Tensor scores = (at::matmul(query, key.transpose(1, 2)) * scale)
+                                .masked_fill(joined_tokens(student, teacher).bitwise_not(), kHidden);
   const at::Tensor states = widened(pass.teacher.last, wide_, "objective.dskd (teacher states)");
   const at::Tensor values = to_student_->forward(standardised(states) + standardised(target));
   return {at::matmul(at::softmax(scores, -1), values),

@@ -111,7 +111,8 @@ void TermSum::add(const std::string& name, const at::Tensor& value, double weigh
 Terms TermSum::finish(int64_t targets, const ForwardPass& pass) && {
   if (!terms_.loss.defined()) {
     // Every weight is zero at this progress: a loss that asks for nothing, differentiable all the same.
-    terms_.loss = precision::cast(pass.student.last, pass.student.last.scalar_type(), pass.wide, "objective.loss").sum() * 0;
+    terms_.loss =
+        precision::cast(pass.student.last, pass.student.last.scalar_type(), pass.wide, "objective.loss").sum() * 0;
   }
   terms_.targets = targets;
   return std::move(terms_);

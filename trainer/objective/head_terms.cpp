@@ -63,9 +63,8 @@ struct SideGradients {
 
 // A loss whose gradients are known: backward scales them in the wide dtype and rounds once.
 struct KnownGradients : torch::autograd::Function<KnownGradients> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& loss,
-                            at::TensorList inputs, const torch::autograd::variable_list& known,
-                            const std::string& place) {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& loss, at::TensorList inputs,
+                            const torch::autograd::variable_list& known, const std::string& place) {
     context->save_for_backward(known);
     std::vector<int64_t> dtypes;
     for (const at::Tensor& input : inputs) dtypes.push_back(static_cast<int64_t>(input.scalar_type()));
@@ -168,8 +167,8 @@ kernels::HeadLoss chunked_head_terms(const HeadRequest& request) {
   kernels::HeadLoss result;
   result.divergence_n = spread(divergences, rows, request.divergence_weight_n);
   result.cross_entropy_n = spread(cross_entropies, rows, request.ce_weight_n);
-  result.loss = (result.divergence_n * request.divergence_weight_n).sum() +
-                (result.cross_entropy_n * request.ce_weight_n).sum();
+  result.loss =
+      (result.divergence_n * request.divergence_weight_n).sum() + (result.cross_entropy_n * request.ce_weight_n).sum();
   const at::AutoGradMode recording(trains);
   result.loss = with_gradients(result.loss, request, of_student, of_teacher);
   return result;
@@ -204,8 +203,8 @@ kernels::HeadLoss fused_head_terms(const HeadRequest& request) {
     teacher_weight = request.teacher->weight_vd.detach();
   }
   if (request.labels_n.defined()) labels = request.labels_n;
-  return kernels::head_loss(request.student.hidden_nd, request.student.weight_vd, teacher_hidden, teacher_weight, labels,
-                            request.divergence_weight_n, request.ce_weight_n, options);
+  return kernels::head_loss(request.student.hidden_nd, request.student.weight_vd, teacher_hidden, teacher_weight,
+                            labels, request.divergence_weight_n, request.ce_weight_n, options);
 }
 
 }  // namespace

@@ -33,7 +33,8 @@ kernels::HeadLoss head_terms(const HeadRequest& request);
 // The same by row chunks, whatever the divergence: head_terms' other body, and the tests' second opinion.
 kernels::HeadLoss chunked_head_terms(const HeadRequest& request);
 
-// What evaluation reports of two heads of one vocabulary, summed over the rows of `compared_n` (bool [N]); temperature 1.
+// What evaluation reports of two heads of one vocabulary, summed over the rows of `compared_n` (bool [N]);
+// temperature 1.
 struct HeadComparison {
   double kl = 0.0;
   int64_t top1_agreements = 0;

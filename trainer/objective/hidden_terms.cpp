@@ -51,9 +51,10 @@ class FeatureAndLayerTerms : public TermGroup {
     const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
     const std::string& kind = settings.text("objective.hidden_projector");
     if (kind == "none" && s.hidden != t.hidden) {
-      throw UsageError(fmt::format("objective.hidden_projector = none {}: the student's states are {} wide, the "
-                                   "teacher's {}: set it to linear or mlp",
-                                   settings.where("objective.hidden_projector"), s.hidden, t.hidden));
+      throw UsageError(
+          fmt::format("objective.hidden_projector = none {}: the student's states are {} wide, the "
+                      "teacher's {}: set it to linear or mlp",
+                      settings.where("objective.hidden_projector"), s.hidden, t.hidden));
     }
     const at::ScalarType own = pair.student->policy->stream_dtype();
     auto make = [&](const std::string& path) -> Projector {
@@ -123,8 +124,8 @@ class PooledTerms : public TermGroup {
     const double embedding = embeds_ ? weight_in(pass, weights, TermKind::kEmbedding) : 0;
     if (contrastive == 0 && embedding == 0) return;
     const data::Batch& batch = *pass.batch;
-    const at::Tensor s = pooled_states(pass.student.last, batch.student, first_token_, pass.wide,
-                                       "objective.pooled (student)");
+    const at::Tensor s =
+        pooled_states(pass.student.last, batch.student, first_token_, pass.wide, "objective.pooled (student)");
     const at::Tensor t = pooled_states(pass.teacher.last, batch.teacher ? *batch.teacher : batch.student, first_token_,
                                        pass.wide, "objective.pooled (teacher)");
     const auto projected = [&](const Projector& projector) { return projector ? projector->forward(s) : s; };

@@ -23,7 +23,7 @@ namespace {
 class HeadedTerms : public HeadTermGroup {
  public:
   HeadedTerms(const recipe::Settings& settings, const Divergence& divergence, const ModelPair& pair,
-        const Vocabulary& vocabulary, Projectors& all)
+              const Vocabulary& vocabulary, Projectors& all)
       : divergence_(divergence),
         pair_(pair),
         vocabulary_(vocabulary),
@@ -111,8 +111,7 @@ class HeadedTerms : public HeadTermGroup {
                          double ce, TermSum& sum) const {
     const double n = pass.targets;
     at::Tensor compared = dual_ ? pass.target_n : pass.compared_n;
-    if (teacher != nullptr && dual_ && only_right_)
-      compared = right_predictions(*teacher, pass.labels_n, compared);
+    if (teacher != nullptr && dual_ && only_right_) compared = right_predictions(*teacher, pass.labels_n, compared);
     HeadRequest request{.student = student_side(pass, "objective.kd (student head)")};
     if (teacher != nullptr) {
       request.teacher = *teacher;
@@ -149,8 +148,8 @@ class HeadedTerms : public HeadTermGroup {
   void add_dual_terms(const ForwardPass& pass, const TermWeights& weights, const DualStates& dual, double kd,
                       TermSum& sum) const {
     add_gold_term(pass, "t2s_ce", in_student_space(dual.teacher_in_student, ""), pass.target_n, kd, sum);
-    const at::Tensor mask = pass.batch->teacher ? next_labels(*pass.batch->teacher).ne(models::kIgnoredLabel)
-                                                : pass.target_n;
+    const at::Tensor mask =
+        pass.batch->teacher ? next_labels(*pass.batch->teacher).ne(models::kIgnoredLabel) : pass.target_n;
     HeadRequest request{.student = head_side(*pair_.teacher, dual.student_in_teacher, vocabulary_.teacher,
                                              "objective.s2t_kd (student in the teacher's space)")};
     request.teacher = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "objective.s2t_kd (teacher)");

@@ -12,8 +12,7 @@ std::unique_ptr<precision::PrecisionPolicy> policy_beside(const recipe::Settings
                                                           const models::BuiltModel& model, const char* whose) {
   const bool float32 = settings.text("projector.dtype") == "float32";
   const at::ScalarType dtype = float32 ? at::kFloat : model.policy->stream_dtype();
-  const std::string source =
-      float32 ? settings.origin("projector.dtype").to_string() : std::string(whose) + " dtype";
+  const std::string source = float32 ? settings.origin("projector.dtype").to_string() : std::string(whose) + " dtype";
   return std::make_unique<precision::PrecisionPolicy>(dtype, model.policy->device(), source);
 }
 
@@ -30,9 +29,10 @@ Projectors::Projectors(const recipe::Settings& settings, const models::BuiltMode
   if (teacher != nullptr) teacher_side_ = policy_beside(settings, *teacher, "teacher");
   for (const recipe::Value& rule : settings.values("precision.rule")) {
     if (!rule.text.starts_with("projector")) continue;
-    throw UsageError(fmt::format("precision.rule \"{}\" ({}): a projector takes the dtype of the model it attaches to: "
-                                 "set projector.dtype = float32 for another, or remove the rule",
-                                 rule.text, rule.origin.to_string()));
+    throw UsageError(
+        fmt::format("precision.rule \"{}\" ({}): a projector takes the dtype of the model it attaches to: "
+                    "set projector.dtype = float32 for another, or remove the rule",
+                    rule.text, rule.origin.to_string()));
   }
 }
 
@@ -46,7 +46,8 @@ std::shared_ptr<projectors::HiddenProjector> Projectors::from_student(const std:
                                                                       projectors::HiddenProjector::Kind kind,
                                                                       const std::string& group) {
   return keep(std::make_shared<projectors::HiddenProjector>(
-      scope(path, Side::kStudent), kind, student_->model->architecture().hidden, out, accepts, gives), group);
+                  scope(path, Side::kStudent), kind, student_->model->architecture().hidden, out, accepts, gives),
+              group);
 }
 
 }  // namespace limbeck::objective

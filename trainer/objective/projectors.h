@@ -1,5 +1,5 @@
-// Every trainable module beside the student: made in the dtype and on the device of the model it attaches to, filled with
-// seeded first values, and listed for the optimizer, the contract and the checkpoint.
+// Every trainable module beside the student: made in the dtype and on the device of the model it attaches to, filled
+// with seeded first values, and listed for the optimizer, the contract and the checkpoint.
 #pragma once
 #include <memory>
 #include <string>
@@ -30,8 +30,8 @@ class Projectors {
     return module;
   }
   // From the student's states into another width.
-  std::shared_ptr<projectors::HiddenProjector> from_student(const std::string& path, int64_t out, at::ScalarType accepts,
-                                                            at::ScalarType gives,
+  std::shared_ptr<projectors::HiddenProjector> from_student(const std::string& path, int64_t out,
+                                                            at::ScalarType accepts, at::ScalarType gives,
                                                             projectors::HiddenProjector::Kind kind,
                                                             const std::string& group = "projector");
 

@@ -63,9 +63,10 @@ std::optional<models::BuiltModel> build_teacher(const recipe::Settings& settings
   const std::string& kind = settings.text("teacher.kind");
   if (kind != "model") {
     if (settings.given("teacher.model")) {
-      throw UsageError(fmt::format("teacher.kind = {} {} and teacher.model {} exclude each other: the teacher is made "
-                                   "from the student; remove one of the two",
-                                   kind, settings.where("teacher.kind"), settings.where("teacher.model")));
+      throw UsageError(
+          fmt::format("teacher.kind = {} {} and teacher.model {} exclude each other: the teacher is made "
+                      "from the student; remove one of the two",
+                      kind, settings.where("teacher.kind"), settings.where("teacher.model")));
     }
     return copy_of(student, settings, meta);
   }

@@ -32,7 +32,7 @@ class MovingAverage {
   struct Entry {
     std::string name;
     at::Tensor teacher, student, average;  // `average` is `teacher` itself where that is wide
-    int64_t version = 0;                  // of the average that the teacher's weights were made from
+    int64_t version = 0;                   // of the average that the teacher's weights were made from
   };
   double decay_;
   std::vector<Entry> entries_;

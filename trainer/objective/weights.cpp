@@ -46,14 +46,13 @@ TermWeights::TermWeights(const recipe::Settings& settings, bool headless) {
   temperature_begin_ = given_or(settings, "objective.temperature", curriculum_ ? 2.0 : 1.0);
   const bool falls = curriculum_ && !settings.given("objective.temperature");
   temperature_end_ = given_or(settings, "objective.temperature_end", falls ? 1.5 : temperature_begin_);
-  for (const auto& [name, ramp] : {std::pair{"feature", feature_ramp_},
-                                   {"layer", layer_ramp_},
-                                   {"contrastive", contrastive_ramp_}}) {
+  for (const auto& [name, ramp] :
+       {std::pair{"feature", feature_ramp_}, {"layer", layer_ramp_}, {"contrastive", contrastive_ramp_}}) {
     if (ramp.begin <= ramp.end) continue;
-    throw UsageError(fmt::format("objective.curriculum_{0}_from = {1} is after objective.curriculum_{0}_until = {2} {3}: "
-                                 "exchange them",
-                                 name, ramp.begin, ramp.end,
-                                 settings.where(fmt::format("objective.curriculum_{}_until", name))));
+    throw UsageError(
+        fmt::format("objective.curriculum_{0}_from = {1} is after objective.curriculum_{0}_until = {2} {3}: "
+                    "exchange them",
+                    name, ramp.begin, ramp.end, settings.where(fmt::format("objective.curriculum_{}_until", name))));
   }
 }
 

@@ -9,7 +9,18 @@
 
 namespace limbeck::objective {
 
-enum class TermKind { kKd, kCe, kFeature, kLayer, kAttention, kContrastive, kBalance, kExpertMix, kEmbedding, kProjectorCe };
+enum class TermKind {
+  kKd,
+  kCe,
+  kFeature,
+  kLayer,
+  kAttention,
+  kContrastive,
+  kBalance,
+  kExpertMix,
+  kEmbedding,
+  kProjectorCe
+};
 
 class TermWeights {
  public:

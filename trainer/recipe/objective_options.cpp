@@ -20,11 +20,12 @@ void share(OptionTable& table, const std::string& name, const std::string& fallb
 }
 
 void declare_teacher(OptionTable& table) {
-  table.add({.name = "teacher.kind",
-             .kind = OptionKind::kChoice,
-             .fallback = "model",
-             .help = "model: teacher.model; self: the student as it starts, frozen; ema: a moving average of the student.",
-             .words = {"model", "self", "ema"}});
+  table.add(
+      {.name = "teacher.kind",
+       .kind = OptionKind::kChoice,
+       .fallback = "model",
+       .help = "model: teacher.model; self: the student as it starts, frozen; ema: a moving average of the student.",
+       .words = {"model", "self", "ema"}});
   share(table, "ema_decay", "0.9999", "Of teacher.kind = ema: share of the old average kept at each update.");
 }
 
@@ -34,7 +35,8 @@ void declare_divergence(OptionTable& table) {
              .help = "What compares student and teacher, token by token; 'limbeck list objectives' shows them all.",
              .value_name = "NAME"});
   share(table, "beta", "0.5", "Of jsd: the teacher's share of the mixture and of the sum.");
-  share(table, "skew", "0.1", "Of skew_forward_kl and skew_reverse_kl: share of the first distribution in the mixture.");
+  share(table, "skew", "0.1",
+        "Of skew_forward_kl and skew_reverse_kl: share of the first distribution in the mixture.");
   table.add({.name = "objective.top_k",
              .kind = OptionKind::kInteger,
              .fallback = "256",
@@ -74,13 +76,15 @@ void declare_weights(OptionTable& table) {
              .fallback = "0",
              .help = "Of the cross-entropy: probability spread over all ids.",
              .interval = {.low = 0, .high = 0.99}});
-  weight(table, "feature_weight", "", "Weight of the last hidden states' distance. Default 0; 0.1 with the curriculum.");
+  weight(table, "feature_weight", "",
+         "Weight of the last hidden states' distance. Default 0; 0.1 with the curriculum.");
   weight(table, "layer_weight", "", "Weight of the mapped layers' distance. Default 0; 0.05 with the curriculum.");
   weight(table, "attention_weight", "", "Weight of attention transfer. Default 0; 0.1 with the curriculum.");
   weight(table, "contrastive_weight", "", "Weight of InfoNCE on pooled states. Default 0; 0.05 with the curriculum.");
   weight(table, "embedding_weight", "",
          "Weight of 1 - cosine of pooled states. Default 0; 1 for a student without a head (MiniLM).");
-  weight(table, "balance_weight", "0", "Weight of KL(uniform || mean routing) of MoE students and the expert mix; try 0.01.");
+  weight(table, "balance_weight", "0",
+         "Weight of KL(uniform || mean routing) of MoE students and the expert mix; try 0.01.");
   weight(table, "expert_mix_weight", "0",
          "Weight of the expert mix: a router on the student's states learns a MoE teacher's routing.");
   weight(table, "projector_ce_weight", "1", "Weight of the logit projector's own cross-entropy.");
@@ -108,8 +112,9 @@ void declare_weights(OptionTable& table) {
   table.add({.name = "projector.supervision",
              .kind = OptionKind::kChoice,
              .fallback = "ce",
-             .help = "Of the logit projector. ce: it learns from the labels, detached in the divergence; none: from the "
-                     "divergence alone, which it can lower by moving toward the student.",
+             .help =
+                 "Of the logit projector. ce: it learns from the labels, detached in the divergence; none: from the "
+                 "divergence alone, which it can lower by moving toward the student.",
              .words = {"ce", "none"}});
 }
 
