@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMostPerCall = size_t{1} << 30;
+constexpr size_t kMostPerWrite = size_t{1} << 30;
 
 fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
@@ -86,7 +86,7 @@ void AtomicFile::reserve() {
 void AtomicFile::write(const void* data, size_t bytes) {
   const auto* at = static_cast<const char*>(data);
   while (bytes > 0) {
-    const ssize_t done = ::write(descriptor_, at, std::min(bytes, kMostPerCall));
+    const ssize_t done = ::write(descriptor_, at, std::min(bytes, kMostPerWrite));
     if (done < 0 && errno == EINTR) continue;
     if (done < 0) fail("cannot be written", errno);
     if (done == 0) fail("cannot be written", ENOSPC);

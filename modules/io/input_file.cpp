@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 constexpr int kFileFlags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY;
 constexpr int kFolderFlags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
-constexpr size_t kMostPerCall = size_t{1} << 30;  // Linux reads at most 2 GiB - 4 KiB at once
+constexpr size_t kMostPerRead = size_t{1} << 30;  // Linux reads at most 2 GiB - 4 KiB at once
 
 class Descriptor {
  public:
@@ -152,7 +152,7 @@ InputFile& InputFile::operator=(InputFile&& other) noexcept {
 void InputFile::read(uint64_t offset, void* destination, size_t bytes) const {
   auto* at = static_cast<char*>(destination);
   while (bytes > 0) {
-    const ssize_t got = ::pread(descriptor_, at, std::min(bytes, kMostPerCall), static_cast<off_t>(offset));
+    const ssize_t got = ::pread(descriptor_, at, std::min(bytes, kMostPerRead), static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {
       throw IoError(path_.string() + ": cannot be read at byte " + std::to_string(offset) + ": " +

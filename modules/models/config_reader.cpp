@@ -10,7 +10,6 @@ namespace limbeck::models {
 
 namespace {
 
-constexpr int64_t kMaxSize = int64_t{1} << 24;  // no width, vocabulary or context of a sane config is larger
 
 RopeType rope_type(const std::string& name, const io::JsonFile& where) {
   if (name == "default") return RopeType::kDefault;

@@ -6,6 +6,9 @@
 
 namespace limbeck::models {
 
+// No width, vocabulary or context of a sane config is larger.
+inline constexpr int64_t kMaxSize = int64_t{1} << 24;
+
 // Sizes and options of the Llama line (Llama, Mistral, Qwen, Gemma, Phi, Mixtral).
 Architecture read_llama_line(const io::JsonFile& config, double default_epsilon);
 

@@ -13,8 +13,6 @@ namespace limbeck::models {
 
 namespace {
 
-constexpr int64_t kMaxSize = int64_t{1} << 24;
-
 std::vector<int64_t> windows(const std::vector<bool>& local, int64_t window) {
   std::vector<int64_t> result;
   for (const bool is_local : local) result.push_back(is_local ? window : 0);
@@ -203,22 +201,32 @@ Architecture encoder(const std::string& architecture, HeadKind classifier) {
   return a;
 }
 
-Architecture read_bert(const io::JsonFile& config, const std::string& architecture) {
-  Architecture a = encoder(architecture, HeadKind::kBertClassifier);
+// Where the two encoders keep their sizes.
+struct EncoderKeys {
+  const char *hidden, *layers, *heads, *intermediate, *activation;
+};
+
+void read_encoder_sizes(const io::JsonFile& config, const EncoderKeys& keys, Architecture& a) {
   a.vocabulary = config.integer("vocab_size", 1, kMaxSize);
-  a.hidden = config.integer("hidden_size", 1, kMaxSize);
-  a.layers = config.integer("num_hidden_layers", 1, 4096);
-  a.heads = a.key_value_heads = config.integer("num_attention_heads", 1, 65536);
+  a.hidden = config.integer(keys.hidden, 1, kMaxSize);
+  a.layers = config.integer(keys.layers, 1, 4096);
+  a.heads = a.key_value_heads = config.integer(keys.heads, 1, 65536);
   a.head_dim = a.hidden / a.heads;
-  a.intermediate = config.integer("intermediate_size", 1, kMaxSize);
+  a.intermediate = config.integer(keys.intermediate, 1, kMaxSize);
   a.max_positions = a.learned_positions = config.integer_or("max_position_embeddings", 512, 1, kMaxSize);
-  a.token_types = config.integer_or("type_vocab_size", 2, 1, kMaxSize);
-  a.norm_epsilon = config.number_or("layer_norm_eps", 1e-12, 0.0, 1.0);
-  a.activation = read_activation(config, "hidden_act", "gelu");
+  a.activation = read_activation(config, keys.activation, "gelu");
   a.attention_scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
-  a.pooler = a.head != HeadKind::kNone || architecture == "BertModel";
   a.labels = read_labels(config);
   a.padding_id = config.integer_or("pad_token_id", 0, -1, kMaxSize);
+}
+
+Architecture read_bert(const io::JsonFile& config, const std::string& architecture) {
+  Architecture a = encoder(architecture, HeadKind::kBertClassifier);
+  read_encoder_sizes(
+      config, {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}, a);
+  a.token_types = config.integer_or("type_vocab_size", 2, 1, kMaxSize);
+  a.norm_epsilon = config.number_or("layer_norm_eps", 1e-12, 0.0, 1.0);
+  a.pooler = a.head != HeadKind::kNone || architecture == "BertModel";
   require_value(config, "position_embedding_type", "absolute");
   require_value(config, "is_decoder", false);
   return a;
@@ -226,18 +234,8 @@ Architecture read_bert(const io::JsonFile& config, const std::string& architectu
 
 Architecture read_distilbert(const io::JsonFile& config, const std::string& architecture) {
   Architecture a = encoder(architecture, HeadKind::kDistilBertClassifier);
+  read_encoder_sizes(config, {"dim", "n_layers", "n_heads", "hidden_dim", "activation"}, a);
   a.sinusoidal_positions = config.boolean_or("sinusoidal_pos_embds", false);
-  a.vocabulary = config.integer("vocab_size", 1, kMaxSize);
-  a.hidden = config.integer("dim", 1, kMaxSize);
-  a.layers = config.integer("n_layers", 1, 4096);
-  a.heads = a.key_value_heads = config.integer("n_heads", 1, 65536);
-  a.head_dim = a.hidden / a.heads;
-  a.intermediate = config.integer("hidden_dim", 1, kMaxSize);
-  a.max_positions = a.learned_positions = config.integer_or("max_position_embeddings", 512, 1, kMaxSize);
-  a.activation = read_activation(config, "activation", "gelu");
-  a.attention_scale = 1.0 / std::sqrt(static_cast<double>(a.head_dim));
-  a.labels = read_labels(config);
-  a.padding_id = config.integer_or("pad_token_id", 0, -1, kMaxSize);
   return a;
 }
 

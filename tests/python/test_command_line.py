@@ -149,7 +149,8 @@ def test_full_standard_output_is_an_error():
 
 
 def test_plugin_registers_an_objective(plugins):
-    assert "none yet" in limbeck("list", "optimizers").stdout
+    assert "adamw" in limbeck("list", "optimizers").stdout.split()
+    assert "none yet" in limbeck("list", "adapters").stdout
     done = limbeck("list", "objectives", "--plugin", plugins["example_plugin"])
     assert done.returncode == 0, done.stderr
     assert "absolute_error" in done.stdout and "mean absolute difference" in done.stdout

@@ -46,6 +46,10 @@ target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohman
 target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> <fmt/format.h> <fmt/ranges.h>
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
+# Every file that includes torch::nn pays three seconds for the templates which its headers leave to be instantiated,
+# precompiled or not. Compiled eight at a time, the files of modules and trainer pay once for eight.
+option(LIMBECK_UNITY "Compile modules and trainer several files at a time" ON)
+
 # limbeck_floor(NAME [PCH] SOURCES ... LINK ... PRIVATE_LINK ...)
 # The library liblimbeck_NAME.so, installed and exported as Limbeck::NAME.
 # Shared, so that a plug-in and the program see the same registries.
@@ -66,6 +70,10 @@ function(limbeck_floor name)
     PRIVATE $<BUILD_INTERFACE:limbeck_options> ${F_PRIVATE_LINK})
   if(F_PCH)
     target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
+    set_target_properties(limbeck_${name} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 8)
+    if(LIMBECK_UNITY)  # files that are included look like headers to this warning
+      target_compile_options(limbeck_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
+    endif()
   endif()
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()

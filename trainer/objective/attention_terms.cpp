@@ -37,9 +37,6 @@ at::Tensor visible_keys(const data::TokenStream& stream, const models::Architect
 
 namespace {
 
-// Stands for minus infinity; a row without any key becomes uniform instead of NaN, and its weight is 0.
-constexpr double kHidden = -1e30;
-
 class AttentionTerms : public TermGroup {
  public:
   AttentionTerms(const ModelPair& pair, Projectors& all)

@@ -3,19 +3,15 @@
 #include <cmath>
 
 #include "modules/precision/casts.h"
+#include "trainer/objective/row_chunks.h"
 
 namespace limbeck::objective {
 
 namespace {
 
-constexpr double kHidden = -1e30;
 constexpr double kSmallestDeviation = 1e-6;
 
 using Kind = projectors::HiddenProjector::Kind;
-
-at::Tensor widened(const at::Tensor& x, at::ScalarType wide, const std::string& place) {
-  return precision::cast(x, x.scalar_type(), wide, place);
-}
 
 // Each token's vector over its own standard deviation: a token does not depend on the batch it came in.
 at::Tensor standardised(const at::Tensor& x) {

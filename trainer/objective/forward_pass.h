@@ -15,6 +15,10 @@
 
 namespace limbeck::objective {
 
+// A masked attention score. Stands for minus infinity; a row without any key becomes uniform instead of NaN, and its
+// weight is 0.
+inline constexpr double kHidden = -1e30;
+
 // What the terms want kept of a forward beside the last states.
 struct PassRequest {
   bool hidden = false, attention = false, router = false;

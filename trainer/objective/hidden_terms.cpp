@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
-#include "modules/precision/casts.h"
 #include "trainer/objective/layer_map.h"
+#include "trainer/objective/row_chunks.h"
 
 namespace limbeck::objective {
 
@@ -15,10 +15,6 @@ using Projector = std::shared_ptr<projectors::HiddenProjector>;
 
 // Keeps the norm of a zero vector from dividing; far below any real state's.
 constexpr double kSmallestNorm = 1e-12;
-
-at::Tensor widened(const at::Tensor& x, at::ScalarType wide, const std::string& place) {
-  return precision::cast(x, x.scalar_type(), wide, place);
-}
 
 at::Tensor norm_rows(const at::Tensor& x) { return (x * x).sum(-1, /*keepdim=*/true).clamp_min(kSmallestNorm).sqrt(); }
 

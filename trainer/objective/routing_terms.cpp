@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "modules/errors.h"
-#include "modules/precision/casts.h"
 #include "trainer/objective/inner_terms.h"
 #include "trainer/objective/layer_map.h"
+#include "trainer/objective/row_chunks.h"
 
 namespace limbeck::objective {
 
@@ -79,10 +79,6 @@ class RoutingTerms : public TermGroup {
     size_t teacher_ordinal;  // among the teacher's sparse layers
     std::shared_ptr<projectors::HiddenProjector> projector;
   };
-
-  static at::Tensor widened(const at::Tensor& x, at::ScalarType wide, const std::string& place) {
-    return precision::cast(x, x.scalar_type(), wide, place);
-  }
 
   void make_routers(const models::BuiltModel& student, const models::Architecture& teacher, Projectors& all) {
     const int64_t layers = student.model->architecture().layers;
