@@ -10,7 +10,6 @@ namespace limbeck::models {
 
 namespace {
 
-
 RopeType rope_type(const std::string& name, const io::JsonFile& where) {
   if (name == "default") return RopeType::kDefault;
   if (name == "linear") return RopeType::kLinear;

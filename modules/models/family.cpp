@@ -222,8 +222,8 @@ void read_encoder_sizes(const io::JsonFile& config, const EncoderKeys& keys, Arc
 
 Architecture read_bert(const io::JsonFile& config, const std::string& architecture) {
   Architecture a = encoder(architecture, HeadKind::kBertClassifier);
-  read_encoder_sizes(
-      config, {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}, a);
+  read_encoder_sizes(config,
+                     {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}, a);
   a.token_types = config.integer_or("type_vocab_size", 2, 1, kMaxSize);
   a.norm_epsilon = config.number_or("layer_norm_eps", 1e-12, 0.0, 1.0);
   a.pooler = a.head != HeadKind::kNone || architecture == "BertModel";

@@ -85,6 +85,7 @@ void measure(const Shape& s, int rounds) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);  // some of ATen's rounds take minutes
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 15;
   std::printf("threads %d   path %s\n", at::get_num_threads(),
               limbeck::kernels::half_gemm_path() == HalfGemmPath::kNative ? "native (ATen)" : "widen");

@@ -200,7 +200,8 @@ TEST(ShippedRecipes, ResolveAndFindTheirModels) {
     const Settings settings(keys, &file, {});
     for (const char* role : {"teacher.model", "student.model"}) {
       // Without a teacher a recipe trains on the text alone.
-      if (!settings.given(role) && role == std::string("teacher.model") && settings.number("objective.alpha") == 0) continue;
+      if (!settings.given(role) && role == std::string("teacher.model") && settings.number("objective.alpha") == 0)
+        continue;
       EXPECT_TRUE(std::filesystem::is_regular_file(settings.required_path(role) / "config.json"))
           << entry.path() << " " << role;
     }

@@ -13,9 +13,9 @@ namespace rows {
 
 namespace {
 
-// A softmax in parts, outside the graph. Log-probabilities are never formed: rounding a number as large as a log-sum-exp
-// would drown the differences of near distributions. What is compared instead is the logits, whose difference is exact
-// when they are near.
+// A softmax in parts, outside the graph. Log-probabilities are never formed: rounding a number as large as a
+// log-sum-exp would drown the differences of near distributions. What is compared instead is the logits, whose
+// difference is exact when they are near.
 struct Softened {
   explicit Softened(const at::Tensor& logits) : z(logits) {
     const at::NoGradGuard no_gradient;
