@@ -46,11 +46,14 @@ constexpr bool needs_mean_slope(Divergence d) {
 // Of one tile and one block, [kHeadStatistics][32].
 enum HeadStatistic : int64_t {
   kStudentMax,
-  kStudentSum,  // of exp(logit - max)
+  kStudentSum,   // of exp(logit - max)
+  kStudentLost,  // what rounding has added to the sum
   kTeacherMax,
   kTeacherSum,
+  kTeacherLost,
   kPlainMax,  // of the logits of cross-entropy
   kPlainSum,
+  kPlainLost,
   kPlainTotal,  // of the logits themselves, for label smoothing
   kLabelLogit,
   kHeadStatistics

@@ -125,10 +125,10 @@ TEST_P(EveryDivergence, MatchesFloat64InValueAndGradient) {
   const Divergence divergence = divergence_named(name);
   const Gradients wanted = reference(name, h, divergence.tempered, false);
   const Gradients rounded = reference(name, h, divergence.tempered, true);
-  // Between near distributions the rounding of float32 logits by the GEMM is itself some 1e-5 of their differences; on
-  // top of that the formulas may add as much again, and stay below 1e-5 where the logits leave them room.
+  // Below 1e-5, unless the rounding of float32 logits by the GEMM is itself more of their differences (it is for the
+  // few ids of topk_union between the nearest distributions): then the formulas add next to nothing.
   const auto float32_bar = [](const at::Tensor& from_rounded, const at::Tensor& exact) {
-    return std::max(1e-5, 2 * relative_error(from_rounded, exact));
+    return std::max(1e-5, 1.1 * relative_error(from_rounded, exact));
   };
   const double hidden_bar = dtype == at::kFloat ? float32_bar(rounded.hidden, wanted.hidden) : 1e-2;
   const double weight_bar = dtype == at::kFloat ? float32_bar(rounded.weight, wanted.weight) : 1e-2;

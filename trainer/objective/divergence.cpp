@@ -27,15 +27,14 @@ struct Softened {
   at::Tensor z, highest, sum, p;
 };
 
-// log(a / b) of positive numbers, with the precision of their difference when they are near.
-at::Tensor log_quotient(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor difference = a - b;
-  return difference.sign() * at::log1p(difference.abs() / at::minimum(a, b));
-}
+constexpr double kNear = 0.5;  // |log(a / b)|, up to which the forms without cancellation are used
 
-// log(a / b)
+// log(a / b). The quotient of the two sums, too, comes from the differences of the logits where all of a row are small.
 at::Tensor log_ratio(const Softened& a, const Softened& b) {
-  return (a.z - b.z) - ((a.highest - b.highest) + log_quotient(a.sum, b.sum));
+  const at::Tensor d = (a.z - b.z) - (a.highest - b.highest);
+  const at::Tensor far = d.abs().amax(-1, /*keepdim=*/true).gt(kNear);
+  const at::Tensor near = (b.p * at::expm1(d.clamp(-kNear, kNear))).sum(-1, /*keepdim=*/true);  // a.sum / b.sum - 1
+  return d - at::where(far, a.sum.log() - b.sum.log(), at::log1p(near));
 }
 
 // A row's value with its derivatives by the logits in closed form. Autograd would subtract one probability from the
@@ -62,8 +61,6 @@ at::Tensor with_gradient(const at::Tensor& value_n, const Softened& a, const std
 at::Tensor centred(const at::Tensor& p, const at::Tensor& slope) {
   return p * (slope - (p * slope).sum(-1, /*keepdim=*/true));
 }
-
-constexpr double kNear = 0.5;  // |log(a / b)|, up to which the forms without cancellation are used
 
 // KL(a || b), summed as a (e^d - 1 - d) with d = log(b / a): every summand is nonnegative.
 at::Tensor kl(const Softened& a, const Softened& b) {
