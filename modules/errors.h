@@ -45,6 +45,10 @@ struct IoError : Error {
   explicit IoError(const std::string& m) : Error(ExitCode::kIo, m) {}
 };
 
+struct DistributedError : Error {
+  explicit DistributedError(const std::string& m) : Error(ExitCode::kDistributed, m) {}
+};  // ranks that disagree, are late or gone
+
 struct StoppedError : Error {
   explicit StoppedError(const std::string& m) : Error(ExitCode::kStopped, m) {}
 };  // by a signal, after saving
