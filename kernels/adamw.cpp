@@ -84,9 +84,9 @@ AdamWArguments adamw_arguments(const AdamWTensors& t, const at::Tensor& gradient
   return a;
 }
 
-at::Tensor square_sum_output(const at::Tensor& x) {
-  check_floating("square_sum", "x", x);
-  return at::empty({}, x.options().dtype(at::kDouble));
+at::Tensor square_sums_output(const at::Tensor& x) {
+  check_floating("square_sums", "x", x);
+  return at::empty({(x.numel() + kSquareRun - 1) / kSquareRun}, x.options().dtype(at::kDouble));
 }
 
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x) {
@@ -103,15 +103,15 @@ namespace {
 
 using Step = void(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
                   const at::Tensor&, int64_t, double, double, double, double, double, double);
-using SquareSum = at::Tensor(const at::Tensor&);
+using SquareSums = at::Tensor(const at::Tensor&);
 using Accumulate = void(const at::Tensor&, const at::Tensor&);
 
 const auto& step_operator() {
   static const auto op = typed_operator<Step>("limbeck::adamw_step_");
   return op;
 }
-const auto& square_sum_operator() {
-  static const auto op = typed_operator<SquareSum>("limbeck::square_sum");
+const auto& square_sums_operator() {
+  static const auto op = typed_operator<SquareSums>("limbeck::square_sums");
   return op;
 }
 const auto& accumulate_operator() {
@@ -150,10 +150,10 @@ void autograd_step(const at::Tensor& parameter, const at::Tensor& gradient, cons
   mark_changed({parameter, master.value_or(at::Tensor()), first, second});
 }
 
-at::Tensor autograd_square_sum(const at::Tensor& x) {
-  refuse_graph("square_sum", {x});
+at::Tensor autograd_square_sums(const at::Tensor& x) {
+  refuse_graph("square_sums", {x});
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return square_sum_operator().call(x);
+  return square_sums_operator().call(x);
 }
 
 void autograd_accumulate(const at::Tensor& sum, const at::Tensor& x) {
@@ -170,19 +170,19 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
       "adamw_step_(Tensor(a!) parameter, Tensor gradient, Tensor(b!)? master, Tensor(c!) first_moment, "
       "Tensor(d!) second_moment, int step, float learning_rate, float beta1=0.9, float beta2=0.999, "
       "float epsilon=1e-08, float weight_decay=0., float gradient_scale=1.) -> ()");
-  m.def("square_sum(Tensor x) -> Tensor");
+  m.def("square_sums(Tensor x) -> Tensor");
   m.def("accumulate_(Tensor(a!) sum, Tensor x) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) {
   m.impl("adamw_step_", meta_step);
-  m.impl("square_sum", square_sum_output);
+  m.impl("square_sums", square_sums_output);
   m.impl("accumulate_", check_accumulate);
 }
 
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
   m.impl("adamw_step_", autograd_step);
-  m.impl("square_sum", autograd_square_sum);
+  m.impl("square_sums", autograd_square_sums);
   m.impl("accumulate_", autograd_accumulate);
 }
 
@@ -194,7 +194,7 @@ void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const 
                        o.beta2, o.epsilon, o.weight_decay, o.gradient_scale);
 }
 
-at::Tensor square_sum(const at::Tensor& x) { return square_sum_operator().call(x); }
+at::Tensor square_sums(const at::Tensor& x) { return square_sums_operator().call(x); }
 
 void accumulate_(const at::Tensor& sum, const at::Tensor& x) { accumulate_operator().call(sum, x); }
 

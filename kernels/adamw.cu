@@ -57,14 +57,6 @@ __global__ void __launch_bounds__(kThreads) square_run(const T* x, int64_t count
   if (threadIdx.x == 0) totals[blockIdx.x] = total;
 }
 
-// One block: each thread adds every kThreads-th run, then the block adds its threads, always in the same order.
-__global__ void __launch_bounds__(kThreads) sum_of_runs(const double* totals, int64_t runs, double* out) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < runs; i += kThreads) sum += totals[i];
-  sum = block_sum(sum);
-  if (threadIdx.x == 0) *out = sum;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kThreads) add(const T* x, typename DeviceCompute<T>::Type* sum, int64_t count) {
   const int64_t i = element();
@@ -86,16 +78,13 @@ void launch_adamw_step(const AdamWArguments& a, int64_t count, cudaStream_t stre
   });
 }
 
-void launch_square_sum(Storage storage, const void* x, int64_t count, double* totals, double* out,
-                       cudaStream_t stream) {
+void launch_square_sums(Storage storage, const void* x, int64_t count, double* totals, cudaStream_t stream) {
   const int64_t runs = (count + kSquareRun - 1) / kSquareRun;
-  if (runs > 0) {
-    with_device_type(storage, [&](auto tag) {
-      using T = typename decltype(tag)::Type;
-      square_run<T><<<static_cast<unsigned>(runs), kThreads, 0, stream>>>(static_cast<const T*>(x), count, totals);
-    });
-  }
-  sum_of_runs<<<1, kThreads, 0, stream>>>(totals, runs, out);
+  if (runs == 0) return;
+  with_device_type(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    square_run<T><<<static_cast<unsigned>(runs), kThreads, 0, stream>>>(static_cast<const T*>(x), count, totals);
+  });
 }
 
 void launch_accumulate(Storage storage, const void* x, void* sum, int64_t count, cudaStream_t stream) {

@@ -1,10 +1,13 @@
-// What an optimizer does with gradients and weights, each in one pass over memory: the sum of squares of a gradient,
+// What an optimizer does with gradients and weights, each in one pass over memory: the sums of squares of a gradient,
 // its addition to a wider sum, and the AdamW update of weight, master and moments. The first two read half gradients as
 // they are; results do not depend on the number of threads.
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
+
+#include "kernels/square_run.h"
 
 namespace limbeck::kernels {
 
@@ -22,9 +25,9 @@ struct AdamWOptions {
 void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
                  const at::Tensor& first_moment, const at::Tensor& second_moment, const AdamWOptions& options);
 
-// Sum of the squares as a float64 tensor without dimensions: float32 within fixed runs of elements, float64 across
-// them. Not finite exactly where an element is not.
-at::Tensor square_sum(const at::Tensor& x);
+// Sums of the squares of each run of kSquareRun elements, in float64 [runs]. Not finite exactly where an element of the
+// run is not.
+at::Tensor square_sums(const at::Tensor& x);
 
 // sum += x, where the sum is float32 (float64 for float64) and x may be narrower.
 void accumulate_(const at::Tensor& sum, const at::Tensor& x);

@@ -1,8 +1,6 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <vector>
-
 #include "kernels/adamw_operators.h"
 #include "kernels/checks.h"
 
@@ -28,19 +26,15 @@ void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::op
                    [&](int64_t begin, int64_t end) { loops().step(arguments, begin, end); });
 }
 
-at::Tensor square_sum(const at::Tensor& x) {
-  const at::Tensor out = square_sum_output(x);
+at::Tensor square_sums(const at::Tensor& x) {
+  const at::Tensor out = square_sums_output(x);
   const at::Tensor dense = x.contiguous();
-  const int64_t count = dense.numel(), runs = (count + kSquareRun - 1) / kSquareRun;
-  std::vector<double> totals(static_cast<size_t>(runs));
+  const int64_t count = dense.numel();
+  auto* totals = out.mutable_data_ptr<double>();
   const void* data = dense.const_data_ptr();
   const Storage storage = storage_of(dense);
-  at::parallel_for(0, runs, kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
-    loops().square_sums(storage, data, count, totals.data(), begin, end);
-  });
-  double total = 0;
-  for (const double run : totals) total += run;
-  *out.mutable_data_ptr<double>() = total;
+  at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun,
+                   [&](int64_t begin, int64_t end) { loops().square_sums(storage, data, count, totals, begin, end); });
   return out;
 }
 
@@ -56,7 +50,7 @@ void accumulate(const at::Tensor& sum, const at::Tensor& x) {
 
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) {
   m.impl("adamw_step_", step);
-  m.impl("square_sum", square_sum);
+  m.impl("square_sums", square_sums);
   m.impl("accumulate_", accumulate);
 }
 

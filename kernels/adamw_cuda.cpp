@@ -1,6 +1,5 @@
 #include "kernels/adamw_cuda.h"
 
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -24,13 +23,12 @@ void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::op
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-at::Tensor square_sum(const at::Tensor& x) {
+at::Tensor square_sums(const at::Tensor& x) {
   const c10::cuda::CUDAGuard guard(x.device());
-  const at::Tensor out = square_sum_output(x);
+  const at::Tensor out = square_sums_output(x);
   const at::Tensor dense = x.contiguous();
-  const at::Tensor totals = at::empty({(dense.numel() + kSquareRun - 1) / kSquareRun}, out.options());
-  launch_square_sum(storage_of(dense), dense.const_data_ptr(), dense.numel(), totals.mutable_data_ptr<double>(),
-                    out.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream());
+  launch_square_sums(storage_of(dense), dense.const_data_ptr(), dense.numel(), out.mutable_data_ptr<double>(),
+                     c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }
@@ -46,7 +44,7 @@ void accumulate(const at::Tensor& sum, const at::Tensor& x) {
 
 TORCH_LIBRARY_IMPL(limbeck, CUDA, m) {
   m.impl("adamw_step_", step);
-  m.impl("square_sum", square_sum);
+  m.impl("square_sums", square_sums);
   m.impl("accumulate_", accumulate);
 }
 

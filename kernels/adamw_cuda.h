@@ -7,8 +7,8 @@
 namespace limbeck::kernels {
 
 void launch_adamw_step(const AdamWArguments& arguments, int64_t count, cudaStream_t stream);
-// One total for each run of kSquareRun elements, then their sum in order into `out`.
-void launch_square_sum(Storage storage, const void* x, int64_t count, double* totals, double* out, cudaStream_t stream);
+// One total for each run of kSquareRun elements.
+void launch_square_sums(Storage storage, const void* x, int64_t count, double* totals, cudaStream_t stream);
 void launch_accumulate(Storage storage, const void* x, void* sum, int64_t count, cudaStream_t stream);
 
 }  // namespace limbeck::kernels

@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/adamw_formula.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/square_run.h"
 #include "kernels/storage.h"
 
 namespace limbeck::kernels {
@@ -17,9 +18,6 @@ struct AdamWArguments {
   void* narrow;            // half parameter that becomes the rounded weight, or null
   Storage narrow_storage;  // of `narrow`
 };
-
-// Elements whose squares are summed in float32; across runs the sum is float64.
-inline constexpr int64_t kSquareRun = 1 << 12;
 
 struct AdamWLoops {
   void (*step)(const AdamWArguments&, int64_t begin, int64_t end);

@@ -20,7 +20,7 @@ void check_adamw(const AdamWTensors& tensors, int64_t step);
 AdamWArguments adamw_arguments(const AdamWTensors& tensors, const at::Tensor& gradient, int64_t step,
                                double learning_rate, double beta1, double beta2, double epsilon, double weight_decay,
                                double gradient_scale);
-at::Tensor square_sum_output(const at::Tensor& x);
+at::Tensor square_sums_output(const at::Tensor& x);
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x);
 
 }  // namespace limbeck::kernels

@@ -10,6 +10,7 @@
 
 #include "modules/errors.h"
 #include "modules/models/checkpointed_layer.h"
+#include "modules/models/kept_layer.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -134,7 +135,9 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
   const at::Tensor positions = input.position_ids ? *input.position_ids : default_positions(input, architecture_.kind);
   const LayerInput shared = layer_input(input, positions);
   Encoded result;
+  if (keeper_ != nullptr) keeper_->before_forward(WeightKeeper::kOutside);
   at::Tensor x = embed(input, positions);
+  int64_t number = 0;
   for (const auto& layer : layers_) {
     if (keep_hidden) {
       result.hidden.push_back(x);
@@ -142,7 +145,11 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
       // not.
       x = x.view_as(x);
     }
-    x = checkpointing_ ? checkpointed_forward(layer, x, shared) : layer->forward(x, shared);
+    const auto forward = [&](const at::Tensor& in) {
+      return checkpointing_ ? checkpointed_forward(layer, in, shared) : layer->forward(in, shared);
+    };
+    x = keeper_ == nullptr ? forward(x) : kept_forward(*keeper_, number, x, forward);
+    ++number;
   }
   if (input.cache != nullptr) input.cache->advance(input.ids.size(1));
   result.last = final_norm_ ? final_norm_->forward(x) : x;

@@ -9,6 +9,7 @@
 
 #include "modules/models/blocks.h"
 #include "modules/models/rope_table.h"
+#include "modules/models/weight_keeper.h"
 
 namespace limbeck::models {
 
@@ -40,6 +41,8 @@ class Transformer : public torch::nn::Module {
   const at::Tensor& head_weight() const { return head_->weight(); }
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
+  // Fetches and frees the weights around every layer; null: they are there. The model does not own it.
+  void set_weight_keeper(WeightKeeper* keeper) { keeper_ = keeper; }
   // Rows of the token table, before positions and norms: integers [...] -> [..., D].
   at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
@@ -50,6 +53,7 @@ class Transformer : public torch::nn::Module {
   Architecture architecture_;
   std::string path_;
   bool checkpointing_ = false;
+  WeightKeeper* keeper_ = nullptr;
   RopeTable rope_, local_rope_;
   std::shared_ptr<Embedding> tokens_, positions_, token_types_;
   std::shared_ptr<Norm> embedding_norm_, final_norm_;

@@ -57,7 +57,7 @@ void add_all(const char* name, at::ScalarType dtype, const std::vector<int64_t>&
   add_pair(
       std::string("norm ") + name,
       [=] {
-        for (const at::Tensor& g : ours->gradients) kernels::square_sum(g);
+        for (const at::Tensor& g : ours->gradients) kernels::square_sums(g);
       },
       [=] { at::_foreach_norm(theirs->gradients); });
 }

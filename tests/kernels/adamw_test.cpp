@@ -98,15 +98,15 @@ TEST_P(AdamWTest, SquareSumIsAccurateAndKnowsFiniteFromNot) {
   for (const int64_t count : {int64_t{0}, int64_t{1}, int64_t{4096}, int64_t{4097}, int64_t{100003}}) {
     const at::Tensor x = random_tensor({count}, options(), 9);
     const double wanted = x.to(at::kDouble).square().sum().item<double>();
-    const at::Tensor sum = kernels::square_sum(x);
+    const at::Tensor sum = kernels::square_sums(x).sum();
     ASSERT_EQ(sum.scalar_type(), at::kDouble);
-    // 4096 float32 terms in 64 lanes: some 70 roundings.
+    // 1024 float32 terms in 64 lanes: some 20 roundings.
     EXPECT_NEAR(sum.item<double>(), wanted, wanted * 5e-6) << count;
     if (count < 2) continue;
     for (const double bad : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
       at::Tensor spoiled = x.clone();
       spoiled[count - 1] = bad;
-      EXPECT_FALSE(std::isfinite(kernels::square_sum(spoiled).item<double>())) << bad << " of " << count;
+      EXPECT_FALSE(std::isfinite(kernels::square_sums(spoiled).sum().item<double>())) << bad << " of " << count;
     }
   }
 }
@@ -115,7 +115,16 @@ TEST_P(AdamWTest, SquaresBeyondFloat32AreStillFinite) {
   if (GetParam().dtype == at::kHalf) GTEST_SKIP() << "float16 ends at 65504";
   const at::Tensor x = at::full({5000}, 1e30, options());
   const double wanted = x.to(at::kDouble).square().sum().item<double>();
-  EXPECT_NEAR(kernels::square_sum(x).item<double>(), wanted, wanted * 1e-12);
+  EXPECT_NEAR(kernels::square_sums(x).sum().item<double>(), wanted, wanted * 1e-12);
+}
+
+TEST_P(AdamWTest, PartsHaveTheSquareSumsOfTheWhole) {
+  const at::Tensor x = random_tensor({5 * kernels::kSquareRun + 77}, options(), 3);
+  const at::Tensor whole = kernels::square_sums(x);
+  ASSERT_EQ(whole.numel(), 6);
+  const int64_t cut = 2 * kernels::kSquareRun;
+  expect_same_bits(kernels::square_sums(x.narrow(0, 0, cut)), whole.narrow(0, 0, 2), "first part");
+  expect_same_bits(kernels::square_sums(x.narrow(0, cut, x.numel() - cut)), whole.narrow(0, 2, 4), "second part");
 }
 
 TEST_P(AdamWTest, AccumulateAddsInTheWideDtype) {
@@ -136,7 +145,7 @@ TEST_P(AdamWTest, StridedGradientsAreTaken) {
   strided.step(g.t(), {});
   dense.step(g.t().contiguous(), {});
   expect_same_bits(strided.parameter, dense.parameter, "parameter");
-  expect_same_bits(kernels::square_sum(g.t()), kernels::square_sum(g.t().contiguous()), "square sum");
+  expect_same_bits(kernels::square_sums(g.t()), kernels::square_sums(g.t().contiguous()), "square sum");
 }
 
 TEST_P(AdamWTest, ThreadsDoNotMatter) {
@@ -149,7 +158,7 @@ TEST_P(AdamWTest, ThreadsDoNotMatter) {
     at::set_num_threads(threads);
     runs.push_back(weights_of(start));
     runs.back().step(g, {.weight_decay = 0.1});
-    sums.push_back(kernels::square_sum(g));
+    sums.push_back(kernels::square_sums(g));
   }
   at::set_num_threads(before);
   expect_same_bits(runs[0].parameter, runs[1].parameter, "parameter");
@@ -162,7 +171,7 @@ TEST_P(AdamWTest, MetaChecksTheSame) {
   const Weights w = weights_of(random_tensor({3, 5}, options(), 1));
   const std::optional<at::Tensor> master = w.master ? std::optional<at::Tensor>(meta(*w.master)) : std::nullopt;
   kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first), meta(w.second), {});
-  EXPECT_EQ(kernels::square_sum(meta(w.parameter)).dim(), 0);
+  EXPECT_EQ(kernels::square_sums(meta(w.parameter)).sizes(), kernels::square_sums(w.parameter).sizes());
   EXPECT_THROW(
       kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first.t()), meta(w.second), {}),
       c10::Error);

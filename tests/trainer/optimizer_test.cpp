@@ -50,7 +50,7 @@ void give_gradients(const std::vector<Parameter>& parameters, int64_t seed, doub
 std::vector<at::Tensor> copies(const std::vector<Parameter>& parameters, const Optimizer& optimizer) {
   std::vector<at::Tensor> result;
   for (const Parameter& p : parameters) result.push_back(p.tensor.detach().clone());
-  for (const auto& [name, tensor] : optimizer.state_tensors()) result.push_back(tensor.clone());
+  for (const StateTensor& kept : optimizer.state_tensors()) result.push_back(kept.part.clone());
   return result;
 }
 
@@ -129,7 +129,7 @@ TEST(Optimizer, EightMicroBatchesEqualOne) {
     // The moments show the gradient that was used: for half weights it is the float32 sum, not one of their dtype.
     const double norm = by_eight.step(0).gradient_norm;
     const double clip = 1.0 / std::max(1.0, norm + 1e-6);
-    for (const auto& [name, tensor] : by_eight.state_tensors()) {
+    for (const auto& [name, shape, begin, tensor, saved] : by_eight.state_tensors()) {
       if (name != "first_moment.student.mlp.weight") continue;
       const at::Tensor wanted = sums[0] * clip * 0.1;
       EXPECT_LE(((tensor - wanted).norm() / wanted.norm()).item<double>(), 1e-6) << name << " " << dtype;
@@ -265,7 +265,7 @@ TEST(Optimizer, BFloat16WeightsMoveThroughTheirMasters) {
   }
   // 400 updates of 1e-5, each below half a unit in the last place of weights above 0.005: without masters none would
   // count for them.
-  const at::Tensor master = optimizer.state_tensors()[0].second, now = parameters[0].tensor.detach();
+  const at::Tensor master = optimizer.state_tensors()[0].part, now = parameters[0].tensor.detach();
   EXPECT_TRUE(at::allclose(start - master, at::full_like(start, 4e-3), 1e-3, 2e-6));
   EXPECT_TRUE(now.equal(master.to(at::kBFloat16)));
   EXPECT_GT(now.to(at::kFloat).ne(start).to(at::kFloat).mean().item<double>(), 0.6);
@@ -279,7 +279,7 @@ TEST(Optimizer, EmaFollowsAndSwapsBackToTheSameBits) {
     at::Tensor wanted = parameters[0].tensor.detach().to(at::kFloat).clone();
     for (int64_t step = 0; step < 6; ++step) {
       one_update(optimizer, parameters, step);
-      for (const auto& [name, tensor] : optimizer.state_tensors()) {
+      for (const auto& [name, shape, begin, tensor, saved] : optimizer.state_tensors()) {
         if (name == "master.student.mlp.weight") wanted = wanted * 0.75 + tensor * 0.25;
       }
       if (dtype == at::kFloat) wanted = wanted * 0.75 + parameters[0].tensor.detach() * 0.25;
@@ -307,8 +307,8 @@ TEST(Optimizer, AResumedRunHasTheBitsOfTheUninterruptedOne) {
     for (size_t i = 0; i < 2; ++i) resumed[i].tensor.copy_(straight[i].tensor);
     const auto from = first.state_tensors(), to = second.state_tensors();
     for (size_t i = 0; i < from.size(); ++i) {
-      ASSERT_EQ(from[i].first, to[i].first);
-      to[i].second.copy_(from[i].second);
+      ASSERT_EQ(from[i].name, to[i].name);
+      to[i].part.copy_(from[i].part);
     }
   }
   second.load_state_scalars(first.state_scalars());

@@ -163,12 +163,16 @@ void run_training(const recipe::Settings& settings, Distillation& objective, Che
   }
   optim::Optimizer optimizer(settings, trained(objective), kSteps);
   int64_t state = 0, gradients = 0;
-  for (const auto& [name, tensor] : optimizer.state_tensors()) state += static_cast<int64_t>(tensor.nbytes());
+  for (const auto& kept : optimizer.state_tensors()) state += static_cast<int64_t>(kept.part.nbytes());
   for (const auto& parameter : trained(objective)) gradients += static_cast<int64_t>(parameter.tensor.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
   report.memory.push_back({"gradients", gradients});
   MetaMemory::reset_peak();
-  run_phase("train", report, [&] { loop::run_update(objective, optimizer, batches, 0, kSteps); });
+  const auto ranks = parallel::make_solo();
+  run_phase("train", report, [&] {
+    const auto progress = loop::update_progress(batches, 0, kSteps, optimizer.loss_scale());
+    loop::run_update(objective, optimizer, batches, progress, *ranks);
+  });
   report.peak_bytes = MetaMemory::peak_bytes();
   report.memory.push_back({"peak of an update, all of the above", MetaMemory::peak_bytes()});
   MetaMemory::reset_peak();

@@ -4,57 +4,43 @@
 #include <cmath>
 
 #include "trainer/objective/measures.h"
+#include "trainer/parallel/named_sums.h"
 
 namespace limbeck::evaluate {
 
 namespace {
 
-constexpr int kBatchesAhead = 2;
+// Sums over batches and ranks, by these names; a term's own name cannot begin so.
+const std::string kMeasure = "measure.", kTerm = "term.";
 
-// Weighted means of named values over batches.
-class Means {
- public:
-  void add(const std::string& name, double value, double weight) {
-    for (auto& entry : sums_) {
-      if (entry.name != name) continue;
-      entry.sum += value * weight;
-      entry.weight += weight;
-      return;
-    }
-    sums_.push_back({name, value * weight, weight});
-  }
-  void put_into(std::vector<std::pair<std::string, double>>& values) const {
-    for (const auto& entry : sums_) values.emplace_back(entry.name, entry.weight > 0 ? entry.sum / entry.weight : 0.0);
-  }
+void add_measures(const objective::Measures& m, parallel::NamedSums& sums) {
+  const auto add = [&](const char* name, auto value) { sums.add(kMeasure + name, static_cast<double>(value)); };
+  add("student_cross_entropy", m.student_cross_entropy), add("targets", m.targets);
+  add("teacher_cross_entropy", m.teacher_cross_entropy), add("teacher_targets", m.teacher_targets);
+  add("kl", m.kl), add("top5_overlap", m.top5_overlap), add("compared", m.compared);
+  add("top1_agreements", m.top1_agreements), add("labelled", m.labelled), add("student_right", m.student_right);
+  add("teacher_right", m.teacher_right), add("class_agreements", m.class_agreements);
+  add("cosine", m.cosine), add("pooled", m.pooled);
+}
 
- private:
-  struct Entry {
-    std::string name;
-    double sum, weight;
+void put_measures(const parallel::NamedSums& sums, std::vector<std::pair<std::string, double>>& values) {
+  const auto of = [&](const char* name) { return sums.value(kMeasure + name); };
+  const auto mean = [&](const char* name, const char* sum, const char* count) {
+    if (of(count) > 0) values.emplace_back(name, of(sum) / of(count));
   };
-  std::vector<Entry> sums_;
-};
-
-void put(const objective::Measures& m, std::vector<std::pair<std::string, double>>& values) {
-  auto mean = [&](const char* name, double sum, int64_t count) {
-    if (count > 0) values.emplace_back(name, sum / static_cast<double>(count));
-  };
-  if (m.targets > 0) {
-    values.emplace_back("perplexity", std::exp(m.student_cross_entropy / static_cast<double>(m.targets)));
+  if (of("targets") > 0) values.emplace_back("perplexity", std::exp(of("student_cross_entropy") / of("targets")));
+  if (of("teacher_targets") > 0) {
+    values.emplace_back("teacher_perplexity", std::exp(of("teacher_cross_entropy") / of("teacher_targets")));
   }
-  if (m.teacher_targets > 0) {
-    values.emplace_back("teacher_perplexity",
-                        std::exp(m.teacher_cross_entropy / static_cast<double>(m.teacher_targets)));
+  mean("kl", "kl", "compared");
+  mean("top1_agreement", "top1_agreements", "compared");
+  mean("top5_overlap", "top5_overlap", "compared");
+  mean("accuracy", "student_right", "labelled");
+  if (of("teacher_right") > 0 || of("class_agreements") > 0) {
+    mean("teacher_accuracy", "teacher_right", "labelled");
+    mean("class_agreement", "class_agreements", "labelled");
   }
-  mean("kl", m.kl, m.compared);
-  mean("top1_agreement", static_cast<double>(m.top1_agreements), m.compared);
-  mean("top5_overlap", m.top5_overlap, m.compared);
-  mean("accuracy", static_cast<double>(m.student_right), m.labelled);
-  if (m.teacher_right > 0 || m.class_agreements > 0) {
-    mean("teacher_accuracy", static_cast<double>(m.teacher_right), m.labelled);
-    mean("class_agreement", static_cast<double>(m.class_agreements), m.labelled);
-  }
-  mean("cosine", m.cosine, m.pooled);
+  mean("cosine", "cosine", "pooled");
 }
 
 }  // namespace
@@ -67,26 +53,38 @@ const double* Evaluation::find(const std::string& name) const {
 }
 
 Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, int64_t batches,
-                    objective::Progress progress, const std::function<void(int64_t, int64_t)>& tick) {
+                    objective::Progress progress, parallel::Communicator& ranks,
+                    const std::function<void(int64_t, int64_t)>& tick) {
   const at::NoGradGuard no_gradient;
   progress.update_targets = progress.update_sequences = 0;  // every batch is its own update here
   progress.loss_scale = 1;
   const int64_t all = source.batches_per_epoch(), count = batches > 0 ? std::min(batches, all) : all;
-  Evaluation evaluation;
-  Means terms;
-  objective::Measures measures;
-  data::Prefetcher prefetched(source, 0, count, kBatchesAhead);
-  for (int64_t i = 0; i < count; ++i) {
-    const data::Batch batch = prefetched.next();
+  const int64_t rounds = (count + ranks.size() - 1) / ranks.size();
+  parallel::NamedSums sums;
+  // Dealt in turn. Every rank makes as many forwards as the others, because they fetch weights together: who has no
+  // batch left in the last round runs the last one once more, and forgets it.
+  const auto index_of = [&](int64_t round) { return round * ranks.size() + ranks.rank(); };
+  for (int64_t round = 0; round < rounds; ++round) {
+    const data::Batch batch = source.batch(std::min(index_of(round), count - 1));
+    objective::Measures measures;
     const objective::Terms found = objective.forward(batch, progress, &measures);
+    if (index_of(round) >= count) continue;
     const double weight = static_cast<double>(std::max<int64_t>(found.targets, 1));
-    terms.add("loss", found.loss.item<double>(), weight);
-    for (const objective::Term& term : found.terms) terms.add(term.name, term.value.item<double>(), weight);
-    evaluation.targets += found.targets;
-    if (tick) tick(i + 1, count);
+    sums.add("weight", weight);
+    sums.add("targets", static_cast<double>(found.targets));
+    sums.add(kTerm + "loss", found.loss.item<double>() * weight);
+    for (const objective::Term& term : found.terms) sums.add(kTerm + term.name, term.value.item<double>() * weight);
+    add_measures(measures, sums);
+    if (tick) tick(std::min((round + 1) * ranks.size(), count), count);
   }
-  terms.put_into(evaluation.values);
-  put(measures, evaluation.values);
+  sums.all_reduce(ranks);
+  Evaluation evaluation;
+  evaluation.targets = static_cast<int64_t>(sums.value("targets"));
+  for (const std::string& name : sums.names()) {
+    if (!name.starts_with(kTerm)) continue;
+    evaluation.values.emplace_back(name.substr(kTerm.size()), sums.value(name) / sums.value("weight"));
+  }
+  put_measures(sums, evaluation.values);
   evaluation.values.emplace_back("targets", static_cast<double>(evaluation.targets));
   return evaluation;
 }

@@ -7,6 +7,7 @@
 
 #include "trainer/data/data_source.h"
 #include "trainer/objective/distillation.h"
+#include "trainer/parallel/communicator.h"
 
 namespace limbeck::evaluate {
 
@@ -19,9 +20,11 @@ struct Evaluation {
   const double* find(const std::string& name) const;
 };
 
-// The first `batches` batches (0: all) in their order. `progress` sets the curriculum's weights and the temperature.
+// The first `batches` batches (0: all), dealt among the ranks; the result is the same on every rank and for any number
+// of them. `progress` sets the curriculum's weights and the temperature.
 Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, int64_t batches,
-                    objective::Progress progress, const std::function<void(int64_t, int64_t)>& tick = {});
+                    objective::Progress progress, parallel::Communicator& ranks,
+                    const std::function<void(int64_t, int64_t)>& tick = {});
 
 // Is `now` better than `best`? `metric`: auto (perplexity, accuracy or cosine, whichever is there) or loss.
 bool better(const Evaluation& now, const Evaluation& best, const std::string& metric);

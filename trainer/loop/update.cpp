@@ -2,23 +2,19 @@
 
 #include <ATen/ops/full_like.h>
 
+#include "trainer/parallel/named_sums.h"
+
 namespace limbeck::loop {
 
 namespace {
 
-void add_terms(const objective::Terms& terms, UpdateResult& result) {
+constexpr const char* kLoss = "loss";
+
+// Of a micro-batch; every sum is exact, so neither the number of ranks nor their order shows in what is logged.
+void add_terms(const objective::Terms& terms, parallel::NamedSums& sums) {
   if (terms.loss.is_meta()) return;
-  result.loss += terms.loss.item<double>();
-  for (const objective::Term& term : terms.terms) {
-    const double value = term.value.item<double>();
-    bool known = false;
-    for (auto& [name, sum] : result.terms) {
-      if (name != term.name) continue;
-      sum += value;
-      known = true;
-    }
-    if (!known) result.terms.emplace_back(term.name, value);
-  }
+  sums.add(kLoss, terms.loss.item<double>());
+  for (const objective::Term& term : terms.terms) sums.add(term.name, term.value.item<double>());
 }
 
 }  // namespace
@@ -39,20 +35,25 @@ objective::Progress update_progress(const std::vector<data::Batch>& batches, int
 }
 
 UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& optimizer,
-                        const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps) {
-  const double scale = optimizer.loss_scale();
-  const objective::Progress progress = update_progress(batches, step, total_steps, scale);
-  UpdateResult result;
-  result.targets = progress.update_targets;
+                        const std::vector<data::Batch>& batches, const objective::Progress& progress,
+                        parallel::Communicator& ranks) {
+  parallel::NamedSums sums;
   for (const data::Batch& batch : batches) {
     const objective::Terms terms = objective.forward(batch, progress);
     // A batch without a target (all labels masked) may have no path to a weight: its share is nothing.
-    if (terms.loss.requires_grad()) terms.loss.backward(at::full_like(terms.loss, scale));
-    add_terms(terms, result);
+    if (terms.loss.requires_grad()) terms.loss.backward(at::full_like(terms.loss, progress.loss_scale));
+    add_terms(terms, sums);
     optimizer.accumulate(static_cast<int64_t>(batches.size()));
   }
-  result.step = optimizer.step(step);
+  UpdateResult result;
+  result.targets = progress.update_targets;
+  result.step = optimizer.step(progress.step);
   if (!result.step.skipped) objective.after_update(progress);
+  sums.all_reduce(ranks);
+  for (const std::string& name : sums.names()) {
+    if (name != kLoss) result.terms.emplace_back(name, sums.value(name));
+  }
+  result.loss = sums.value(kLoss);
   return result;
 }
 

@@ -1,5 +1,5 @@
-// One update: forward and backward of each micro-batch, then the optimizer. Training runs it on data; `limbeck check`
-// runs the same function on meta.
+// One update: forward and backward of each micro-batch, then the optimizer, on all ranks. Training runs it on data;
+// `limbeck check` runs the same function on meta.
 #pragma once
 #include <string>
 #include <utility>
@@ -8,22 +8,26 @@
 #include "trainer/data/batch.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/optim/optimizer.h"
+#include "trainer/parallel/communicator.h"
 
 namespace limbeck::loop {
 
 struct UpdateResult {
   double loss = 0;
-  std::vector<std::pair<std::string, double>> terms;  // unweighted, by name; sums over the micro-batches
+  std::vector<std::pair<std::string, double>> terms;  // unweighted, by name; sums over the micro-batches of all ranks
   int64_t targets = 0;                                // valid targets of the update
   optim::StepReport step;
 };
 
-// Targets and sequences of a whole update, known before its first forward: what every term is divided by.
+// Targets and sequences of these micro-batches: known before the first forward, because what every term is divided by
+// is their sum over the whole update, other ranks included.
 objective::Progress update_progress(const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps,
                                     double loss_scale);
 
-// On meta the numbers of the result stay 0: there are none.
+// `batches`: of this rank; `progress`: of the update on all ranks. On meta the numbers of the result stay 0: there are
+// none.
 UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& optimizer,
-                        const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps);
+                        const std::vector<data::Batch>& batches, const objective::Progress& progress,
+                        parallel::Communicator& ranks);
 
 }  // namespace limbeck::loop

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 
@@ -20,30 +19,34 @@ namespace limbeck::optim {
 
 namespace {
 
-// One trained tensor with what the optimizer keeps beside it.
+// This rank's share of one trained tensor with what the optimizer keeps beside it, in the shape of the share.
 struct Slot {
   Parameter parameter;
+  parallel::Share share;
   at::Tensor master;         // undefined unless the parameter is half
   at::Tensor first, second;  // moments
   at::Tensor ema;            // undefined when off
-  at::Tensor gradient;       // of the update so far, scaled; undefined: none came
-  at::Tensor accumulator;    // reused by every update of several micro-batches
   int64_t updates = 0;       // that this parameter has had: for the bias corrections
 
-  const at::Tensor& weight() const { return master.defined() ? master : parameter.tensor; }
+  const at::Tensor& weight() const { return master.defined() ? master : share.weight; }
 };
 
 at::ScalarType wide_of(const at::Tensor& tensor) {
   return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-Slot make_slot(const Parameter& parameter, bool with_ema) {
+void check_trainable(const Parameter& parameter) {
   const at::Tensor& tensor = parameter.tensor;
   if (!tensor.defined() || !tensor.requires_grad() || !tensor.is_leaf() || !at::isFloatingType(tensor.scalar_type())) {
     throw std::logic_error(parameter.name + " is no trainable parameter");
   }
+}
+
+Slot make_slot(const Parameter& parameter, const parallel::Share& share, bool with_ema) {
+  const at::Tensor& tensor = share.weight;
   Slot slot;
   slot.parameter = parameter;
+  slot.share = share;
   const auto wide = tensor.options().dtype(wide_of(tensor)).requires_grad(false);
   if (tensor.scalar_type() != wide_of(tensor)) {
     slot.master = at::empty(tensor.sizes(), wide);
@@ -58,6 +61,7 @@ Slot make_slot(const Parameter& parameter, bool with_ema) {
 }  // namespace
 
 struct Optimizer::State {
+  std::unique_ptr<parallel::ParameterShares> shares;
   std::vector<Slot> slots;
   Schedule schedule;
   std::map<std::string, double> base_rate;  // by group
@@ -70,13 +74,13 @@ struct Optimizer::State {
   bool on_meta = false, swapped = false;
 
   double rate(int64_t step, const std::string& group) const { return base_rate.at(group) * schedule.factor(step); }
-  void take_gradient(Slot& slot, bool first) const;
   double square_sum(StepReport& report) const;
   void update(int64_t step, double gradient_scale);
   void skip(StepReport& report);
 };
 
-Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps)
+Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps,
+                     std::unique_ptr<parallel::ParameterShares> shares)
     : state_(std::make_unique<State>()) {
   const at::NoGradGuard no_gradient;
   State& s = *state_;
@@ -94,13 +98,20 @@ Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> pa
   s.max_skipped = settings.integer("optim.max_skipped");
   bool float16 = false;
   std::set<std::string> names;
+  std::vector<parallel::NamedParameter> named;
   for (const Parameter& parameter : parameters) {
+    check_trainable(parameter);
+    named.push_back({parameter.name, parameter.tensor});
+  }
+  s.shares = shares ? std::move(shares) : parallel::make_whole(named);
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const Parameter& parameter = parameters[i];
     if (!names.insert(parameter.name).second) throw std::logic_error(parameter.name + " is trained twice");
     if (!s.base_rate.contains(parameter.group)) {
       throw std::logic_error(parameter.name + " is of group " + parameter.group +
                              ", wanted student, projector or router");
     }
-    s.slots.push_back(make_slot(parameter, s.ema_decay > 0));
+    s.slots.push_back(make_slot(parameter, s.shares->shares()[i], s.ema_decay > 0));
     float16 = float16 || parameter.tensor.scalar_type() == at::kHalf;
     s.on_meta = s.on_meta || parameter.tensor.is_meta();
   }
@@ -113,26 +124,6 @@ double Optimizer::loss_scale() const { return state_->loss_scale.value(); }
 
 double Optimizer::learning_rate(int64_t step, const std::string& group) const { return state_->rate(step, group); }
 
-void Optimizer::State::take_gradient(Slot& slot, bool first) const {
-  at::Tensor gradient = slot.parameter.tensor.grad();
-  slot.parameter.tensor.mutable_grad().reset();
-  if (first) slot.gradient.reset();
-  if (!gradient.defined()) return;
-  gradient = gradient.detach();
-  if (expected == 1) {
-    slot.gradient = gradient;
-    return;
-  }
-  // Sums in float32 for half weights too: eight roundings to bfloat16 would lose what the split was to keep.
-  if (slot.gradient.defined()) {
-    kernels::accumulate_(slot.gradient, gradient);
-    return;
-  }
-  if (!slot.accumulator.defined()) slot.accumulator = at::empty_like(slot.first);
-  slot.gradient = slot.accumulator;
-  precision::cast_into(slot.gradient, gradient);
-}
-
 void Optimizer::accumulate(int64_t micro_batches) {
   State& s = *state_;
   const at::NoGradGuard no_gradient;
@@ -141,29 +132,39 @@ void Optimizer::accumulate(int64_t micro_batches) {
     throw std::logic_error("accumulate() was called more often than micro-batches were announced");
   }
   s.expected = micro_batches;
-  for (Slot& slot : s.slots) s.take_gradient(slot, s.accumulated == 0);
+  s.shares->accumulate(s.accumulated, micro_batches);
   ++s.accumulated;
 }
 
-// Of the scaled gradients, in the order of the parameters; names the first that is not finite.
+// Of the scaled gradients of all ranks, without rounding on the way; names the first that is not finite.
 double Optimizer::State::square_sum(StepReport& report) const {
-  double total = 0;
-  std::vector<std::pair<const Slot*, at::Tensor>> sums;
-  for (const Slot& slot : slots) {
-    if (slot.gradient.defined()) sums.emplace_back(&slot, kernels::square_sum(slot.gradient));
+  std::vector<std::pair<size_t, at::Tensor>> sums;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const at::Tensor gradient = shares->gradient(i);
+    if (gradient.defined() && gradient.numel() > 0) sums.emplace_back(i, kernels::square_sums(gradient));
   }
   if (on_meta) return 0;
-  for (const auto& [slot, sum] : sums) {
-    const double value = sum.item<double>();
-    if (!std::isfinite(value) && report.nonfinite.empty()) report.nonfinite = slot->parameter.name;
-    total += value;
+  parallel::ExactSum total;
+  int64_t spoiled = -1;
+  for (const auto& [i, runs] : sums) {
+    const at::Tensor on_cpu = runs.cpu();
+    const auto* value = on_cpu.const_data_ptr<double>();
+    for (int64_t run = 0; run < on_cpu.numel(); ++run) {
+      if (!std::isfinite(value[run]) && spoiled < 0) spoiled = static_cast<int64_t>(i);
+      total.add(value[run]);
+    }
   }
-  return total;
+  shares->complete(total);
+  const double sum = total.value();
+  if (!std::isfinite(sum)) report.nonfinite = slots[static_cast<size_t>(shares->first_of_all(spoiled))].parameter.name;
+  return sum;
 }
 
 void Optimizer::State::update(int64_t step, double gradient_scale) {
-  for (Slot& slot : slots) {
-    if (!slot.gradient.defined()) continue;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    Slot& slot = slots[i];
+    const at::Tensor gradient = shares->gradient(i);
+    if (!gradient.defined()) continue;
     kernels::AdamWOptions options = adamw;
     options.step = slot.updates + 1;
     options.learning_rate = rate(step, slot.parameter.group);
@@ -171,9 +172,9 @@ void Optimizer::State::update(int64_t step, double gradient_scale) {
     options.gradient_scale = gradient_scale;
     const std::optional<at::Tensor> master =
         slot.master.defined() ? std::optional<at::Tensor>(slot.master) : std::nullopt;
-    kernels::adamw_step_(slot.parameter.tensor, slot.gradient, master, slot.first, slot.second, options);
     slot.updates += 1;
-    slot.gradient.reset();
+    if (gradient.numel() == 0) continue;
+    kernels::adamw_step_(slot.share.weight, gradient, master, slot.first, slot.second, options);
   }
   for (Slot& slot : slots) {
     if (slot.ema.defined()) slot.ema.lerp_(slot.weight().detach(), 1.0 - ema_decay);
@@ -183,7 +184,6 @@ void Optimizer::State::update(int64_t step, double gradient_scale) {
 void Optimizer::State::skip(StepReport& report) {
   const double used = loss_scale.value();
   const bool at_floor = loss_scale.at_floor();
-  for (Slot& slot : slots) slot.gradient.reset();
   loss_scale.update_overflowed();
   ++skipped_in_a_row, ++skipped_in_all;
   report.skipped = true;
@@ -205,13 +205,17 @@ StepReport Optimizer::step(int64_t step) {
   StepReport report;
   report.learning_rate = s.rate(step, "student");
   const double scale = s.loss_scale.value();
+  s.shares->finish();
   const double total = s.square_sum(report);
   report.gradient_norm = std::sqrt(total) / scale;
   if (!report.nonfinite.empty()) {
+    s.shares->drop();
     s.skip(report);
   } else {
     const double over = s.clip > 0 ? s.clip / (report.gradient_norm + 1e-6) : 1.0;
     s.update(step, std::min(over, 1.0) / scale);
+    s.shares->drop();
+    s.shares->publish();
     s.loss_scale.update_was_good();
     s.skipped_in_a_row = 0;
   }
@@ -230,25 +234,44 @@ void Optimizer::swap_ema() {
   for (Slot& slot : s.slots) {
     if (slot.master.defined()) {
       std::swap(slot.master, slot.ema);
-      precision::cast_into(slot.parameter.tensor, slot.master);
+      precision::cast_into(slot.share.weight, slot.master);
     } else {
-      const at::Tensor weight = slot.parameter.tensor.detach().clone();
-      precision::cast_into(slot.parameter.tensor, slot.ema);
+      const at::Tensor weight = slot.share.weight.detach().clone();
+      precision::cast_into(slot.share.weight, slot.ema);
       precision::cast_into(slot.ema, weight);
     }
   }
+  s.shares->publish();
   s.swapped = !s.swapped;
 }
 
-std::vector<std::pair<std::string, at::Tensor>> Optimizer::state_tensors() const {
+parallel::ParameterShares& Optimizer::shares() { return *state_->shares; }
+
+std::vector<StateTensor> Optimizer::weight_tensors() const {
+  if (state_->swapped) throw std::logic_error("weight_tensors() while the EMA stands in for the weights");
+  std::vector<StateTensor> tensors;
+  for (size_t i = 0; i < state_->slots.size(); ++i) {
+    const Slot& slot = state_->slots[i];
+    tensors.push_back({slot.parameter.name, slot.parameter.tensor.sizes().vec(), slot.share.begin,
+                       slot.share.weight.detach(), state_->shares->saves(i)});
+  }
+  return tensors;
+}
+
+std::vector<StateTensor> Optimizer::state_tensors() const {
   if (state_->swapped) throw std::logic_error("state_tensors() while the EMA stands in for the weights");
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
-  for (const Slot& slot : state_->slots) {
-    const std::string& name = slot.parameter.name;
-    if (slot.master.defined()) tensors.emplace_back("master." + name, slot.master);
-    tensors.emplace_back("first_moment." + name, slot.first);
-    tensors.emplace_back("second_moment." + name, slot.second);
-    if (slot.ema.defined()) tensors.emplace_back("ema." + name, slot.ema);
+  std::vector<StateTensor> tensors;
+  for (size_t i = 0; i < state_->slots.size(); ++i) {
+    const Slot& slot = state_->slots[i];
+    const auto add = [&](const char* kind, const at::Tensor& part) {
+      if (!part.defined()) return;
+      tensors.push_back({kind + slot.parameter.name, slot.parameter.tensor.sizes().vec(), slot.share.begin, part,
+                         state_->shares->saves(i)});
+    };
+    add("master.", slot.master);
+    add("first_moment.", slot.first);
+    add("second_moment.", slot.second);
+    add("ema.", slot.ema);
   }
   return tensors;
 }

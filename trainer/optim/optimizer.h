@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "trainer/parallel/parameter_shares.h"
 #include "trainer/recipe/settings.h"
 
 namespace limbeck::optim {
@@ -19,6 +20,15 @@ struct Parameter {
   at::Tensor tensor;
   std::string group;
   bool decays = true;
+};
+
+// What a resume needs of one tensor: this rank's part of it.
+struct StateTensor {
+  std::string name;            // "first_moment.student.layers.0.mlp.up_proj.weight"
+  std::vector<int64_t> shape;  // of the whole
+  int64_t begin = 0;           // first element of `part`
+  at::Tensor part;
+  bool saved_here = true;  // each part is saved by one rank
 };
 
 struct StepReport {
@@ -33,13 +43,15 @@ struct StepReport {
 class Optimizer {
  public:
   // Reads optim.* of the recipe. `total_steps` fixes the schedule. Works on meta too: `check` sees its memory.
-  Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps);
+  // `shares`: of the parameters, in their order; null: one rank that holds everything.
+  Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps,
+            std::unique_ptr<parallel::ParameterShares> shares = nullptr);
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
   double loss_scale() const;  // 1 unless a trained parameter is float16
-  // Adds the .grad of every parameter to the update (float32 accumulators when `micro_batches` > 1) and frees it.
+  // Adds the .grad of every parameter to the update (float32 sums when `micro_batches` > 1) and frees it.
   void accumulate(int64_t micro_batches);
   // Unscales, checks, clips, updates, follows with the EMA. `step` counts updates from 0. NumericError after
   // optim.max_skipped skips in a row, naming the tensor and whether the loss scale is at its floor.
@@ -49,10 +61,13 @@ class Optimizer {
   bool has_ema() const;
   // Exchanges weights and their EMA; call twice to return.
   void swap_ema();
-  // Everything a resume needs: masters, moments, EMA by "KIND.PARAMETER", and the scalars.
-  std::vector<std::pair<std::string, at::Tensor>> state_tensors() const;
+  // Everything a resume needs: the weights by the names of their parameters; masters, moments, EMA by "KIND.PARAMETER";
+  // and the scalars. After weights were filled, publish().
+  std::vector<StateTensor> weight_tensors() const;
+  std::vector<StateTensor> state_tensors() const;
   std::map<std::string, double> state_scalars() const;
   void load_state_scalars(const std::map<std::string, double>& scalars);  // the tensors are filled in place
+  parallel::ParameterShares& shares();
 
  private:
   struct State;

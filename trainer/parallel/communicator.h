@@ -25,6 +25,12 @@ class Pending {
   virtual void wait() = 0;
 };
 
+// Of tensor operations since the start: how long they ran, and how long somebody stood still for them.
+struct CommunicationTime {
+  double running_s = 0, waited_s = 0;
+  double hidden_share() const { return running_s > waited_s ? 1 - waited_s / running_s : 0; }
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -45,6 +51,12 @@ class Communicator {
                                                   const std::string& what) = 0;
   // The sum over ranks in place; with kTree the size must be a multiple of size().
   virtual std::shared_ptr<Pending> all_reduce(const at::Tensor& whole, Order order, const std::string& what) = 0;
+
+  virtual CommunicationTime time() const { return {}; }
+  // Says to the other ranks why this one ends, so that they name the cause and not its silence.
+  virtual void farewell(const std::string& reason) { (void)reason; }
+  // The steady state has begun: from here on a late rank is waited for as long as parallel.timeout says.
+  virtual void settle() {}
 
   // Another line to the same ranks, for a thread of its own; every rank asks for the same names in the same order.
   virtual std::unique_ptr<Communicator> line(const std::string& name) = 0;

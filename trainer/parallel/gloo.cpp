@@ -1,0 +1,287 @@
+#include "trainer/parallel/gloo.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <set>
+#include <thread>
+
+#include "modules/errors.h"
+#include "trainer/parallel/board.h"
+#include "trainer/parallel/job_thread.h"
+
+namespace limbeck::parallel {
+namespace {
+
+using Milliseconds = std::chrono::milliseconds;
+Milliseconds milliseconds(double seconds) { return Milliseconds(static_cast<int64_t>(seconds * 1000)); }
+
+constexpr int kTag = 0;
+
+// The address by which this machine reaches the store: the one that the other ranks can reach too.
+std::string own_address(const std::string& host, uint16_t port) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* found = nullptr;
+  if (::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) return "";
+  std::string address;
+  for (const addrinfo* one = found; one != nullptr && address.empty(); one = one->ai_next) {
+    const int socket = ::socket(one->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (socket < 0) continue;
+    sockaddr_storage own{};
+    socklen_t length = sizeof(own);
+    char text[NI_MAXHOST];
+    if (::connect(socket, one->ai_addr, one->ai_addrlen) == 0 &&
+        ::getsockname(socket, reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
+        ::getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
+      address = text;
+    }
+    ::close(socket);
+  }
+  ::freeaddrinfo(found);
+  return address;
+}
+
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+// Operations of one line; all of them run on its thread.
+class Gloo : public Communicator {
+ public:
+  Gloo(const GlooOptions& options, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<Board> board,
+       const std::string& name)
+      : options_(options), store_(std::move(store)), board_(std::move(board)), name_(name) {
+    auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(options.first_timeout_s));
+    const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+    const std::string address = interface != nullptr ? "" : own_address(options.host, options.port);
+    opts->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                            : address.empty()    ? c10d::ProcessGroupGloo::createDefaultDevice()
+                                                 : c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    opts->threads = 1;
+    backend_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>("line/" + name, store_), options.rank, options.size, opts);
+  }
+
+  int rank() const override { return options_.rank; }
+  int size() const override { return options_.size; }
+  CommunicationTime time() const override { return jobs_.time(); }
+  void farewell(const std::string& reason) override { board_->farewell(reason); }
+  void settle() override {
+    run("settle", 0, at::kByte, [this] { backend_->setTimeout(milliseconds(options_.timeout_s)); })->wait();
+  }
+
+  void all_reduce(std::vector<int64_t>& values, Reduce how) override {
+    at::Tensor tensor = at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kLong);
+    run("control all_reduce", tensor.numel(), at::kLong, [&] { reduce(tensor, how); })->wait();
+  }
+
+  std::vector<std::string> all_gather(const std::string& mine) override {
+    std::vector<std::string> all(static_cast<size_t>(size()));
+    run("control all_gather", 0, at::kByte, [&] { gather_texts(mine, all); })->wait();
+    return all;
+  }
+
+  std::shared_ptr<Pending> all_gather(const at::Tensor& whole, const at::Tensor& shard,
+                                      const std::string& what) override {
+    return run("all_gather of " + what, shard.numel(), shard.scalar_type(), [this, whole, shard] {
+      at::Tensor out = whole, in = shard;
+      backend_->_allgather_base(out, in)->wait();
+    });
+  }
+
+  std::shared_ptr<Pending> reduce_scatter(const at::Tensor& shard, const at::Tensor& whole, Order order,
+                                          const std::string& what) override {
+    return run("reduce_scatter of " + what, whole.numel(), whole.scalar_type(), [this, shard, whole, order] {
+      if (order == Order::kTree) return tree_reduce_scatter(shard, whole);
+      at::Tensor out = shard, in = whole;
+      backend_->_reduce_scatter_base(out, in)->wait();
+    });
+  }
+
+  std::shared_ptr<Pending> all_reduce(const at::Tensor& whole, Order order, const std::string& what) override {
+    return run("all_reduce of " + what, whole.numel(), whole.scalar_type(), [this, whole, order] {
+      if (order == Order::kFast) return reduce(whole, Reduce::kSum);
+      const int64_t length = whole.numel() / size();
+      at::Tensor own = at::empty({length}, whole.options()), out = whole;
+      tree_reduce_scatter(own, whole);
+      backend_->_allgather_base(out, own)->wait();
+    });
+  }
+
+  std::unique_ptr<Communicator> line(const std::string& name) override {
+    return std::make_unique<Gloo>(options_, store_, board_, name);
+  }
+
+ private:
+  std::shared_ptr<Pending> run(const std::string& what, int64_t length, at::ScalarType dtype,
+                               std::function<void()> body) {
+    return jobs_.add([this, what, length, dtype, body = std::move(body)] {
+      const int64_t number = ++number_;
+      board_->begins(name_, number, what);
+      try {
+        if (options_.verify_calls) verify(fmt::format("{} of {} {}", what, length, c10::toString(dtype)));
+        body();
+      } catch (const Error&) {
+        throw;
+      } catch (const std::exception& error) {
+        throw DistributedError(board_->blame(name_, number, what, first_line(error.what())));
+      }
+      board_->ended(name_, number, what);
+    });
+  }
+
+  void reduce(const at::Tensor& tensor, Reduce how) {
+    c10d::AllreduceOptions opts;
+    opts.reduceOp = how == Reduce::kSum   ? c10d::ReduceOp::SUM
+                    : how == Reduce::kMin ? c10d::ReduceOp::MIN
+                                          : c10d::ReduceOp::MAX;
+    std::vector<at::Tensor> tensors{tensor};
+    backend_->allreduce(tensors, opts)->wait();
+  }
+
+  void gather_texts(const std::string& mine, std::vector<std::string>& all) {
+    const int64_t ranks = size();
+    at::Tensor lengths = at::empty({ranks}, at::kLong), length = at::empty({1}, at::kLong);
+    length.data_ptr<int64_t>()[0] = static_cast<int64_t>(mine.size());
+    backend_->_allgather_base(lengths, length)->wait();
+    const auto* each = lengths.const_data_ptr<int64_t>();
+    const int64_t longest = std::max<int64_t>(1, *std::max_element(each, each + ranks));
+    at::Tensor texts = at::empty({ranks * longest}, at::kByte), text = at::empty({longest}, at::kByte);
+    std::memset(text.data_ptr(), 0, static_cast<size_t>(longest));
+    std::memcpy(text.data_ptr(), mine.data(), mine.size());
+    backend_->_allgather_base(texts, text)->wait();
+    const char* bytes = static_cast<const char*>(texts.const_data_ptr());
+    for (int64_t i = 0; i < ranks; ++i) {
+      all[static_cast<size_t>(i)].assign(bytes + i * longest, static_cast<size_t>(each[i]));
+    }
+  }
+
+  // A call that differs between ranks ends the process inside Gloo, or mixes two tensors in silence.
+  void verify(const std::string& call) {
+    std::vector<std::string> calls(static_cast<size_t>(size()));
+    gather_texts(call, calls);
+    for (int other = 0; other < size(); ++other) {
+      const std::string& theirs = calls[static_cast<size_t>(other)];
+      if (theirs == call) continue;
+      throw DistributedError(
+          fmt::format("ranks ask for different operations: rank {} for {}, rank {} for {}: this is a "
+                      "fault in limbeck, or the ranks run different versions of it",
+                      rank(), call, other, theirs));
+    }
+  }
+
+  // Pairs of neighbours first. A pair shares the parts (one for each rank) that it holds by their lowest open bit,
+  // which is the bit of the rank: each keeps its own half of them and adds what the other held, so that part r ends at
+  // rank r and every element is summed by the same tree whatever the number of ranks.
+  void tree_reduce_scatter(const at::Tensor& shard, const at::Tensor& whole) {
+    const int64_t ranks = size(), length = whole.numel() / ranks;
+    at::Tensor held = whole.view({ranks, length});
+    for (int64_t stage = 1; stage < ranks; stage *= 2) {
+      const int64_t mine = (rank() & stage) != 0 ? 1 : 0, parts = held.size(0) / 2;
+      const int partner = rank() ^ static_cast<int>(stage);
+      const at::Tensor pairs = held.view({parts, 2, length});
+      const at::Tensor away = pairs.select(1, 1 - mine).contiguous();
+      const at::Tensor arrived = at::empty({parts, length}, whole.options());
+      exchange(away, arrived, partner);
+      // Addition commutes, so both of a pair get the same sums.
+      held = pairs.select(1, mine) + arrived;
+    }
+    shard.copy_(held.view({length}));
+  }
+
+  void exchange(const at::Tensor& send, const at::Tensor& receive, int partner) {
+    std::vector<at::Tensor> out{send}, in{receive};
+    const auto sending = backend_->send(out, partner, kTag);
+    backend_->recv(in, partner, kTag)->wait();
+    sending->wait();
+  }
+
+  GlooOptions options_;
+  c10::intrusive_ptr<c10d::Store> store_;
+  std::shared_ptr<Board> board_;
+  std::string name_;
+  int64_t number_ = 0;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> backend_;
+  JobThread jobs_;  // last: its thread uses all of the above
+};
+
+c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
+  c10d::TCPStoreOptions opts;
+  opts.port = options.port;
+  opts.isServer = options.rank == 0 && !options.agent_store;
+  if (!options.agent_store) opts.numWorkers = static_cast<std::size_t>(options.size);
+  opts.waitWorkers = false;
+  opts.timeout = milliseconds(options.first_timeout_s);
+  try {
+    return c10::make_intrusive<c10d::TCPStore>(options.host, opts);
+  } catch (const std::exception& error) {
+    throw DistributedError(fmt::format(
+        "rank {} of {}: the store at {}:{} cannot be {}: {}: look whether rank 0 started and whether the port is {}",
+        options.rank, options.size, options.host, options.port, opts.isServer ? "opened" : "reached",
+        first_line(error.what()), opts.isServer ? "free" : "open to this machine"));
+  }
+}
+
+// All ranks have come, or a message that names those who have not.
+void wait_for_all(c10d::Store& store, const GlooOptions& options) {
+  const auto deadline = std::chrono::steady_clock::now() + milliseconds(options.first_timeout_s);
+  const auto key = [](int rank) { return fmt::format("came/{}", rank); };
+  const std::string clash = "twice/" + std::to_string(options.rank);
+  if (store.add(clash, 1) > 1) {
+    throw DistributedError(
+        fmt::format("two processes say that they are rank {} of {}: start each rank once", options.rank, options.size));
+  }
+  store.set(key(options.rank), std::vector<uint8_t>{1});
+  std::set<int> missing;
+  for (int rank = 0; rank < options.size; ++rank) missing.insert(rank);
+  while (!missing.empty()) {
+    std::erase_if(missing, [&](int rank) { return store.check({key(rank)}); });
+    if (missing.empty()) return;
+    if (std::chrono::steady_clock::now() > deadline) {
+      throw DistributedError(
+          fmt::format("rank {} of {}: rank{} {} did not come within {:.0f} s (parallel.first_timeout)", options.rank,
+                      options.size, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "), options.first_timeout_s));
+    }
+    std::this_thread::sleep_for(Milliseconds(20));
+  }
+}
+
+std::string this_process() {
+  char host[256] = "unknown";
+  ::gethostname(host, sizeof(host) - 1);
+  return fmt::format("host {}, process {}", host, ::getpid());
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_gloo(const GlooOptions& options) {
+  const auto tcp = connect(options);
+  const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
+    return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);
+  };
+  const auto store = prefixed(tcp);
+  try {
+    wait_for_all(*store, options);
+    const auto board = std::make_shared<Board>(prefixed(tcp->clone()), options.rank, options.size, this_process());
+    return std::make_unique<Gloo>(options, store, board, "main");
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw DistributedError(fmt::format("rank {} of {}: the ranks cannot be joined: {}", options.rank, options.size,
+                                       first_line(error.what())));
+  }
+}
+
+}  // namespace limbeck::parallel

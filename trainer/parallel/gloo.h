@@ -1,0 +1,24 @@
+// Ranks as processes on CPUs, joined by Gloo over TCP; the addresses meet in a TCPStore.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "trainer/parallel/communicator.h"
+
+namespace limbeck::parallel {
+
+struct GlooOptions {
+  int rank = 0, size = 1;
+  std::string host;  // of the store
+  uint16_t port = 0;
+  bool agent_store = false;  // torchrun keeps the store: every rank is a client
+  std::string group = "0";   // differs between restarts that share a store
+  double first_timeout_s = 1800, timeout_s = 600;
+  bool verify_calls = false;  // hold operation, length and dtype of all ranks against each other before each call
+};
+
+// Connects; DistributedError names what cannot be reached and who is missing.
+std::unique_ptr<Communicator> make_gloo(const GlooOptions& options);
+
+}  // namespace limbeck::parallel
