@@ -14,6 +14,7 @@ void declare_generation_options(OptionTable& table);  // how the next token is c
 void declare_objective_options(OptionTable& table);  // objective.*: terms, weights, curriculum (objective_options.cpp)
 void declare_optimizer_options(OptionTable& table);  // optim.*, (optimizer_options.cpp)
 void declare_training_options(OptionTable& table);   // train.*, eval.* (training_options.cpp)
+void declare_parallel_options(OptionTable& table);   // parallel.* (parallel_options.cpp)
 
 void declare_recipe_options(OptionTable& table);  // all of them
 
