@@ -5,25 +5,25 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "modules/io/new_file.h"
+
 namespace limbeck::io {
 
 class AtomicFile {
  public:
-  AtomicFile(const std::filesystem::path& path, uint64_t bytes);  // bytes: the length it will have
-  ~AtomicFile();
-  AtomicFile(const AtomicFile&) = delete;
-  AtomicFile& operator=(const AtomicFile&) = delete;
+  AtomicFile(const std::filesystem::path& path, uint64_t bytes,
+             Disk& disk = posix_disk());  // bytes: the length it will have
 
-  void write(const void* data, size_t bytes);
+  void write(const void* data, size_t bytes) { file_.write(data, bytes); }
   void commit();  // once, after exactly the promised bytes
 
  private:
-  void reserve();
-  [[noreturn]] void fail(const char* doing, int error) const;
-
-  std::filesystem::path path_, temporary_;
-  uint64_t promised_, written_ = 0;
-  int descriptor_ = -1;
+  Disk& disk_;
+  std::filesystem::path path_;
+  NewFile file_;
 };
+
+// A whole small file at once.
+void write_atomically(const std::filesystem::path& path, const std::string& text, Disk& disk = posix_disk());
 
 }  // namespace limbeck::io

@@ -13,15 +13,7 @@ namespace {
 using nlohmann::json;
 
 json load(const std::filesystem::path& path) {
-  const InputFile file(path);
-  if (file.size() > kMaxJsonBytes) {
-    throw WeightsError(path.string() + ": " + std::to_string(file.size()) + " bytes of JSON, at most " +
-                       std::to_string(kMaxJsonBytes) + " are read");
-  }
-  std::string text(file.size(), '\0');
-  file.read(0, text.data(), text.size());
-  file.check_size();
-  json value = parse_json(text, path.string());
+  json value = parse_json(read_json_text(path), path.string());
   if (!value.is_object()) throw WeightsError(path.string() + ": holds " + value.type_name() + ", wanted an object");
   return value;
 }
@@ -46,6 +38,18 @@ const json& member(const JsonFile& file, const std::string& key, const std::stri
 }
 
 }  // namespace
+
+std::string read_json_text(const std::filesystem::path& path) {
+  const InputFile file(path);
+  if (file.size() > kMaxJsonBytes) {
+    throw WeightsError(path.string() + ": " + std::to_string(file.size()) + " bytes of JSON, at most " +
+                       std::to_string(kMaxJsonBytes) + " are read");
+  }
+  std::string text(file.size(), '\0');
+  file.read(0, text.data(), text.size());
+  file.check_size();
+  return text;
+}
 
 JsonFile::JsonFile(const std::filesystem::path& path) : value_(load(path)), where_(path.string()) {}
 

@@ -8,6 +8,9 @@
 
 namespace limbeck::io {
 
+// All of a file that is to be parsed as JSON; WeightsError beyond kMaxJsonBytes.
+std::string read_json_text(const std::filesystem::path& path);
+
 class JsonFile {
  public:
   explicit JsonFile(const std::filesystem::path& path);

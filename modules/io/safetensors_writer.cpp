@@ -40,12 +40,6 @@ std::vector<const NamedTensors::value_type*> file_order(const NamedTensors& tens
   return order;
 }
 
-void write_text(const fs::path& path, const std::string& text) {
-  AtomicFile file(path, text.size());
-  file.write(text.data(), text.size());
-  file.commit();
-}
-
 std::string shard_name(size_t number, size_t count) {
   if (count == 1) return "model.safetensors";
   char name[64];
@@ -123,7 +117,7 @@ void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, u
   if (shards.size() == 1) return;
   // Last, because it is what makes the shards a model.
   const nlohmann::json index{{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}};
-  write_text(index_path, index.dump(2) + "\n");
+  write_atomically(index_path, index.dump(2) + "\n");
 }
 
 }  // namespace limbeck::io
