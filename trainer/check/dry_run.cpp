@@ -173,6 +173,10 @@ void run_training(const recipe::Settings& settings, Distillation& objective, Che
     const auto progress = loop::update_progress(batches, 0, kSteps, optimizer.loss_scale());
     loop::run_update(objective, optimizer, batches, progress, *ranks);
   });
+  for (const auto& [name, updates] : optimizer.state_scalars()) {
+    constexpr std::string_view kUpdates = "updates.";
+    if (name.starts_with(kUpdates) && updates == 0) report.unreached.push_back(name.substr(kUpdates.size()));
+  }
   report.peak_bytes = MetaMemory::peak_bytes();
   report.memory.push_back({"peak of an update, all of the above", MetaMemory::peak_bytes()});
   MetaMemory::reset_peak();

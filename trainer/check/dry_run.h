@@ -36,6 +36,7 @@ struct CheckReport {
   int64_t operators = 0;                    // that the recorder saw
   std::vector<std::string> stored_wrongly;  // parameters outside their contract
   std::vector<std::string> ran_wrongly;     // what running it on meta showed
+  std::vector<std::string> unreached;       // trained parameters that no loss has a path to
   bool passed() const { return stored_wrongly.empty() && ran_wrongly.empty(); }
 };
 

@@ -158,7 +158,7 @@ void App::execute(const Command& command, const recipe::Settings& settings, cons
   Console console(std::cout, std::cerr, settings.enabled("quiet"), json_target_ != "-");
   Invocation call{settings, operands, registries_, console, terminal_width(STDOUT_FILENO)};
   command.run(call);
-  if (json_target_.empty()) return;
+  if (json_target_.empty() || !call.speaks) return;
   write_json_result(json_target_, {{"command", command.name},
                                    {"limbeck", LIMBECK_VERSION},
                                    {"exit_code", 0},

@@ -29,6 +29,7 @@ struct Invocation {
   Console& console;
   int width;  // columns of the terminal on standard output, 0 when it is none
   nlohmann::ordered_json result = nlohmann::ordered_json::object();
+  bool speaks = true;  // false on all ranks but the first: the result is printed and written once
 };
 
 struct Command {

@@ -12,6 +12,8 @@
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/progress.h"
 #include "trainer/loop/trainer.h"
+#include "trainer/parallel/join.h"
+#include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::cli {
 namespace {
@@ -51,33 +53,34 @@ class ConsoleObserver : public loop::TrainObserver {
   std::unique_ptr<Progress> progress_;
 };
 
+// On the ranks that say nothing.
+class SilentObserver : public loop::TrainObserver {
+ public:
+  void noted(const std::string&) override {}
+  void warned(const std::string&) override {}
+  void stepped(const loop::StepRecord&) override {}
+  void evaluated(int64_t, const evaluate::Evaluation&, bool) override {}
+};
+
 // A recipe that would fail is refused before a weight is read.
-void check_first(Invocation& call, nlohmann::ordered_json& contract) {
-  const check::CheckReport report = check::dry_run(call.settings, call.registries);
-  contract = check_json(report);
+check::CheckReport check_first(Invocation& call) {
+  check::CheckReport report = check::dry_run(call.settings, call.registries);
   refuse_violations(report, call.console);
-  call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned", report.operators,
-                                report.casts.size(), human_bytes(report.peak_bytes)));
+  if (call.speaks) {
+    call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned", report.operators,
+                                  report.casts.size(), human_bytes(report.peak_bytes)));
+  }
+  return report;
 }
 
-void run_train(Invocation& call) {
-  nlohmann::ordered_json contract;
-  check_first(call, contract);
-  precision::HostMemory::count_tensors();
-  ConsoleObserver observer(call);
-  loop::Trainer trainer(call.settings, call.registries, observer);
-  trainer.folder().write_text("contract.json", contract.dump(2) + "\n");
-  std::signal(SIGINT, ask_to_stop);
-  std::signal(SIGTERM, ask_to_stop);
-  const loop::TrainResult result = trainer.run(stop_requested);
-  observer.finish();
-
+void report_result(Invocation& call, const loop::Trainer& trainer, const loop::TrainResult& result,
+                   int64_t planned_bytes) {
   call.result["run"] = trainer.folder().path().string();
   call.result["steps"] = result.steps;
   call.result["seconds"] = result.seconds;
   call.result["skipped"] = result.skipped;
   call.result["peak_bytes"] = result.peak_bytes;
-  call.result["planned_peak_bytes"] = contract["peak_bytes"];
+  call.result["planned_peak_bytes"] = planned_bytes;
   call.result["final_model"] = result.final_model.string();
   if (!result.best_model.empty()) {
     call.result["best_model"] = result.best_model.string();
@@ -88,9 +91,43 @@ void run_train(Invocation& call) {
   call.console.result(fmt::format("{} steps in {}; peak {} of tensors; model: {}", result.steps,
                                   clock_text(result.seconds), human_bytes(result.peak_bytes),
                                   result.final_model.string()));
+}
+
+void train(Invocation& call, const parallel::Joined& joined) {
+  const check::CheckReport checked = check_first(call);
+  precision::HostMemory::count_tensors();
+  SilentObserver silent;
+  ConsoleObserver console(call);
+  loop::TrainObserver& observer = call.speaks ? static_cast<loop::TrainObserver&>(console) : silent;
+  loop::Trainer trainer({.settings = call.settings,
+                         .registries = call.registries,
+                         .observer = observer,
+                         .ranks = *joined.ranks,
+                         .restarted = joined.topology.restart > 0,
+                         .unreached = checked.unreached});
+  if (const int64_t steps = call.settings.integer("verify-resume"); steps > 0) return trainer.verify_resume(steps);
+  if (call.speaks) trainer.folder().write_text("contract.json", check_json(checked).dump(2) + "\n");
+  // Slurm warns by USR1, clusters and torchrun by TERM.
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, ask_to_stop);
+  const loop::TrainResult result = trainer.run(stop_requested);
+  console.finish();
+  if (call.speaks) report_result(call, trainer, result, checked.peak_bytes);
   if (result.stopped) {
-    throw StoppedError(fmt::format("stopped by a signal after step {}; the student is saved in {}", result.steps,
-                                   result.final_model.string()));
+    throw StoppedError(fmt::format("stopped by a signal after step {}, with everything saved in {}: the same command goes "
+                                   "on from there",
+                                   result.steps, trainer.folder().path().string()));
+  }
+}
+
+void run_train(Invocation& call) {
+  const parallel::Joined joined = parallel::join_ranks(call.settings);
+  call.speaks = joined.topology.rank == 0;
+  if (call.speaks && joined.topology.size > 1) call.console.note(joined.topology.described());
+  try {
+    train(call, joined);
+  } catch (const std::exception& error) {
+    joined.ranks->farewell(error.what());
+    throw;
   }
 }
 
@@ -101,6 +138,7 @@ Command train_command() {
           .summary = "Checks a recipe, then trains: distillation, or a model from scratch.",
           .takes_recipe = true,
           .computes = true,
+          .declare = recipe::declare_resume_options,
           .run = run_train};
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -59,10 +60,12 @@ class DataSource {
   std::unique_ptr<State> state_;
 };
 
-// Makes the batches [begin, end) on a thread of its own, `depth` ahead. An error there is rethrown by next().
+// Makes the batches [begin, end) on a thread of its own, `depth` ahead; the i-th is batch number_of(i) of the source. An
+// error there is rethrown by next().
 class Prefetcher {
  public:
-  Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth);
+  using NumberOf = std::function<int64_t(int64_t)>;  // empty: i itself
+  Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth, NumberOf number_of = {});
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;

@@ -8,14 +8,19 @@
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 
 #include "trainer/data/data_source.h"
 
 namespace limbeck::data {
 
 struct Prefetcher::State {
-  State(const DataSource& of, int64_t first, int64_t last, int ahead)
-      : source(of), next(first), end(last), depth(static_cast<size_t>(std::max(ahead, 0))) {
+  State(const DataSource& of, int64_t first, int64_t last, int ahead, NumberOf given)
+      : source(of),
+        number_of(std::move(given)),
+        next(first),
+        end(last),
+        depth(static_cast<size_t>(std::max(ahead, 0))) {
     if (depth > 0) thread = std::thread([this, first] { work(first); });
   }
 
@@ -38,7 +43,7 @@ struct Prefetcher::State {
       std::exception_ptr failure;
       Batch batch;
       try {
-        batch = source.batch(index);
+        batch = make(index);
       } catch (...) {
         failure = std::current_exception();
       }
@@ -67,7 +72,10 @@ struct Prefetcher::State {
     return batch;
   }
 
+  Batch make(int64_t index) const { return source.batch(number_of ? number_of(index) : index); }
+
   const DataSource& source;
+  NumberOf number_of;
   int64_t next, end;
   size_t depth;
   std::mutex mutex;
@@ -78,15 +86,15 @@ struct Prefetcher::State {
   std::thread thread;  // last: it uses all of the above
 };
 
-Prefetcher::Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth)
-    : state_(std::make_unique<State>(source, begin, end, depth)) {}
+Prefetcher::Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth, NumberOf number_of)
+    : state_(std::make_unique<State>(source, begin, end, depth, std::move(number_of))) {}
 Prefetcher::~Prefetcher() = default;
 
 Batch Prefetcher::next() {
   if (state_->next >= state_->end) {
     throw std::out_of_range(fmt::format("Prefetcher: all batches up to {} were taken", state_->end));
   }
-  Batch batch = state_->depth == 0 ? state_->source.batch(state_->next) : state_->take();
+  Batch batch = state_->depth == 0 ? state_->make(state_->next) : state_->take();
   ++state_->next;
   return batch;
 }

@@ -10,6 +10,8 @@ namespace limbeck::evaluate {
 
 namespace {
 
+constexpr int kBatchesAhead = 2;
+
 // Sums over batches and ranks, by these names; a term's own name cannot begin so.
 const std::string kMeasure = "measure.", kTerm = "term.";
 
@@ -64,8 +66,10 @@ Evaluation evaluate(const objective::Distillation& objective, const data::DataSo
   // Dealt in turn. Every rank makes as many forwards as the others, because they fetch weights together: who has no
   // batch left in the last round runs the last one once more, and forgets it.
   const auto index_of = [&](int64_t round) { return round * ranks.size() + ranks.rank(); };
+  data::Prefetcher prefetched(source, 0, rounds, kBatchesAhead,
+                              [&](int64_t round) { return std::min(index_of(round), count - 1); });
   for (int64_t round = 0; round < rounds; ++round) {
-    const data::Batch batch = source.batch(std::min(index_of(round), count - 1));
+    const data::Batch batch = prefetched.next();
     objective::Measures measures;
     const objective::Terms found = objective.forward(batch, progress, &measures);
     if (index_of(round) >= count) continue;

@@ -29,16 +29,32 @@ int take_lock(const fs::path& path, const std::string& where) {
     throw IoError(fmt::format("{}: cannot write there ({}) {}: name another folder with --run=DIR", path.string(),
                               std::strerror(errno), where));
   }
-  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) {
+    // Who holds it; the lock itself ends with the process, so a file that was left behind locks nothing.
+    char host[256] = "unknown";
+    ::gethostname(host, sizeof(host) - 1);
+    const std::string owner = fmt::format("host {}, process {}\n", host, ::getpid());
+    if (::ftruncate(descriptor, 0) != 0 || ::pwrite(descriptor, owner.data(), owner.size(), 0) < 0) {
+      const int error = errno;
+      ::close(descriptor);
+      throw IoError(fmt::format("{}: cannot be written ({}) {}: make room, or name another folder with --run=DIR",
+                                file.string(), std::strerror(error), where));
+    }
+    return descriptor;
+  }
+  char owner[320] = "";
+  const ssize_t length = ::pread(descriptor, owner, sizeof(owner) - 1, 0);
   ::close(descriptor);
+  const std::string who(owner, length > 0 ? static_cast<size_t>(length) : 0);
   throw UsageError(
-      fmt::format("{}: another limbeck process trains there {}: name another folder with --run=DIR, or wait for it",
-                  path.string(), where));
+      fmt::format("{}: another limbeck process trains there ({}) {}: name another folder with --run=DIR, or wait for it",
+                  path.string(), who.substr(0, who.find('\n')), where));
 }
 
 }  // namespace
 
-RunFolder::RunFolder(const recipe::Settings& settings) : path_(settings.required_path("run")) {
+RunFolder::RunFolder(const recipe::Settings& settings, bool owner) : path_(settings.required_path("run")) {
+  if (!owner) return;
   const std::string where = settings.where("run");
   std::error_code failure;
   fs::create_directories(path_, failure);
@@ -47,12 +63,6 @@ RunFolder::RunFolder(const recipe::Settings& settings) : path_(settings.required
                               failure.message(), where));
   }
   lock_ = take_lock(path_, where);
-  if (fs::exists(path_ / "metrics.jsonl")) {
-    ::close(lock_);
-    throw UsageError(fmt::format("{}: holds a run already {}: name another folder with --run=DIR, or remove this one",
-                                 path_.string(), where));
-  }
-  write_text("recipe.ini", settings.to_ini(/*with_origins=*/true));
 }
 
 RunFolder::~RunFolder() {

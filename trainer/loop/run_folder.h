@@ -1,7 +1,7 @@
-// The folder of one run: recipe.ini as resolved, contract.json, metrics, and the models it saved. One process owns it.
+// The folder of one run: recipe.ini as resolved, contract.json, metrics, checkpoints, and the models it saved. One
+// process owns it: rank 0; the others know its path.
 #pragma once
 #include <filesystem>
-#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "trainer/objective/distillation.h"
@@ -11,14 +11,15 @@ namespace limbeck::loop {
 
 class RunFolder {
  public:
-  // Creates the folder, takes its lock and proves that it can be written. UsageError when it holds a run already or
-  // belongs to a process that lives; IoError when it cannot be written.
-  explicit RunFolder(const recipe::Settings& settings);
+  // The owner creates the folder, takes its lock and proves that it can be written. UsageError when it belongs to a
+  // process that lives; IoError when it cannot be written.
+  RunFolder(const recipe::Settings& settings, bool owner);
   ~RunFolder();
   RunFolder(const RunFolder&) = delete;
   RunFolder& operator=(const RunFolder&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
+  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   void write_text(const std::string& name, const std::string& text) const;
   // The student as a Hugging Face folder NAME (replacing an older one), projectors.safetensors beside its weights.
   std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective) const;

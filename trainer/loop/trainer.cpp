@@ -1,113 +1,108 @@
 #include "trainer/loop/trainer.h"
 
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 
+#include "kernels/adamw.h"
 #include "modules/errors.h"
+#include "modules/io/crc32c.h"
 #include "modules/precision/host_memory.h"
-#include "trainer/data/data_request.h"
-#include "trainer/metrics/metrics_log.h"
+#include "trainer/loop/trainer_state.h"
+#include "trainer/parallel/named_sums.h"
+#include "trainer/parallel/together.h"
 
 namespace limbeck::loop {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-// train.steps in updates.
-int64_t steps_of(const recipe::Settings& settings, int64_t batches_per_epoch) {
-  const recipe::Count count = settings.count("train.steps");
-  const int64_t accumulate = settings.integer("train.accumulate");
-  int64_t steps = count.amount;
-  if (count.unit == recipe::CountUnit::kTokens) {
-    const int64_t tokens = settings.integer("data.batch_size") * settings.integer("data.sequence_length") * accumulate;
-    steps = (count.amount + tokens - 1) / tokens;
-  } else if (count.unit == recipe::CountUnit::kEpochs) {
-    steps = (count.amount * batches_per_epoch + accumulate - 1) / accumulate;
-  }
-  if (steps < 1) {
-    throw UsageError(fmt::format("train.steps = {} is less than one update {}: write more", count.to_string(),
-                                 settings.where("train.steps")));
-  }
-  return steps;
+uint32_t digest_of(const at::Tensor& tensor) {
+  const at::Tensor plain = tensor.detach().cpu().contiguous();
+  return io::crc32c(plain.const_data_ptr(), plain.nbytes());
 }
 
-std::vector<optim::Parameter> parameters_of(const objective::Distillation& objective) {
-  std::vector<optim::Parameter> out;
-  for (const objective::TrainedParameter& p : objective.trained_parameters()) {
-    out.push_back({p.name, p.tensor, p.group, p.decays});
+// A name whose part is not finite, or "".
+std::string first_spoiled(const std::vector<optim::StateTensor>& tensors) {
+  const at::NoGradGuard no_gradient;
+  for (const optim::StateTensor& tensor : tensors) {
+    if (tensor.part.numel() == 0) continue;
+    if (!std::isfinite(kernels::square_sums(tensor.part.view({-1})).sum().item<double>())) return tensor.name;
   }
-  return out;
+  return "";
 }
 
 }  // namespace
 
-data::DataRequest fitted(data::DataRequest request, const objective::Distillation& objective) {
-  request.student_vocabulary = objective.student().config.architecture.vocabulary;
-  if (objective.teacher()) request.teacher_vocabulary = objective.teacher()->config.architecture.vocabulary;
-  return request;
-}
-
-struct Trainer::State {
-  State(const recipe::Settings& given, const Registries& registries, TrainObserver& to)
-      : settings(given),
-        observer(to),
-        folder(given),
-        objective(given, registries, objective::Materialize::kWeights),
-        train(fitted(data::training_data(given), objective)),
-        total_steps(steps_of(given, train.batches_per_epoch())),
-        optimizer(given, parameters_of(objective), total_steps),
-        metrics(folder.path()) {
-    if (given.given("data.validation")) {
-      validation = std::make_unique<data::DataSource>(fitted(data::validation_data(given), objective));
-    }
-    for (const data::DataSource* source : sources()) {
-      const data::Manifest& manifest = source->manifest();
-      objective.accept_data(manifest.vocabulary, manifest.teacher_vocabulary,
-                            "data.train " + given.where("data.train"));
-      for (const std::string& note : source->notes()) observer.noted(note);
-    }
-    objective.student().model->set_checkpointing(given.enabled("train.checkpoint_activations"));
-  }
-
-  std::vector<const data::DataSource*> sources() const {
-    return validation ? std::vector<const data::DataSource*>{&train, validation.get()}
-                      : std::vector<const data::DataSource*>{&train};
-  }
-  void record(const StepRecord& record);
-  void evaluate(int64_t step, TrainResult& result);
-  evaluate::Evaluation measured(int64_t step);
-
-  const recipe::Settings& settings;
-  TrainObserver& observer;
-  RunFolder folder;
-  objective::Distillation objective;
-  data::DataSource train;
-  std::unique_ptr<data::DataSource> validation;
-  int64_t total_steps;
-  optim::Optimizer optimizer;
-  metrics::MetricsLog metrics;
-  bool evaluated = false;
-};
-
-Trainer::Trainer(const recipe::Settings& settings, const Registries& registries, TrainObserver& observer)
-    : state_(std::make_unique<State>(settings, registries, observer)) {}
+Trainer::Trainer(const TrainRequest& request) : state_(std::make_unique<State>(request)) {}
 Trainer::~Trainer() = default;
 
-const RunFolder& Trainer::folder() const { return state_->folder; }
-const objective::Distillation& Trainer::objective() const { return state_->objective; }
+const RunFolder& Trainer::folder() const { return *state_->folder; }
+const objective::Distillation& Trainer::objective() const { return *state_->objective; }
 
-void Trainer::State::record(const StepRecord& record) {
-  observer.stepped(record);
+data::Prefetcher Trainer::State::batches_from(int64_t step, int64_t end) const {
+  return {*train, step * deal.own, end * deal.own, static_cast<int>(settings.integer("data.prefetch")),
+          [dealt = deal](int64_t i) { return dealt.number_of(i); }};
+}
+
+std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetched) const {
+  std::vector<data::Batch> batches;
+  for (int64_t i = 0; i < deal.own; ++i) batches.push_back(prefetched.next());
+  return batches;
+}
+
+// One sum over the ranks: what the update divides by, and what any rank wants.
+Trainer::State::Boundary Trainer::State::meet(const std::vector<data::Batch>& batches, bool wants_stop) {
+  const objective::Progress own = update_progress(batches, run.step, total_steps, 1);
+  const bool gives_up = saver->failures_in_a_row() >= settings.integer("checkpoint.max_failures");
+  const bool saves = leads() && saver->plan().due(run.step + 1, seconds_since(begin));
+  std::vector<int64_t> numbers = {own.update_targets, own.update_sequences, wants_stop, saves, gives_up};
+  ranks.all_reduce(numbers, parallel::Reduce::kSum);
+  return {.stop = numbers[2] > 0,
+          .save = numbers[3] > 0,
+          .give_up = numbers[4] > 0,
+          .targets = numbers[0],
+          .sequences = numbers[1]};
+}
+
+StepRecord Trainer::State::update(const std::vector<data::Batch>& batches, const Boundary& boundary, int64_t step) {
+  objective::Progress progress = update_progress(batches, step, total_steps, optimizer->loss_scale());
+  progress.update_targets = boundary.targets;
+  progress.update_sequences = boundary.sequences;
+  StepRecord record;
+  record.step = step + 1;
+  record.total_steps = total_steps;
+  record.update = run_update(*objective, *optimizer, batches, progress, ranks);
+  return record;
+}
+
+// How long each rank computed, waiting for others left out: the share of the slowest one's time that the fastest needs.
+void Trainer::State::add_rank_times(double computing_s, std::vector<std::pair<std::string, double>>& values) const {
+  if (ranks.size() == 1) return;
+  parallel::NamedSums times;
+  times.add(std::to_string(ranks.rank()), computing_s);
+  times.all_reduce(ranks);
+  double fastest = 0, slowest = 0;
+  int slowest_rank = 0;
+  for (int rank = 0; rank < ranks.size(); ++rank) {
+    const double seconds = times.value(std::to_string(rank));
+    if (rank == 0 || seconds < fastest) fastest = seconds;
+    if (rank == 0 || seconds > slowest) slowest = seconds, slowest_rank = rank;
+  }
+  values.insert(values.end(), {{"rank_seconds_fastest", fastest},
+                               {"rank_seconds_slowest", slowest},
+                               {"slowest_rank", static_cast<double>(slowest_rank)},
+                               {"straggler_score", slowest > 0 ? fastest / slowest : 1.0},
+                               {"communication_hidden", ranks.time().hidden_share()}});
+}
+
+void Trainer::State::record(const StepRecord& record, double waited_s) {
+  if (leads()) observer.stepped(record);
   const UpdateResult& update = record.update;
   if (update.step.skipped) {
-    observer.warned(
-        fmt::format("step {}: the gradient of {} is not finite: update skipped ({} in a row, {} in all){}", record.step,
-                    update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
-                    update.step.loss_scale != 1 ? fmt::format(", loss scale {}", update.step.loss_scale) : ""));
+    warn(fmt::format("step {}: the gradient of {} is not finite: update skipped ({} in a row, {} in all){}", record.step,
+                     update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
+                     update.step.loss_scale != 1 ? fmt::format(", loss scale {}", update.step.loss_scale) : ""));
   }
   if (record.step % settings.integer("train.log_every") != 0 && record.step != total_steps && !update.step.skipped) {
     return;
@@ -122,68 +117,155 @@ void Trainer::State::record(const StepRecord& record) {
                                {"seconds", record.seconds},
                                {"tokens_per_s", record.tokens_per_second},
                                {"peak_bytes", static_cast<double>(precision::HostMemory::peak_bytes())}});
-  metrics.write(record.step, values, "train");
+  add_rank_times(record.seconds - waited_s, values);
+  if (metrics) metrics->write(record.step, values, "train");
 }
 
-evaluate::Evaluation Trainer::State::measured(int64_t step) {
+void Trainer::State::evaluate(int64_t step) {
   objective::Progress progress;
   // The weights that the last update used: the curriculum is where training is.
   progress.step = std::max<int64_t>(0, step - 1);
   progress.total_steps = total_steps;
-  if (optimizer.has_ema()) optimizer.swap_ema();
-  auto evaluation = evaluate::evaluate(objective, *validation, settings.integer("eval.batches"), progress);
-  if (optimizer.has_ema()) optimizer.swap_ema();
-  return evaluation;
+  if (optimizer->has_ema()) optimizer->swap_ema();
+  run.last = evaluate::evaluate(*objective, *validation, settings.integer("eval.batches"), progress, ranks);
+  const bool best = !run.evaluated || evaluate::better(run.last, run.best, settings.text("eval.best"));
+  run.evaluated = true;
+  run.evaluated_step = step;
+  if (best) {
+    run.best = run.last;
+    run.best_step = step;
+    best_model = save_model("best");
+  }
+  if (optimizer->has_ema()) optimizer->swap_ema();
+  if (metrics) metrics->write(step, run.last.values, "eval");
+  if (leads()) observer.evaluated(step, run.last, best);
 }
 
-void Trainer::State::evaluate(int64_t step, TrainResult& result) {
-  result.last = measured(step);
-  const std::string metric = settings.text("eval.best");
-  const bool best = !evaluated || evaluate::better(result.last, result.best, metric);
-  evaluated = true;
-  if (best) {
-    result.best = result.last;
-    result.best_step = step;
-    if (optimizer.has_ema()) optimizer.swap_ema();
-    result.best_model = folder.save_student("best", objective);
-    if (optimizer.has_ema()) optimizer.swap_ema();
+std::filesystem::path Trainer::State::save_model(const std::string& name) {
+  optimizer->shares().gather_all();
+  parallel::together(ranks, [&] {
+    if (leads()) folder->save_student(name, *objective);
+  });
+  optimizer->shares().release();
+  return folder->path() / name;
+}
+
+void Trainer::State::save(bool wait) {
+  if (!saver->plan().enabled()) return;
+  run.seconds = earlier_s + seconds_since(begin);
+  auto request = save_request(run, *objective, *optimizer, leads());
+  const std::string spoiled = first_spoiled(optimizer->weight_tensors());
+  std::vector<int64_t> votes = {spoiled.empty() ? 0 : 1};
+  ranks.all_reduce(votes, parallel::Reduce::kMax);
+  saver->plan().saved(seconds_since(begin));
+  if (votes[0] == 0) return saver->save(std::move(request), wait);
+  request.prefix = checkpoint::kDivergedPrefix;
+  saver->save(std::move(request), /*wait=*/true);
+  take_outcomes();
+  const auto names = ranks.all_gather(spoiled);
+  const auto first = std::find_if(names.begin(), names.end(), [](const std::string& name) { return !name.empty(); });
+  throw NumericError(fmt::format("step {}: {} is not finite; the state is kept aside as {}/diverged-{:08}, and the last "
+                                 "good checkpoint is as it was: lower optim.learning_rate, or look at the data of the "
+                                 "steps before",
+                                 run.step, *first, folder->checkpoints().string(), run.step));
+}
+
+void Trainer::State::take_outcomes() {
+  for (const SaveOutcome& outcome : saver->outcomes()) {
+    if (!outcome.report) {
+      warn(fmt::format("checkpoint failed ({} in a row; training goes on, and {} stop the run): {}",
+                       saver->failures_in_a_row(), settings.integer("checkpoint.max_failures"), outcome.failure));
+      continue;
+    }
+    const checkpoint::SaveReport& report = *outcome.report;
+    for (const std::string& line : report.warnings) warn(line);
+    if (!metrics) continue;
+    metrics->write(run.step,
+                   {{"bytes", static_cast<double>(report.bytes)},
+                    {"stage_seconds", report.stage_seconds},
+                    {"write_seconds", report.write_seconds},
+                    {"fsync_seconds", report.fsync_seconds},
+                    {"commit_seconds", report.commit_seconds}},
+                   "checkpoint");
   }
-  metrics.write(step, result.last.values, "eval");
-  observer.evaluated(step, result.last, best);
+}
+
+// Silent corruption: ranks that hold the same weights must hold the same bits.
+void Trainer::State::compare_replicas(int64_t step) const {
+  const int64_t every = settings.integer("parallel.check_replicas");
+  if (every == 0 || ranks.size() == 1 || step % every != 0 || settings.integer("parallel.zero") >= 3) return;
+  optimizer->shares().gather_all();
+  nlohmann::json mine = nlohmann::json::object();
+  for (const auto& [name, tensor] : objective->kept_tensors()) mine[name] = digest_of(tensor);
+  std::vector<nlohmann::json> all;
+  for (const std::string& text : ranks.all_gather(mine.dump())) all.push_back(nlohmann::json::parse(text));
+  for (const auto& [name, digest] : all[0].items()) {
+    std::map<uint32_t, std::vector<size_t>> holders;
+    for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank].at(name).get<uint32_t>()].push_back(rank);
+    if (holders.size() == 1) continue;
+    const auto odd = std::min_element(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
+      return a.second.size() < b.second.size();
+    });
+    throw DistributedError(fmt::format("after step {} the ranks hold different {}: rank {} differs from the others: its "
+                                       "memory or processor is suspect; go on from the last checkpoint without it",
+                                       step, name, odd->second.front()));
+  }
+}
+
+TrainResult Trainer::State::result() const {
+  TrainResult result;
+  result.steps = run.step;
+  result.seconds = earlier_s + seconds_since(begin);
+  result.last = run.last;
+  result.best = run.best;
+  result.best_step = run.best_step;
+  result.best_model = best_model;
+  result.peak_bytes = run.peak_bytes;
+  result.skipped = static_cast<int64_t>(optimizer->state_scalars().at("skipped_in_all"));
+  return result;
 }
 
 TrainResult Trainer::run(const std::atomic<bool>& stop) {
   State& s = *state_;
-  TrainResult result;
-  const int64_t accumulate = s.settings.integer("train.accumulate"), every = s.settings.integer("eval.every");
-  const auto tokens = static_cast<double>(accumulate * s.settings.integer("data.batch_size") *
-                                          s.settings.integer("data.sequence_length"));
-  data::Prefetcher prefetched(s.train, 0, s.total_steps * accumulate,
-                              static_cast<int>(s.settings.integer("data.prefetch")));
-  const auto begin = Clock::now();
-  for (int64_t step = 0; step < s.total_steps && !stop; ++step) {
-    const auto step_begin = Clock::now();
+  const int64_t every = s.settings.integer("eval.every"), first = s.run.step;
+  const auto tokens = s.deal.micro_batches * s.settings.integer("data.batch_size") *
+                      s.settings.integer("data.sequence_length");
+  data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
+  s.begin = std::chrono::steady_clock::now();
+  bool stopped = false;
+  while (s.run.step < s.total_steps) {
+    const auto step_begin = std::chrono::steady_clock::now();
+    const double waited_before = s.ranks.time().waited_s;
     precision::HostMemory::reset_peak();
-    std::vector<data::Batch> batches;
-    for (int64_t i = 0; i < accumulate; ++i) batches.push_back(prefetched.next());
-    StepRecord record;
-    record.step = step + 1;
-    record.total_steps = s.total_steps;
-    record.update = run_update(s.objective, s.optimizer, batches, step, s.total_steps);
+    const std::vector<data::Batch> batches = s.own_batches(prefetched);
+    const State::Boundary boundary = s.meet(batches, stop);
+    stopped = boundary.stop;
+    if (stopped) break;
+    if (boundary.give_up) {
+      throw IoError(fmt::format("{} checkpoints in a row failed (checkpoint.max_failures): {}",
+                                s.settings.integer("checkpoint.max_failures"), s.saver->last_failure()));
+    }
+    StepRecord record = s.update(batches, boundary, s.run.step);
+    s.run.step = record.step;
+    s.run.tokens += tokens;
     record.seconds = seconds_since(step_begin);
-    record.tokens_per_second = tokens / record.seconds;
-    result.steps = step + 1;
-    result.skipped = record.update.step.skipped_in_all;
-    result.peak_bytes = std::max(result.peak_bytes, precision::HostMemory::peak_bytes());
-    s.record(record);
-    const bool last = step + 1 == s.total_steps;
-    if (s.validation && !last && every > 0 && (step + 1) % every == 0) s.evaluate(step + 1, result);
+    record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
+    s.run.peak_bytes = std::max(s.run.peak_bytes, precision::HostMemory::peak_bytes());
+    s.record(record, s.ranks.time().waited_s - waited_before);
+    if (s.run.step == first + 1) s.ranks.settle();
+    s.compare_replicas(s.run.step);
+    const bool last = s.run.step == s.total_steps;
+    if (s.validation && (last || (every > 0 && s.run.step % every == 0))) s.evaluate(s.run.step);
+    s.take_outcomes();
+    if (boundary.save && !last) s.save(/*wait=*/false);
   }
-  result.stopped = result.steps < s.total_steps;
-  if (s.validation && !result.stopped) s.evaluate(result.steps, result);
-  if (s.optimizer.has_ema()) s.optimizer.swap_ema();
-  result.final_model = s.folder.save_student(result.stopped ? "stopped" : "final", s.objective);
-  result.seconds = seconds_since(begin);
+  if (s.run.step > first || stopped) s.save(/*wait=*/true);
+  s.take_outcomes();
+  if (s.optimizer->has_ema()) s.optimizer->swap_ema();
+  const auto model = s.save_model(stopped ? "stopped" : "final");
+  TrainResult result = s.result();
+  result.final_model = model;
+  result.stopped = stopped;
   return result;
 }
 

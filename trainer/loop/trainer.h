@@ -1,23 +1,27 @@
-// The training loop: data, objective, optimizer, evaluation and the run folder, joined. What it has to say goes to an
-// observer, so that it never knows of a terminal.
+// The training loop: data, objective, optimizer, evaluation, checkpoints and the run folder, joined, on one rank or many.
+// What it has to say goes to an observer, so that it never knows of a terminal.
 #pragma once
 #include <atomic>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "trainer/data/data_source.h"
 #include "trainer/evaluate/evaluator.h"
 #include "trainer/loop/run_folder.h"
 #include "trainer/loop/update.h"
+#include "trainer/parallel/communicator.h"
 
 namespace limbeck::loop {
 
 struct StepRecord {
   int64_t step = 0, total_steps = 0;  // steps done
-  double seconds = 0;                 // of this update, waiting for data included
-  double tokens_per_second = 0;       // tokens that went through the student
+  double seconds = 0;                 // of this update, waiting for data and other ranks included
+  double tokens_per_second = 0;       // tokens that went through the student, on all ranks
   UpdateResult update;
 };
 
+// Only the first rank's is called.
 class TrainObserver {
  public:
   virtual ~TrainObserver() = default;
@@ -36,18 +40,30 @@ struct TrainResult {
   bool stopped = false;  // by request, after saving
 };
 
+struct TrainRequest {
+  const recipe::Settings& settings;
+  const Registries& registries;
+  TrainObserver& observer;
+  parallel::Communicator& ranks;
+  bool restarted = false;               // a launcher has started this run before
+  std::vector<std::string> unreached;   // parameters that no loss reaches, as the check found: left as they are
+};
+
 class Trainer {
  public:
-  // Reads models and data; everything that can be refused is refused here.
-  Trainer(const recipe::Settings& settings, const Registries& registries, TrainObserver& observer);
+  // Reads models, data and the checkpoint to go on from; everything that can be refused is refused here, on all ranks.
+  explicit Trainer(const TrainRequest& request);
   ~Trainer();
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
   const RunFolder& folder() const;
   const objective::Distillation& objective() const;
-  // `stop`: set from a signal handler; the update under way is finished, the student saved.
+  // `stop`: set from a signal handler; the update under way is finished, everything is saved, on all ranks.
   TrainResult run(const std::atomic<bool>& stop);
+  // Trains `steps` updates, goes back, trains them again, and compares every tensor bit for bit. NumericError names the
+  // first that differs.
+  void verify_resume(int64_t steps);
 
  private:
   struct State;

@@ -48,7 +48,10 @@ UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& op
   UpdateResult result;
   result.targets = progress.update_targets;
   result.step = optimizer.step(progress.step);
-  if (!result.step.skipped) objective.after_update(progress);
+  if (!result.step.skipped) {
+    if (objective.follows_student()) optimizer.shares().gather_all();
+    objective.after_update(progress);
+  }
   sums.all_reduce(ranks);
   for (const std::string& name : sums.names()) {
     if (name != kLoss) result.terms.emplace_back(name, sums.value(name));

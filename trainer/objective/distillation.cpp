@@ -246,6 +246,19 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::projector_tensors(
   return found;
 }
 
+std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() const {
+  std::vector<std::pair<std::string, at::Tensor>> found = projector_tensors();
+  for (const auto& module : state_->student.model->modules()) {
+    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
+    if (owner == nullptr) continue;
+    for (const auto& entry : owner->named_parameters(/*recurse=*/false))
+      found.emplace_back(owner->path() + "." + entry.key(), entry.value());
+  }
+  return found;
+}
+
+bool Distillation::follows_student() const { return state_->average.has_value(); }
+
 void Distillation::after_update(const Progress&) {
   if (state_->average) state_->average->follow();
 }

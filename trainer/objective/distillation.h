@@ -43,6 +43,9 @@ class Distillation {
   std::vector<TrainedParameter> trained_parameters() const;
   // Projectors and the like: tensors beside the student that a checkpoint or export keeps, by name.
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
+  // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths, and the above.
+  std::vector<std::pair<std::string, at::Tensor>> kept_tensors() const;
+  bool follows_student() const;  // the teacher is an average of the student, and reads its whole weights
   // Called once after each update (EMA teachers follow the student here).
   void after_update(const Progress& progress);
   // Whether teacher and student read tokens of their own: data prepared with two tokenizers.

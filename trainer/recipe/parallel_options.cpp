@@ -66,6 +66,11 @@ void declare_parallel_options(OptionTable& table) {
              .fallback = "0",
              .help = "Every so many updates, compare a checksum of all weights over the ranks; 0: never.",
              .range = {0, 1 << 30}});
+  table.add({.name = "parallel.verify_calls",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help = "Before every operation between ranks, compare its kind, length and dtype over them: a mismatch is a "
+                     "message that names the ranks. Slow."});
 }
 
 }  // namespace limbeck::recipe

@@ -1,0 +1,162 @@
+#include "trainer/loop/run_state.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+#include <set>
+
+#include "modules/errors.h"
+
+namespace limbeck::loop {
+namespace {
+
+using checkpoint::Kind;
+using nlohmann::json;
+
+json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
+double number(const json& value) { return value.is_null() ? std::nan("") : value.get<double>(); }
+
+json as_json(const evaluate::Evaluation& evaluation) {
+  json values = json::array();
+  for (const auto& [name, value] : evaluation.values) values.push_back({name, number(value)});
+  return {{"targets", evaluation.targets}, {"values", values}};
+}
+
+evaluate::Evaluation evaluation_of(const json& saved) {
+  evaluate::Evaluation evaluation;
+  evaluation.targets = saved.at("targets").get<int64_t>();
+  for (const json& value : saved.at("values")) {
+    evaluation.values.emplace_back(value.at(0).get<std::string>(), number(value.at(1)));
+  }
+  return evaluation;
+}
+
+// Tensors that a checkpoint keeps and the optimizer does not train: frozen parameters, averages.
+std::vector<std::pair<std::string, at::Tensor>> untrained(const objective::Distillation& objective,
+                                                          const std::vector<optim::StateTensor>& trained) {
+  std::set<std::string> known;
+  for (const optim::StateTensor& tensor : trained) known.insert(tensor.name);
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  for (auto& named : objective.kept_tensors()) {
+    if (known.insert(named.first).second) found.push_back(std::move(named));
+  }
+  return found;
+}
+
+void add_parts(const std::vector<optim::StateTensor>& tensors, std::vector<checkpoint::Piece>& pieces) {
+  for (const optim::StateTensor& tensor : tensors) {
+    if (tensor.saved_here) pieces.push_back({tensor.name, tensor.shape, tensor.begin, tensor.part.detach()});
+  }
+}
+
+// Reads into a tensor of any layout that is contiguous, wherever it lives.
+void fill(const checkpoint::Checkpoint& from, Kind kind, const std::string& name, int64_t begin, at::Tensor part) {
+  if (part.numel() == 0) return;
+  if (part.is_cpu()) return from.read(kind, name, begin, part);
+  at::Tensor on_cpu = at::empty(part.sizes(), part.options().device(at::kCPU));
+  from.read(kind, name, begin, on_cpu);
+  part.copy_(on_cpu);
+}
+
+// Names of the checkpoint that nothing asked for, and shapes that differ.
+void check_names(const checkpoint::Checkpoint& from, const std::map<std::pair<Kind, std::string>, std::vector<int64_t>>& wanted) {
+  std::vector<std::string> extra;
+  for (const checkpoint::LogicalTensor& tensor : from.tensors()) {
+    const auto found = wanted.find({tensor.kind, tensor.name});
+    if (found == wanted.end()) {
+      extra.push_back(tensor.name);
+    } else if (found->second != tensor.shape) {
+      throw WeightsError(fmt::format("{}: {} is [{}], wanted [{}]: the recipe builds another model than was saved",
+                                     from.path().string(), tensor.name, fmt::join(tensor.shape, ","),
+                                     fmt::join(found->second, ",")));
+    }
+  }
+  if (extra.empty()) return;
+  throw WeightsError(fmt::format("{}: holds {} that this recipe does not train or keep: resume with the recipe that it "
+                                 "was saved by",
+                                 from.path().string(), fmt::join(extra, ", ")));
+}
+
+}  // namespace
+
+checkpoint::SaveRequest save_request(const RunState& run, const objective::Distillation& objective,
+                                     const optim::Optimizer& optimizer, bool first_rank) {
+  checkpoint::SaveRequest request;
+  request.step = run.step;
+  request.run_id = run.run_id;
+  const auto trained = optimizer.weight_tensors();
+  add_parts(trained, request.model);
+  add_parts(optimizer.state_tensors(), request.optimizer);
+  if (!first_rank) return request;
+  for (const auto& [name, tensor] : untrained(objective, trained)) {
+    request.model.push_back(checkpoint::whole_tensor(name, tensor.detach().contiguous()));
+  }
+  json scalars = json::object();
+  for (const auto& [name, value] : optimizer.state_scalars()) scalars[name] = number(value);
+  request.state = {{"step", run.step},
+                   {"seconds", run.seconds},
+                   {"tokens", run.tokens},
+                   {"peak_bytes", run.peak_bytes},
+                   {"evaluated", run.evaluated},
+                   {"evaluated_step", run.evaluated_step},
+                   {"last", as_json(run.last)},
+                   {"best", as_json(run.best)},
+                   {"best_step", run.best_step},
+                   {"optimizer", scalars},
+                   {"recipe", run.recipe},
+                   {"data", run.data},
+                   {"build", run.build}};
+  return request;
+}
+
+RunState read_run_state(const checkpoint::Checkpoint& from) {
+  RunState run;
+  const json& state = from.state();
+  try {
+    run.run_id = from.run_id();
+    run.step = state.at("step").get<int64_t>();
+    run.seconds = state.at("seconds").get<double>();
+    run.tokens = state.at("tokens").get<int64_t>();
+    run.peak_bytes = state.at("peak_bytes").get<int64_t>();
+    run.evaluated = state.at("evaluated").get<bool>();
+    run.evaluated_step = state.at("evaluated_step").get<int64_t>();
+    run.last = evaluation_of(state.at("last"));
+    run.best = evaluation_of(state.at("best"));
+    run.best_step = state.at("best_step").get<int64_t>();
+    run.recipe = state.at("recipe").get<std::map<std::string, std::string>>();
+    run.data = state.at("data").get<std::map<std::string, std::string>>();
+    run.build = state.at("build").get<std::map<std::string, std::string>>();
+    state.at("optimizer");
+  } catch (const json::exception& error) {
+    throw WeightsError(fmt::format("{}/state.json: is no state of a training run ({}): name a checkpoint that `limbeck "
+                                   "train` saved",
+                                   from.path().string(), error.what()));
+  }
+  if (run.step != from.step()) {
+    throw WeightsError(fmt::format("{}: state.json is of step {}, MANIFEST.json of step {}: the two do not belong together",
+                                   from.path().string(), run.step, from.step()));
+  }
+  return run;
+}
+
+void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective, optim::Optimizer& optimizer) {
+  const at::NoGradGuard no_gradient;
+  const auto weights = optimizer.weight_tensors(), states = optimizer.state_tensors();
+  const auto others = untrained(objective, weights);
+  std::map<std::pair<Kind, std::string>, std::vector<int64_t>> wanted;
+  for (const auto& tensor : weights) wanted[{Kind::kModel, tensor.name}] = tensor.shape;
+  for (const auto& tensor : states) wanted[{Kind::kOptimizer, tensor.name}] = tensor.shape;
+  for (const auto& [name, tensor] : others) wanted[{Kind::kModel, name}] = tensor.sizes().vec();
+  check_names(from, wanted);
+  for (const auto& tensor : weights) fill(from, Kind::kModel, tensor.name, tensor.begin, tensor.part);
+  for (const auto& tensor : states) fill(from, Kind::kOptimizer, tensor.name, tensor.begin, tensor.part);
+  for (const auto& [name, tensor] : others) fill(from, Kind::kModel, name, 0, tensor.detach());
+  std::map<std::string, double> scalars;
+  for (const auto& [name, value] : from.state().at("optimizer").items()) scalars[name] = number(value);
+  optimizer.load_state_scalars(scalars);
+}
+
+}  // namespace limbeck::loop

@@ -1,0 +1,89 @@
+// What a Trainer holds: private to the files trainer*.cpp. Built in steps that all ranks take or none.
+#pragma once
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "trainer/loop/run_saver.h"
+#include "trainer/loop/run_state.h"
+#include "trainer/loop/trainer.h"
+#include "trainer/metrics/metrics_log.h"
+#include "trainer/parallel/unit_weights.h"
+
+namespace limbeck::loop {
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+double seconds_since(SteadyTime begin);
+
+// How the micro-batches of an update are dealt among the ranks.
+struct Deal {
+  int64_t micro_batches = 1, own = 1;  // of an update; of this rank
+  int64_t ranks = 1, rank = 0;
+  bool interleaved = false;  // ranks take turns; else each has a run of its own
+
+  // Of the i-th micro-batch that this rank runs since training began: its number among all.
+  int64_t number_of(int64_t i) const {
+    const int64_t step = i / own, mine = i % own;
+    return step * micro_batches + (interleaved ? mine * ranks + rank : rank * own + mine);
+  }
+};
+
+struct Trainer::State {
+  explicit State(const TrainRequest& request);
+
+  bool leads() const { return ranks.rank() == 0; }
+  void note(const std::string& line) const;
+  void warn(const std::string& line) const;
+
+  // Construction, in this order.
+  void open_folder();
+  void build_models();
+  void share_out(const std::vector<std::string>& unreached);
+  void open_data();
+  void agree() const;
+  void go_on_from_checkpoint();
+  void begin_logs();
+
+  // One boundary between updates: what all ranks know and do.
+  struct Boundary {
+    bool stop = false, save = false, give_up = false;
+    int64_t targets = 0, sequences = 0;
+  };
+  Boundary meet(const std::vector<data::Batch>& batches, bool wants_stop);
+  StepRecord update(const std::vector<data::Batch>& batches, const Boundary& boundary, int64_t step);
+  data::Prefetcher batches_from(int64_t step, int64_t end) const;
+  std::vector<data::Batch> own_batches(data::Prefetcher& prefetched) const;
+
+  void record(const StepRecord& record, double waited_s);
+  void add_rank_times(double computing_s, std::vector<std::pair<std::string, double>>& values) const;
+  void evaluate(int64_t step);
+  void save(bool wait);
+  void take_outcomes();
+  void compare_replicas(int64_t step) const;
+  std::filesystem::path save_model(const std::string& name);
+  TrainResult result() const;
+
+  const recipe::Settings& settings;
+  const Registries& registries;
+  TrainObserver& observer;
+  parallel::Communicator& ranks;
+  bool restarted;
+  SteadyTime begin = std::chrono::steady_clock::now();
+
+  std::unique_ptr<RunFolder> folder;
+  std::filesystem::path from;  // the checkpoint to go on from; empty: a new run
+  std::unique_ptr<objective::Distillation> objective;
+  std::unique_ptr<data::DataSource> train, validation;
+  Deal deal;
+  int64_t total_steps = 0;
+  std::unique_ptr<optim::Optimizer> optimizer;
+  std::vector<std::unique_ptr<parallel::UnitWeights>> teacher_units;
+  parallel::LayerWeights teacher_keeper;
+  std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank
+  std::unique_ptr<RunSaver> saver;
+  RunState run;
+  double earlier_s = 0;  // of training before this process
+  std::filesystem::path best_model;
+};
+
+}  // namespace limbeck::loop
