@@ -61,9 +61,10 @@ std::string help_of(const Command& command, unsigned width) {
   if (!about.empty()) out += about + "\n";
   if (command.takes_recipe) {
     out +=
-        "Every option except --json, --plugin, --quiet and --help is also a recipe key: --student.dtype=bfloat16 is\n"
-        "`dtype = bfloat16` under [student]. A flag wins over the recipe, the recipe over the default (in "
-        "brackets).\n\n";
+        "Every option is also a recipe key, except --json, --plugin, --quiet, --help and who a rank is "
+        "(--parallel.rank\n"
+        "to --parallel.master): --student.dtype=bfloat16 is `dtype = bfloat16` under [student]. A flag wins over the\n"
+        "recipe, the recipe over the default (in brackets).\n\n";
   }
   return out + options_of(command).help(width);
 }

@@ -66,7 +66,7 @@ std::optional<Topology> kubeflow_topology(const TopologyRequest& request, const 
     if (topology.size > 1) {
       reader.refuse(
           fmt::format("{} without LOCAL_RANK: older Kubeflow operators count pods there, newer ones processes: wanted "
-                      "--parallel.processes_per_node=1 for one process a pod; for more of them",
+                      "--parallel.processes_per_node=1, if that is one process a pod; for more in each",
                       reader.pair("WORLD_SIZE")));
     }
   }

@@ -94,12 +94,12 @@ void check_exported(const EnvironmentReader& reader, const Topology& topology) {
   const auto size = reader.count("WORLD_SIZE");
   const auto rank = reader.index("RANK");
   if (size && *size != topology.size) {
-    reader.refuse(fmt::format("{}, but the Slurm step has {} tasks: wanted the same; unset WORLD_SIZE, or",
+    reader.refuse(fmt::format("{}, but the Slurm step has {} tasks: wanted the same, or WORLD_SIZE unset",
                               reader.pair("WORLD_SIZE"), topology.size));
   }
   if (rank && *rank != topology.rank) {
     reader.refuse(
-        fmt::format("{}, but {}: wanted the same; unset RANK, or", reader.pair("RANK"), reader.pair("SLURM_PROCID")));
+        fmt::format("{}, but {}: wanted the same, or RANK unset", reader.pair("RANK"), reader.pair("SLURM_PROCID")));
   }
 }
 
