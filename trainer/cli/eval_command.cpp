@@ -35,8 +35,8 @@ void run_eval(Invocation& call) {
   at_end.step = static_cast<int64_t>(settings.number("progress") * kFinestProgress);
   std::unique_ptr<Progress> progress;
   const auto ranks = parallel::make_solo();
-  const auto evaluation =
-      evaluate::evaluate(objective, source, settings.integer("eval.batches"), at_end, *ranks, [&](int64_t done, int64_t all) {
+  const auto evaluation = evaluate::evaluate(
+      objective, source, settings.integer("eval.batches"), at_end, *ranks, [&](int64_t done, int64_t all) {
         if (!progress) {
           progress =
               std::make_unique<Progress>(call.console.err(), "eval", "batches", all,

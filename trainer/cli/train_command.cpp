@@ -113,9 +113,10 @@ void train(Invocation& call, const parallel::Joined& joined) {
   console.finish();
   if (call.speaks) report_result(call, trainer, result, checked.peak_bytes);
   if (result.stopped) {
-    throw StoppedError(fmt::format("stopped by a signal after step {}, with everything saved in {}: the same command goes "
-                                   "on from there",
-                                   result.steps, trainer.folder().path().string()));
+    throw StoppedError(
+        fmt::format("stopped by a signal after step {}, with everything saved in {}: the same command goes "
+                    "on from there",
+                    result.steps, trainer.folder().path().string()));
   }
 }
 

@@ -60,8 +60,8 @@ class DataSource {
   std::unique_ptr<State> state_;
 };
 
-// Makes the batches [begin, end) on a thread of its own, `depth` ahead; the i-th is batch number_of(i) of the source. An
-// error there is rethrown by next().
+// Makes the batches [begin, end) on a thread of its own, `depth` ahead; the i-th is batch number_of(i) of the source.
+// An error there is rethrown by next().
 class Prefetcher {
  public:
   using NumberOf = std::function<int64_t(int64_t)>;  // empty: i itself

@@ -63,18 +63,20 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
   const bool holds_run = fs::exists(run_folder / "metrics.jsonl");
   if (resume == "never") {
     if (!holds_run) return std::nullopt;
-    throw UsageError(fmt::format("{}: holds a run already {}, and --resume=never begins a new one: name another folder "
-                                 "with --run=DIR, or remove this one",
-                                 run_folder.string(), settings.where("run")));
+    throw UsageError(
+        fmt::format("{}: holds a run already {}, and --resume=never begins a new one: name another folder "
+                    "with --run=DIR, or remove this one",
+                    run_folder.string(), settings.where("run")));
   }
   const bool strict = settings.enabled("resume.strict");
   if (resume != "auto") {
     const fs::path named = resume;
     if (holds_run && !checkpoint::list_checkpoints(run_folder / "checkpoints").empty() &&
         !fs::equivalent(named.parent_path().empty() ? "." : named.parent_path(), run_folder / "checkpoints")) {
-      throw UsageError(fmt::format("{}: holds a run with checkpoints of its own {}, and --resume={} is another's: name "
-                                   "another folder with --run=DIR",
-                                   run_folder.string(), settings.where("run"), resume));
+      throw UsageError(
+          fmt::format("{}: holds a run with checkpoints of its own {}, and --resume={} is another's: name "
+                      "another folder with --run=DIR",
+                      run_folder.string(), settings.where("run"), resume));
     }
     const auto files = checkpoint::verify(named);
     if (!checkpoint::is_whole(files)) {
@@ -85,9 +87,10 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
   }
   auto found = checkpoint::newest_good(run_folder / "checkpoints", notes, strict);
   if (!found && holds_run && !settings.given("resume") && !restarted) {
-    throw UsageError(fmt::format("{}: holds a run already {}, and no checkpoint of it: --resume=auto begins it again; "
-                                 "or name another folder with --run=DIR, or remove this one",
-                                 run_folder.string(), settings.where("run")));
+    throw UsageError(
+        fmt::format("{}: holds a run already {}, and no checkpoint of it: --resume=auto begins it again; "
+                    "or name another folder with --run=DIR, or remove this one",
+                    run_folder.string(), settings.where("run")));
   }
   return found;
 }
@@ -135,8 +138,8 @@ void require_same_run(const recipe::Settings& settings, const RunState& saved, c
       const std::string was = old == before.end() ? "not set" : old->second;
       const std::string is = fresh == after.end() ? "not set" : fresh->second;
       if (was == is) continue;
-      const std::string line = fmt::format("{}{} was {}, is {}", of, name, was.empty() ? "not set" : was,
-                                           is.empty() ? "not set" : is);
+      const std::string line =
+          fmt::format("{}{} was {}, is {}", of, name, was.empty() ? "not set" : was, is.empty() ? "not set" : is);
       if (allowed.contains(name)) {
         notes.push_back("resumed with another recipe (--resume.allow): " + line);
       } else {
@@ -151,15 +154,17 @@ void require_same_run(const recipe::Settings& settings, const RunState& saved, c
     for (const auto& [name, value] : now.build) {
       const auto old = saved.build.find(name);
       if (old == saved.build.end() || old->second == value) continue;
-      notes.push_back(fmt::format("{} was {} when the checkpoint was saved and is {}: the bits may differ from an "
-                                  "uninterrupted run's",
-                                  name, old->second, value));
+      notes.push_back(
+          fmt::format("{} was {} when the checkpoint was saved and is {}: the bits may differ from an "
+                      "uninterrupted run's",
+                      name, old->second, value));
     }
     return;
   }
-  throw WeightsError(fmt::format("{}: is of another run: {}: resume with the recipe in that folder, or allow the change "
-                                 "with {}",
-                                 where, fmt::join(refused, "; "), fmt::join(keys, " ")));
+  throw WeightsError(
+      fmt::format("{}: is of another run: {}: resume with the recipe in that folder, or allow the change "
+                  "with {}",
+                  where, fmt::join(refused, "; "), fmt::join(keys, " ")));
 }
 
 }  // namespace limbeck::loop

@@ -46,9 +46,9 @@ int take_lock(const fs::path& path, const std::string& where) {
   const ssize_t length = ::pread(descriptor, owner, sizeof(owner) - 1, 0);
   ::close(descriptor);
   const std::string who(owner, length > 0 ? static_cast<size_t>(length) : 0);
-  throw UsageError(
-      fmt::format("{}: another limbeck process trains there ({}) {}: name another folder with --run=DIR, or wait for it",
-                  path.string(), who.substr(0, who.find('\n')), where));
+  throw UsageError(fmt::format(
+      "{}: another limbeck process trains there ({}) {}: name another folder with --run=DIR, or wait for it",
+      path.string(), who.substr(0, who.find('\n')), where));
 }
 
 }  // namespace

@@ -4,8 +4,7 @@
 
 namespace limbeck::loop {
 
-RunSaver::RunSaver(const recipe::Settings& settings, const std::filesystem::path& folder,
-                   parallel::Communicator& ranks)
+RunSaver::RunSaver(const recipe::Settings& settings, const std::filesystem::path& folder, parallel::Communicator& ranks)
     : plan_(settings), async_(settings.enabled("checkpoint.async")) {
   if (!plan_.enabled()) return;
   line_ = ranks.line("checkpoint");

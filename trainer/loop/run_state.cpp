@@ -62,7 +62,8 @@ void fill(const checkpoint::Checkpoint& from, Kind kind, const std::string& name
 }
 
 // Names of the checkpoint that nothing asked for, and shapes that differ.
-void check_names(const checkpoint::Checkpoint& from, const std::map<std::pair<Kind, std::string>, std::vector<int64_t>>& wanted) {
+void check_names(const checkpoint::Checkpoint& from,
+                 const std::map<std::pair<Kind, std::string>, std::vector<int64_t>>& wanted) {
   std::vector<std::string> extra;
   for (const checkpoint::LogicalTensor& tensor : from.tensors()) {
     const auto found = wanted.find({tensor.kind, tensor.name});
@@ -75,9 +76,10 @@ void check_names(const checkpoint::Checkpoint& from, const std::map<std::pair<Ki
     }
   }
   if (extra.empty()) return;
-  throw WeightsError(fmt::format("{}: holds {} that this recipe does not train or keep: resume with the recipe that it "
-                                 "was saved by",
-                                 from.path().string(), fmt::join(extra, ", ")));
+  throw WeightsError(
+      fmt::format("{}: holds {} that this recipe does not train or keep: resume with the recipe that it "
+                  "was saved by",
+                  from.path().string(), fmt::join(extra, ", ")));
 }
 
 }  // namespace
@@ -96,18 +98,12 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
   }
   json scalars = json::object();
   for (const auto& [name, value] : optimizer.state_scalars()) scalars[name] = number(value);
-  request.state = {{"step", run.step},
-                   {"seconds", run.seconds},
-                   {"tokens", run.tokens},
-                   {"peak_bytes", run.peak_bytes},
-                   {"evaluated", run.evaluated},
-                   {"evaluated_step", run.evaluated_step},
-                   {"last", as_json(run.last)},
-                   {"best", as_json(run.best)},
-                   {"best_step", run.best_step},
-                   {"optimizer", scalars},
-                   {"recipe", run.recipe},
-                   {"data", run.data},
+  request.state = {{"step", run.step},           {"seconds", run.seconds},
+                   {"tokens", run.tokens},       {"peak_bytes", run.peak_bytes},
+                   {"evaluated", run.evaluated}, {"evaluated_step", run.evaluated_step},
+                   {"last", as_json(run.last)},  {"best", as_json(run.best)},
+                   {"best_step", run.best_step}, {"optimizer", scalars},
+                   {"recipe", run.recipe},       {"data", run.data},
                    {"build", run.build}};
   return request;
 }
@@ -131,18 +127,21 @@ RunState read_run_state(const checkpoint::Checkpoint& from) {
     run.build = state.at("build").get<std::map<std::string, std::string>>();
     state.at("optimizer");
   } catch (const json::exception& error) {
-    throw WeightsError(fmt::format("{}/state.json: is no state of a training run ({}): name a checkpoint that `limbeck "
-                                   "train` saved",
-                                   from.path().string(), error.what()));
+    throw WeightsError(
+        fmt::format("{}/state.json: is no state of a training run ({}): name a checkpoint that `limbeck "
+                    "train` saved",
+                    from.path().string(), error.what()));
   }
   if (run.step != from.step()) {
-    throw WeightsError(fmt::format("{}: state.json is of step {}, MANIFEST.json of step {}: the two do not belong together",
-                                   from.path().string(), run.step, from.step()));
+    throw WeightsError(
+        fmt::format("{}: state.json is of step {}, MANIFEST.json of step {}: the two do not belong together",
+                    from.path().string(), run.step, from.step()));
   }
   return run;
 }
 
-void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective, optim::Optimizer& optimizer) {
+void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective,
+             optim::Optimizer& optimizer) {
   const at::NoGradGuard no_gradient;
   const auto weights = optimizer.weight_tensors(), states = optimizer.state_tensors();
   const auto others = untrained(objective, weights);

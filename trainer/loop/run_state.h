@@ -32,7 +32,8 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
 
 // Only the numbers: to be looked at before any tensor is read. WeightsError when the file is of another kind.
 RunState read_run_state(const checkpoint::Checkpoint& from);
-// Fills every tensor of student, projectors and optimizer; publish() is left to the caller. WeightsError names what is missing, extra or of another shape.
+// Fills every tensor of student, projectors and optimizer; publish() is left to the caller. WeightsError names what is
+// missing, extra or of another shape.
 void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective, optim::Optimizer& optimizer);
 
 }  // namespace limbeck::loop

@@ -100,8 +100,8 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
   if (leads()) observer.stepped(record);
   const UpdateResult& update = record.update;
   if (update.step.skipped) {
-    warn(fmt::format("step {}: the gradient of {} is not finite: update skipped ({} in a row, {} in all){}", record.step,
-                     update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
+    warn(fmt::format("step {}: the gradient of {} is not finite: update skipped ({} in a row, {} in all){}",
+                     record.step, update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
                      update.step.loss_scale != 1 ? fmt::format(", loss scale {}", update.step.loss_scale) : ""));
   }
   if (record.step % settings.integer("train.log_every") != 0 && record.step != total_steps && !update.step.skipped) {
@@ -164,10 +164,11 @@ void Trainer::State::save(bool wait) {
   take_outcomes();
   const auto names = ranks.all_gather(spoiled);
   const auto first = std::find_if(names.begin(), names.end(), [](const std::string& name) { return !name.empty(); });
-  throw NumericError(fmt::format("step {}: {} is not finite; the state is kept aside as {}/diverged-{:08}, and the last "
-                                 "good checkpoint is as it was: lower optim.learning_rate, or look at the data of the "
-                                 "steps before",
-                                 run.step, *first, folder->checkpoints().string(), run.step));
+  throw NumericError(
+      fmt::format("step {}: {} is not finite; the state is kept aside as {}/diverged-{:08}, and the last "
+                  "good checkpoint is as it was: lower optim.learning_rate, or look at the data of the "
+                  "steps before",
+                  run.step, *first, folder->checkpoints().string(), run.step));
 }
 
 void Trainer::State::take_outcomes() {
@@ -203,12 +204,12 @@ void Trainer::State::compare_replicas(int64_t step) const {
     std::map<uint32_t, std::vector<size_t>> holders;
     for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank].at(name).get<uint32_t>()].push_back(rank);
     if (holders.size() == 1) continue;
-    const auto odd = std::min_element(holders.begin(), holders.end(), [](const auto& a, const auto& b) {
-      return a.second.size() < b.second.size();
-    });
-    throw DistributedError(fmt::format("after step {} the ranks hold different {}: rank {} differs from the others: its "
-                                       "memory or processor is suspect; go on from the last checkpoint without it",
-                                       step, name, odd->second.front()));
+    const auto odd = std::min_element(holders.begin(), holders.end(),
+                                      [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
+    throw DistributedError(
+        fmt::format("after step {} the ranks hold different {}: rank {} differs from the others: its "
+                    "memory or processor is suspect; go on from the last checkpoint without it",
+                    step, name, odd->second.front()));
   }
 }
 
@@ -228,8 +229,8 @@ TrainResult Trainer::State::result() const {
 TrainResult Trainer::run(const std::atomic<bool>& stop) {
   State& s = *state_;
   const int64_t every = s.settings.integer("eval.every"), first = s.run.step;
-  const auto tokens = s.deal.micro_batches * s.settings.integer("data.batch_size") *
-                      s.settings.integer("data.sequence_length");
+  const auto tokens =
+      s.deal.micro_batches * s.settings.integer("data.batch_size") * s.settings.integer("data.sequence_length");
   data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
   s.begin = std::chrono::steady_clock::now();
   bool stopped = false;

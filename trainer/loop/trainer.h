@@ -1,5 +1,5 @@
-// The training loop: data, objective, optimizer, evaluation, checkpoints and the run folder, joined, on one rank or many.
-// What it has to say goes to an observer, so that it never knows of a terminal.
+// The training loop: data, objective, optimizer, evaluation, checkpoints and the run folder, joined, on one rank or
+// many. What it has to say goes to an observer, so that it never knows of a terminal.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -45,8 +45,8 @@ struct TrainRequest {
   const Registries& registries;
   TrainObserver& observer;
   parallel::Communicator& ranks;
-  bool restarted = false;               // a launcher has started this run before
-  std::vector<std::string> unreached;   // parameters that no loss reaches, as the check found: left as they are
+  bool restarted = false;              // a launcher has started this run before
+  std::vector<std::string> unreached;  // parameters that no loss reaches, as the check found: left as they are
 };
 
 class Trainer {

@@ -48,7 +48,8 @@ Deal deal_of(const recipe::Settings& settings, const parallel::Communicator& ran
   const std::string where = settings.where("train.accumulate");
   if (deal.micro_batches % deal.ranks != 0) {
     throw UsageError(fmt::format(
-        "train.accumulate = {} {}: the micro-batches of an update are divided among the ranks, and there are {}: set it "
+        "train.accumulate = {} {}: the micro-batches of an update are divided among the ranks, and there are {}: set "
+        "it "
         "to a multiple of {}; an update has train.accumulate x data.batch_size sequences whatever the number of ranks",
         deal.micro_batches, where, deal.ranks, deal.ranks));
   }
@@ -148,7 +149,8 @@ void Trainer::State::open_data() {
   for (const data::DataSource* source : {train.get(), validation.get()}) {
     if (source == nullptr) continue;
     const data::Manifest& manifest = source->manifest();
-    objective->accept_data(manifest.vocabulary, manifest.teacher_vocabulary, "data.train " + settings.where("data.train"));
+    objective->accept_data(manifest.vocabulary, manifest.teacher_vocabulary,
+                           "data.train " + settings.where("data.train"));
     for (const std::string& line : source->notes()) note(line);
   }
 }
@@ -168,9 +170,10 @@ void Trainer::State::share_out(const std::vector<std::string>& unreached) {
   options.order = settings.text("parallel.reduce") == "tree" ? parallel::Order::kTree : parallel::Order::kFast;
   options.micro_batches = deal.own;
   if (options.zero >= 3 && objective->follows_student()) {
-    throw UsageError(fmt::format("parallel.zero = 3 {} divides the student's weights, and teacher.kind = ema {} follows "
-                                 "them whole: set parallel.zero = 2",
-                                 settings.where("parallel.zero"), settings.where("teacher.kind")));
+    throw UsageError(
+        fmt::format("parallel.zero = 3 {} divides the student's weights, and teacher.kind = ema {} follows "
+                    "them whole: set parallel.zero = 2",
+                    settings.where("parallel.zero"), settings.where("teacher.kind")));
   }
   const bool alone = ranks.size() == 1 && options.order == parallel::Order::kFast;
   auto shares = alone ? parallel::make_whole(named) : parallel::make_shared_out(ranks, options, named);

@@ -63,9 +63,10 @@ void Trainer::verify_resume(int64_t steps) {
       parallel::together(s.ranks, [&] {
         for (size_t i = 0; i < now.size(); ++i) {
           if (now[i] == first[i]) continue;
-          throw NumericError(fmt::format("step {}: {} differs after going back to the checkpoint of step {}: a resumed "
-                                         "run would not have the same bits; the checkpoint is kept in {}",
-                                         record.step, now[i].first, start.step, folder.string()));
+          throw NumericError(
+              fmt::format("step {}: {} differs after going back to the checkpoint of step {}: a resumed "
+                          "run would not have the same bits; the checkpoint is kept in {}",
+                          record.step, now[i].first, start.step, folder.string()));
         }
       });
     }
@@ -73,9 +74,10 @@ void Trainer::verify_resume(int64_t steps) {
   parallel::together(s.ranks, [&] {
     if (s.leads()) std::filesystem::remove_all(folder);
   });
-  s.note(fmt::format("verify-resume: {} updates after step {}, trained twice from one checkpoint: the loss and all {} "
-                     "tensors of each have the same bits",
-                     end - start.step, start.step, before.empty() ? 0 : before.front().size() - 1));
+  s.note(
+      fmt::format("verify-resume: {} updates after step {}, trained twice from one checkpoint: the loss and all {} "
+                  "tensors of each have the same bits",
+                  end - start.step, start.step, before.empty() ? 0 : before.front().size() - 1));
 }
 
 }  // namespace limbeck::loop

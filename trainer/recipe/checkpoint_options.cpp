@@ -4,11 +4,12 @@ namespace limbeck::recipe {
 
 void declare_checkpoint_options(OptionTable& table) {
   table.group("Checkpoints and resume");
-  table.add({.name = "checkpoint.every",
-             .kind = OptionKind::kInteger,
-             .fallback = "0",
-             .help = "Updates between checkpoints; 0: as often as their measured cost and checkpoint.mtbf make it worth.",
-             .range = {0, 1 << 30}});
+  table.add(
+      {.name = "checkpoint.every",
+       .kind = OptionKind::kInteger,
+       .fallback = "0",
+       .help = "Updates between checkpoints; 0: as often as their measured cost and checkpoint.mtbf make it worth.",
+       .range = {0, 1 << 30}});
   table.add({.name = "checkpoint.keep",
              .kind = OptionKind::kInteger,
              .fallback = "2",
@@ -21,8 +22,9 @@ void declare_checkpoint_options(OptionTable& table) {
   table.add({.name = "checkpoint.mtbf",
              .kind = OptionKind::kNumber,
              .fallback = "12",
-             .help = "Hours between failures that you expect: with checkpoint.every = 0 the time between checkpoints is "
-                     "the root of twice that times the cost of one (Young and Daly).",
+             .help =
+                 "Hours between failures that you expect: with checkpoint.every = 0 the time between checkpoints is "
+                 "the root of twice that times the cost of one (Young and Daly).",
              .interval = {.low = 0, .above_low = true}});
   table.add({.name = "checkpoint.overhead",
              .kind = OptionKind::kNumber,
@@ -46,8 +48,9 @@ void declare_resume_options(OptionTable& table) {
              .flag_only = true});
   table.add({.name = "resume.allow",
              .kind = OptionKind::kList,
-             .help = "A recipe key that may differ from the checkpoint's; may be repeated. data.train also allows other "
-                     "data under the same name.",
+             .help =
+                 "A recipe key that may differ from the checkpoint's; may be repeated. data.train also allows other "
+                 "data under the same name.",
              .value_name = "KEY",
              .flag_only = true});
   table.add({.name = "resume.strict",

@@ -69,8 +69,9 @@ void declare_parallel_options(OptionTable& table) {
   table.add({.name = "parallel.verify_calls",
              .kind = OptionKind::kSwitch,
              .fallback = "false",
-             .help = "Before every operation between ranks, compare its kind, length and dtype over them: a mismatch is a "
-                     "message that names the ranks. Slow."});
+             .help =
+                 "Before every operation between ranks, compare its kind, length and dtype over them: a mismatch is a "
+                 "message that names the ranks. Slow."});
 }
 
 }  // namespace limbeck::recipe
