@@ -1,0 +1,72 @@
+"""Real `limbeck train` processes as ranks of one run, on the loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from limbeck_runner import Limbeck
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@dataclass
+class Ended:
+    """How every rank ended: exit codes and standard errors, by rank."""
+
+    codes: list[int]
+    errors: list[str]
+    seconds: float
+
+    def well(self) -> "Ended":
+        assert all(code == 0 for code in self.codes), "\n".join(
+            f"rank {rank}: exit {code}\n{text}" for rank, (code, text) in enumerate(zip(self.codes, self.errors))
+        )
+        return self
+
+
+class Ranks:
+    """`size` processes of `limbeck train RECIPE FLAGS`; size 1 is one process without a launcher."""
+
+    def __init__(self, size: int, recipe: Path, *flags: str, program: Path | None = None, per_rank=None, env=None):
+        program = program or Limbeck()._program
+        base = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES} | (env or {})
+        port = free_port()
+        self.began = time.monotonic()
+        self.processes = []
+        for rank in range(size):
+            own = dict(base)
+            if size > 1:
+                own |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            command = [str(program), "train", str(recipe), "--threads=1", *flags, *(per_rank(rank) if per_rank else [])]
+            self.processes.append(
+                subprocess.Popen(command, env=own, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            )
+
+    def signal(self, rank: int, number: int = signal.SIGKILL) -> None:
+        self.processes[rank].send_signal(number)
+
+    def end(self, timeout: float = 300) -> Ended:
+        deadline = time.monotonic() + timeout
+        errors = []
+        try:
+            for process in self.processes:
+                errors.append(process.communicate(timeout=max(0.1, deadline - time.monotonic()))[1])
+        except subprocess.TimeoutExpired as expired:
+            for process in self.processes:
+                process.kill()
+            texts = [process.communicate()[1] for process in self.processes if process.stderr and not process.stderr.closed]
+            raise AssertionError(f"ranks did not end within {timeout} s\n" + "\n".join(map(str, texts))) from expired
+        return Ended([process.returncode for process in self.processes], errors, time.monotonic() - self.began)
