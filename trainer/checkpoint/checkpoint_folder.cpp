@@ -33,6 +33,11 @@ std::vector<fs::path> entries_of(const fs::path& folder) {
   return out;
 }
 
+void removed(int error, const fs::path& path) {
+  if (error == 0 || error == ENOENT) return;
+  throw IoError(path.string() + ": cannot be removed: " + std::strerror(error));
+}
+
 void must(int error, const fs::path& path, const char* doing) {
   if (error != 0) throw IoError(path.string() + ": " + doing + ": " + std::strerror(error));
 }
@@ -67,11 +72,11 @@ std::vector<Committed> list_checkpoints(const fs::path& folder) {
 void remove_tree(const fs::path& path, io::Disk& disk) {
   std::error_code error;
   if (fs::symlink_status(path, error).type() != fs::file_type::directory) {
-    must(disk.remove_file(path), path, "cannot be removed");
+    removed(disk.remove_file(path), path);
     return;
   }
   for (const fs::path& inner : entries_of(path)) remove_tree(inner, disk);
-  must(disk.remove_folder(path), path, "cannot be removed");
+  removed(disk.remove_folder(path), path);
 }
 
 void remove_checkpoint(const fs::path& path, const std::string& run_id, io::Disk& disk) {
