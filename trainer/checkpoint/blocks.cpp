@@ -44,7 +44,7 @@ void read_chunk(const io::InputFile& file, const ChunkRecord& chunk, uint64_t fr
   for (uint64_t block = from / kBlockBytes; block * kBlockBytes < until; ++block) {
     const uint64_t begin = block * kBlockBytes, end = std::min(begin + kBlockBytes, chunk.bytes);
     const bool in_place = to != nullptr && begin >= from && end <= until;
-    if (!in_place) scratch.resize(kBlockBytes);
+    if (!in_place) scratch.resize(std::min(kBlockBytes, chunk.bytes));
     char* at = in_place ? to + (begin - from) : scratch.data();
     file.read(chunk.offset + begin, at, end - begin);
     if (io::crc32c(at, end - begin) != chunk.crc[block]) {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "modules/errors.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/save_request.h"
 #include "trainer/checkpoint/verify.h"
 
@@ -66,6 +67,22 @@ std::vector<Committed> list_checkpoints(const fs::path& folder) {
     if (step && fs::symlink_status(path, error).type() == fs::file_type::directory) found.push_back({*step, path});
   }
   std::sort(found.begin(), found.end(), [](const Committed& a, const Committed& b) { return a.step > b.step; });
+  return found;
+}
+
+std::vector<fs::path> checkpoints_of(const fs::path& path) {
+  const fs::path itself = path.has_filename() ? path : path.parent_path();  // "step-00000007/"
+  std::error_code error;
+  // By its name too: one that lost its manifest is still a checkpoint, and bad.
+  if (fs::exists(itself / kManifestName, error) ||
+      (step_of(itself.filename().string()) && fs::is_directory(itself, error))) {
+    return {itself};
+  }
+  std::vector<fs::path> found;
+  for (const fs::path& folder : {itself, itself / kCheckpointsFolder}) {
+    if (!fs::is_directory(folder, error)) continue;
+    for (const Committed& committed : list_checkpoints(folder)) found.push_back(committed.path);
+  }
   return found;
 }
 
