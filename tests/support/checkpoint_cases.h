@@ -74,12 +74,13 @@ class FailingDisk : public WrappedDisk {
  public:
   FailingDisk(int64_t which, int error) : left_(which), error_(error) {}
   bool failed() const { return failed_; }
+  bool was_question() const { return was_question_; }  // for the free space: not knowing it need not fail a save
 
  private:
   int before(const Call& call) override;
   int64_t left_;
   int error_;
-  bool failed_ = false;
+  bool failed_ = false, was_question_ = false;
 };
 
 }  // namespace limbeck::tests

@@ -191,7 +191,6 @@ TEST_F(CheckpointManifest, LiesAreRefused) {
     const std::string message = test::message_of([&] {
       const auto saved = Checkpoint::open(newest_);
       for (const LogicalTensor& tensor : saved.tensors()) saved.read(tensor.kind, tensor.name);
-      if (to == "\"name\":\"larger\"") throw WeightsError("opens: " + saved.path().string());  // verify() tells
     });
     EXPECT_EQ(message.substr(0, 3), "4: ") << to << ": " << message;
     EXPECT_NE(message.find(newest_.string()), message.npos) << message;

@@ -32,6 +32,7 @@ class AsyncSaver {
   std::optional<SaveReport> take_report();  // of a save that is done, oldest first; never blocks
   std::exception_ptr take_error();          // null: none; never blocks
   size_t staging_bytes() const { return static_cast<size_t>(staging_.defined() ? staging_.numel() : 0); }
+  const void* staging_memory() const { return staging_.defined() ? staging_.const_data_ptr() : nullptr; }
   const Saver& saver() const { return saver_; }
 
  private:

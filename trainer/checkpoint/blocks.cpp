@@ -21,6 +21,20 @@ namespace {
                   file.path().string(), what, begin, end));
 }
 
+// The header that a safetensors tool would go by must say what the manifest says.
+void check_header(const io::InputFile& file, const FileRecord& record, const std::string& head) {
+  const std::string where = file.path().string();
+  const auto header = io::parse_header(std::string_view(head).substr(std::min(head.size(), io::kHeaderPrefixBytes)),
+                                       file.size(), where);
+  bool same = header.entries.size() == record.chunks.size();
+  for (size_t i = 0; same && i < record.chunks.size(); ++i) {
+    const io::HeaderEntry& entry = header.entries[i];
+    const ChunkRecord& chunk = record.chunks[i];
+    same = entry.name == chunk.name && entry.dtype == chunk.dtype && entry.end - entry.begin == chunk.bytes;
+  }
+  if (!same) throw WeightsError(where + ": its header lists other tensors than the manifest");
+}
+
 }  // namespace
 
 void read_chunk(const io::InputFile& file, const ChunkRecord& chunk, uint64_t from, uint64_t bytes, char* to) {
@@ -30,7 +44,7 @@ void read_chunk(const io::InputFile& file, const ChunkRecord& chunk, uint64_t fr
   for (uint64_t block = from / kBlockBytes; block * kBlockBytes < until; ++block) {
     const uint64_t begin = block * kBlockBytes, end = std::min(begin + kBlockBytes, chunk.bytes);
     const bool in_place = to != nullptr && begin >= from && end <= until;
-    if (!in_place) scratch.resize(kBlockBytes);
+    if (!in_place) scratch.resize(std::min(kBlockBytes, chunk.bytes));
     char* at = in_place ? to + (begin - from) : scratch.data();
     file.read(chunk.offset + begin, at, end - begin);
     if (io::crc32c(at, end - begin) != chunk.crc[block]) {
@@ -52,6 +66,7 @@ std::string read_head(const io::InputFile& file, const FileRecord& record) {
   if (io::crc32c(text.data(), text.size()) != record.head_crc) {
     refuse_bytes(file, record.chunks.empty() ? "its text" : "its header", 0, record.head_bytes);
   }
+  if (record.name != kStateName) check_header(file, record, text);
   return text;
 }
 

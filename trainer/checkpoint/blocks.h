@@ -11,7 +11,7 @@ namespace limbeck::checkpoint {
 // Bytes [from, from + bytes) of a chunk into `to`; only the blocks it touches are read. `to` may be null: only judged.
 void read_chunk(const io::InputFile& file, const ChunkRecord& chunk, uint64_t from, uint64_t bytes, char* to);
 
-// The head of a file (for state.json, all of it).
+// The head of a file: all of state.json, or a safetensors header, which must list what the manifest lists.
 std::string read_head(const io::InputFile& file, const FileRecord& record);
 
 // Opened, and of the length in the manifest.

@@ -22,13 +22,9 @@ Checkpoint::Checkpoint(const fs::path& path) : path_(path), manifest_(read_manif
   tensors_ = manifest_.tensors((path_ / kManifestName).string());
   for (size_t i = 0; i < tensors_.size(); ++i) by_name_[{tensors_[i].kind, tensors_[i].name}] = i;
   for (const FileRecord& record : manifest_.files) files_.push_back(open_recorded(path_, record));
-  read_state();
-}
-
-void Checkpoint::read_state() {
   for (size_t i = 0; i < files_.size(); ++i) {
-    if (manifest_.files[i].name != kStateName) continue;
-    state_ = io::parse_json(read_head(files_[i], manifest_.files[i]), files_[i].path().string());
+    const std::string head = read_head(files_[i], manifest_.files[i]);
+    if (manifest_.files[i].name == kStateName) state_ = io::parse_json(head, files_[i].path().string());
   }
 }
 

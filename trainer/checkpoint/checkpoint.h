@@ -17,7 +17,8 @@ namespace limbeck::checkpoint {
 
 class Checkpoint {
  public:
-  // Judges the manifest, the length of every file, and state.json. The tensors' bytes are judged when they are read.
+  // Judges the manifest, the length and the header of every file, and state.json. The tensors' bytes are judged when
+  // they are read.
   static Checkpoint open(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return path_; }
@@ -36,7 +37,6 @@ class Checkpoint {
 
  private:
   explicit Checkpoint(const std::filesystem::path& path);
-  void read_state();
 
   std::filesystem::path path_;
   Manifest manifest_;

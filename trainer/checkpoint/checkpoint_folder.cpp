@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "modules/errors.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/save_request.h"
 #include "trainer/checkpoint/verify.h"
 
@@ -31,6 +32,11 @@ std::vector<fs::path> entries_of(const fs::path& folder) {
   }
   std::sort(out.begin(), out.end());
   return out;
+}
+
+void removed(int error, const fs::path& path) {
+  if (error == 0 || error == ENOENT) return;
+  throw IoError(path.string() + ": cannot be removed: " + std::strerror(error));
 }
 
 void must(int error, const fs::path& path, const char* doing) {
@@ -64,14 +70,30 @@ std::vector<Committed> list_checkpoints(const fs::path& folder) {
   return found;
 }
 
+std::vector<fs::path> checkpoints_of(const fs::path& path) {
+  const fs::path itself = path.has_filename() ? path : path.parent_path();  // "step-00000007/"
+  std::error_code error;
+  // By its name too: one that lost its manifest is still a checkpoint, and bad.
+  if (fs::exists(itself / kManifestName, error) ||
+      (step_of(itself.filename().string()) && fs::is_directory(itself, error))) {
+    return {itself};
+  }
+  std::vector<fs::path> found;
+  for (const fs::path& folder : {itself, itself / kCheckpointsFolder}) {
+    if (!fs::is_directory(folder, error)) continue;
+    for (const Committed& committed : list_checkpoints(folder)) found.push_back(committed.path);
+  }
+  return found;
+}
+
 void remove_tree(const fs::path& path, io::Disk& disk) {
   std::error_code error;
   if (fs::symlink_status(path, error).type() != fs::file_type::directory) {
-    must(disk.remove_file(path), path, "cannot be removed");
+    removed(disk.remove_file(path), path);
     return;
   }
   for (const fs::path& inner : entries_of(path)) remove_tree(inner, disk);
-  must(disk.remove_folder(path), path, "cannot be removed");
+  removed(disk.remove_folder(path), path);
 }
 
 void remove_checkpoint(const fs::path& path, const std::string& run_id, io::Disk& disk) {

@@ -13,6 +13,8 @@
 
 namespace limbeck::checkpoint {
 
+inline constexpr const char* kCheckpointsFolder = "checkpoints";  // in the folder of a run
+
 struct Committed {
   int64_t step = 0;
   std::filesystem::path path;
@@ -23,6 +25,9 @@ std::optional<int64_t> step_of(const std::string& name);         // of "step-000
 
 // Newest first. Empty for a folder that does not exist.
 std::vector<Committed> list_checkpoints(const std::filesystem::path& folder);
+
+// What a person means by a path: one checkpoint, a folder of them, or a run that has such a folder. Newest first.
+std::vector<std::filesystem::path> checkpoints_of(const std::filesystem::path& path);
 
 // Removes everything named .tmp-* that saves and removals left unfinished. The caller holds the run's lock. What cannot
 // be removed is a line of the answer, not an error.

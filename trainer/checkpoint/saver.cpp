@@ -120,7 +120,6 @@ SaveReport Saver::save(const SaveRequest& request) {
     if (leads()) after_commit(attempt);
     return std::move(attempt.report);
   }
-  attempt.files.clear();  // closes and removes what is unfinished
   try {
     if (leads() && fs::exists(attempt.temporary)) remove_tree(attempt.temporary, disk_);
   } catch (const std::exception&) {
@@ -182,11 +181,16 @@ void Saver::prepare(Attempt& attempt) {
 void Saver::write_files(Attempt& attempt) {
   const auto written = on_all_ranks(ranks_, [&]() -> json {
     Stopwatch watch;
-    for (ShardFile& file : attempt.files) file.write(disk_, attempt.temporary);
-    attempt.report.write_seconds = watch.lap();
-    for (ShardFile& file : attempt.files) file.flush();
-    for (ShardFile& file : attempt.files) file.finish();
-    attempt.report.fsync_seconds = watch.lap();
+    try {
+      for (ShardFile& file : attempt.files) file.write(disk_, attempt.temporary);
+      attempt.report.write_seconds = watch.lap();
+      for (ShardFile& file : attempt.files) file.flush();
+      for (ShardFile& file : attempt.files) file.finish();
+      attempt.report.fsync_seconds = watch.lap();
+    } catch (...) {
+      attempt.files.clear();  // removes what is unfinished, before rank 0 hears of it and removes the folder
+      throw;
+    }
     return {{"files", attempt.records()}};
   });
   if (!leads()) return;

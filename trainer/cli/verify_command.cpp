@@ -1,7 +1,9 @@
-// limbeck verify: reads every byte of a data set again and holds it against the manifest.
+// limbeck verify: reads every byte of a data set or of checkpoints again and holds it against the manifest.
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
+#include "trainer/checkpoint/verify.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/text_table.h"
 #include "trainer/data/data_set_check.h"
@@ -51,13 +53,46 @@ std::string rendered(const data::DataSetCheck& check, int width) {
   return out + table.render(width);
 }
 
-void run_verify(Invocation& call) {
-  const std::filesystem::path path = call.operands.front();
-  const auto folders = data::data_sets_of(path);
-  if (folders.empty()) {
-    throw InputDataError(fmt::format("{}: no manifest.json there, wanted a folder that tools/prepare_data.py wrote",
-                                     recipe::shown(path.string())));
+nlohmann::ordered_json as_json(const std::filesystem::path& path, const std::vector<checkpoint::FileState>& files) {
+  nlohmann::ordered_json out = {{"folder", path.string()}, {"files", nlohmann::ordered_json::array()}};
+  for (const checkpoint::FileState& file : files) {
+    out["files"].push_back({{"file", file.file}, {"bytes", file.bytes}, {"fault", file.fault}});
   }
+  return out;
+}
+
+std::string rendered(const std::filesystem::path& path, const std::vector<checkpoint::FileState>& files, int width) {
+  TextTable table({{"file"}, {"bytes", Align::kRight}, {"state"}});
+  for (const checkpoint::FileState& file : files) {
+    table.add_row({file.file, std::to_string(file.bytes), file.fault.empty() ? "ok" : "BAD"});
+  }
+  return path.string() + "\n" + table.render(width);
+}
+
+void verify_checkpoints(Invocation& call, const std::vector<std::filesystem::path>& paths) {
+  std::string first;
+  size_t files_read = 0, bad = 0;
+  call.result["checkpoints"] = nlohmann::ordered_json::array();
+  for (const auto& path : paths) {
+    const auto files = checkpoint::verify(path);
+    call.result["checkpoints"].push_back(as_json(path, files));
+    call.console.result(rendered(path, files, call.width));
+    for (const checkpoint::FileState& file : files) {
+      ++files_read;
+      if (file.fault.empty()) continue;
+      if (bad++ == 0) first = file.fault;
+      call.console.warning(file.fault);
+    }
+  }
+  if (bad == 0) {
+    call.console.result(
+        fmt::format("{} checkpoints, {} files, every byte is what was saved", paths.size(), files_read));
+    return;
+  }
+  throw WeightsError(fmt::format("{} of {} files are bad, the first: {}", bad, files_read, first));
+}
+
+void verify_data_sets(Invocation& call, const std::vector<std::filesystem::path>& folders) {
   std::string first_fault;
   size_t shards = 0, bad = 0;
   call.result["data_sets"] = nlohmann::ordered_json::array();
@@ -80,12 +115,24 @@ void run_verify(Invocation& call) {
       fmt::format("{} of {} shards are bad, the first: {}; prepare the data again", bad, shards, first_fault));
 }
 
+void run_verify(Invocation& call) {
+  const std::filesystem::path path = call.operands.front();
+  const auto folders = data::data_sets_of(path);
+  if (!folders.empty()) return verify_data_sets(call, folders);
+  const auto checkpoints = checkpoint::checkpoints_of(path);
+  if (!checkpoints.empty()) return verify_checkpoints(call, checkpoints);
+  throw InputDataError(
+      fmt::format("{}: no manifest.json there, wanted a folder that tools/prepare_data.py wrote, or a "
+                  "run or checkpoint of `limbeck train`",
+                  recipe::shown(path.string())));
+}
+
 }  // namespace
 
 Command verify_command() {
   return {.name = "verify",
-          .summary = "Every checksum and every id of a data set.",
-          .operands = {{"PATH", "A folder written by tools/prepare_data.py."}},
+          .summary = "Every checksum of a data set, a run or a checkpoint.",
+          .operands = {{"PATH", "A folder of tools/prepare_data.py, a run, its checkpoints folder or one of them."}},
           .run = run_verify};
 }
 
