@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import torch
 import transformers
 from limbeck_runner import Limbeck
+from safetensors.torch import load_file
 
 import token_rows
 
@@ -95,3 +97,56 @@ class Run:
 
     def series(self, name: str, phase: str = "train") -> list[float]:
         return [line[name] for line in self.lines if line["phase"] == phase]
+
+
+MEASURED = {"seconds", "tokens_per_s", "peak_bytes", "rank_seconds_fastest", "rank_seconds_slowest", "slowest_rank",
+            "straggler_score", "communication_hidden"}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Outcome:
+    """All that a run computed, and nothing that it measured: equal outcomes are equal bits."""
+
+    weights: dict[str, torch.Tensor]
+    lines: list[dict]  # of metrics.jsonl, checkpoints left out
+    state: dict[str, torch.Tensor]  # of the newest checkpoint: every tensor of model and optimizer, joined over ranks
+
+    @staticmethod
+    def of(run: Path) -> "Outcome":
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        computed = [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+        return Outcome(
+            load_file(run / "final" / "model.safetensors"),
+            [line for line in computed if line["phase"] != "checkpoint"],
+            joined_state(newest_checkpoint(run)),
+        )
+
+    def differences(self, other: "Outcome") -> list[str]:
+        found = [name for name in self.weights if not torch.equal(self.weights[name], other.weights[name])]
+        found += [f"state {name}" for name in self.state if not torch.equal(self.state[name], other.state.get(name, torch.empty(0)))]
+        if self.lines != other.lines:
+            pairs = [(a, b) for a, b in zip(self.lines, other.lines) if a != b]
+            found.append(f"{len(self.lines)} and {len(other.lines)} lines, first difference {pairs[:1]}")
+        return found
+
+
+def checkpoints(run: Path) -> list[Path]:
+    folder = run / "checkpoints"
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def newest_checkpoint(run: Path) -> Path:
+    return checkpoints(run)[-1]
+
+
+def joined_state(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every logical tensor of a checkpoint as one flat tensor, by "model NAME" and "optim NAME"."""
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
+    parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for record in manifest["files"]:
+        if not record["file"].endswith(".safetensors"):
+            continue
+        tensors, kind = load_file(checkpoint / record["file"]), record["file"].split("-")[0]
+        for chunk in record["chunks"]:
+            parts.setdefault(f"{kind} {chunk['name']}", []).append((chunk["begin"], tensors[chunk["name"]].flatten()))
+    return {name: torch.cat([part for _, part in sorted(found, key=lambda x: x[0])]) for name, found in parts.items()}

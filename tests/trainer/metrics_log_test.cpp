@@ -2,6 +2,7 @@
 #include "trainer/metrics/metrics_log.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -150,9 +151,33 @@ TEST(MetricsLog, SaysThatTheDiskIsFull) {
   const TemporaryFolder folder;
   fs::create_symlink("/dev/full", folder / "full");
   AppendFile full(folder / "full");
-  const std::string message = message_of([&] { full.write("a line\n"); });
-  EXPECT_EQ(message, "6: " + (folder / "full").string() +
-                         ": cannot be written: No space left on device; make room, then go on with --resume=auto");
+  EXPECT_EQ(full.fault(), "");
+  full.write("a line\n");
+  EXPECT_EQ(full.fault(), (folder / "full").string() +
+                              ": cannot be written: No space left on device; its lines wait in memory: make room");
+}
+
+// A file may grow to a limit that is raised later, as a disk has room again later.
+TEST(MetricsLog, LinesThatWaitedForRoomComeFirstWhenThereIsRoom) {
+  const TemporaryFolder folder;
+  rlimit before{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const auto ignored = std::signal(SIGXFSZ, SIG_IGN);
+  {
+    AppendFile file(folder / "lines");
+    rlimit tight = before;
+    tight.rlim_cur = 9;
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tight), 0);
+    file.write("first 1\n");
+    file.write("second 2\n");
+    file.write("third 3\n");
+    EXPECT_NE(file.fault(), "");
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &before), 0);
+    file.write("fourth 4\n");
+    EXPECT_EQ(file.fault(), "");
+  }
+  std::signal(SIGXFSZ, ignored);
+  EXPECT_EQ(read_bytes(folder / "lines"), "first 1\nsecond 2\nthird 3\nfourth 4\n");
 }
 
 TEST(TensorboardWriter, NeverTakesAFileThatIsThere) {

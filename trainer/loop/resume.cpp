@@ -55,6 +55,20 @@ std::string model_digest(const fs::path& folder) {
   return fmt::format("{:08x}", io::crc32c(all.data(), all.size()));
 }
 
+// Going back within a run leaves later checkpoints, which a later --resume=auto would take for this run's.
+void refuse_newer(const recipe::Settings& settings, const fs::path& named, const fs::path& run_folder) {
+  const auto own = checkpoint::step_of(named.filename().string());
+  std::vector<std::string> newer;
+  for (const checkpoint::Committed& other : checkpoint::list_checkpoints(run_folder / "checkpoints")) {
+    if (own && other.step > *own) newer.push_back(other.path.filename().string());
+  }
+  if (newer.empty()) return;
+  throw UsageError(fmt::format("--resume={}: {} holds newer ones ({}), which would be taken for what follows: move them "
+                               "away, or name another folder with --run=DIR {}",
+                               named.string(), (run_folder / "checkpoints").string(), fmt::join(newer, ", "),
+                               settings.where("run")));
+}
+
 }  // namespace
 
 std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const fs::path& run_folder, bool restarted,
@@ -70,14 +84,21 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
   }
   const bool strict = settings.enabled("resume.strict");
   if (resume != "auto") {
-    const fs::path named = resume;
+    std::error_code absent;
+    const fs::path named = fs::canonical(resume, absent);
+    if (absent || !fs::is_directory(named)) {
+      throw UsageError(fmt::format("--resume={}: is no folder: wanted auto, never, or a checkpoint such as "
+                                   "RUN/checkpoints/step-00001200",
+                                   resume));
+    }
     if (holds_run && !checkpoint::list_checkpoints(run_folder / "checkpoints").empty() &&
-        !fs::equivalent(named.parent_path().empty() ? "." : named.parent_path(), run_folder / "checkpoints")) {
+        named.parent_path() != fs::canonical(run_folder / "checkpoints", absent)) {
       throw UsageError(
           fmt::format("{}: holds a run with checkpoints of its own {}, and --resume={} is another's: name "
                       "another folder with --run=DIR",
                       run_folder.string(), settings.where("run"), resume));
     }
+    refuse_newer(settings, named, run_folder);
     const auto files = checkpoint::verify(named);
     if (!checkpoint::is_whole(files)) {
       throw WeightsError(fmt::format("--resume={}: is no whole checkpoint: {}: name another, or --resume=auto", resume,

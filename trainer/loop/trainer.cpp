@@ -118,7 +118,16 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
                                {"tokens_per_s", record.tokens_per_second},
                                {"peak_bytes", static_cast<double>(precision::HostMemory::peak_bytes())}});
   add_rank_times(record.seconds - waited_s, values);
-  if (metrics) metrics->write(record.step, values, "train");
+  log(record.step, values, "train");
+}
+
+// A full disk costs lines for a while, never the run.
+void Trainer::State::log(int64_t step, const std::vector<std::pair<std::string, double>>& values,
+                         const std::string& phase) {
+  if (!metrics) return;
+  metrics->write(step, values, phase);
+  if (!metrics->fault().empty() && !log_waits) warn(metrics->fault());
+  log_waits = !metrics->fault().empty();
 }
 
 void Trainer::State::evaluate(int64_t step) {
@@ -134,10 +143,17 @@ void Trainer::State::evaluate(int64_t step) {
   if (best) {
     run.best = run.last;
     run.best_step = step;
-    best_model = save_model("best");
+    // The best model may come again, and the checkpoint holds its weights: a full disk does not end the run here.
+    try {
+      best_model = save_model("best");
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::kIo) throw;
+      optimizer->shares().release();
+      warn(fmt::format("step {}: the best model so far could not be saved, training goes on: {}", step, error.what()));
+    }
   }
   if (optimizer->has_ema()) optimizer->swap_ema();
-  if (metrics) metrics->write(step, run.last.values, "eval");
+  log(step, run.last.values, "eval");
   if (leads()) observer.evaluated(step, run.last, best);
 }
 
@@ -180,14 +196,16 @@ void Trainer::State::take_outcomes() {
     }
     const checkpoint::SaveReport& report = *outcome.report;
     for (const std::string& line : report.warnings) warn(line);
-    if (!metrics) continue;
-    metrics->write(run.step,
-                   {{"bytes", static_cast<double>(report.bytes)},
-                    {"stage_seconds", report.stage_seconds},
-                    {"write_seconds", report.write_seconds},
-                    {"fsync_seconds", report.fsync_seconds},
-                    {"commit_seconds", report.commit_seconds}},
-                   "checkpoint");
+    saved_step = checkpoint::step_of(report.path.filename().string()).value_or(saved_step);
+    // The line is of the step at which training learnt of it: a resumed run from that checkpoint drops it.
+    log(run.step,
+        {{"saved_step", static_cast<double>(saved_step)},
+         {"bytes", static_cast<double>(report.bytes)},
+         {"stage_seconds", report.stage_seconds},
+         {"write_seconds", report.write_seconds},
+         {"fsync_seconds", report.fsync_seconds},
+         {"commit_seconds", report.commit_seconds}},
+        "checkpoint");
   }
 }
 
@@ -260,7 +278,9 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     s.take_outcomes();
     if (boundary.save && !last) s.save(/*wait=*/false);
   }
-  if (s.run.step > first || stopped) s.save(/*wait=*/true);
+  s.saver->drain();
+  s.take_outcomes();
+  if (s.saved_step != s.run.step) s.save(/*wait=*/true);
   s.take_outcomes();
   if (s.optimizer->has_ema()) s.optimizer->swap_ema();
   const auto model = s.save_model(stopped ? "stopped" : "final");

@@ -204,10 +204,12 @@ void Trainer::State::go_on_from_checkpoint() {
     const auto checkpoint = checkpoint::Checkpoint::open(from);
     const RunState saved = read_run_state(checkpoint);
     require_same_run(settings, saved, run, from.string(), notes);
-    const bool own = from.parent_path().lexically_normal() == folder->checkpoints().lexically_normal();
+    std::error_code absent;
+    const bool own = std::filesystem::equivalent(from.parent_path(), folder->checkpoints(), absent);
     const RunState now = run;
     run = saved;
     if (!own) run.run_id = now.run_id;
+    if (own) saved_step = run.step;
     run.recipe = now.recipe;
     run.data = now.data;
     run.build = now.build;

@@ -59,6 +59,7 @@ struct Trainer::State {
   void evaluate(int64_t step);
   void save(bool wait);
   void take_outcomes();
+  void log(int64_t step, const std::vector<std::pair<std::string, double>>& values, const std::string& phase);
   void compare_replicas(int64_t step) const;
   std::filesystem::path save_model(const std::string& name);
   TrainResult result() const;
@@ -80,9 +81,11 @@ struct Trainer::State {
   std::vector<std::unique_ptr<parallel::UnitWeights>> teacher_units;
   parallel::LayerWeights teacher_keeper;
   std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank
+  bool log_waits = false;                        // for room on the disk
   std::unique_ptr<RunSaver> saver;
   RunState run;
-  double earlier_s = 0;  // of training before this process
+  int64_t saved_step = -1;  // newest that is known to be on disk
+  double earlier_s = 0;     // of training before this process
   std::filesystem::path best_model;
 };
 

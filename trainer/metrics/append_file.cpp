@@ -5,7 +5,6 @@
 
 #include <cerrno>
 #include <cstring>
-#include <string>
 
 #include "modules/errors.h"
 
@@ -19,18 +18,29 @@ AppendFile::AppendFile(const std::filesystem::path& path)
   }
 }
 
-AppendFile::~AppendFile() { ::close(descriptor_); }
+AppendFile::~AppendFile() {
+  if (!waiting_.empty()) write({});
+  ::close(descriptor_);
+}
 
 void AppendFile::write(std::string_view record) {
-  while (!record.empty()) {
+  // Nearly always nothing waits, and the record goes out without a copy.
+  if (!waiting_.empty()) {
+    waiting_ += record;
+    record = waiting_;
+  }
+  fault_.clear();
+  while (!record.empty() && fault_.empty()) {
     const ssize_t done = ::write(descriptor_, record.data(), record.size());
     if (done < 0 && errno == EINTR) continue;
     if (done <= 0) {
-      throw IoError(path_.string() + ": cannot be written: " + std::strerror(done == 0 ? ENOSPC : errno) +
-                    "; make room, then go on with --resume=auto");
+      fault_ = path_.string() + ": cannot be written: " + std::strerror(done == 0 ? ENOSPC : errno) +
+               "; its lines wait in memory: make room";
+    } else {
+      record.remove_prefix(static_cast<size_t>(done));
     }
-    record.remove_prefix(static_cast<size_t>(done));
   }
+  waiting_ = std::string(record);
 }
 
 }  // namespace limbeck::metrics

@@ -23,6 +23,8 @@ class MetricsLog {
   // TensorBoard shows it as PHASE/NAME, where a name that starts with "PHASE." has lost that.
   void write(int64_t step, const std::vector<std::pair<std::string, double>>& values, const std::string& phase);
 
+  // Why lines wait in memory (a full disk), or "". They are written with a later one.
+  const std::string& fault() const { return lines_.fault().empty() ? events_.fault() : lines_.fault(); }
   int64_t dropped() const { return dropped_; }  // lines that the constructor removed
 
  private:

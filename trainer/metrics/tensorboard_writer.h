@@ -19,6 +19,7 @@ class TensorboardWriter {
   // One event with all values, written at once. Not-finite values are kept: TensorBoard shows where they are.
   void write(int64_t step, const std::vector<std::pair<std::string, double>>& values);
   const std::filesystem::path& path() const { return file_.path(); }
+  const std::string& fault() const { return file_.fault(); }
 
  private:
   void write_record(const std::string& event);
