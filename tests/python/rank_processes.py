@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,15 +45,17 @@ class Ranks:
         base = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES} | (env or {})
         port = free_port()
         self.began = time.monotonic()
-        self.processes = []
+        self.processes, self.errors = [], []
         for rank in range(size):
             own = dict(base)
             if size > 1:
                 own |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
                         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
             command = [str(program), "train", str(recipe), "--threads=1", *flags, *(per_rank(rank) if per_rank else [])]
+            # A file and no pipe: a rank that says much must not stand still until somebody reads it.
+            self.errors.append(tempfile.TemporaryFile(mode="w+"))
             self.processes.append(
-                subprocess.Popen(command, env=own, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1])
             )
 
     def signal(self, rank: int, number: int = signal.SIGKILL) -> None:
@@ -60,13 +63,17 @@ class Ranks:
 
     def end(self, timeout: float = 300) -> Ended:
         deadline = time.monotonic() + timeout
-        errors = []
         try:
             for process in self.processes:
-                errors.append(process.communicate(timeout=max(0.1, deadline - time.monotonic()))[1])
+                process.wait(timeout=max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired as expired:
             for process in self.processes:
                 process.kill()
-            texts = [process.communicate()[1] for process in self.processes if process.stderr and not process.stderr.closed]
-            raise AssertionError(f"ranks did not end within {timeout} s\n" + "\n".join(map(str, texts))) from expired
-        return Ended([process.returncode for process in self.processes], errors, time.monotonic() - self.began)
+                process.wait()
+            raise AssertionError(f"ranks did not end within {timeout} s\n" + "\n".join(self.texts())) from expired
+        return Ended([process.returncode for process in self.processes], self.texts(), time.monotonic() - self.began)
+
+    def texts(self) -> list[str]:
+        """What each rank has said so far."""
+        # Opened anew: with the handle that the rank writes by, reading would move where it writes.
+        return [Path(f"/proc/self/fd/{file.fileno()}").read_text() for file in self.errors]

@@ -1,5 +1,7 @@
 #include "trainer/loop/run_saver.h"
 
+#include <utility>
+
 #include "modules/errors.h"
 
 namespace limbeck::loop {
@@ -26,11 +28,11 @@ std::vector<SaveOutcome> RunSaver::outcomes() {
   std::vector<SaveOutcome> found;
   if (!saver_) return found;
   while (auto report = saver_->take_report()) {
-    failures_ = 0;
+    const int64_t failed_before = std::exchange(failures_, 0);
     const double beside = report->write_seconds + report->fsync_seconds + report->commit_seconds;
     const double standing = report->stage_seconds + (async_ ? 0 : beside);
     plan_.cost(standing, report->stage_seconds + beside);
-    found.push_back({std::move(report), ""});
+    found.push_back({std::move(report), "", failed_before});
   }
   while (const std::exception_ptr error = saver_->take_error()) {
     try {
@@ -40,7 +42,7 @@ std::vector<SaveOutcome> RunSaver::outcomes() {
     } catch (const std::exception& failure) {
       ++failures_;
       last_failure_ = failure.what();
-      found.push_back({std::nullopt, last_failure_});
+      found.push_back({std::nullopt, last_failure_, 0});
     }
   }
   return found;

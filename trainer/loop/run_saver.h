@@ -15,7 +15,8 @@ namespace limbeck::loop {
 
 struct SaveOutcome {
   std::optional<checkpoint::SaveReport> report;
-  std::string failure;  // "" when saved
+  std::string failure;        // "" when saved
+  int64_t failed_before = 0;  // attempts in a row that failed before this one was saved
 };
 
 class RunSaver {

@@ -196,6 +196,9 @@ void Trainer::State::take_outcomes() {
     }
     const checkpoint::SaveReport& report = *outcome.report;
     for (const std::string& line : report.warnings) warn(line);
+    if (outcome.failed_before > 0) {
+      note(fmt::format("checkpoint saved again after {} that failed: {}", outcome.failed_before, report.path.string()));
+    }
     saved_step = checkpoint::step_of(report.path.filename().string()).value_or(saved_step);
     // The line is of the step at which training learnt of it: a resumed run from that checkpoint drops it.
     log(run.step,
