@@ -9,6 +9,7 @@
 #include <cstdlib>
 
 #include "kernels/cuda_library.h"
+#include "modules/errors.h"
 #include "tests/support/gloo_ranks.h"
 #include "tests/trainer/communicator_cases.h"
 
@@ -45,6 +46,17 @@ class NcclRanks : public ::testing::Test {
     for (const std::string& message : thrown) EXPECT_EQ(message, "");
   }
 };
+
+// Runs without a GPU too: the library opens, and its factory says what is missing.
+TEST(NcclLibrary, RefusesADeviceThatIsNotThere) {
+  try {
+    make_nccl(make_solo(), {}, {.device = 97});
+    FAIL();
+  } catch (const DistributedError& error) {
+    EXPECT_NE(std::string(error.what()).find("cuda:97"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("check CUDA_VISIBLE_DEVICES"), std::string::npos) << error.what();
+  }
+}
 
 TEST_F(NcclRanks, EveryOperationGivesWhatTheCpuGives) {
   run([](Communicator& ranks, c10::Device device) {
