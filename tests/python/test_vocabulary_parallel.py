@@ -15,6 +15,7 @@ from training_work import Work, llama, saved
 STEPS = 10
 KEYS = dict(train__steps=f"{STEPS} steps", train__accumulate=4, data__batch_size=2, eval__every=5,
             objective__label_smoothing=0.1)  # fmt: skip
+NEAR = 2e-6  # of losses and weights: some 30 roundings of float32, ten steps long
 DIVIDED = dict(objective__vocabulary_parallel="true")
 
 
@@ -33,11 +34,14 @@ class Trained:
         assert len(self.losses) == len(other.losses) == STEPS
         return max(abs(a - b) / b for a, b in zip(self.losses, other.losses))
 
-    def worst_weight(self, other: "Trained") -> tuple[float, str]:
-        """The largest difference over the largest element, of all tensors."""
+    def worst_weight(self, other: "Trained") -> float:
+        """Of each tensor the norm of the difference over its norm; the largest.
+
+        Not element by element: Adam divides a gradient by its own size, so where a float32 gradient is nearly all
+        rounding (a row of the embedding) the step is too. One rank and two, undivided, differ there by 3e-6.
+        """
         return max(
-            (float((w.double() - other.weights[n].double()).abs().max() / w.double().abs().max()), n)
-            for n, w in self.weights.items()
+            float((w.double() - other.weights[n].double()).norm() / w.double().norm()) for n, w in self.weights.items()
         )
 
     def same_bits(self, other: "Trained") -> bool:
@@ -64,8 +68,8 @@ def alone(work) -> Trained:
 @pytest.mark.parametrize("zero", [0, 3])
 def test_ranks_that_divide_the_vocabulary_train_as_one_process(work, alone, ranks, zero):
     divided = trained(work, f"divided-{ranks}-{zero}", ranks, **DIVIDED, parallel__zero=zero)
-    assert divided.worst_loss(alone) < 1e-5
-    assert divided.worst_weight(alone)[0] < 1e-5
+    assert divided.worst_loss(alone) < NEAR
+    assert divided.worst_weight(alone) < NEAR
     for mine, theirs in zip(divided.evaluations, alone.evaluations, strict=True):
         for key in ("loss", "kd", "ce", "perplexity"):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
@@ -78,8 +82,8 @@ def test_every_divergence_that_is_a_sum_over_ids_can_be_divided(work, divergence
     keys = dict(objective__divergence=divergence)
     whole = trained(work, f"{divergence}-whole", 2, **keys)
     divided = trained(work, f"{divergence}-divided", 2, **keys, **DIVIDED)
-    assert divided.worst_loss(whole) < 1e-5
-    assert divided.worst_weight(whole)[0] < 1e-5
+    assert divided.worst_loss(whole) < NEAR
+    assert divided.worst_weight(whole) < NEAR
 
 
 def test_tied_heads_packed_rows_and_a_clamp_are_divided_too(work):
@@ -90,8 +94,8 @@ def test_tied_heads_packed_rows_and_a_clamp_are_divided_too(work):
                 student__model=saved(student, work.folder / "tied"))  # fmt: skip
     whole = trained(work, "packed-whole", 2, **keys)
     divided = trained(work, "packed-divided", 2, **keys, **DIVIDED)
-    assert divided.worst_loss(whole) < 1e-5
-    assert divided.worst_weight(whole)[0] < 1e-5
+    assert divided.worst_loss(whole) < NEAR
+    assert divided.worst_weight(whole) < NEAR
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -99,10 +103,11 @@ def test_bfloat16_differs_by_the_rounding_of_its_gradients(work, ranks):
     keys = dict(student__dtype="bfloat16", teacher__dtype="bfloat16")
     whole = trained(work, f"bfloat16-whole-{ranks}", ranks, **keys)
     divided = trained(work, f"bfloat16-divided-{ranks}", ranks, **keys, **DIVIDED)
-    # Ranks add gradients of the head that each has rounded to 8 bits; divided, a row is rounded once, and the states'
-    # gradients come from other sums. A weight is therefore off by a few of its own roundings (2^-8 of itself).
-    assert divided.worst_loss(whole) < 2e-3
-    assert divided.worst_weight(whole)[0] < 2**-6
+    # The gradients of states and head come from other sums and are rounded to 8 bits once: of a row of the head after
+    # the tokens of all ranks are summed, and not on each rank. The weights they move are held to one rounding of
+    # bfloat16 (2^-8), and the loss, in which the roundings of thousands of weights cancel, to a twentieth of it.
+    assert divided.worst_loss(whole) < 2e-4
+    assert divided.worst_weight(whole) < 2**-8
 
 
 def test_a_tree_of_sums_repeats_its_bits_and_is_near_those_of_one_process(work, alone):
@@ -113,8 +118,8 @@ def test_a_tree_of_sums_repeats_its_bits_and_is_near_those_of_one_process(work, 
             trained(work, f"tree-{ranks}-{i}", ranks, **DIVIDED, parallel__reduce="tree") for i in range(2)
         )
         assert once.same_bits(again)
-        assert once.worst_loss(alone) < 1e-5
-        assert once.worst_weight(alone)[0] < 1e-5
+        assert once.worst_loss(alone) < NEAR
+        assert once.worst_weight(alone) < NEAR
 
 
 def test_one_rank_has_the_whole_vocabulary_with_the_same_bits(work, alone):
