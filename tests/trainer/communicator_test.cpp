@@ -26,6 +26,18 @@ TEST(GlooRanks, EveryOperationGivesWhatOneProcessGives) {
   }
 }
 
+// Lines begin side by side, each on its own thread: c10d's record of operations used to end the process here.
+TEST(GlooRanks, LinesBeginSideBySide) {
+  for (int round = 0; round < 10; ++round) {
+    const auto thrown = tests::run_gloo_ranks(4, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
+      std::vector<int64_t> values{1};
+      ranks->all_reduce(values, Reduce::kSum);
+      EXPECT_EQ(values[0], 4);
+    });
+    for (const std::string& message : thrown) EXPECT_EQ(message, "");
+  }
+}
+
 TEST(GlooRanks, TheTreeIsTheSameOverOneTwoAndFourRanks) {
   // Eight leaves, summed by pairs: what a rank sums itself and what the ranks sum together is one tree.
   const std::vector<at::Tensor> leaves = testing::uneven_leaves(8, 1024);

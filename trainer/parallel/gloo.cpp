@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <thread>
 
@@ -245,6 +246,14 @@ std::string this_process() {
   return fmt::format("host {}, process {}", host, ::getpid());
 }
 
+// c10d records every operation in a list of the process that it fills without a lock, which ends the process when two
+// lines begin at once. Off for Gloo unless a user asks for it; NCCL's own list is turned on by the variable's other
+// name.
+void leave_operations_unrecorded() {
+  static std::once_flag once;
+  std::call_once(once, [] { ::setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "0", /*overwrite=*/0); });
+}
+
 template <class Made>
 Made joined(const GlooOptions& options, const std::function<Made()>& make) {
   try {
@@ -260,6 +269,7 @@ Made joined(const GlooOptions& options, const std::function<Made()>& make) {
 }  // namespace
 
 Meeting meet(const GlooOptions& options) {
+  leave_operations_unrecorded();
   const auto tcp = connect(options);
   const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
     return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);

@@ -30,6 +30,7 @@ double seconds_from(Clock::time_point begin) { return std::chrono::duration<doub
 
 std::string line_of(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+// Called after Gloo's first operations, which fix what Gloo records (leave_operations_unrecorded() in gloo.cpp).
 // c10d's own threads must not end the process before ours has said which rank is to blame. What a user sets stays.
 void leave_errors_to_us() {
   for (const auto& [name, value] : {std::pair{"TORCH_NCCL_ASYNC_ERROR_HANDLING", "0"},
