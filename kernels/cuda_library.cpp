@@ -9,11 +9,13 @@
 namespace limbeck::kernels {
 namespace {
 
-std::filesystem::path library_beside_this_one() {
+constexpr const char* kOperators = "liblimbeck_cuda.so";
+
+std::filesystem::path beside_this_one(const std::string& file) {
   Dl_info info{};
   TORCH_CHECK(dladdr(reinterpret_cast<const void*>(&load_cuda_library), &info) != 0 && info.dli_fname != nullptr,
               "[cuda] cannot find the place of liblimbeck_kernels.so");
-  return std::filesystem::absolute(info.dli_fname).parent_path() / "liblimbeck_cuda.so";
+  return std::filesystem::absolute(info.dli_fname).parent_path() / file;
 }
 
 }  // namespace
@@ -23,19 +25,27 @@ bool cuda_library_loaded() {
   return handle.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
-void load_cuda_library() {
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
-  if (cuda_library_loaded()) return;
-  const std::filesystem::path path = library_beside_this_one();
+void* open_library_beside(const std::string& file) {
+  const std::filesystem::path path = beside_this_one(file);
   TORCH_CHECK(std::filesystem::exists(path), "[cuda] ", path.string(),
-              " is missing: this build has no CUDA operators; configure with -DLIMBECK_CUDA=ON, or use device cpu");
-  if (dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) == nullptr) {
+              " is missing: this build has no part for CUDA, or not this one; configure with -DLIMBECK_CUDA=ON, or use "
+              "device cpu");
+  void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) {
     const char* reason = dlerror();
     TORCH_CHECK(false, "[cuda] cannot load ", path.string(), ": ", reason == nullptr ? "unknown reason" : reason,
                 "; install the CUDA build of torch and its nvidia wheels (tools/setup does), or use device cpu");
   }
-  TORCH_CHECK(cuda_library_loaded(), "[cuda] ", path.string(), " registered no operators: it belongs to another build");
+  return handle;
+}
+
+void load_cuda_library() {
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (cuda_library_loaded()) return;
+  open_library_beside(kOperators);
+  TORCH_CHECK(cuda_library_loaded(), "[cuda] ", beside_this_one(kOperators).string(),
+              " registered no operators: it belongs to another build");
 }
 
 bool cuda_available() {
@@ -44,7 +54,7 @@ bool cuda_available() {
     // Asked of the library itself and not of ATen, which may have stored its answer before the library came.
     using DeviceCount = int (*)();
     void* symbol =
-        dlsym(dlopen(library_beside_this_one().c_str(), RTLD_NOW | RTLD_NOLOAD), "limbeck_cuda_device_count");
+        dlsym(dlopen(beside_this_one(kOperators).c_str(), RTLD_NOW | RTLD_NOLOAD), "limbeck_cuda_device_count");
     return symbol != nullptr && reinterpret_cast<DeviceCount>(symbol)() > 0;
   } catch (const std::exception&) {
     return false;

@@ -1,5 +1,6 @@
 #include "modules/models/load_model.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -34,14 +35,17 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
 }
 
 // A GPU's operators must be in the process before anything asks ATen for CUDA: ATen keeps its first answer.
-// "cuda" becomes "cuda:0", which is what tensors on it report.
+// "cuda" becomes the present one, "cuda:0" unless the ranks of a run chose (parallel/join.cpp): what its tensors
+// report.
 c10::Device usable_device(const ModelRequest& request) {
   if (request.device.is_cpu()) return request.device;
   if (!request.device.is_cuda()) {
     throw ContractError(fmt::format("device {} for [{}]: wanted cpu or cuda; meta holds no weights and is for check",
                                     request.device.str(), request.root));
   }
-  if (kernels::cuda_available()) return {c10::kCUDA, std::max<c10::DeviceIndex>(request.device.index(), 0)};
+  if (kernels::cuda_available()) {
+    return request.device.has_index() ? request.device : c10::impl::VirtualGuardImpl(c10::kCUDA).getDevice();
+  }
   throw ContractError(
       fmt::format("device {} for [{}]: no GPU can be used on this machine (no driver, or a build without CUDA "
                   "operators): use --device=cpu",

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <iostream>
 
+#include "tests/trainer/textbook_divergences.h"
 #include "tests/trainer/tiny_distillation.h"
 #include "trainer/objective/head_terms.h"
 #include "trainer/registry.h"
@@ -18,33 +19,6 @@ namespace {
 constexpr int64_t kTokens = 13, kWidth = 24, kVocabulary = 101;
 constexpr double kTemperature = 2.0;
 constexpr int64_t kTopK = 8;
-
-at::Tensor log_p(const at::Tensor& z) { return z.log_softmax(-1); }
-
-// The definitions as a textbook has them.
-at::Tensor textbook(const std::string& name, const at::Tensor& zs, const at::Tensor& zt) {
-  const at::Tensor ls = log_p(zs), lt = log_p(zt), ps = ls.exp(), pt = lt.exp();
-  const auto kl = [](const at::Tensor& p, const at::Tensor& q) { return (p * (p.log() - q.log())).sum(-1); };
-  if (name == "forward_kl") return kl(pt, ps);
-  if (name == "reverse_kl") return kl(ps, pt);
-  if (name == "jsd") {
-    const at::Tensor m = 0.5 * pt + 0.5 * ps;
-    return 0.5 * kl(pt, m) + 0.5 * kl(ps, m);
-  }
-  if (name == "skew_forward_kl") return kl(pt, 0.1 * pt + 0.9 * ps);
-  if (name == "skew_reverse_kl") return kl(ps, 0.1 * ps + 0.9 * pt);
-  if (name == "total_variation") return 0.5 * (pt - ps).abs().sum(-1);
-  if (name == "uld") return (std::get<0>(pt.sort(-1, true)) - std::get<0>(ps.sort(-1, true))).abs().sum(-1);
-  if (name == "logit_mse") return (zs - zt).square().mean(-1);
-  if (name == "topk_union") {
-    at::Tensor keep = at::zeros(zs.sizes(), at::kBool);
-    for (const at::Tensor& z : {zs, zt}) keep.scatter_(-1, std::get<1>(z.detach().topk(kTopK, -1)), true);
-    const at::Tensor a = zt.masked_fill(~keep, -1e9).softmax(-1), b = zs.masked_fill(~keep, -1e9).softmax(-1);
-    return at::where(keep, a * (a.clamp_min(1e-300).log() - b.clamp_min(1e-300).log()), at::zeros_like(a)).sum(-1);
-  }
-  ADD_FAILURE() << "no textbook formula for " << name;
-  return {};
-}
 
 struct Heads {
   at::Tensor student_hidden, student_weight, teacher_hidden, teacher_weight, labels, divergence_weight, ce_weight;
@@ -113,7 +87,7 @@ Gradients reference(const std::string& name, const Heads& h, bool tempered, bool
   const at::Tensor zs = logits(h.student_hidden, h.student_weight).requires_grad_();
   const at::Tensor zt = logits(h.teacher_hidden, h.teacher_weight);
   const double t = tempered ? kTemperature : 1.0;
-  const at::Tensor rows = textbook(name, zs / t, zt / t) * (t * t);
+  const at::Tensor rows = testing::textbook_divergence(name, zs / t, zt / t, kTopK) * (t * t);
   const at::Tensor loss = (rows * h.divergence_weight.to(at::kDouble)).sum();
   loss.backward();
   return {loss.item<double>(), at::mm(zs.grad(), weight), at::mm(zs.grad().t(), hidden)};
@@ -195,8 +169,8 @@ TEST(Divergence, ChunksAndTilesDoNotChangeTheResult) {
   const at::Tensor zt =
       at::mm(h.teacher_hidden.to(at::kDouble), h.teacher_weight.to(at::kDouble).t()).narrow(1, 0, 4998);
   const auto soft = [](const at::Tensor& z) { return (z / kTemperature).clamp(-1.2, 1.2); };
-  const at::Tensor kd = textbook("forward_kl", soft(zs), soft(zt)) * (kTemperature * kTemperature);
-  const at::Tensor clean = h.labels.clamp_max(4997), ls = log_p(zs);
+  const at::Tensor kd = testing::textbook_divergence("forward_kl", soft(zs), soft(zt)) * (kTemperature * kTemperature);
+  const at::Tensor clean = h.labels.clamp_max(4997), ls = zs.log_softmax(-1);
   const at::Tensor ce = -(0.9 * ls.gather(1, clean.unsqueeze(1)).squeeze(1) + 0.1 * ls.mean(-1));
   ASSERT_LT(h.labels.max().item<int64_t>(), 4998);
   const at::Tensor wanted = (kd * h.divergence_weight.to(at::kDouble)).sum() + (ce * h.ce_weight.to(at::kDouble)).sum();
@@ -218,7 +192,7 @@ TEST(Divergence, TeacherLearnsOnlyWhenAsked) {
   const at::Tensor zt = at::mm(hidden, h.teacher_weight.to(at::kDouble).t()) / kTemperature;
   const at::Tensor zs =
       at::mm(h.student_hidden.detach().to(at::kDouble), h.student_weight.detach().to(at::kDouble).t()) / kTemperature;
-  (textbook("forward_kl", zs, zt) * h.divergence_weight.to(at::kDouble) * 4.0).sum().backward();
+  (testing::textbook_divergence("forward_kl", zs, zt) * h.divergence_weight.to(at::kDouble) * 4.0).sum().backward();
   EXPECT_LT(relative_error(h.teacher_hidden.grad(), hidden.grad()), 1e-5);
   h.teacher_hidden.mutable_grad().reset();
   request.teacher_learns = false;
@@ -307,7 +281,8 @@ TEST(Divergence, ComparesHeadsAsEvaluationReportsThem) {
   const HeadComparison both = compare_heads(student, teacher, at::ones({2}, at::kBool));
   EXPECT_EQ(both.top1_agreements, 1);
   EXPECT_DOUBLE_EQ(both.top5_overlap, 1.0 + 4.0 / 5.0);
-  EXPECT_NEAR(both.kl, textbook("forward_kl", student.hidden_nd, teacher.hidden_nd)[1].item<double>(), 1e-5);
+  EXPECT_NEAR(both.kl,
+              testing::textbook_divergence("forward_kl", student.hidden_nd, teacher.hidden_nd)[1].item<double>(), 1e-5);
   const at::Tensor right = right_predictions(teacher, at::tensor({0, 0}, at::kLong), at::ones({2}, at::kBool));
   EXPECT_TRUE(right[0].item<bool>());
   EXPECT_FALSE(right[1].item<bool>());

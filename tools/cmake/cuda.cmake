@@ -47,3 +47,11 @@ add_library(limbeck_torch_cuda INTERFACE)
 target_link_libraries(limbeck_torch_cuda INTERFACE limbeck::torch CUDA::cudart
   "-Wl,--push-state,--no-as-needed,${LIMBECK_TORCH_LIB_DIR}/libtorch_cuda.so,--pop-state"
   "${LIMBECK_TORCH_LIB_DIR}/libc10_cuda.so")
+
+# What liblimbeck_nccl.so is compiled with; NCCL itself is linked to libtorch_cuda.
+find_path(LIMBECK_NCCL_INCLUDE_DIR nccl.h HINTS "$ENV{NCCL_HOME}/include" "${_venv_site}/nvidia/nccl/include"
+  "${LIMBECK_TORCH_LIB_DIR}/../../nvidia/nccl/include" "$ENV{CUDA_HOME}/include")
+mark_as_advanced(LIMBECK_NCCL_INCLUDE_DIR)
+if(NOT LIMBECK_NCCL_INCLUDE_DIR)
+  message(STATUS "nccl.h was not found: liblimbeck_nccl.so (several ranks on GPUs) is left out; set NCCL_HOME to have it")
+endif()

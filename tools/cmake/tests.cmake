@@ -11,9 +11,9 @@ if(LIMBECK_SANITIZE)
     "UBSAN_OPTIONS=print_stacktrace=1")
 endif()
 
-# limbeck_test(NAME SOURCES ... LINK ...): the GoogleTest binary NAME; each case is a test of ctest's own.
+# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; each case is a test of ctest's own.
 function(limbeck_test name)
-  cmake_parse_arguments(F "" "" "SOURCES;LINK" ${ARGN})
+  cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
   limbeck_program(${name} PCH SOURCES ${F_SOURCES} LINK ${F_LINK} GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
@@ -21,7 +21,8 @@ function(limbeck_test name)
     target_compile_options(${name} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-stringop-overread)
   endif()
   string(REPLACE ";" "\\;" environment "${_limbeck_test_environment}")  # or it would arrive as several properties
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 ENVIRONMENT "${environment}")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 LABELS "${F_LABELS}"
+    ENVIRONMENT "${environment}")
 endfunction()
 
 # limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [SERIAL]): the file's cases as one test named python.FILE.

@@ -108,11 +108,14 @@ Trainer::State::State(const TrainRequest& request)
     total_steps = steps_of(settings, train->batches_per_epoch());
     share_out(request.unreached);
   });
+  objective->divide_vocabulary(ranks);
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
-  if (settings.text("parallel.reduce") == "fast") run.build["ranks"] = std::to_string(ranks.size());
+  // Else the number of ranks does not show in the sums.
+  if (settings.text("parallel.reduce") == "fast" || settings.enabled("objective.vocabulary_parallel"))
+    run.build["ranks"] = std::to_string(ranks.size());
   agree();
   if (!from.empty()) go_on_from_checkpoint();
   parallel::together(ranks, [&] { begin_logs(); });

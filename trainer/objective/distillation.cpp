@@ -60,6 +60,7 @@ struct Distillation::State {
   std::unique_ptr<Projectors> projectors;
   mutable std::optional<MovingAverage> average;
   Vocabulary vocabulary;
+  VocabularyRanks divided;
   std::vector<std::unique_ptr<TermGroup>> groups;
   const HeadTermGroup* heads = nullptr;  // one of the groups; null for a bare encoder
   bool embeds = false;
@@ -78,6 +79,9 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   needs_teacher = any_needs_teacher(weights);
   crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
   check_pair();
+  if (settings.enabled("objective.vocabulary_parallel")) {
+    require_divisible_vocabulary(settings, divergence, has_language_head(student));
+  }
   const models::BuiltModel* with = teacher ? &*teacher : nullptr;
   projectors = std::make_unique<Projectors>(settings, student, with, meta);
   if (settings.text("teacher.kind") == "ema" && !meta)
@@ -136,7 +140,7 @@ void Distillation::State::make_groups() {
     groups.push_back(std::move(group));
   };
   std::unique_ptr<HeadTermGroup> head;
-  if (has_language_head(student)) head = language_terms(settings, divergence, pair, vocabulary, *projectors);
+  if (has_language_head(student)) head = language_terms(settings, divergence, pair, vocabulary, divided, *projectors);
   if (is_classifier(student)) head = class_terms(settings, divergence, pair);
   heads = head.get();
   add(std::move(head));
@@ -261,6 +265,13 @@ bool Distillation::follows_student() const { return state_->average.has_value();
 
 void Distillation::after_update(const Progress&) {
   if (state_->average) state_->average->follow();
+}
+
+void Distillation::divide_vocabulary(parallel::Communicator& ranks) {
+  if (ranks.size() == 1 || !state_->settings.enabled("objective.vocabulary_parallel")) return;
+  state_->divided.order =
+      state_->settings.text("parallel.reduce") == "tree" ? parallel::Order::kTree : parallel::Order::kFast;
+  state_->divided.line = ranks.line("vocabulary");
 }
 
 bool Distillation::reads_two_streams() const {

@@ -10,6 +10,7 @@
 #include "trainer/data/batch.h"
 #include "trainer/objective/measures.h"
 #include "trainer/objective/terms.h"
+#include "trainer/parallel/communicator.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
 
@@ -48,6 +49,8 @@ class Distillation {
   bool follows_student() const;  // the teacher is an average of the student, and reads its whole weights
   // Called once after each update (EMA teachers follow the student here).
   void after_update(const Progress& progress);
+  // With objective.vocabulary_parallel, forward() is from here on an operation of all ranks together.
+  void divide_vocabulary(parallel::Communicator& ranks);
   // Whether teacher and student read tokens of their own: data prepared with two tokenizers.
   bool reads_two_streams() const;
   // Refuses data whose tokenizers or vocabularies do not fit the pair; UsageError says what to set.

@@ -17,14 +17,15 @@ namespace {
 // log-sum-exp would drown the differences of near distributions. What is compared instead is the logits, whose
 // difference is exact when they are near.
 struct Softened {
-  explicit Softened(const at::Tensor& logits) : z(logits) {
+  Softened(const at::Tensor& logits, const VocabularySums& all) : z(logits), over(all) {
     const at::NoGradGuard no_gradient;
-    highest = z.amax(-1, /*keepdim=*/true);
+    highest = over.highest(z);
     const at::Tensor e = (z - highest).exp();
-    sum = e.sum(-1, /*keepdim=*/true);
+    sum = over.sum(e);
     p = e / sum;
   }
   at::Tensor z, highest, sum, p;
+  const VocabularySums& over;  // of which z and p hold a slice
 };
 
 constexpr double kNear = 0.5;  // |log(a / b)|, up to which the forms without cancellation are used
@@ -32,24 +33,24 @@ constexpr double kNear = 0.5;  // |log(a / b)|, up to which the forms without ca
 // log(a / b). The quotient of the two sums, too, comes from the differences of the logits where all of a row are small.
 at::Tensor log_ratio(const Softened& a, const Softened& b) {
   const at::Tensor d = (a.z - b.z) - (a.highest - b.highest);
-  const at::Tensor far = d.abs().amax(-1, /*keepdim=*/true).gt(kNear);
-  const at::Tensor near = (b.p * at::expm1(d.clamp(-kNear, kNear))).sum(-1, /*keepdim=*/true);  // a.sum / b.sum - 1
+  const at::Tensor far = a.over.highest(d.abs()).gt(kNear);
+  const at::Tensor near = a.over.sum(b.p * at::expm1(d.clamp(-kNear, kNear)));  // a.sum / b.sum - 1
   return d - at::where(far, a.sum.log() - b.sum.log(), at::log1p(near));
 }
 
 // A row's value with its derivatives by the logits in closed form. Autograd would subtract one probability from the
 // other, which for near distributions leaves the rounding errors: a hundred times 1e-7 of float32 at 1 % of difference.
-at::Tensor with_gradient(const at::Tensor& value_n, const Softened& a, const std::function<at::Tensor()>& gradient_a,
-                         const Softened& b, const std::function<at::Tensor()>& gradient_b) {
+at::Tensor with_gradient(const at::Tensor& value_n, const at::Tensor& a, const std::function<at::Tensor()>& gradient_a,
+                         const at::Tensor& b, const std::function<at::Tensor()>& gradient_b) {
   at::Tensor result = value_n;
-  const auto attach = [&](const Softened& side, const std::function<at::Tensor()>& gradient) {
-    if (!at::GradMode::is_enabled() || !side.z.requires_grad()) return;
+  const auto attach = [&](const at::Tensor& z, const std::function<at::Tensor()>& gradient) {
+    if (!at::GradMode::is_enabled() || !z.requires_grad()) return;
     at::Tensor g;
     {
       const at::NoGradGuard no_gradient;
       g = gradient();
     }
-    const at::Tensor line = (g * side.z).sum(-1);
+    const at::Tensor line = (g * z).sum(-1);
     result = result + (line - line.detach());  // exactly 0
   };
   attach(a, gradient_a);
@@ -58,9 +59,9 @@ at::Tensor with_gradient(const at::Tensor& value_n, const Softened& a, const std
 }
 
 // Derivative by the logits of what has the derivative `slope` by the logarithms of the probabilities.
-at::Tensor centred(const at::Tensor& p, const at::Tensor& slope) {
-  return p * (slope - (p * slope).sum(-1, /*keepdim=*/true));
-}
+at::Tensor centred(const Softened& of, const at::Tensor& slope) { return of.p * (slope - of.over.sum(of.p * slope)); }
+
+at::Tensor row_sum(const Softened& of, const at::Tensor& x_nv) { return of.over.sum(x_nv).squeeze(-1); }
 
 // KL(a || b), summed as a (e^d - 1 - d) with d = log(b / a): every summand is nonnegative.
 at::Tensor kl(const Softened& a, const Softened& b) {
@@ -71,10 +72,10 @@ at::Tensor kl(const Softened& a, const Softened& b) {
     far = d.abs().gt(kNear);
     const at::Tensor near = d.clamp(-kNear, kNear);
     less_one = at::expm1(near);
-    value_n = at::where(far, (b.p - a.p) - a.p * d, a.p * (less_one - near).clamp_min(0)).sum(-1);
+    value_n = row_sum(a, at::where(far, (b.p - a.p) - a.p * d, a.p * (less_one - near).clamp_min(0)));
   }
   return with_gradient(
-      value_n, a, [&] { return centred(a.p, -d); }, b, [&] { return at::where(far, b.p - a.p, a.p * less_one); });
+      value_n, a.z, [&] { return centred(a, -d); }, b.z, [&] { return at::where(far, b.p - a.p, a.p * less_one); });
 }
 
 // log(1 - share + share e^x) without overflow, exactly 0 at 0. Each side of 0 has its own form.
@@ -92,12 +93,13 @@ at::Tensor kl_to_mixture(const Softened& a, const Softened& b, double share) {
     const at::Tensor d = log_ratio(b, a), near = d.clamp(-kNear, kNear);
     log = log_mixed(d, 1.0 - share);
     const at::Tensor excess = (1.0 - share) * at::expm1(near) - log_mixed(near, 1.0 - share);
-    value_n = at::where(d.abs().gt(kNear), (1.0 - share) * (b.p - a.p) - a.p * log, a.p * excess.clamp_min(0)).sum(-1);
+    value_n =
+        row_sum(a, at::where(d.abs().gt(kNear), (1.0 - share) * (b.p - a.p) - a.p * log, a.p * excess.clamp_min(0)));
   }
   const auto less_than_m = [&] { return at::expm1(-log.clamp_min(kLowest)); };  // a / m - 1
   return with_gradient(
-      value_n, a, [&] { return centred(a.p, -log - share * less_than_m()); }, b,
-      [&] { return centred(b.p, (share - 1.0) * less_than_m()); });
+      value_n, a.z, [&] { return centred(a, -log - share * less_than_m()); }, b.z,
+      [&] { return centred(b, (share - 1.0) * less_than_m()); });
 }
 
 at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
@@ -107,34 +109,53 @@ at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
 
 }  // namespace
 
-at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  return kl(Softened(teacher_nv), Softened(student_nv));
+at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
+  return kl(Softened(teacher_nv, over), Softened(student_nv, over));
 }
 
-at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  return kl(Softened(student_nv), Softened(teacher_nv));
+at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
+  return kl(Softened(student_nv, over), Softened(teacher_nv, over));
 }
 
-at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta) {
-  const Softened s(student_nv), t(teacher_nv);
+at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta,
+                          const VocabularySums& over) {
+  const Softened s(student_nv, over), t(teacher_nv, over);
   return beta * kl_to_mixture(t, s, beta) + (1.0 - beta) * kl_to_mixture(s, t, 1.0 - beta);
 }
 
-at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
-  return kl_to_mixture(Softened(teacher_nv), Softened(student_nv), alpha);
+at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
+                           const VocabularySums& over) {
+  return kl_to_mixture(Softened(teacher_nv, over), Softened(student_nv, over), alpha);
 }
 
-at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha) {
-  return kl_to_mixture(Softened(student_nv), Softened(teacher_nv), alpha);
+at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
+                           const VocabularySums& over) {
+  return kl_to_mixture(Softened(student_nv, over), Softened(teacher_nv, over), alpha);
 }
 
-at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  return (at::softmax(student_nv, -1) - at::softmax(teacher_nv, -1)).abs().sum(-1) * 0.5;
+at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
+  const Softened s(student_nv, over), t(teacher_nv, over);
+  at::Tensor difference, value_n;
+  {
+    const at::NoGradGuard no_gradient;
+    difference = s.p - t.p;
+    value_n = row_sum(s, difference.abs()) * 0.5;
+  }
+  return with_gradient(
+      value_n, s.z, [&] { return centred(s, difference.sign() * 0.5); }, t.z,
+      [&] { return centred(t, difference.sign() * -0.5); });
 }
 
-at::Tensor logit_mse(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
-  const at::Tensor difference = student_nv - teacher_nv;
-  return (difference * difference).mean(-1);
+at::Tensor logit_mse(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
+  const auto ids = static_cast<double>(over.ids(student_nv.size(-1)));
+  at::Tensor difference, value_n;
+  {
+    const at::NoGradGuard no_gradient;
+    difference = student_nv - teacher_nv;
+    value_n = over.sum(difference * difference).squeeze(-1) / ids;
+  }
+  return with_gradient(
+      value_n, student_nv, [&] { return difference * (2 / ids); }, teacher_nv, [&] { return difference * (-2 / ids); });
 }
 
 at::Tensor sorted_distance(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
@@ -154,7 +175,7 @@ at::Tensor union_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, 
   const at::Tensor twice = at::cat({at::zeros_like(of_teacher, at::kBool), taken.gather(-1, of_student)}, -1);
   const at::Tensor ids = at::cat({of_teacher, of_student}, -1);
   const auto renormalised = [&](const at::Tensor& logits) {
-    return Softened(logits.gather(-1, ids).masked_fill(twice, kOutside));
+    return Softened(logits.gather(-1, ids).masked_fill(twice, kOutside), all_ids());
   };
   return kl(renormalised(teacher_nv), renormalised(student_nv));
 }
@@ -166,14 +187,23 @@ namespace {
 using Fused = kernels::Divergence;
 using recipe::Settings;
 
-DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&), Fused fused) {
-  return [=](const Settings&) { return Divergence{.rows = formula, .fused = fused}; };
+// A formula that is a sum over ids.
+Divergence summed(const SlicedDivergence& formula, Fused fused) {
+  return {.rows = [formula](const at::Tensor& student,
+                            const at::Tensor& teacher) { return formula(student, teacher, all_ids()); },
+          .sliced = formula,
+          .fused = fused};
+}
+
+DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, const VocabularySums&),
+                        Fused fused) {
+  return [=](const Settings&) { return summed(formula, fused); };
 }
 
 // A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence
 // is always 0: at 1, and for jsd at 0 too.
-DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double), Fused fused,
-                        const std::string& key) {
+DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double, const VocabularySums&),
+                        Fused fused, const std::string& key) {
   return [=](const Settings& settings) {
     const double share = settings.number(key);
     if (share == 1.0 || (share == 0.0 && fused == Fused::kJensenShannon)) {
@@ -181,10 +211,11 @@ DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tenso
                                    settings.where(key),
                                    fused == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
-    return Divergence{
-        .rows = [=](const at::Tensor& student, const at::Tensor& teacher) { return formula(student, teacher, share); },
-        .fused = fused,
-        .mix = share};
+    Divergence made = summed([=](const at::Tensor& student, const at::Tensor& teacher,
+                                 const VocabularySums& over) { return formula(student, teacher, share, over); },
+                             fused);
+    made.mix = share;
+    return made;
   };
 }
 
@@ -207,7 +238,9 @@ void register_divergences(Registries& registries) {
   all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers",
           [](const Settings&) { return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true}; });
   all.add("logit_mse", "mean squared difference of the logits", [](const Settings&) {
-    return Divergence{.rows = rows::logit_mse, .fused = Fused::kLogitMse, .tempered = false};
+    Divergence made = summed(rows::logit_mse, Fused::kLogitMse);
+    made.tempered = false;
+    return made;
   });
   all.add("topk_union", "KL over the union of both models' objective.top_k likeliest ids, renormalised",
           [](const Settings& settings) {
@@ -218,8 +251,9 @@ void register_divergences(Registries& registries) {
           });
   all.add("dskd", "dual space: both directions through both heads; different tokenizers by cross-model attention",
           [](const Settings&) {
-            return Divergence{
-                .rows = rows::forward_kl, .fused = Fused::kForwardKl, .crosses_vocabularies = true, .dual_space = true};
+            Divergence made = summed(rows::forward_kl, Fused::kForwardKl);
+            made.crosses_vocabularies = made.dual_space = true;
+            return made;
           });
 }
 

@@ -23,10 +23,11 @@ namespace {
 class HeadedTerms : public HeadTermGroup {
  public:
   HeadedTerms(const recipe::Settings& settings, const Divergence& divergence, const ModelPair& pair,
-              const Vocabulary& vocabulary, Projectors& all)
+              const Vocabulary& vocabulary, const VocabularyRanks& divided, Projectors& all)
       : divergence_(divergence),
         pair_(pair),
         vocabulary_(vocabulary),
+        divided_(divided),
         clamp_(settings.number("objective.clamp")),
         smoothing_(settings.number("objective.label_smoothing")),
         supervised_(settings.text("projector.supervision") == "ce"),
@@ -126,7 +127,8 @@ class HeadedTerms : public HeadTermGroup {
     request.clamp = clamp_;
     request.label_smoothing = smoothing_;
     request.gradient_scale = pass.progress.loss_scale;
-    const kernels::HeadLoss head = head_terms(request);
+    const kernels::HeadLoss head =
+        divided_.line != nullptr ? vocabulary_parallel_terms(request, divided_) : head_terms(request);
     sum.add_loss(head.loss);
     if (teacher != nullptr) sum.log("kd", head.divergence_n.sum() / n, kd);
     if (ce > 0) sum.log("ce", head.cross_entropy_n.sum() / n, ce);
@@ -167,6 +169,7 @@ class HeadedTerms : public HeadTermGroup {
   Divergence divergence_;
   ModelPair pair_;
   const Vocabulary& vocabulary_;
+  const VocabularyRanks& divided_;
   double clamp_, smoothing_;
   bool supervised_, only_right_;
   std::shared_ptr<projectors::LogitProjector> logit_;
@@ -177,8 +180,8 @@ class HeadedTerms : public HeadTermGroup {
 
 std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, const Divergence& divergence,
                                               const ModelPair& pair, const Vocabulary& vocabulary,
-                                              Projectors& projectors) {
-  return std::make_unique<HeadedTerms>(settings, divergence, pair, vocabulary, projectors);
+                                              const VocabularyRanks& divided, Projectors& projectors) {
+  return std::make_unique<HeadedTerms>(settings, divergence, pair, vocabulary, divided, projectors);
 }
 
 }  // namespace limbeck::objective

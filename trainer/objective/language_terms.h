@@ -4,6 +4,7 @@
 
 #include "trainer/objective/hidden_terms.h"
 #include "trainer/objective/measures.h"
+#include "trainer/objective/vocabulary_parallel.h"
 
 namespace limbeck::objective {
 
@@ -18,10 +19,10 @@ class HeadTermGroup : public TermGroup {
   virtual void measure(const ForwardPass& pass, Measures& measures) const = 0;
 };
 
-// `vocabulary` may change until the first pass (accept_data).
+// `vocabulary` and `divided` may change until the first pass (accept_data, divide_vocabulary).
 std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, const Divergence& divergence,
                                               const ModelPair& pair, const Vocabulary& vocabulary,
-                                              Projectors& projectors);
+                                              const VocabularyRanks& divided, Projectors& projectors);
 
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
                    const std::string& place);

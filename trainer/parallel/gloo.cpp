@@ -16,12 +16,15 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <set>
 #include <thread>
 
 #include "modules/errors.h"
 #include "trainer/parallel/board.h"
 #include "trainer/parallel/job_thread.h"
+#include "trainer/parallel/same_call.h"
+#include "trainer/parallel/tree_sum.h"
 
 namespace limbeck::parallel {
 namespace {
@@ -60,9 +63,8 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 // Operations of one line; all of them run on its thread.
 class Gloo : public Communicator {
  public:
-  Gloo(const GlooOptions& options, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<Board> board,
-       const std::string& name)
-      : options_(options), store_(std::move(store)), board_(std::move(board)), name_(name) {
+  Gloo(const GlooOptions& options, const Meeting& meeting, const std::string& name)
+      : options_(options), meeting_(meeting), board_(meeting.board), name_(name) {
     auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(options.first_timeout_s));
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
     const std::string address = interface != nullptr ? "" : own_address(options.host, options.port);
@@ -71,7 +73,7 @@ class Gloo : public Communicator {
                                                  : c10d::ProcessGroupGloo::createDeviceForHostname(address));
     opts->threads = 1;
     backend_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
-        c10::make_intrusive<c10d::PrefixStore>("line/" + name, store_), options.rank, options.size, opts);
+        c10::make_intrusive<c10d::PrefixStore>("line/" + name, meeting.store), options.rank, options.size, opts);
   }
 
   int rank() const override { return options_.rank; }
@@ -104,7 +106,7 @@ class Gloo : public Communicator {
   std::shared_ptr<Pending> reduce_scatter(const at::Tensor& shard, const at::Tensor& whole, Order order,
                                           const std::string& what) override {
     return run("reduce_scatter of " + what, whole.numel(), whole.scalar_type(), [this, shard, whole, order] {
-      if (order == Order::kTree) return tree_reduce_scatter(shard, whole);
+      if (order == Order::kTree) return tree(shard, whole);
       at::Tensor out = shard, in = whole;
       backend_->_reduce_scatter_base(out, in)->wait();
     });
@@ -115,13 +117,13 @@ class Gloo : public Communicator {
       if (order == Order::kFast) return reduce(whole, Reduce::kSum);
       const int64_t length = whole.numel() / size();
       at::Tensor own = at::empty({length}, whole.options()), out = whole;
-      tree_reduce_scatter(own, whole);
+      tree(own, whole);
       backend_->_allgather_base(out, own)->wait();
     });
   }
 
   std::unique_ptr<Communicator> line(const std::string& name) override {
-    return std::make_unique<Gloo>(options_, store_, board_, name);
+    return std::make_unique<Gloo>(options_, meeting_, name);
   }
 
  private:
@@ -172,33 +174,13 @@ class Gloo : public Communicator {
   void verify(const std::string& call) {
     std::vector<std::string> calls(static_cast<size_t>(size()));
     gather_texts(call, calls);
-    for (int other = 0; other < size(); ++other) {
-      const std::string& theirs = calls[static_cast<size_t>(other)];
-      if (theirs == call) continue;
-      throw DistributedError(
-          fmt::format("ranks ask for different operations: rank {} for {}, rank {} for {}: this is a "
-                      "fault in limbeck, or the ranks run different versions of it",
-                      rank(), call, other, theirs));
-    }
+    require_same_call(calls, rank());
   }
 
-  // Pairs of neighbours first. A pair shares the parts (one for each rank) that it holds by their lowest open bit,
-  // which is the bit of the rank: each keeps its own half of them and adds what the other held, so that part r ends at
-  // rank r and every element is summed by the same tree whatever the number of ranks.
-  void tree_reduce_scatter(const at::Tensor& shard, const at::Tensor& whole) {
-    const int64_t ranks = size(), length = whole.numel() / ranks;
-    at::Tensor held = whole.view({ranks, length});
-    for (int64_t stage = 1; stage < ranks; stage *= 2) {
-      const int64_t mine = (rank() & stage) != 0 ? 1 : 0, parts = held.size(0) / 2;
-      const int partner = rank() ^ static_cast<int>(stage);
-      const at::Tensor pairs = held.view({parts, 2, length});
-      const at::Tensor away = pairs.select(1, 1 - mine).contiguous();
-      const at::Tensor arrived = at::empty({parts, length}, whole.options());
-      exchange(away, arrived, partner);
-      // Addition commutes, so both of a pair get the same sums.
-      held = pairs.select(1, mine) + arrived;
-    }
-    shard.copy_(held.view({length}));
+  void tree(const at::Tensor& shard, const at::Tensor& whole) {
+    tree_reduce_scatter(
+        shard, whole, rank(), size(),
+        [this](const at::Tensor& send, const at::Tensor& receive, int partner) { exchange(send, receive, partner); });
   }
 
   void exchange(const at::Tensor& send, const at::Tensor& receive, int partner) {
@@ -209,7 +191,7 @@ class Gloo : public Communicator {
   }
 
   GlooOptions options_;
-  c10::intrusive_ptr<c10d::Store> store_;
+  Meeting meeting_;
   std::shared_ptr<Board> board_;
   std::string name_;
   int64_t number_ = 0;
@@ -264,24 +246,44 @@ std::string this_process() {
   return fmt::format("host {}, process {}", host, ::getpid());
 }
 
-}  // namespace
+// c10d records every operation in a list of the process that it fills without a lock, which ends the process when two
+// lines begin at once. Off for Gloo unless a user asks for it; NCCL's own list is turned on by the variable's other
+// name.
+void leave_operations_unrecorded() {
+  static std::once_flag once;
+  std::call_once(once, [] { ::setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "0", /*overwrite=*/0); });
+}
 
-std::unique_ptr<Communicator> make_gloo(const GlooOptions& options) {
-  const auto tcp = connect(options);
-  const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
-    return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);
-  };
-  const auto store = prefixed(tcp);
+template <class Made>
+Made joined(const GlooOptions& options, const std::function<Made()>& make) {
   try {
-    wait_for_all(*store, options);
-    const auto board = std::make_shared<Board>(prefixed(tcp->clone()), options.rank, options.size, this_process());
-    return std::make_unique<Gloo>(options, store, board, "main");
+    return make();
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     throw DistributedError(fmt::format("rank {} of {}: the ranks cannot be joined: {}", options.rank, options.size,
                                        first_line(error.what())));
   }
+}
+
+}  // namespace
+
+Meeting meet(const GlooOptions& options) {
+  leave_operations_unrecorded();
+  const auto tcp = connect(options);
+  const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
+    return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);
+  };
+  return joined<Meeting>(options, [&]() -> Meeting {
+    const auto store = prefixed(tcp);
+    wait_for_all(*store, options);
+    return {store, std::make_shared<Board>(prefixed(tcp->clone()), options.rank, options.size, this_process())};
+  });
+}
+
+std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting) {
+  return joined<std::unique_ptr<Communicator>>(options,
+                                               [&] { return std::make_unique<Gloo>(options, meeting, "main"); });
 }
 
 }  // namespace limbeck::parallel

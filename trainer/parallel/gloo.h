@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "trainer/parallel/board.h"
 #include "trainer/parallel/communicator.h"
 
 namespace limbeck::parallel {
@@ -18,7 +19,15 @@ struct GlooOptions {
   bool verify_calls = false;  // hold operation, length and dtype of all ranks against each other before each call
 };
 
-// Connects; DistributedError names what cannot be reached and who is missing.
-std::unique_ptr<Communicator> make_gloo(const GlooOptions& options);
+// Where the ranks of a run find each other: what other bodies of Communicator need beside Gloo's operations.
+struct Meeting {
+  c10::intrusive_ptr<c10d::Store> store;
+  std::shared_ptr<Board> board;
+};
+
+// Connects and waits for all; DistributedError names what cannot be reached and who is missing.
+Meeting meet(const GlooOptions& options);
+
+std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting);
 
 }  // namespace limbeck::parallel

@@ -1,19 +1,31 @@
 #include "trainer/parallel/join.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
+#include "kernels/cuda_library.h"
 #include "trainer/parallel/gloo.h"
+#include "trainer/parallel/nccl.h"
+#include "trainer/parallel/together.h"
 
 namespace limbeck::parallel {
+namespace {
 
-Joined join_ranks(const recipe::Settings& settings) {
-  Joined joined;
-  joined.topology = detect_topology(topology_request(settings, std::nullopt), process_environment());
-  const Topology& t = joined.topology;
-  if (t.size == 1) {
-    joined.ranks = make_solo();
-    return joined;
-  }
+// Where the student trains, when that is a GPU and one can be used; what cannot is refused where models are loaded.
+std::optional<c10::Device> training_gpu(const recipe::Settings& settings) {
+  std::optional<c10::Device> device = settings.device("student.device");
+  if (!device) device = settings.device("device");
+  if (!device || !device->is_cuda() || !kernels::cuda_available()) return std::nullopt;
+  return device;
+}
+
+// "cuda" gives each rank the GPU of its local rank; then there must be enough of them.
+std::optional<int> gpus_to_divide(const std::optional<c10::Device>& gpu) {
+  if (!gpu || gpu->has_index()) return std::nullopt;
+  return c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+}
+
+GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
   GlooOptions options;
   options.rank = t.rank;
   options.size = t.size;
@@ -25,7 +37,31 @@ Joined join_ranks(const recipe::Settings& settings) {
   options.first_timeout_s = settings.number("parallel.first_timeout");
   options.timeout_s = settings.number("parallel.timeout");
   options.verify_calls = settings.enabled("parallel.verify_calls");
-  joined.ranks = make_gloo(options);
+  return options;
+}
+
+}  // namespace
+
+Joined join_ranks(const recipe::Settings& settings) {
+  Joined joined;
+  const Environment environment = process_environment();
+  joined.topology = detect_topology(topology_request(settings, std::nullopt), environment);
+  if (joined.topology.size == 1) {
+    joined.ranks = make_solo();
+    return joined;
+  }
+  const std::optional<c10::Device> gpu = training_gpu(settings);
+  joined.topology = detect_topology(topology_request(settings, gpus_to_divide(gpu)), environment);
+  const GlooOptions options = gloo_options(settings, joined.topology);
+  const Meeting meeting = meet(options);
+  joined.ranks = make_gloo(options, meeting);
+  require_equal(*joined.ranks, {{"ranks on GPUs (device, student.device)", gpu ? "yes" : "no"}});
+  if (!gpu) return joined;
+  joined.ranks = make_nccl(std::move(joined.ranks), meeting,
+                           {.device = gpu->has_index() ? gpu->index() : joined.topology.local_rank,
+                            .first_timeout_s = options.first_timeout_s,
+                            .timeout_s = options.timeout_s,
+                            .verify_calls = options.verify_calls});
   return joined;
 }
 

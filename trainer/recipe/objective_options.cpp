@@ -56,6 +56,12 @@ void declare_divergence(OptionTable& table) {
              .fallback = "0",
              .help = "Clamps the divergence's logits (over T) to plus and minus this; 0: no clamp.",
              .interval = {.low = 0, .high = 1e6}});
+  table.add({.name = "objective.vocabulary_parallel",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help =
+                 "Divides the vocabulary of the language-model heads among the ranks: each computes its slice of the "
+                 "logits for the tokens of all. Without effect with one rank."});
   table.add({.name = "objective.alignment",
              .kind = OptionKind::kChoice,
              .fallback = "offsets",

@@ -1,0 +1,148 @@
+// NCCL between two GPUs of this machine: two ranks that are threads, each operation against the CPU's result, and the
+// tree's bits against Gloo's.
+#include "trainer/parallel/nccl.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "kernels/cuda_library.h"
+#include "modules/errors.h"
+#include "tests/support/gloo_ranks.h"
+#include "tests/trainer/communicator_cases.h"
+
+namespace limbeck::parallel {
+namespace {
+
+constexpr int kRanks = 2;
+
+std::string why_no_two_gpus() {
+  if (!kernels::cuda_available()) return "no GPU can be used on this machine";
+  const int found = c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
+  return found >= kRanks ? "" : "wanted two GPUs, and this machine has " + std::to_string(found);
+}
+
+// Skips with the reason, or fails where LIMBECK_REQUIRE_GPU=1 says that there must be GPUs.
+class NcclRanks : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const std::string why = why_no_two_gpus();
+    if (why.empty()) return;
+    const char* required = std::getenv("LIMBECK_REQUIRE_GPU");
+    if (required != nullptr && std::string(required) == "1") FAIL() << why;
+    GTEST_SKIP() << why;
+  }
+
+  using Body = std::function<void(Communicator&, c10::Device)>;
+  static void run(const Body& body, bool verify = false) {
+    const auto thrown = tests::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+      const int rank = gloo->rank();
+      NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify};
+      const auto ranks = make_nccl(std::move(gloo), meeting, options);
+      body(*ranks, c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank)));
+    });
+    for (const std::string& message : thrown) EXPECT_EQ(message, "");
+  }
+};
+
+// Runs without a GPU too: the library opens, and its factory says what is missing.
+TEST(NcclLibrary, RefusesADeviceThatIsNotThere) {
+  try {
+    make_nccl(make_solo(), {}, {.device = 97});
+    FAIL();
+  } catch (const DistributedError& error) {
+    EXPECT_NE(std::string(error.what()).find("cuda:97"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("check CUDA_VISIBLE_DEVICES"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(NcclRanks, EveryOperationGivesWhatTheCpuGives) {
+  run([](Communicator& ranks, c10::Device device) {
+    EXPECT_EQ(testing::wrong_operation(ranks, device), "");
+    const auto other = ranks.line("another");
+    EXPECT_EQ(testing::wrong_operation(*other, device), "");
+    ranks.settle();
+    EXPECT_EQ(testing::wrong_operation(ranks, device), "");
+    EXPECT_GT(ranks.time().running_s, 0.0);
+  });
+}
+
+TEST_F(NcclRanks, ControlGoesOnByGloo) {
+  run([](Communicator& ranks, c10::Device) {
+    std::vector<int64_t> values{ranks.rank() + 1};
+    ranks.all_reduce(values, Reduce::kMax);
+    EXPECT_EQ(values, std::vector<int64_t>{kRanks});
+    EXPECT_EQ(ranks.all_gather(std::to_string(ranks.rank())), (std::vector<std::string>{"0", "1"}));
+  });
+}
+
+TEST_F(NcclRanks, TheTreeHasTheBitsOfGloos) {
+  const std::vector<at::Tensor> leaves = testing::uneven_leaves(8, 4096);
+  at::Tensor by_gloo;
+  for (const std::string& message :
+       tests::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
+         const at::Tensor sum = testing::tree_sum(*ranks, leaves, at::kCPU);
+         if (ranks->rank() == 0) by_gloo = sum;
+       })) {
+    EXPECT_EQ(message, "");
+  }
+  run([&](Communicator& ranks, c10::Device device) {
+    EXPECT_TRUE(at::equal(testing::tree_sum(ranks, leaves, device), by_gloo));
+  });
+}
+
+TEST_F(NcclRanks, OperationsMayOverlapAndWaitInAnyOrder) {
+  run([](Communicator& ranks, c10::Device device) {
+    const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
+    std::vector<at::Tensor> sums;
+    std::vector<std::shared_ptr<Pending>> pending;
+    for (int i = 0; i < 16; ++i) {
+      sums.push_back(at::full({1 << 16}, i + ranks.rank(), options));
+      pending.push_back(ranks.all_reduce(sums.back(), i % 2 == 0 ? Order::kFast : Order::kTree, "test"));
+    }
+    for (int i = 15; i >= 0; --i) {
+      pending[static_cast<size_t>(i)]->wait();
+      EXPECT_TRUE(sums[static_cast<size_t>(i)].eq(2 * i + 1).all().item<bool>());
+    }
+  });
+}
+
+TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
+  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+    const int rank = gloo->rank();
+    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3});
+    const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
+    EXPECT_EQ(testing::wrong_operation(*ranks, device), "");
+    ranks->settle();
+    if (rank == 1) throw std::runtime_error("stays away");
+    ranks->all_reduce(at::ones({64}, at::TensorOptions().device(device)), Order::kFast, "the gradient")->wait();
+  });
+  EXPECT_NE(thrown[0].find("rank 1"), std::string::npos) << thrown[0];
+  EXPECT_NE(thrown[0].find("all_reduce of the gradient"), std::string::npos) << thrown[0];
+}
+
+TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
+  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+    const int rank = gloo->rank();
+    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true});
+    const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
+    ranks->all_reduce(at::ones({64 + rank}, at::TensorOptions().device(device)), Order::kFast, "x")->wait();
+  });
+  for (const std::string& message : thrown) {
+    EXPECT_NE(message.find("ranks ask for different operations"), std::string::npos) << message;
+  }
+}
+
+TEST_F(NcclRanks, TwoRanksOnOneGpuAreRefused) {
+  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+    make_nccl(std::move(gloo), meeting, {.device = 0});
+  });
+  for (const std::string& message : thrown) {
+    EXPECT_NE(message.find("ranks 0 and 1 are both on"), std::string::npos) << message;
+  }
+}
+
+}  // namespace
+}  // namespace limbeck::parallel

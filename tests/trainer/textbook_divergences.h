@@ -1,0 +1,12 @@
+// The divergences as a textbook has them, for tests: from logits, differentiable, without a thought for rounding.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+namespace limbeck::testing {
+
+// [n]; jsd with share 0.5, the skewed ones with 0.1, topk_union with `top_k`.
+at::Tensor textbook_divergence(const std::string& name, const at::Tensor& zs, const at::Tensor& zt, int64_t top_k = 8);
+
+}  // namespace limbeck::testing
