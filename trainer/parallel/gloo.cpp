@@ -11,17 +11,16 @@
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <set>
-#include <thread>
 
 #include "modules/errors.h"
 #include "trainer/parallel/board.h"
 #include "trainer/parallel/job_thread.h"
+#include "trainer/parallel/meeting.h"
 
 namespace limbeck::parallel {
 namespace {
@@ -61,9 +60,14 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 class Gloo : public Communicator {
  public:
   Gloo(const GlooOptions& options, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<Board> board,
-       const std::string& name)
-      : options_(options), store_(std::move(store)), board_(std::move(board)), name_(name) {
-    auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(options.first_timeout_s));
+       std::shared_ptr<std::atomic<double>> timeout_s, const std::string& name)
+      : options_(options),
+        store_(std::move(store)),
+        board_(std::move(board)),
+        timeout_s_(std::move(timeout_s)),
+        name_(name),
+        patience_s_(*timeout_s_) {
+    auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(patience_s_));
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
     const std::string address = interface != nullptr ? "" : own_address(options.host, options.port);
     opts->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
@@ -78,9 +82,7 @@ class Gloo : public Communicator {
   int size() const override { return options_.size; }
   CommunicationTime time() const override { return jobs_.time(); }
   void farewell(const std::string& reason) override { board_->farewell(reason); }
-  void settle() override {
-    run("settle", 0, at::kByte, [this] { backend_->setTimeout(milliseconds(options_.timeout_s)); })->wait();
-  }
+  void settle() override { *timeout_s_ = options_.timeout_s; }
 
   void all_reduce(std::vector<int64_t>& values, Reduce how) override {
     at::Tensor tensor = at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kLong);
@@ -121,7 +123,7 @@ class Gloo : public Communicator {
   }
 
   std::unique_ptr<Communicator> line(const std::string& name) override {
-    return std::make_unique<Gloo>(options_, store_, board_, name);
+    return std::make_unique<Gloo>(options_, store_, board_, timeout_s_, name);
   }
 
  private:
@@ -131,6 +133,7 @@ class Gloo : public Communicator {
       const int64_t number = ++number_;
       board_->begins(name_, number, what);
       try {
+        if (patience_s_ != *timeout_s_) backend_->setTimeout(milliseconds(patience_s_ = *timeout_s_));
         if (options_.verify_calls) verify(fmt::format("{} of {} {}", what, length, c10::toString(dtype)));
         body();
       } catch (const Error&) {
@@ -211,71 +214,23 @@ class Gloo : public Communicator {
   GlooOptions options_;
   c10::intrusive_ptr<c10d::Store> store_;
   std::shared_ptr<Board> board_;
+  std::shared_ptr<std::atomic<double>> timeout_s_;  // of all lines
   std::string name_;
+  double patience_s_;  // of backend_
   int64_t number_ = 0;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> backend_;
   JobThread jobs_;  // last: its thread uses all of the above
 };
 
-c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
-  c10d::TCPStoreOptions opts;
-  opts.port = options.port;
-  opts.isServer = options.rank == 0 && !options.agent_store;
-  if (!options.agent_store) opts.numWorkers = static_cast<std::size_t>(options.size);
-  opts.waitWorkers = false;
-  opts.timeout = milliseconds(options.first_timeout_s);
-  try {
-    return c10::make_intrusive<c10d::TCPStore>(options.host, opts);
-  } catch (const std::exception& error) {
-    throw DistributedError(fmt::format(
-        "rank {} of {}: the store at {}:{} cannot be {}: {}: look whether rank 0 started and whether the port is {}",
-        options.rank, options.size, options.host, options.port, opts.isServer ? "opened" : "reached",
-        first_line(error.what()), opts.isServer ? "free" : "open to this machine"));
-  }
-}
-
-// All ranks have come, or a message that names those who have not.
-void wait_for_all(c10d::Store& store, const GlooOptions& options) {
-  const auto deadline = std::chrono::steady_clock::now() + milliseconds(options.first_timeout_s);
-  const auto key = [](int rank) { return fmt::format("came/{}", rank); };
-  const std::string clash = "twice/" + std::to_string(options.rank);
-  if (store.add(clash, 1) > 1) {
-    throw DistributedError(
-        fmt::format("two processes say that they are rank {} of {}: start each rank once", options.rank, options.size));
-  }
-  store.set(key(options.rank), std::vector<uint8_t>{1});
-  std::set<int> missing;
-  for (int rank = 0; rank < options.size; ++rank) missing.insert(rank);
-  while (!missing.empty()) {
-    std::erase_if(missing, [&](int rank) { return store.check({key(rank)}); });
-    if (missing.empty()) return;
-    if (std::chrono::steady_clock::now() > deadline) {
-      throw DistributedError(
-          fmt::format("rank {} of {}: rank{} {} did not come within {:.0f} s (parallel.first_timeout)", options.rank,
-                      options.size, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "), options.first_timeout_s));
-    }
-    std::this_thread::sleep_for(Milliseconds(20));
-  }
-}
-
-std::string this_process() {
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof(host) - 1);
-  return fmt::format("host {}, process {}", host, ::getpid());
-}
-
 }  // namespace
 
 std::unique_ptr<Communicator> make_gloo(const GlooOptions& options) {
-  const auto tcp = connect(options);
-  const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
-    return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);
-  };
-  const auto store = prefixed(tcp);
+  const Meeting met = meet(options);
   try {
-    wait_for_all(*store, options);
-    const auto board = std::make_shared<Board>(prefixed(tcp->clone()), options.rank, options.size, this_process());
-    return std::make_unique<Gloo>(options, store, board, "main");
+    const auto board = std::make_shared<Board>(
+        met.own_store, BoardOptions{options.rank, options.size, met.me, met.keeper, !options.agent_store});
+    return std::make_unique<Gloo>(options, met.store, board,
+                                  std::make_shared<std::atomic<double>>(options.first_timeout_s), "main");
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

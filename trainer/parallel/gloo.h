@@ -13,7 +13,7 @@ struct GlooOptions {
   std::string host;  // of the store
   uint16_t port = 0;
   bool agent_store = false;  // torchrun keeps the store: every rank is a client
-  std::string group = "0";   // differs between restarts that share a store
+  std::string run_id = {};   // of those runs that share a store
   double first_timeout_s = 1800, timeout_s = 600;
   bool verify_calls = false;  // hold operation, length and dtype of all ranks against each other before each call
 };

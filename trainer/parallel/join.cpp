@@ -1,7 +1,5 @@
 #include "trainer/parallel/join.h"
 
-#include <fmt/format.h>
-
 #include "trainer/parallel/gloo.h"
 
 namespace limbeck::parallel {
@@ -20,8 +18,7 @@ Joined join_ranks(const recipe::Settings& settings) {
   options.host = t.master_host;
   options.port = t.master_port;
   options.agent_store = t.agent_store;
-  // A store that outlives a restart must not show the addresses of those who died.
-  options.group = fmt::format("{}/{}", t.run_id, t.restart);
+  options.run_id = t.run_id;
   options.first_timeout_s = settings.number("parallel.first_timeout");
   options.timeout_s = settings.number("parallel.timeout");
   options.verify_calls = settings.enabled("parallel.verify_calls");
