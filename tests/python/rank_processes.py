@@ -68,7 +68,8 @@ class Ranks:
         for process in self.processes:
             process.kill()
         for process in self.processes:
-            process.communicate()
+            process.wait()
+            process.stderr.close()
 
     def signal(self, rank: int, number: int = signal.SIGKILL) -> None:
         self.processes[rank].send_signal(number)

@@ -156,10 +156,8 @@ std::string Board::blame(const std::string& line, int64_t number, const std::str
         late.push_back(fmt::format("{} does {} there instead", who, last));
       }
     }
-  } catch (const std::exception& error) {
-    const std::string text = error.what();
-    return fmt::format("{} is gone or stands still, and the store of the ranks with it ({}); {}", options_.keeper,
-                       text.substr(0, text.find('\n')), here);
+  } catch (const std::exception&) {
+    return fmt::format("{} is gone or stands still, and the store of the ranks with it; {}", options_.keeper, here);
   }
   // Who fell silent without a word is the cause; those who said farewell mostly followed.
   for (const auto* found : {&gone, &farewells, &late}) {

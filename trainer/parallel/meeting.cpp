@@ -1,10 +1,13 @@
 #include "trainer/parallel/meeting.h"
 
+#include <c10/util/Logging.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
+#include <cstdlib>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -26,6 +29,12 @@ std::string first_line_of(const std::exception& error) {
   return text.substr(0, text.find('\n'));
 }
 
+// LibTorch prints a stack trace for each connection that breaks; what is to be said about it is our message.
+void quieten_libtorch() {
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") != nullptr || std::getenv("LIMBECK_TRACE") != nullptr) return;
+  FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+}
+
 c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
   c10d::TCPStoreOptions opts;
   opts.port = options.port;
@@ -36,10 +45,11 @@ c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
   try {
     return c10::make_intrusive<c10d::TCPStore>(options.host, opts);
   } catch (const std::exception& error) {
-    throw DistributedError(fmt::format(
-        "rank {} of {}: the store at {}:{} cannot be {}: {}: look whether rank 0 started and whether the port is {}",
-        options.rank, options.size, options.host, options.port, opts.isServer ? "opened" : "reached",
-        first_line_of(error), opts.isServer ? "free" : "open to this machine"));
+    throw DistributedError(
+        fmt::format("rank {} of {}: the store at {}:{} cannot be {}: {}: look whether {}", options.rank, options.size,
+                    options.host, options.port, opts.isServer ? "opened" : "reached", first_line_of(error),
+                    opts.isServer ? "the port is free, and whether another process says that it is rank 0"
+                                  : "rank 0 started, and whether the port is open to this machine"));
   }
 }
 
@@ -146,6 +156,9 @@ class Gathering {
 }  // namespace
 
 Meeting meet(const GlooOptions& options) {
+  quieten_libtorch();
+  // Gloo and the store write to whoever may just have died: that is an error to report, and no reason to vanish.
+  std::signal(SIGPIPE, SIG_IGN);
   const auto tcp = connect(options);
   const auto within = [](const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& store) {
     return c10::make_intrusive<c10d::PrefixStore>(prefix, store);

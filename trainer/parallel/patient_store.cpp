@@ -40,6 +40,7 @@ struct PatientStore::Desk {
       }
       lock.lock();
       questions.pop_front();
+      silent = false;
       question->done = true;
       changed.notify_all();
     }
@@ -50,6 +51,7 @@ struct PatientStore::Desk {
   std::condition_variable changed;
   std::deque<std::shared_ptr<Question>> questions;
   bool stopped = false;
+  bool silent = false;  // the last question was not answered in time
 };
 
 PatientStore::PatientStore(c10::intrusive_ptr<c10d::Store> store)
@@ -74,12 +76,12 @@ std::string PatientStore::ask(std::function<std::string(c10d::Store&)> question)
   const auto asked = std::make_shared<Question>();
   asked->ask = std::move(question);
   std::unique_lock lock(desk_->mutex);
-  // Who has not answered the question before gets no other one.
-  const bool free = desk_->changed.wait_for(lock, kStorePatience, [this] { return desk_->questions.empty(); });
-  if (free) desk_->questions.push_back(asked);
+  if (desk_->silent) throw IoError("the store does not answer");  // nobody waits for it a second time
+  desk_->questions.push_back(asked);
   desk_->changed.notify_all();
-  if (!free || !desk_->changed.wait_for(lock, kStorePatience, [&] { return asked->done; })) {
-    throw IoError("it does not answer");
+  if (!desk_->changed.wait_for(lock, kStorePatience, [&] { return asked->done; })) {
+    desk_->silent = true;
+    throw IoError("the store does not answer");
   }
   if (asked->failure) std::rethrow_exception(asked->failure);
   return asked->answer;
