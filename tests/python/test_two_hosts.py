@@ -75,8 +75,8 @@ class Torchruns:
         self.processes = []
         for number, host in enumerate(hosts):
             command = ["ip", "netns", "exec", host, str(TORCHRUN), "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d",
-                       f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", "--rdzv-id=limbeck", f"--node-rank={number}",
-                       f"--local-addr={ADDRESSES[number]}", "--max-restarts=2", "--no-python", str(program), *words]  # fmt: skip
+                       f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--rdzv-conf=is_host={1 - number}", "--rdzv-id=limbeck", f"--node-rank={number}",
+                       f"--local-addr={ADDRESSES[number]}", "--max-restarts=2", "--no-python", "--", str(program), *words]  # fmt: skip
             with self.logs[number].open("w") as log:
                 self.processes.append(subprocess.Popen(command, env=base | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log))
 

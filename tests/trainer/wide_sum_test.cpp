@@ -80,7 +80,9 @@ TEST(WideSum, HoldsNoMoreTensorsThanTheTreeIsDeep) {
       const auto held = std::count_if(given.begin(), given.end(), [](const auto& one) { return !one.expired(); });
       const int bound = order == Order::kFast ? 1 : std::bit_width(i);  // log2 + 1
       ASSERT_LE(held, bound) << "after " << i << " leaves";
-      if (i == 63) ASSERT_EQ(held, bound) << "nothing was counted";
+      if (i == 63) {
+        ASSERT_EQ(held, bound) << "nothing was counted";
+      }
     }
     EXPECT_EQ(sum.take().sum().item<float>(), 256);
   }
