@@ -306,8 +306,7 @@ def test_a_second_interrupt_ends_at_once_and_leaves_the_checkpoint_whole(work, t
         code, text = ranks.end_of(1, AT_ONCE)
         assert code == 7 and "rank 0 " in the_line(text), text
     # Every byte of the newest checkpoint is held against its checksums, and no older one would do.
-    step = int(checkpoints(run)[-1].name.removeprefix("step-"))
     with start(work, run, 2, "--resume.strict", keys={"checkpoint__every": 5}) as ranks:
-        wait_for_step(run, ranks, step + 1)
+        wait_for(lambda: all(catches(one.pid, signal.SIGTERM) for one in ranks.processes), ranks)
         ranks.signal(0, signal.SIGTERM)
         assert ranks.end(STARTED).codes == [75, 75]

@@ -22,7 +22,8 @@ namespace {
 
 using Milliseconds = std::chrono::milliseconds;
 constexpr auto kBetweenLooks = Milliseconds(20);
-constexpr const char *kRound = "round", *kTwice = "twice";
+constexpr auto kFarewell = std::chrono::seconds(2);
+constexpr const char *kRound = "round", *kOver = "over", *kHere = "here", *kTold = "told";
 
 std::string first_line_of(const std::exception& error) {
   const std::string text = error.what();
@@ -75,7 +76,7 @@ class Gathering {
         std::chrono::steady_clock::now() + Milliseconds(static_cast<int64_t>(options_.first_timeout_s * 1000));
     come();
     while (!begun()) {
-      if (std::chrono::steady_clock::now() > deadline) throw DistributedError(who_is_missing());
+      if (std::chrono::steady_clock::now() > deadline) give_up(who_is_missing());
       std::this_thread::sleep_for(kBetweenLooks);
     }
     return round_;
@@ -102,17 +103,31 @@ class Gathering {
 
   void come() {
     // Of a store that rank 0 opened for this run; in torchrun's, a second time is a restart.
-    if (!options_.agent_store && store_.add(fmt::format("times/{}", options_.rank), 1) > 1) {
-      write(kTwice, std::to_string(options_.rank));
+    if (!options_.agent_store) {
+      store_.add(kHere, 1);
+      if (store_.add(fmt::format("times/{}", options_.rank), 1) > 1) {
+        write(kOver, fmt::format("two processes say that they are rank {}: start each rank once", options_.rank));
+      }
     }
     write(word_key(options_.rank), word_);
   }
 
-  bool begun() {
-    if (!options_.agent_store && store_.check({kTwice})) {
-      throw DistributedError(fmt::format("rank {} of {}: two processes say that they are rank {}: start each rank once",
-                                         options_.rank, options_.size, read(kTwice)));
+  // All who are here end with the same reason, and the one who keeps the store as the last.
+  [[noreturn]] void give_up(const std::string& reason) {
+    if (!options_.agent_store) {
+      write(kOver, reason);
+      const auto deadline = std::chrono::steady_clock::now() + kFarewell;
+      store_.add(kTold, 1);
+      while (options_.rank == 0 && store_.add(kTold, 0) < store_.add(kHere, 0) &&
+             std::chrono::steady_clock::now() < deadline) {
+        std::this_thread::sleep_for(kBetweenLooks);
+      }
     }
+    throw DistributedError(fmt::format("rank {} of {}: {}", options_.rank, options_.size, reason));
+  }
+
+  bool begun() {
+    if (!options_.agent_store && store_.check({kOver})) give_up(read(kOver));
     if (options_.rank == 0) name_round();
     if (!store_.check({kRound})) return false;
     std::istringstream text(read(kRound));
@@ -143,9 +158,8 @@ class Gathering {
       if (!store_.check({round_.empty() ? word_key(rank) : came(rank)})) missing.push_back(rank);
     }
     if (missing.empty()) missing.push_back(0);  // it has named no round
-    return fmt::format("rank {} of {}: rank{} {} did not come within {:.0f} s (parallel.first_timeout)", options_.rank,
-                       options_.size, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "),
-                       options_.first_timeout_s);
+    return fmt::format("rank{} {} did not come within {:.0f} s (parallel.first_timeout)", missing.size() > 1 ? "s" : "",
+                       fmt::join(missing, ", "), options_.first_timeout_s);
   }
 
   c10d::Store& store_;
