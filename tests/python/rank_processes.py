@@ -38,28 +38,52 @@ class Ended:
 
 
 class Ranks:
-    """`size` processes of `limbeck train RECIPE FLAGS`; size 1 is one process without a launcher."""
+    """`size` processes of `limbeck train RECIPE FLAGS`; size 1 is one process without a launcher.
 
-    def __init__(self, size: int, recipe: Path, *flags: str, program: Path | None = None, per_rank=None, env=None):
+    By rank, where given: `per_rank` are more flags, `variables` more environment, `before` words in front of the program.
+    """
+
+    def __init__(self, size: int, recipe: Path, *flags: str, program: Path | None = None, per_rank=None, env=None,
+                 variables=None, before=None):  # fmt: skip
         program = program or Limbeck()._program
         base = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES} | (env or {})
-        port = free_port()
+        self.port = free_port()
         self.began = time.monotonic()
         self.processes, self.errors = [], []
         for rank in range(size):
             own = dict(base)
             if size > 1:
                 own |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size),
-                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-            command = [str(program), "train", str(recipe), "--threads=1", *flags, *(per_rank(rank) if per_rank else [])]
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}  # fmt: skip
+            own |= variables(rank) if variables else {}
+            command = [*(before(rank) if before else []), str(program), "train", str(recipe), "--threads=1", *flags]
+            command += per_rank(rank) if per_rank else []
             # A file and no pipe: a rank that says much must not stand still until somebody reads it.
             self.errors.append(tempfile.TemporaryFile(mode="w+"))
             self.processes.append(
                 subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1])
             )
 
+    def __enter__(self) -> "Ranks":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
     def signal(self, rank: int, number: int = signal.SIGKILL) -> None:
         self.processes[rank].send_signal(number)
+
+    def name(self, rank: int) -> str:
+        """How messages name a rank."""
+        return f"rank {rank} (host {socket.gethostname()}, process {self.processes[rank].pid})"
+
+    def end_of(self, rank: int, timeout: float) -> tuple[int, str]:
+        """Exit code and standard error of a rank that ends within `timeout` seconds."""
+        self.processes[rank].wait(timeout=timeout)
+        return self.processes[rank].returncode, self.texts()[rank]
 
     def end(self, timeout: float = 300) -> Ended:
         deadline = time.monotonic() + timeout

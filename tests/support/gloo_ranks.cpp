@@ -25,15 +25,18 @@ uint16_t free_port() {
 
 std::vector<std::string> run_gloo_ranks(
     int size, const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body) {
-  parallel::GlooOptions options;
-  options.size = size;
+  return run_gloo_ranks({.size = size, .first_timeout_s = 60, .timeout_s = 60}, body);
+}
+
+std::vector<std::string> run_gloo_ranks(
+    parallel::GlooOptions options,
+    const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body) {
   options.host = "127.0.0.1";
   options.port = free_port();
-  options.first_timeout_s = options.timeout_s = 60;
-  std::vector<std::string> thrown(static_cast<size_t>(size));
+  std::vector<std::string> thrown(static_cast<size_t>(options.size));
   {
     std::vector<std::jthread> threads;
-    for (int rank = 0; rank < size; ++rank) {
+    for (int rank = 0; rank < options.size; ++rank) {
       threads.emplace_back([&, rank] {
         try {
           parallel::GlooOptions own = options;

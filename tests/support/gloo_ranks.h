@@ -5,11 +5,15 @@
 #include <vector>
 
 #include "trainer/parallel/gloo.h"
+#include "trainer/parallel/meeting.h"
 
 namespace limbeck::tests {
 
 // Runs `body` once for each of `size` ranks, each on a thread of its own, and hands it its
 // line and where the ranks met. The messages of what they threw, by rank.
+std::vector<std::string> run_gloo_ranks(
+    parallel::GlooOptions options,
+    const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body);
 std::vector<std::string> run_gloo_ranks(
     int size, const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body);
 

@@ -38,6 +38,22 @@ TEST(Prefetcher, GivesTheBatchesOfTheSourceInOrderWhateverTheDepth) {
   }
 }
 
+TEST(Prefetcher, GivesTheBatchesThatItsNumbersName) {
+  const TemporaryFolder folder;
+  const DataSource source(twenty_rows(folder));
+  for (const int depth : {0, 3}) {
+    for (int64_t rank = 0; rank < 2; ++rank) {  // of two ranks, every other batch
+      Prefetcher prefetcher(source, 2, 9, depth, [rank](int64_t i) { return 2 * i + rank; });
+      for (int64_t i = 2; i < 9; ++i) {
+        const at::Tensor ids = prefetcher.next().student.ids;
+        ASSERT_TRUE(ids.equal(source.batch(2 * i + rank).student.ids)) << depth << " " << i;
+        ASSERT_FALSE(ids.equal(source.batch(i).student.ids)) << depth << " " << i;
+      }
+      EXPECT_THROW(prefetcher.next(), std::out_of_range);
+    }
+  }
+}
+
 TEST(Prefetcher, EndsWhenNobodyTakesItsBatches) {
   const TemporaryFolder folder;
   const DataSource source(twenty_rows(folder));

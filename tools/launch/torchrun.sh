@@ -35,4 +35,4 @@ shift 2
 # --standalone: a free port of its own, so that two runs on one machine do not meet.
 exec "$torchrun" --standalone --no-python --nproc-per-node="$processes" --max-restarts="${MAX_RESTARTS:-0}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-  "$limbeck" train "$recipe" --resume=auto "$@"
+  -- "$limbeck" train "$recipe" --resume=auto "$@"

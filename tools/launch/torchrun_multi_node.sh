@@ -43,4 +43,4 @@ exec "$torchrun" --no-python --nnodes="$nodes" --nproc-per-node="$processes" \
   --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="$RUN_ID" \
   --max-restarts="${MAX_RESTARTS:-3}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-  "$limbeck" train "$recipe" --resume=auto "$@"
+  -- "$limbeck" train "$recipe" --resume=auto "$@"

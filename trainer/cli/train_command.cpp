@@ -13,6 +13,7 @@
 #include "trainer/cli/progress.h"
 #include "trainer/loop/trainer.h"
 #include "trainer/parallel/join.h"
+#include "trainer/parallel/together.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::cli {
@@ -94,7 +95,8 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
 }
 
 void train(Invocation& call, const parallel::Joined& joined) {
-  const check::CheckReport checked = check_first(call);
+  check::CheckReport checked;
+  parallel::together(*joined.ranks, [&] { checked = check_first(call); });
   precision::HostMemory::count_tensors();
   SilentObserver silent;
   ConsoleObserver console(call);

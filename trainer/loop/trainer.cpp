@@ -2,8 +2,11 @@
 
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <exception>
+#include <map>
 
 #include "kernels/adamw.h"
 #include "modules/errors.h"
@@ -32,6 +35,30 @@ std::string first_spoiled(const std::vector<optim::StateTensor>& tensors) {
   return "";
 }
 
+// Who is wrong, by which ranks hold which bits: those outside of a majority, where there is one.
+std::string odd_ones(const std::map<uint32_t, std::vector<size_t>>& holders) {
+  size_t ranks = 0;
+  const std::vector<size_t>* most = nullptr;
+  for (const auto& [digest, group] : holders) {
+    ranks += group.size();
+    if (most == nullptr || group.size() > most->size()) most = &group;
+  }
+  const bool majority = 2 * most->size() > ranks;
+  std::vector<std::string> groups;
+  for (const auto& [digest, group] : holders) {
+    if (majority && &group == most) continue;
+    groups.push_back(fmt::format("rank{} {}", group.size() > 1 ? "s" : "", fmt::join(group, ", ")));
+  }
+  if (majority) {
+    const bool several = holders.size() > 2 || groups.front().starts_with("ranks");
+    return fmt::format("{} differ{} from the others: suspect is the memory or processor there",
+                       fmt::join(groups, " and "), several ? "" : "s");
+  }
+  return fmt::format(
+      "{} differ, and no majority says which is right: suspect is the memory or processor of one of them",
+      fmt::join(groups, " and "));
+}
+
 }  // namespace
 
 Trainer::Trainer(const TrainRequest& request) : state_(std::make_unique<State>(request)) {}
@@ -52,12 +79,19 @@ std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetche
 }
 
 // One sum over the ranks: what the update divides by, and what any rank wants.
-Trainer::State::Boundary Trainer::State::meet(const std::vector<data::Batch>& batches, bool wants_stop) {
+Trainer::State::Boundary Trainer::State::meet(const std::vector<data::Batch>& batches, bool wants_stop,
+                                              const std::exception_ptr& failure) {
   const objective::Progress own = update_progress(batches, run.step, total_steps, 1);
   const bool gives_up = saver->failures_in_a_row() >= settings.integer("checkpoint.max_failures");
   const bool saves = leads() && saver->plan().due(run.step + 1, seconds_since(begin));
-  std::vector<int64_t> numbers = {own.update_targets, own.update_sequences, wants_stop, saves, gives_up};
+  std::vector<int64_t> numbers = {own.update_targets, own.update_sequences, wants_stop, saves,
+                                  gives_up,           failure != nullptr};
   ranks.all_reduce(numbers, parallel::Reduce::kSum);
+  if (numbers[5] > 0) {
+    parallel::together(ranks, [&] {
+      if (failure) std::rethrow_exception(failure);
+    });
+  }
   return {.stop = numbers[2] > 0,
           .save = numbers[3] > 0,
           .give_up = numbers[4] > 0,
@@ -225,12 +259,9 @@ void Trainer::State::compare_replicas(int64_t step) const {
     std::map<uint32_t, std::vector<size_t>> holders;
     for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank].at(name).get<uint32_t>()].push_back(rank);
     if (holders.size() == 1) continue;
-    const auto odd = std::min_element(holders.begin(), holders.end(),
-                                      [](const auto& a, const auto& b) { return a.second.size() < b.second.size(); });
     throw DistributedError(
-        fmt::format("after step {} the ranks hold different {}: rank {} differs from the others: its "
-                    "memory or processor is suspect; go on from the last checkpoint without it",
-                    step, name, odd->second.front()));
+        fmt::format("after step {} the ranks hold different {}: {}; go on from the last checkpoint without it", step,
+                    name, odd_ones(holders)));
   }
 }
 
@@ -259,8 +290,14 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
     precision::HostMemory::reset_peak();
-    const std::vector<data::Batch> batches = s.own_batches(prefetched);
-    const State::Boundary boundary = s.meet(batches, stop);
+    std::vector<data::Batch> batches;
+    std::exception_ptr failure;
+    try {
+      batches = s.own_batches(prefetched);
+    } catch (const std::exception&) {
+      failure = std::current_exception();  // the others learn it where they meet
+    }
+    const State::Boundary boundary = s.meet(batches, stop, failure);
     stopped = boundary.stop;
     if (stopped) break;
     if (boundary.give_up) {

@@ -11,14 +11,15 @@
 namespace limbeck::parallel {
 namespace {
 
-constexpr auto kBeat = std::chrono::milliseconds(500), kPatience = std::chrono::milliseconds(1800);
+constexpr auto kBeat = std::chrono::milliseconds(500), kPatience = std::chrono::milliseconds(1800),
+               kLookAgain = std::chrono::milliseconds(20), kLongestStay = std::chrono::milliseconds(6000);
 
 std::string key_of(int rank) { return "board/" + std::to_string(rank); }
 
 }  // namespace
 
 struct Board::Post {
-  bool there = false, under_way = false;
+  bool there = false, under_way = false, left = false;
   int64_t beats = 0, number = 0;
   std::string me, what, farewell;
   nlohmann::json lines;
@@ -32,8 +33,8 @@ struct Board::Post {
   }
 };
 
-Board::Board(c10::intrusive_ptr<c10d::Store> store, int rank, int size, const std::string& me)
-    : store_(std::move(store)), rank_(rank), size_(size), me_(me) {
+Board::Board(c10::intrusive_ptr<c10d::Store> store, const BoardOptions& options)
+    : store_(std::move(store)), options_(options) {
   post();
   thread_ = std::thread([this] { beat(); });
 }
@@ -41,23 +42,48 @@ Board::Board(c10::intrusive_ptr<c10d::Store> store, int rank, int size, const st
 Board::~Board() {
   {
     const std::lock_guard lock(mutex_);
-    stopped_ = true;
+    stopped_ = left_ = true;
   }
   changed_.notify_all();
   thread_.join();
+  post();
+  if (options_.with_first && options_.rank == 0) see_others_off();
+}
+
+void Board::see_others_off() {
+  using Clock = std::chrono::steady_clock;
+  std::map<int, std::pair<int64_t, Clock::time_point>> here;  // rank -> its last beat, and when that came
+  for (int rank = 1; rank < options_.size; ++rank) here[rank] = {-1, Clock::now()};
+  const auto deadline = Clock::now() + kLongestStay;
+  try {
+    while (!here.empty() && Clock::now() < deadline) {
+      for (auto entry = here.begin(); entry != here.end();) {
+        const Post post = read(entry->first);
+        auto& [beats, when] = entry->second;
+        if (post.there && post.beats != beats) beats = post.beats, when = Clock::now();
+        entry = post.left || Clock::now() - when > kPatience ? here.erase(entry) : std::next(entry);
+      }
+      if (!here.empty()) std::this_thread::sleep_for(kLookAgain);
+    }
+  } catch (const std::exception&) {
+    // Nobody can read it any more.
+  }
 }
 
 void Board::post() {
   nlohmann::json text;
   {
     const std::lock_guard lock(mutex_);
-    text = {{"me", me_}, {"beats", ++beats_}, {"farewell", farewell_}, {"lines", nlohmann::json::object()}};
+    text = {{"me", options_.me},
+            {"beats", ++beats_},
+            {"farewell", farewell_},
+            {"left", left_},
+            {"lines", nlohmann::json::object()}};
     for (const auto& [line, last] : lines_) text["lines"][line] = {last.first, last.second};
   }
   const std::string bytes = text.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
-  const std::lock_guard lock(store_mutex_);
   try {
-    store_->set(key_of(rank_), std::vector<uint8_t>(bytes.begin(), bytes.end()));
+    store_.set(key_of(options_.rank), bytes);
   } catch (const std::exception&) {
     // The store is gone: the operations that need it say so.
   }
@@ -92,28 +118,27 @@ void Board::farewell(const std::string& reason) {
 
 Board::Post Board::read(int rank) {
   Post found;
-  const std::lock_guard lock(store_mutex_);
-  if (!store_->check({key_of(rank)})) return found;
-  const auto bytes = store_->get(key_of(rank));
-  const auto json = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, /*allow_exceptions=*/false);
+  const auto json = nlohmann::json::parse(store_.get(key_of(rank)), nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return found;
   found.there = true;
   found.beats = json.value("beats", int64_t{0});
   found.me = json.value("me", "");
   found.farewell = json.value("farewell", "");
+  found.left = json.value("left", false);
   found.lines = json.value("lines", nlohmann::json::object());
   return found;
 }
 
 std::string Board::blame(const std::string& line, int64_t number, const std::string& what, const std::string& symptom) {
-  const std::string here = fmt::format("{} #{} (line {}) failed on rank {}: {}", what, number, line, rank_, symptom);
+  const std::string here =
+      fmt::format("{} #{} (line {}) failed on rank {}: {}", what, number, line, options_.rank, symptom);
   std::vector<std::string> farewells, gone, late;
   try {
     std::vector<Post> before;
-    for (int rank = 0; rank < size_; ++rank) before.push_back(read(rank));
+    for (int rank = 0; rank < options_.size; ++rank) before.push_back(read(rank));
     std::this_thread::sleep_for(kPatience);
-    for (int rank = 0; rank < size_; ++rank) {
-      if (rank == rank_) continue;
+    for (int rank = 0; rank < options_.size; ++rank) {
+      if (rank == options_.rank) continue;
       Post now = read(rank);
       now.look_at(line);
       const std::string who = now.there ? fmt::format("rank {} ({})", rank, now.me) : fmt::format("rank {}", rank);
@@ -121,7 +146,9 @@ std::string Board::blame(const std::string& line, int64_t number, const std::str
       if (!now.farewell.empty()) {
         farewells.push_back(fmt::format("{} ended: {}", who, now.farewell));
       } else if (!now.there || now.beats == before[static_cast<size_t>(rank)].beats) {
-        gone.push_back(fmt::format("{} is gone, its last operation was {}", who, last));
+        gone.push_back(
+            fmt::format("{} is gone or stands still{}", who,
+                        now.number == 0 ? "" : fmt::format(", {} {}", now.under_way ? "in" : "after", last)));
       } else if (now.number < number) {
         late.push_back(fmt::format("{} lives, but never came to {} #{}: it is {} {}", who, what, number,
                                    now.under_way ? "in" : "past", last));
@@ -130,8 +157,7 @@ std::string Board::blame(const std::string& line, int64_t number, const std::str
       }
     }
   } catch (const std::exception&) {
-    return fmt::format(
-        "the store of the ranks is gone, with the process that kept it (rank 0, or torchrun's agent); {}", here);
+    return fmt::format("{} is gone or stands still, and the store of the ranks with it; {}", options_.keeper, here);
   }
   // Who fell silent without a word is the cause; those who said farewell mostly followed.
   for (const auto* found : {&gone, &farewells, &late}) {

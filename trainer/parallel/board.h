@@ -1,20 +1,28 @@
 // What every rank is doing, on a board that all can read: each posts a beat, its last operation and, at its end, why it
 // ended. When an operation fails or is late, blame() turns the board into one sentence that names the rank.
 #pragma once
-#include <torch/csrc/distributed/c10d/Store.hpp>
-
 #include <condition_variable>
 #include <map>
 #include <mutex>
 #include <string>
 #include <thread>
 
+#include "trainer/parallel/patient_store.h"
+
 namespace limbeck::parallel {
+
+struct BoardOptions {
+  int rank = 0, size = 1;
+  std::string me;          // "host nodeA, process 4711"
+  std::string keeper;      // of the store: "rank 0 (host nodeA, process 4711)"
+  bool with_first = true;  // the store ends with rank 0
+};
 
 class Board {
  public:
-  // `store`: a connection of its own. `me`: "host nodeA, process 4711".
-  Board(c10::intrusive_ptr<c10d::Store> store, int rank, int size, const std::string& me);
+  // `store`: a connection of its own.
+  Board(c10::intrusive_ptr<c10d::Store> store, const BoardOptions& options);
+  // The keeper of the store waits a few seconds for the others to leave first: they may still read who was to blame.
   ~Board();
   Board(const Board&) = delete;
   Board& operator=(const Board&) = delete;
@@ -32,16 +40,16 @@ class Board {
   void beat();
   void post();
   Post read(int rank);
+  void see_others_off();
 
-  c10::intrusive_ptr<c10d::Store> store_;
-  int rank_, size_;
-  std::string me_;
-  std::mutex mutex_, store_mutex_;
+  PatientStore store_;
+  BoardOptions options_;
+  std::mutex mutex_;
   std::condition_variable changed_;
   std::map<std::string, std::pair<int64_t, std::string>> lines_;  // line -> number, what (">" before: under way)
   std::string farewell_;
   int64_t beats_ = 0;
-  bool stopped_ = false;
+  bool stopped_ = false, left_ = false;
   std::thread thread_;
 };
 

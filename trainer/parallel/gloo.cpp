@@ -11,18 +11,17 @@
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
-#include <set>
-#include <thread>
 
 #include "modules/errors.h"
 #include "trainer/parallel/board.h"
 #include "trainer/parallel/job_thread.h"
+#include "trainer/parallel/meeting.h"
 #include "trainer/parallel/same_call.h"
 #include "trainer/parallel/tree_sum.h"
 
@@ -63,9 +62,15 @@ std::string first_line(const std::string& text) { return text.substr(0, text.fin
 // Operations of one line; all of them run on its thread.
 class Gloo : public Communicator {
  public:
-  Gloo(const GlooOptions& options, const Meeting& meeting, const std::string& name)
-      : options_(options), meeting_(meeting), board_(meeting.board), name_(name) {
-    auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(options.first_timeout_s));
+  Gloo(const GlooOptions& options, const Meeting& meeting, std::shared_ptr<std::atomic<double>> timeout_s,
+       const std::string& name)
+      : options_(options),
+        meeting_(meeting),
+        board_(meeting.board),
+        timeout_s_(std::move(timeout_s)),
+        name_(name),
+        patience_s_(*timeout_s_) {
+    auto opts = c10d::ProcessGroupGloo::Options::create(milliseconds(patience_s_));
     const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
     const std::string address = interface != nullptr ? "" : own_address(options.host, options.port);
     opts->devices.push_back(interface != nullptr ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
@@ -80,9 +85,7 @@ class Gloo : public Communicator {
   int size() const override { return options_.size; }
   CommunicationTime time() const override { return jobs_.time(); }
   void farewell(const std::string& reason) override { board_->farewell(reason); }
-  void settle() override {
-    run("settle", 0, at::kByte, [this] { backend_->setTimeout(milliseconds(options_.timeout_s)); })->wait();
-  }
+  void settle() override { *timeout_s_ = options_.timeout_s; }
 
   void all_reduce(std::vector<int64_t>& values, Reduce how) override {
     at::Tensor tensor = at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kLong);
@@ -123,7 +126,7 @@ class Gloo : public Communicator {
   }
 
   std::unique_ptr<Communicator> line(const std::string& name) override {
-    return std::make_unique<Gloo>(options_, meeting_, name);
+    return std::make_unique<Gloo>(options_, meeting_, timeout_s_, name);
   }
 
  private:
@@ -133,6 +136,7 @@ class Gloo : public Communicator {
       const int64_t number = ++number_;
       board_->begins(name_, number, what);
       try {
+        if (patience_s_ != *timeout_s_) backend_->setTimeout(milliseconds(patience_s_ = *timeout_s_));
         if (options_.verify_calls) verify(fmt::format("{} of {} {}", what, length, c10::toString(dtype)));
         body();
       } catch (const Error&) {
@@ -193,58 +197,13 @@ class Gloo : public Communicator {
   GlooOptions options_;
   Meeting meeting_;
   std::shared_ptr<Board> board_;
+  std::shared_ptr<std::atomic<double>> timeout_s_;  // of all lines
   std::string name_;
+  double patience_s_;  // of backend_
   int64_t number_ = 0;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> backend_;
   JobThread jobs_;  // last: its thread uses all of the above
 };
-
-c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
-  c10d::TCPStoreOptions opts;
-  opts.port = options.port;
-  opts.isServer = options.rank == 0 && !options.agent_store;
-  if (!options.agent_store) opts.numWorkers = static_cast<std::size_t>(options.size);
-  opts.waitWorkers = false;
-  opts.timeout = milliseconds(options.first_timeout_s);
-  try {
-    return c10::make_intrusive<c10d::TCPStore>(options.host, opts);
-  } catch (const std::exception& error) {
-    throw DistributedError(fmt::format(
-        "rank {} of {}: the store at {}:{} cannot be {}: {}: look whether rank 0 started and whether the port is {}",
-        options.rank, options.size, options.host, options.port, opts.isServer ? "opened" : "reached",
-        first_line(error.what()), opts.isServer ? "free" : "open to this machine"));
-  }
-}
-
-// All ranks have come, or a message that names those who have not.
-void wait_for_all(c10d::Store& store, const GlooOptions& options) {
-  const auto deadline = std::chrono::steady_clock::now() + milliseconds(options.first_timeout_s);
-  const auto key = [](int rank) { return fmt::format("came/{}", rank); };
-  const std::string clash = "twice/" + std::to_string(options.rank);
-  if (store.add(clash, 1) > 1) {
-    throw DistributedError(
-        fmt::format("two processes say that they are rank {} of {}: start each rank once", options.rank, options.size));
-  }
-  store.set(key(options.rank), std::vector<uint8_t>{1});
-  std::set<int> missing;
-  for (int rank = 0; rank < options.size; ++rank) missing.insert(rank);
-  while (!missing.empty()) {
-    std::erase_if(missing, [&](int rank) { return store.check({key(rank)}); });
-    if (missing.empty()) return;
-    if (std::chrono::steady_clock::now() > deadline) {
-      throw DistributedError(
-          fmt::format("rank {} of {}: rank{} {} did not come within {:.0f} s (parallel.first_timeout)", options.rank,
-                      options.size, missing.size() > 1 ? "s" : "", fmt::join(missing, ", "), options.first_timeout_s));
-    }
-    std::this_thread::sleep_for(Milliseconds(20));
-  }
-}
-
-std::string this_process() {
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof(host) - 1);
-  return fmt::format("host {}, process {}", host, ::getpid());
-}
 
 // c10d records every operation in a list of the process that it fills without a lock, which ends the process when two
 // lines begin at once. Off for Gloo unless a user asks for it; NCCL's own list is turned on by the variable's other
@@ -254,36 +213,19 @@ void leave_operations_unrecorded() {
   std::call_once(once, [] { ::setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", "0", /*overwrite=*/0); });
 }
 
-template <class Made>
-Made joined(const GlooOptions& options, const std::function<Made()>& make) {
+}  // namespace
+
+std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting) {
+  leave_operations_unrecorded();
   try {
-    return make();
+    return std::make_unique<Gloo>(options, meeting, std::make_shared<std::atomic<double>>(options.first_timeout_s),
+                                  "main");
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     throw DistributedError(fmt::format("rank {} of {}: the ranks cannot be joined: {}", options.rank, options.size,
                                        first_line(error.what())));
   }
-}
-
-}  // namespace
-
-Meeting meet(const GlooOptions& options) {
-  leave_operations_unrecorded();
-  const auto tcp = connect(options);
-  const auto prefixed = [&](const c10::intrusive_ptr<c10d::Store>& store) {
-    return c10::make_intrusive<c10d::PrefixStore>("limbeck/" + options.group, store);
-  };
-  return joined<Meeting>(options, [&]() -> Meeting {
-    const auto store = prefixed(tcp);
-    wait_for_all(*store, options);
-    return {store, std::make_shared<Board>(prefixed(tcp->clone()), options.rank, options.size, this_process())};
-  });
-}
-
-std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting) {
-  return joined<std::unique_ptr<Communicator>>(options,
-                                               [&] { return std::make_unique<Gloo>(options, meeting, "main"); });
 }
 
 }  // namespace limbeck::parallel

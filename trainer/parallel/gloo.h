@@ -4,7 +4,6 @@
 #include <memory>
 #include <string>
 
-#include "trainer/parallel/board.h"
 #include "trainer/parallel/communicator.h"
 
 namespace limbeck::parallel {
@@ -14,20 +13,14 @@ struct GlooOptions {
   std::string host;  // of the store
   uint16_t port = 0;
   bool agent_store = false;  // torchrun keeps the store: every rank is a client
-  std::string group = "0";   // differs between restarts that share a store
+  std::string run_id = {};   // of those runs that share a store
   double first_timeout_s = 1800, timeout_s = 600;
   bool verify_calls = false;  // hold operation, length and dtype of all ranks against each other before each call
 };
 
-// Where the ranks of a run find each other: what other bodies of Communicator need beside Gloo's operations.
-struct Meeting {
-  c10::intrusive_ptr<c10d::Store> store;
-  std::shared_ptr<Board> board;
-};
+struct Meeting;
 
-// Connects and waits for all; DistributedError names what cannot be reached and who is missing.
-Meeting meet(const GlooOptions& options);
-
+// Joins the ranks that have met; DistributedError says what keeps them apart.
 std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting);
 
 }  // namespace limbeck::parallel

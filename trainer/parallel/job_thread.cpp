@@ -1,6 +1,5 @@
 #include "trainer/parallel/job_thread.h"
 
-#include <exception>
 #include <utility>
 
 namespace limbeck::parallel {
@@ -65,15 +64,14 @@ void JobThread::work() {
     jobs_.pop_front();
     lock.unlock();
     const auto begin = SteadyClock::now();
-    std::exception_ptr failure;
     try {
-      job->body();
+      if (!failure_) job->body();
     } catch (...) {
-      failure = std::current_exception();
+      failure_ = std::current_exception();
     }
     job->body = nullptr;  // what it holds is freed here, before anybody goes on
     lock.lock();
-    job->failure = failure;
+    job->failure = failure_;
     job->done = true;
     time_.running_s += since(begin);
     changed_.notify_all();

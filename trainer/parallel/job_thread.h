@@ -1,9 +1,11 @@
 // A thread that runs jobs one after another in the order they came: the operations of one line between ranks, which
-// must meet in the same order everywhere. What a job throws is thrown by the wait for it.
+// must meet in the same order everywhere. What a job throws is thrown by the wait for it and by all later ones: the
+// ranks are out of step then, and the jobs behind it would only wait for their own timeouts.
 #pragma once
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -15,7 +17,7 @@ namespace limbeck::parallel {
 class JobThread {
  public:
   JobThread() : thread_([this] { work(); }) {}
-  ~JobThread();  // runs what is queued first
+  ~JobThread();  // runs what is queued first, unless a job failed
   JobThread(const JobThread&) = delete;
   JobThread& operator=(const JobThread&) = delete;
 
@@ -30,6 +32,7 @@ class JobThread {
   std::condition_variable changed_;
   std::deque<std::shared_ptr<Job>> jobs_;
   CommunicationTime time_;
+  std::exception_ptr failure_;  // the first
   bool stopped_ = false;
   std::thread thread_;  // last: it uses all of the above
 };

@@ -5,6 +5,7 @@
 
 #include "kernels/cuda_library.h"
 #include "trainer/parallel/gloo.h"
+#include "trainer/parallel/meeting.h"
 #include "trainer/parallel/nccl.h"
 #include "trainer/parallel/together.h"
 
@@ -32,8 +33,7 @@ GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
   options.host = t.master_host;
   options.port = t.master_port;
   options.agent_store = t.agent_store;
-  // A store that outlives a restart must not show the addresses of those who died.
-  options.group = fmt::format("{}/{}", t.run_id, t.restart);
+  options.run_id = t.run_id;
   options.first_timeout_s = settings.number("parallel.first_timeout");
   options.timeout_s = settings.number("parallel.timeout");
   options.verify_calls = settings.enabled("parallel.verify_calls");

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "trainer/parallel/gloo.h"
+#include "trainer/parallel/meeting.h"
 
 namespace limbeck::parallel {
 
