@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -105,8 +106,7 @@ class Gloo : public Communicator {
                                           const std::string& what) override {
     return run("reduce_scatter of " + what, whole.numel(), whole.scalar_type(), [this, shard, whole, order] {
       if (order == Order::kTree) return tree_reduce_scatter(shard, whole);
-      at::Tensor out = shard, in = whole;
-      backend_->_reduce_scatter_base(out, in)->wait();
+      fast_reduce_scatter(shard, whole);
     });
   }
 
@@ -182,6 +182,20 @@ class Gloo : public Communicator {
     }
   }
 
+  // Each rank gets its part of every other's whole and adds them up, neighbours first: half the bytes of the backend's
+  // own, which sums a copy of the whole on every rank and keeps a part.
+  void fast_reduce_scatter(const at::Tensor& shard, const at::Tensor& whole) {
+    const int ranks = size();
+    const at::Tensor parts = whole.view({ranks, shard.numel()});
+    const at::Tensor arrived = at::empty_like(shard);
+    shard.copy_(parts[rank()]);
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int to = (rank() + distance) % ranks, from = (rank() + ranks - distance) % ranks;
+      exchange(parts[to], to, arrived, from);
+      shard.add_(arrived);
+    }
+  }
+
   // Pairs of neighbours first. A pair shares the parts (one for each rank) that it holds by their lowest open bit,
   // which is the bit of the rank: each keeps its own half of them and adds what the other held, so that part r ends at
   // rank r and every element is summed by the same tree whatever the number of ranks.
@@ -194,17 +208,17 @@ class Gloo : public Communicator {
       const at::Tensor pairs = held.view({parts, 2, length});
       const at::Tensor away = pairs.select(1, 1 - mine).contiguous();
       const at::Tensor arrived = at::empty({parts, length}, whole.options());
-      exchange(away, arrived, partner);
+      exchange(away, partner, arrived, partner);
       // Addition commutes, so both of a pair get the same sums.
-      held = pairs.select(1, mine) + arrived;
+      held = arrived.add_(pairs.select(1, mine));
     }
     shard.copy_(held.view({length}));
   }
 
-  void exchange(const at::Tensor& send, const at::Tensor& receive, int partner) {
+  void exchange(const at::Tensor& send, int to, const at::Tensor& receive, int from) {
     std::vector<at::Tensor> out{send}, in{receive};
-    const auto sending = backend_->send(out, partner, kTag);
-    backend_->recv(in, partner, kTag)->wait();
+    const auto sending = backend_->send(out, to, kTag);
+    backend_->recv(in, from, kTag)->wait();
     sending->wait();
   }
 
