@@ -35,7 +35,7 @@ class Bench:
                    "--out", folder / "data", "--quiet"]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True)
 
-    def run(self, *flags: str) -> dict[str, float]:
+    def run(self, *flags: str, steps: int = 0) -> dict[str, float]:
         """Seconds of training, of the median step and of a save's parts."""
         self.count += 1
         run, result = self.folder / f"run{self.count}", self.folder / f"result{self.count}.json"
@@ -44,7 +44,7 @@ class Bench:
                    f"--teacher.model={models / 'quickstart_teacher'}", "--teacher.init=random",
                    f"--data.train={self.folder / 'data' / 'train'}",
                    f"--data.validation={self.folder / 'data' / 'validation'}",
-                   f"--train.steps={self.options.steps} steps", "--eval.every=0", "--eval.batches=1",
+                   f"--train.steps={steps or self.options.steps} steps", "--eval.every=0", "--eval.batches=1",
                    f"--threads={self.options.threads}", f"--run={run}", f"--json={result}", *flags]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     print(f"{'round':<7}{'with':>9}{'without':>9}{'share':>9}{'median step':>13}{'without':>9}{'share':>9}   one save")
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as folder:
         bench = Bench(options, Path(folder))
-        bench.run("--checkpoint.keep=0", "--train.steps=20 steps")  # files into the page cache
+        bench.run("--checkpoint.keep=0", steps=20)  # files into the page cache
         for turn in range(options.rounds):
             saving = ("--checkpoint.keep=2", f"--checkpoint.every={options.every}", "--checkpoint.async=yes")
             pair = [bench.run(*saving), bench.run("--checkpoint.keep=0")]

@@ -122,9 +122,11 @@ void write_plain(const fs::path& path, const checkpoint::SaveRequest& request) {
   if (::fsync(file) != 0 || ::close(file) != 0) throw std::runtime_error(path.string() + ": cannot be flushed");
 }
 
-void read_plain(const fs::path& path) {
+using Memory = std::unique_ptr<char, decltype(&std::free)>;
+
+Memory read_plain(const fs::path& path) {
   const uint64_t bytes = fs::file_size(path);
-  const std::unique_ptr<char, decltype(&std::free)> memory(static_cast<char*>(std::malloc(bytes)), &std::free);
+  Memory memory(static_cast<char*>(std::malloc(bytes)), &std::free);
   const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   for (uint64_t at = 0; at < bytes;) {
     const ssize_t got =
@@ -133,6 +135,7 @@ void read_plain(const fs::path& path) {
     at += static_cast<uint64_t>(got);
   }
   ::close(file);
+  return memory;
 }
 
 bool measure_save(const fs::path& folder, checkpoint::SaveRequest& request, int rounds) {
@@ -192,7 +195,8 @@ bool measure_restore(const fs::path& path, int rounds) {
   for (int round = 0; round < rounds + 1; ++round) {
     ::malloc_trim(0);  // all memory is fresh, on either side
     plain.each.push_back(seconds([&] {
-      for (const fs::path& file : files) read_plain(file);
+      std::vector<Memory> kept;
+      for (const fs::path& file : files) kept.push_back(read_plain(file));
     }));
     ::malloc_trim(0);
     restored.each.push_back(seconds([&] {

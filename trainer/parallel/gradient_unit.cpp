@@ -1,7 +1,5 @@
 #include "trainer/parallel/gradient_unit.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 
 #include "kernels/adamw.h"
@@ -45,7 +43,7 @@ void GradientUnit::close(bool last) {
   missing_ = filled_.size();
   if (plan_.parts_first()) {
     collect();
-    part_ = at::empty({layout_.length / ranks_->size()}, wide_);
+    part_ = pool_->tensor(layout_.length / ranks_->size(), wide_);
     pending_ = ranks_->reduce_scatter(part_, leaf_, plan_.order, layout_.name);
     leaf_.reset();  // lives until it was sent
     return;
@@ -55,7 +53,7 @@ void GradientUnit::close(bool last) {
   if (!last) return;
   const at::Tensor total = before_.take();
   if (plan_.divided()) {
-    sum_ = at::empty({layout_.length / ranks_->size()}, wide_);
+    sum_ = pool_->tensor(layout_.length / ranks_->size(), wide_);
     pending_ = ranks_->reduce_scatter(sum_, total, plan_.order, layout_.name);
   } else {
     sum_ = total;

@@ -14,7 +14,7 @@
 namespace limbeck::parallel {
 namespace {
 
-constexpr size_t kUnitsInFlight = 2;
+constexpr size_t kUnitsInFlight = 1;  // and one that backward fills
 
 // Runs in backward as soon as a parameter's .grad is complete.
 class WhenGradientIsThere : public torch::autograd::PostAccumulateGradHook {
@@ -228,7 +228,7 @@ class SharedParameters : public ParameterShares {
     const at::NoGradGuard no_gradient;
     for (; next_ > first; --next_) {
       units_[next_ - 1].gradients.close(last());
-      // Of the gradients that wait to be sent at most a few units are kept.
+      // While one is sent the next one is filled; more in flight would be memory and no more overlap.
       if (next_ - 1 + kUnitsInFlight < units_.size()) units_[next_ - 1 + kUnitsInFlight].gradients.collect();
     }
   }
