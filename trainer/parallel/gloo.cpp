@@ -104,10 +104,8 @@ class Gloo : public Communicator {
 
   std::shared_ptr<Pending> all_gather(const at::Tensor& whole, const at::Tensor& shard,
                                       const std::string& what) override {
-    return run("all_gather of " + what, shard.numel(), shard.scalar_type(), [this, whole, shard] {
-      at::Tensor out = whole, in = shard;
-      backend_->_allgather_base(out, in)->wait();
-    });
+    return run("all_gather of " + what, shard.numel(), shard.scalar_type(),
+               [this, whole, shard] { gather_parts(whole, shard); });
   }
 
   std::shared_ptr<Pending> reduce_scatter(const at::Tensor& shard, const at::Tensor& whole, Order order,
@@ -122,9 +120,9 @@ class Gloo : public Communicator {
     return run("all_reduce of " + what, whole.numel(), whole.scalar_type(), [this, whole, order] {
       if (order == Order::kFast) return reduce(whole, Reduce::kSum);
       const int64_t length = whole.numel() / size();
-      at::Tensor own = at::empty({length}, whole.options()), out = whole;
+      const at::Tensor own = at::empty({length}, whole.options());
       tree_reduce_scatter(own, whole);
-      backend_->_allgather_base(out, own)->wait();
+      gather_parts(whole, own);
     });
   }
 
@@ -190,6 +188,17 @@ class Gloo : public Communicator {
           fmt::format("ranks ask for different operations: rank {} for {}, rank {} for {}: this is a "
                       "fault in limbeck, or the ranks run different versions of it",
                       rank(), call, other, theirs));
+    }
+  }
+
+  // Straight into place: the backend's own gathers into a second whole first.
+  void gather_parts(const at::Tensor& whole, const at::Tensor& shard) {
+    const int ranks = size();
+    const at::Tensor parts = whole.view({ranks, shard.numel()});
+    if (parts[rank()].const_data_ptr() != shard.const_data_ptr()) parts[rank()].copy_(shard);
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int to = (rank() + distance) % ranks, from = (rank() + ranks - distance) % ranks;
+      exchange(shard, to, parts[from], from);
     }
   }
 
