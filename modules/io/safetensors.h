@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -71,11 +72,14 @@ class WeightsFolder {
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 NamedTensors read_safetensors(const std::filesystem::path& path);
+// Called before a tensor's bytes are read, in the order of the file: its memory need not be there earlier.
+using BeforeTensor = std::function<void(const at::Tensor&)>;
 // Written to a temporary beside the target, flushed to disk, then renamed: never a half-written file under the name.
 void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {}, const BeforeTensor& before = {});
 // Shards of at most max_shard_bytes plus model.safetensors.index.json; one shard = model.safetensors alone. A tensor
 // larger than that has a shard to itself. Refuses a folder that already holds weights (UsageError).
-void write_weights_folder(const std::filesystem::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes);
+void write_weights_folder(const std::filesystem::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes,
+                          const BeforeTensor& before = {});
 
 }  // namespace limbeck::io

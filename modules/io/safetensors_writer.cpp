@@ -65,7 +65,7 @@ std::vector<NamedTensors> split(const NamedTensors& tensors, uint64_t max_shard_
 }  // namespace
 
 void write_safetensors(const fs::path& path, const NamedTensors& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, const BeforeTensor& before) {
   const std::string where = path.string();
   const auto order = file_order(tensors, where);
   std::vector<HeaderEntry> entries;
@@ -81,7 +81,8 @@ void write_safetensors(const fs::path& path, const NamedTensors& tensors,
   AtomicFile file(path, entries.empty() ? header.size() : entries.back().end);
   file.write(header.data(), header.size());
   for (const auto* named : order) {
-    if (named->second.nbytes() == 0) continue;
+    if (named->second.numel() == 0) continue;
+    if (before) before(named->second);
     // At most one tensor's copy at a time, and none when it is contiguous on the CPU.
     const at::Tensor plain = named->second.detach().resolve_conj().resolve_neg().cpu().contiguous();
     file.write(plain.const_data_ptr(), plain.nbytes());
@@ -89,7 +90,8 @@ void write_safetensors(const fs::path& path, const NamedTensors& tensors,
   file.commit();
 }
 
-void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes) {
+void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes,
+                          const BeforeTensor& before) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) throw IoError(folder.string() + ": cannot be created: " + error.message());
@@ -111,7 +113,7 @@ void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, u
   const std::vector<NamedTensors> shards = split(tensors, max_shard_bytes);
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string file_name = shard_name(i, shards.size());
-    write_safetensors(folder / file_name, shards[i]);
+    write_safetensors(folder / file_name, shards[i], {}, before);
     for (const auto& [name, tensor] : shards[i]) weight_map[name] = file_name;
   }
   if (shards.size() == 1) return;

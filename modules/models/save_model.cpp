@@ -107,7 +107,8 @@ class TemporaryFolder {
 
 }  // namespace
 
-void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_shard_bytes) {
+void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_shard_bytes,
+                const io::BeforeTensor& before) {
   const fs::path target = folder.has_filename() ? folder : folder.parent_path();  // "out/" is "out"
   std::error_code error;
   const bool there = fs::exists(target, error);
@@ -120,7 +121,7 @@ void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_sh
   }
   const fs::path& source = built.config.folder;
   TemporaryFolder temporary(target);
-  io::write_weights_folder(temporary.path(), tensors, max_shard_bytes);
+  io::write_weights_folder(temporary.path(), tensors, max_shard_bytes, before);
   write_file(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
   for (const char* name : kCopied) {
     if (fs::is_regular_file(source / name, error)) write_file(temporary.path() / name, file_bytes(source / name));

@@ -4,13 +4,17 @@
 #include <cstdint>
 #include <filesystem>
 
+#include "modules/io/safetensors.h"
 #include "modules/models/load_model.h"
 
 namespace limbeck::models {
 
+inline constexpr uint64_t kMaxShardBytes = uint64_t{5} << 30;
+
 // Writes `folder`, which must not exist or be empty; it appears complete or not at all. config.json and the tokenizer
 // come from the folder that the model was read from. UsageError, IoError.
-void save_model(const BuiltModel& built, const std::filesystem::path& folder,
-                uint64_t max_shard_bytes = uint64_t{5} << 30);
+// before: see modules/io/safetensors.h.
+void save_model(const BuiltModel& built, const std::filesystem::path& folder, uint64_t max_shard_bytes = kMaxShardBytes,
+                const io::BeforeTensor& before = {});
 
 }  // namespace limbeck::models

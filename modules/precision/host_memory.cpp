@@ -2,6 +2,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <malloc.h>
 
 #include <cstddef>
 #include <cstring>
@@ -56,5 +57,11 @@ bool HostMemory::counting() { return installed; }
 int64_t HostMemory::live_bytes() { return host_bytes.live(); }
 int64_t HostMemory::peak_bytes() { return host_bytes.peak(); }
 void HostMemory::reset_peak() { host_bytes.reset_peak(); }
+
+void HostMemory::give_back() {
+#if defined(__GLIBC__)
+  ::malloc_trim(0);
+#endif
+}
 
 }  // namespace limbeck::precision

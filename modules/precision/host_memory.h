@@ -14,6 +14,8 @@ class HostMemory {
   // Highest live_bytes() since the last reset_peak().
   static int64_t peak_bytes();
   static void reset_peak();
+  // Hands freed memory back to the kernel, where the C library can: for moments after which much less is needed.
+  static void give_back();
 };
 
 }  // namespace limbeck::precision

@@ -52,6 +52,20 @@ TEST(Crc32c, HoldsForEveryLengthAndCut) {
   }
 }
 
+// Three lanes of 4 KiB run at once: around their ends, and with several rounds of them.
+TEST(Crc32c, HoldsAcrossTheLanesOfLongData) {
+  std::vector<unsigned char> data(5 * 12288 + 100);
+  uint32_t state = 54321;
+  for (unsigned char& byte : data) byte = static_cast<unsigned char>((state = state * 1664525u + 1013904223u) >> 24);
+  for (const size_t length : {12287u, 12288u, 12289u, 12296u, 24575u, 24576u, 36865u, 61540u}) {
+    for (const size_t from : {0u, 1u, 7u}) {
+      const size_t bytes = length - from;
+      const uint32_t wanted = crc32c_portable(data.data() + from, bytes, 0x1234567u);
+      EXPECT_EQ(crc32c(data.data() + from, bytes, 0x1234567u), wanted) << length << " from " << from;
+    }
+  }
+}
+
 TEST(Crc32c, SeesEverySingleFlippedBit) {
   std::vector<unsigned char> data(41, 0x5A);
   const uint32_t whole = crc32c(data.data(), data.size());

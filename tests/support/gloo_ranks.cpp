@@ -7,7 +7,6 @@
 #include <thread>
 
 namespace limbeck::tests {
-namespace {
 
 uint16_t free_port() {
   const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
@@ -20,8 +19,6 @@ uint16_t free_port() {
   ::close(socket);
   return ntohs(address.sin_port);
 }
-
-}  // namespace
 
 std::vector<std::string> run_gloo_ranks(
     int size, const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body) {

@@ -9,6 +9,8 @@
 
 namespace limbeck::tests {
 
+uint16_t free_port();
+
 // Runs `body` once for each of `size` ranks, each on a thread of its own, and hands it its
 // line and where the ranks met. The messages of what they threw, by rank.
 std::vector<std::string> run_gloo_ranks(

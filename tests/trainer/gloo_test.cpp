@@ -118,7 +118,7 @@ TEST(Gloo, NamesTheRankThatNeverCame) {
   GlooOptions options = two(1, false);
   options.size = 3;
   options.host = "127.0.0.1";
-  options.port = free_port();
+  options.port = tests::free_port();
   try {
     make_gloo(options, meet(options));
     FAIL() << "two ranks are missing";

@@ -8,6 +8,7 @@ namespace limbeck::cli {
 namespace {
 
 constexpr int kMebibyte = 1 << 20;
+constexpr int kMostMappings = 65536;  // as glibc comes
 
 // A refusal (another C library, another allocator) costs speed only, so it is no error.
 bool set_unless(const char* environment, int parameter, int value) {
@@ -27,6 +28,11 @@ void tune_allocator() {
   if (!accepted) set_unless("MALLOC_MMAP_MAX_", M_MMAP_MAX, 0);
   set_unless("MALLOC_TRIM_THRESHOLD_", M_TRIM_THRESHOLD, 2047 * kMebibyte);
   set_unless("MALLOC_TOP_PAD_", M_TOP_PAD, 64 * kMebibyte);
+}
+
+void map_large_buffers() {
+  if (std::getenv("MALLOC_MMAP_MAX_") == nullptr) ::mallopt(M_MMAP_MAX, kMostMappings);
+  set_unless("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, kMebibyte);
 }
 
 }  // namespace limbeck::cli

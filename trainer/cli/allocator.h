@@ -8,4 +8,8 @@ namespace limbeck::cli {
 // allocator in LD_PRELOAD).
 void tune_allocator();
 
+// Until the next tune_allocator() every buffer of a megabyte or more is mapped for itself, and handed back when freed:
+// while whole models are built and divided among ranks, so that what is freed leaves no holes in the heap.
+void map_large_buffers();
+
 }  // namespace limbeck::cli

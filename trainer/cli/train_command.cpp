@@ -7,6 +7,7 @@
 #include "modules/errors.h"
 #include "modules/precision/host_memory.h"
 #include "trainer/check/dry_run.h"
+#include "trainer/cli/allocator.h"
 #include "trainer/cli/check_report.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/evaluation_table.h"
@@ -101,12 +102,14 @@ void train(Invocation& call, const parallel::Joined& joined) {
   SilentObserver silent;
   ConsoleObserver console(call);
   loop::TrainObserver& observer = call.speaks ? static_cast<loop::TrainObserver&>(console) : silent;
+  if (joined.ranks->size() > 1) map_large_buffers();
   loop::Trainer trainer({.settings = call.settings,
                          .registries = call.registries,
                          .observer = observer,
                          .ranks = *joined.ranks,
                          .restarted = joined.topology.restart > 0,
                          .unreached = checked.unreached});
+  tune_allocator();
   if (const int64_t steps = call.settings.integer("verify-resume"); steps > 0) return trainer.verify_resume(steps);
   if (call.speaks) trainer.folder().write_text("contract.json", check_json(checked).dump(2) + "\n");
   // Slurm warns by USR1, clusters and torchrun by TERM.

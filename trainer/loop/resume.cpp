@@ -63,10 +63,10 @@ void refuse_newer(const recipe::Settings& settings, const fs::path& named, const
     if (own && other.step > *own) newer.push_back(other.path.filename().string());
   }
   if (newer.empty()) return;
-  throw UsageError(fmt::format("--resume={}: {} holds newer ones ({}), which would be taken for what follows: move them "
-                               "away, or name another folder with --run=DIR {}",
-                               named.string(), (run_folder / "checkpoints").string(), fmt::join(newer, ", "),
-                               settings.where("run")));
+  throw UsageError(fmt::format(
+      "--resume={}: {} holds newer ones ({}), which would be taken for what follows: move them "
+      "away, or name another folder with --run=DIR {}",
+      named.string(), (run_folder / "checkpoints").string(), fmt::join(newer, ", "), settings.where("run")));
 }
 
 }  // namespace
@@ -87,9 +87,10 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
     std::error_code absent;
     const fs::path named = fs::canonical(resume, absent);
     if (absent || !fs::is_directory(named)) {
-      throw UsageError(fmt::format("--resume={}: is no folder: wanted auto, never, or a checkpoint such as "
-                                   "RUN/checkpoints/step-00001200",
-                                   resume));
+      throw UsageError(
+          fmt::format("--resume={}: is no folder: wanted auto, never, or a checkpoint such as "
+                      "RUN/checkpoints/step-00001200",
+                      resume));
     }
     if (holds_run && !checkpoint::list_checkpoints(run_folder / "checkpoints").empty() &&
         named.parent_path() != fs::canonical(run_folder / "checkpoints", absent)) {

@@ -75,12 +75,13 @@ void RunFolder::write_text(const std::string& name, const std::string& text) con
   file.commit();
 }
 
-fs::path RunFolder::save_student(const std::string& name, const objective::Distillation& objective) const {
+fs::path RunFolder::save_student(const std::string& name, const objective::Distillation& objective,
+                                 const io::BeforeTensor& before) const {
   const fs::path folder = path_ / name, fresh = path_ / ("." + name + ".new");
   fs::remove_all(fresh);
-  models::save_model(objective.student(), fresh);
+  models::save_model(objective.student(), fresh, models::kMaxShardBytes, before);
   const auto projectors = objective.projector_tensors();
-  if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors);
+  if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors, {}, before);
   fs::remove_all(folder);
   fs::rename(fresh, folder);
   return folder;

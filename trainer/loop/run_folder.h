@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "modules/io/safetensors.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 
@@ -22,7 +23,9 @@ class RunFolder {
   std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
   void write_text(const std::string& name, const std::string& text) const;
   // The student as a Hugging Face folder NAME (replacing an older one), projectors.safetensors beside its weights.
-  std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective) const;
+  // before: see modules/io/safetensors.h.
+  std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective,
+                                     const io::BeforeTensor& before) const;
 
  private:
   std::filesystem::path path_;

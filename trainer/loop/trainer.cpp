@@ -192,9 +192,9 @@ void Trainer::State::evaluate(int64_t step) {
 }
 
 std::filesystem::path Trainer::State::save_model(const std::string& name) {
-  optimizer->shares().gather_all();
   parallel::together(ranks, [&] {
-    if (leads()) folder->save_student(name, *objective);
+    optimizer->shares().lend(
+        [&](const parallel::ParameterShares::Fetch& fetch) { folder->save_student(name, *objective, fetch); });
   });
   optimizer->shares().release();
   return folder->path() / name;

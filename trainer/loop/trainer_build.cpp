@@ -10,6 +10,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
+#include "modules/precision/host_memory.h"
 #include "trainer/data/data_request.h"
 #include "trainer/loop/resume.h"
 #include "trainer/loop/trainer_state.h"
@@ -109,6 +110,8 @@ Trainer::State::State(const TrainRequest& request)
     share_out(request.unreached);
   });
   objective->divide_vocabulary(ranks);
+  // What the whole models took until they were divided.
+  if (ranks.size() > 1) precision::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
@@ -186,7 +189,8 @@ void Trainer::State::share_out(const std::vector<std::string>& unreached) {
   const at::NoGradGuard no_gradient;
   const auto frozen = named_parameters(*objective->teacher());
   for (const parallel::UnitLayout& layout : parallel::lay_out(frozen, ranks.size())) {
-    teacher_units.push_back(std::make_unique<parallel::UnitWeights>(ranks, layout, frozen, /*stays=*/false));
+    teacher_units.push_back(
+        std::make_unique<parallel::UnitWeights>(ranks, teacher_pool, layout, frozen, /*stays=*/false));
     teacher_keeper.add(teacher_units.back().get(), /*freed_after_use=*/true);
   }
   objective->teacher()->model->set_weight_keeper(&teacher_keeper);

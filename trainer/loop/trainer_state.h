@@ -79,6 +79,7 @@ struct Trainer::State {
   Deal deal;
   int64_t total_steps = 0;
   std::unique_ptr<optim::Optimizer> optimizer;
+  parallel::BufferPool teacher_pool;  // before the units
   std::vector<std::unique_ptr<parallel::UnitWeights>> teacher_units;
   parallel::LayerWeights teacher_keeper;
   std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/from_blob.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -83,16 +84,23 @@ class Gloo : public Communicator {
 
   int rank() const override { return options_.rank; }
   int size() const override { return options_.size; }
-  CommunicationTime time() const override { return jobs_.time(); }
+  CommunicationTime time() const override {
+    CommunicationTime sum = jobs_.time();
+    if (!control_) return sum;
+    const CommunicationTime control = control_->time();
+    return {sum.running_s + control.running_s, sum.waited_s + control.waited_s};
+  }
   void farewell(const std::string& reason) override { board_->farewell(reason); }
   void settle() override { *timeout_s_ = options_.timeout_s; }
 
   void all_reduce(std::vector<int64_t>& values, Reduce how) override {
+    if (control_) return control_->all_reduce(values, how);
     at::Tensor tensor = at::from_blob(values.data(), {static_cast<int64_t>(values.size())}, at::kLong);
     run("control all_reduce", tensor.numel(), at::kLong, [&] { reduce(tensor, how); })->wait();
   }
 
   std::vector<std::string> all_gather(const std::string& mine) override {
+    if (control_) return control_->all_gather(mine);
     std::vector<std::string> all(static_cast<size_t>(size()));
     run("control all_gather", 0, at::kByte, [&] { gather_texts(mine, all); })->wait();
     return all;
@@ -100,18 +108,15 @@ class Gloo : public Communicator {
 
   std::shared_ptr<Pending> all_gather(const at::Tensor& whole, const at::Tensor& shard,
                                       const std::string& what) override {
-    return run("all_gather of " + what, shard.numel(), shard.scalar_type(), [this, whole, shard] {
-      at::Tensor out = whole, in = shard;
-      backend_->_allgather_base(out, in)->wait();
-    });
+    return run("all_gather of " + what, shard.numel(), shard.scalar_type(),
+               [this, whole, shard] { gather_parts(whole, shard); });
   }
 
   std::shared_ptr<Pending> reduce_scatter(const at::Tensor& shard, const at::Tensor& whole, Order order,
                                           const std::string& what) override {
     return run("reduce_scatter of " + what, whole.numel(), whole.scalar_type(), [this, shard, whole, order] {
       if (order == Order::kTree) return tree(shard, whole);
-      at::Tensor out = shard, in = whole;
-      backend_->_reduce_scatter_base(out, in)->wait();
+      fast_reduce_scatter(shard, whole);
     });
   }
 
@@ -119,15 +124,18 @@ class Gloo : public Communicator {
     return run("all_reduce of " + what, whole.numel(), whole.scalar_type(), [this, whole, order] {
       if (order == Order::kFast) return reduce(whole, Reduce::kSum);
       const int64_t length = whole.numel() / size();
-      at::Tensor own = at::empty({length}, whole.options()), out = whole;
+      const at::Tensor own = at::empty({length}, whole.options());
       tree(own, whole);
-      backend_->_allgather_base(out, own)->wait();
+      gather_parts(whole, own);
     });
   }
 
   std::unique_ptr<Communicator> line(const std::string& name) override {
     return std::make_unique<Gloo>(options_, meeting_, timeout_s_, name);
   }
+
+  // A few numbers that somebody waits for do not queue behind the tensors of the next forward.
+  void part_control_from_tensors() { control_ = line(name_ + "/control"); }
 
  private:
   std::shared_ptr<Pending> run(const std::string& what, int64_t length, at::ScalarType dtype,
@@ -182,15 +190,41 @@ class Gloo : public Communicator {
   }
 
   void tree(const at::Tensor& shard, const at::Tensor& whole) {
-    tree_reduce_scatter(
-        shard, whole, rank(), size(),
-        [this](const at::Tensor& send, const at::Tensor& receive, int partner) { exchange(send, receive, partner); });
+    tree_reduce_scatter(shard, whole, rank(), size(),
+                        [this](const at::Tensor& send, const at::Tensor& receive, int partner) {
+                          exchange(send, partner, receive, partner);
+                        });
   }
 
-  void exchange(const at::Tensor& send, const at::Tensor& receive, int partner) {
+  // Straight into place: the backend's own gathers into a second whole first.
+  void gather_parts(const at::Tensor& whole, const at::Tensor& shard) {
+    const int ranks = size();
+    const at::Tensor parts = whole.view({ranks, shard.numel()});
+    if (parts[rank()].const_data_ptr() != shard.const_data_ptr()) parts[rank()].copy_(shard);
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int to = (rank() + distance) % ranks, from = (rank() + ranks - distance) % ranks;
+      exchange(shard, to, parts[from], from);
+    }
+  }
+
+  // Each rank gets its part of every other's whole and adds them up, neighbours first: half the bytes of the backend's
+  // own, which sums a copy of the whole on every rank and keeps a part.
+  void fast_reduce_scatter(const at::Tensor& shard, const at::Tensor& whole) {
+    const int ranks = size();
+    const at::Tensor parts = whole.view({ranks, shard.numel()});
+    const at::Tensor arrived = at::empty_like(shard);
+    shard.copy_(parts[rank()]);
+    for (int distance = 1; distance < ranks; ++distance) {
+      const int to = (rank() + distance) % ranks, from = (rank() + ranks - distance) % ranks;
+      exchange(parts[to], to, arrived, from);
+      shard.add_(arrived);
+    }
+  }
+
+  void exchange(const at::Tensor& send, int to, const at::Tensor& receive, int from) {
     std::vector<at::Tensor> out{send}, in{receive};
-    const auto sending = backend_->send(out, partner, kTag);
-    backend_->recv(in, partner, kTag)->wait();
+    const auto sending = backend_->send(out, to, kTag);
+    backend_->recv(in, from, kTag)->wait();
     sending->wait();
   }
 
@@ -202,6 +236,7 @@ class Gloo : public Communicator {
   double patience_s_;  // of backend_
   int64_t number_ = 0;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> backend_;
+  std::unique_ptr<Communicator> control_;
   JobThread jobs_;  // last: its thread uses all of the above
 };
 
@@ -218,8 +253,10 @@ void leave_operations_unrecorded() {
 std::unique_ptr<Communicator> make_gloo(const GlooOptions& options, const Meeting& meeting) {
   leave_operations_unrecorded();
   try {
-    return std::make_unique<Gloo>(options, meeting, std::make_shared<std::atomic<double>>(options.first_timeout_s),
-                                  "main");
+    auto main = std::make_unique<Gloo>(options, meeting, std::make_shared<std::atomic<double>>(options.first_timeout_s),
+                                       "main");
+    main->part_control_from_tensors();
+    return main;
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

@@ -1,8 +1,5 @@
 #include "trainer/parallel/gradient_unit.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
 #include "kernels/adamw.h"
@@ -10,9 +7,10 @@
 
 namespace limbeck::parallel {
 
-GradientUnit::GradientUnit(Communicator& ranks, const UnitLayout& layout, const GradientPlan& plan,
+GradientUnit::GradientUnit(Communicator& ranks, BufferPool& pool, const UnitLayout& layout, const GradientPlan& plan,
                            const at::Tensor& like)
     : ranks_(&ranks),
+      pool_(&pool),
       layout_(layout),
       plan_(plan),
       wide_(like.options().dtype(wide_dtype(like)).requires_grad(false)),
@@ -21,11 +19,10 @@ GradientUnit::GradientUnit(Communicator& ranks, const UnitLayout& layout, const 
       before_(plan.order),
       parts_(plan.order) {}
 
+at::Tensor GradientUnit::fresh_leaf() const { return pool_->tensor(layout_.length, wide_).zero_(); }
+
 void GradientUnit::put(size_t member, const at::Tensor& gradient) {
-  if (!leaf_.defined()) {
-    leaf_ = spare_.defined() ? std::move(spare_) : at::zeros({layout_.length}, wide_);
-    spare_.reset();
-  }
+  if (!leaf_.defined()) leaf_ = fresh_leaf();
   const UnitLayout::Member& place = layout_.members[member];
   at::Tensor slot = leaf_.narrow(0, place.offset, place.count).view(gradient.sizes());
   --missing_;
@@ -38,7 +35,7 @@ void GradientUnit::put(size_t member, const at::Tensor& gradient) {
 }
 
 void GradientUnit::close(bool last) {
-  if (!leaf_.defined()) leaf_ = at::zeros({layout_.length}, wide_);
+  if (!leaf_.defined()) leaf_ = fresh_leaf();
   for (size_t i = 0; i < filled_.size(); ++i) {
     if (!filled_[i]) leaf_.narrow(0, layout_.members[i].offset, layout_.members[i].count).zero_();
   }
@@ -46,18 +43,17 @@ void GradientUnit::close(bool last) {
   missing_ = filled_.size();
   if (plan_.parts_first()) {
     collect();
-    part_ = at::empty({layout_.length / ranks_->size()}, wide_);
+    part_ = pool_->tensor(layout_.length / ranks_->size(), wide_);
     pending_ = ranks_->reduce_scatter(part_, leaf_, plan_.order, layout_.name);
     leaf_.reset();  // lives until it was sent
     return;
   }
-  spare_ = before_.add(std::move(leaf_));
+  before_.add(std::move(leaf_));
   leaf_.reset();
   if (!last) return;
   const at::Tensor total = before_.take();
-  spare_.reset();
   if (plan_.divided()) {
-    sum_ = at::empty({layout_.length / ranks_->size()}, wide_);
+    sum_ = pool_->tensor(layout_.length / ranks_->size(), wide_);
     pending_ = ranks_->reduce_scatter(sum_, total, plan_.order, layout_.name);
   } else {
     sum_ = total;

@@ -5,6 +5,7 @@
 #pragma once
 #include <memory>
 
+#include "trainer/parallel/buffer_pool.h"
 #include "trainer/parallel/communicator.h"
 #include "trainer/parallel/unit_layout.h"
 #include "trainer/parallel/wide_sum.h"
@@ -20,7 +21,8 @@ struct GradientPlan {
 
 class GradientUnit {
  public:
-  GradientUnit(Communicator& ranks, const UnitLayout& layout, const GradientPlan& plan, const at::Tensor& like);
+  GradientUnit(Communicator& ranks, BufferPool& pool, const UnitLayout& layout, const GradientPlan& plan,
+               const at::Tensor& like);
 
   // The gradient of the member-th parameter in this micro-batch, in its own dtype.
   void put(size_t member, const at::Tensor& gradient);
@@ -38,13 +40,16 @@ class GradientUnit {
   const at::Tensor& sum() const { return sum_; }
 
  private:
+  at::Tensor fresh_leaf() const;
+
   Communicator* ranks_;
+  BufferPool* pool_;
   UnitLayout layout_;
   GradientPlan plan_;
   c10::TensorOptions wide_;
   std::vector<bool> filled_;  // members of leaf_
   size_t missing_;            // gradients of this micro-batch
-  at::Tensor leaf_, spare_;
+  at::Tensor leaf_;
   WideSum before_, parts_;  // over micro-batches: of wholes, of parts
   std::shared_ptr<Pending> pending_;
   at::Tensor part_;  // under way

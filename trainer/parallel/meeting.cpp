@@ -179,14 +179,18 @@ Meeting meet(const GlooOptions& options) {
   };
   const std::string run = "limbeck/" + options.run_id;
   Meeting met;
-  BoardOptions self{.rank = options.rank, .size = options.size, .me = this_process(), .with_first = !options.agent_store};
+  BoardOptions self;
+  self.rank = options.rank;
+  self.size = options.size;
+  self.me = this_process();
+  self.with_first = !options.agent_store;
   try {
     const auto hall = within(run, tcp);
     Gathering gathering(*hall, options, self.me);
     const std::string round = run + "/" + gathering.wait();
     met.store = within(round, tcp);
     self.keeper = options.agent_store ? fmt::format("torchrun's agent at {}:{}", options.host, options.port)
-                                     : fmt::format("rank 0 ({})", gathering.first_rank());
+                                      : fmt::format("rank 0 ({})", gathering.first_rank());
     met.board = std::make_shared<Board>(within(round, tcp->clone()), self);
   } catch (const Error&) {
     throw;

@@ -1,6 +1,7 @@
 // Which part of each trained parameter this rank updates, and how the gradients of micro-batches and of ranks become
 // one sum. The optimizer knows shares alone: whether there is one rank or many, and who holds what, is decided here.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,6 +35,12 @@ class ParameterShares {
   // Whole weights on every rank, until release(): to save, to compare, to follow.
   virtual void gather_all() {}
   virtual void release() {}
+  // Runs `use` on the first rank while all others serve it: whole weights for one reader, without a rank that holds all
+  // of them. A parameter's memory, or a view of it, is there from fetch() of it to the next fetch().
+  using Fetch = std::function<void(const at::Tensor& parameter)>;
+  virtual void lend(const std::function<void(const Fetch&)>& use) {
+    use([](const at::Tensor&) {});
+  }
 
   // A sum over the shares of this rank becomes that over all parameters.
   virtual void complete(ExactSum& sum) { (void)sum; }

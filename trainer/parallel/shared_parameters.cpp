@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 
 #include "trainer/parallel/gradient_unit.h"
@@ -13,7 +14,7 @@
 namespace limbeck::parallel {
 namespace {
 
-constexpr size_t kUnitsInFlight = 3;
+constexpr size_t kUnitsInFlight = 1;  // and one that backward fills
 
 // Runs in backward as soon as a parameter's .grad is complete.
 class WhenGradientIsThere : public torch::autograd::PostAccumulateGradHook {
@@ -35,10 +36,10 @@ class SharedParameters : public ParameterShares {
     shares_.resize(parameters.size());
     for (const UnitLayout& layout : layouts) {
       for (size_t i = 0; i < layout.members.size(); ++i) places_[layout.members[i].parameter] = {units_.size(), i};
-      units_.push_back({layout, plan, ranks, parameters});
+      units_.push_back({layout, plan, ranks, pool_, parameters});
       Unit& unit = units_.back();
       if (options.zero > 0) {
-        unit.weights = std::make_unique<UnitWeights>(ranks, layout, parameters, /*stays=*/options.zero < 3);
+        unit.weights = std::make_unique<UnitWeights>(ranks, pool_, layout, parameters, /*stays=*/options.zero < 3);
       }
       make_shares(unit);
     }
@@ -110,6 +111,27 @@ class SharedParameters : public ParameterShares {
 
   void release() override { keeper_.free_layers(); }
 
+  void lend(const std::function<void(const Fetch&)>& use) override {
+    const bool reads = ranks_.rank() == 0;
+    if (options_.zero < 3) {
+      gather_all();
+      if (reads) use([](const at::Tensor&) {});
+      return;
+    }
+    if (!reads) return serve();
+    try {
+      use([this](const at::Tensor& parameter) {
+        for (size_t i = 0; i < units_.size(); ++i) {
+          if (units_[i].weights->holds(parameter)) return call_for(i);
+        }
+      });
+    } catch (...) {
+      call_for(units_.size());
+      throw;
+    }
+    call_for(units_.size());
+  }
+
   void complete(ExactSum& sum) override {
     if (options_.zero > 0) all_reduce(ranks_, {&sum});
   }
@@ -129,9 +151,9 @@ class SharedParameters : public ParameterShares {
 
  private:
   struct Unit {
-    Unit(const UnitLayout& layout, const GradientPlan& plan, Communicator& ranks,
+    Unit(const UnitLayout& layout, const GradientPlan& plan, Communicator& ranks, BufferPool& pool,
          const std::vector<NamedParameter>& parameters)
-        : gradients(ranks, layout, plan, parameters[layout.members.front().parameter].tensor) {}
+        : gradients(ranks, pool, layout, plan, parameters[layout.members.front().parameter].tensor) {}
     const UnitLayout& layout() const { return gradients.layout(); }
     GradientUnit gradients;
     std::unique_ptr<UnitWeights> weights;  // where optimizer states are divided
@@ -141,6 +163,30 @@ class SharedParameters : public ParameterShares {
   };
 
   Range own(const Unit& unit) const { return unit.layout().shard(ranks_.rank(), ranks_.size()); }
+
+  // lend(): the first rank names the unit that it reads next, or their number at the end; all fetch that one.
+  void call_for(size_t unit) {
+    if (called_ == unit) return;
+    std::vector<int64_t> next{static_cast<int64_t>(unit)};
+    ranks_.all_reduce(next, Reduce::kMax);
+    come(unit);
+  }
+
+  void serve() {
+    do {
+      std::vector<int64_t> next{-1};
+      ranks_.all_reduce(next, Reduce::kMax);
+      come(static_cast<size_t>(next[0]));
+    } while (called_);
+  }
+
+  void come(size_t unit) {
+    if (called_ && units_[*called_].layout().layer >= 0) units_[*called_].weights->free();
+    called_.reset();
+    if (unit == units_.size()) return;
+    units_[unit].weights->wait();
+    called_ = unit;
+  }
 
   // The elements of a member that this rank's shard holds.
   at::Tensor in_shard(const Unit& unit, const UnitLayout::Member& member, const at::Tensor& shard) const {
@@ -182,7 +228,7 @@ class SharedParameters : public ParameterShares {
     const at::NoGradGuard no_gradient;
     for (; next_ > first; --next_) {
       units_[next_ - 1].gradients.close(last());
-      // Of the gradients that wait to be sent at most a few units are kept.
+      // While one is sent the next one is filled; more in flight would be memory and no more overlap.
       if (next_ - 1 + kUnitsInFlight < units_.size()) units_[next_ - 1 + kUnitsInFlight].gradients.collect();
     }
   }
@@ -190,12 +236,14 @@ class SharedParameters : public ParameterShares {
   Communicator& ranks_;
   SharingOptions options_;
   std::vector<NamedParameter> parameters_;
+  BufferPool pool_;                    // before the units
   std::vector<int64_t> had_gradient_;  // by parameter, in this update; after finish(): on any rank
   std::vector<Unit> units_;
   std::vector<Place> places_;  // by parameter
   LayerWeights keeper_;
   int64_t micro_batch_ = 0;
-  size_t next_ = 0;  // units at and above it are closed
+  size_t next_ = 0;               // units at and above it are closed
+  std::optional<size_t> called_;  // by lend(), and there
 };
 
 }  // namespace

@@ -17,7 +17,7 @@ void tree_reduce_scatter(const at::Tensor& shard, const at::Tensor& whole, int r
     const at::Tensor arrived = at::empty({parts, length}, whole.options());
     exchange(away, arrived, rank ^ stage);
     // Addition commutes, so both of a pair get the same sums.
-    held = pairs.select(1, mine) + arrived;
+    held = arrived.add_(pairs.select(1, mine));
   }
   shard.copy_(held.view({length}));
 }

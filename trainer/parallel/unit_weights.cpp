@@ -12,21 +12,21 @@ void empty_storage(const at::Tensor& tensor) {
   storage.set_nbytes(0);
 }
 
-void fill_storage(const at::Tensor& tensor) {
+void fill_storage(const at::Tensor& tensor, BufferPool& pool) {
   const c10::Storage& storage = tensor.storage();
   const auto bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
-  storage.set_data_ptr_noswap(storage.allocator()->allocate(bytes));
+  storage.set_data_ptr_noswap(pool.lend(storage.allocator(), bytes));
   storage.set_nbytes(bytes);
 }
 
 }  // namespace
 
-UnitWeights::UnitWeights(Communicator& ranks, const UnitLayout& layout, const std::vector<NamedParameter>& parameters,
-                         bool stays)
-    : ranks_(&ranks), layout_(layout), stays_(stays) {
+UnitWeights::UnitWeights(Communicator& ranks, BufferPool& pool, const UnitLayout& layout,
+                         const std::vector<NamedParameter>& parameters, bool stays)
+    : ranks_(&ranks), pool_(&pool), layout_(layout), stays_(stays) {
   const at::NoGradGuard no_gradient;
   const auto options = parameters[layout.members.front().parameter].tensor.options().requires_grad(false);
-  whole_ = at::zeros({layout.length}, options);
+  whole_ = stays ? at::zeros({layout.length}, options) : pool.tensor(layout.length, options).zero_();
   for (const UnitLayout::Member& member : layout.members) {
     const at::Tensor& parameter = parameters[member.parameter].tensor;
     const at::Tensor place = whole_.narrow(0, member.offset, member.count).view(parameter.sizes());
@@ -44,7 +44,7 @@ UnitWeights::UnitWeights(Communicator& ranks, const UnitLayout& layout, const st
 void UnitWeights::gather() {
   if (there_) return;
   there_ = true;
-  if (!stays_) fill_storage(whole_);
+  if (!stays_) fill_storage(whole_, *pool_);
   pending_ = ranks_->all_gather(whole_, shard_, layout_.name);
 }
 

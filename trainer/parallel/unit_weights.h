@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "modules/models/weight_keeper.h"
+#include "trainer/parallel/buffer_pool.h"
 #include "trainer/parallel/communicator.h"
 #include "trainer/parallel/unit_layout.h"
 
@@ -11,18 +12,22 @@ namespace limbeck::parallel {
 
 class UnitWeights {
  public:
-  // Takes the parameters over: their values stay, their memory is that of the unit. `stays`: the whole is kept.
-  UnitWeights(Communicator& ranks, const UnitLayout& layout, const std::vector<NamedParameter>& parameters, bool stays);
+  // Takes the parameters over: their values stay, their memory is that of the unit. `stays`: the whole is kept; else it
+  // is borrowed from the pool, which outlives this.
+  UnitWeights(Communicator& ranks, BufferPool& pool, const UnitLayout& layout,
+              const std::vector<NamedParameter>& parameters, bool stays);
 
   const UnitLayout& layout() const { return layout_; }
   const at::Tensor& shard() const { return shard_; }  // [length / ranks]
-  void gather();                                      // begins to fetch, unless the whole is there or on its way
-  void wait();                                        // until it is there
-  void free();                                        // unless it stays
-  void changed();                                     // the shards were updated: what is there is old
+  bool holds(const at::Tensor& view) const { return view.storage().is_alias_of(whole_.storage()); }
+  void gather();   // begins to fetch, unless the whole is there or on its way
+  void wait();     // until it is there
+  void free();     // unless it stays
+  void changed();  // the shards were updated: what is there is old
 
  private:
   Communicator* ranks_;
+  BufferPool* pool_;
   UnitLayout layout_;
   bool stays_, there_ = true;
   at::Tensor whole_, shard_;
