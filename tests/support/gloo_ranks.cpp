@@ -22,7 +22,10 @@ uint16_t free_port() {
 
 std::vector<std::string> run_gloo_ranks(
     int size, const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body) {
-  return run_gloo_ranks({.size = size, .first_timeout_s = 60, .timeout_s = 60}, body);
+  parallel::GlooOptions options;
+  options.size = size;
+  options.first_timeout_s = options.timeout_s = 60;
+  return run_gloo_ranks(options, body);
 }
 
 std::vector<std::string> run_gloo_ranks(
