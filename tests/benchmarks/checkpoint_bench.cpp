@@ -23,6 +23,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -170,13 +171,19 @@ bool measure_save(const fs::path& folder, checkpoint::SaveRequest& request, int 
     fs::remove(folder / "plain");
     ::sync();
   };
-  const std::vector<std::function<void()>> contenders = {save, [&] { dcp.each.push_back(ask("1 1")); }, write,
-                                                         [&] { dcp_two.each.push_back(ask("1 2")); },
-                                                         [&] { dcp_unsynced.each.push_back(ask("0 1")); }};
+  std::vector<std::function<void()>> contenders = {save, [&] { dcp.each.push_back(ask("1 1")); }, write,
+                                                   [&] { dcp_two.each.push_back(ask("1 2")); },
+                                                   [&] { dcp_unsynced.each.push_back(ask("0 1")); }};
+  std::mt19937 order(0);
   for (int round = 0; round < rounds + 1; ++round) {
-    // Each begins a round in its turn: on a virtual machine the page cache may get memory that the host has yet to
-    // find, which costs whoever meets it several times the write itself.
-    for (size_t i = 0; i < contenders.size(); ++i) contenders[(i + static_cast<size_t>(round)) % contenders.size()]();
+    // In a new order each round, and nobody's data is on its way to the disk when the next begins: on a virtual machine
+    // the page cache may get memory that the host has yet to find, which costs whoever meets it several times the
+    // write itself, and who comes after whom decides who meets it.
+    std::shuffle(contenders.begin(), contenders.end(), order);
+    for (const auto& contender : contenders) {
+      ::sync();
+      contender();
+    }
     if (round > 0) continue;
     for (Times* times : {&ours, &plain, &dcp, &dcp_two, &dcp_unsynced, &write_part, &flush_part, &commit_part}) {
       times->each.clear();

@@ -58,13 +58,14 @@ TEST(Gloo, NamesBothRanksOfCallsThatDiffer) {
        },
        "control all_reduce of 2 Long", "control all_reduce of 3 Long"},
       {[](Communicator& r) {
+         std::vector<int64_t> numbers(4, 1);
          if (r.rank() == 0) {
            r.all_gather("text");
          } else {
-           r.all_reduce(at::ones({4}), Order::kFast, "x")->wait();
+           r.all_reduce(numbers, Reduce::kSum);
          }
        },
-       "control all_gather of 0 Byte", "all_reduce of x of 4 Float"}};
+       "control all_gather of 0 Byte", "control all_reduce of 4 Long"}};
   for (const Case& one : cases) {
     const auto found = messages(two(20, true), one.body);
     for (const std::string& message : found) {
