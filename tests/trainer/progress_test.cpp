@@ -34,6 +34,16 @@ TEST(Progress, RedrawsOneLineOnATerminal) {
   EXPECT_EQ(text.back(), '\n');
 }
 
+TEST(Progress, WhatWasDoneBeforeIsNoPartOfTheRate) {
+  Scene scene;
+  ProgressStyle style = scene.style(100);
+  style.before = 150;
+  Progress progress(scene.out, "train", "steps", 200, style);
+  scene.now += 5;
+  progress.update(175);
+  EXPECT_NE(scene.out.str().find("175/200 steps  5.0 steps/s  ETA 0:05"), std::string::npos) << scene.out.str();
+}
+
 TEST(Progress, LeavesNothingOfALongerLineBehind) {
   Scene scene;
   Progress progress(scene.out, "x", "steps", 0, scene.style(100));

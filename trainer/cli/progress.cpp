@@ -46,8 +46,8 @@ Progress::~Progress() {
 }
 
 std::string Progress::rate_and_rest(double elapsed) const {
-  if (done_ <= 0 || elapsed <= 0) return "";
-  const double rate = static_cast<double>(done_) / elapsed;
+  if (done_ <= style_.before || elapsed <= 0) return "";
+  const double rate = static_cast<double>(done_ - style_.before) / elapsed;
   std::string out = fmt::format("  {:.{}f} {}/s", rate, rate >= 100 ? 0 : rate >= 1 ? 1 : 3, unit_);
   if (finished_) return out + "  in " + clock_text(elapsed);
   if (total_ > 0) out += "  ETA " + clock_text(static_cast<double>(std::max<int64_t>(total_ - done_, 0)) / rate);

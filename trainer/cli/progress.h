@@ -11,6 +11,7 @@ namespace limbeck::cli {
 struct ProgressStyle {
   int width = 0;       // columns of the terminal; 0 = no terminal, plain lines
   bool quiet = false;  // nothing at all
+  int64_t before = 0;  // done before this began: part of the bar and not of the rate
   double redraw_seconds = 0.1;
   double line_seconds = 10;            // between plain lines
   std::function<double()> clock = {};  // seconds, monotonic; empty: the steady clock

@@ -36,8 +36,9 @@ class ConsoleObserver : public loop::TrainObserver {
   void warned(const std::string& line) override { call_.console.warning(line); }
   void stepped(const loop::StepRecord& record) override {
     if (!progress_) {
-      progress_ = std::make_unique<Progress>(call_.console.err(), "train", "steps", record.total_steps,
-                                             ProgressStyle{.width = terminal_width(2), .quiet = call_.console.quiet()});
+      progress_ = std::make_unique<Progress>(
+          call_.console.err(), "train", "steps", record.total_steps,
+          ProgressStyle{.width = terminal_width(2), .quiet = call_.console.quiet(), .before = record.step - 1});
     }
     progress_->update(record.step,
                       fmt::format("loss {:.4f}  {:.0f} tokens/s", record.update.loss, record.tokens_per_second));
