@@ -3,13 +3,12 @@
 
 #include "kernels/adamw_operators.h"
 #include "kernels/checks.h"
+#include "kernels/task_grain.h"
 
 namespace limbeck::kernels {
 namespace {
 
-constexpr int64_t kElementsPerTask = 1 << 14;
-
-const AdamWLoops& loops() {
+const AdamWLoops& adamw_loops() {
   static const AdamWLoops& chosen = adamw_loops_for(cpu_isa());
   return chosen;
 }
@@ -23,7 +22,7 @@ void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::op
   const AdamWArguments arguments =
       adamw_arguments(tensors, dense, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
   at::parallel_for(0, parameter.numel(), kElementsPerTask,
-                   [&](int64_t begin, int64_t end) { loops().step(arguments, begin, end); });
+                   [&](int64_t begin, int64_t end) { adamw_loops().step(arguments, begin, end); });
 }
 
 at::Tensor square_sums(const at::Tensor& x) {
@@ -33,8 +32,9 @@ at::Tensor square_sums(const at::Tensor& x) {
   auto* totals = out.mutable_data_ptr<double>();
   const void* data = dense.const_data_ptr();
   const Storage storage = storage_of(dense);
-  at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun,
-                   [&](int64_t begin, int64_t end) { loops().square_sums(storage, data, count, totals, begin, end); });
+  at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
+    adamw_loops().square_sums(storage, data, count, totals, begin, end);
+  });
   return out;
 }
 
@@ -45,7 +45,7 @@ void accumulate(const at::Tensor& sum, const at::Tensor& x) {
   const void* from = dense.const_data_ptr();
   void* to = sum.mutable_data_ptr();
   at::parallel_for(0, sum.numel(), kElementsPerTask,
-                   [&](int64_t begin, int64_t end) { loops().accumulate(storage, from, to, begin, end); });
+                   [&](int64_t begin, int64_t end) { adamw_loops().accumulate(storage, from, to, begin, end); });
 }
 
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) {

@@ -1,25 +1,21 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "kernels/checks.h"
 #include "kernels/gated_activation_operators.h"
+#include "kernels/task_grain.h"
 
 namespace limbeck::kernels {
 namespace {
 
-constexpr int64_t kElementsPerTask = 1 << 13;
-
-const GatedLoops& loops() {
+const GatedLoops& gated_loops() {
   static const GatedLoops& chosen = gated_loops_for(cpu_isa());
   return chosen;
 }
 
 template <class Loop>
 void for_rows(const Rows& rows, const Loop& loop) {
-  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, rows.width));
-  at::parallel_for(0, rows.count, grain, loop);
+  at::parallel_for(0, rows.count, items_per_task(2 * rows.width), loop);  // gate and up
 }
 
 template <GatedKind kind>
@@ -29,7 +25,7 @@ at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) {
   const GatedForward args{kind,           gate_rows.data,         gate_rows.stride, up_rows.data,
                           up_rows.stride, out.mutable_data_ptr(), gate_rows.width};
   const Storage storage = storage_of(gate);
-  for_rows(gate_rows, [&](int64_t begin, int64_t end) { loops().forward(storage, args, begin, end); });
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops().forward(storage, args, begin, end); });
   return out;
 }
 
@@ -48,7 +44,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
                            grad_up.mutable_data_ptr(),
                            gate_rows.width};
   const Storage storage = storage_of(gate);
-  for_rows(gate_rows, [&](int64_t begin, int64_t end) { loops().backward(storage, args, begin, end); });
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops().backward(storage, args, begin, end); });
   return {grad_gate, grad_up};
 }
 

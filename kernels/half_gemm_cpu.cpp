@@ -52,14 +52,14 @@ HalfGemmPath path_of_this_machine() {
   return op && op->typed<bool()>().call() ? HalfGemmPath::kNative : HalfGemmPath::kWiden;
 }
 
-std::atomic<HalfGemmPath>& current_path() {
+std::atomic<HalfGemmPath>& chosen_gemm_path() {
   static std::atomic<HalfGemmPath> path = path_of_this_machine();
   return path;
 }
 
 }  // namespace
 
-HalfGemmPath half_gemm_path() { return current_path().load(std::memory_order_relaxed); }
-void set_half_gemm_path(HalfGemmPath path) { current_path().store(path, std::memory_order_relaxed); }
+HalfGemmPath half_gemm_path() { return chosen_gemm_path().load(std::memory_order_relaxed); }
+void set_half_gemm_path(HalfGemmPath path) { chosen_gemm_path().store(path, std::memory_order_relaxed); }
 
 }  // namespace limbeck::kernels

@@ -23,7 +23,7 @@ HeadLossPath path_of_this_process() {
               ", wanted kept or anew");
   return name == "kept" ? HeadLossPath::kKept : name == "anew" ? HeadLossPath::kAnew : HeadLossPath::kAutomatic;
 }
-std::atomic<HeadLossPath>& current_path() {
+std::atomic<HeadLossPath>& chosen_head_path() {
   static std::atomic<HeadLossPath> path = path_of_this_process();
   return path;
 }
@@ -98,7 +98,7 @@ HeadPlan anew_plan(const HeadShape& s, int64_t group) {
 
 }  // namespace
 
-void set_head_loss_path(HeadLossPath path) { current_path().store(path, std::memory_order_relaxed); }
+void set_head_loss_path(HeadLossPath path) { chosen_head_path().store(path, std::memory_order_relaxed); }
 
 HeadOperand head_operand(Storage storage, int64_t depth) {
   return {.depth = depth,
@@ -110,7 +110,7 @@ HeadPlan head_plan(const HeadShape& s) {
   const int64_t per_tile = s.student.blocks() * kHeadArea * (s.student.element() + 4);
   const int64_t group = std::clamp<int64_t>(kWeightsLimit / per_tile, 1, kMostGroup);
   const HeadPlan kept = kept_plan(s, group), anew = anew_plan(s, group);
-  const auto path = current_path().load(std::memory_order_relaxed);
+  const auto path = chosen_head_path().load(std::memory_order_relaxed);
   if (path != HeadLossPath::kAutomatic) return path == HeadLossPath::kKept ? kept : anew;
   // Tile registers multiply faster than memory gives the logits back: 1.5 against 1.8 times the products alone. With
   // vector registers it is 1.6 against 1.2.

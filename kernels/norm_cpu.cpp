@@ -7,16 +7,14 @@
 #include "kernels/checks.h"
 #include "kernels/norm_loops.h"
 #include "kernels/norm_operators.h"
+#include "kernels/task_grain.h"
 
 namespace limbeck::kernels {
 namespace {
 
-constexpr int64_t kElementsPerTask = 1 << 14;
 constexpr int64_t kSumsPerTask = 1 << 17;
 
-int64_t grain(int64_t elements_per_item) { return std::max<int64_t>(1, kElementsPerTask / elements_per_item); }
-
-const NormLoops& loops() {
+const NormLoops& norm_loops() {
   static const NormLoops& chosen = norm_loops_for(cpu_isa());
   return chosen;
 }
@@ -37,8 +35,8 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const a
                          eps,
                          unit_offset};
   const Storage storage = storage_of(x);
-  at::parallel_for(0, rows.count, grain(rows.width),
-                   [&](int64_t begin, int64_t end) { loops().rms_forward(storage, args, begin, end); });
+  at::parallel_for(0, rows.count, items_per_task(rows.width),
+                   [&](int64_t begin, int64_t end) { norm_loops().rms_forward(storage, args, begin, end); });
   return {y, rstd};
 }
 
@@ -59,8 +57,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_forward(const at::Tens
                          eps,
                          false};
   const Storage storage = storage_of(x);
-  at::parallel_for(0, rows.count, grain(rows.width),
-                   [&](int64_t begin, int64_t end) { loops().layer_forward(storage, args, begin, end); });
+  at::parallel_for(0, rows.count, items_per_task(rows.width),
+                   [&](int64_t begin, int64_t end) { norm_loops().layer_forward(storage, args, begin, end); });
   return {y, mean, rstd};
 }
 
@@ -79,7 +77,7 @@ class PartialSums {
     // A small sum is done before a second thread has woken up.
     const int64_t columns = std::max<int64_t>(64, kSumsPerTask / std::max<int64_t>(1, blocks_));
     at::parallel_for(0, width_, columns, [&](int64_t begin, int64_t end) {
-      loops().sum_blocks(storage_, sums_.const_data_ptr(), blocks_, width_, out.mutable_data_ptr(), begin, end);
+      norm_loops().sum_blocks(storage_, sums_.const_data_ptr(), blocks_, width_, out.mutable_data_ptr(), begin, end);
     });
   }
 
@@ -93,7 +91,7 @@ class PartialSums {
 template <class Loop>
 void for_row_blocks(int64_t rows, int64_t width, const Loop& loop) {
   const int64_t per_block = rows_per_block(rows);
-  at::parallel_for(0, row_blocks(rows), grain(per_block * width), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, row_blocks(rows), items_per_task(per_block * width), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       loop(block * per_block, std::min(rows, (block + 1) * per_block), block);
     }
@@ -121,7 +119,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
                           unit_offset};
   const Storage storage = storage_of(x);
   for_row_blocks(x_rows.count, x_rows.width, [&](int64_t begin, int64_t end, int64_t block) {
-    loops().rms_backward(storage, args, begin, end, block);
+    norm_loops().rms_backward(storage, args, begin, end, block);
   });
   partial_weight.reduce_into(grad_weight);
   return {grad_x, grad_weight};
@@ -149,7 +147,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
                           false};
   const Storage storage = storage_of(x);
   for_row_blocks(x_rows.count, x_rows.width, [&](int64_t begin, int64_t end, int64_t block) {
-    loops().layer_backward(storage, args, begin, end, block);
+    norm_loops().layer_backward(storage, args, begin, end, block);
   });
   partial_weight.reduce_into(grad_weight);
   partial_bias.reduce_into(grad_bias);

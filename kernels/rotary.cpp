@@ -61,7 +61,7 @@ namespace {
 
 using Rotate = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 
-const auto& forward_operator() {
+const auto& rotary_operator() {
   static const auto op = typed_operator<Rotate>("limbeck::rotary_embedding");
   return op;
 }
@@ -71,7 +71,7 @@ struct RotaryFunction : public torch::autograd::Function<RotaryFunction> {
                             const at::Tensor& sin) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     context->save_for_backward({cos, sin});
-    return forward_operator().call(x, cos, sin);
+    return rotary_operator().call(x, cos, sin);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -82,20 +82,20 @@ struct RotaryFunction : public torch::autograd::Function<RotaryFunction> {
   }
 };
 
-at::Tensor autograd(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+at::Tensor differentiable_rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   if (at::GradMode::is_enabled()) {
     TORCH_CHECK(!cos.requires_grad() && !sin.requires_grad(),
                 "[rotary_embedding] cos and sin are constants, but one of them requires a gradient: detach it");
     if (x.requires_grad()) return RotaryFunction::apply(x, cos, sin);
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return forward_operator().call(x, cos, sin);
+  return rotary_operator().call(x, cos, sin);
 }
 
-at::Tensor meta_forward(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+at::Tensor meta_rotate_forward(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   return rotary_output("rotary_embedding", x, cos, sin);
 }
-at::Tensor meta_backward(const at::Tensor& grad, const at::Tensor& cos, const at::Tensor& sin) {
+at::Tensor meta_rotate_backward(const at::Tensor& grad, const at::Tensor& cos, const at::Tensor& sin) {
   return rotary_output("rotary_embedding_backward", grad, cos, sin);
 }
 
@@ -105,20 +105,20 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
 }
 
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) {
-  m.impl("rotary_embedding", meta_forward);
-  m.impl("rotary_embedding_backward", meta_backward);
+  m.impl("rotary_embedding", meta_rotate_forward);
+  m.impl("rotary_embedding_backward", meta_rotate_backward);
 }
 
 // The backward operator has no derivative of its own; a second backward says so instead of giving zero.
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
-  m.impl("rotary_embedding", autograd);
+  m.impl("rotary_embedding", differentiable_rotate);
   m.impl("rotary_embedding_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace
 
 at::Tensor rotary_embedding(const at::Tensor& x_bthd, const at::Tensor& cos_btr, const at::Tensor& sin_btr) {
-  return forward_operator().call(x_bthd, cos_btr, sin_btr);
+  return rotary_operator().call(x_bthd, cos_btr, sin_btr);
 }
 
 }  // namespace limbeck::kernels

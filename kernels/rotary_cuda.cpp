@@ -18,16 +18,16 @@ at::Tensor rotate(const char* op, const at::Tensor& x, const at::Tensor& cos, co
   return y;
 }
 
-at::Tensor forward(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+at::Tensor rotate_forward(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
   return rotate("rotary_embedding", x, cos, sin, false);
 }
-at::Tensor backward(const at::Tensor& grad, const at::Tensor& cos, const at::Tensor& sin) {
+at::Tensor rotate_backward(const at::Tensor& grad, const at::Tensor& cos, const at::Tensor& sin) {
   return rotate("rotary_embedding_backward", grad, cos, sin, true);
 }
 
 TORCH_LIBRARY_IMPL(limbeck, CUDA, m) {
-  m.impl("rotary_embedding", forward);
-  m.impl("rotary_embedding_backward", backward);
+  m.impl("rotary_embedding", rotate_forward);
+  m.impl("rotary_embedding_backward", rotate_backward);
 }
 
 }  // namespace

@@ -33,12 +33,6 @@ constexpr const char* kCopied[] = {"tokenizer.json",
                                    "generation_config.json",
                                    "chat_template.jinja"};
 
-void write_file(const fs::path& path, const std::string& bytes) {
-  io::AtomicFile file(path, bytes.size());
-  file.write(bytes.data(), bytes.size());
-  file.commit();
-}
-
 std::string file_bytes(const fs::path& path) {
   const io::InputFile file(path);
   std::string bytes(file.size(), '\0');
@@ -122,9 +116,10 @@ void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_sh
   const fs::path& source = built.config.folder;
   TemporaryFolder temporary(target);
   io::write_weights_folder(temporary.path(), tensors, max_shard_bytes, before);
-  write_file(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
+  io::write_atomically(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
   for (const char* name : kCopied) {
-    if (fs::is_regular_file(source / name, error)) write_file(temporary.path() / name, file_bytes(source / name));
+    if (fs::is_regular_file(source / name, error))
+      io::write_atomically(temporary.path() / name, file_bytes(source / name));
   }
   temporary.put_in_place();
 }

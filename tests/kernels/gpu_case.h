@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <string>
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 inline std::string why_no_gpu() {
   if (!std::filesystem::exists("/dev/nvidiactl")) return "no NVIDIA device on this machine";
@@ -18,11 +18,11 @@ inline std::string why_no_gpu() {
   return at::globalContext().hasCUDA() ? "" : "libtorch finds no CUDA device";
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test
 
-#define LIMBECK_NEEDS_GPU()                                                   \
-  if (const std::string why = limbeck::testing::why_no_gpu(); !why.empty()) { \
-    const char* required = std::getenv("LIMBECK_REQUIRE_GPU");                \
-    if (required && std::string(required) == "1") FAIL() << why;              \
-    GTEST_SKIP() << why;                                                      \
+#define LIMBECK_NEEDS_GPU()                                                \
+  if (const std::string why = limbeck::test::why_no_gpu(); !why.empty()) { \
+    const char* required = std::getenv("LIMBECK_REQUIRE_GPU");             \
+    if (required && std::string(required) == "1") FAIL() << why;           \
+    GTEST_SKIP() << why;                                                   \
   }

@@ -34,7 +34,7 @@ struct PathScope {
   ~PathScope() { kernels::set_head_loss_path(HeadLossPath::kAutomatic); }
 };
 
-std::string name_of(Divergence d) { return std::string(kernels::divergence_name(d)); }
+std::string divergence_text(Divergence d) { return std::string(kernels::divergence_name(d)); }
 
 // One rounding of each gradient and one of dz to the storage dtype, each 2^-9 (2^-12) of a number at most; in float32
 // the rounding of the logits, divided by the noise.
@@ -55,7 +55,7 @@ TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
       const double scale = dtype == at::kHalf ? 4096.0 : 1.0;
       const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 700, .gradient_scale = scale};
       const auto got = fused_head_loss(c, options), want = reference_head_loss(c, options);
-      const std::string what = name_of(divergence) + ", noise " + std::to_string(noise);
+      const std::string what = divergence_text(divergence) + ", noise " + std::to_string(noise);
       EXPECT_LE(relative_distance(got.loss, want.loss), 2e-5) << what;
       EXPECT_LE(relative_distance(got.divergence, want.divergence), 2e-5) << what;
       EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << what;
@@ -67,12 +67,11 @@ TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, HeadLossGate,
-                         testing::Combine(testing::ValuesIn(kAll),
-                                          testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
-                         [](const auto& which) {
-                           return name_of(std::get<0>(which.param)) + "_" + c10::toString(std::get<1>(which.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    All, HeadLossGate, testing::Combine(testing::ValuesIn(kAll), testing::Values(at::kFloat, at::kBFloat16, at::kHalf)),
+    [](const auto& which) {
+      return divergence_text(std::get<0>(which.param)) + "_" + c10::toString(std::get<1>(which.param));
+    });
 
 HeadLossOptions every_option(Divergence divergence) {
   return {.divergence = divergence,
@@ -113,9 +112,9 @@ TEST(HeadLoss, cpu_EveryOptionTogetherWithCrossEntropyAndMixedDtypes) {
       const auto c = mixed_case(student, teacher);
       for (const auto divergence : kAll) {
         const auto options = every_option(divergence);
-        expect_close_to_reference(fused_head_loss(c, options), reference_head_loss(c, options), 3e-6,
-                                  gradient_tolerance(student),
-                                  name_of(divergence) + " of " + c10::toString(student) + c10::toString(teacher));
+        expect_close_to_reference(
+            fused_head_loss(c, options), reference_head_loss(c, options), 3e-6, gradient_tolerance(student),
+            divergence_text(divergence) + " of " + c10::toString(student) + c10::toString(teacher));
       }
     }
   }
@@ -126,7 +125,7 @@ TEST(HeadLoss, cpu_CrossEntropyAloneAndBesideADivergenceThatSharesItsSoftmax) {
     const auto c = mixed_case(at::kFloat, at::kFloat);
     const HeadLossOptions options{.divergence = divergence, .label_smoothing = 0.2, .vocabulary = 500};
     expect_close_to_reference(fused_head_loss(c, options), reference_head_loss(c, options), 3e-6, 1e-5,
-                              name_of(divergence));
+                              divergence_text(divergence));
   }
 }
 
@@ -136,9 +135,9 @@ TEST(HeadLoss, cpu_DistantDistributionsStayFinite) {
     auto c = head_case(40, 300, 16, /*size=*/60.0, /*noise=*/90.0, at::kFloat, at::kFloat);
     const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 300};
     const auto got = fused_head_loss(c, options), want = reference_head_loss(c, options);
-    EXPECT_LE(relative_distance(got.loss, want.loss), 1e-5) << name_of(divergence);
-    EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), 1e-4) << name_of(divergence);
-    EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << name_of(divergence);
+    EXPECT_LE(relative_distance(got.loss, want.loss), 1e-5) << divergence_text(divergence);
+    EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), 1e-4) << divergence_text(divergence);
+    EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << divergence_text(divergence);
   }
 }
 
@@ -148,9 +147,9 @@ TEST(HeadLoss, cpu_IdenticalHeadsWithAPaddedTeacherGiveZero) {
     c.labels.reset();
     for (const auto divergence : kAll) {
       const auto got = fused_head_loss(c, {.divergence = divergence, .mix = 0.3, .vocabulary = 600});
-      EXPECT_EQ(got.loss.item<float>(), 0.0f) << name_of(divergence);
-      EXPECT_EQ(got.weight_gradient.abs().max().item<float>(), 0.0f) << name_of(divergence);
-      EXPECT_EQ(got.hidden_gradient.abs().max().item<float>(), 0.0f) << name_of(divergence);
+      EXPECT_EQ(got.loss.item<float>(), 0.0f) << divergence_text(divergence);
+      EXPECT_EQ(got.weight_gradient.abs().max().item<float>(), 0.0f) << divergence_text(divergence);
+      EXPECT_EQ(got.hidden_gradient.abs().max().item<float>(), 0.0f) << divergence_text(divergence);
     }
   }
 }
@@ -236,7 +235,8 @@ TEST(HeadLoss, cpu_EvaluationHasTheBitsOfTraining) {
         for (const auto& options :
              {every_option(divergence), HeadLossOptions{.divergence = divergence, .vocabulary = 500}}) {
           const auto training = fused_head_loss(c, options);
-          expect_same_numbers(fused_head_loss(c, options, /*gradients=*/false), training, false, name_of(divergence));
+          expect_same_numbers(fused_head_loss(c, options, /*gradients=*/false), training, false,
+                              divergence_text(divergence));
           const PathScope other(HeadLossPath::kAnew);
           expect_same_numbers(fused_head_loss(c, options, /*gradients=*/false), training, false, "logits made anew");
           const PathScope kept(HeadLossPath::kKept);
@@ -296,7 +296,7 @@ TEST(HeadLoss, cpu_TheCompositionComputesTheSame) {
         const auto [loss, d, ce, hidden, weight] = kernels::composed_head_loss(in, options, true, true);
         const bool wide = dtype == at::kDouble;
         expect_close_to_reference({loss, d, ce, hidden, weight}, reference_head_loss(c, options), wide ? 1e-12 : 1e-5,
-                                  wide ? 1e-11 : gradient_tolerance(dtype), name_of(divergence));
+                                  wide ? 1e-11 : gradient_tolerance(dtype), divergence_text(divergence));
       }
     }
   }

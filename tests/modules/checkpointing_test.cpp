@@ -18,7 +18,7 @@ namespace {
 
 BuiltModel trainable(const std::string& family, at::ScalarType dtype) {
   ModelRequest request;
-  request.folder = testing::tiny_model(family);
+  request.folder = test::tiny_model(family);
   request.dtype = dtype;
   request.trainable = true;
   request.random_init = true;
@@ -69,7 +69,7 @@ void expect_same(const Outcome& plain, const Outcome& checkpointed, const Transf
 }
 
 TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
-  for (const std::string& family : testing::tiny_families()) {
+  for (const std::string& family : test::tiny_families()) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
       const BuiltModel built = trainable(family, dtype);
       for (const bool hidden : {false, true}) {
@@ -85,7 +85,7 @@ TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
 // The inner backward of one layer ends before that of the next begins: depth costs no stack and no further threads.
 TEST(Checkpointing, AHundredLayersDoNotNest) {
   ModelRequest request;
-  request.folder = testing::tiny_model("llama");
+  request.folder = test::tiny_model("llama");
   nlohmann::json config = nlohmann::json::parse(std::ifstream(request.folder / "config.json"));
   config["num_hidden_layers"] = 100;
   std::ofstream(request.folder / "config.json") << config.dump();
@@ -154,7 +154,7 @@ struct MetaStep {
 MetaStep step_on_meta(const std::string& family, bool checkpointing) {
   const precision::MetaMemory memory;
   ModelRequest request;
-  request.folder = testing::tiny_model(family);
+  request.folder = test::tiny_model(family);
   request.dtype = at::kBFloat16;
   request.trainable = true;
   const BuiltModel built = build_on_meta(request);
@@ -173,7 +173,7 @@ MetaStep step_on_meta(const std::string& family, bool checkpointing) {
 }
 
 TEST(Checkpointing, OnMetaThePeakFallsAndTheRecorderHasNoObjection) {
-  for (const std::string& family : testing::tiny_families()) {
+  for (const std::string& family : test::tiny_families()) {
     SCOPED_TRACE(family);
     const MetaStep plain = step_on_meta(family, false), checkpointed = step_on_meta(family, true);
     EXPECT_EQ(checkpointed.violations, std::vector<std::string>{});

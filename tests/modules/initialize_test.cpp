@@ -16,7 +16,7 @@ namespace {
 BuiltModel fresh(const std::string& family, uint64_t seed, const std::string& root = "student",
                  at::ScalarType dtype = at::kFloat) {
   ModelRequest request;
-  request.folder = testing::tiny_model(family);
+  request.folder = test::tiny_model(family);
   request.root = root;
   request.dtype = dtype;
   request.random_init = true;
@@ -25,7 +25,7 @@ BuiltModel fresh(const std::string& family, uint64_t seed, const std::string& ro
 }
 
 TEST(Initialize, EveryParameterOfEveryFamilyIsFilledAndFinite) {
-  for (const std::string& family : testing::tiny_families()) {
+  for (const std::string& family : test::tiny_families()) {
     const BuiltModel built = fresh(family, 1);
     EXPECT_FALSE(built.report.bindings.empty());
     for (const auto& entry : built.model->named_parameters()) {
@@ -74,7 +74,7 @@ TEST(Initialize, NormsAreNeutralAndThePaddingRowIsZero) {
 
 TEST(Initialize, DevicesThatCannotHoldWeightsAreRefusedWithTheWayOut) {
   ModelRequest request;
-  request.folder = testing::tiny_model("llama");
+  request.folder = test::tiny_model("llama");
   request.random_init = true;
   const auto message = [&](const char* device) {
     request.device = c10::Device(device);

@@ -23,7 +23,7 @@ ModelRequest request_for(const fs::path& folder, bool random) {
   return request;
 }
 
-fs::path fresh_folder() { return testing::tiny_model("llama") / "saved"; }
+fs::path fresh_folder() { return test::tiny_model("llama") / "saved"; }
 
 nlohmann::json config_of(const fs::path& folder) {
   return nlohmann::json::parse(std::ifstream(folder / "config.json"));
@@ -36,10 +36,10 @@ size_t entries_beside(const fs::path& folder) {
 }
 
 TEST(SaveModel, WhatIsSavedLoadsToTheSameBitsAndLogits) {
-  for (const std::string& family : testing::tiny_families()) {
+  for (const std::string& family : test::tiny_families()) {
     for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       SCOPED_TRACE(family);
-      ModelRequest request = request_for(testing::tiny_model(family), true);
+      ModelRequest request = request_for(test::tiny_model(family), true);
       request.dtype = dtype;
       const BuiltModel built = load_model(request);
       const fs::path folder = fresh_folder();
@@ -60,7 +60,7 @@ TEST(SaveModel, WhatIsSavedLoadsToTheSameBitsAndLogits) {
 }
 
 TEST(SaveModel, ConfigNamesTheStoredDtypeAndKeepsTheRest) {
-  const fs::path source = testing::tiny_model("llama");
+  const fs::path source = test::tiny_model("llama");
   ModelRequest request = request_for(source, true);
   request.dtype = at::kBFloat16;
   const fs::path folder = fresh_folder();
@@ -72,7 +72,7 @@ TEST(SaveModel, ConfigNamesTheStoredDtypeAndKeepsTheRest) {
 }
 
 TEST(SaveModel, OldConfigsKeepTheirDtypeKey) {
-  const fs::path source = testing::tiny_model("llama");
+  const fs::path source = test::tiny_model("llama");
   nlohmann::json config = config_of(source);
   config.erase("dtype");
   config["torch_dtype"] = "float32";
@@ -86,7 +86,7 @@ TEST(SaveModel, OldConfigsKeepTheirDtypeKey) {
 }
 
 TEST(SaveModel, TokenizerFilesComeAlongByteByByte) {
-  const fs::path source = testing::tiny_model("qwen2");
+  const fs::path source = test::tiny_model("qwen2");
   std::ofstream(source / "tokenizer.json") << "{\"model\": \"\\u00e9\"}\n";
   std::ofstream(source / "vocab.txt") << "";
   std::ofstream(source / "optimizer.pt") << "not ours";
@@ -99,7 +99,7 @@ TEST(SaveModel, TokenizerFilesComeAlongByteByByte) {
 }
 
 TEST(SaveModel, RulesThatMixDtypesAreStoredAsTheyAreAndNamedByTheWidest) {
-  ModelRequest request = request_for(testing::tiny_model("llama"), true);
+  ModelRequest request = request_for(test::tiny_model("llama"), true);
   request.dtype = at::kBFloat16;
   request.rules = {precision::parse_rule("model.layers.*.mlp.* float32", "test")};
   const fs::path folder = fresh_folder();
@@ -111,7 +111,7 @@ TEST(SaveModel, RulesThatMixDtypesAreStoredAsTheyAreAndNamedByTheWidest) {
 }
 
 TEST(SaveModel, AnOccupiedFolderIsRefusedAndNothingIsLeftBehind) {
-  const BuiltModel built = load_model(request_for(testing::tiny_model("llama"), true));
+  const BuiltModel built = load_model(request_for(test::tiny_model("llama"), true));
   const fs::path folder = fresh_folder();
   fs::create_directories(folder);
   save_model(built, folder / "");  // there, but empty
@@ -121,7 +121,7 @@ TEST(SaveModel, AnOccupiedFolderIsRefusedAndNothingIsLeftBehind) {
 }
 
 TEST(SaveModel, AFailureLeavesNeitherFolderNorTemporary) {
-  BuiltModel built = load_model(request_for(testing::tiny_model("llama"), true));
+  BuiltModel built = load_model(request_for(test::tiny_model("llama"), true));
   built.config.folder = fs::path("/nowhere");
   const fs::path folder = fresh_folder();
   EXPECT_THROW(save_model(built, folder), Error);

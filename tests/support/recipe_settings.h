@@ -8,7 +8,7 @@
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 using RecipeKeys = std::vector<std::pair<std::string, std::string>>;
 
@@ -32,4 +32,4 @@ inline const Registries& builtin_registries() {
   return *registries;
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 namespace {
 
@@ -80,4 +80,4 @@ std::filesystem::path tiny_model(const std::string& family) {
   return folder;
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

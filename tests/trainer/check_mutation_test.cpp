@@ -14,10 +14,10 @@ namespace limbeck::check {
 namespace {
 
 using objective::Distillation;
-using testing::RecipeKeys;
+using test::RecipeKeys;
 
 RecipeKeys recipe_for(const std::string& family, const std::string& dtype = "bfloat16") {
-  return {{"student.model", testing::tiny_model(family).string()},
+  return {{"student.model", test::tiny_model(family).string()},
           {"student.dtype", dtype},
           {"objective.alpha", "0"},
           {"data.batch_size", "2"},
@@ -26,14 +26,14 @@ RecipeKeys recipe_for(const std::string& family, const std::string& dtype = "bfl
 }
 
 RecipeKeys with_teacher(RecipeKeys keys, const std::string& family, const std::string& dtype = "bfloat16") {
-  keys.emplace_back("teacher.model", testing::tiny_model(family).string());
+  keys.emplace_back("teacher.model", test::tiny_model(family).string());
   keys.emplace_back("teacher.dtype", dtype);
   std::erase_if(keys, [](const auto& entry) { return entry.first == "objective.alpha"; });
   return keys;
 }
 
 CheckReport check(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
-  return dry_run(testing::recipe_settings(keys), testing::builtin_registries(), tamper);
+  return dry_run(test::recipe_settings(keys), test::builtin_registries(), tamper);
 }
 
 std::string first_violation(const CheckReport& report) {
@@ -115,7 +115,7 @@ TEST_P(CheckMutation, HasNothingToSayAboutTheUntouchedModel) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, CheckMutation, ::testing::ValuesIn(testing::tiny_families()),
+INSTANTIATE_TEST_SUITE_P(Families, CheckMutation, ::testing::ValuesIn(test::tiny_families()),
                          [](const auto& test) { return test.param; });
 
 const std::vector<std::string> kDtypes = {"float32", "bfloat16", "float16"};

@@ -9,7 +9,7 @@
 namespace limbeck::loop {
 namespace {
 
-CheckpointPlan plan(const testing::RecipeKeys& keys) { return CheckpointPlan(testing::recipe_settings(keys)); }
+CheckpointPlan plan(const test::RecipeKeys& keys) { return CheckpointPlan(test::recipe_settings(keys)); }
 
 TEST(CheckpointPlan, EverySoManyUpdatesWhateverTheClockSays) {
   const CheckpointPlan every = plan({{"checkpoint.every", "10"}});

@@ -6,7 +6,7 @@
 
 #include <stdexcept>
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 using parallel::Communicator;
 using parallel::Order;
@@ -72,4 +72,4 @@ at::Tensor tree_sum(Communicator& ranks, const std::vector<at::Tensor>& leaves, 
   return whole.cpu();
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

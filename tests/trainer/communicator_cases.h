@@ -8,7 +8,7 @@
 
 #include "trainer/parallel/communicator.h"
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 // Numbers of very different sizes, so that another order of sums has other bits.
 std::vector<at::Tensor> uneven_leaves(int count, int64_t length);
@@ -21,4 +21,4 @@ std::string wrong_operation(parallel::Communicator& ranks, c10::Device device);
 // reduce_scatter and all_gather, which must agree. On the CPU.
 at::Tensor tree_sum(parallel::Communicator& ranks, const std::vector<at::Tensor>& leaves, c10::Device device);
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

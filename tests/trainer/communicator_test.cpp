@@ -18,7 +18,7 @@ TEST(GlooRanks, EveryOperationGivesWhatOneProcessGives) {
     const auto thrown = tests::run_gloo_ranks(size, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
       const auto name = ranks->line("another");
       for (Communicator* line : {ranks.get(), name.get()}) {
-        const std::string wrong = testing::wrong_operation(*line, at::kCPU);
+        const std::string wrong = test::wrong_operation(*line, at::kCPU);
         EXPECT_EQ(wrong, "");
       }
     });
@@ -40,14 +40,14 @@ TEST(GlooRanks, LinesBeginSideBySide) {
 
 TEST(GlooRanks, TheTreeIsTheSameOverOneTwoAndFourRanks) {
   // Eight leaves, summed by pairs: what a rank sums itself and what the ranks sum together is one tree.
-  const std::vector<at::Tensor> leaves = testing::uneven_leaves(8, 1024);
+  const std::vector<at::Tensor> leaves = test::uneven_leaves(8, 1024);
   std::vector<at::Tensor> wanted = leaves;
   for (; wanted.size() > 1; wanted.resize(wanted.size() / 2)) {
     for (size_t i = 0; i < wanted.size() / 2; ++i) wanted[i] = wanted[2 * i] + wanted[2 * i + 1];
   }
   for (const int size : {2, 4, 8}) {
     const auto thrown = tests::run_gloo_ranks(size, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
-      const at::Tensor sum = testing::tree_sum(*ranks, leaves, at::kCPU);
+      const at::Tensor sum = test::tree_sum(*ranks, leaves, at::kCPU);
       EXPECT_TRUE(at::equal(sum, wanted[0])) << size << " ranks";
     });
     for (const std::string& message : thrown) EXPECT_EQ(message, "");

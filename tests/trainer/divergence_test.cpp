@@ -9,9 +9,7 @@
 #include <iostream>
 
 #include "tests/trainer/textbook_divergences.h"
-#include "tests/trainer/tiny_distillation.h"
 #include "trainer/objective/head_terms.h"
-#include "trainer/registry.h"
 
 namespace limbeck::objective {
 namespace {
@@ -45,11 +43,8 @@ double relative_error(const at::Tensor& got, const at::Tensor& wanted) {
   return ((got.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
 }
 
-Divergence divergence_named(const std::string& name) {
-  Registries registries;
-  register_builtins(registries);
-  return registries.of<DivergenceFactory>("objectives")
-      .find(name)(testing::settings_of("[objective]\ntop_k = " + std::to_string(kTopK) + "\n"));
+Divergence divergence_for(const std::string& name) {
+  return test::divergence_named(name, "[objective]\ntop_k = " + std::to_string(kTopK) + "\n");
 }
 
 HeadRequest request_of(const Heads& h, const Divergence* divergence) {
@@ -87,7 +82,7 @@ Gradients reference(const std::string& name, const Heads& h, bool tempered, bool
   const at::Tensor zs = logits(h.student_hidden, h.student_weight).requires_grad_();
   const at::Tensor zt = logits(h.teacher_hidden, h.teacher_weight);
   const double t = tempered ? kTemperature : 1.0;
-  const at::Tensor rows = testing::textbook_divergence(name, zs / t, zt / t, kTopK) * (t * t);
+  const at::Tensor rows = test::textbook_divergence(name, zs / t, zt / t, kTopK) * (t * t);
   const at::Tensor loss = (rows * h.divergence_weight.to(at::kDouble)).sum();
   loss.backward();
   return {loss.item<double>(), at::mm(zs.grad(), weight), at::mm(zs.grad().t(), hidden)};
@@ -96,7 +91,7 @@ Gradients reference(const std::string& name, const Heads& h, bool tempered, bool
 TEST_P(EveryDivergence, MatchesFloat64InValueAndGradient) {
   const auto& [name, dtype, noise] = GetParam();
   const Heads h = random_heads(dtype, noise);
-  const Divergence divergence = divergence_named(name);
+  const Divergence divergence = divergence_for(name);
   const Gradients wanted = reference(name, h, divergence.tempered, false);
   const Gradients rounded = reference(name, h, divergence.tempered, true);
   // Below 1e-5, unless the rounding of float32 logits by the GEMM is itself more of their differences (it is for the
@@ -154,7 +149,7 @@ TEST(Divergence, ChunksAndTilesDoNotChangeTheResult) {
   h.divergence_weight.narrow(0, 10, 3).zero_();
   h.ce_weight = at::rand({600});
   h.labels = at::randint(0, 5000, {600}, at::kLong);
-  const Divergence divergence = divergence_named("forward_kl");
+  const Divergence divergence = divergence_for("forward_kl");
   HeadRequest request = request_of(h, &divergence);
   request.labels_n = h.labels;
   request.label_smoothing = 0.1;
@@ -169,7 +164,7 @@ TEST(Divergence, ChunksAndTilesDoNotChangeTheResult) {
   const at::Tensor zt =
       at::mm(h.teacher_hidden.to(at::kDouble), h.teacher_weight.to(at::kDouble).t()).narrow(1, 0, 4998);
   const auto soft = [](const at::Tensor& z) { return (z / kTemperature).clamp(-1.2, 1.2); };
-  const at::Tensor kd = testing::textbook_divergence("forward_kl", soft(zs), soft(zt)) * (kTemperature * kTemperature);
+  const at::Tensor kd = test::textbook_divergence("forward_kl", soft(zs), soft(zt)) * (kTemperature * kTemperature);
   const at::Tensor clean = h.labels.clamp_max(4997), ls = zs.log_softmax(-1);
   const at::Tensor ce = -(0.9 * ls.gather(1, clean.unsqueeze(1)).squeeze(1) + 0.1 * ls.mean(-1));
   ASSERT_LT(h.labels.max().item<int64_t>(), 4998);
@@ -184,7 +179,7 @@ TEST(Divergence, ChunksAndTilesDoNotChangeTheResult) {
 TEST(Divergence, TeacherLearnsOnlyWhenAsked) {
   Heads h = random_heads(at::kFloat, 0.5);
   h.teacher_hidden.requires_grad_();
-  const Divergence divergence = divergence_named("forward_kl");
+  const Divergence divergence = divergence_for("forward_kl");
   HeadRequest request = request_of(h, &divergence);
   request.teacher_learns = true;
   head_terms(request).loss.backward();
@@ -192,7 +187,7 @@ TEST(Divergence, TeacherLearnsOnlyWhenAsked) {
   const at::Tensor zt = at::mm(hidden, h.teacher_weight.to(at::kDouble).t()) / kTemperature;
   const at::Tensor zs =
       at::mm(h.student_hidden.detach().to(at::kDouble), h.student_weight.detach().to(at::kDouble).t()) / kTemperature;
-  (testing::textbook_divergence("forward_kl", zs, zt) * h.divergence_weight.to(at::kDouble) * 4.0).sum().backward();
+  (test::textbook_divergence("forward_kl", zs, zt) * h.divergence_weight.to(at::kDouble) * 4.0).sum().backward();
   EXPECT_LT(relative_error(h.teacher_hidden.grad(), hidden.grad()), 1e-5);
   h.teacher_hidden.mutable_grad().reset();
   request.teacher_learns = false;
@@ -229,7 +224,7 @@ TEST(Divergence, UnionOfWholeVocabularyIsTheFullKl) {
 TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
   for (const char* name : {"forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "topk_union", "uld",
                            "total_variation"}) {
-    const Divergence divergence = divergence_named(name);
+    const Divergence divergence = divergence_for(name);
     at::manual_seed(11);
     for (const double noise : {0.0, 1e-7, 1e-5}) {
       const at::Tensor hidden = at::randn({200, kWidth}), weight = at::randn({kVocabulary, kWidth}) * 0.3;
@@ -253,7 +248,7 @@ TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
 TEST(Divergence, PaddedTeacherHeadHasNoMass) {
   Heads h = random_heads(at::kFloat, 0.0);
   h.teacher_weight = at::cat({h.student_weight.detach(), at::randn({7, kWidth}) * 9});
-  const Divergence divergence = divergence_named("forward_kl");
+  const Divergence divergence = divergence_for("forward_kl");
   HeadRequest request = request_of(h, &divergence);
   request.student.vocabulary = request.teacher->vocabulary = kVocabulary;
   const kernels::HeadLoss loss = head_terms(request);
@@ -281,8 +276,8 @@ TEST(Divergence, ComparesHeadsAsEvaluationReportsThem) {
   const HeadComparison both = compare_heads(student, teacher, at::ones({2}, at::kBool));
   EXPECT_EQ(both.top1_agreements, 1);
   EXPECT_DOUBLE_EQ(both.top5_overlap, 1.0 + 4.0 / 5.0);
-  EXPECT_NEAR(both.kl,
-              testing::textbook_divergence("forward_kl", student.hidden_nd, teacher.hidden_nd)[1].item<double>(), 1e-5);
+  EXPECT_NEAR(both.kl, test::textbook_divergence("forward_kl", student.hidden_nd, teacher.hidden_nd)[1].item<double>(),
+              1e-5);
   const at::Tensor right = right_predictions(teacher, at::tensor({0, 0}, at::kLong), at::ones({2}, at::kBool));
   EXPECT_TRUE(right[0].item<bool>());
   EXPECT_FALSE(right[1].item<bool>());

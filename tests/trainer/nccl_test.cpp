@@ -60,11 +60,11 @@ TEST(NcclLibrary, RefusesADeviceThatIsNotThere) {
 
 TEST_F(NcclRanks, EveryOperationGivesWhatTheCpuGives) {
   run([](Communicator& ranks, c10::Device device) {
-    EXPECT_EQ(testing::wrong_operation(ranks, device), "");
+    EXPECT_EQ(test::wrong_operation(ranks, device), "");
     const auto other = ranks.line("another");
-    EXPECT_EQ(testing::wrong_operation(*other, device), "");
+    EXPECT_EQ(test::wrong_operation(*other, device), "");
     ranks.settle();
-    EXPECT_EQ(testing::wrong_operation(ranks, device), "");
+    EXPECT_EQ(test::wrong_operation(ranks, device), "");
     EXPECT_GT(ranks.time().running_s, 0.0);
   });
 }
@@ -79,17 +79,17 @@ TEST_F(NcclRanks, ControlGoesOnByGloo) {
 }
 
 TEST_F(NcclRanks, TheTreeHasTheBitsOfGloos) {
-  const std::vector<at::Tensor> leaves = testing::uneven_leaves(8, 4096);
+  const std::vector<at::Tensor> leaves = test::uneven_leaves(8, 4096);
   at::Tensor by_gloo;
   for (const std::string& message :
        tests::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
-         const at::Tensor sum = testing::tree_sum(*ranks, leaves, at::kCPU);
+         const at::Tensor sum = test::tree_sum(*ranks, leaves, at::kCPU);
          if (ranks->rank() == 0) by_gloo = sum;
        })) {
     EXPECT_EQ(message, "");
   }
   run([&](Communicator& ranks, c10::Device device) {
-    EXPECT_TRUE(at::equal(testing::tree_sum(ranks, leaves, device), by_gloo));
+    EXPECT_TRUE(at::equal(test::tree_sum(ranks, leaves, device), by_gloo));
   });
 }
 
@@ -114,7 +114,7 @@ TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
     const int rank = gloo->rank();
     const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
-    EXPECT_EQ(testing::wrong_operation(*ranks, device), "");
+    EXPECT_EQ(test::wrong_operation(*ranks, device), "");
     ranks->settle();
     if (rank == 1) throw std::runtime_error("stays away");
     ranks->all_reduce(at::ones({64}, at::TensorOptions().device(device)), Order::kFast, "the gradient")->wait();

@@ -17,12 +17,12 @@
 namespace limbeck::objective {
 namespace {
 
+using test::distillation_of;
 using test::message_of;
-using testing::distillation_of;
-using testing::on_meta;
-using testing::random_batch;
-using testing::settings_of;
-using testing::weighted_model;
+using test::on_meta;
+using test::random_batch;
+using test::settings_of;
+using test::weighted_model;
 
 std::string recipe_of(const std::filesystem::path& teacher, const std::filesystem::path& student,
                       const std::string& more = "", const std::string& teacher_dtype = "float32",
@@ -45,7 +45,7 @@ const std::filesystem::path& other_tokenizer() {
 // The teacher's stream is longer; every third student token has no teacher token.
 data::Batch two_streams(bool packed) {
   data::Batch batch = random_batch({.rows = 3, .length = 10, .vocabulary = 97, .packed = packed}, 3);
-  batch.teacher = testing::random_stream({.rows = 3, .length = 14, .vocabulary = 311, .packed = packed}, 4);
+  batch.teacher = test::random_stream({.rows = 3, .length = 14, .vocabulary = 311, .packed = packed}, 4);
   batch.teacher_position = (at::arange(10, at::kLong) + 2).unsqueeze(0).expand({3, 10}).contiguous();
   batch.teacher_position.select(1, 3).fill_(-1);
   return batch;
@@ -269,7 +269,7 @@ TEST(ObjectivePairs, AttentionScoresGiveTheKernelsAttention) {
   models::ModelRequest request;
   request.folder = folder;
   const models::BuiltModel model = models::load_model(request);
-  const data::TokenStream stream = testing::random_stream({.packed = true}, 3);
+  const data::TokenStream stream = test::random_stream({.packed = true}, 3);
   const models::Architecture& a = model.model->architecture();
   const at::Tensor q = at::randn({3, 10, a.heads, a.head_dim}), k = at::randn({3, 10, a.key_value_heads, a.head_dim});
   const at::Tensor v = at::eye(10).view({1, 10, 1, 10}).expand({3, 10, a.key_value_heads, 10}).contiguous();

@@ -17,13 +17,13 @@
 namespace limbeck::objective {
 namespace {
 
+using test::BatchShape;
+using test::distillation_of;
 using test::message_of;
-using testing::BatchShape;
-using testing::distillation_of;
-using testing::on_meta;
-using testing::random_batch;
-using testing::settings_of;
-using testing::weighted_model;
+using test::on_meta;
+using test::random_batch;
+using test::settings_of;
+using test::weighted_model;
 
 const std::filesystem::path& teacher_folder() {
   static const auto folder = weighted_model(
@@ -204,7 +204,7 @@ TEST(Objective, EightSmallBatchesAreOneLarge) {
   double loss = 0;
   for (int64_t row = 0; row < 8; ++row) {
     const Terms part =
-        objective.forward(testing::rows_of(batch, row, 1), {.update_targets = whole.targets, .update_sequences = 8});
+        objective.forward(test::rows_of(batch, row, 1), {.update_targets = whole.targets, .update_sequences = 8});
     part.loss.backward();
     loss += part.loss.item<double>();
   }

@@ -26,7 +26,7 @@ OptionTable small_table() {
   return table;
 }
 
-std::string fault(const std::vector<std::string>& arguments) {
+std::string fault_of_line(const std::vector<std::string>& arguments) {
   return message_of([&] { small_table().parse(arguments, "limbeck test"); });
 }
 
@@ -54,20 +54,23 @@ TEST(OptionTable, ASwitchTakesNoValueFromTheNextWord) {
 
 TEST(OptionTable, AnswersUnknownFlagsWithTheNearest) {
   const std::string tail = "; 'limbeck test --help' lists every option";
-  EXPECT_EQ(fault({"--student.dtpe=x"}), "2: --student.dtpe: no such option, did you mean student.dtype?" + tail);
-  EXPECT_EQ(fault({"--learning-rate", "1"}), "2: --learning-rate: no such option, did you mean learning_rate?" + tail);
-  EXPECT_EQ(fault({"--zzzzzzzzzz"}), "2: --zzzzzzzzzz: no such option" + tail);
-  EXPECT_EQ(fault({"--student.d=float32"}), "2: --student.d: no such option, did you mean student.dtype?" + tail);
-  EXPECT_EQ(fault({"-x"}), "2: -x: no such option" + tail);
+  EXPECT_EQ(fault_of_line({"--student.dtpe=x"}),
+            "2: --student.dtpe: no such option, did you mean student.dtype?" + tail);
+  EXPECT_EQ(fault_of_line({"--learning-rate", "1"}),
+            "2: --learning-rate: no such option, did you mean learning_rate?" + tail);
+  EXPECT_EQ(fault_of_line({"--zzzzzzzzzz"}), "2: --zzzzzzzzzz: no such option" + tail);
+  EXPECT_EQ(fault_of_line({"--student.d=float32"}),
+            "2: --student.d: no such option, did you mean student.dtype?" + tail);
+  EXPECT_EQ(fault_of_line({"-x"}), "2: -x: no such option" + tail);
 }
 
 TEST(OptionTable, SaysWhichValueIsMissing) {
   const std::string tail = "; 'limbeck test --help' lists every option";
   const std::string wanted =
       "2: --student.dtype: the value is missing, wanted --student.dtype=auto|float32|bfloat16" + tail;
-  EXPECT_EQ(fault({"--student.dtype"}), wanted);
-  EXPECT_EQ(fault({"--student.dtype="}), wanted);
-  EXPECT_EQ(fault({"--student.dtype", "--quiet"}), wanted);
+  EXPECT_EQ(fault_of_line({"--student.dtype"}), wanted);
+  EXPECT_EQ(fault_of_line({"--student.dtype="}), wanted);
+  EXPECT_EQ(fault_of_line({"--student.dtype", "--quiet"}), wanted);
 }
 
 TEST(OptionTable, RefusesFaultyDeclarations) {

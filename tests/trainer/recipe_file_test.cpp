@@ -15,7 +15,7 @@ using test::message_of;
 
 RecipeFile parsed(const std::string& text) { return RecipeFile(text, "my.ini"); }
 
-std::string fault(const std::string& text) {
+std::string fault_of_file(const std::string& text) {
   return message_of([&] { parsed(text); });
 }
 
@@ -70,33 +70,35 @@ TEST(RecipeFile, WritesValuesThatReadBackTheSame) {
 }
 
 TEST(RecipeFile, NamesTheLineOfBadSyntax) {
-  EXPECT_EQ(fault("seed = 1\n[student\ndtype = x"),
+  EXPECT_EQ(fault_of_file("seed = 1\n[student\ndtype = x"),
             "2: my.ini:2: [student is no section, wanted [name], such as [student]");
-  EXPECT_EQ(fault("[]\na = 1"), "2: my.ini:1: [] is no section, wanted [name], such as [student]");
-  EXPECT_EQ(fault("[\na = 1"), "2: my.ini:1: [ is no section, wanted [name], such as [student]");
-  EXPECT_EQ(fault("seed 7"), "2: my.ini:1: `seed 7` is neither [section] nor key = value; a comment starts with #");
-  EXPECT_EQ(fault("= 7"), "2: my.ini:1: `= 7` is neither [section] nor key = value; a comment starts with #");
-  EXPECT_EQ(fault("a = \"x"), "2: my.ini:1: the quote in \"x is never closed; end it with \"");
-  EXPECT_EQ(fault("a = \"x\" y"), "2: my.ini:1: `y` after the closing quote; put the whole value in quotes");
-  EXPECT_EQ(fault("a = \"x\\n\""),
+  EXPECT_EQ(fault_of_file("[]\na = 1"), "2: my.ini:1: [] is no section, wanted [name], such as [student]");
+  EXPECT_EQ(fault_of_file("[\na = 1"), "2: my.ini:1: [ is no section, wanted [name], such as [student]");
+  EXPECT_EQ(fault_of_file("seed 7"),
+            "2: my.ini:1: `seed 7` is neither [section] nor key = value; a comment starts with #");
+  EXPECT_EQ(fault_of_file("= 7"), "2: my.ini:1: `= 7` is neither [section] nor key = value; a comment starts with #");
+  EXPECT_EQ(fault_of_file("a = \"x"), "2: my.ini:1: the quote in \"x is never closed; end it with \"");
+  EXPECT_EQ(fault_of_file("a = \"x\" y"), "2: my.ini:1: `y` after the closing quote; put the whole value in quotes");
+  EXPECT_EQ(fault_of_file("a = \"x\\n\""),
             "2: my.ini:1: a backslash in quotes stands before \" or \\ only; write \\\\ for a backslash");
 }
 
 TEST(RecipeFile, RefusesWhatIsNoText) {
-  EXPECT_EQ(fault(std::string("a = 1\nb = \0x", 11)), "2: my.ini:2: control character \\x00, wanted plain text");
-  EXPECT_EQ(fault("a = 1\rb = 2"), "2: my.ini:1: control character \\x0d, wanted plain text");
+  EXPECT_EQ(fault_of_file(std::string("a = 1\nb = \0x", 11)),
+            "2: my.ini:2: control character \\x00, wanted plain text");
+  EXPECT_EQ(fault_of_file("a = 1\rb = 2"), "2: my.ini:1: control character \\x0d, wanted plain text");
   for (const char* bad : {"a = \xFF", "a = \xC0\xAF", "a = \xED\xA0\x80", "a = \xF5\x80\x80\x80", "a = \xE2\x82",
                           "a = \xF0\x80\x80\x80"}) {
-    EXPECT_EQ(fault(bad), "2: my.ini:1: byte 5 is not UTF-8; save the file as UTF-8 text");
+    EXPECT_EQ(fault_of_file(bad), "2: my.ini:1: byte 5 is not UTF-8; save the file as UTF-8 text");
   }
-  EXPECT_EQ(fault("a = " + std::string(20'000, 'x')), "2: my.ini:1: line of 20004 bytes, wanted at most 16384");
+  EXPECT_EQ(fault_of_file("a = " + std::string(20'000, 'x')), "2: my.ini:1: line of 20004 bytes, wanted at most 16384");
 }
 
 TEST(RecipeFile, RefusesARecipeWithoutKeys) {
   const std::string wanted =
       "2: my.ini: sets no key; a recipe needs at least `model = FOLDER` under [teacher] or [student]";
   for (const char* text : {"", "\n\n", "# only a comment\n", "[student]\n", "\xEF\xBB\xBF"})
-    EXPECT_EQ(fault(text), wanted);
+    EXPECT_EQ(fault_of_file(text), wanted);
 }
 
 TEST(RecipeFile, SurvivesEveryCutAndEveryByte) {

@@ -3,12 +3,21 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-namespace limbeck::testing {
+#include "tests/trainer/tiny_distillation.h"
+#include "trainer/registry.h"
+
+namespace limbeck::test {
 namespace {
 
 at::Tensor log_p(const at::Tensor& z) { return z.log_softmax(-1); }
 
 }  // namespace
+
+objective::Divergence divergence_named(const std::string& name, const std::string& recipe) {
+  Registries registries;
+  register_builtins(registries);
+  return registries.of<objective::DivergenceFactory>("objectives").find(name)(settings_of(recipe));
+}
 
 at::Tensor textbook_divergence(const std::string& name, const at::Tensor& zs, const at::Tensor& zt, int64_t top_k) {
   const at::Tensor ls = log_p(zs), lt = log_p(zt), ps = ls.exp(), pt = lt.exp();
@@ -34,4 +43,4 @@ at::Tensor textbook_divergence(const std::string& name, const at::Tensor& zs, co
   return {};
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

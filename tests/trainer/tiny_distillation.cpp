@@ -10,7 +10,7 @@
 #include "tests/support/tiny_models.h"
 #include "trainer/recipe/recipe_options.h"
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 namespace {
 
@@ -114,4 +114,4 @@ objective::Distillation distillation_of(const std::string& ini, objective::Mater
   return objective::Distillation(settings_of(ini), registries, how);
 }
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

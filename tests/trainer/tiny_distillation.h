@@ -6,7 +6,7 @@
 
 #include "trainer/objective/distillation.h"
 
-namespace limbeck::testing {
+namespace limbeck::test {
 
 // A fresh folder with the tiny model of this family, config.json changed by `changes` (a JSON object) and weights drawn
 // from `seed`, in float32.
@@ -31,4 +31,4 @@ data::Batch rows_of(const data::Batch& batch, int64_t begin, int64_t count);
 objective::Distillation distillation_of(const std::string& ini,
                                         objective::Materialize how = objective::Materialize::kWeights);
 
-}  // namespace limbeck::testing
+}  // namespace limbeck::test

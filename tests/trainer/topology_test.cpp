@@ -11,7 +11,7 @@
 namespace limbeck::parallel {
 namespace {
 
-using testing::recipe_settings;
+using test::recipe_settings;
 
 TEST(Topology, NobodysWordIsOneProcessAlone) {
   const Topology alone = detect_topology({}, environment_of({}));

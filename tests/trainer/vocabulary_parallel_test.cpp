@@ -15,8 +15,8 @@
 namespace limbeck::objective {
 namespace {
 
-constexpr int64_t kRows = 101, kIds = 97, kWidth = 24, kTeacherWidth = 32;
-constexpr double kTemperature = 2.0;
+constexpr int64_t kRows = 101, kIds = 97, kStudentWidth = 24, kTeacherWidth = 32;
+constexpr double kTau = 2.0;
 
 // How a case reads the logits.
 struct Reading {
@@ -29,22 +29,22 @@ struct Tokens {
   at::Tensor hidden, teacher_hidden, labels, divergence_weight, ce_weight;
 };
 
-struct Heads {
+struct DividedHeads {
   at::Tensor weight, teacher_weight;
   std::vector<Tokens> ranks;
 };
 
-Heads random_heads(int ranks, at::ScalarType dtype) {
+DividedHeads random_heads(int ranks, at::ScalarType dtype) {
   const auto generator = at::make_generator<at::CPUGeneratorImpl>(17);
   const auto normal = [&](at::IntArrayRef shape, double size) {
     return at::empty(shape, at::kFloat).normal_(0, size, generator).to(dtype);
   };
   const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
-  Heads heads{normal({kRows, kWidth}, 0.3), normal({kRows, kTeacherWidth}, 0.3), {}};
+  DividedHeads heads{normal({kRows, kStudentWidth}, 0.3), normal({kRows, kTeacherWidth}, 0.3), {}};
   for (int rank = 0; rank < ranks; ++rank) {
     const int64_t n = 7 + 3 * ((rank + 1) % 3);
     Tokens t;
-    t.hidden = normal({n, kWidth}, 1);
+    t.hidden = normal({n, kStudentWidth}, 1);
     t.teacher_hidden = normal({n, kTeacherWidth}, 1);
     t.labels = at::empty({n}, at::kLong).random_(0, kIds, generator);
     t.divergence_weight = at::empty({n}, at::kFloat).uniform_(0.5, 1.5, generator).to(wide);
@@ -58,19 +58,13 @@ Heads random_heads(int ranks, at::ScalarType dtype) {
   return heads;
 }
 
-Divergence divergence_named(const std::string& name) {
-  Registries registries;
-  register_builtins(registries);
-  return registries.of<DivergenceFactory>("objectives").find(name)(testing::settings_of(""));
-}
-
 struct Found {
   double loss = 0;
   at::Tensor divergence_n, cross_entropy_n, hidden, weight;
 };
 
 // All ranks' tokens in one place, in float64, by autograd.
-std::vector<Found> textbook_of(const Heads& heads, const std::string& name, const Divergence& divergence,
+std::vector<Found> textbook_of(const DividedHeads& heads, const std::string& name, const Divergence& divergence,
                                const Reading& how) {
   const at::Tensor weight = heads.weight.to(at::kDouble, false, /*copy=*/true).requires_grad_();
   const auto capped = [&](const at::Tensor& h, const at::Tensor& w) {
@@ -84,11 +78,11 @@ std::vector<Found> textbook_of(const Heads& heads, const std::string& name, cons
     leaves.push_back(t.hidden.to(at::kDouble, false, /*copy=*/true).requires_grad_());
     const at::Tensor zs = capped(leaves.back(), weight),
                      zt = capped(t.teacher_hidden.to(at::kDouble), heads.teacher_weight.to(at::kDouble));
-    const double tau = divergence.tempered ? kTemperature : 1.0;
+    const double tau = divergence.tempered ? kTau : 1.0;
     const auto softened = [&](const at::Tensor& z) {
       return divergence.tempered && how.clamp > 0 ? (z / tau).clamp(-how.clamp, how.clamp) : z / tau;
     };
-    const at::Tensor kd = testing::textbook_divergence(name, softened(zs), softened(zt)) * (tau * tau);
+    const at::Tensor kd = test::textbook_divergence(name, softened(zs), softened(zt)) * (tau * tau);
     const at::Tensor log_p = zs.log_softmax(-1);
     const at::Tensor gold = log_p.gather(-1, t.labels.clamp_min(0).unsqueeze(-1)).squeeze(-1);
     const at::Tensor ce = -(gold * (1 - how.smoothing) + log_p.mean(-1) * how.smoothing);
@@ -109,7 +103,7 @@ std::vector<Found> textbook_of(const Heads& heads, const std::string& name, cons
   return found;
 }
 
-Found divided(const Heads& heads, const Divergence& divergence, const Reading& how, VocabularyRanks ranks) {
+Found divided(const DividedHeads& heads, const Divergence& divergence, const Reading& how, VocabularyRanks ranks) {
   const Tokens& t = heads.ranks[static_cast<size_t>(ranks.line->rank())];
   HeadRequest request;
   request.student = {.hidden_nd = t.hidden.clone().requires_grad_(),
@@ -126,7 +120,7 @@ Found divided(const Heads& heads, const Divergence& divergence, const Reading& h
   if (how.labels) request.labels_n = t.labels;
   request.divergence_weight_n = t.divergence_weight;
   request.ce_weight_n = how.labels ? t.ce_weight : at::zeros_like(t.ce_weight);
-  request.temperature = kTemperature;
+  request.temperature = kTau;
   request.clamp = how.clamp;
   request.label_smoothing = how.smoothing;
   const kernels::HeadLoss head = vocabulary_parallel_terms(request, ranks);
@@ -142,7 +136,7 @@ double relative_difference(const at::Tensor& got, const at::Tensor& wanted) {
   return ((got.to(at::kDouble) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item<double>();
 }
 
-std::vector<Found> on_ranks(int size, const Heads& heads, const Divergence& divergence, const Reading& how) {
+std::vector<Found> on_ranks(int size, const DividedHeads& heads, const Divergence& divergence, const Reading& how) {
   std::vector<Found> found(static_cast<size_t>(size));
   const auto one = [&](std::unique_ptr<parallel::Communicator> line) {
     const auto order = (size & (size - 1)) == 0 ? parallel::Order::kTree : parallel::Order::kFast;
@@ -165,11 +159,11 @@ struct Bars {
 
 void expect_textbook(int size, const std::string& name, at::ScalarType dtype, const Reading& how, const Bars& bars) {
   SCOPED_TRACE(name + ", " + std::to_string(size) + " ranks, " + c10::toString(dtype));
-  const Heads heads = random_heads(size, dtype);
-  const Divergence divergence = divergence_named(name);
+  const DividedHeads heads = random_heads(size, dtype);
+  const Divergence divergence = test::divergence_named(name);
   const std::vector<Found> wanted = textbook_of(heads, name, divergence, how);
   const std::vector<Found> got = on_ranks(size, heads, divergence, how);
-  at::Tensor weight = at::zeros({kRows, kWidth}, at::kDouble);
+  at::Tensor weight = at::zeros({kRows, kStudentWidth}, at::kDouble);
   for (size_t rank = 0; rank < got.size(); ++rank) {
     ASSERT_TRUE(got[rank].weight.defined());
     EXPECT_NEAR(got[rank].loss, wanted[rank].loss, bars.value * wanted[rank].loss);
@@ -241,7 +235,7 @@ TEST(VocabularyParallel, FewerIdsThanRanksAreRefused) {
 }
 
 void require_divisible(const std::string& ini, bool has_head = true) {
-  const recipe::Settings settings = testing::settings_of("[objective]\nvocabulary_parallel = yes\n" + ini);
+  const recipe::Settings settings = test::settings_of("[objective]\nvocabulary_parallel = yes\n" + ini);
   Registries registries;
   register_builtins(registries);
   const Divergence divergence =

@@ -46,9 +46,16 @@ target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohman
 target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> <fmt/format.h> <fmt/ranges.h>
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
-# Every file that includes torch::nn pays three seconds for the templates which its headers leave to be instantiated,
-# precompiled or not. Compiled eight at a time, the files of modules and trainer pay once for eight.
-option(LIMBECK_UNITY "Compile modules and trainer several files at a time" ON)
+# Every file pays for the templates which torch's headers leave to be instantiated at its end: nine seconds with the
+# precompiled header, 18 with ATen/ATen.h and none. Compiled 12 at a time, 12 files pay once.
+option(LIMBECK_UNITY "Compile several files at a time" ON)
+
+function(_limbeck_unity target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 12)
+  if(LIMBECK_UNITY)  # files that are included look like headers to this warning
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
+  endif()
+endfunction()
 
 # limbeck_floor(NAME [PCH] SOURCES ... LINK ... PRIVATE_LINK ...)
 # The library liblimbeck_NAME.so, installed and exported as Limbeck::NAME.
@@ -70,11 +77,8 @@ function(limbeck_floor name)
     PRIVATE $<BUILD_INTERFACE:limbeck_options> ${F_PRIVATE_LINK})
   if(F_PCH)
     target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
-    set_target_properties(limbeck_${name} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 8)
-    if(LIMBECK_UNITY)  # files that are included look like headers to this warning
-      target_compile_options(limbeck_${name} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-Wno-subobject-linkage>)
-    endif()
   endif()
+  _limbeck_unity(limbeck_${name})
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
@@ -87,6 +91,7 @@ function(limbeck_program name)
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF
     INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${LIMBECK_TORCH_LIB_DIR}")
   target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
+  _limbeck_unity(${name})
   if(F_PCH)
     target_precompile_headers(${name} REUSE_FROM limbeck_pch)
   endif()

@@ -16,6 +16,9 @@ function(limbeck_test name)
   cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
   limbeck_program(${name} PCH SOURCES ${F_SOURCES} LINK ${F_LINK} GTest::gtest GTest::gtest_main)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # the libraries are what must be fast
+  endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC bug 105651: in "literal" + std::string these see copies that cannot happen.
     target_compile_options(${name} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-stringop-overread)

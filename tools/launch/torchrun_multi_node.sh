@@ -22,20 +22,7 @@ if [[ -z ${RDZV_ENDPOINT:-} || -z ${RUN_ID:-} ]]; then
   exit 2
 fi
 
-# found VARIABLE NAME FILE: what the variable says, else the file of this checkout, else the program on PATH.
-found() {
-  local said=${!1:-}
-  if [[ -n $said ]]; then
-    printf '%s\n' "$said"
-  elif [[ -x $3 ]]; then
-    printf '%s\n' "$3"
-  elif ! type -P -- "$2"; then
-    echo "$0: no $2 at $3 or on PATH; set $1=FILE" >&2
-    return 2
-  fi
-}
-torchrun=$(found TORCHRUN torchrun "${LIMBECK_VENV:-$here/.venv}/bin/torchrun")
-limbeck=$(found LIMBECK limbeck "$here/build/release/bin/limbeck")
+source "$here/tools/launch/find_programs"  # torchrun, limbeck
 
 nodes=$1 processes=$2 recipe=$3
 shift 3

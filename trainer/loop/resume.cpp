@@ -59,14 +59,15 @@ std::string model_digest(const fs::path& folder) {
 void refuse_newer(const recipe::Settings& settings, const fs::path& named, const fs::path& run_folder) {
   const auto own = checkpoint::step_of(named.filename().string());
   std::vector<std::string> newer;
-  for (const checkpoint::Committed& other : checkpoint::list_checkpoints(run_folder / "checkpoints")) {
+  for (const checkpoint::Committed& other : checkpoint::list_checkpoints(run_folder / checkpoint::kCheckpointsFolder)) {
     if (own && other.step > *own) newer.push_back(other.path.filename().string());
   }
   if (newer.empty()) return;
-  throw UsageError(fmt::format(
-      "--resume={}: {} holds newer ones ({}), which would be taken for what follows: move them "
-      "away, or name another folder with --run=DIR {}",
-      named.string(), (run_folder / "checkpoints").string(), fmt::join(newer, ", "), settings.where("run")));
+  throw UsageError(
+      fmt::format("--resume={}: {} holds newer ones ({}), which would be taken for what follows: move them "
+                  "away, or name another folder with --run=DIR {}",
+                  named.string(), (run_folder / checkpoint::kCheckpointsFolder).string(), fmt::join(newer, ", "),
+                  settings.where("run")));
 }
 
 }  // namespace
@@ -92,8 +93,8 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
                       "RUN/checkpoints/step-00001200",
                       resume));
     }
-    if (holds_run && !checkpoint::list_checkpoints(run_folder / "checkpoints").empty() &&
-        named.parent_path() != fs::canonical(run_folder / "checkpoints", absent)) {
+    if (holds_run && !checkpoint::list_checkpoints(run_folder / checkpoint::kCheckpointsFolder).empty() &&
+        named.parent_path() != fs::canonical(run_folder / checkpoint::kCheckpointsFolder, absent)) {
       throw UsageError(
           fmt::format("{}: holds a run with checkpoints of its own {}, and --resume={} is another's: name "
                       "another folder with --run=DIR",
@@ -107,7 +108,7 @@ std::optional<fs::path> find_checkpoint(const recipe::Settings& settings, const 
     }
     return named;
   }
-  auto found = checkpoint::newest_good(run_folder / "checkpoints", notes, strict);
+  auto found = checkpoint::newest_good(run_folder / checkpoint::kCheckpointsFolder, notes, strict);
   if (!found && holds_run && !settings.given("resume") && !restarted) {
     throw UsageError(
         fmt::format("{}: holds a run already {}, and no checkpoint of it: --resume=auto begins it again; "

@@ -13,6 +13,7 @@
 #include "modules/io/safetensors.h"
 #include "modules/models/save_model.h"
 #include "modules/precision/casts.h"
+#include "trainer/parallel/topology.h"
 
 namespace limbeck::loop {
 
@@ -31,9 +32,7 @@ int take_lock(const fs::path& path, const std::string& where) {
   }
   if (::flock(descriptor, LOCK_EX | LOCK_NB) == 0) {
     // Who holds it; the lock itself ends with the process, so a file that was left behind locks nothing.
-    char host[256] = "unknown";
-    ::gethostname(host, sizeof(host) - 1);
-    const std::string owner = fmt::format("host {}, process {}\n", host, ::getpid());
+    const std::string owner = parallel::this_process() + "\n";
     if (::ftruncate(descriptor, 0) != 0 || ::pwrite(descriptor, owner.data(), owner.size(), 0) < 0) {
       const int error = errno;
       ::close(descriptor);
@@ -70,9 +69,7 @@ RunFolder::~RunFolder() {
 }
 
 void RunFolder::write_text(const std::string& name, const std::string& text) const {
-  io::AtomicFile file(path_ / name, text.size());
-  file.write(text.data(), text.size());
-  file.commit();
+  io::write_atomically(path_ / name, text);
 }
 
 fs::path RunFolder::save_student(const std::string& name, const objective::Distillation& objective,

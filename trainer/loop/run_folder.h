@@ -5,6 +5,7 @@
 #include <string>
 
 #include "modules/io/safetensors.h"
+#include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 
@@ -20,7 +21,7 @@ class RunFolder {
   RunFolder& operator=(const RunFolder&) = delete;
 
   const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path checkpoints() const { return path_ / "checkpoints"; }
+  std::filesystem::path checkpoints() const { return path_ / checkpoint::kCheckpointsFolder; }
   void write_text(const std::string& name, const std::string& text) const;
   // The student as a Hugging Face folder NAME (replacing an older one), projectors.safetensors beside its weights.
   // before: see modules/io/safetensors.h.

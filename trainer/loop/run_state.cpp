@@ -100,11 +100,10 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
   for (const auto& [name, value] : optimizer.state_scalars()) scalars[name] = number(value);
   request.state = {{"step", run.step},           {"seconds", run.seconds},
                    {"tokens", run.tokens},       {"peak_bytes", run.peak_bytes},
-                   {"evaluated", run.evaluated}, {"evaluated_step", run.evaluated_step},
-                   {"last", as_json(run.last)},  {"best", as_json(run.best)},
-                   {"best_step", run.best_step}, {"optimizer", scalars},
-                   {"recipe", run.recipe},       {"data", run.data},
-                   {"build", run.build}};
+                   {"evaluated", run.evaluated}, {"last", as_json(run.last)},
+                   {"best", as_json(run.best)},  {"best_step", run.best_step},
+                   {"optimizer", scalars},       {"recipe", run.recipe},
+                   {"data", run.data},           {"build", run.build}};
   return request;
 }
 
@@ -118,7 +117,6 @@ RunState read_run_state(const checkpoint::Checkpoint& from) {
     run.tokens = state.at("tokens").get<int64_t>();
     run.peak_bytes = state.at("peak_bytes").get<int64_t>();
     run.evaluated = state.at("evaluated").get<bool>();
-    run.evaluated_step = state.at("evaluated_step").get<int64_t>();
     run.last = evaluation_of(state.at("last"));
     run.best = evaluation_of(state.at("best"));
     run.best_step = state.at("best_step").get<int64_t>();

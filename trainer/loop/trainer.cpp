@@ -81,32 +81,27 @@ std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetche
 // One sum over the ranks: what the update divides by, and what any rank wants.
 Trainer::State::Boundary Trainer::State::meet(const std::vector<data::Batch>& batches, bool wants_stop,
                                               const std::exception_ptr& failure) {
-  const objective::Progress own = update_progress(batches, run.step, total_steps, 1);
+  objective::Progress progress = update_progress(batches, run.step, total_steps, optimizer->loss_scale());
   const bool gives_up = saver->failures_in_a_row() >= settings.integer("checkpoint.max_failures");
   const bool saves = leads() && saver->plan().due(run.step + 1, seconds_since(begin));
-  std::vector<int64_t> numbers = {own.update_targets, own.update_sequences, wants_stop, saves,
-                                  gives_up,           failure != nullptr};
+  std::vector<int64_t> numbers = {progress.update_targets, progress.update_sequences, wants_stop, saves, gives_up,
+                                  failure != nullptr};
   ranks.all_reduce(numbers, parallel::Reduce::kSum);
   if (numbers[5] > 0) {
     parallel::together(ranks, [&] {
       if (failure) std::rethrow_exception(failure);
     });
   }
-  return {.stop = numbers[2] > 0,
-          .save = numbers[3] > 0,
-          .give_up = numbers[4] > 0,
-          .targets = numbers[0],
-          .sequences = numbers[1]};
+  progress.update_targets = numbers[0];
+  progress.update_sequences = numbers[1];
+  return {.stop = numbers[2] > 0, .save = numbers[3] > 0, .give_up = numbers[4] > 0, .progress = progress};
 }
 
-StepRecord Trainer::State::update(const std::vector<data::Batch>& batches, const Boundary& boundary, int64_t step) {
-  objective::Progress progress = update_progress(batches, step, total_steps, optimizer->loss_scale());
-  progress.update_targets = boundary.targets;
-  progress.update_sequences = boundary.sequences;
+StepRecord Trainer::State::update(const std::vector<data::Batch>& batches, const Boundary& boundary) {
   StepRecord record;
-  record.step = step + 1;
+  record.step = boundary.progress.step + 1;
   record.total_steps = total_steps;
-  record.update = run_update(*objective, *optimizer, batches, progress, ranks);
+  record.update = run_update(*objective, *optimizer, batches, boundary.progress, ranks);
   return record;
 }
 
@@ -173,7 +168,6 @@ void Trainer::State::evaluate(int64_t step) {
   run.last = evaluate::evaluate(*objective, *validation, settings.integer("eval.batches"), progress, ranks);
   const bool best = !run.evaluated || evaluate::better(run.last, run.best, settings.text("eval.best"));
   run.evaluated = true;
-  run.evaluated_step = step;
   if (best) {
     run.best = run.last;
     run.best_step = step;
@@ -304,7 +298,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
       throw IoError(fmt::format("{} checkpoints in a row failed (checkpoint.max_failures): {}",
                                 s.settings.integer("checkpoint.max_failures"), s.saver->last_failure()));
     }
-    StepRecord record = s.update(batches, boundary, s.run.step);
+    StepRecord record = s.update(batches, boundary);
     s.run.step = record.step;
     s.run.tokens += tokens;
     record.seconds = seconds_since(step_begin);

@@ -47,11 +47,11 @@ struct Trainer::State {
   // One boundary between updates: what all ranks know and do.
   struct Boundary {
     bool stop = false, save = false, give_up = false;
-    int64_t targets = 0, sequences = 0;
+    objective::Progress progress;  // of the update that follows
   };
   // `failure`: why this rank has no batches; then all ranks throw it.
   Boundary meet(const std::vector<data::Batch>& batches, bool wants_stop, const std::exception_ptr& failure = nullptr);
-  StepRecord update(const std::vector<data::Batch>& batches, const Boundary& boundary, int64_t step);
+  StepRecord update(const std::vector<data::Batch>& batches, const Boundary& boundary);
   data::Prefetcher batches_from(int64_t step, int64_t end) const;
   std::vector<data::Batch> own_batches(data::Prefetcher& prefetched) const;
 

@@ -53,7 +53,7 @@ void Trainer::verify_resume(int64_t steps) {
     data::Prefetcher prefetched = s.batches_from(start.step, end);
     for (s.run.step = start.step; s.run.step < end; ++s.run.step) {
       const auto batches = s.own_batches(prefetched);
-      const StepRecord record = s.update(batches, s.meet(batches, false), s.run.step);
+      const StepRecord record = s.update(batches, s.meet(batches, false));
       const Fingerprint now = fingerprint(record.update, *s.optimizer);
       if (!again) {
         before.push_back(now);

@@ -39,9 +39,7 @@ int64_t drop_lines_after(const fs::path& path, int64_t resume_step) {
   }
   if (file.bad()) throw IoError(path.string() + ": cannot be read to its end");
   if (dropped == 0) return 0;
-  io::AtomicFile rewritten(path, kept.size());
-  rewritten.write(kept.data(), kept.size());
-  rewritten.commit();
+  io::write_atomically(path, kept);
   return dropped;
 }
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "modules/errors.h"
+#include "trainer/parallel/topology.h"
 
 namespace limbeck::parallel {
 namespace {
@@ -52,12 +53,6 @@ c10::intrusive_ptr<c10d::TCPStore> connect(const GlooOptions& options) {
                     opts.isServer ? "the port is free, and whether another process says that it is rank 0"
                                   : "rank 0 started, and whether the port is open to this machine"));
   }
-}
-
-std::string this_process() {
-  char host[256] = "unknown";
-  ::gethostname(host, sizeof(host) - 1);
-  return fmt::format("host {}, process {}", host, ::getpid());
 }
 
 std::string fresh_word() {

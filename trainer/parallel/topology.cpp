@@ -174,4 +174,10 @@ Topology detect_topology(const TopologyRequest& request, const Environment& envi
   return topology;
 }
 
+std::string this_process() {
+  char host[256] = "unknown";
+  ::gethostname(host, sizeof(host) - 1);
+  return fmt::format("host {}, process {}", host, ::getpid());
+}
+
 }  // namespace limbeck::parallel

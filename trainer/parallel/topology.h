@@ -36,6 +36,9 @@ using Environment = std::function<std::optional<std::string>(const std::string&)
 // getenv; HOSTNAME, where a shell does not export it, is the machine's own name.
 Environment process_environment();
 
+// "host nodeA, process 4711": how messages name a process.
+std::string this_process();
+
 // What flags say, and how many accelerators this process sees.
 struct TopologyRequest {
   std::optional<int> rank = {}, world_size = {}, local_rank = {}, processes_per_node = {};
