@@ -39,6 +39,11 @@ class PosixDisk : public Disk {
     // Some network filesystems reserve nothing; checked writes still see a full disk.
     return error == EOPNOTSUPP || error == EINVAL ? 0 : error;
   }
+  int set_direct(int descriptor, bool direct) override {
+    const int flags = ::fcntl(descriptor, F_GETFL);
+    if (flags < 0) return errno;
+    return errno_of(::fcntl(descriptor, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT));
+  }
   int write(int descriptor, const void* data, size_t bytes, size_t& written) override {
     ssize_t done = 0;
     do {

@@ -1,5 +1,6 @@
 #include "modules/io/new_file.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -9,6 +10,11 @@
 namespace limbeck::io {
 
 namespace fs = std::filesystem;
+namespace {
+
+constexpr size_t kGathered = size_t{4} << 20;  // of one direct write; a multiple of kDirectBlock
+
+}  // namespace
 
 fs::path folder_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
 
@@ -33,6 +39,10 @@ NewFile::NewFile(Disk& disk, const fs::path& path, uint64_t bytes, std::string s
     discard();
     throw;
   }
+  if (promised_ >= kGathered && disk_.set_direct(descriptor_, true) == 0) {
+    gathered_.reset(static_cast<char*>(std::aligned_alloc(kDirectBlock, kGathered)));
+    if (!gathered_) disk_.set_direct(descriptor_, false);
+  }
 }
 
 NewFile::~NewFile() { discard(); }
@@ -48,15 +58,34 @@ void NewFile::fail(const char* doing, int error) const {
                 space_text(disk_, folder_of(path_), promised_, error));
 }
 
-void NewFile::write(const void* data, size_t bytes) {
+void NewFile::put(const void* data, size_t bytes) {
   const auto* at = static_cast<const char*>(data);
+  bool direct = gathered_ != nullptr;
   while (bytes > 0) {
     size_t done = 0;
-    if (const int error = disk_.write(descriptor_, at, bytes, done); error != 0) fail("cannot be written", error);
+    int error = disk_.write(descriptor_, at, bytes, done);
+    if (error == EINVAL && std::exchange(direct, false)) {  // a disk of larger blocks, or a write cut short
+      error = disk_.set_direct(descriptor_, false);
+      if (error == 0) continue;
+    }
+    if (error != 0) fail("cannot be written", error);
     if (done == 0) fail("cannot be written", ENOSPC);
     at += done;
-    written_ += done;
     bytes -= done;
+  }
+}
+
+void NewFile::write(const void* data, size_t bytes) {
+  written_ += bytes;
+  if (!gathered_) return put(data, bytes);
+  const auto* at = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const size_t part = std::min(bytes, kGathered - filled_);
+    std::memcpy(gathered_.get() + filled_, at, part);
+    at += part;
+    bytes -= part;
+    filled_ += part;
+    if (filled_ == kGathered) put(gathered_.get(), std::exchange(filled_, 0));
   }
 }
 
@@ -64,6 +93,10 @@ void NewFile::flush() {
   if (written_ != promised_) {
     throw IoError(shown_ + ": " + std::to_string(written_) + " bytes were written, " + std::to_string(promised_) +
                   " announced");
+  }
+  if (filled_ > 0) {  // the rest is no whole number of blocks
+    if (const int error = disk_.set_direct(descriptor_, false); error != 0) fail("cannot be written", error);
+    put(gathered_.get(), std::exchange(filled_, 0));
   }
   if (const int error = disk_.flush(descriptor_); error != 0) fail("cannot be flushed to disk", error);
 }

@@ -1,9 +1,13 @@
 // A file under construction: created under a name that nobody has, its space reserved before the first byte, every
 // write checked, flushed to disk. Removed again unless finished. Failures throw IoError and are final: after a failed
 // flush the kernel may have dropped the pages, and a second call would say all is well.
+// A large file goes past the page cache where the filesystem can: gigabytes of checkpoint would push out what the
+// training data sits in, and be copied by the kernel, page by page, before they are written.
 #pragma once
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "modules/io/disk.h"
@@ -27,11 +31,18 @@ class NewFile {
 
  private:
   void discard();
+  void put(const void* data, size_t bytes);
+
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
 
   Disk& disk_;
   std::filesystem::path path_;
   std::string shown_;
-  uint64_t promised_, written_ = 0;
+  uint64_t promised_, written_ = 0;       // written: taken from the caller
+  std::unique_ptr<char, Free> gathered_;  // for direct writes; none: each write goes straight to the cache
+  size_t filled_ = 0;
   int descriptor_ = -1;
 };
 

@@ -8,7 +8,7 @@
 namespace limbeck::io {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 
 class BadJson : public testing::Test {
  protected:

@@ -15,7 +15,7 @@
 namespace limbeck::io {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 namespace fs = std::filesystem;
 
 struct BadFile {

@@ -20,7 +20,7 @@
 namespace limbeck::io {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 namespace fs = std::filesystem;
 
 size_t files_in(const fs::path& folder) {

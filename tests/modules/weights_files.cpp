@@ -3,7 +3,7 @@
 #include <fstream>
 #include <iterator>
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 namespace fs = std::filesystem;
 
@@ -57,4 +57,4 @@ std::string index_text(const std::vector<std::pair<std::string, std::string>>& w
   return text + "}}";
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

@@ -10,7 +10,7 @@
 
 #include "modules/errors.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 class TemporaryFolder {
  public:
@@ -51,4 +51,4 @@ void expect_refusal(Action action, ExitCode code, const std::vector<std::string>
   }
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

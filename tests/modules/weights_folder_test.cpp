@@ -8,7 +8,7 @@
 namespace limbeck::io {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 namespace fs = std::filesystem;
 
 const std::string kFirst = "model-00001-of-00002.safetensors", kSecond = "model-00002-of-00002.safetensors";

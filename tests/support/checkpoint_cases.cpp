@@ -8,7 +8,7 @@
 
 #include "trainer/checkpoint/saver.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 using checkpoint::Kind;
 using checkpoint::Piece;
@@ -103,6 +103,7 @@ int WrappedDisk::reserve(int descriptor, uint64_t bytes) {
   return pass_on({.what = Call::kReserve, .descriptor = descriptor, .bytes = bytes},
                  [&](Call&) { return io::posix_disk().reserve(descriptor, bytes); });
 }
+int WrappedDisk::set_direct(int descriptor, bool direct) { return io::posix_disk().set_direct(descriptor, direct); }
 int WrappedDisk::write(int descriptor, const void* data, size_t bytes, size_t& written) {
   // At most half of what is asked at once: short writes are the rule here.
   const size_t some = bytes > 100'000 ? bytes / 2 : bytes;
@@ -148,4 +149,4 @@ int FailingDisk::before(const Call& call) {
   return error_;
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

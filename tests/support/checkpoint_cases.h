@@ -12,7 +12,7 @@
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/save_request.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 // All dtypes, a scalar, a tensor without elements, one of more than a block; different for each step.
 checkpoint::SaveRequest request_of(int64_t step);
@@ -30,6 +30,7 @@ class WrappedDisk : public io::Disk {
  public:
   int create(const Path& path, int& descriptor) override;
   int reserve(int descriptor, uint64_t bytes) override;
+  int set_direct(int descriptor, bool direct) override;  // no call: how the others are done, not what
   int write(int descriptor, const void* data, size_t bytes, size_t& written) override;
   int flush(int descriptor) override;
   int close(int descriptor) override;
@@ -83,4 +84,4 @@ class FailingDisk : public WrappedDisk {
   bool failed_ = false, was_question_ = false;
 };
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

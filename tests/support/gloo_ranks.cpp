@@ -6,7 +6,7 @@
 
 #include <thread>
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 uint16_t free_port() {
   const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
@@ -52,4 +52,4 @@ std::vector<std::string> run_gloo_ranks(
   return thrown;
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

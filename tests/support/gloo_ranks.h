@@ -7,7 +7,7 @@
 #include "trainer/parallel/gloo.h"
 #include "trainer/parallel/meeting.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 uint16_t free_port();
 
@@ -19,4 +19,4 @@ std::vector<std::string> run_gloo_ranks(
 std::vector<std::string> run_gloo_ranks(
     int size, const std::function<void(std::unique_ptr<parallel::Communicator>, const parallel::Meeting&)>& body);
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <thread>
 
-namespace limbeck::tests {
+namespace limbeck::test {
 namespace {
 
 struct Meeting {
@@ -84,4 +84,4 @@ std::vector<std::string> run_ranks(int size, const std::function<void(parallel::
   return thrown;
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

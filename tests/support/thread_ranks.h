@@ -9,9 +9,9 @@
 
 #include "trainer/parallel/communicator.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 // Runs `body` once for each of `size` ranks, each on a thread of its own; the messages of what they threw, by rank.
 std::vector<std::string> run_ranks(int size, const std::function<void(parallel::Communicator&)>& body);
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

@@ -8,7 +8,7 @@
 #include "modules/io/safetensors.h"
 #include "tests/modules/weights_files.h"
 
-namespace limbeck::tests {
+namespace limbeck::test {
 namespace {
 
 template <class T>
@@ -106,4 +106,4 @@ nlohmann::ordered_json write_token_set(const std::filesystem::path& folder, cons
   return manifest;
 }
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-namespace limbeck::tests {
+namespace limbeck::test {
 
 struct TokenDocument {
   std::vector<int32_t> ids;
@@ -30,4 +30,4 @@ void write_manifest(const std::filesystem::path& folder, const nlohmann::ordered
 uint32_t crc32_of_text(const std::string& text);
 uint32_t crc32_of_file(const std::filesystem::path& path);
 
-}  // namespace limbeck::tests
+}  // namespace limbeck::test

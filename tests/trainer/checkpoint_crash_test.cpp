@@ -22,9 +22,9 @@ namespace limbeck::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using tests::expect_holds;
-using tests::request_of;
-using tests::TemporaryFolder;
+using test::expect_holds;
+using test::request_of;
+using test::TemporaryFolder;
 
 // Smaller than request_of: every call's data is kept and replayed some hundred times.
 SaveRequest small_request(int64_t step) {
@@ -36,7 +36,7 @@ SaveRequest small_request(int64_t step) {
   return request;
 }
 
-class RecordingDisk : public tests::WrappedDisk {
+class RecordingDisk : public test::WrappedDisk {
  public:
   using Call = WrappedDisk::Call;
   const std::vector<Call>& calls() const { return calls_; }

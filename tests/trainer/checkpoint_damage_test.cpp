@@ -16,11 +16,11 @@ namespace limbeck::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using tests::read_bytes;
-using tests::request_of;
-using tests::save_alone;
-using tests::TemporaryFolder;
-using tests::write_bytes;
+using test::read_bytes;
+using test::request_of;
+using test::save_alone;
+using test::TemporaryFolder;
+using test::write_bytes;
 
 class CheckpointDamage : public testing::Test {
  protected:

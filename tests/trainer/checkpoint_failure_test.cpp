@@ -21,13 +21,13 @@ namespace limbeck::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using tests::expect_holds;
-using tests::FailingDisk;
-using tests::part_of;
-using tests::request_of;
-using tests::run_ranks;
-using tests::save_alone;
-using tests::TemporaryFolder;
+using test::expect_holds;
+using test::FailingDisk;
+using test::part_of;
+using test::request_of;
+using test::run_ranks;
+using test::save_alone;
+using test::TemporaryFolder;
 
 std::vector<std::string> names_in(const fs::path& folder) {
   std::vector<std::string> names;
@@ -111,7 +111,7 @@ TEST(CheckpointFailure, ReallyFullDiskKeepsThePreviousStep) {
     EXPECT_NE(refused.find("No space left on device"), refused.npos) << refused;
     EXPECT_NE(refused.find("bytes are needed"), refused.npos) << refused;
     // Now without the question beforehand and without reserving: the disk is full in the middle of a write.
-    struct Blind : tests::WrappedDisk {
+    struct Blind : test::WrappedDisk {
       int before(const Call&) override { return 0; }
       int reserve(int, uint64_t) override { return 0; }
       int free_bytes(const Path&, uint64_t& bytes) override {
@@ -200,9 +200,9 @@ TEST(CheckpointRetention, OfAnotherProcessReadsWhatItHasNotSavedItself) {
   const fs::path folder = run / "checkpoints";
   save_alone(folder, request_of(1));
   const fs::path damaged = save_alone(folder, request_of(2)) / "model-00000.safetensors";
-  std::string bytes = tests::read_bytes(damaged);
+  std::string bytes = test::read_bytes(damaged);
   bytes.back() ^= 1;  // the sizes are right
-  tests::write_bytes(damaged, bytes);
+  test::write_bytes(damaged, bytes);
   save_alone(folder, request_of(3), 2);
   EXPECT_EQ(names_in(folder), (std::vector<std::string>{"latest", "step-00000001", "step-00000002", "step-00000003"}));
 }
@@ -221,8 +221,8 @@ TEST(CheckpointRetention, LeftoversOfADeadProcessAreSwept) {
   const fs::path folder = run / "checkpoints";
   save_alone(folder, request_of(1));
   fs::create_directories(folder / ".tmp-step-00000002-x" / "deep");
-  tests::write_bytes(folder / ".tmp-step-00000002-x" / "deep" / "part", "x");
-  tests::write_bytes(folder / ".tmp-latest-1-1", "x");
+  test::write_bytes(folder / ".tmp-step-00000002-x" / "deep" / "part", "x");
+  test::write_bytes(folder / ".tmp-latest-1-1", "x");
   const auto solo = parallel::make_solo();
   const Saver saver(folder, *solo);
   EXPECT_EQ(names_in(folder), (std::vector<std::string>{"latest", "step-00000001"}));

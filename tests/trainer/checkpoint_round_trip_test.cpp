@@ -16,13 +16,13 @@ namespace limbeck::checkpoint {
 namespace {
 
 namespace fs = std::filesystem;
-using tests::expect_holds;
-using tests::part_of;
-using tests::request_of;
-using tests::run_ranks;
-using tests::same_bits;
-using tests::save_alone;
-using tests::TemporaryFolder;
+using test::expect_holds;
+using test::part_of;
+using test::request_of;
+using test::run_ranks;
+using test::same_bits;
+using test::save_alone;
+using test::TemporaryFolder;
 
 const std::vector<std::string> kNothingThrown(3);
 
@@ -98,9 +98,9 @@ TEST(Checkpoint, ReadOfAPartVerifiesTheBlocksItTouchesAndOnlyThose) {
   const auto saved = Checkpoint::open(path);
   const LogicalTensor& large = saved.find(Kind::kModel, "large");
   const ChunkRecord& chunk = saved.manifest().files[large.parts[0].file].chunks[large.parts[0].chunk];
-  std::string bytes = tests::read_bytes(path / "model-00000.safetensors");
+  std::string bytes = test::read_bytes(path / "model-00000.safetensors");
   bytes[chunk.offset + kBlockBytes + 5] ^= 1;
-  tests::write_bytes(path / "model-00000.safetensors", bytes);
+  test::write_bytes(path / "model-00000.safetensors", bytes);
   at::Tensor one = at::empty({1}, at::kFloat);
   saved.read(Kind::kModel, "large", 0, one);  // in the first block
   const std::string message =
@@ -185,12 +185,12 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(Checkpoint, StepThatIsThereIsNeverOverwritten) {
   const TemporaryFolder run;
   const fs::path folder = run / "checkpoints", path = save_alone(folder, request_of(7));
-  const std::string before = tests::read_bytes(path / kManifestName);
+  const std::string before = test::read_bytes(path / kManifestName);
   SaveRequest other = request_of(8);
   other.step = 7;
   const std::string message = test::message_of([&] { save_alone(folder, other); });
   EXPECT_NE(message.find("step-00000007: is there already"), message.npos) << message;
-  EXPECT_EQ(tests::read_bytes(path / kManifestName), before);
+  EXPECT_EQ(test::read_bytes(path / kManifestName), before);
   EXPECT_EQ(first_fault(verify(path)), "");
 }
 
@@ -210,7 +210,7 @@ TEST(Checkpoint, DivergedStepIsSavedAsideAndNeverTheLatest) {
   const fs::path aside = save_alone(folder, diverged, 1);
   EXPECT_EQ(aside.filename(), "diverged-00000002");
   EXPECT_EQ(first_fault(verify(aside)), "");
-  EXPECT_EQ(tests::read_bytes(folder / "latest"), "step-00000001\n");
+  EXPECT_EQ(test::read_bytes(folder / "latest"), "step-00000001\n");
   ASSERT_EQ(list_checkpoints(folder).size(), 1u);
   std::vector<std::string> notes;
   EXPECT_EQ(newest_good(folder, notes), good);

@@ -19,10 +19,10 @@ std::string output_of(const fs::path& path) {
 }
 
 TEST(VerifyCommand, ReadsARunItsCheckpointsOrOneOfThem) {
-  const tests::TemporaryFolder run;
+  const test::TemporaryFolder run;
   const fs::path folder = run / "checkpoints";
-  tests::save_alone(folder, tests::request_of(1));
-  const fs::path newest = tests::save_alone(folder, tests::request_of(2));
+  test::save_alone(folder, test::request_of(1));
+  const fs::path newest = test::save_alone(folder, test::request_of(2));
   for (const fs::path& path : {run.path(), folder}) {
     const std::string out = output_of(path);
     EXPECT_NE(out.find("2 checkpoints, 8 files, every byte is what was saved"), out.npos) << out;
@@ -35,12 +35,12 @@ TEST(VerifyCommand, ReadsARunItsCheckpointsOrOneOfThem) {
 }
 
 TEST(VerifyCommand, NamesTheBadFileAndTensorWithExitCodeFour) {
-  const tests::TemporaryFolder run;
-  tests::save_alone(run / "checkpoints", tests::request_of(1));
-  const fs::path file = tests::save_alone(run / "checkpoints", tests::request_of(2)) / "optim-00000.safetensors";
-  std::string bytes = tests::read_bytes(file);
+  const test::TemporaryFolder run;
+  test::save_alone(run / "checkpoints", test::request_of(1));
+  const fs::path file = test::save_alone(run / "checkpoints", test::request_of(2)) / "optim-00000.safetensors";
+  std::string bytes = test::read_bytes(file);
   bytes.back() ^= 1;
-  tests::write_bytes(file, bytes);
+  test::write_bytes(file, bytes);
   testing::internal::CaptureStdout();
   const std::string message = test::message_of([&] { cli::App({"verify", run.path().string()}).run(); });
   const std::string out = testing::internal::GetCapturedStdout();
@@ -51,8 +51,8 @@ TEST(VerifyCommand, NamesTheBadFileAndTensorWithExitCodeFour) {
 }
 
 TEST(VerifyCommand, StepThatLostItsManifestIsBadAndNotUnknown) {
-  const tests::TemporaryFolder run;
-  const fs::path path = tests::save_alone(run / "checkpoints", tests::request_of(2));
+  const test::TemporaryFolder run;
+  const fs::path path = test::save_alone(run / "checkpoints", test::request_of(2));
   fs::remove(path / kManifestName);
   testing::internal::CaptureStdout();
   const std::string message = test::message_of([&] { cli::App({"verify", path.string()}).run(); });
@@ -62,7 +62,7 @@ TEST(VerifyCommand, StepThatLostItsManifestIsBadAndNotUnknown) {
 }
 
 TEST(VerifyCommand, FolderOfNeitherKindSaysWhatWasWanted) {
-  const tests::TemporaryFolder run;
+  const test::TemporaryFolder run;
   const std::string message = test::message_of([&] { cli::App({"verify", run.path().string()}).run(); });
   EXPECT_EQ(message.substr(0, 3), "3: ") << message;
   EXPECT_NE(message.find("no manifest.json there"), message.npos) << message;

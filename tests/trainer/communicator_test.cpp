@@ -15,7 +15,7 @@ namespace {
 
 TEST(GlooRanks, EveryOperationGivesWhatOneProcessGives) {
   for (const int size : {2, 3, 4}) {
-    const auto thrown = tests::run_gloo_ranks(size, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
+    const auto thrown = test::run_gloo_ranks(size, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
       const auto name = ranks->line("another");
       for (Communicator* line : {ranks.get(), name.get()}) {
         const std::string wrong = test::wrong_operation(*line, at::kCPU);
@@ -29,7 +29,7 @@ TEST(GlooRanks, EveryOperationGivesWhatOneProcessGives) {
 // Lines begin side by side, each on its own thread: c10d's record of operations used to end the process here.
 TEST(GlooRanks, LinesBeginSideBySide) {
   for (int round = 0; round < 10; ++round) {
-    const auto thrown = tests::run_gloo_ranks(4, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
+    const auto thrown = test::run_gloo_ranks(4, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
       std::vector<int64_t> values{1};
       ranks->all_reduce(values, Reduce::kSum);
       EXPECT_EQ(values[0], 4);
@@ -46,7 +46,7 @@ TEST(GlooRanks, TheTreeIsTheSameOverOneTwoAndFourRanks) {
     for (size_t i = 0; i < wanted.size() / 2; ++i) wanted[i] = wanted[2 * i] + wanted[2 * i + 1];
   }
   for (const int size : {2, 4, 8}) {
-    const auto thrown = tests::run_gloo_ranks(size, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
+    const auto thrown = test::run_gloo_ranks(size, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
       const at::Tensor sum = test::tree_sum(*ranks, leaves, at::kCPU);
       EXPECT_TRUE(at::equal(sum, wanted[0])) << size << " ranks";
     });
@@ -55,7 +55,7 @@ TEST(GlooRanks, TheTreeIsTheSameOverOneTwoAndFourRanks) {
 }
 
 TEST(Ranks, TwoOnOneGpuAreRefused) {
-  const auto thrown = tests::run_ranks(3, [](Communicator& ranks) {
+  const auto thrown = test::run_ranks(3, [](Communicator& ranks) {
     refuse_shared_gpu(ranks, ranks.rank() == 1 ? "host a, GPU 0000:3b:00.0" : "host a, GPU 0000:18:00.0");
   });
   for (const std::string& message : thrown) {
@@ -64,7 +64,7 @@ TEST(Ranks, TwoOnOneGpuAreRefused) {
     EXPECT_NE(message.find("--device=cuda"), std::string::npos) << message;
   }
   for (const std::string& message :
-       tests::run_ranks(3, [](Communicator& ranks) { refuse_shared_gpu(ranks, std::to_string(ranks.rank())); })) {
+       test::run_ranks(3, [](Communicator& ranks) { refuse_shared_gpu(ranks, std::to_string(ranks.rank())); })) {
     EXPECT_EQ(message, "");
   }
 }

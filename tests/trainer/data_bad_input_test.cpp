@@ -15,7 +15,7 @@
 namespace limbeck::data {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 using Json = nlohmann::ordered_json;
 
 TokenSet good_set() {

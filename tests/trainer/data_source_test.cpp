@@ -16,7 +16,7 @@
 namespace limbeck::data {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 
 using Rows = std::vector<std::vector<int64_t>>;
 

@@ -131,7 +131,7 @@ TEST(ExactSum, OfSumsAndOfRanksIsThatOfAllTerms) {
   const std::vector<double> terms = wide_terms(random, 240, -1074, 900);
   const double wanted = fsum(terms);
   for (const int ranks : {1, 2, 3, 8}) {
-    const auto failures = tests::run_ranks(ranks, [&](Communicator& communicator) {
+    const auto failures = test::run_ranks(ranks, [&](Communicator& communicator) {
       ExactSum first, second, both;
       for (size_t i = static_cast<size_t>(communicator.rank()); i < terms.size(); i += static_cast<size_t>(ranks)) {
         (i % 5 == 0 ? first : second).add(terms[i]);

@@ -17,7 +17,7 @@ using Body = std::function<void(Communicator&)>;
 
 // Runs `body` on every rank; the messages of what they threw, by rank, "" where nothing.
 std::vector<std::string> messages(const GlooOptions& options, const Body& body) {
-  return tests::run_gloo_ranks(options, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
+  return test::run_gloo_ranks(options, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
     try {
       body(*ranks);
     } catch (const std::exception& error) {
@@ -119,7 +119,7 @@ TEST(Gloo, NamesTheRankThatNeverCame) {
   GlooOptions options = two(1, false);
   options.size = 3;
   options.host = "127.0.0.1";
-  options.port = tests::free_port();
+  options.port = test::free_port();
   try {
     make_gloo(options, meet(options));
     FAIL() << "two ranks are missing";

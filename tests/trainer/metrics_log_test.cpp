@@ -21,9 +21,9 @@ namespace {
 
 namespace fs = std::filesystem;
 using limbeck::test::message_of;
-using limbeck::tests::read_bytes;
-using limbeck::tests::TemporaryFolder;
-using limbeck::tests::write_bytes;
+using limbeck::test::read_bytes;
+using limbeck::test::TemporaryFolder;
+using limbeck::test::write_bytes;
 using nlohmann::json;
 
 std::vector<json> lines_of(const fs::path& run) {

@@ -37,7 +37,7 @@ class NcclRanks : public ::testing::Test {
 
   using Body = std::function<void(Communicator&, c10::Device)>;
   static void run(const Body& body, bool verify = false) {
-    const auto thrown = tests::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+    const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
       const int rank = gloo->rank();
       NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify};
       const auto ranks = make_nccl(std::move(gloo), meeting, options);
@@ -82,7 +82,7 @@ TEST_F(NcclRanks, TheTreeHasTheBitsOfGloos) {
   const std::vector<at::Tensor> leaves = test::uneven_leaves(8, 4096);
   at::Tensor by_gloo;
   for (const std::string& message :
-       tests::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
+       test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> ranks, const Meeting&) {
          const at::Tensor sum = test::tree_sum(*ranks, leaves, at::kCPU);
          if (ranks->rank() == 0) by_gloo = sum;
        })) {
@@ -110,7 +110,7 @@ TEST_F(NcclRanks, OperationsMayOverlapAndWaitInAnyOrder) {
 }
 
 TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
-  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+  const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
     const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
@@ -124,7 +124,7 @@ TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
 }
 
 TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
-  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+  const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
     const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
@@ -136,7 +136,7 @@ TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
 }
 
 TEST_F(NcclRanks, TwoRanksOnOneGpuAreRefused) {
-  const auto thrown = tests::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+  const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     make_nccl(std::move(gloo), meeting, {.device = 0});
   });
   for (const std::string& message : thrown) {

@@ -11,7 +11,7 @@
 namespace limbeck::data {
 namespace {
 
-using namespace limbeck::tests;
+using namespace limbeck::test;
 
 DataRequest twenty_rows(const TemporaryFolder& folder) {
   TokenSet set;

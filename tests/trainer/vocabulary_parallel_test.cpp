@@ -147,7 +147,7 @@ std::vector<Found> on_ranks(int size, const DividedHeads& heads, const Divergenc
     one(parallel::make_solo());
     return found;
   }
-  const auto thrown = tests::run_gloo_ranks(
+  const auto thrown = test::run_gloo_ranks(
       size, [&](std::unique_ptr<parallel::Communicator> line, const parallel::Meeting&) { one(std::move(line)); });
   for (const std::string& message : thrown) EXPECT_EQ(message, "");
   return found;
@@ -220,7 +220,7 @@ TEST(VocabularyParallel, StorageDtypesAddOnlyTheRoundingOfGradients) {
 
 TEST(VocabularyParallel, FewerIdsThanRanksAreRefused) {
   const auto thrown =
-      tests::run_gloo_ranks(2, [](std::unique_ptr<parallel::Communicator> line, const parallel::Meeting&) {
+      test::run_gloo_ranks(2, [](std::unique_ptr<parallel::Communicator> line, const parallel::Meeting&) {
         HeadRequest request;
         request.student = {.hidden_nd = at::ones({2, 4}), .weight_vd = at::ones({1, 4}), .place = "student"};
         request.labels_n = at::zeros({2}, at::kLong);
