@@ -13,6 +13,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kGathered = size_t{4} << 20;  // of one direct write; a multiple of kDirectBlock
+constexpr uint64_t kLargeFile = uint64_t{1} << 20;
 
 }  // namespace
 
@@ -39,7 +40,7 @@ NewFile::NewFile(Disk& disk, const fs::path& path, uint64_t bytes, std::string s
     discard();
     throw;
   }
-  if (promised_ >= kGathered && disk_.set_direct(descriptor_, true) == 0) {
+  if (promised_ >= kLargeFile && disk_.set_direct(descriptor_, true) == 0) {
     gathered_.reset(static_cast<char*>(std::aligned_alloc(kDirectBlock, kGathered)));
     if (!gathered_) disk_.set_direct(descriptor_, false);
   }
@@ -94,9 +95,12 @@ void NewFile::flush() {
     throw IoError(shown_ + ": " + std::to_string(written_) + " bytes were written, " + std::to_string(promised_) +
                   " announced");
   }
-  if (filled_ > 0) {  // the rest is no whole number of blocks
+  if (gathered_) {  // what is no whole block at the end goes through the cache
+    const size_t blocks = filled_ / kDirectBlock * kDirectBlock, rest = filled_ - blocks;
+    put(gathered_.get(), blocks);
     if (const int error = disk_.set_direct(descriptor_, false); error != 0) fail("cannot be written", error);
-    put(gathered_.get(), std::exchange(filled_, 0));
+    put(gathered_.get() + blocks, rest);
+    filled_ = 0;
   }
   if (const int error = disk_.flush(descriptor_); error != 0) fail("cannot be flushed to disk", error);
 }

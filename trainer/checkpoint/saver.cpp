@@ -14,6 +14,7 @@
 #include "modules/io/json_file.h"
 #include "modules/io/json_text.h"
 #include "modules/io/tensor_name.h"
+#include "trainer/checkpoint/blocks.h"
 #include "trainer/checkpoint/ranks_agree.h"
 #include "trainer/checkpoint/shard_file.h"
 #include "trainer/checkpoint/verify.h"
@@ -216,9 +217,11 @@ void Saver::commit(Attempt& attempt) {
     write_whole(attempt, kManifestName, text);
     must(disk_.flush_folder(attempt.temporary), attempt.temporary, "cannot be flushed to disk");
     // What is there now is what a reader will find: looked at once more under its temporary name.
-    if (read_manifest(attempt.temporary).text() != text || !sizes_match(attempt.temporary)) {
+    const Manifest found = read_manifest(attempt.temporary);
+    if (found.text() != text) {
       throw IoError(attempt.temporary.string() + ": does not hold what was just written: is another process in it?");
     }
+    for (const FileRecord& record : found.files) open_recorded(attempt.temporary, record);
     if (attempt.replaces_damaged) remove_checkpoint(attempt.target, attempt.request.run_id, disk_);
     must(disk_.rename(attempt.temporary, attempt.target), attempt.target, "cannot be put in place");
     if (const int error = disk_.flush_folder(folder_); error != 0) {
