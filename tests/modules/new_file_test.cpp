@@ -2,7 +2,6 @@
 #include "modules/io/new_file.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +11,7 @@
 #include <string>
 
 #include "modules/errors.h"
+#include "tests/support/temporary_folder.h"
 
 namespace limbeck::io {
 namespace {
@@ -61,12 +61,6 @@ class WatchedDisk : public Disk {
 
 class NewFileTest : public ::testing::TestWithParam<const char*> {
  protected:
-  NewFileTest() {
-    std::string pattern = std::string(GetParam()) + "/limbeck_new_file_XXXXXX";
-    folder_ = ::mkdtemp(pattern.data());
-  }
-  ~NewFileTest() override { fs::remove_all(folder_); }
-
   void expect_written(WatchedDisk& disk, size_t bytes, size_t most_of_a_piece) {
     std::mt19937 random(static_cast<uint32_t>(bytes + most_of_a_piece));
     std::string wanted(bytes, '\0');
@@ -86,7 +80,7 @@ class NewFileTest : public ::testing::TestWithParam<const char*> {
     fs::remove(path);
   }
 
-  fs::path folder_;
+  const test::TemporaryFolder folder_{GetParam()};
 };
 
 constexpr size_t kMebibyte = size_t{1} << 20;
@@ -139,7 +133,7 @@ TEST_P(NewFileTest, OtherThanThePromisedLengthIsRefused) {
     file.write(data.data(), data.size());
     EXPECT_THROW(file.flush(), IoError);
   }
-  EXPECT_TRUE(fs::is_empty(folder_));
+  EXPECT_TRUE(fs::is_empty(folder_.path()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Filesystems, NewFileTest, ::testing::Values("/tmp", "/dev/shm"),

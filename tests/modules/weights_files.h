@@ -1,4 +1,4 @@
-// Raw weights files for tests, byte by byte: what no writer of ours would produce. And a folder that cleans up.
+// Raw weights files for tests, byte by byte: what no writer of ours would produce.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -9,21 +9,9 @@
 #include <vector>
 
 #include "modules/errors.h"
+#include "tests/support/temporary_folder.h"
 
 namespace limbeck::test {
-
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 void write_bytes(const std::filesystem::path& path, const std::string& bytes);
 std::string read_bytes(const std::filesystem::path& path);

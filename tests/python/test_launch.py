@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -20,6 +21,7 @@ JOBS = sorted(LAUNCH.glob("*.yaml"))
 BUILD = pathlib.Path(os.environ.get("LIMBECK_BUILD", "build/release"))
 LIMBECK = (BUILD if BUILD.is_absolute() else ROOT / BUILD) / "bin" / "limbeck"
 TORCHRUN = pathlib.Path(sys.executable).parent / "torchrun"
+SCRATCH = tempfile.TemporaryDirectory(prefix="limbeck-test-")  # torchrun leaves folders in TMPDIR
 
 
 def resolves(host):
@@ -40,7 +42,7 @@ def named(path):
 
 def environment(**more):
     kept = {k: v for k, v in os.environ.items() if not re.match(r"SLURM_|PET_|TORCHELASTIC_|LIMBECK|MASTER_", k)}
-    return kept | {"TORCHRUN": str(TORCHRUN), "OMP_NUM_THREADS": "1"} | more
+    return kept | {"TMPDIR": SCRATCH.name, "TORCHRUN": str(TORCHRUN), "OMP_NUM_THREADS": "1"} | more
 
 
 def run(*command, **more):

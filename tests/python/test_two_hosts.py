@@ -78,7 +78,7 @@ class Torchruns:
                        f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", f"--rdzv-conf=is_host={1 - number}", "--rdzv-id=limbeck", f"--node-rank={number}",
                        f"--local-addr={ADDRESSES[number]}", "--max-restarts=2", "--no-python", "--", str(program), *words]  # fmt: skip
             with self.logs[number].open("w") as log:
-                self.processes.append(subprocess.Popen(command, env=base | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log))
+                self.processes.append(subprocess.Popen(command, env=base | {"TMPDIR": str(logs), "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log))
 
     def __enter__(self):
         return self

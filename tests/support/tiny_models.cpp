@@ -1,11 +1,10 @@
 #include "tests/support/tiny_models.h"
 
-#include <unistd.h>
-
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
+
+#include "tests/support/temporary_folder.h"
 
 namespace limbeck::test {
 
@@ -73,8 +72,8 @@ std::vector<std::string> tiny_families() {
 
 std::filesystem::path tiny_model(const std::string& family) {
   static int counter = 0;
-  const auto folder = std::filesystem::temp_directory_path() /
-                      ("limbeck-tiny-" + std::to_string(getpid()) + "-" + std::to_string(counter++));
+  static const TemporaryFolder all;  // of this process; removed at its end
+  const auto folder = all.path() / std::to_string(counter++);
   std::filesystem::create_directories(folder);
   std::ofstream(folder / "config.json") << configs().at(family).dump(2);
   return folder;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <fstream>
 
+#include "tests/support/temporary_folder.h"
 #include "tests/trainer/message_of.h"
 
 namespace limbeck::recipe {
@@ -21,16 +22,11 @@ std::string fault_of_file(const std::string& text) {
 
 class RecipeOnDisk : public ::testing::Test {
  protected:
-  RecipeOnDisk() {
-    char pattern[] = "/tmp/limbeck_recipe_XXXXXX";
-    folder_ = ::mkdtemp(pattern);
-  }
-  ~RecipeOnDisk() override { std::filesystem::remove_all(folder_); }
   std::string write(const std::string& name, const std::string& text) {
     std::ofstream(folder_ / name, std::ios::binary) << text;
     return (folder_ / name).string();
   }
-  std::filesystem::path folder_;
+  const test::TemporaryFolder folder_;
 };
 
 TEST(RecipeFile, KeepsTheLineOfEveryKey) {
@@ -126,12 +122,12 @@ TEST_F(RecipeOnDisk, ReadsAFile) {
   const auto path = write("my.ini", "seed = 7\n");
   const auto file = RecipeFile::read(path);
   EXPECT_EQ(file.name(), path);
-  EXPECT_EQ(file.folder(), folder_);
+  EXPECT_EQ(file.folder(), folder_.path());
 }
 
 TEST_F(RecipeOnDisk, NamesANeighbourOfAMissingRecipe) {
   write("check.ini", "seed = 7\n");
-  const std::string folder = folder_.string();
+  const std::string folder = folder_.path().string();
   EXPECT_EQ(message_of([&] { RecipeFile::read(folder + "/chekc.ini"); }),
             "2: " + folder + "/chekc.ini: no such recipe; did you mean " + folder + "/check.ini?");
   EXPECT_EQ(message_of([&] { RecipeFile::read("/nowhere/my.ini"); }),
@@ -139,8 +135,8 @@ TEST_F(RecipeOnDisk, NamesANeighbourOfAMissingRecipe) {
 }
 
 TEST_F(RecipeOnDisk, RefusesWhatIsNoFile) {
-  EXPECT_EQ(message_of([&] { RecipeFile::read(folder_); }),
-            "2: " + folder_.string() + ": is a folder, wanted a recipe file; name an .ini file in it");
+  EXPECT_EQ(message_of([&] { RecipeFile::read(folder_.path()); }),
+            "2: " + folder_.path().string() + ": is a folder, wanted a recipe file; name an .ini file in it");
   const std::string fifo = (folder_ / "fifo").string();
   ASSERT_EQ(::mkfifo(fifo.c_str(), 0600), 0);
   EXPECT_EQ(message_of([&] { RecipeFile::read(fifo); }), "2: " + fifo + ": is no regular file, wanted a recipe (.ini)");
