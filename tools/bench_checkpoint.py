@@ -2,10 +2,10 @@
 """bench_checkpoint.py: what asynchronous checkpoints add to a training run.
 
 The quickstart's student and teacher (from random weights, which cost the same), without checkpoints, with asynchronous
-and, as a control, with synchronous ones, each round in another order, a process each. A save adds to the time between two steps (staging, metrics),
-which no step's own seconds show, and slows the steps it runs beside: the figure is the whole of training, from the
-result's seconds, which end before the final model is written and after the last save was waited for. The process's
-processor seconds, with those of its start, are printed too: a busy machine changes them less.
+and, as a control, with synchronous ones, each round in another order, a process each. A save adds to the time between
+two steps (staging, metrics), which no step's own seconds show, and slows the steps it runs beside: the figure is the
+whole of training, from the result's seconds, which end before the final model is written and after the last save was
+waited for. The process's processor seconds, with those of its start, are printed too: a busy machine changes them less.
 
   tools/bench_checkpoint.py                        200 steps, every 10, six rounds
   tools/bench_checkpoint.py --rounds 9 --every 50
