@@ -33,7 +33,7 @@ RecipeKeys with_teacher(RecipeKeys keys, const std::string& family, const std::s
 }
 
 CheckReport check(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
-  return dry_run(test::recipe_settings(keys), test::builtin_registries(), tamper);
+  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, tamper);
 }
 
 std::string first_violation(const CheckReport& report) {

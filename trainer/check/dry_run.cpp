@@ -5,11 +5,14 @@
 
 #include <cctype>
 #include <map>
+#include <memory>
 
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/loop/deal.h"
+#include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
 
 namespace limbeck::check {
@@ -125,35 +128,28 @@ data::Batch meta_batch(const recipe::Settings& settings, const Distillation& obj
   return batch;
 }
 
-int64_t bytes_of(const torch::nn::Module& module) {
-  int64_t bytes = 0;
-  for (const at::Tensor& parameter : module.parameters()) bytes += static_cast<int64_t>(parameter.nbytes());
-  return bytes;
-}
-
-void plan_weights(const Distillation& objective, CheckReport& report) {
-  if (objective.teacher()) report.memory.push_back({"teacher weights", bytes_of(*objective.teacher()->model)});
-  report.memory.push_back({"student weights", bytes_of(*objective.student().model)});
+void plan_weights(const Distillation& objective, const loop::KeptBytes& kept, CheckReport& report) {
+  if (objective.teacher()) report.memory.push_back({"teacher weights", kept.teacher});
+  report.memory.push_back({"student weights", kept.student});
   int64_t projectors = 0;
   for (const auto& [name, tensor] : objective.projector_tensors()) projectors += static_cast<int64_t>(tensor.nbytes());
   if (projectors > 0) report.memory.push_back({"projector weights", projectors});
 }
 
-std::vector<optim::Parameter> trained(const Distillation& objective) {
-  std::vector<optim::Parameter> parameters;
-  for (const objective::TrainedParameter& p : objective.trained_parameters()) {
-    parameters.push_back({p.name, p.tensor, p.group, p.decays});
-  }
-  return parameters;
+// Micro-batches that show what all of an update need: two, and in a tree of sums all, each level of which is kept.
+int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::Communicator& ranks) {
+  const int64_t own = loop::deal_of(settings, ranks.size(), ranks.rank()).own;
+  return settings.text("parallel.reduce") == "tree" ? own : std::min<int64_t>(2, own);
 }
 
-// One update of the recipe as training runs it. Two micro-batches show what more of them need.
-void run_training(const recipe::Settings& settings, Distillation& objective, CheckReport& report) {
+// One update of the recipe as training runs it.
+void run_training(const recipe::Settings& settings, Distillation& objective, const loop::KeptBytes& kept,
+                  CheckReport& report) {
   constexpr int64_t kSteps = 1000;  // the schedule's length changes no dtype and no size
+  const auto ranks = report.ranks > 1 ? parallel::make_planned(report.ranks) : parallel::make_solo();
+  const int64_t own = telling_micro_batches(settings, *ranks);
   std::vector<data::Batch> batches;
-  for (int64_t i = 0; i < std::min<int64_t>(2, settings.integer("train.accumulate")); ++i) {
-    batches.push_back(meta_batch(settings, objective));
-  }
+  for (int64_t i = 0; i < own; ++i) batches.push_back(meta_batch(settings, objective));
   const int64_t before = MetaMemory::live_bytes();
   try {
     const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
@@ -161,19 +157,26 @@ void run_training(const recipe::Settings& settings, Distillation& objective, Che
   } catch (const std::exception&) {
     // The recorded run below says what is wrong, and where.
   }
-  optim::Optimizer optimizer(settings, trained(objective), kSteps);
-  int64_t state = 0, gradients = 0;
-  for (const auto& kept : optimizer.state_tensors()) state += static_cast<int64_t>(kept.part.nbytes());
-  for (const auto& parameter : trained(objective)) gradients += static_cast<int64_t>(parameter.tensor.nbytes());
+  const auto optimizer = loop::make_optimizer(settings, objective, *ranks, own, kSteps);
+  const loop::TeacherShards teacher(settings, objective, *ranks);
+  objective.divide_vocabulary(*ranks);
+  int64_t state = 0;
+  for (const auto& part : optimizer->state_tensors()) state += static_cast<int64_t>(part.part.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
-  report.memory.push_back({"gradients", gradients});
+  report.memory.push_back({"gradients", kept.gradients});
+  const auto update = [&] {
+    const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
+    loop::run_update(objective, *optimizer, batches, progress, *ranks);
+  };
+  if (ranks->size() > 1) {
+    try {
+      update();  // from the second one on, buffers of the one before wait beside the activations
+    } catch (const std::exception&) {
+    }
+  }
   MetaMemory::reset_peak();
-  const auto ranks = parallel::make_solo();
-  run_phase("train", report, [&] {
-    const auto progress = loop::update_progress(batches, 0, kSteps, optimizer.loss_scale());
-    loop::run_update(objective, optimizer, batches, progress, *ranks);
-  });
-  for (const auto& [name, updates] : optimizer.state_scalars()) {
+  run_phase("train", report, update);
+  for (const auto& [name, updates] : optimizer->state_scalars()) {
     constexpr std::string_view kUpdates = "updates.";
     if (name.starts_with(kUpdates) && updates == 0) report.unreached.push_back(name.substr(kUpdates.size()));
   }
@@ -212,25 +215,34 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 
 }  // namespace
 
-CheckReport dry_run(const recipe::Settings& settings, const Registries& registries,
+CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks,
                     const std::function<void(Distillation&)>& tamper) {
   const MetaMemory memory;
   CheckReport report;
-  Distillation objective(settings, registries, objective::Materialize::kMeta);
-  if (tamper) tamper(objective);
-  for (const auto& module : objective.contract_modules()) {
+  report.ranks = ranks;
+  std::unique_ptr<Distillation> objective;
+  const auto build = [&] {
+    objective = std::make_unique<Distillation>(settings, registries, objective::Materialize::kMeta);
+    if (tamper) tamper(*objective);
+  };
+  build();
+  for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
-  report.modules = module_table(objective);
-  plan_weights(objective, report);
-  objective.student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
-  run_training(settings, objective, report);
-  const Transformer& student = *objective.student().model;
-  if (student.architecture().head == HeadKind::kLanguageModel) {
-    MetaMemory::reset_peak();
-    run_generation(student, settings, report);
-    report.memory.push_back({"peak of generation with its cache", MetaMemory::peak_bytes()});
+  report.modules = module_table(*objective);
+  const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);
+  plan_weights(*objective, kept, report);
+  objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  run_training(settings, *objective, kept, report);
+  if (objective->student().config.architecture.head != HeadKind::kLanguageModel) return report;
+  if (ranks > 1) {  // whose weights went with their ranks; who generates has them all
+    objective.reset();
+    build();
   }
+  objective->student().model->set_weight_keeper(nullptr);
+  MetaMemory::reset_peak();
+  run_generation(*objective->student().model, settings, report);
+  report.memory.push_back({"peak of generation with its cache", MetaMemory::peak_bytes()});
   return report;
 }
 

@@ -31,7 +31,8 @@ struct MemoryRow {
 struct CheckReport {
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
-  std::vector<MemoryRow> memory;
+  int ranks = 1;
+  std::vector<MemoryRow> memory;            // of each rank
   int64_t peak_bytes = 0;                   // of training with its evaluations: what a rank must hold in tensors
   int64_t operators = 0;                    // that the recorder saw
   std::vector<std::string> stored_wrongly;  // parameters outside their contract
@@ -40,8 +41,9 @@ struct CheckReport {
   bool passed() const { return stored_wrongly.empty() && ran_wrongly.empty(); }
 };
 
-// `tamper` is called between building and checking; the mutation tests use it.
-CheckReport dry_run(const recipe::Settings& settings, const Registries& registries,
+// The plan is that of one of so many ranks. `tamper` is called between building and checking; the mutation tests use
+// it.
+CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks = 1,
                     const std::function<void(objective::Distillation&)>& tamper = {});
 
 }  // namespace limbeck::check

@@ -11,7 +11,9 @@ namespace {
 
 void run_check(Invocation& call) {
   const auto begin = std::chrono::steady_clock::now();
-  const check::CheckReport report = check::dry_run(call.settings, call.registries);
+  const bool many = call.settings.given("parallel.world_size");
+  const check::CheckReport report = check::dry_run(
+      call.settings, call.registries, many ? static_cast<int>(call.settings.integer("parallel.world_size")) : 1);
   print_check(report, call.settings, call.console, call.width);
   call.result = check_json(report);
   refuse_violations(report, call.console);

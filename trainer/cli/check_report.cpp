@@ -40,7 +40,8 @@ std::string casts_text(const CheckReport& report, int width) {
 }
 
 std::string memory_text(const CheckReport& report, const recipe::Settings& settings, int width) {
-  TextTable table({{"memory, one rank"}, {"bytes", Align::kRight}, {"", Align::kRight}});
+  const std::string whose = report.ranks > 1 ? fmt::format("each of {} ranks", report.ranks) : "one rank";
+  TextTable table({{"memory, " + whose}, {"bytes", Align::kRight}, {"", Align::kRight}});
   for (const check::MemoryRow& row : report.memory) {
     table.add_row({row.what, std::to_string(row.bytes), human_bytes(row.bytes)});
   }
@@ -88,6 +89,7 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
                              {"count", row.count},
                              {"bytes", row.bytes}});
   }
+  json["ranks"] = report.ranks;
   for (const check::MemoryRow& row : report.memory) json["memory"][row.what] = row.bytes;
   json["peak_bytes"] = report.peak_bytes;
   json["operators"] = report.operators;

@@ -66,12 +66,13 @@ class SilentObserver : public loop::TrainObserver {
 };
 
 // A recipe that would fail is refused before a weight is read.
-check::CheckReport check_first(Invocation& call) {
-  check::CheckReport report = check::dry_run(call.settings, call.registries);
+check::CheckReport check_first(Invocation& call, int ranks) {
+  check::CheckReport report = check::dry_run(call.settings, call.registries, ranks);
   refuse_violations(report, call.console);
   if (call.speaks) {
-    call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned", report.operators,
-                                  report.casts.size(), human_bytes(report.peak_bytes)));
+    call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned{}", report.operators,
+                                  report.casts.size(), human_bytes(report.peak_bytes),
+                                  ranks > 1 ? " on each rank" : ""));
   }
   return report;
 }
@@ -98,7 +99,7 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
 
 void train(Invocation& call, const parallel::Joined& joined) {
   check::CheckReport checked;
-  parallel::together(*joined.ranks, [&] { checked = check_first(call); });
+  parallel::together(*joined.ranks, [&] { checked = check_first(call, joined.ranks->size()); });
   precision::HostMemory::count_tensors();
   SilentObserver silent;
   ConsoleObserver console(call);

@@ -1,5 +1,4 @@
 // How a Trainer comes to be: folder, models, shares, data, checkpoint.
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -37,48 +36,9 @@ int64_t steps_of(const recipe::Settings& settings, int64_t batches_per_epoch) {
   return steps;
 }
 
-bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-
-// The recipe alone decides what an update is; ranks divide its micro-batches.
-Deal deal_of(const recipe::Settings& settings, const parallel::Communicator& ranks) {
-  Deal deal;
-  deal.micro_batches = settings.integer("train.accumulate");
-  deal.ranks = ranks.size();
-  deal.rank = ranks.rank();
-  deal.interleaved = settings.integer("parallel.zero") >= 2;
-  const std::string where = settings.where("train.accumulate");
-  if (deal.micro_batches % deal.ranks != 0) {
-    throw UsageError(fmt::format(
-        "train.accumulate = {} {}: the micro-batches of an update are divided among the ranks, and there are {}: set "
-        "it "
-        "to a multiple of {}; an update has train.accumulate x data.batch_size sequences whatever the number of ranks",
-        deal.micro_batches, where, deal.ranks, deal.ranks));
-  }
-  deal.own = deal.micro_batches / deal.ranks;
-  if (settings.text("parallel.reduce") == "tree" && !(power_of_two(deal.micro_batches) && power_of_two(deal.ranks))) {
-    throw UsageError(fmt::format(
-        "parallel.reduce = tree {} adds in pairs: wanted train.accumulate and the number of ranks to be powers of two, "
-        "and they are {} {} and {}",
-        settings.where("parallel.reduce"), deal.micro_batches, where, deal.ranks));
-  }
-  return deal;
-}
-
 std::string fresh_run_id() {
   std::random_device device;
   return fmt::format("{:08x}{:08x}", device(), device());
-}
-
-std::vector<parallel::NamedParameter> named_parameters(const models::BuiltModel& model) {
-  std::vector<parallel::NamedParameter> found;
-  for (const auto& module : model.model->modules()) {
-    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
-    if (owner == nullptr) continue;
-    for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
-      found.push_back({owner->path() + "." + entry.key(), entry.value()});
-    }
-  }
-  return found;
 }
 
 }  // namespace
@@ -103,7 +63,7 @@ Trainer::State::State(const TrainRequest& request)
   const auto text = parallel::of_first_rank(ranks, from.string());
   from = text;
   parallel::together(ranks, [&] {
-    deal = deal_of(settings, ranks);
+    deal = deal_of(settings, ranks.size(), ranks.rank());
     build_models();
     open_data();
     total_steps = steps_of(settings, train->batches_per_epoch());
@@ -162,38 +122,9 @@ void Trainer::State::open_data() {
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {
-  const std::set<std::string> left(unreached.begin(), unreached.end());
-  std::vector<optim::Parameter> parameters;
-  std::vector<parallel::NamedParameter> named;
-  for (const objective::TrainedParameter& p : objective->trained_parameters()) {
-    if (left.contains(p.name)) continue;
-    parameters.push_back({p.name, p.tensor, p.group, p.decays});
-    named.push_back({p.name, p.tensor});
-  }
-  if (!left.empty()) note(fmt::format("no loss reaches {}: left as they are", fmt::join(left, ", ")));
-  parallel::SharingOptions options;
-  options.zero = static_cast<int>(settings.integer("parallel.zero"));
-  options.order = settings.text("parallel.reduce") == "tree" ? parallel::Order::kTree : parallel::Order::kFast;
-  options.micro_batches = deal.own;
-  if (options.zero >= 3 && objective->follows_student()) {
-    throw UsageError(
-        fmt::format("parallel.zero = 3 {} divides the student's weights, and teacher.kind = ema {} follows "
-                    "them whole: set parallel.zero = 2",
-                    settings.where("parallel.zero"), settings.where("teacher.kind")));
-  }
-  const bool alone = ranks.size() == 1 && options.order == parallel::Order::kFast;
-  auto shares = alone ? parallel::make_whole(named) : parallel::make_shared_out(ranks, options, named);
-  objective->student().model->set_weight_keeper(shares->keeper());
-  optimizer = std::make_unique<optim::Optimizer>(settings, std::move(parameters), total_steps, std::move(shares));
-  if (options.zero < 3 || ranks.size() == 1 || !objective->teacher()) return;
-  const at::NoGradGuard no_gradient;
-  const auto frozen = named_parameters(*objective->teacher());
-  for (const parallel::UnitLayout& layout : parallel::lay_out(frozen, ranks.size())) {
-    teacher_units.push_back(
-        std::make_unique<parallel::UnitWeights>(ranks, teacher_pool, layout, frozen, /*stays=*/false));
-    teacher_keeper.add(teacher_units.back().get(), /*freed_after_use=*/true);
-  }
-  objective->teacher()->model->set_weight_keeper(&teacher_keeper);
+  if (!unreached.empty()) note(fmt::format("no loss reaches {}: left as they are", fmt::join(unreached, ", ")));
+  optimizer = make_optimizer(settings, *objective, ranks, deal.own, total_steps, unreached);
+  teacher_shards = std::make_unique<TeacherShards>(settings, *objective, ranks);
 }
 
 // Everything that must be the same on every rank for their sums to mean anything.

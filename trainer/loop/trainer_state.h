@@ -4,29 +4,17 @@
 #include <memory>
 #include <vector>
 
+#include "trainer/loop/deal.h"
 #include "trainer/loop/run_saver.h"
 #include "trainer/loop/run_state.h"
+#include "trainer/loop/sharing.h"
 #include "trainer/loop/trainer.h"
 #include "trainer/metrics/metrics_log.h"
-#include "trainer/parallel/unit_weights.h"
 
 namespace limbeck::loop {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 double seconds_since(SteadyTime begin);
-
-// How the micro-batches of an update are dealt among the ranks.
-struct Deal {
-  int64_t micro_batches = 1, own = 1;  // of an update; of this rank
-  int64_t ranks = 1, rank = 0;
-  bool interleaved = false;  // ranks take turns; else each has a run of its own
-
-  // Of the i-th micro-batch that this rank runs since training began: its number among all.
-  int64_t number_of(int64_t i) const {
-    const int64_t step = i / own, mine = i % own;
-    return step * micro_batches + (interleaved ? mine * ranks + rank : rank * own + mine);
-  }
-};
 
 struct Trainer::State {
   explicit State(const TrainRequest& request);
@@ -79,9 +67,7 @@ struct Trainer::State {
   Deal deal;
   int64_t total_steps = 0;
   std::unique_ptr<optim::Optimizer> optimizer;
-  parallel::BufferPool teacher_pool;  // before the units
-  std::vector<std::unique_ptr<parallel::UnitWeights>> teacher_units;
-  parallel::LayerWeights teacher_keeper;
+  std::unique_ptr<TeacherShards> teacher_shards;
   std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank
   bool log_waits = false;                        // for room on the disk
   std::unique_ptr<RunSaver> saver;

@@ -65,4 +65,7 @@ class Communicator {
 // One process alone: every operation is done at once.
 std::unique_ptr<Communicator> make_solo();
 
+// The first of so many ranks that are only planned: tensors are on meta, and no operation has anything to do.
+std::unique_ptr<Communicator> make_planned(int size);
+
 }  // namespace limbeck::parallel

@@ -15,7 +15,9 @@ void declare_explicit_rank(OptionTable& table) {
              .flag_only = true});
   table.add({.name = "parallel.world_size",
              .kind = OptionKind::kInteger,
-             .help = "Number of processes of the run, on all nodes together.",
+             .help =
+                 "Number of processes of the run, on all nodes together. For check alone: plan the memory of each of "
+                 "so many.",
              .range = {1, kMostRanks},
              .flag_only = true});
   table.add({.name = "parallel.local_rank",
