@@ -36,9 +36,27 @@ Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied)
   }
 }
 
-at::Tensor Linear::forward(const at::Tensor& x) const {
+at::Tensor Linear::base_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  return leave(kernels::linear(enter(x), weight(), bias_of(*this)));
+  return leave(kernels::linear(enter(x), weight(), bias()));
+}
+
+at::Tensor Linear::product(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path());
+  return leave(kernels::linear(enter(x), weight()));
+}
+
+std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
+
+void Linear::add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter) {
+  if (adapters_.contains(name)) throw UsageError(fmt::format("[{}] has an adapter {} already", path(), name));
+  register_module(name, adapter);
+  adapters_.emplace(name, std::move(adapter));
+}
+
+void Linear::use_adapter(const std::string& name) {
+  const auto found = adapters_.find(name);
+  adapter_ = found == adapters_.end() ? nullptr : found->second;
 }
 
 const at::Tensor& Linear::weight() const { return tied_ ? tied_->weight() : parameter("weight"); }

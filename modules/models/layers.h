@@ -1,9 +1,13 @@
 // The parameter-owning modules that every family is built from: linear, embedding and norm.
 // Each refuses inputs outside its contract and computes through the operators of kernels/.
 #pragma once
+#include <map>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "modules/models/architecture.h"
+#include "modules/models/linear_adapter.h"
 #include "modules/precision/contract_module.h"
 
 namespace limbeck::models {
@@ -19,11 +23,20 @@ class Linear : public ContractModule {
   Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias);
   // Shares the weight of an embedding (a tied head): the parameter belongs there and is read anew at each forward.
   Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied);
-  at::Tensor forward(const at::Tensor& x) const;
+  at::Tensor forward(const at::Tensor& x) const { return adapter_ ? adapter_->forward(x, *this) : base_forward(x); }
+  at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
+  at::Tensor product(const at::Tensor& x) const;       // and without the bias
   const at::Tensor& weight() const;
+  std::optional<at::Tensor> bias() const;
+
+  // Several may be there by name, one at a time works; "": none does.
+  void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
+  void use_adapter(const std::string& name);
 
  private:
   std::shared_ptr<Embedding> tied_;
+  std::shared_ptr<LinearAdapter> adapter_;  // the one that works
+  std::map<std::string, std::shared_ptr<LinearAdapter>> adapters_;
 };
 
 class Embedding : public ContractModule {

@@ -107,7 +107,7 @@ std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& 
   const bool bare = model.architecture().head == HeadKind::kNone;
   for (const auto& module : model.modules(/*include_self=*/false)) {
     const auto* owner = dynamic_cast<const ContractModule*>(module.get());
-    if (owner == nullptr) continue;
+    if (owner == nullptr || owner->role() == Role::kAdapter) continue;
     const std::string path = owner->path().substr(root.size() + 1);
     const auto parameters = owner->named_parameters(/*recurse=*/false);
     if (owner->role() == Role::kExpert) {

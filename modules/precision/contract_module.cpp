@@ -20,10 +20,10 @@ thread_local bool unwinding = false;
 
 Scope Scope::child(const std::string& name) const { return {policy, path + "." + name, placement, trainable}; }
 
-ContractModule::ContractModule(const Scope& scope, Role role)
+ContractModule::ContractModule(const Scope& scope, Role role, const Precision* host)
     : path_(scope.path),
       role_(role),
-      precision_(scope.policy->resolve(scope.path, role)),
+      precision_(scope.policy->resolve(scope.path, role, host)),
       placement_(scope.placement.value_or(precision_.device)),
       trainable_(scope.trainable),
       input_place_(path_ + " (input)"),

@@ -24,7 +24,8 @@ struct Scope {
 
 class ContractModule : public torch::nn::Module {
  public:
-  ContractModule(const Scope& scope, Role role);
+  // `host`: the contract of the module that this one belongs to, and starts from.
+  ContractModule(const Scope& scope, Role role, const Precision* host = nullptr);
 
   const std::string& path() const { return path_; }
   Role role() const { return role_; }

@@ -69,9 +69,9 @@ PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::
       rules_(std::move(rules)),
       used_(rules_.size(), false) {}
 
-Precision PrecisionPolicy::resolve(const std::string& path, Role role) const {
+Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Precision* host) const {
   (void)role;  // every role starts from the model's dtype; quantized roles join with the quantizer
-  Precision result{dtype_, dtype_, dtype_, dtype_, device_, source_};
+  Precision result = host != nullptr ? *host : Precision{dtype_, dtype_, dtype_, dtype_, device_, source_};
   for (size_t i = 0; i < rules_.size(); ++i) {
     if (!matches(rules_[i].pattern, path)) continue;
     used_[i] = true;

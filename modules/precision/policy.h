@@ -24,7 +24,8 @@ class PrecisionPolicy {
  public:
   PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules = {});
 
-  Precision resolve(const std::string& path, Role role) const;
+  // `host`: what to start from instead of the model's dtype, for a module that belongs to another one.
+  Precision resolve(const std::string& path, Role role, const Precision* host = nullptr) const;
   // Dtype of the activations that flow between modules: what each of them accepts and returns.
   at::ScalarType stream_dtype() const { return dtype_; }
   c10::Device device() const { return device_; }

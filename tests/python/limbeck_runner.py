@@ -53,11 +53,13 @@ class Limbeck:
         hidden: bool = False,
         gradients: bool = False,
         pooling: str | None = None,
+        adapter: Path | None = None,
     ) -> dict[str, torch.Tensor]:
         flags = ["--dtype", DTYPE_NAMES[dtype]]
         flags += ["--hidden"] if hidden else []
         flags += ["--gradients"] if gradients else []
         flags += ["--pooling", pooling] if pooling else []
+        flags += ["--adapter", str(adapter)] if adapter else []
         return self._through_files("forward", model, "--input", tensors, flags)
 
     def generate(

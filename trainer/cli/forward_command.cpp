@@ -133,7 +133,7 @@ Outputs compute(const models::Transformer& model, const Inputs& inputs, bool hid
   return outputs;
 }
 
-void add_gradients(const models::BuiltModel& built, const Inputs& inputs, Outputs& outputs) {
+void run_backward(const Inputs& inputs, Outputs& outputs) {
   if (inputs.output_gradient.defined()) {
     if (inputs.output_gradient.sizes() != outputs.main.sizes()) {
       throw InputDataError(fmt::format("input output_gradient: [{}], wanted the output's [{}]",
@@ -147,11 +147,21 @@ void add_gradients(const models::BuiltModel& built, const Inputs& inputs, Output
   } else {
     throw UsageError("limbeck forward --gradients: the input has neither labels nor output_gradient to start from");
   }
+}
+
+void add_gradients(const models::BuiltModel& built, Outputs& outputs) {
   for (const models::WeightBinding& binding : built.report.bindings) {
     const at::Tensor& gradient = binding.parameter.grad();
     if (gradient.defined()) {
       outputs.tensors.emplace_back("grad." + binding.name, binding.part_of(gradient).contiguous());
     }
+  }
+}
+
+void add_gradients(const adapters::LoadedAdapter& adapter, Outputs& outputs) {
+  for (const adapters::AdapterWeight& weight : adapter.weights) {
+    const at::Tensor& gradient = weight.parameter.grad();
+    if (gradient.defined()) outputs.tensors.emplace_back("grad." + weight.name, gradient.contiguous());
   }
 }
 
@@ -161,9 +171,10 @@ void run_forward(Invocation& call) {
   const bool pool = settings.text("pooling") == "mean";
   const auto input = settings.required_path("input"), output = settings.required_path("output");
   models::ModelRequest request = single_model(settings);
-  request.trainable = gradients;
-  const models::BuiltModel built = models::load_model(request);
+  request.trainable = gradients && !settings.given("adapter");  // beside an adapter the model is frozen
+  models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
+  const auto adapter = load_named_adapter(settings, built, gradients, call.console);
   const Inputs inputs = placed(read_inputs(input, built.config.architecture), request.device);
 
   const auto begin = std::chrono::steady_clock::now();
@@ -171,7 +182,10 @@ void run_forward(Invocation& call) {
   {
     const at::AutoGradMode mode(gradients);
     outputs = compute(*built.model, inputs, hidden, pool);
-    if (gradients) add_gradients(built, inputs, outputs);
+    if (gradients) {
+      run_backward(inputs, outputs);
+      adapter ? add_gradients(*adapter, outputs) : add_gradients(built, outputs);
+    }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   io::write_safetensors(output, outputs.tensors);
@@ -207,7 +221,8 @@ void declare_forward(recipe::OptionTable& table) {
              .flag_only = true});
   table.add({.name = "gradients",
              .kind = OptionKind::kSwitch,
-             .help = "Also grad.NAME of every parameter: of the mean token loss, or of sum(output * output_gradient).",
+             .help = "Also grad.NAME of every parameter, with --adapter of the adapter's: of the mean token loss, or "
+                     "of sum(output * output_gradient).",
              .flag_only = true});
   table.add({.name = "pooling",
              .kind = OptionKind::kChoice,

@@ -103,8 +103,9 @@ void run_generate(Invocation& call) {
   const Prompts prompts = lists.empty() ? from_file(settings.path("prompts")) : from_lists(lists);
   const models::GenerateOptions options = options_of(settings);
   const models::ModelRequest request = single_model(settings);
-  const models::BuiltModel built = models::load_model(request);
+  models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
+  load_named_adapter(settings, built, /*trainable=*/false, call.console);
 
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
                     {.width = terminal_width(2), .quiet = call.console.quiet()});

@@ -20,6 +20,11 @@ void declare_single_model(recipe::OptionTable& table) {
              .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
              .words = {"auto", "float32", "bfloat16", "float16", "float64"},
              .flag_only = true});
+  table.add({.name = "adapter",
+             .kind = OptionKind::kPath,
+             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter for this model, which computes in its dtype.",
+             .value_name = "DIR",
+             .flag_only = true});
   table.add({.name = "allow-nonfinite",
              .kind = OptionKind::kSwitch,
              .help = "Load weights that hold NaN or infinity.",
@@ -34,6 +39,21 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.device = *settings.device("device");
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
+}
+
+std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
+                                                          bool trainable, Console& console) {
+  if (!settings.given("adapter")) return std::nullopt;
+  adapters::AdapterRequest request;
+  request.folder = settings.required_path("adapter");
+  request.trainable = trainable;
+  auto loaded = adapters::load_adapter(built, request);
+  console.note(fmt::format("{} adapter on {} modules{}", loaded.kind, loaded.modules,
+                           loaded.cast_tensors == 0 ? ""
+                                                    : fmt::format(", {} tensors were converted to the dtype of their "
+                                                                  "modules",
+                                                                  loaded.cast_tensors)));
+  return loaded;
 }
 
 void report_load(const models::BuiltModel& built, Console& console) {

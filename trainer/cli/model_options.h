@@ -1,5 +1,8 @@
 // The options by which a command without a recipe names one model, and the request they amount to.
 #pragma once
+#include <optional>
+
+#include "modules/adapters/peft_folder.h"
 #include "modules/models/load_model.h"
 #include "trainer/cli/console.h"
 #include "trainer/recipe/option_table.h"
@@ -9,6 +12,9 @@ namespace limbeck::cli {
 
 void declare_single_model(recipe::OptionTable& table);
 models::ModelRequest single_model(const recipe::Settings& settings);
+// --adapter, put on the model; nothing where it was not given.
+std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
+                                                          bool trainable, Console& console);
 // What loading had to convert or leave aside.
 void report_load(const models::BuiltModel& built, Console& console);
 

@@ -1,0 +1,19 @@
+#include "modules/adapters/learned_scale.h"
+
+#include "modules/models/layers.h"
+
+namespace limbeck::adapters {
+
+LearnedScale::LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width)
+    : LinearAdapter(scope, host), what_(what) {
+  create_parameter("ia3_l", what == Scaled::kInput ? std::vector<int64_t>{1, width} : std::vector<int64_t>{width, 1});
+}
+
+at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor factor = parameter("ia3_l").flatten();
+  if (what_ == Scaled::kInput) return host.base_forward(leave(enter(x) * factor));
+  return leave(enter(host.base_forward(x)) * factor);
+}
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,19 @@
+// IA3: one learned factor for each output of a linear module, or for each input.
+#pragma once
+#include "modules/models/linear_adapter.h"
+
+namespace limbeck::adapters {
+
+enum class Scaled { kInput, kOutput };
+
+// Parameter: ia3_l, [1, in] or [out, 1] as PEFT has it.
+class LearnedScale : public models::LinearAdapter {
+ public:
+  LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
+  at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
+
+ private:
+  Scaled what_;
+};
+
+}  // namespace limbeck::adapters

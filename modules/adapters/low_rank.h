@@ -1,0 +1,26 @@
+// LoRA, y = W x + b + s B A x, and DoRA, y = m / |W + s B A| (W x + s B A x) + b with a norm for each row of the
+// weight.
+#pragma once
+#include "modules/models/linear_adapter.h"
+
+namespace limbeck::adapters {
+
+struct LowRankShape {
+  int64_t in = 0, out = 0, rank = 0;
+  double scale = 1;  // s: alpha / rank, or alpha / sqrt(rank) for rsLoRA
+  bool dora = false;
+};
+
+// Parameters: lora_A [rank, in], lora_B [out, rank]; DoRA also lora_magnitude_vector [out].
+class LowRank : public models::LinearAdapter {
+ public:
+  LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
+  at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
+  // Of each row of W + s B A, in float32 (float64 for a float64 model). A constant: no gradient goes through it.
+  at::Tensor row_norms(const at::Tensor& weight) const;
+
+ private:
+  LowRankShape shape_;
+};
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,32 @@
+// Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "modules/models/load_model.h"
+
+namespace limbeck::adapters {
+
+struct AdapterWeight {
+  std::string name;  // in the file: "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+  at::Tensor parameter;
+};
+
+struct LoadedAdapter {
+  std::string kind;  // "lora", "dora", "ia3"
+  std::vector<AdapterWeight> weights;
+  int64_t modules = 0, cast_tensors = 0;  // stored in another dtype than the host's, converted at loading
+};
+
+struct AdapterRequest {
+  std::filesystem::path folder;
+  std::string name = "default";
+  bool trainable = false;
+};
+
+// Adds the adapter to every module that the file has tensors for, and uses it. What PEFT can do and this cannot is
+// refused by the name of the option; tensors without a place, and halves of a pair, by theirs.
+LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request);
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,38 @@
+#include "modules/adapters/peft_config.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/modules/weights_files.h"
+
+namespace limbeck::adapters {
+namespace {
+
+TEST(PeftConfig, PatternsNameModulesAsPeftDoes) {
+  const std::string module = "model.layers.10.self_attn.q_proj";
+  for (const char* pattern : {"q_proj", "self_attn.q_proj", "model.layers.10.self_attn.q_proj", "layers\\.10\\..*",
+                              ".*10.*q_proj", "[qk]_proj", "q_proj|v_proj", "layers.1\\d.self_attn.q_proj"}) {
+    EXPECT_TRUE(names_module(pattern, module)) << pattern;
+  }
+  for (const char* pattern : {"proj", "_proj", "q_pro", "0.self_attn.q_proj", "k_proj", "layers\\.1\\..*", "^q_proj"}) {
+    EXPECT_FALSE(names_module(pattern, module)) << pattern;
+  }
+  EXPECT_TRUE(names_module("lm_head", "lm_head"));
+}
+
+TEST(PeftConfig, ScalesByAlphaAndRankOfTheModule) {
+  const test::TemporaryFolder folder;
+  const auto read = [&](const std::string& more) {
+    test::write_bytes(folder / "c.json", R"({"peft_type": "LORA", "r": 4, "lora_alpha": 12)" + more + "}");
+    return PeftConfig(folder / "c.json");
+  };
+  EXPECT_EQ(read("").scale("a.q_proj"), 3);
+  EXPECT_EQ(read(R"(, "use_rslora": true)").scale("a.q_proj"), 6);
+  const PeftConfig patterns = read(R"(, "rank_pattern": {"q_proj": 16}, "alpha_pattern": {"a.v_proj": 2})");
+  EXPECT_EQ(patterns.rank("a.q_proj"), 16);
+  EXPECT_EQ(patterns.scale("a.q_proj"), 0.75);
+  EXPECT_EQ(patterns.scale("a.v_proj"), 0.5);
+  EXPECT_EQ(patterns.scale("b.v_proj"), 3);
+}
+
+}  // namespace
+}  // namespace limbeck::adapters
