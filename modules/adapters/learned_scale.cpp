@@ -1,5 +1,7 @@
 #include "modules/adapters/learned_scale.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include "modules/models/layers.h"
 
 namespace limbeck::adapters {
@@ -14,6 +16,15 @@ at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host
   const at::Tensor factor = parameter("ia3_l").flatten();
   if (what_ == Scaled::kInput) return host.base_forward(leave(enter(x) * factor));
   return leave(enter(host.base_forward(x)) * factor);
+}
+
+models::MergedLinear LearnedScale::merged(const models::Linear& host) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor factor = widened(parameter("ia3_l"));  // a row or a column
+  models::MergedLinear merged{widened(host.weight()) * factor, host.bias()};
+  if (merged.bias) merged.bias = widened(*merged.bias);
+  if (merged.bias && what_ == Scaled::kOutput) merged.bias = *merged.bias * factor.flatten();
+  return merged;
 }
 
 }  // namespace limbeck::adapters

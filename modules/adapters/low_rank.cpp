@@ -1,11 +1,12 @@
 #include "modules/adapters/low_rank.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "kernels/linear.h"
 #include "modules/models/layers.h"
@@ -25,22 +26,31 @@ LowRank::LowRank(const precision::Scope& scope, const precision::Precision& host
   if (shape.dora) create_parameter("lora_magnitude_vector", {shape.out});
 }
 
+at::Tensor LowRank::rows_of_sum(const at::Tensor& weight, int64_t row, int64_t rows) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor b = widened(parameter("lora_B").narrow(0, row, rows));
+  return at::mm(b, widened(parameter("lora_A"))).mul_(shape_.scale).add_(widened(weight.narrow(0, row, rows)));
+}
+
 at::Tensor LowRank::row_norms(const at::Tensor& weight) const {
   const at::NoGradGuard no_gradient;
-  const at::ScalarType storage = precision().storage, host = weight.scalar_type();
-  const at::ScalarType wide = host == at::kDouble ? at::kDouble : at::kFloat;
-  const auto widened = [&](const at::Tensor& part, at::ScalarType from) {
-    return precision::cast(part.detach(), from, wide, path() + " (norm)");
-  };
-  const at::Tensor a = widened(parameter("lora_A"), storage), b = widened(parameter("lora_B"), storage);
-  at::Tensor norms = at::empty({shape_.out}, a.options());
+  std::vector<at::Tensor> norms;
   for (int64_t row = 0; row < shape_.out; row += kRowsAtATime) {
-    const int64_t rows = std::min(kRowsAtATime, shape_.out - row);
-    at::Tensor sum = at::mm(b.narrow(0, row, rows), a).mul_(shape_.scale);
-    sum.add_(widened(weight.narrow(0, row, rows), host));
-    norms.narrow(0, row, rows).copy_(at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}));
+    const at::Tensor sum = rows_of_sum(weight, row, std::min(kRowsAtATime, shape_.out - row));
+    norms.push_back(at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}));
   }
-  return norms;
+  return at::cat(norms);
+}
+
+models::MergedLinear LowRank::merged(const models::Linear& host) const {
+  const at::NoGradGuard no_gradient;
+  models::MergedLinear merged{rows_of_sum(host.weight(), 0, shape_.out), host.bias()};
+  if (shape_.dora) {
+    const at::Tensor factor = widened(parameter("lora_magnitude_vector")) / row_norms(host.weight());
+    merged.weight.mul_(factor.unsqueeze(1));
+  }
+  if (merged.bias) merged.bias = widened(*merged.bias);
+  return merged;
 }
 
 at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) const {

@@ -16,10 +16,14 @@ class LowRank : public models::LinearAdapter {
  public:
   LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
-  // Of each row of W + s B A, in float32 (float64 for a float64 model). A constant: no gradient goes through it.
-  at::Tensor row_norms(const at::Tensor& weight) const;
+  models::MergedLinear merged(const models::Linear& host) const override;
 
  private:
+  // Rows of W + s B A, wide, without a gradient.
+  at::Tensor rows_of_sum(const at::Tensor& weight, int64_t row, int64_t rows) const;
+  // The norm of each. A constant: no gradient goes through it.
+  at::Tensor row_norms(const at::Tensor& weight) const;
+
   LowRankShape shape_;
 };
 

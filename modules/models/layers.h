@@ -32,6 +32,8 @@ class Linear : public ContractModule {
   // Several may be there by name, one at a time works; "": none does.
   void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
   void use_adapter(const std::string& name);
+  const LinearAdapter* adapter() const { return adapter_.get(); }
+  bool is_tied() const { return tied_ != nullptr; }
 
  private:
   std::shared_ptr<Embedding> tied_;

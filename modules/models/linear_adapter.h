@@ -1,10 +1,18 @@
 // What changes a linear module without changing its weight: a module of its own, in the dtypes of its host.
 #pragma once
+#include <optional>
+
 #include "modules/precision/contract_module.h"
 
 namespace limbeck::models {
 
 class Linear;
+
+// What a linear module holds once its adapter is part of it: in float32, float64 for a float64 model.
+struct MergedLinear {
+  at::Tensor weight;
+  std::optional<at::Tensor> bias;
+};
 
 class LinearAdapter : public precision::ContractModule {
  public:
@@ -13,6 +21,11 @@ class LinearAdapter : public precision::ContractModule {
       : ContractModule(scope, precision::Role::kAdapter, &host) {}
   // In place of host.base_forward(x), from the same x to the same dtype.
   virtual at::Tensor forward(const at::Tensor& x, const Linear& host) const = 0;
+  virtual MergedLinear merged(const Linear& host) const = 0;
+
+ protected:
+  // A weight in the dtype of MergedLinear.
+  at::Tensor widened(const at::Tensor& weight) const;
 };
 
 }  // namespace limbeck::models

@@ -133,6 +133,51 @@ def test_half_types_are_no_worse_than_peft(limbeck, tmp_path, name, dtype):
     assert error <= 1.1 * own
 
 
+@pytest.mark.parametrize(
+    "name", ["lora", "patterns-rslora", "dora-bias", "lora-head", "dora-gpt2", "lora-phi3", "lora-qwen3-moe", "ia3", "ia3-gpt2"]
+)
+def test_merged_models_are_those_that_peft_merges(limbeck, tmp_path, name):
+    adapted = Adapted(name, tmp_path)
+    out, report = tmp_path / "merged", tmp_path / "merge.json"
+    limbeck.run("merge", "--model", str(adapted.base), "--adapter", str(adapted.folder), "--output", str(out),
+                "--json", str(report))  # fmt: skip
+    beside = limbeck.forward(adapted.base, adapted.inputs.tensors, adapter=adapted.folder)[adapted.family.output]
+    merged = limbeck.forward(out, adapted.inputs.tensors)[adapted.family.output]
+    pick = adapted.compared
+    assert parity_measures.largest_error(pick(merged), pick(beside)) <= OUTPUT_BAR
+    result = json.loads(report.read_text())["result"]
+    assert result["modules"] > 0 and result["worst_error"] == 0  # float32 into float32
+    wanted = adapted.model.merge_and_unload().state_dict()
+    again = model_zoo.load(adapted.family, out, torch.float32).state_dict()
+    assert again.keys() == wanted.keys()
+    worst = {key: parity_measures.relative_frobenius(again[key], wanted[key]) for key in wanted if wanted[key].any()}
+    assert {key: error for key, error in worst.items() if error > 1e-6} == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_merging_says_how_much_rounding_changed(limbeck, tmp_path, dtype):
+    adapted = Adapted("lora", tmp_path, dtype)
+    base, out, report = tmp_path / "rounded", tmp_path / "merged", tmp_path / "merge.json"
+    model_zoo.load(adapted.family, adapted.base, dtype).save_pretrained(base)
+    limbeck.run("merge", "--model", str(base), "--adapter", str(adapted.folder), "--output", str(out), "--json", str(report))
+    result = json.loads(report.read_text())["result"]
+    exact = adapted.model.double().merge_and_unload().state_dict()
+    stored = model_zoo.load(adapted.family, out, dtype).state_dict()
+    name = result["worst_module"] + ".weight"
+    key = next(key for key in exact if key.endswith(name.removeprefix("model.")))
+    error = float((stored[key].double() - exact[key]).norm() / exact[key].norm())
+    assert result["worst_error"] == pytest.approx(error, rel=1e-3)
+    assert 0.1 * torch.finfo(dtype).eps < error < torch.finfo(dtype).eps
+
+
+def test_a_tied_head_is_not_merged(limbeck, tmp_path):
+    adapted = Adapted("lora-tied-head", tmp_path)
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*shares its weight with the embedding"):
+        limbeck.run("merge", "--model", str(adapted.base), "--adapter", str(adapted.folder), "--output",
+                    str(tmp_path / "merged"))  # fmt: skip
+    assert not (tmp_path / "merged").exists()
+
+
 def test_generation_uses_the_adapter(limbeck, tmp_path):
     adapted = Adapted("lora", tmp_path)
     ids = [5, 9, 23, 4]
