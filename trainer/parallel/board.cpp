@@ -4,15 +4,21 @@
 #include <fmt/ranges.h>
 
 #include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
+
+#include "modules/errors.h"
 
 namespace limbeck::parallel {
 namespace {
 
 constexpr auto kBeat = std::chrono::milliseconds(500), kPatience = std::chrono::milliseconds(1800),
                kLookAgain = std::chrono::milliseconds(20), kLongestStay = std::chrono::milliseconds(6000);
+// An operation that fails ends the process in less.
+constexpr auto kWayOut = std::chrono::seconds(4);
 
 std::string key_of(int rank) { return "board/" + std::to_string(rank); }
 
@@ -70,7 +76,7 @@ void Board::see_others_off() {
   }
 }
 
-void Board::post() {
+bool Board::post() {
   nlohmann::json text;
   {
     const std::lock_guard lock(mutex_);
@@ -84,16 +90,54 @@ void Board::post() {
   const std::string bytes = text.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   try {
     store_.set(key_of(options_.rank), bytes);
+  } catch (const IoError&) {
+    // It does not answer now: the operations that need it say so.
   } catch (const std::exception&) {
-    // The store is gone: the operations that need it say so.
+    return false;
   }
+  return true;
+}
+
+void Board::look_for_first(bool reached) {
+  if (!options_.with_first || options_.rank == 0) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (!reached) {
+    if (!gone_since_) gone_since_ = now;
+    if (!first_left_ && now - *gone_since_ > kWayOut) end_process();
+    return;
+  }
+  gone_since_.reset();
+  try {
+    const Post first = read(0);
+    first_left_ = first.left;
+    first_farewell_ = first.farewell;
+  } catch (const std::exception&) {
+    // The next beat finds the same.
+  }
+}
+
+void Board::end_process() {
+  std::string under_way = "between operations";
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& [line, last] : lines_) {
+      if (last.second.starts_with(">")) {
+        under_way = fmt::format("in {} #{} (line {})", last.second.substr(1), last.first, line);
+      }
+    }
+  }
+  const std::string why = first_farewell_.empty() ? "is gone" : "ended: " + first_farewell_;
+  fmt::print(stderr, "limbeck: {} {}, and the store of the ranks with it; rank {} is left behind {}\n", options_.keeper,
+             why, options_.rank, under_way);
+  std::fflush(nullptr);
+  std::_Exit(static_cast<int>(ExitCode::kDistributed));
 }
 
 void Board::beat() {
   std::unique_lock lock(mutex_);
   while (!changed_.wait_for(lock, kBeat, [this] { return stopped_; })) {
     lock.unlock();
-    post();
+    look_for_first(post());
     lock.lock();
   }
 }

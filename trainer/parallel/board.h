@@ -1,9 +1,13 @@
 // What every rank is doing, on a board that all can read: each posts a beat, its last operation and, at its end, why it
 // ended. When an operation fails or is late, blame() turns the board into one sentence that names the rank.
+// Where the store ends with rank 0, it also ends a process that is left behind: an operation of Gloo whose partner died
+// at the wrong moment (its last bytes and its end arrive at once) waits for its own deadline, which is minutes away.
 #pragma once
+#include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -38,7 +42,9 @@ class Board {
  private:
   struct Post;
   void beat();
-  void post();
+  bool post();  // false: the store is gone, and not only silent
+  void look_for_first(bool reached);
+  [[noreturn]] void end_process();
   Post read(int rank);
   void see_others_off();
 
@@ -50,6 +56,10 @@ class Board {
   std::string farewell_;
   int64_t beats_ = 0;
   bool stopped_ = false, left_ = false;
+  std::optional<std::chrono::steady_clock::time_point>
+      gone_since_;  // the store; of the beating thread, as the next two
+  bool first_left_ = false;
+  std::string first_farewell_;
   std::thread thread_;
 };
 
