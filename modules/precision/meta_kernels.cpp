@@ -33,6 +33,13 @@ at::Tensor where(const at::Tensor& condition, const at::Tensor& self, const at::
 
 void cummax_helper(const at::Tensor&, at::Tensor&, at::Tensor&, int64_t) {}  // fills what is allocated already
 
+at::Tensor& logical_and_out(const at::Tensor& self, const at::Tensor& other, at::Tensor& out) {
+  TORCH_CHECK(self.device() == other.device(), "logical_and: the operands are on ", self.device(), " and ",
+              other.device(), ", wanted one device");
+  out.resize_(at::infer_size(self.sizes(), other.sizes()));
+  return out;
+}
+
 at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
 
 at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
@@ -42,6 +49,7 @@ at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
 TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("index_select", &index_select);
   library.impl("_cummax_helper", &cummax_helper);
+  library.impl("logical_and.out", &logical_and_out);
   library.impl("relu", &relu);
   library.impl("abs", &abs);
   library.impl("where.self", &where);
