@@ -28,17 +28,21 @@ function(limbeck_test name)
     ENVIRONMENT "${environment}")
 endfunction()
 
-# limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [SERIAL]): the file's cases as one test named python.FILE.
+# limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [PROCESSORS N] [SERIAL]): the file's cases as one test named
+# python.FILE. PROCESSORS: how many of the machine's it keeps busy.
 function(limbeck_pytest file)
-  cmake_parse_arguments(F "SERIAL" "TIMEOUT" "LABELS" ${ARGN})
+  cmake_parse_arguments(F "SERIAL" "TIMEOUT;PROCESSORS" "LABELS" ${ARGN})
   get_filename_component(path "${file}" ABSOLUTE)
   get_filename_component(stem "${file}" NAME_WE)
   if(NOT F_TIMEOUT)
     set(F_TIMEOUT 1200)
   endif()
+  if(NOT F_PROCESSORS)
+    set(F_PROCESSORS 1)
+  endif()
   add_test(NAME python.${stem} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     COMMAND "${LIMBECK_PYTHON}" -m pytest -q -rs -p no:cacheprovider "${path}")
-  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} PROCESSORS 2 LABELS "python;${F_LABELS}"
+  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} PROCESSORS ${F_PROCESSORS} LABELS "python;${F_LABELS}"
     ENVIRONMENT "${_limbeck_test_environment}")
   if(F_SERIAL)
     set_tests_properties(python.${stem} PROPERTIES RUN_SERIAL ON)
