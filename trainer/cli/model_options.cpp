@@ -48,7 +48,7 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
   request.folder = settings.required_path("adapter");
   request.trainable = trainable;
   auto loaded = adapters::load_adapter(built, request);
-  console.note(fmt::format("{} adapter on {} modules{}", loaded.kind, loaded.modules,
+  console.note(fmt::format("{} adapter on {} modules{}", loaded.config.kind_name(), loaded.modules,
                            loaded.cast_tensors == 0 ? ""
                                                     : fmt::format(", {} tensors were converted to the dtype of their "
                                                                   "modules",

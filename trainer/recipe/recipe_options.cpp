@@ -107,6 +107,7 @@ void declare_generation_options(OptionTable& table) {
 void declare_recipe_options(OptionTable& table) {
   declare_run_options(table);
   declare_model_options(table);
+  declare_adapter_options(table);
   declare_pooling_option(table);
   declare_data_options(table);
   declare_objective_options(table);
