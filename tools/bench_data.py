@@ -25,11 +25,18 @@ def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
 
 def recipe_text(job: dict) -> str:
     """The step of the plain loop: forward KL at temperature T, AdamW, clip 1, constant rate, rows in their order."""
-    return f"""\
+    teacher = f"""\
 [teacher]
 model = {job["teacher"]}
 dtype = {job["teacher_dtype"]}
-
+"""
+    adapter = f"""\
+[adapter]
+kind = lora
+rank = {job["adapter_rank"]}
+alpha = {2 * job["adapter_rank"]}
+"""
+    return (teacher if job["kd_weight"] > 0 else "") + (adapter if job["adapter_rank"] else "") + f"""\
 [student]
 model = {job["student"]}
 dtype = {job["student_dtype"]}

@@ -59,6 +59,12 @@ void Linear::use_adapter(const std::string& name) {
   adapter_ = found == adapters_.end() ? nullptr : found->second;
 }
 
+std::vector<std::string> Linear::adapter_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, adapter] : adapters_) names.push_back(name);
+  return names;
+}
+
 const at::Tensor& Linear::weight() const { return tied_ ? tied_->weight() : parameter("weight"); }
 
 Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "modules/models/architecture.h"
 #include "modules/models/linear_adapter.h"
@@ -33,6 +34,7 @@ class Linear : public ContractModule {
   void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
   void use_adapter(const std::string& name);
   const LinearAdapter* adapter() const { return adapter_.get(); }
+  std::vector<std::string> adapter_names() const;
   bool is_tied() const { return tied_ != nullptr; }
 
  private:

@@ -15,7 +15,7 @@ import torch_distiller
 import transformers
 from limbeck_runner import LimbeckError
 from rank_processes import Ranks
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, checkpoints, joined_state, newest_checkpoint
 
 import token_rows
@@ -231,6 +231,83 @@ def test_teacher_and_student_from_one_folder_have_one_copy_of_the_base(work, lim
     memory = json.loads(report.read_text())["result"]["memory"]
     assert memory["teacher weights: the student's, shared"] == 0
     assert shared.series("kd")[0] == pytest.approx(0, abs=1e-9) and shared.series("kd")[-1] > 0
+
+
+BOMB = 7  # a token whose attention scores overflow
+
+
+def base_with_a_bomb(work: Work) -> Path:
+    folder = work.folder / "bomb"
+    if not folder.exists():
+        shutil.copytree(work.folder / "student", folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.embed_tokens.weight"][:, 0] = 0  # a direction of its own
+        tensors["model.embed_tokens.weight"][BOMB, 0] = 1
+        for name in ("q_proj", "k_proj"):
+            tensors[f"model.layers.0.self_attn.{name}.weight"][:, 0] = 1e20
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def data_with_bombs(work: Work, where: range) -> Path:
+    """Documents that fill a row each, those of `where` with the bomb in their middle."""
+    documents = token_rows.random_documents(80, LENGTH, LENGTH, VOCABULARY, seed=9)
+    for i, document in enumerate(documents):
+        document[:] = [BOMB + 1 if token == BOMB else token for token in document]
+        if i in where:
+            document[LENGTH // 2] = BOMB
+    folder = work.folder / f"bombs-{where.start}-{where.stop}"
+    token_rows.write(folder, documents, VOCABULARY)
+    return folder
+
+
+def safe_keys(work: Work, where: range) -> dict:
+    return KEYS | dict(train__safe_mode="yes", optim__learning_rate=1e-2, optim__clip=1.0, optim__warmup="0 steps",
+                       optim__schedule="constant", student__model=base_with_a_bomb(work), data__train=data_with_bombs(work, where),
+                       train__steps="15 steps")  # fmt: skip
+
+
+def test_safe_mode_skips_a_batch_that_is_not_finite_and_names_a_tensor(work):
+    recipe, run = work.recipe("safe", **safe_keys(work, range(2 * ROWS, 3 * ROWS))), work.folder / "run-safe"
+    ended = Ranks(1, recipe, f"--run={run}").end().well()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["phase"] == "train"]
+    skipped = [line["step"] for line in lines if line["skipped"] > 0]
+    assert skipped == list(range(3, 16)) and lines[-1]["skipped"] == 1  # counted from the third update on
+    assert "step 3: the gradient of student.layers." in ended.errors[0] and "update skipped (1 in a row, 1 in all)" in ended.errors[0]
+    assert {line["lr"] for line in lines} == {1e-4}
+    final = load_file(run / "final" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in final.values())
+
+
+def test_ten_such_batches_in_a_row_end_the_run(work):
+    recipe, run = work.recipe("unsafe", **safe_keys(work, range(2 * ROWS, 80))), work.folder / "run-unsafe"
+    ended = Ranks(1, recipe, f"--run={run}").end()
+    assert ended.codes == [5], ended.errors[0]
+    assert "10 updates in a row were skipped" in ended.errors[0] and "student.layers." in ended.errors[0]
+
+
+def test_clipping_in_safe_mode_is_at_a_half(work):
+    """An update by the clipped gradient: Adam's first moment after one step is 0.1 of it."""
+    keys = KEYS | dict(train__steps="1 steps", optim__warmup="0 steps", checkpoint__every=1, adapter__alpha=80)
+    run = work.train("safe-clip", **keys, train__safe_mode="yes", optim__clip=0)
+    moments = {name: tensor for name, tensor in joined_state(newest_checkpoint(run.folder)).items() if "first_moment" in name}
+    norm = torch.cat([tensor.flatten().double() for tensor in moments.values()]).norm() / 0.1
+    assert run.series("grad_norm")[0] > 0.5
+    assert norm == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_spellings_of_other_trainers_are_accepted(work):
+    """S1's names on the command line and at the top of a recipe give the run of our own names."""
+    own = work.train("spelled-own", "--adapter.rank=3", "--data.batch_size=2", "--train.accumulate=2", "--optim.learning_rate=1e-3",
+                     "--data.sequence_length=16", "--optim.weight_decay=0.1", "--train.log_every=2", "--checkpoint.every=4",
+                     **KEYS)  # fmt: skip
+    recipe = work.recipe("spelled-other", **{key: value for key, value in KEYS.items()})
+    run = work.folder / "run-spelled-other"
+    ended = Ranks(1, recipe, f"--output_dir={run}", f"--model_name={work.folder / 'student'}", "--adapter_rank=3", "--batch_size=2",
+                  "--gradient_accumulation_steps=2", "--learning_rate=1e-3", "--max_length=16", "--weight_decay=0.1",
+                  "--log_steps=2", "--save_steps=4").end().well()  # fmt: skip
+    assert Outcome.of(run).differences(Outcome.of(own.folder)) == [], ended.errors[0]
 
 
 def with_keys(**keys):
