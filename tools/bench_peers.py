@@ -133,7 +133,7 @@ class Bench:
             raise RuntimeError(f"exit {code}: {last_line(log)}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["phase"] == "train"]
-        first = bench_data.first_event_time(run)
+        first = bench_data.step_times(run)[0]
         return (
             {
                 "seconds": [line["seconds"] for line in steps],

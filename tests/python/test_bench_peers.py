@@ -121,5 +121,5 @@ def test_the_first_step_is_taken_from_the_event_file(tmp_path):
     )  # fmt: skip
     path = min(tmp_path.glob("*tfevents*"))
     events = [event_file.parse(record) for record in event_file.records(path)]
-    assert bench_data.first_event_time(tmp_path) == events[1].wall_time
+    assert bench_data.step_times(tmp_path)[0] == events[1].wall_time
     assert events[1].step == 1
