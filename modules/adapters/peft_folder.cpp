@@ -11,6 +11,7 @@
 
 #include "modules/adapters/learned_scale.h"
 #include "modules/adapters/low_rank.h"
+#include "modules/adapters/npt_folder.h"
 #include "modules/adapters/peft_config.h"
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
@@ -176,6 +177,7 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
 }  // namespace
 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
+  if (is_npt_folder(request.folder)) return load_npt(built, request);
   const fs::path path = request.folder / "adapter_model.safetensors";
   const PeftConfig config(request.folder / "adapter_config.json");
   const auto linears = linears_of(built);

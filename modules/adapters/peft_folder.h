@@ -14,7 +14,7 @@ struct AdapterWeight {
 };
 
 struct LoadedAdapter {
-  std::string kind;  // "lora", "dora", "ia3"
+  std::string kind;  // "lora", "dora", "ia3", "npt"
   std::vector<AdapterWeight> weights;
   int64_t modules = 0, cast_tensors = 0;  // stored in another dtype than the host's, converted at loading
 };
