@@ -120,7 +120,7 @@ struct Consolidation {
 // The means of v_f and v_m are taken here token by token, in float64, over what the mask leaves.
 Consolidation consolidation_of(const std::string& family, at::ScalarType dtype, double alpha) {
   Consolidation c{frozen_model(family, dtype), {}, {}, {}};
-  add_scattered_npt(c.built, npt_options()[3], "a", 1.0);
+  add_scattered_npt(c.built, npt_options()[3], "a", 2.0);
   const at::NoGradGuard no_gradient;
   models::Taps taps;
   taps.keep_adapted = true;
@@ -137,7 +137,7 @@ Consolidation consolidation_of(const std::string& family, at::ScalarType dtype, 
       return at::matmul(low, adapter.parameter(parameter).to(at::kDouble).t()).index({valid}).mean(0);
     };
     const models::Linear& gate = *c.built.model->layers()[i]->gated_mlp().gate_module();
-    c.before.push_back(gate.weight().detach().to(at::kDouble));
+    c.before.push_back(gate.weight().detach().clone().to(at::kDouble));
     c.change.push_back(at::outer(mean("B_f"), mean("B_m")) * alpha);
   }
   return c;

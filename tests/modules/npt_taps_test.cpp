@@ -138,7 +138,8 @@ TEST(NptTaps, CheckpointedLayersHaveTheSameBits) {
 }
 
 TEST(NptTaps, GenerationWithACacheIsThatWithout) {
-  for (const std::string& family : kNptFamilies) {
+  // Not qwen2: its tied head makes a random model repeat its last token whatever the adapter does.
+  for (const std::string family : {"llama", "mistral", "qwen3", "phi3"}) {
     for (const NptOptions& options : npt_options()) {
       BuiltModel built = frozen_model(family);
       const models::ModelInput prompt = npt_batch();

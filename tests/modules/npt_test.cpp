@@ -46,9 +46,11 @@ TEST(Npt, OnlyWhatTheModulationUsesExistsWithItsFirstValues) {
       // 32 x 32 values and more: the estimate is within 5 / sqrt(2 * 1024) of the truth.
       EXPECT_NEAR(deviation_of(adapter->parameter("A_proj")) / 0.02, 1, 0.11);
       for (const char* up : {"B_plus", "B_m", "B_f"}) {
-        if (adapter->has_parameter(up)) EXPECT_NEAR(deviation_of(adapter->parameter(up)) / 0.001, 1, 0.11) << up;
+        if (!adapter->has_parameter(up)) continue;
+        EXPECT_NEAR(deviation_of(adapter->parameter(up)) / 0.001, 1, 0.11) << up;
       }
-      if (adapter->has_parameter("B_times")) EXPECT_TRUE(adapter->parameter("B_times").eq(0).all().item<bool>());
+      if (!adapter->has_parameter("B_times")) continue;
+      EXPECT_TRUE(adapter->parameter("B_times").eq(0).all().item<bool>());
     }
   }
 }

@@ -155,7 +155,7 @@ class Llama:
 
     def run(self, inputs, shape: Shape, adapter, cotangent=None, **options) -> dict[str, torch.Tensor]:
         """output, and grad.NAME of every adapter parameter."""
-        leaves = {name: tensor.to(self.dtype).requires_grad_() for name, tensor in adapter.items()}
+        leaves = {name: tensor.clone().to(self.dtype).requires_grad_() for name, tensor in adapter.items()}
         logits = self.logits(inputs, shape, leaves, **options)
         found = {"output": logits.detach()}
         if cotangent is not None:
@@ -166,7 +166,7 @@ class Llama:
 
 def put_into(model, shape: Shape, adapter: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """NPT in the layers of a transformers model, made of their own parts; the adapter's leaves."""
-    leaves = {name: tensor.to(model.dtype).requires_grad_() for name, tensor in adapter.items()}
+    leaves = {name: tensor.clone().to(model.dtype).requires_grad_() for name, tensor in adapter.items()}
 
     def forward_of(layer, own):
         def forward(hidden_states, **keywords):
