@@ -105,9 +105,13 @@ class Layer : public torch::nn::Module {
  public:
   Layer(const Scope& scope, const Architecture& architecture, int64_t layer);
   at::Tensor forward(const at::Tensor& x, const LayerInput& input) const {
-    return adapter_ ? adapter_->forward(x, *this, input) : base_forward(x, input);
+    return forward_with(adapter_.get(), x, input);
   }
-  at::Tensor base_forward(const at::Tensor& x, const LayerInput& input) const;  // without the adapter
+  // As when this adapter of the layer works; null: none.
+  at::Tensor forward_with(const LayerAdapter* adapter, const at::Tensor& x, const LayerInput& input) const {
+    return adapter != nullptr ? adapter->forward(x, *this, input) : base_forward(x, input);
+  }
+  at::Tensor base_forward(const at::Tensor& x, const LayerInput& input) const;  // without an adapter
   const std::string& path() const { return path_; }
 
   // What makes it another layer than a pre-norm one with a gated MLP: "is post-norm"; empty where nothing does.

@@ -137,6 +137,33 @@ TEST(NptTaps, CheckpointedLayersHaveTheSameBits) {
   }
 }
 
+// As when the base is its own teacher: the next thing the model does is another forward, without the adapter.
+TEST(NptTaps, ACheckpointedLayerRunsAgainWithTheAdapterOfItsForward) {
+  BuiltModel built = frozen_model("llama");
+  add_scattered_npt(built, npt_options()[2], "a");
+  add_scattered_npt(built, npt_options()[3], "b");
+  const auto gradients = [&](bool checkpointing, const std::string& meanwhile) {
+    use_npt(built, "a");
+    built.model->set_checkpointing(checkpointing);
+    for (const at::Tensor& parameter : built.model->parameters()) parameter.mutable_grad().reset();
+    const at::Tensor loss = loss_of(built, true);
+    use_npt(built, meanwhile);
+    loss.backward();
+    std::vector<at::Tensor> found;
+    for (const Npt* adapter : npt_of(built, "a")) {
+      for (const at::Tensor& parameter : adapter->parameters()) found.push_back(parameter.grad().clone());
+    }
+    for (const Npt* adapter : npt_of(built, "b")) EXPECT_FALSE(adapter->parameter("B_f").grad().defined());
+    return found;
+  };
+  const auto plain = gradients(false, "a");
+  for (const std::string meanwhile : {"", "b"}) {
+    const auto checkpointed = gradients(true, meanwhile);
+    ASSERT_EQ(plain.size(), checkpointed.size());
+    for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(plain[i].equal(checkpointed[i])) << meanwhile << i;
+  }
+}
+
 TEST(NptTaps, GenerationWithACacheIsThatWithout) {
   // Not qwen2: its tied head makes a random model repeat its last token whatever the adapter does.
   for (const std::string family : {"llama", "mistral", "qwen3", "phi3"}) {
