@@ -99,7 +99,8 @@ PeftConfig read_peft_config(const std::filesystem::path& path) {
   const io::JsonFile file(path);
   const std::string type = file.string("peft_type");
   if (type != "LORA" && type != "IA3") {
-    throw WeightsError(fmt::format("{}: peft_type is {}, wanted LORA or IA3", path.string(), io::in_quotes(type)));
+    throw WeightsError(
+        fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own", path.string(), io::in_quotes(type)));
   }
   PeftConfig config;
   config.kind = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;

@@ -11,6 +11,7 @@
 
 #include "modules/adapters/adapter_names.h"
 #include "modules/adapters/new_adapter.h"
+#include "modules/adapters/npt_folder.h"
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
 #include "modules/precision/casts.h"
@@ -137,6 +138,7 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
 }  // namespace
 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
+  if (is_npt_folder(request.folder)) return load_npt(built, request);
   const fs::path path = request.folder / "adapter_model.safetensors";
   const PeftConfig config = read_peft_config(request.folder / "adapter_config.json");
   const auto hosts = adapter_hosts_by_any_name(built);

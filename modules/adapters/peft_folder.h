@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/adapter_config.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/load_model.h"
 
@@ -16,7 +16,7 @@ struct AdapterWeight {
 };
 
 struct LoadedAdapter {
-  PeftConfig config;
+  AdapterConfig config;
   std::vector<AdapterWeight> weights;
   int64_t modules = 0, cast_tensors = 0;  // stored in another dtype than the host's, converted at loading
 };
@@ -31,9 +31,9 @@ struct AdapterRequest {
 // refused by the name of the option; tensors without a place, and halves of a pair, by theirs.
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request);
 
-// Writes the adapter that works now into `folder`, which exists: what PEFT and load_adapter() read.
-// before: see modules/io/safetensors.h.
-void save_adapter(const models::BuiltModel& built, const PeftConfig& config, const std::filesystem::path& folder,
-                  const io::BeforeTensor& before = {});
+// Writes the adapter of this name into `folder`, which exists: what load_adapter() reads, and PEFT if it knows the
+// kind. before: see modules/io/safetensors.h.
+void save_adapter(const models::BuiltModel& built, const AdapterConfig& config, const std::string& name,
+                  const std::filesystem::path& folder, const io::BeforeTensor& before = {});
 
 }  // namespace limbeck::adapters

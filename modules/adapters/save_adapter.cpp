@@ -7,6 +7,7 @@
 
 #include "modules/adapters/adapter_hosts.h"
 #include "modules/adapters/adapter_names.h"
+#include "modules/adapters/npt_folder.h"
 #include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
@@ -47,10 +48,10 @@ struct Adapted {
   io::NamedTensors tensors;
 };
 
-Adapted adapted_modules(const std::map<std::string, AdapterHost>& hosts) {
+Adapted adapted_modules(const std::map<std::string, AdapterHost>& hosts, const std::string& name) {
   Adapted found;
   for (const auto& [module, host] : hosts) {
-    const models::LinearAdapter* adapter = host.linear->adapter();
+    const models::LinearAdapter* adapter = host.linear->adapter(name);
     if (adapter == nullptr) continue;
     found.modules.insert(module);
     found.transposed = found.transposed || host.transposed;
@@ -89,11 +90,14 @@ json config_json(const models::BuiltModel& built, const PeftConfig& config, cons
 
 }  // namespace
 
-void save_adapter(const models::BuiltModel& built, const PeftConfig& config, const std::filesystem::path& folder,
-                  const io::BeforeTensor& before) {
+void save_adapter(const models::BuiltModel& built, const AdapterConfig& any, const std::string& name,
+                  const std::filesystem::path& folder, const io::BeforeTensor& before) {
+  if (std::holds_alternative<NptOptions>(any)) return save_npt(built, name, folder, before);
+  const PeftConfig& config = std::get<PeftConfig>(any);
   const auto hosts = adapter_hosts(built);
-  const Adapted adapted = adapted_modules(hosts);
-  if (adapted.modules.empty()) throw UsageError(folder.string() + ": no adapter is in use that could be saved");
+  const Adapted adapted = adapted_modules(hosts, name);
+  if (adapted.modules.empty())
+    throw UsageError(folder.string() + ": there is no adapter " + name + " that could be saved");
   io::write_safetensors(folder / "adapter_model.safetensors", adapted.tensors, {{"format", "pt"}}, before);
   io::write_atomically(folder / "adapter_config.json", config_json(built, config, adapted, hosts).dump(2) + "\n");
 }

@@ -34,6 +34,7 @@ class Linear : public ContractModule {
   void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
   void use_adapter(const std::string& name);
   const LinearAdapter* adapter() const { return adapter_.get(); }
+  const LinearAdapter* adapter(const std::string& name) const;  // null: there is none of that name
   std::vector<std::string> adapter_names() const;
   bool is_tied() const { return tied_ != nullptr; }
 

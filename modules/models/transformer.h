@@ -34,6 +34,7 @@ class Transformer : public torch::nn::Module {
 
   const Architecture& architecture() const { return architecture_; }
   const std::string& path() const { return path_; }
+  const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
   Encoded encode(const ModelInput& input, bool keep_hidden = false) const;
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
   at::Tensor head(const at::Tensor& last) const;

@@ -45,7 +45,7 @@ class AdapterSwitch : public ::testing::TestWithParam<at::ScalarType> {
       }
     }
     std::filesystem::create_directories(folder_ / name);
-    adapters::save_adapter(built, wanted.config, folder_ / name);
+    adapters::save_adapter(built, wanted.config, wanted.name, folder_ / name);
     return folder_ / name;
   }
 

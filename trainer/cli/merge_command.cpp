@@ -19,16 +19,17 @@ void run_merge(Invocation& call) {
   const adapters::MergeReport report = adapters::merge_adapter(built);
   models::save_model(built, folder);
   const std::string dtype = precision::dtype_name(built.policy->stream_dtype());
-  call.result["adapter"] = loaded->config.kind_name();
+  call.result["adapter"] = adapters::kind_name(loaded->config);
   call.result["modules"] = report.modules;
   call.result["dtype"] = dtype;
   call.result["worst_error"] = report.worst_error;
   call.result["worst_module"] = report.worst_module;
   call.result["output"] = folder.string();
-  call.console.result(fmt::format(
-      "{} merged into {} modules of {}; rounding to {} changed {} the most, by {:.1e} of its "
-      "size",
-      loaded->config.kind_name(), report.modules, folder.string(), dtype, report.worst_module, report.worst_error));
+  call.console.result(
+      fmt::format("{} merged into {} modules of {}; rounding to {} changed {} the most, by {:.1e} of its "
+                  "size",
+                  adapters::kind_name(loaded->config), report.modules, folder.string(), dtype, report.worst_module,
+                  report.worst_error));
 }
 
 void declare_merge(recipe::OptionTable& table) {

@@ -20,11 +20,13 @@ void declare_single_model(recipe::OptionTable& table) {
              .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
              .words = {"auto", "float32", "bfloat16", "float16", "float64"},
              .flag_only = true});
-  table.add({.name = "adapter",
-             .kind = OptionKind::kPath,
-             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter for this model, which computes in its dtype.",
-             .value_name = "DIR",
-             .flag_only = true});
+  table.add(
+      {.name = "adapter",
+       .kind = OptionKind::kPath,
+       .help =
+           "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder, for this model; it computes in its dtype.",
+       .value_name = "DIR",
+       .flag_only = true});
   table.add({.name = "allow-nonfinite",
              .kind = OptionKind::kSwitch,
              .help = "Load weights that hold NaN or infinity.",
@@ -48,7 +50,7 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
   request.folder = settings.required_path("adapter");
   request.trainable = trainable;
   auto loaded = adapters::load_adapter(built, request);
-  console.note(fmt::format("{} adapter on {} modules{}", loaded.config.kind_name(), loaded.modules,
+  console.note(fmt::format("{} adapter on {} modules{}", adapters::kind_name(loaded.config), loaded.modules,
                            loaded.cast_tensors == 0 ? ""
                                                     : fmt::format(", {} tensors were converted to the dtype of their "
                                                                   "modules",

@@ -14,6 +14,7 @@
 #include "modules/io/safetensors.h"
 #include "modules/models/save_model.h"
 #include "modules/precision/casts.h"
+#include "trainer/objective/recipe_adapter.h"
 #include "trainer/parallel/topology.h"
 
 namespace limbeck::loop {
@@ -79,7 +80,7 @@ fs::path RunFolder::save_student(const std::string& name, const objective::Disti
   fs::remove_all(fresh);
   if (objective.adapter()) {
     fs::create_directories(fresh);
-    adapters::save_adapter(objective.student(), *objective.adapter(), fresh, before);
+    adapters::save_adapter(objective.student(), *objective.adapter(), objective::kAdapterName, fresh, before);
   } else {
     models::save_model(objective.student(), fresh, models::kMaxShardBytes, before);
   }

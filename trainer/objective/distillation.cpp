@@ -54,7 +54,7 @@ struct Distillation::State {
   recipe::Settings settings;
   bool meta;
   models::BuiltModel student;
-  std::optional<adapters::PeftConfig> adapter;
+  std::optional<adapters::AdapterConfig> adapter;
   bool shares_weights = false;
   std::optional<models::BuiltModel> teacher;
   TermWeights weights;
@@ -268,7 +268,7 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() con
   return found;
 }
 
-const std::optional<adapters::PeftConfig>& Distillation::adapter() const { return state_->adapter; }
+const std::optional<adapters::AdapterConfig>& Distillation::adapter() const { return state_->adapter; }
 
 bool Distillation::teacher_shares_weights() const { return state_->shares_weights; }
 

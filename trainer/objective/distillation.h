@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/adapter_config.h"
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/objective/measures.h"
@@ -46,7 +46,7 @@ class Distillation {
   // Projectors and the like: tensors beside the student that a checkpoint or export keeps, by name.
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
   // What of the student trains, where that is an adapter alone.
-  const std::optional<adapters::PeftConfig>& adapter() const;
+  const std::optional<adapters::AdapterConfig>& adapter() const;
   // The teacher is the student without its adapter, and has its weights.
   bool teacher_shares_weights() const;
   // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths (of an adapted student

@@ -75,6 +75,7 @@ adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
     require_pattern(target, "adapter.target", target.text);
     wanted.targets.push_back(target.text);
   }
+  wanted.name = kAdapterName;
   wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
   return wanted;
 }
@@ -110,12 +111,13 @@ bool trains_adapter(const recipe::Settings& settings) {
   return settings.text("adapter.kind") != "none" || settings.given("adapter.from");
 }
 
-std::optional<adapters::PeftConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student) {
+std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student) {
   if (!trains_adapter(settings)) return std::nullopt;
   check_recipe(settings);
-  std::optional<adapters::PeftConfig> config;
+  std::optional<adapters::AdapterConfig> config;
   if (settings.given("adapter.from")) {
     adapters::AdapterRequest request;
+    request.name = kAdapterName;
     request.folder = settings.required_path("adapter.from");
     request.trainable = true;
     config = adapters::load_adapter(student, request).config;
