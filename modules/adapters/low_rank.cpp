@@ -26,17 +26,17 @@ LowRank::LowRank(const precision::Scope& scope, const precision::Precision& host
   if (shape.dora) create_parameter("lora_magnitude_vector", {shape.out});
 }
 
-at::Tensor LowRank::rows_of_sum(const at::Tensor& weight, int64_t row, int64_t rows) const {
+at::Tensor LowRank::rows_of_sum(const models::Linear& host, int64_t row, int64_t rows) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor b = widened(parameter("lora_B").narrow(0, row, rows));
-  return at::mm(b, widened(parameter("lora_A"))).mul_(shape_.scale).add_(widened(weight.narrow(0, row, rows)));
+  return at::mm(b, widened(parameter("lora_A"))).mul_(shape_.scale).add_(widened(host.weight_rows(row, rows)));
 }
 
-at::Tensor LowRank::row_norms(const at::Tensor& weight) const {
+at::Tensor LowRank::row_norms(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   std::vector<at::Tensor> norms;
   for (int64_t row = 0; row < shape_.out; row += kRowsAtATime) {
-    const at::Tensor sum = rows_of_sum(weight, row, std::min(kRowsAtATime, shape_.out - row));
+    const at::Tensor sum = rows_of_sum(host, row, std::min(kRowsAtATime, shape_.out - row));
     norms.push_back(at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}));
   }
   return at::cat(norms);
@@ -44,9 +44,9 @@ at::Tensor LowRank::row_norms(const at::Tensor& weight) const {
 
 models::MergedLinear LowRank::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
-  models::MergedLinear merged{rows_of_sum(host.weight(), 0, shape_.out), host.bias()};
+  models::MergedLinear merged{rows_of_sum(host, 0, shape_.out), host.bias()};
   if (shape_.dora) {
-    const at::Tensor factor = widened(parameter("lora_magnitude_vector")) / row_norms(host.weight());
+    const at::Tensor factor = widened(parameter("lora_magnitude_vector")) / row_norms(host);
     merged.weight.mul_(factor.unsqueeze(1));
   }
   if (merged.bias) merged.bias = widened(*merged.bias);
@@ -56,9 +56,9 @@ models::MergedLinear LowRank::merged(const models::Linear& host) const {
 at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) const {
   const precision::ModuleScope scope(path());
   const at::Tensor low = kernels::linear(enter(x), parameter("lora_A"));
-  const at::Tensor change = leave(kernels::linear(low, parameter("lora_B"))) * shape_.scale;
+  const at::Tensor change = leave(kernels::linear(low, parameter("lora_B")) * shape_.scale);
   if (!shape_.dora) return host.base_forward(x) + change;
-  const at::Tensor norms = row_norms(host.weight());
+  const at::Tensor norms = row_norms(host);
   const at::ScalarType wide = norms.scalar_type(), storage = precision().storage, stream = precision().output;
   const at::Tensor magnitude =
       precision::cast(parameter("lora_magnitude_vector"), storage, wide, path() + " (magnitude)");

@@ -102,7 +102,7 @@ class Maker {
   std::shared_ptr<models::LinearAdapter> make(const std::string& module, const Found& found, const Linear& host) const {
     const precision::Scope scope{built_.policy.get(), host.path() + "." + request_.name, host.placement(),
                                  request_.trainable};
-    const int64_t out = host.weight().size(0), in = host.weight().size(1);
+    const int64_t out = host.out_features(), in = host.in_features();
     if (config_.kind() == PeftKind::kIa3) {
       const at::Tensor& factors = wanted(module, found, "ia3_l");
       const Scaled what = factors.dim() == 2 && factors.size(0) == 1 ? Scaled::kInput : Scaled::kOutput;
@@ -137,10 +137,14 @@ class Maker {
 void require_same_base(const Linear& host, const Found& found, const std::string& file) {
   const auto& [name, stored] = found.base;
   if (name.empty()) return;
-  const at::Tensor& own = host.weight();
-  at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
-  bool same = stored.sizes() == own.sizes() && at::isFloatingType(stored.scalar_type());
-  if (same) {
+  bool same = stored.sizes() == at::IntArrayRef({host.out_features(), host.in_features()}) &&
+              at::isFloatingType(stored.scalar_type());
+  if (same && host.is_quantized()) {
+    const auto format = *host.precision().quantized;
+    same = quantization::QuantizedWeight(stored, format, host.placement()) == host.quantized_weight();
+  } else if (same) {
+    const at::Tensor& own = host.weight();
+    at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
     precision::cast_into(converted, stored);
     same = converted.equal(own.detach());
   }

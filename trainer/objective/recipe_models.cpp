@@ -14,6 +14,23 @@ std::string source_of(const recipe::Settings& settings, const std::string& key) 
   return settings.given(key) ? settings.origin(key).to_string() : "default";
 }
 
+// Quantized weights are frozen: the copy has the student's own.
+void share_quantized(const models::BuiltModel& student, models::BuiltModel& copy) {
+  const auto from = student.model->modules(), to = copy.model->modules();
+  for (size_t i = 0; i < to.size(); ++i) {
+    auto* own = dynamic_cast<models::Linear*>(to[i].get());
+    if (own == nullptr || !own->is_quantized()) continue;
+    const auto& theirs = dynamic_cast<const models::Linear&>(*from[i]);
+    if (!theirs.is_quantized()) {
+      throw UsageError(
+          fmt::format("teacher.kind = self or ema with a precision.rule that keeps [{}] out of "
+                      "student.quantize: name the teacher's folder (teacher.model), or drop the rule",
+                      theirs.path()));
+    }
+    own->set_quantized_weight(theirs.quantized_weight());
+  }
+}
+
 // The student's structure under another root, filled with its present weights.
 models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
   models::BuiltModel copy;
@@ -21,7 +38,8 @@ models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Sett
   const auto asked = settings.dtype("teacher.dtype");
   const at::ScalarType dtype = asked ? *asked : student.policy->stream_dtype();
   copy.policy = std::make_shared<precision::PrecisionPolicy>(
-      dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype");
+      dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype",
+      std::vector<precision::Rule>{}, student.policy->quantization());
   const precision::Scope scope{copy.policy.get(), "teacher",
                                meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
   copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
@@ -29,6 +47,7 @@ models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Sett
   const at::NoGradGuard no_gradient;
   const auto theirs = student.model->named_parameters();
   for (auto& entry : copy.model->named_parameters()) precision::cast_into(entry.value(), theirs[entry.key()]);
+  share_quantized(student, copy);
   return copy;
 }
 
@@ -44,6 +63,11 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   const auto device = settings.device(role + ".device");
   request.device = device ? *device : *settings.device("device");
   request.trainable = role == "student";
+  request.for_training = role == "student";
+  const std::string& format = settings.text(role + ".quantize");
+  if (format != "none") {
+    request.quantize = {kernels::format_named(format), source_of(settings, role + ".quantize")};
+  }
   request.random_init = settings.text(role + ".init") == "random";
   request.seed = settings.integer("seed");
   for (const recipe::Value& rule : settings.values("precision.rule")) {
@@ -67,6 +91,12 @@ std::optional<models::BuiltModel> build_teacher(const recipe::Settings& settings
           fmt::format("teacher.kind = {} {} and teacher.model {} exclude each other: the teacher is made "
                       "from the student; remove one of the two",
                       kind, settings.where("teacher.kind"), settings.where("teacher.model")));
+    }
+    if (settings.given("teacher.quantize")) {
+      throw UsageError(
+          fmt::format("teacher.kind = {} {} makes the teacher from the student, and stores it as the student "
+                      "is: remove teacher.quantize {}",
+                      kind, settings.where("teacher.kind"), settings.where("teacher.quantize")));
     }
     return copy_of(student, settings, meta);
   }
