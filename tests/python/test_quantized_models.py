@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import model_zoo
@@ -13,8 +14,9 @@ import test_adapters
 import torch
 import transformers
 from limbeck_runner import LimbeckError
+from rank_processes import Ranks
 from test_quantized_ops import FORMATS, ops
-from training_work import Work
+from training_work import Outcome, Work, checkpoints
 
 OUTPUT_BAR = 1e-5  # of the largest entry
 GRADIENT_BAR = 1e-4  # relative Frobenius
@@ -252,3 +254,37 @@ def test_float16_activations_on_a_quantized_student_are_refused(work, command):
     for part in ("gradients would come through float16", "student.dtype=bfloat16", "student.quantize=none"):
         assert part in text, text
     assert not (work.folder / "never").exists()
+
+
+RANKED = {
+    "student__quantize": "nf4",
+    "teacher__quantize": "int4",
+    "train__steps": "12 steps",
+    "train__accumulate": 4,
+    "parallel__reduce": "tree",
+}
+
+
+def test_a_quantized_run_keeps_its_bits_on_any_threads_and_ranks(work):
+    """ZeRO-3 divides what trains; every rank has the codes whole."""
+    outcomes = [Outcome.of(work.train(f"threads-{threads}", threads=threads, **RANKED).folder) for threads in (1, 2)]
+    for ranks, zero in ((2, 0), (2, 3)):
+        name = f"ranks-{ranks}-{zero}"
+        recipe, run = work.recipe(name, **RANKED, parallel__zero=zero), work.folder / f"run-{name}"
+        Ranks(ranks, recipe, f"--run={run}").end().well()
+        outcomes.append(Outcome.of(run))
+    for other in outcomes[1:]:
+        assert other.differences(outcomes[0]) == []
+
+
+def test_a_quantized_run_resumes_with_the_same_bits(work):
+    recipe = work.recipe("resumed", **RANKED, checkpoint__every=4, checkpoint__keep=3, train__checkpoint_activations="true")
+    whole, parts = work.folder / "run-whole", work.folder / "run-parts"
+    Ranks(1, recipe, f"--run={whole}").end().well()
+    shutil.copytree(whole, parts)
+    shutil.rmtree(checkpoints(parts)[-1])
+    ended = Ranks(2, recipe, f"--run={parts}", "--parallel.zero=3").end().well()
+    assert "8 of 12 steps are done" in ended.errors[0], ended.errors
+    assert Outcome.of(parts).differences(Outcome.of(whole)) == []
+    other = Ranks(1, recipe, f"--run={parts}", "--student.quantize=int8").end()
+    assert other.codes[0] != 0 and "student.quantize was nf4, is int8" in other.errors[0], other.errors
