@@ -22,9 +22,9 @@ class LowRank : public models::LinearAdapter {
 
  private:
   // Rows of W + s B A, wide, without a gradient; `wide_a`: A widened.
-  at::Tensor rows_of_sum(const at::Tensor& weight, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
+  at::Tensor rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   // The norm of each. A constant: no gradient goes through it.
-  at::Tensor row_norms(const at::Tensor& weight) const;
+  at::Tensor row_norms(const models::Linear& host) const;
 
   LowRankShape shape_;
 };

@@ -65,8 +65,8 @@ precision::Scope adapter_scope(const models::BuiltModel& built, const Linear& ho
 
 std::shared_ptr<LowRank> make_low_rank(const PeftConfig& config, const precision::Scope& scope, const Linear& host,
                                        const std::string& module) {
-  const LowRankShape shape{.in = host.weight().size(1),
-                           .out = host.weight().size(0),
+  const LowRankShape shape{.in = host.in_features(),
+                           .out = host.out_features(),
                            .rank = config.rank_of(module),
                            .scale = config.scale_of(module),
                            .dora = config.dora};
@@ -75,7 +75,7 @@ std::shared_ptr<LowRank> make_low_rank(const PeftConfig& config, const precision
 
 std::shared_ptr<LearnedScale> make_learned_scale(const precision::Scope& scope, const Linear& host, Scaled what) {
   return std::make_shared<LearnedScale>(scope, host.precision(), what,
-                                        host.weight().size(what == Scaled::kInput ? 1 : 0));
+                                        what == Scaled::kInput ? host.in_features() : host.out_features());
 }
 
 int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {

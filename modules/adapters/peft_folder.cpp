@@ -98,10 +98,14 @@ class Maker {
 void require_same_base(const Linear& host, const Found& found, const std::string& file) {
   const auto& [name, stored] = found.base;
   if (name.empty() || host.placement().is_meta()) return;
-  const at::Tensor& own = host.weight();
-  at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
-  bool same = stored.sizes() == own.sizes() && at::isFloatingType(stored.scalar_type());
-  if (same) {
+  bool same = stored.sizes() == at::IntArrayRef({host.out_features(), host.in_features()}) &&
+              at::isFloatingType(stored.scalar_type());
+  if (same && host.is_quantized()) {
+    const auto format = *host.precision().quantized;
+    same = quantization::QuantizedWeight(stored, format, host.placement()) == host.quantized_weight();
+  } else if (same) {
+    const at::Tensor& own = host.weight();
+    at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
     precision::cast_into(converted, stored);
     same = converted.equal(own.detach());
   }

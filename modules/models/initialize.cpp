@@ -39,6 +39,14 @@ double deviation_of(const Architecture& a, const std::string& path) {
   return a.initializer_range / scale;
 }
 
+// The codes of what the float weight would have drawn.
+void initialize_quantized(Linear& linear, const Architecture& a, uint64_t seed) {
+  const at::Tensor drawn =
+      at::empty({linear.out_features(), linear.in_features()}, at::TensorOptions().dtype(at::kFloat));
+  kernels::fill_normal_(drawn, kernels::key_of(seed, linear.path() + ".weight"), deviation_of(a, linear.path()));
+  linear.set_quantized_weight(quantization::QuantizedWeight(drawn, *linear.precision().quantized, linear.placement()));
+}
+
 void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
   const Architecture& a = model.architecture();
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
@@ -75,6 +83,8 @@ void initialize_weights(const Transformer& model, uint64_t seed) {
   for (const auto& module : model.modules(/*include_self=*/false)) {
     const auto* owner = dynamic_cast<const ContractModule*>(module.get());
     if (owner != nullptr) initialize(*owner, model, seed);
+    auto* linear = dynamic_cast<Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) initialize_quantized(*linear, model.architecture(), seed);
   }
 }
 

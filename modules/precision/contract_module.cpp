@@ -100,6 +100,15 @@ std::vector<std::string> ContractModule::violations() const {
   return found;
 }
 
+Footprint ContractModule::footprint() const {
+  Footprint sum;
+  for (const at::Tensor& parameter : parameters(/*recurse=*/false)) {
+    sum.values += parameter.numel();
+    sum.bytes += static_cast<int64_t>(parameter.nbytes());
+  }
+  return sum;
+}
+
 const std::string& current_module() {
   static const std::string none;
   return module_path == nullptr ? none : *module_path;

@@ -22,6 +22,11 @@ struct Scope {
   Scope child(const std::string& name) const;
 };
 
+// What a module weighs: the numbers that it stands for, and the bytes that it takes.
+struct Footprint {
+  int64_t values = 0, bytes = 0;
+};
+
 class ContractModule : public torch::nn::Module {
  public:
   // `host`: the contract of the module that this one belongs to, and starts from.
@@ -33,7 +38,9 @@ class ContractModule : public torch::nn::Module {
   c10::Device placement() const { return placement_; }
 
   // Every parameter and buffer of this module alone that breaks the contract, one line each.
-  std::vector<std::string> violations() const;
+  virtual std::vector<std::string> violations() const;
+  // Of this module alone.
+  virtual Footprint footprint() const;
 
   // By the name it was created with; throws std::logic_error for another.
   const at::Tensor& parameter(const std::string& name) const;

@@ -13,6 +13,12 @@ void run_merge(Invocation& call) {
   const auto& settings = call.settings;
   const auto folder = settings.required_path("output");
   settings.required_path("adapter");
+  if (settings.text("quantize") != "none") {
+    throw UsageError(
+        fmt::format("limbeck merge --quantize={}: an adapter is merged into float weights alone: leave "
+                    "--quantize out, and give it to what reads the merged model",
+                    settings.text("quantize")));
+  }
   models::BuiltModel built = models::load_model(single_model(settings));
   report_load(built, call.console);
   const auto loaded = load_named_adapter(settings, built, /*trainable=*/false, call.console);

@@ -20,6 +20,12 @@ void declare_single_model(recipe::OptionTable& table) {
              .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
              .words = {"auto", "float32", "bfloat16", "float16", "float64"},
              .flag_only = true});
+  table.add({.name = "quantize",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
+             .words = {"none", "int8", "int4", "nf4", "nf4-double"},
+             .flag_only = true});
   table.add(
       {.name = "adapter",
        .kind = OptionKind::kPath,
@@ -39,6 +45,8 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.dtype = settings.dtype("dtype");
   request.dtype_source = "--dtype";
   request.device = *settings.device("device");
+  const std::string& format = settings.text("quantize");
+  if (format != "none") request.quantize = {kernels::format_named(format), "--quantize"};
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
 }
@@ -64,6 +72,10 @@ void report_load(const models::BuiltModel& built, Console& console) {
   if (report.cast_tensors > 0) {
     console.note(fmt::format("{} tensors were converted to {} at loading", report.cast_tensors,
                              precision::dtype_name(built.policy->stream_dtype())));
+  }
+  if (report.quantized_tensors > 0) {
+    console.note(fmt::format("{} linear weights were quantized to {}", report.quantized_tensors,
+                             kernels::format_name(built.policy->quantization()->format)));
   }
   if (!report.ignored.empty()) {
     console.note(fmt::format("left aside, of no use to a {} model: {}", built.config.architecture.family,

@@ -54,6 +54,16 @@ int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
   return bytes;
 }
 
+// Of quantized weights, which every rank has whole.
+int64_t quantized_bytes(const models::BuiltModel& model) {
+  int64_t bytes = 0;
+  for (const auto& module : model.model->modules()) {
+    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) bytes += linear->quantized_weight().bytes();
+  }
+  return bytes;
+}
+
 // Units with their padding; `wide`: each element in the dtype that gradients are summed in.
 int64_t unit_bytes(const std::vector<NamedParameter>& parameters, int ranks, bool wide) {
   int64_t bytes = 0;
@@ -116,9 +126,11 @@ KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objec
     const auto teacher = named_parameters(*objective.teacher());
     kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
                                                                : whole_bytes(teacher);
+    kept.teacher += quantized_bytes(*objective.teacher());
   }
   kept.student = whole_bytes(frozen);
   kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student += quantized_bytes(objective.student());
   kept.gradients = whole_bytes(trained);
   if (!shares_nothing(settings, ranks)) {
     kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (zero >= 2 ? ranks : 1);

@@ -23,7 +23,8 @@ models::BuiltModel structure_of(const models::BuiltModel& student, const recipe:
   const auto asked = settings.dtype("teacher.dtype");
   const at::ScalarType dtype = asked ? *asked : student.policy->stream_dtype();
   copy.policy = std::make_shared<precision::PrecisionPolicy>(
-      dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype");
+      dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype",
+      std::vector<precision::Rule>{}, student.policy->quantization());
   const precision::Scope scope{copy.policy.get(), "teacher",
                                meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
   copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
@@ -37,6 +38,13 @@ models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Sett
   const at::NoGradGuard no_gradient;
   const auto theirs = student.model->named_parameters();
   for (auto& entry : copy.model->named_parameters()) precision::cast_into(entry.value(), theirs[entry.key()]);
+  const std::string unlike = models::share_quantized_weights(copy, student);
+  if (!unlike.empty()) {
+    throw UsageError(
+        fmt::format("teacher.kind = {} with a precision.rule that keeps [{}] out of student.quantize: name the "
+                    "teacher's folder (teacher.model), or drop the rule",
+                    settings.text("teacher.kind"), unlike));
+  }
   return copy;
 }
 
@@ -65,6 +73,11 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   const auto device = settings.device(role + ".device");
   request.device = device ? *device : *settings.device("device");
   request.trainable = role == "student" && !trains_adapter(settings);
+  request.for_training = role == "student";
+  const std::string& format = settings.text(role + ".quantize");
+  if (format != "none") {
+    request.quantize = {kernels::format_named(format), source_of(settings, role + ".quantize")};
+  }
   request.random_init = settings.text(role + ".init") == "random";
   request.seed = settings.integer("seed");
   for (const recipe::Value& rule : settings.values("precision.rule")) {
@@ -88,6 +101,12 @@ BuiltTeacher build_teacher(const recipe::Settings& settings, const models::Built
           fmt::format("teacher.kind = {} {} and teacher.model {} exclude each other: the teacher is made "
                       "from the student; remove one of the two",
                       kind, settings.where("teacher.kind"), settings.where("teacher.model")));
+    }
+    if (settings.given("teacher.quantize")) {
+      throw UsageError(
+          fmt::format("teacher.kind = {} {} makes the teacher from the student, and stores it as the student "
+                      "is: remove teacher.quantize {}",
+                      kind, settings.where("teacher.kind"), settings.where("teacher.quantize")));
     }
     auto shared = frozen_student ? sharing(structure_of(student, settings, /*meta=*/true), student) : std::nullopt;
     if (shared) return {std::move(shared), /*shares_weights=*/true};

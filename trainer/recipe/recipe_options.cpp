@@ -16,6 +16,11 @@ void declare_model(OptionTable& table, const std::string& role) {
              .fallback = "auto",
              .help = "Storage dtype of its weights; auto: the one config.json names.",
              .words = kModelDtypes});
+  table.add({.name = role + ".quantize",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "Its linear weights of attention and MLP in 8 or 4 bits; they are frozen then.",
+             .words = {"none", "int8", "int4", "nf4", "nf4-double"}});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",
