@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "modules/adapters/use_adapter.h"
 #include "modules/models/generator.h"
 #include "modules/models/kept_layer.h"
 #include "tests/support/npt_models.h"
