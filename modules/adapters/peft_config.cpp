@@ -74,7 +74,8 @@ PeftConfig::PeftConfig(const std::filesystem::path& path) {
   const io::JsonFile file(path);
   const std::string type = file.string("peft_type");
   if (type != "LORA" && type != "IA3") {
-    throw WeightsError(fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own", path.string(), io::in_quotes(type)));
+    throw WeightsError(
+        fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own", path.string(), io::in_quotes(type)));
   }
   kind_ = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;
   refuse_unsupported(file);

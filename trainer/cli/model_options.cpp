@@ -22,7 +22,7 @@ void declare_single_model(recipe::OptionTable& table) {
              .flag_only = true});
   table.add({.name = "adapter",
              .kind = OptionKind::kPath,
-             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder, for this model; it computes in its dtype.",
+             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder; computes in the model's dtype.",
              .value_name = "DIR",
              .flag_only = true});
   table.add({.name = "allow-nonfinite",
