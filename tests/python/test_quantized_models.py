@@ -16,7 +16,8 @@ import transformers
 from limbeck_runner import LimbeckError
 from rank_processes import Ranks
 from test_quantized_ops import FORMATS, ops
-from training_work import Outcome, Work, checkpoints
+from safetensors.torch import load_file, save_file
+from training_work import Outcome, Work, checkpoints, llama, saved
 
 OUTPUT_BAR = 1e-5  # of the largest entry
 GRADIENT_BAR = 1e-4  # relative Frobenius
@@ -288,3 +289,69 @@ def test_a_quantized_run_resumes_with_the_same_bits(work):
     assert Outcome.of(parts).differences(Outcome.of(whole)) == []
     other = Ranks(1, recipe, f"--run={parts}", "--student.quantize=int8").end()
     assert other.codes[0] != 0 and "student.quantize was nf4, is int8" in other.errors[0], other.errors
+
+
+@pytest.mark.parametrize(("form", "bar"), [("nf4", 0), ("int8", 1e-6), ("int4", 1e-6), ("nf4-double", 1e-3)])
+def test_what_a_run_saves_evaluates_to_the_loss_of_its_last_evaluation(work, form, bar):
+    """The saved floats quantize to the same codes: nf4 to the bit, int8 and int4 but for a rounding of the scale; of
+    nf4-double the 8-bit scales are rounded once more."""
+    keys = {"student__quantize": form, "train__steps": "10 steps", "eval__every": 10}
+    run = work.train(f"saved-{form}", **keys)
+    report = work.folder / "eval.json"
+    work.limbeck.run("eval", str(run.recipe), "--checkpoint", str(run.folder / "final"), "--json", str(report))
+    text = json.loads(report.read_text())["result"]
+    wanted, got = run.series("loss", "eval")[-1], text["loss"] if "loss" in text else text["values"]["loss"]
+    print(f"{form}: evaluated in training {wanted!r}, after saving {got!r}")
+    assert abs(got - wanted) <= bar * wanted
+
+
+@pytest.mark.parametrize("form", ["none", "nf4"])
+def test_the_memory_plan_holds_with_a_quantized_teacher(work, form):
+    folder = work.folder / "large-teacher"
+    if not folder.exists():
+        saved(llama(256, 4, seed=3), folder)
+    run = work.train(f"planned-{form}", teacher__model=folder, teacher__quantize=form, train__steps="3 steps")
+    planned, measured = run.result["planned_peak_bytes"], run.result["peak_bytes"]
+    print(f"teacher {form}: planned {planned}, measured {measured}")
+    assert planned == pytest.approx(measured, rel=0.10)
+
+
+def changed(folder: Path, copy: Path, change) -> Path:
+    shutil.copytree(folder, copy)
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors")
+    return copy
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def not_a_number(tensors):
+    tensors[UP][3, 5] = float("nan")
+
+
+BAD = {
+    "not finite": (not_a_number, ["--allow-nonfinite"], "with NaN or infinity, wanted finite floats to quantize to nf4"),
+    "not finite, not allowed": (not_a_number, [], "up_proj.weight"),
+    "integers": (lambda t: t.update({UP: t[UP].int()}), [], "wanted finite floats to quantize to nf4"),
+    "another shape": (lambda t: t.update({UP: t[UP][:-1].contiguous()}), [], "config.json and weights are not of one model"),
+    "missing": (lambda t: t.pop(UP), [], UP),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_weights_that_cannot_be_quantized_are_refused_by_name(limbeck, work, tmp_path, name):
+    change, flags, message = BAD[name]
+    folder = changed(work.folder / "student", tmp_path / "bad", change)
+    with pytest.raises(LimbeckError) as refused:
+        limbeck.generate_from_ids(folder, [5, 9], "--quantize", "nf4", *flags, new_tokens=2)
+    text = str(refused.value)
+    assert text.startswith("exit 4") and message in text and UP in text, text
+
+
+def test_weights_stored_in_float64_are_quantized_as_in_float32(limbeck, work, tmp_path):
+    inputs = {"input_ids": torch.arange(24).view(2, 12)}
+    wide = changed(work.folder / "student", tmp_path / "wide", lambda t: t.update({k: v.double() for k, v in t.items()}))
+    got = [limbeck.forward(folder, inputs, quantize="int4")["logits"] for folder in (wide, work.folder / "student")]
+    assert torch.equal(*got)
