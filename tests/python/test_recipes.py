@@ -100,7 +100,7 @@ def test_a_recipe_passes_check(limbeck, recipe, tmp_path):
     roles = {module["module"].split(".")[0] for module in contract["modules"]}
     keys = read(recipe)
     assert "student" in roles and ("teacher" in roles) == keys.has_section("teacher")
-    asked = {role: keys[role]["dtype"] for role in ("teacher", "student") if keys.has_section(role)}
+    asked = {role: keys[role]["dtype"] for role in ("teacher", "student") if keys.has_option(role, "dtype")}
     for role, dtype in asked.items():
         storages = {module["storage"] for module in contract["modules"] if module["module"].startswith(f"{role}.")}
         assert dtype in storages
@@ -113,7 +113,7 @@ def test_a_recipe_trains_two_updates(recipe, data, tmp_path):
     keys, two = read(recipe), has_two_tokenizers(recipe)
     folder, run = data(two), tmp_path / "run"
     flags = [f"--{role}.model={scaled_model(recipe, role, tmp_path / role)}" for role in ("teacher", "student")
-             if keys.has_section(role)]  # fmt: skip
+             if keys.has_option(role, "model")]  # fmt: skip
     flags += [f"--data.train={folder / 'train'}", f"--data.validation={folder / 'validation'}", f"--run={run}",
               "--data.batch_size=2", "--data.sequence_length=32", "--train.steps=2 steps", "--train.accumulate=2",
               "--train.log_every=1", "--eval.every=1", "--eval.batches=2"]  # fmt: skip
