@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "kernels/normal_values.h"
+#include "modules/adapters/use_adapter.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 
@@ -64,7 +65,7 @@ void put_on(const models::BuiltModel& built, const std::vector<std::shared_ptr<N
             const std::string& name) {
   const auto& layers = built.model->layers();
   for (size_t i = 0; i < layers.size(); ++i) layers[i]->add_adapter(name, adapters[i]);
-  use_npt(built, name);
+  use_adapter(built, name);
 }
 
 void create_npt(models::BuiltModel& built, const NptOptions& options, const std::string& name) {
@@ -72,11 +73,6 @@ void create_npt(models::BuiltModel& built, const NptOptions& options, const std:
   const at::NoGradGuard no_gradient;
   for (const auto& adapter : made) fill_first_values(*adapter, options.seed);
   put_on(built, made, name);
-}
-
-void use_npt(const models::BuiltModel& built, const std::string& name) {
-  if (!name.empty()) npt_of(built, name);
-  for (const auto& layer : built.model->layers()) layer->use_adapter(name);
 }
 
 std::vector<const Npt*> npt_of(const models::BuiltModel& built, const std::string& name) {

@@ -1,4 +1,4 @@
-// New NPT adapters on a model, one a layer under one name, and which of those on it works.
+// New NPT adapters on a model, one a layer under one name.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -26,9 +26,6 @@ struct NptOptions {
 // a model with a layer of another kind, named, and for a name that is taken. The values depend on the seed and on the
 // parameter's path alone; they are zero where the shape says so.
 void create_npt(models::BuiltModel& built, const NptOptions& options, const std::string& name);
-
-// The adapter of this name works from now on, in every layer; "": none. UsageError for a name that no layer knows.
-void use_npt(const models::BuiltModel& built, const std::string& name);
 
 // The adapter of this name, layer by layer. UsageError where there is none.
 std::vector<const Npt*> npt_of(const models::BuiltModel& built, const std::string& name);

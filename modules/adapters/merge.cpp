@@ -37,6 +37,12 @@ MergeReport merge_adapter(models::BuiltModel& built) {
   for (const auto& module : built.model->modules()) {
     auto* linear = dynamic_cast<Linear*>(module.get());
     if (linear == nullptr || linear->adapter() == nullptr) continue;
+    if (linear->is_quantized()) {
+      throw UsageError(
+          fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
+                      "adapter beside the model (--adapter), or merge without quantization",
+                      linear->path(), precision::storage_name(linear->precision())));
+    }
     if (linear->is_tied()) {
       throw UsageError(
           fmt::format("[{}] shares its weight with the embedding, which merging would change too: use the adapter "

@@ -78,7 +78,7 @@ LoadedAdapter load_npt(models::BuiltModel& built, const AdapterRequest& request)
   require_exactly(file, built, shape_for(built, options));
   const auto adapters = make_npt(built, options, request.name);
   LoadedAdapter loaded;
-  loaded.kind = "npt";
+  loaded.config = options;
   loaded.modules = static_cast<int64_t>(adapters.size());
   for (size_t layer = 0; layer < adapters.size(); ++layer) {
     for (const NptShape::Parameter& one : adapters[layer]->shape().parameters()) {
@@ -102,7 +102,8 @@ std::vector<AdapterWeight> npt_weights(const models::BuiltModel& built, const st
   return weights;
 }
 
-void save_npt(const models::BuiltModel& built, const std::string& name, const fs::path& folder) {
+void save_npt(const models::BuiltModel& built, const std::string& name, const fs::path& folder,
+              const io::BeforeTensor& before) {
   io::NamedTensors tensors;
   for (const AdapterWeight& weight : npt_weights(built, name)) {
     tensors.emplace_back(weight.name, weight.parameter.detach());
@@ -114,7 +115,7 @@ void save_npt(const models::BuiltModel& built, const std::string& name, const fs
     if (fs::symlink_status(old, error).type() == fs::file_type::not_found) continue;
     throw UsageError(old.string() + ": is there already: name an empty folder, or remove the old adapter");
   }
-  io::write_safetensors(folder / kTensorFile, tensors);
+  io::write_safetensors(folder / kTensorFile, tensors, {{"format", "pt"}}, before);
   // Last, because it is what makes the tensors an adapter.
   const NptShape& shape = npt_of(built, name).front()->shape();
   io::write_atomically(folder / kConfigFile, npt_config_text(shape, built.config.folder.string()));

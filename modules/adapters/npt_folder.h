@@ -18,7 +18,9 @@ LoadedAdapter load_npt(models::BuiltModel& built, const AdapterRequest& request)
 
 // Writes what load_npt() reads, bit for bit; the folder is made where there is none. UsageError where it holds an
 // adapter already, IoError.
-void save_npt(const models::BuiltModel& built, const std::string& name, const std::filesystem::path& folder);
+// before: see modules/io/safetensors.h.
+void save_npt(const models::BuiltModel& built, const std::string& name, const std::filesystem::path& folder,
+              const io::BeforeTensor& before = {});
 
 // An adapter's parameters under the names that the file has for them.
 std::vector<AdapterWeight> npt_weights(const models::BuiltModel& built, const std::string& name);

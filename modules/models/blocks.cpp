@@ -190,6 +190,12 @@ const LayerAdapter* Layer::adapter(const std::string& name) const {
   return found == adapters_.end() ? nullptr : found->second.get();
 }
 
+std::vector<std::string> Layer::adapter_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, adapter] : adapters_) names.push_back(name);
+  return names;
+}
+
 void Layer::use_adapter(const std::string& name) {
   const auto found = adapters_.find(name);
   adapter_ = found == adapters_.end() ? nullptr : found->second;

@@ -126,6 +126,7 @@ class Layer : public torch::nn::Module {
   void use_adapter(const std::string& name);
   const LayerAdapter* adapter() const { return adapter_.get(); }
   const LayerAdapter* adapter(const std::string& name) const;  // null: there is none of that name
+  std::vector<std::string> adapter_names() const;
 
  private:
   std::string path_;

@@ -11,6 +11,7 @@
 #include "kernels/gated_activation.h"
 #include "kernels/linear.h"
 #include "kernels/norm.h"
+#include "kernels/quantized_linear.h"
 #include "modules/errors.h"
 
 namespace limbeck::models {
@@ -21,13 +22,18 @@ std::optional<at::Tensor> bias_of(const ContractModule& module) {
 }
 }  // namespace
 
-Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias) : ContractModule(scope, role) {
-  create_parameter("weight", {out, in});
+Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias)
+    : ContractModule(scope, role), in_(in), out_(out) {
+  if (precision().quantized)
+    quantized_.emplace(*precision().quantized, out, in, placement());
+  else
+    create_parameter("weight", {out, in});
   if (bias) create_parameter("bias", {out});
 }
 
 Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied)
     : ContractModule(scope, role), tied_(std::move(tied)) {
+  out_ = weight().size(0), in_ = weight().size(1);
   if (weight().scalar_type() != precision().storage) {
     throw ContractError(fmt::format(
         "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover both",
@@ -38,11 +44,13 @@ Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied)
 
 at::Tensor Linear::base_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
+  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix(), bias()));
   return leave(kernels::linear(enter(x), weight(), bias()));
 }
 
 at::Tensor Linear::product(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
+  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix()));
   return leave(kernels::linear(enter(x), weight()));
 }
 
@@ -59,7 +67,49 @@ void Linear::use_adapter(const std::string& name) {
   adapter_ = found == adapters_.end() ? nullptr : found->second;
 }
 
-const at::Tensor& Linear::weight() const { return tied_ ? tied_->weight() : parameter("weight"); }
+const LinearAdapter* Linear::adapter(const std::string& name) const {
+  const auto found = adapters_.find(name);
+  return found == adapters_.end() ? nullptr : found->second.get();
+}
+
+std::vector<std::string> Linear::adapter_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, adapter] : adapters_) names.push_back(name);
+  return names;
+}
+
+const at::Tensor& Linear::weight() const {
+  if (quantized_) {
+    throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),
+                                    kernels::format_name(quantized_->format()), precision().source));
+  }
+  return tied_ ? tied_->weight() : parameter("weight");
+}
+
+at::Tensor Linear::weight_rows(int64_t row, int64_t count) const {
+  return quantized_ ? kernels::dequantize_rows(quantized_->matrix(), row, count) : weight().narrow(0, row, count);
+}
+
+const quantization::QuantizedWeight& Linear::quantized_weight() const { return quantized_.value(); }
+
+void Linear::set_quantized_weight(quantization::QuantizedWeight weight) {
+  if (!quantized_) throw ContractError(fmt::format("[{}] has no quantized weight ({})", path(), precision().source));
+  quantized_ = std::move(weight);
+}
+
+std::vector<std::string> Linear::violations() const {
+  std::vector<std::string> found = ContractModule::violations();
+  if (!quantized_) return found;
+  for (const std::string& line : quantized_->violations(*precision().quantized, out_, in_, placement()))
+    found.push_back(fmt::format("[{}] {} (contract from {})", path(), line, precision().source));
+  return found;
+}
+
+precision::Footprint Linear::footprint() const {
+  precision::Footprint sum = ContractModule::footprint();
+  if (quantized_) sum.values += quantized_->values(), sum.bytes += quantized_->bytes();
+  return sum;
+}
 
 Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)
     : ContractModule(scope, Role::kEmbedding), padding_id_(padding_id < rows ? padding_id : -1) {

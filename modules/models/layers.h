@@ -5,10 +5,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "modules/models/architecture.h"
 #include "modules/models/linear_adapter.h"
 #include "modules/precision/contract_module.h"
+#include "modules/quantization/quantized_weight.h"
 
 namespace limbeck::models {
 
@@ -18,6 +20,7 @@ using precision::Scope;
 
 class Embedding;
 
+// Its contract says how the weight is stored: a parameter, or packed in few bits and frozen.
 class Linear : public ContractModule {
  public:
   Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias);
@@ -26,16 +29,30 @@ class Linear : public ContractModule {
   at::Tensor forward(const at::Tensor& x) const { return adapter_ ? adapter_->forward(x, *this) : base_forward(x); }
   at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
-  const at::Tensor& weight() const;
+  const at::Tensor& weight() const;                    // throws where it is quantized
+  // Rows of the weight; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.
+  at::Tensor weight_rows(int64_t row, int64_t count) const;
+  int64_t in_features() const { return in_; }
+  int64_t out_features() const { return out_; }
+  bool is_quantized() const { return quantized_.has_value(); }
+  const quantization::QuantizedWeight& quantized_weight() const;
+  // Puts another in its place. The next check holds it against the contract.
+  void set_quantized_weight(quantization::QuantizedWeight weight);
+  std::vector<std::string> violations() const override;
+  precision::Footprint footprint() const override;
   std::optional<at::Tensor> bias() const;
 
   // Several may be there by name, one at a time works; "": none does.
   void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
   void use_adapter(const std::string& name);
   const LinearAdapter* adapter() const { return adapter_.get(); }
+  const LinearAdapter* adapter(const std::string& name) const;  // null: there is none of that name
+  std::vector<std::string> adapter_names() const;
   bool is_tied() const { return tied_ != nullptr; }
 
  private:
+  int64_t in_ = 0, out_ = 0;
+  std::optional<quantization::QuantizedWeight> quantized_;
   std::shared_ptr<Embedding> tied_;
   std::shared_ptr<LinearAdapter> adapter_;  // the one that works
   std::map<std::string, std::shared_ptr<LinearAdapter>> adapters_;

@@ -13,6 +13,24 @@ namespace limbeck::models {
 
 namespace {
 
+void refuse_unsound_quantization(const ModelRequest& request, at::ScalarType dtype, const std::string& source) {
+  if (!request.quantize) return;
+  const std::string format = kernels::format_name(request.quantize->format);
+  if (dtype == at::kHalf && request.for_training) {
+    throw UsageError(fmt::format(
+        "[{}] {} weights ({}) with float16 activations ({}): what trains beside quantized weights is float32, and its "
+        "gradients would come through float16, where they vanish and overflow: use bfloat16 or float32 activations "
+        "with the quantized base ({}.dtype=bfloat16), or a float16 base without quantization ({}.quantize=none)",
+        request.root, format, request.quantize->source, source, request.root, request.root));
+  }
+  if (dtype == at::kDouble) {
+    throw UsageError(
+        fmt::format("[{}] {} weights ({}) with float64 activations ({}): quantized weights compute in "
+                    "float32: use float32, bfloat16 or float16, or no quantization",
+                    request.root, format, request.quantize->source, source));
+  }
+}
+
 BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placement, const io::WeightsFolder* weights) {
   BuiltModel built;
   built.config = read_model_config(request.folder);
@@ -27,7 +45,9 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
     dtype = weights->find(weights->names().front())->dtype;
     source = "the weights";
   }
-  built.policy = std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules);
+  refuse_unsound_quantization(request, dtype, source);
+  built.policy =
+      std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules, request.quantize);
   const Scope scope{built.policy.get(), request.root, placement, request.trainable};
   built.model = std::make_shared<Transformer>(scope, built.config.architecture);
   built.policy->require_all_rules_used(request.root);
@@ -54,7 +74,11 @@ c10::Device usable_device(const ModelRequest& request) {
 
 }  // namespace
 
-BuiltModel build_on_meta(const ModelRequest& request) { return build(request, c10::Device(c10::kMeta), nullptr); }
+BuiltModel build_on_meta(const ModelRequest& request) {
+  BuiltModel built = build(request, c10::Device(c10::kMeta), nullptr);
+  built.report.bindings = bind_weights(*built.model, *built.config.family);
+  return built;
+}
 
 BuiltModel load_model(const ModelRequest& asked) {
   ModelRequest request = asked;

@@ -17,6 +17,8 @@ struct ModelRequest {
   std::string dtype_source = "default";  // where the choice came from
   c10::Device device = c10::Device(c10::kCPU);
   std::vector<precision::Rule> rules;
+  std::optional<precision::Quantization> quantize;  // of linear weights, which are then frozen
+  bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
   bool allow_nonfinite = false;
   bool random_init = false;  // fresh weights from `seed` instead of the folder's: it may hold config.json alone
@@ -27,7 +29,7 @@ struct BuiltModel {
   ModelConfig config;
   std::shared_ptr<precision::PrecisionPolicy> policy;
   std::shared_ptr<Transformer> model;
-  LoadReport report;  // empty when no weights were read
+  LoadReport report;  // bindings always; the rest is empty when no weights were read
 };
 
 // Structure and contract alone, every tensor on meta: no weights are read, the folder may hold config.json only.

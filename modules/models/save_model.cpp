@@ -111,7 +111,7 @@ void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_sh
   }
   io::NamedTensors tensors;
   for (const WeightBinding& binding : bind_weights(*built.model, *built.config.family)) {
-    tensors.emplace_back(binding.name, binding.part_of(binding.parameter.detach()));
+    tensors.emplace_back(binding.name, binding.values());
   }
   const fs::path& source = built.config.folder;
   TemporaryFolder temporary(target);

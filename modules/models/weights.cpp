@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
@@ -101,6 +102,11 @@ at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
   return transposed ? part.t() : part;
 }
 
+at::Tensor WeightBinding::values() const {
+  if (quantized == nullptr) return part_of(parameter.detach());
+  return part_of(quantized->weight_rows(0, quantized->out_features()));
+}
+
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family) {
   std::vector<WeightBinding> bindings;
   const std::string& root = model.path();
@@ -114,6 +120,11 @@ std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& 
       bind_experts(bindings, root, path, parameters["gate_up_proj"], parameters["down_proj"], family);
       continue;
     }
+    auto* linear = dynamic_cast<Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) {
+      bindings.push_back(bind_one(root, path, "weight", at::Tensor(), family, bare));
+      bindings.back().quantized = linear;
+    }
     for (const auto& entry : parameters)
       bindings.push_back(bind_one(root, path, entry.key(), entry.value(), family, bare));
   }
@@ -123,13 +134,19 @@ std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& 
 namespace {
 
 void check_shape(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
-  const at::Tensor part = binding.part_of(binding.parameter);
-  if (part.sizes() == at::IntArrayRef(entry.shape)) return;
+  std::vector<int64_t> wanted;
+  if (binding.quantized != nullptr) {
+    wanted = {binding.quantized->out_features(), binding.quantized->in_features()};
+    if (binding.transposed) std::swap(wanted[0], wanted[1]);
+  } else {
+    wanted = binding.part_of(binding.parameter).sizes().vec();
+  }
+  if (wanted == entry.shape) return;
   throw WeightsError(
       fmt::format("{}: tensor {} has shape [{}], wanted [{}] for {}: config.json and weights are not of "
                   "one model",
-                  weights.file_of(entry.name).string(), entry.name, fmt::join(entry.shape, ","),
-                  fmt::join(part.sizes(), ","), binding.path));
+                  weights.file_of(entry.name).string(), entry.name, fmt::join(entry.shape, ","), fmt::join(wanted, ","),
+                  binding.path));
 }
 
 void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
@@ -139,6 +156,28 @@ void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const 
       fmt::format("{}: tensor {} is not finite at element {}: say --allow-nonfinite to load it all the "
                   "same",
                   weights.file_of(entry.name).string(), entry.name, *bad));
+}
+
+// Reads one tensor, keeps its codes and lets it go.
+void load_quantized(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+  check_shape(binding, entry, weights);
+  Linear& linear = *binding.quantized;
+  at::Tensor stored = weights.read(entry.name);
+  if (!at::isFloatingType(entry.dtype) || io::first_nonfinite(stored)) {
+    throw WeightsError(
+        fmt::format("{}: tensor {} is {}{}, wanted finite floats to quantize to {} for {}: load it "
+                    "without quantization, or keep this module out of it by a precision.rule",
+                    weights.file_of(entry.name).string(), entry.name, precision::dtype_name(entry.dtype),
+                    at::isFloatingType(entry.dtype) ? " with NaN or infinity" : "",
+                    precision::storage_name(linear.precision()), binding.path));
+  }
+  if (entry.dtype == at::kDouble) {
+    at::Tensor narrow = at::empty(stored.sizes(), stored.options().dtype(at::kFloat));
+    precision::cast_into(narrow, stored);
+    stored = narrow;
+  }
+  linear.set_quantized_weight(quantization::QuantizedWeight(binding.transposed ? stored.t() : stored,
+                                                            *linear.precision().quantized, linear.placement()));
 }
 
 // Reads one tensor into its parameter; straight into place where layout and dtype allow it.
@@ -200,6 +239,11 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
     }
     unused.erase(binding.name);
     if (binding.path == model.path() + ".embed_tokens.weight") embedding = binding.name;
+    if (binding.quantized != nullptr) {
+      load_quantized(binding, *entry, weights);
+      ++report.quantized_tensors;
+      continue;
+    }
     report.cast_tensors += load_one(binding, *entry, weights, options) ? 1 : 0;
   }
   if (!missing.empty()) {

@@ -17,9 +17,12 @@ struct WeightBinding {
   int64_t expert = -1;                   // … of which this is one expert's part,
   int64_t row = 0, rows = 0;             // from this row on (rows 0: all)
   bool transposed = false;
+  Linear* quantized = nullptr;  // whose weight it is where that is quantized and no parameter (undefined then)
 
   // The part of `whole` (the parameter, or its gradient) that the checkpoint tensor holds, in the checkpoint's layout.
   at::Tensor part_of(const at::Tensor& whole) const;
+  // Its present values in the checkpoint's layout; of a quantized weight what the codes stand for, in float32.
+  at::Tensor values() const;
 };
 
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family);
@@ -34,6 +37,7 @@ struct LoadReport {
   std::vector<std::string> ignored;     // tensors of the file that carry no weight of ours
   std::vector<std::string> notes;       // about the files, for the user
   int64_t cast_tensors = 0;
+  int64_t quantized_tensors = 0;
 };
 
 // Fills every parameter. Missing, extra, misshapen, wrongly typed and non-finite tensors are refused by name.

@@ -22,6 +22,11 @@ struct Scope {
   Scope child(const std::string& name) const;
 };
 
+// What a module weighs: the numbers that it stands for, and the bytes that it takes.
+struct Footprint {
+  int64_t values = 0, bytes = 0;
+};
+
 class ContractModule : public torch::nn::Module {
  public:
   // `host`: the contract of the module that this one belongs to, and starts from.
@@ -33,13 +38,18 @@ class ContractModule : public torch::nn::Module {
   c10::Device placement() const { return placement_; }
 
   // Every parameter and buffer of this module alone that breaks the contract, one line each.
-  std::vector<std::string> violations() const;
+  virtual std::vector<std::string> violations() const;
+  // Of this module alone.
+  virtual Footprint footprint() const;
 
   // By the name it was created with; throws std::logic_error for another.
   const at::Tensor& parameter(const std::string& name) const;
   bool has_parameter(const std::string& name) const;
   // Puts another tensor in its place (a packed weight, a resized table). The next check holds it against the contract.
   void replace_parameter(const std::string& name, const at::Tensor& tensor);
+  // Every parameter is from now on that of `lender`, of the same names, shapes and dtypes, where the lender's live.
+  // Neither trains it.
+  void borrow_parameters(const ContractModule& lender);
 
  protected:
   // A parameter in the storage dtype, uninitialised.

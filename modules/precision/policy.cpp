@@ -62,19 +62,37 @@ Rule parse_rule(const std::string& text, const std::string& source) {
   }
 }
 
-PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules)
+PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules,
+                                 std::optional<Quantization> quantization)
     : dtype_(dtype),
       device_(device),
       source_(std::move(source)),
       rules_(std::move(rules)),
+      quantization_(std::move(quantization)),
       used_(rules_.size(), false) {}
 
 Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Precision* host) const {
-  (void)role;  // every role starts from the model's dtype; quantized roles join with the quantizer
   Precision result = host != nullptr ? *host : Precision{dtype_, dtype_, dtype_, dtype_, device_, source_};
+  const bool beside_quantized = host != nullptr && host->quantized.has_value();
+  if (beside_quantized) {
+    result.quantized.reset();
+    result.storage = result.compute = at::kFloat;
+    result.source = fmt::format("{} host ({})", kernels::format_name(*host->quantized), host->source);
+  } else if (host == nullptr && quantization_ && (role == Role::kAttention || role == Role::kMlp)) {
+    result.quantized = quantization_->format;
+    result.source = quantization_->source;
+  }
   for (size_t i = 0; i < rules_.size(); ++i) {
     if (!matches(rules_[i].pattern, path)) continue;
     used_[i] = true;
+    if (beside_quantized && rules_[i].dtype != at::kFloat) {
+      throw UsageError(fmt::format(
+          "precision.rule {} {} ({}) is for [{}], which belongs to a {} module and is float32 beside it: remove the "
+          "rule, or the quantization",
+          rules_[i].pattern, dtype_name(rules_[i].dtype), rules_[i].source, path,
+          kernels::format_name(*host->quantized)));
+    }
+    result.quantized.reset();
     result.storage = result.compute = rules_[i].dtype;
     result.source = rules_[i].source;
   }

@@ -54,4 +54,8 @@ std::string dtype_name(at::ScalarType dtype) {
   return c10::toString(dtype);
 }
 
+std::string storage_name(const Precision& precision) {
+  return precision.quantized ? kernels::format_name(*precision.quantized) : dtype_name(precision.storage);
+}
+
 }  // namespace limbeck::precision

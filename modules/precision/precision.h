@@ -3,7 +3,10 @@
 #include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
+#include <optional>
 #include <string>
+
+#include "kernels/quantized_matrix.h"
 
 namespace limbeck::precision {
 
@@ -19,10 +22,14 @@ struct Precision {
   at::ScalarType output;   // what the module returns
   c10::Device device;      // where it runs when it is not checked on meta
   std::string source;      // where the choice came from: "default", "recipes/my.ini:14", "--student.dtype"
+  // How the weight is packed; `storage` is then that of the bias alone.
+  std::optional<kernels::QuantizedFormat> quantized = std::nullopt;
 };
 
 // "float32", "bfloat16", "float16", "float64"; throws UsageError on any other name.
 at::ScalarType dtype_from_name(const std::string& name);
 std::string dtype_name(at::ScalarType dtype);
+// What parameters are stored in: "bfloat16", "nf4".
+std::string storage_name(const Precision& precision);
 
 }  // namespace limbeck::precision

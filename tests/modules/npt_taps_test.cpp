@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "modules/adapters/use_adapter.h"
 #include "modules/models/generator.h"
 #include "modules/models/kept_layer.h"
 #include "tests/support/npt_models.h"
@@ -111,7 +112,7 @@ TEST(NptTaps, NothingIsKeptWhenNothingIsAsked) {
   taps.keep_adapted = true;
   EXPECT_TRUE(built.model->encode(input).last.equal(with));
   EXPECT_EQ(taps.adapted.size(), 2u);
-  use_npt(built, "");
+  use_adapter(built, "");
   taps.adapted.clear();
   built.model->encode(input);
   EXPECT_TRUE(taps.adapted.empty());
@@ -143,11 +144,11 @@ TEST(NptTaps, ACheckpointedLayerRunsAgainWithTheAdapterOfItsForward) {
   add_scattered_npt(built, npt_options()[2], "a");
   add_scattered_npt(built, npt_options()[3], "b");
   const auto gradients = [&](bool checkpointing, const std::string& meanwhile) {
-    use_npt(built, "a");
+    use_adapter(built, "a");
     built.model->set_checkpointing(checkpointing);
     for (const at::Tensor& parameter : built.model->parameters()) parameter.mutable_grad().reset();
     const at::Tensor loss = loss_of(built, true);
-    use_npt(built, meanwhile);
+    use_adapter(built, meanwhile);
     loss.backward();
     std::vector<at::Tensor> found;
     for (const Npt* adapter : npt_of(built, "a")) {

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "modules/adapters/create_npt.h"
+#include "modules/adapters/use_adapter.h"
 #include "modules/errors.h"
 #include "modules/precision/recorder.h"
 #include "tests/modules/weights_files.h"
@@ -102,7 +103,7 @@ TEST(Npt, SwitchingByNameHasTheBitsOfSingleRuns) {
       const at::Tensor none = logits_of(plain), first = logits_of(one), second = logits_of(other);
       ASSERT_FALSE(none.equal(first) || none.equal(second) || first.equal(second));
       for (const std::string name : {"one", "", "other", "one", "other", ""}) {
-        use_npt(both, name);
+        use_adapter(both, name);
         EXPECT_TRUE(logits_of(both).equal(name.empty() ? none : name == "one" ? first : second)) << name;
       }
     }
@@ -175,6 +176,34 @@ TEST(Npt, ARuleGivesTheAdapterADtypeOfItsOwnThroughNamedCasts) {
   }
 }
 
+TEST(Npt, BesideAQuantizedBaseItIsFloat32AndSpeaksItsHostsDtype) {
+  using kernels::QuantizedFormat;
+  for (const auto format : {QuantizedFormat::kInt8, QuantizedFormat::kInt4, QuantizedFormat::kNf4}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      for (const std::string family : {"llama", "phi3"}) {
+        for (const NptOptions& options : npt_options()) {
+          BuiltModel built = test::quantized_model(family, format, dtype);
+          add_scattered_npt(built, options, "a");
+          const precision::OperatorRecorder recorder;
+          const at::Tensor logits = logits_of(built);
+          logits.square().sum().backward();
+          EXPECT_EQ(recorder.violations(), std::vector<std::string>{});
+          EXPECT_EQ(logits.scalar_type(), dtype);
+          for (const Npt* adapter : npt_of(built, "a")) {
+            const auto& p = adapter->precision();
+            EXPECT_TRUE(p.storage == at::kFloat && p.compute == at::kFloat && p.input == dtype && p.output == dtype);
+            EXPECT_FALSE(p.quantized.has_value());
+            EXPECT_EQ(adapter->violations(), std::vector<std::string>{});
+            for (const at::Tensor& parameter : adapter->parameters()) {
+              EXPECT_GT(parameter.grad().abs().max().item<double>(), 0);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Npt, OtherKindsOfLayersAreRefusedByName) {
   const std::pair<std::string, std::string> kinds[] = {
       {"gemma2", "[model.layers.0] has norms before and after its parts (sandwich)"},
@@ -205,8 +234,8 @@ TEST(Npt, NamesAndRanksThatCannotBeAreRefusedAndChangeNothing) {
   for (const auto& layer : built.model->layers()) EXPECT_EQ(layer->adapter(), nullptr);
   create_npt(built, {}, "a");
   refused({}, "a", "[model.layers.0] has an adapter a already");
-  test::expect_refusal<UsageError>([&] { use_npt(built, "b"); }, ExitCode::kUsage,
-                                   {"[model.layers.0] has no NPT adapter b"});
+  test::expect_refusal<UsageError>([&] { use_adapter(built, "b"); }, ExitCode::kUsage,
+                                   {"[model] has no adapter b: it has a"});
   EXPECT_EQ(built.model->layers()[0]->adapter(), npt_of(built, "a")[0]);
 }
 

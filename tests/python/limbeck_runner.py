@@ -54,12 +54,14 @@ class Limbeck:
         gradients: bool = False,
         pooling: str | None = None,
         adapter: Path | None = None,
+        quantize: str | None = None,
     ) -> dict[str, torch.Tensor]:
         flags = ["--dtype", DTYPE_NAMES[dtype]]
         flags += ["--hidden"] if hidden else []
         flags += ["--gradients"] if gradients else []
         flags += ["--pooling", pooling] if pooling else []
         flags += ["--adapter", str(adapter)] if adapter else []
+        flags += ["--quantize", quantize] if quantize else []
         return self._through_files("forward", model, "--input", tensors, flags)
 
     def generate(

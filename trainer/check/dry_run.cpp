@@ -76,17 +76,16 @@ std::vector<ModuleRow> module_table(const Distillation& objective) {
     const precision::Precision& p = module->precision();
     ModuleRow row{without_layer(module->path()),
                   precision::role_name(module->role()),
-                  precision::dtype_name(p.storage),
+                  precision::storage_name(p),
                   precision::dtype_name(p.input),
                   precision::dtype_name(p.compute),
                   precision::dtype_name(p.output),
                   p.device.str(),
                   p.source};
     row.modules = 1;
-    for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
-      row.parameters += parameter.numel();
-      row.bytes += parameter.numel() * static_cast<int64_t>(parameter.element_size());
-    }
+    const precision::Footprint own = module->footprint();
+    row.parameters = own.values;
+    row.bytes = own.bytes;
     if (row.role == "embedding") row.input = "ids";
     const std::string key = fmt::format("{}|{}|{}|{}|{}|{}|{}", row.path, row.storage, row.input, row.compute,
                                         row.output, row.device, row.source);
@@ -129,7 +128,10 @@ data::Batch meta_batch(const recipe::Settings& settings, const Distillation& obj
 }
 
 void plan_weights(const Distillation& objective, const loop::KeptBytes& kept, CheckReport& report) {
-  if (objective.teacher()) report.memory.push_back({"teacher weights", kept.teacher});
+  const bool shared = objective.teacher_shares_weights();
+  if (objective.teacher()) {
+    report.memory.push_back({shared ? "teacher weights: the student's, shared" : "teacher weights", kept.teacher});
+  }
   report.memory.push_back({"student weights", kept.student});
   int64_t projectors = 0;
   for (const auto& [name, tensor] : objective.projector_tensors()) projectors += static_cast<int64_t>(tensor.nbytes());

@@ -17,9 +17,12 @@ struct Weight {
 
 Weight weight_of(const models::Transformer& model) {
   Weight weight;
-  for (const at::Tensor& parameter : model.parameters()) {
-    weight.parameters += parameter.numel();
-    weight.bytes += static_cast<int64_t>(parameter.nbytes());
+  for (const auto& module : model.modules()) {
+    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
+    if (owner == nullptr) continue;
+    const precision::Footprint own = owner->footprint();
+    weight.parameters += own.values;
+    weight.bytes += own.bytes;
   }
   return weight;
 }

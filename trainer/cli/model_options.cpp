@@ -20,11 +20,19 @@ void declare_single_model(recipe::OptionTable& table) {
              .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
              .words = {"auto", "float32", "bfloat16", "float16", "float64"},
              .flag_only = true});
-  table.add({.name = "adapter",
-             .kind = OptionKind::kPath,
-             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder; computes in the model's dtype.",
-             .value_name = "DIR",
+  table.add({.name = "quantize",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
+             .words = {"none", "int8", "int4", "nf4", "nf4-double"},
              .flag_only = true});
+  table.add(
+      {.name = "adapter",
+       .kind = OptionKind::kPath,
+       .help =
+           "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder, for this model; it computes in its dtype.",
+       .value_name = "DIR",
+       .flag_only = true});
   table.add({.name = "allow-nonfinite",
              .kind = OptionKind::kSwitch,
              .help = "Load weights that hold NaN or infinity.",
@@ -37,6 +45,8 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.dtype = settings.dtype("dtype");
   request.dtype_source = "--dtype";
   request.device = *settings.device("device");
+  const std::string& format = settings.text("quantize");
+  if (format != "none") request.quantize = {kernels::format_named(format), "--quantize"};
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
 }
@@ -48,7 +58,7 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
   request.folder = settings.required_path("adapter");
   request.trainable = trainable;
   auto loaded = adapters::load_adapter(built, request);
-  console.note(fmt::format("{} adapter on {} modules{}", loaded.kind, loaded.modules,
+  console.note(fmt::format("{} adapter on {} modules{}", adapters::kind_name(loaded.config), loaded.modules,
                            loaded.cast_tensors == 0 ? ""
                                                     : fmt::format(", {} tensors were converted to the dtype of their "
                                                                   "modules",
@@ -62,6 +72,10 @@ void report_load(const models::BuiltModel& built, Console& console) {
   if (report.cast_tensors > 0) {
     console.note(fmt::format("{} tensors were converted to {} at loading", report.cast_tensors,
                              precision::dtype_name(built.policy->stream_dtype())));
+  }
+  if (report.quantized_tensors > 0) {
+    console.note(fmt::format("{} linear weights were quantized to {}", report.quantized_tensors,
+                             kernels::format_name(built.policy->quantization()->format)));
   }
   if (!report.ignored.empty()) {
     console.note(fmt::format("left aside, of no use to a {} model: {}", built.config.architecture.family,

@@ -38,7 +38,9 @@ parallel::Order order_of(const recipe::Settings& settings) {
 }
 
 bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher();
+  // Weights that are the student's as well stay with it.
+  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() &&
+         !objective.teacher_shares_weights();
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.
@@ -49,6 +51,16 @@ bool shares_nothing(const recipe::Settings& settings, int ranks) {
 int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
   int64_t bytes = 0;
   for (const NamedParameter& parameter : parameters) bytes += static_cast<int64_t>(parameter.tensor.nbytes());
+  return bytes;
+}
+
+// Of quantized weights, which every rank has whole.
+int64_t quantized_bytes(const models::BuiltModel& model) {
+  int64_t bytes = 0;
+  for (const auto& module : model.model->modules()) {
+    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) bytes += linear->quantized_weight().bytes();
+  }
   return bytes;
 }
 
@@ -105,13 +117,20 @@ TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& obj
 KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objective, int ranks) {
   KeptBytes kept;
   const int64_t zero = settings.integer("parallel.zero");
-  const auto trained = trained_parameters(objective), student = named_parameters(objective.student());
-  if (objective.teacher()) {
+  const auto trained = trained_parameters(objective);
+  std::vector<NamedParameter> student, frozen;
+  for (const NamedParameter& parameter : named_parameters(objective.student())) {
+    (parameter.tensor.requires_grad() ? student : frozen).push_back(parameter);
+  }
+  if (objective.teacher() && !objective.teacher_shares_weights()) {
     const auto teacher = named_parameters(*objective.teacher());
     kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
                                                                : whole_bytes(teacher);
+    kept.teacher += quantized_bytes(*objective.teacher());
   }
-  kept.student = zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student = whole_bytes(frozen);
+  kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student += quantized_bytes(objective.student());
   kept.gradients = whole_bytes(trained);
   if (!shares_nothing(settings, ranks)) {
     kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (zero >= 2 ? ranks : 1);

@@ -5,6 +5,7 @@
 #include "modules/errors.h"
 #include "trainer/objective/class_terms.h"
 #include "trainer/objective/inner_terms.h"
+#include "trainer/objective/recipe_adapter.h"
 #include "trainer/objective/recipe_models.h"
 #include "trainer/objective/vocabulary_guard.h"
 
@@ -53,6 +54,8 @@ struct Distillation::State {
   recipe::Settings settings;
   bool meta;
   models::BuiltModel student;
+  std::optional<adapters::AdapterConfig> adapter;
+  bool shares_weights = false;
   std::optional<models::BuiltModel> teacher;
   TermWeights weights;
   Divergence divergence;
@@ -71,8 +74,11 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
     : settings(recipe),
       meta(on_meta),
       student(build_student(recipe, on_meta)),
-      teacher(build_teacher(recipe, student, on_meta)),
+      adapter(adapt_student(recipe, student)),
       weights(recipe, student.model->architecture().head == HeadKind::kNone) {
+  BuiltTeacher built = build_teacher(recipe, student, on_meta);
+  teacher = std::move(built.model);
+  shares_weights = built.shares_weights;
   const auto* list = dynamic_cast<const Registry<DivergenceFactory>*>(registries.find("objectives"));
   if (list == nullptr) throw std::logic_error("no objective is registered: call register_builtins()");
   divergence = list->find(settings.text("objective.divergence"))(settings);
@@ -255,11 +261,16 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() con
   for (const auto& module : state_->student.model->modules()) {
     const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
     if (owner == nullptr) continue;
+    if (state_->adapter && owner->role() != precision::Role::kAdapter) continue;
     for (const auto& entry : owner->named_parameters(/*recurse=*/false))
       found.emplace_back(owner->path() + "." + entry.key(), entry.value());
   }
   return found;
 }
+
+const std::optional<adapters::AdapterConfig>& Distillation::adapter() const { return state_->adapter; }
+
+bool Distillation::teacher_shares_weights() const { return state_->shares_weights; }
 
 bool Distillation::follows_student() const { return state_->average.has_value(); }
 

@@ -1,0 +1,49 @@
+// A frozen matrix W [rows, columns] in 8 or 4 bits a value, as packed tensors ("parts"). Arithmetic is float32,
+// rounding to nearest even, and w' is what the matrix stands for afterwards.
+//   int8        each row: scale = max |w| / 127; code = round(w / scale) within ±127; w' = code scale.
+//   int4        each 128 neighbours of a row (the last group may be shorter): low = min w, scale = (max w - low) / 15;
+//               code = round((w - low) / scale) within 0..15; w' = code scale + low. Each row begins with a new byte.
+//   nf4         each 64 values of W row by row, across rows (the last block may be shorter): scale = max |w|; code =
+//   the
+//               nearest of 16 levels (quantiles of a normal distribution) to w / scale; w' = level scale. The blocks,
+//               levels and ties are those of bitsandbytes.
+//   nf4-double  nf4, and of its scales: offset = their mean; each 256 of scale - offset are scaled to ±1 by their
+//               largest magnitude and stored as the nearest of 256 levels of a "dynamic" map, denser around 0.
+// Two 4-bit codes lie in a byte, the first one in the high half.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+namespace limbeck::kernels {
+
+enum class QuantizedFormat { kInt8, kInt4, kNf4, kNf4Double };
+
+inline constexpr int64_t kInt4Group = 128, kNf4Block = 64, kScaleBlock = 256;
+
+// "int8", "int4", "nf4", "nf4-double"
+const char* format_name(QuantizedFormat format);
+QuantizedFormat format_named(std::string_view name);
+
+struct QuantizedPart {
+  const char* name;  // "codes", "scales", …
+  at::ScalarType dtype;
+  std::vector<int64_t> shape;
+};
+// The tensors that the format consists of, in order.
+std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns);
+
+struct QuantizedMatrix {
+  QuantizedFormat format = QuantizedFormat::kInt8;
+  int64_t rows = 0, columns = 0;
+  std::vector<at::Tensor> parts;  // as parts_of() lists them
+};
+
+// Of a float32, bfloat16 or float16 matrix on the CPU, whose values must be finite; on meta the parts alone.
+QuantizedMatrix quantize(const at::Tensor& weight, QuantizedFormat format);
+// w' of rows [row, row + count), float32 [count, columns].
+at::Tensor dequantize_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count);
+
+}  // namespace limbeck::kernels

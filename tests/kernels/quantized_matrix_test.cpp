@@ -1,0 +1,163 @@
+// Formats, parts and refusals of quantized matrices. Values are held against Python's formulas and bitsandbytes in
+// tests/python/test_quantized_ops.py.
+#include "kernels/quantized_matrix.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "kernels/quantized_operands.h"
+#include "tests/support/operator_checks.h"
+
+namespace limbeck::kernels {
+namespace {
+
+using at::Tensor;
+
+constexpr std::array<QuantizedFormat, 4> kEveryFormat = {QuantizedFormat::kInt8, QuantizedFormat::kInt4,
+                                                         QuantizedFormat::kNf4, QuantizedFormat::kNf4Double};
+
+Tensor drawn_matrix(int64_t rows, int64_t columns, at::ScalarType dtype = at::kFloat) {
+  return test::random_tensor({rows, columns}, at::TensorOptions().dtype(dtype), 11);
+}
+
+std::string refused(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "accepted";
+}
+
+int64_t bytes_of(const QuantizedMatrix& m) {
+  int64_t bytes = 0;
+  for (const Tensor& part : m.parts) bytes += static_cast<int64_t>(part.nbytes());
+  return bytes;
+}
+
+class QuantizedMatrixOf : public ::testing::TestWithParam<QuantizedFormat> {};
+
+TEST_P(QuantizedMatrixOf, StaysWithinHalfAStepOfTheWeight) {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {7, 129}, {64, 64}, {33, 300}}) {
+    const Tensor w = drawn_matrix(rows, columns), back = dequantize_rows(quantize(w, GetParam()), 0, rows);
+    // Half the widest step between neighbouring codes, in units of the largest value: 1/127, (max - min) / 15, the gap
+    // of 0.304 between the lowest two levels; and what 8-bit scales may be off, at most 1.5 % of the largest scale.
+    const double step = GetParam() == QuantizedFormat::kInt8   ? 0.5 / 127
+                        : GetParam() == QuantizedFormat::kInt4 ? 1.0 / 15
+                        : GetParam() == QuantizedFormat::kNf4  ? 0.152
+                                                               : 0.152 + 0.015;
+    EXPECT_LE((back - w).abs().max().item<double>(), 1.0001 * step * w.abs().max().item<double>()) << rows;
+  }
+}
+
+TEST_P(QuantizedMatrixOf, AnyRowsAreThoseOfTheWhole) {
+  const auto m = quantize(drawn_matrix(37, 75), GetParam());  // 75: rows begin inside bytes and blocks
+  const Tensor whole = dequantize_rows(m, 0, 37);
+  for (const auto& [row, count] : {std::pair<int64_t, int64_t>{0, 1}, {1, 1}, {5, 20}, {36, 1}, {12, 0}})
+    test::expect_same_bits(dequantize_rows(m, row, count), whole.narrow(0, row, count), "rows");
+}
+
+TEST_P(QuantizedMatrixOf, TheCompositionForGpusGivesTheSameBits) {
+  for (const int64_t columns : {1, 75, 128, 300}) {
+    const auto m = quantize(drawn_matrix(37, columns), GetParam());
+    test::expect_same_bits(composed_dequantize_rows(m, 5, 21), dequantize_rows(m, 5, 21), "composed");
+  }
+}
+
+TEST_P(QuantizedMatrixOf, ThreadsDoNotMatter) {
+  const Tensor w = drawn_matrix(301, 4100);  // 19,000 blocks: more than one run of the mean of scales
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const auto one = quantize(w, GetParam());
+  const Tensor values = dequantize_rows(one, 0, 301);
+  at::set_num_threads(2);
+  const auto two = quantize(w, GetParam());
+  for (size_t i = 0; i < one.parts.size(); ++i) test::expect_same_bits(one.parts[i], two.parts[i], "part");
+  test::expect_same_bits(values, dequantize_rows(two, 0, 301), "values");
+  at::set_num_threads(threads);
+}
+
+TEST_P(QuantizedMatrixOf, MetaHasTheSameParts) {
+  const Tensor w = drawn_matrix(9, 200);
+  const auto real = quantize(w, GetParam());
+  const auto meta = quantize(at::empty({9, 200}, w.options().device(at::kMeta)), GetParam());
+  const auto wanted = parts_of(GetParam(), 9, 200);
+  ASSERT_EQ(real.parts.size(), meta.parts.size());
+  for (size_t i = 0; i < real.parts.size(); ++i) {
+    EXPECT_TRUE(meta.parts[i].is_meta());
+    EXPECT_EQ(meta.parts[i].sizes(), real.parts[i].sizes());
+    EXPECT_EQ(meta.parts[i].scalar_type(), real.parts[i].scalar_type());
+    EXPECT_EQ(real.parts[i].sizes(), at::IntArrayRef(wanted[i].shape));
+  }
+  EXPECT_EQ(dequantize_rows(meta, 2, 3).sizes(), at::IntArrayRef({3, 200}));
+}
+
+TEST_P(QuantizedMatrixOf, HalfTypesAreWidenedFirst) {
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    const Tensor w = drawn_matrix(6, 130, dtype);
+    const auto narrow = quantize(w, GetParam()), wide = quantize(w.to(at::kFloat), GetParam());
+    for (size_t i = 0; i < wide.parts.size(); ++i) test::expect_same_bits(narrow.parts[i], wide.parts[i], "part");
+  }
+}
+
+TEST_P(QuantizedMatrixOf, ZerosAndConstantsAreExact) {
+  const Tensor zeros = at::zeros({3, 130});
+  EXPECT_TRUE(at::equal(dequantize_rows(quantize(zeros, GetParam()), 0, 3), zeros));
+  if (GetParam() == QuantizedFormat::kInt8) return;  // 127 (c / 127) is c but for a rounding
+  const Tensor equal = at::full({4, 128}, 0.3);
+  EXPECT_TRUE(at::equal(dequantize_rows(quantize(equal, GetParam()), 0, 4), equal));
+}
+
+TEST_P(QuantizedMatrixOf, EmptyMatricesHaveParts) {
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{0, 5}, {5, 0}}) {
+    const auto m = quantize(at::empty({rows, columns}), GetParam());
+    EXPECT_EQ(dequantize_rows(m, 0, rows).sizes(), at::IntArrayRef({rows, columns}));
+  }
+}
+
+TEST_P(QuantizedMatrixOf, RefusesWhatNoCodeStandsFor) {
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    Tensor w = drawn_matrix(4, 70);
+    w[2][69] = bad;
+    EXPECT_NE(refused([&] { quantize(w, GetParam()); }).find("row 2 of float32 [4, 70]"), std::string::npos);
+  }
+  EXPECT_NE(refused([&] { quantize(at::ones({3}), GetParam()); }).find("[rows, columns]"), std::string::npos);
+  EXPECT_NE(refused([&] {
+              quantize(at::ones({3, 3}, at::kLong), GetParam());
+            }).find("wanted float32"),
+            std::string::npos);
+}
+
+TEST_P(QuantizedMatrixOf, RefusesPartsOfAnotherMatrix) {
+  auto m = quantize(drawn_matrix(4, 70), GetParam());
+  EXPECT_NE(refused([&] { dequantize_rows(m, 3, 2); }).find("rows 3 to 5 of 4"), std::string::npos);
+  m.parts[1] = m.parts[1].to(at::kDouble);
+  EXPECT_NE(refused([&] { dequantize_rows(m, 0, 1); }).find("is float64 ["), std::string::npos);
+  m.parts.pop_back();
+  EXPECT_NE(refused([&] { dequantize_rows(m, 0, 1); }).find("parts, wanted"), std::string::npos);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizedMatrixOf, ::testing::ValuesIn(kEveryFormat), [](const auto& instance) {
+  std::string name = format_name(instance.param);
+  std::erase(name, '-');
+  return name;
+});
+
+TEST(QuantizedMatrix, CountsRealBytes) {
+  const Tensor w = drawn_matrix(256, 512);  // 131072 values
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt8)), 131072 + 256 * 4);
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt4)), 65536 + 256 * 4 * 8);
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4)), 65536 + 2048 * 4);
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4Double)), 65536 + 2048 + 8 * 4 + 4);
+}
+
+TEST(QuantizedMatrix, NamesAreRead) {
+  for (const QuantizedFormat format : kEveryFormat) EXPECT_EQ(format_named(format_name(format)), format);
+  EXPECT_NE(refused([] { format_named("int3"); }).find("wanted int8, int4, nf4 or nf4-double"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace limbeck::kernels

@@ -1,0 +1,290 @@
+"""Models on quantized bases: against transformers and PEFT with the linear weights that the codes stand for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import model_zoo
+import parity_measures
+import peft
+import pytest
+import test_adapters
+import torch
+import transformers
+from limbeck_runner import LimbeckError
+from rank_processes import Ranks
+from test_quantized_ops import FORMATS, ops
+from training_work import Outcome, Work, checkpoints
+
+OUTPUT_BAR = 1e-5  # of the largest entry
+GRADIENT_BAR = 1e-4  # relative Frobenius
+
+# What stays in float: heads, routers and stacks of experts.
+KEPT = ("lm_head", "classifier", "pooler", "mlp.gate.", "experts")
+
+
+def quantized_weights(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """By name, the weights that --quantize packs: of every linear module of attention and MLP."""
+    kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kinds) and not any(part in name + "." for part in KEPT):
+            found[name + ".weight"] = module.weight
+    return found
+
+
+def dequantize(model: torch.nn.Module, form: str) -> torch.nn.Module:
+    """Every such weight replaced by what its codes stand for; GPT-2 stores them the other way round."""
+    conv1d = {n + ".weight" for n, m in model.named_modules() if isinstance(m, transformers.pytorch_utils.Conv1D)}
+    with torch.no_grad():
+        for name, weight in quantized_weights(model).items():
+            matrix = (weight.T if name in conv1d else weight).float().contiguous()
+            values = ops.dequantize_rows(ops.quantize_weight(matrix, form), form, *matrix.shape, 0, matrix.shape[0])
+            weight.copy_(values.T if name in conv1d else values)
+    return model
+
+
+class Quantized:
+    def __init__(self, family: str, form: str, folder: Path):
+        self.family, self.form = model_zoo.BY_NAME[family], form
+        self.folder = model_zoo.write_model(self.family, folder / "base")
+        self.model = dequantize(model_zoo.load(self.family, self.folder, torch.float32), form)
+        self.inputs = model_zoo.make_inputs(self.family)
+
+    def theirs(self, model: torch.nn.Module) -> torch.Tensor:
+        extra = {"use_cache": False} if self.family.kind == "decoder" else {}
+        return model(**self.inputs.tensors, **extra)[self.family.output]
+
+    def ours(self, **options) -> dict[str, torch.Tensor]:
+        return parity_measures.program().forward(self.folder, options.pop("tensors", self.inputs.tensors),
+                                                 quantize=self.form, **options)  # fmt: skip
+
+    def compared(self, tensor: torch.Tensor) -> torch.Tensor:
+        return parity_measures.compared(self.family, self.inputs, tensor)
+
+
+MODELS = [("llama3", form) for form in FORMATS] + [
+    (family, "nf4") for family in ("llama2-bias", "qwen2", "gpt2", "phi3", "gemma2", "qwen3-moe", "bert", "distilbert-classifier")
+]
+
+
+@pytest.mark.parametrize(("family", "form"), MODELS)
+def test_logits_and_gradients_are_those_of_the_dequantized_model(limbeck, tmp_path, family, form):
+    case = Quantized(family, form, tmp_path)
+    output = case.theirs(case.model)
+    cotangent = model_zoo.make_cotangent(case.inputs, tuple(output.shape))
+    if case.family.kind == "classifier":
+        cotangent = cotangent * case.inputs.valid[:, :1]
+    output.backward(cotangent)
+    got = case.ours(tensors={**case.inputs.tensors, "output_gradient": cotangent}, gradients=True)
+    ours, wanted = case.compared(got[case.family.output]), case.compared(output.detach())
+    plain = case.compared(limbeck.forward(case.folder, case.inputs.tensors)[case.family.output])
+    assert parity_measures.largest_error(plain, wanted) > 1e-3, "quantization changes next to nothing"
+    assert parity_measures.largest_error(ours, wanted) <= OUTPUT_BAR
+    packed = quantized_weights(case.model)
+    assert not {"grad." + name for name in packed} & got.keys()  # frozen
+    trained = {"grad." + n: p.grad for n, p in case.model.named_parameters() if n not in packed and p.grad is not None}
+    errors = {}
+    for name, gradient in got.items():
+        if name.startswith("grad.") and name in trained:
+            scale = parity_measures.gradient_scale(name, trained)
+            errors[name] = float((gradient - trained[name]).norm() / scale.norm()) if scale.any() else 0.0
+    assert len(errors) > 3 and {n: e for n, e in errors.items() if e > GRADIENT_BAR} == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["int8", "nf4-double"])
+def test_half_activations_are_no_worse_than_transformers(limbeck, tmp_path, form, dtype):
+    """Against float64 on the same weights: rounded where they are stored in the half type, exact where in codes."""
+    case = Quantized("llama3", form, tmp_path)
+    packed = quantized_weights(case.model)
+    exact = model_zoo.load(case.family, case.folder, torch.float64)
+    with torch.no_grad():
+        for name, parameter in exact.named_parameters():
+            parameter.copy_(packed[name] if name in packed else parameter.to(dtype))
+    half = model_zoo.load(case.family, case.folder, dtype)
+    with torch.no_grad():
+        for name, parameter in half.named_parameters():
+            parameter.copy_(exact.get_parameter(name))
+    wanted = case.compared(case.theirs(exact))
+    own = parity_measures.relative_frobenius(case.compared(case.theirs(half).detach()), wanted)
+    error = parity_measures.relative_frobenius(case.compared(case.ours(dtype=dtype)[case.family.output]), wanted)
+    print(f"{form} {dtype}: ours {error:.2e}, transformers with rounded weights {own:.2e}")
+    assert error <= 1.1 * own
+
+
+ADAPTERS = {
+    "lora": ("llama3", test_adapters.lora()),
+    "rslora": ("llama3", test_adapters.lora(use_rslora=True)),
+    "dora": ("llama3", test_adapters.lora(use_dora=True)),
+    "dora-bias": ("qwen2", test_adapters.lora(use_dora=True)),
+    "lora-head": ("llama3", test_adapters.lora([*test_adapters.ALL, "lm_head"])),
+    "lora-gpt2": ("gpt2", test_adapters.lora(["c_attn", "c_proj", "c_fc"], fan_in_fan_out=True)),
+    "ia3": ("llama3", test_adapters.ia3(["k_proj", "v_proj", "down_proj"], ["down_proj"])),
+}
+
+
+class AdaptedBase(Quantized):
+    def __init__(self, name: str, form: str, folder: Path):
+        family, config = ADAPTERS[name]
+        super().__init__(family, form, folder)
+        self.adapted = peft.get_peft_model(self.model, config, autocast_adapter_dtype=False).eval()
+        test_adapters.scattered(self.adapted)
+        self.adapter = folder / "adapter"
+        self.adapted.save_pretrained(self.adapter)
+
+
+@pytest.mark.parametrize(("name", "form"), [(name, "nf4") for name in ADAPTERS] + [("lora", f) for f in FORMATS if f != "nf4"])
+def test_adapters_are_those_of_peft_on_the_dequantized_model(limbeck, tmp_path, name, form):
+    case = AdaptedBase(name, form, tmp_path)
+    output = case.theirs(case.adapted)
+    cotangent = model_zoo.make_cotangent(case.inputs, tuple(output.shape))
+    output.backward(cotangent)
+    wanted = {
+        "grad." + n.replace(".default", ""): p.grad for n, p in case.adapted.named_parameters() if p.grad is not None
+    }
+    got = case.ours(tensors={**case.inputs.tensors, "output_gradient": cotangent}, gradients=True, adapter=case.adapter)
+    ours, theirs = case.compared(got[case.family.output]), case.compared(output.detach())
+    assert parity_measures.largest_error(ours, theirs) <= OUTPUT_BAR
+    found = {key: tensor for key, tensor in got.items() if key.startswith("grad.")}
+    assert found.keys() <= {key for n in wanted for key in (n, n.removesuffix(".weight"))} and len(found) == len(wanted)
+    errors = {
+        key: parity_measures.relative_frobenius(found[key], wanted.get(key, wanted.get(key + ".weight"))) for key in found
+    }
+    assert {key: error for key, error in errors.items() if error > GRADIENT_BAR} == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["lora", "dora-bias", "ia3"])
+def test_adapters_in_half_activations_are_no_worse_than_peft(limbeck, tmp_path, name, dtype):
+    case = AdaptedBase(name, "nf4", tmp_path)
+    with torch.no_grad():  # what both store in the half type: embeddings, norms, head, biases
+        packed = {p.data_ptr() for p in quantized_weights(case.model).values()}
+        adapters = {n for n, _ in case.adapted.named_parameters() if "lora_" in n or "ia3_" in n}
+        for parameter_name, parameter in case.adapted.named_parameters():
+            linear = ".base_layer.weight" in parameter_name and "lm_head" not in parameter_name
+            if parameter_name not in adapters and not linear and parameter.data_ptr() not in packed:
+                parameter.copy_(parameter.to(dtype))
+    ours = case.compared(case.ours(dtype=dtype, adapter=case.adapter)[case.family.output])
+    wanted = case.compared(case.theirs(case.adapted.double()).detach())
+    theirs = case.compared(case.theirs(case.adapted.to(dtype)).detach())
+    own, error = (parity_measures.relative_frobenius(t, wanted) for t in (theirs, ours))
+    print(f"{name} {dtype}: ours {error:.2e}, PEFT with all weights rounded {own:.2e}")
+    assert error <= 1.1 * own
+
+
+def test_generation_is_that_of_the_dequantized_model(limbeck, tmp_path):
+    case = Quantized("llama3", "int8", tmp_path)
+    ids = [5, 9, 23, 4]
+    wanted = case.model.generate(input_ids=torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+    got = limbeck.generate_from_ids(case.folder, ids, "--quantize", "int8", "--ignore-eos", new_tokens=24)
+    assert got.flatten().tolist()[-24:] == wanted[0, 4:].tolist()
+
+
+def test_merging_into_a_quantized_base_is_refused(limbeck, tmp_path):
+    case = AdaptedBase("lora", "nf4", tmp_path)
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*merged into float weights alone: leave --quantize out"):
+        limbeck.run("merge", "--model", str(case.folder), "--adapter", str(case.adapter), "--quantize", "nf4",
+                    "--output", str(tmp_path / "merged"))  # fmt: skip
+    assert not (tmp_path / "merged").exists()
+
+
+def test_float64_activations_are_refused(limbeck, tmp_path):
+    case = Quantized("llama3", "nf4", tmp_path)
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*quantized weights compute in float32"):
+        case.ours(dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, limbeck) -> Work:
+    return Work(tmp_path_factory.mktemp("quantized"), limbeck)
+
+
+def test_a_quantized_teacher_is_distilled_from(work):
+    """The losses are those of a float teacher whose weights are what the codes stand for."""
+    plain = work.teacher
+    folder = work.folder / "dequantized"
+    dequantize(plain, "nf4").save_pretrained(folder)
+    steps = {"train__steps": "20 steps"}
+    wanted = work.train("dequantized", teacher__model=folder, **steps)
+    run = work.train("quantized", teacher__quantize="nf4", **steps)
+    for name in ("loss", "kd"):
+        for ours, theirs in zip(run.series(name), wanted.series(name), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5), name
+
+
+def test_a_quantized_student_trains_what_is_not_frozen(work):
+    """Embeddings, norms and head move, the codes stay; what is saved is a float model that gives the same logits."""
+    run = work.train("student", student__quantize="nf4", teacher__quantize="int8", train__steps="40 steps")
+    assert run.series("loss")[-1] < run.series("loss")[0]
+    before = transformers.AutoModelForCausalLM.from_pretrained(work.folder / "student", dtype=torch.float32)
+    codes = {n: p.detach().clone() for n, p in quantized_weights(dequantize(before, "nf4")).items()}
+    after = transformers.AutoModelForCausalLM.from_pretrained(run.folder / "final", dtype=torch.float32)
+    packed = quantized_weights(after)
+    assert all(torch.equal(packed[name], codes[name]) for name in codes)
+    moved = [n for n, p in after.named_parameters() if n not in packed and not torch.equal(p, before.get_parameter(n))]
+    assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} <= set(moved)
+
+
+def test_check_shows_what_is_stored(work):
+    recipe = work.recipe("shown", student__quantize="nf4-double", student__dtype="bfloat16")
+    report = work.folder / "check.json"
+    work.limbeck.run("check", str(recipe), "--json", str(report))
+    result = json.loads(report.read_text())["result"]
+    rows = {row["module"]: row for row in result["modules"]}
+    up, norm = rows["student.layers.*.mlp.up_proj"], rows["student.norm"]
+    assert (up["storage"], up["in"], up["out"], norm["storage"]) == ("nf4-double", "bfloat16", "bfloat16", "bfloat16")
+    blocks = 32 * 64 // 64
+    assert up["parameters"] == 2 * 32 * 64 and up["bytes"] == 2 * (32 * 64 // 2 + blocks + 4 + 4)
+    assert "recipe" in up["from"] or "shown.ini" in up["from"]
+    student = sum(row["bytes"] for row in result["modules"] if row["module"].startswith("student."))
+    assert result["memory"]["student weights"] == student
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_float16_activations_on_a_quantized_student_are_refused(work, command):
+    recipe = work.recipe("refused", student__quantize="nf4", student__dtype="float16")
+    flags = ["--run", str(work.folder / "never")] if command == "train" else []
+    with pytest.raises(LimbeckError) as refused:
+        work.limbeck.run(command, str(recipe), *flags)
+    text = str(refused.value)
+    assert text.startswith("exit 2: ") and "refused.ini" in text
+    for part in ("gradients would come through float16", "student.dtype=bfloat16", "student.quantize=none"):
+        assert part in text, text
+    assert not (work.folder / "never").exists()
+
+
+RANKED = {
+    "student__quantize": "nf4",
+    "teacher__quantize": "int4",
+    "train__steps": "12 steps",
+    "train__accumulate": 4,
+    "parallel__reduce": "tree",
+}
+
+
+def test_a_quantized_run_keeps_its_bits_on_any_threads_and_ranks(work):
+    """ZeRO-3 divides what trains; every rank has the codes whole."""
+    outcomes = [Outcome.of(work.train(f"threads-{threads}", threads=threads, **RANKED).folder) for threads in (1, 2)]
+    for ranks, zero in ((2, 0), (2, 3)):
+        name = f"ranks-{ranks}-{zero}"
+        recipe, run = work.recipe(name, **RANKED, parallel__zero=zero), work.folder / f"run-{name}"
+        Ranks(ranks, recipe, f"--run={run}").end().well()
+        outcomes.append(Outcome.of(run))
+    for other in outcomes[1:]:
+        assert other.differences(outcomes[0]) == []
+
+
+def test_a_quantized_run_resumes_with_the_same_bits(work):
+    recipe = work.recipe("resumed", **RANKED, checkpoint__every=4, checkpoint__keep=3, train__checkpoint_activations="true")
+    whole, parts = work.folder / "run-whole", work.folder / "run-parts"
+    Ranks(1, recipe, f"--run={whole}").end().well()
+    shutil.copytree(whole, parts)
+    shutil.rmtree(checkpoints(parts)[-1])
+    ended = Ranks(2, recipe, f"--run={parts}", "--parallel.zero=3").end().well()
+    assert "8 of 12 steps are done" in ended.errors[0], ended.errors
+    assert Outcome.of(parts).differences(Outcome.of(whole)) == []
+    other = Ranks(1, recipe, f"--run={parts}", "--student.quantize=int8").end()
+    assert other.codes[0] != 0 and "student.quantize was nf4, is int8" in other.errors[0], other.errors

@@ -1,0 +1,150 @@
+"""torch.ops.limbeck.quantize_weight and what it stands for: against bitsandbytes (nf4, nf4-double) and the formulas."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import bitsandbytes
+import bitsandbytes.functional as bnb
+import pytest
+import torch
+
+BUILD = pathlib.Path(os.environ.get("LIMBECK_BUILD", pathlib.Path(__file__).parents[2] / "build" / "release"))
+torch.ops.load_library(str(BUILD / "lib" / "liblimbeck_kernels.so"))
+ops = torch.ops.limbeck
+
+# The last is a matrix whose rows begin inside blocks, with a last block and a last byte that are not full.
+SHAPES = [(64, 64), (128, 320), (300, 512), (1, 64), (1, 3), (5, 77), (37, 333)]
+
+
+def weight(shape: tuple[int, int], seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Magnitudes that differ from block to block, as trained weights' do."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator) * torch.exp(torch.randn(shape[0], 1, generator=generator))
+    return (values * 0.02).to(dtype)
+
+
+def dequantized(parts: list[torch.Tensor], form: str, shape: tuple[int, int]) -> torch.Tensor:
+    return ops.dequantize_rows(parts, form, *shape, 0, shape[0])
+
+
+def reference_blockwise(values: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bitsandbytes' own PyTorch implementation, which its CPU library otherwise replaces by a table of 65,536 entries."""
+    kernel = torch.ops.bitsandbytes.quantize_blockwise.default
+    return kernel._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, values, code, 256)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nf4_is_that_of_bitsandbytes(shape, dtype):
+    w = weight(shape, dtype=dtype)
+    packed, state = bnb.quantize_4bit(w, blocksize=64, quant_type="nf4")
+    codes, scales = ops.quantize_weight(w, "nf4")
+    assert torch.equal(codes, packed.flatten())
+    assert torch.equal(scales, state.absmax)
+    state.dtype = torch.float32
+    assert torch.equal(dequantized([codes, scales], "nf4", shape), bnb.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_double_quantization_is_that_of_bitsandbytes(shape, seed):
+    w = weight(shape, seed)
+    packed, state = bnb.quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=True)
+    codes, scale_codes, scales, offset = ops.quantize_weight(w, "nf4-double")
+    assert torch.equal(codes, packed.flatten())
+    assert torch.equal(offset, state.offset.view(1))
+    exact = bnb.quantize_4bit(w, blocksize=64, quant_type="nf4")[1].absmax
+    wanted_codes, wanted_scales = reference_blockwise(exact - state.offset, state.state2.code)
+    assert torch.equal(scale_codes, wanted_codes)
+    assert torch.equal(scales, wanted_scales)
+    # bitsandbytes reads what we wrote, to the bit.
+    state.absmax, state.state2.absmax = scale_codes, scales
+    ours = dequantized([codes, scale_codes, scales, offset], "nf4-double", shape)
+    assert torch.equal(ours, bnb.dequantize_4bit(packed, state))
+
+
+def test_scale_codes_differ_from_the_table_of_bitsandbytes_only_where_the_table_rounds():
+    """Its CPU library looks 8-bit codes up by the value rounded to 1 / 32,768: near a boundary it takes the neighbour."""
+    different = total = 0
+    for seed in range(12):
+        w = weight((300, 512), seed)
+        _, state = bnb.quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=True)
+        _, scale_codes, scales, offset = ops.quantize_weight(w, "nf4-double")
+        assert torch.equal(scales, state.state2.absmax)
+        exact = ops.quantize_weight(w, "nf4")[1] - offset
+        code, blocks = state.state2.code, torch.arange(len(exact)) // 256
+        other = (scale_codes != state.absmax).nonzero().flatten()
+        value = exact[other] / scales[blocks[other]]
+        ours, theirs = code[scale_codes[other].long()], code[state.absmax[other].long()]
+        assert ((value - ours).abs() <= (value - theirs).abs()).all()  # ours is the nearer one
+        assert ((value - theirs).abs() - (value - ours).abs() <= 2 / 32768).all()
+        different, total = different + len(other), total + len(exact)
+    print(f"{different} of {total} scale codes differ from bitsandbytes {bitsandbytes.__version__}'s table")
+    assert different < 0.02 * total
+
+
+def test_a_last_block_of_zeros_is_that_of_bitsandbytes():
+    w = torch.zeros(2, 37)
+    packed, state = bnb.quantize_4bit(w, blocksize=64, quant_type="nf4")
+    codes, scales = ops.quantize_weight(w, "nf4")
+    assert torch.equal(codes, packed.flatten()) and torch.equal(scales, state.absmax)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_int8_is_its_formula(shape):
+    w = weight(shape)
+    scales = w.abs().amax(1) / 127
+    codes = torch.round(w / scales[:, None]).clamp(-127, 127).to(torch.int8)
+    ours = ops.quantize_weight(w, "int8")
+    assert torch.equal(ours[0], codes) and torch.equal(ours[1], scales)
+    assert torch.equal(dequantized(ours, "int8", shape), codes.float() * scales[:, None])
+
+
+def test_int8_rounds_ties_to_even():
+    w = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5]])
+    assert ops.quantize_weight(w, "int8")[0].tolist() == [[127, 0, 2, 2, 0, -2, -126]]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 128), (6, 129), (6, 300)])
+def test_int4_is_its_formula(shape):
+    w = weight(shape)
+    rows, columns = shape
+    codes, scales, lows, values = [], [], [], []
+    for group in w.split(128, dim=1):
+        low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)
+        scale = (high - low) / 15
+        code = torch.round((group - low) / scale).nan_to_num(0).clamp(0, 15)  # one value a group: 0 / 0
+        codes.append(code), scales.append(scale), lows.append(low), values.append(code * scale + low)
+    plain = torch.nn.functional.pad(torch.cat(codes, 1).to(torch.uint8), (0, columns % 2))
+    ours = ops.quantize_weight(w, "int4")
+    assert torch.equal(ours[0], plain[:, ::2] << 4 | plain[:, 1::2])
+    assert torch.equal(ours[1], torch.cat(scales, 1)) and torch.equal(ours[2], torch.cat(lows, 1))
+    assert torch.equal(dequantized(ours, "int4", shape), torch.cat(values, 1))
+
+
+FORMATS = ["int8", "int4", "nf4", "nf4-double"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_opcheck(form):
+    """Schema, autograd registration, fake tensors, and training under the compiler's front end."""
+    w = weight((6, 70))
+    parts = ops.quantize_weight(w, form)
+    x, bias = torch.randn(3, 70, requires_grad=True), torch.randn(6, requires_grad=True)
+    torch.library.opcheck(ops.quantize_weight.default, (w, form))
+    torch.library.opcheck(ops.dequantize_rows.default, (parts, form, 6, 70, 2, 3))
+    torch.library.opcheck(ops.quantized_linear.default, (x, parts, form, 6, 70, bias))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_linear_from_python_is_that_of_the_dequantized_weight(form):
+    shape = (70, 96)
+    parts = ops.quantize_weight(weight(shape), form)
+    plain = dequantized(parts, form, shape).double()
+    x = torch.randn(5, 96, dtype=torch.float32, requires_grad=True)
+    y = ops.quantized_linear(x, parts, form, *shape)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    torch.testing.assert_close(y.double(), x.double() @ plain.T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dx.double(), torch.ones(5, 70).double() @ plain, rtol=1e-5, atol=1e-6)

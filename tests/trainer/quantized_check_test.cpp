@@ -1,0 +1,106 @@
+// `check` of recipes with quantized bases: the step runs on meta with nothing to say, and says so of every fault.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "modules/errors.h"
+#include "tests/support/recipe_settings.h"
+#include "tests/support/tiny_models.h"
+#include "tests/trainer/message_of.h"
+#include "trainer/check/dry_run.h"
+
+namespace limbeck::check {
+namespace {
+
+using objective::Distillation;
+using test::RecipeKeys;
+
+RecipeKeys quantized_recipe(const std::string& family, const std::string& dtype, const std::string& format) {
+  return {{"student.model", test::tiny_model(family).string()},
+          {"student.dtype", dtype},
+          {"student.quantize", format},
+          {"teacher.model", test::tiny_model(family).string()},
+          {"teacher.dtype", "float16"},
+          {"teacher.quantize", format},
+          {"data.batch_size", "2"},
+          {"data.sequence_length", "12"},
+          {"generation.max_new_tokens", "4"}};
+}
+
+CheckReport checked(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
+  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, tamper);
+}
+
+class QuantizedCheck : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(QuantizedCheck, HasNothingToSayAboutTheUntouchedModels) {
+  for (const std::string dtype : {"float32", "bfloat16"}) {
+    for (const std::string format : {"int8", "int4", "nf4", "nf4-double"}) {
+      const CheckReport report = checked(quantized_recipe(GetParam(), dtype, format));
+      EXPECT_TRUE(report.passed()) << dtype << " " << format << ": "
+                                   << (report.stored_wrongly.empty() ? report.ran_wrongly : report.stored_wrongly)[0];
+      EXPECT_TRUE(report.unreached.empty() || GetParam() != "llama");
+      int64_t packed = 0;
+      for (const ModuleRow& row : report.modules) {
+        if (row.storage != format) continue;
+        EXPECT_TRUE(row.role == "attention" || row.role == "mlp") << row.path;
+        EXPECT_TRUE(row.input == dtype || row.input == "float16") << row.path;
+        packed += row.modules;
+      }
+      EXPECT_GT(packed, 0);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, QuantizedCheck, ::testing::ValuesIn(test::tiny_families()),
+                         [](const auto& test) { return test.param; });
+
+TEST(QuantizedCheckMutation, NamesEveryModuleWhoseWeightWasReplaced) {
+  const RecipeKeys keys = quantized_recipe("llama", "bfloat16", "nf4");
+  size_t count = 0;
+  checked(keys, [&](Distillation& objective) { count = objective.contract_modules().size(); });
+  int mutations = 0;
+  for (size_t i = 0; i < count; ++i) {
+    std::string path;
+    const CheckReport report = checked(keys, [&](Distillation& objective) {
+      auto* linear = dynamic_cast<models::Linear*>(objective.contract_modules()[i].get());
+      if (linear == nullptr || !linear->is_quantized()) return;
+      path = linear->path();
+      const auto format = mutations % 2 == 0 ? kernels::QuantizedFormat::kInt8 : kernels::QuantizedFormat::kNf4;
+      const c10::Device device(mutations % 2 == 0 ? c10::kMeta : c10::kCPU);
+      linear->set_quantized_weight({format, linear->out_features(), linear->in_features(), device});
+    });
+    if (path.empty()) continue;
+    ++mutations;
+    ASSERT_FALSE(report.stored_wrongly.empty()) << path;
+    EXPECT_TRUE(report.stored_wrongly.front().starts_with("[" + path + "]")) << report.stored_wrongly.front();
+  }
+  EXPECT_EQ(mutations, 2 * 2 * 7);  // two models of two layers
+}
+
+TEST(QuantizedCheckMemory, PlansThePackedBytes) {
+  const auto student_bytes = [](const std::string& format) {
+    for (const MemoryRow& row : checked(quantized_recipe("llama", "float32", format)).memory) {
+      if (row.what == "student weights") return row.bytes;
+    }
+    return int64_t{0};
+  };
+  // Of a layer: q and o 32 x 32, k and v 16 x 32, three of 48 x 32; in blocks of 64.
+  const int64_t values = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32);
+  EXPECT_EQ(student_bytes("none") - student_bytes("nf4"), 4 * values - (values / 2 + values / 64 * 4));
+}
+
+TEST(QuantizedCheckRefusal, CopiesOfTheStudentAreStoredAsItIs) {
+  RecipeKeys keys = quantized_recipe("llama", "bfloat16", "nf4");
+  std::erase_if(keys, [](const auto& entry) { return entry.first.starts_with("teacher."); });
+  for (const std::string kind : {"self", "ema"}) {
+    RecipeKeys copied = keys;
+    copied.emplace_back("teacher.kind", kind);
+    const CheckReport report = checked(copied);
+    EXPECT_TRUE(report.passed()) << kind << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
+    copied.emplace_back("teacher.quantize", "int8");
+    EXPECT_NE(test::message_of([&] { checked(copied); }).find("remove teacher.quantize"), std::string::npos);
+  }
+}
+
+}  // namespace
+}  // namespace limbeck::check
