@@ -51,7 +51,7 @@ void require_named(const std::string& what, const std::string& pattern,
                    const std::map<std::string, AdapterHost>& among) {
   const auto names = names_of(among);
   if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return names_module(pattern, name); })) return;
-  throw UsageError(fmt::format("{} {} names no linear module{}: the nearest are {}", what, pattern,
+  throw UsageError(fmt::format("adapter.{} {} names no linear module{}: the nearest are {}", what, pattern,
                                what == "target" ? "" : " that is adapted",
                                fmt::join(nearest_names(pattern, names, 3), ", ")));
 }

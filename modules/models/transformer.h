@@ -21,6 +21,8 @@ struct ModelInput {
   std::optional<at::Tensor> token_type_ids;  // [B, T]
   KeyValueCache* cache = nullptr;            // decoders: the tokens before these
   Taps* taps = nullptr;                      // what to keep of the inside; appended to
+  // Each layer's input, in place of the output of the layer before it.
+  const std::vector<at::Tensor>* layer_inputs = nullptr;
 };
 
 struct Encoded {

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "modules/adapters/low_rank.h"
+#include "modules/adapters/merge.h"
 #include "modules/errors.h"
 #include "modules/models/save_model.h"
 #include "tests/support/cpu_memory.h"
@@ -221,6 +222,24 @@ TEST(QuantizedContract, AdaptersAreFloat32BesideIt) {
   } catch (const UsageError& error) {
     EXPECT_NE(std::string(error.what()).find("belongs to a nf4 module and is float32 beside it"), std::string::npos);
   }
+}
+
+TEST(QuantizedContract, AnAdapterIsNotMergedIntoCodes) {
+  BuiltModel built = load_model(request_for(test::tiny_model("llama"), QuantizedFormat::kInt8, at::kFloat));
+  const auto linear = quantized_linears(built).front();
+  const Scope scope{built.policy.get(), linear->path() + ".default", std::nullopt, false};
+  linear->add_adapter(
+      "default", std::make_shared<adapters::LowRank>(
+                     scope, linear->precision(),
+                     adapters::LowRankShape{.in = linear->in_features(), .out = linear->out_features(), .rank = 2}));
+  linear->use_adapter("default");
+  try {
+    adapters::merge_adapter(built);
+    FAIL();
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find("[" + linear->path() + "] stores its weight in int8"), std::string::npos);
+  }
+  EXPECT_NE(linear->adapter(), nullptr);
 }
 
 TEST(QuantizedContract, Float16ActivationsAreRefusedForTrainingBeforeAnythingIsRead) {

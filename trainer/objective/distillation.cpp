@@ -4,6 +4,7 @@
 
 #include "modules/errors.h"
 #include "trainer/objective/class_terms.h"
+#include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
 #include "trainer/objective/recipe_adapter.h"
 #include "trainer/objective/recipe_models.h"
@@ -35,8 +36,9 @@ models::ModelInput model_input(const data::TokenStream& stream, models::Taps* ta
 }
 
 bool any_needs_teacher(const TermWeights& weights) {
-  for (const TermKind kind : {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention,
-                              TermKind::kContrastive, TermKind::kEmbedding, TermKind::kExpertMix}) {
+  for (const TermKind kind :
+       {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention, TermKind::kContrastive,
+        TermKind::kEmbedding, TermKind::kExpertMix, TermKind::kEquivalence}) {
     if (weights.full(kind) > 0) return true;
   }
   return false;
@@ -154,6 +156,7 @@ void Distillation::State::make_groups() {
     add(feature_and_layer_terms(settings, weights, pair, *projectors));
     add(attention_terms(weights, pair, *projectors));
     add(pooled_terms(settings, weights, pair, *projectors));
+    add(equivalence_terms(settings, weights, pair, adapter.has_value()));
   }
   add(routing_terms(weights, pair, *projectors));
   embeds = with_teacher && weights.full(TermKind::kEmbedding) > 0;
@@ -168,7 +171,8 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
     pass.align = TokenAlignment(batch, settings.text("objective.alignment") == "interpolate");
   pass.student_taps.keep_attention = pass.teacher_taps.keep_attention = request.attention;
   pass.student_taps.keep_router = pass.teacher_taps.keep_router = request.router;
-  const bool taps = request.attention || request.router;
+  pass.student_taps.keep_adapted = request.adapted;
+  const bool taps = request.attention || request.router || request.adapted;
   if (with_teacher) {
     const at::NoGradGuard no_gradient;
     if (average) average->refresh();
@@ -176,7 +180,9 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
         model_input(batch.teacher ? *batch.teacher : batch.student, taps ? &pass.teacher_taps : nullptr),
         request.hidden);
   }
-  pass.student = student.model->encode(model_input(batch.student, taps ? &pass.student_taps : nullptr), request.hidden);
+  models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
+  if (request.guided && with_teacher) input.layer_inputs = &pass.teacher.hidden;
+  pass.student = student.model->encode(input, request.hidden);
   count_tokens(pass);
 }
 

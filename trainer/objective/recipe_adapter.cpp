@@ -80,6 +80,48 @@ adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
   return wanted;
 }
 
+adapters::NptOptions npt_options(const recipe::Settings& settings) {
+  adapters::NptOptions wanted;
+  const std::string &modulation = settings.text("adapter.modulation"),
+                    &curve = settings.text("adapter.modulation_curve");
+  const bool safe = settings.enabled("train.safe_mode");
+  if (safe && settings.given("adapter.modulation") && modulation != "additive") {
+    throw UsageError(
+        fmt::format("adapter.modulation = {} {} with train.safe_mode {}, which has additive alone: remove one "
+                    "of the two",
+                    modulation, settings.where("adapter.modulation"), settings.where("train.safe_mode")));
+  }
+  wanted.kind = settings.text("adapter.npt") == "outer" ? adapters::NptKind::kOuter : adapters::NptKind::kDelta;
+  wanted.modulation = safe || modulation == "additive" ? adapters::Modulation::kAdditive
+                      : modulation == "multiplicative" ? adapters::Modulation::kMultiplicative
+                                                       : adapters::Modulation::kBoth;
+  wanted.curve = curve == "legacy" ? adapters::ModulationCurve::kLegacy : adapters::ModulationCurve::kNeutral;
+  wanted.rank = settings.integer("adapter.rank");
+  wanted.scale = settings.number("adapter.scale");
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
+// Of the recipe's kind, with first values.
+adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltModel& student) {
+  const auto named = [&](const auto& make) {
+    try {
+      make();
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("{} (adapter.kind = {} {})", error.what(), settings.text("adapter.kind"),
+                                   settings.where("adapter.kind")));
+    }
+  };
+  if (settings.text("adapter.kind") == "npt") {
+    const adapters::NptOptions wanted = npt_options(settings);
+    named([&] { adapters::create_npt(student, wanted, kAdapterName); });
+    return wanted;
+  }
+  const adapters::NewAdapter wanted = new_adapter(settings);
+  named([&] { adapters::create_adapter(student, wanted); });
+  return wanted.config;
+}
+
 void check_recipe(const recipe::Settings& settings) {
   if (settings.text("student.init") == "random") {
     throw UsageError(
@@ -122,14 +164,7 @@ std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& set
     request.trainable = true;
     config = adapters::load_adapter(student, request).config;
   } else {
-    const adapters::NewAdapter wanted = new_adapter(settings);
-    try {
-      adapters::create_adapter(student, wanted);
-    } catch (const UsageError& error) {
-      throw UsageError(fmt::format("adapter.{} (adapter.kind = {} {})", error.what(), settings.text("adapter.kind"),
-                                   settings.where("adapter.kind")));
-    }
-    config = wanted.config;
+    config = create(settings, student);
   }
   require_plain_head(settings, student);
   return config;

@@ -8,7 +8,7 @@ void declare_adapter_options(OptionTable& table) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Trains an adapter on the student, whose own weights stay as they are; none: the student itself.",
-             .words = {"none", "lora", "dora", "ia3"}});
+             .words = {"none", "lora", "dora", "ia3", "npt"}});
   table.add({.name = "adapter.from",
              .kind = OptionKind::kPath,
              .help = "PEFT folder of the adapter to start from; what it says replaces kind, rank, alpha and target.",
@@ -16,7 +16,7 @@ void declare_adapter_options(OptionTable& table) {
   table.add({.name = "adapter.rank",
              .kind = OptionKind::kInteger,
              .fallback = "16",
-             .help = "Of LoRA and DoRA.",
+             .help = "Of LoRA, DoRA and NPT.",
              .range = {1, 1 << 16},
              .aliases = {"adapter_rank"}});
   table.add({.name = "adapter.alpha",
@@ -28,6 +28,27 @@ void declare_adapter_options(OptionTable& table) {
              .kind = OptionKind::kSwitch,
              .fallback = "false",
              .help = "Scales by alpha / sqrt(rank)."});
+  table.add(
+      {.name = "adapter.npt",
+       .kind = OptionKind::kChoice,
+       .fallback = "delta",
+       .help = "NPT: attention moves and scales the MLP's gate (delta), or changes its weight for each token (outer).",
+       .words = {"delta", "outer"}});
+  table.add({.name = "adapter.modulation",
+             .kind = OptionKind::kChoice,
+             .fallback = "both",
+             .help = "Of NPT's delta; train.safe_mode: additive.",
+             .words = {"both", "additive", "multiplicative"}});
+  table.add({.name = "adapter.modulation_curve",
+             .kind = OptionKind::kChoice,
+             .fallback = "neutral",
+             .help = "Of the factor: 0.5 + sigmoid, which starts at 1, or 0.5 + 0.5 sigmoid, which starts at 0.75.",
+             .words = {"neutral", "legacy"}});
+  table.add({.name = "adapter.scale",
+             .kind = OptionKind::kNumber,
+             .fallback = "0.1",
+             .help = "Of what NPT adds to the gate.",
+             .interval = {.low = 0, .high = 1e9, .above_low = true}});
   table.add({.name = "adapter.target",
              .kind = OptionKind::kList,
              .help =
