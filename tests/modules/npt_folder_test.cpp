@@ -185,12 +185,16 @@ TEST(NptConsolidation, WhatCannotBeConsolidatedIsRefusedAndNothingChanges) {
   refused(c.built, "delta", c.means, "adapter delta is of kind delta");
   test::expect_refusal<ContractError>([&] { c.means.add(models::Taps(), std::nullopt); }, ExitCode::kUsage,
                                       {"set keep_adapted"});
-  auto& last = const_cast<models::Linear&>(*c.built.model->layers()[1]->gated_mlp().gate_module());
-  last.replace_parameter("weight", at::zeros({48, 32}, at::kChar));
-  test::expect_refusal<ContractError>([&] { consolidate_npt(c.built, "a", c.means); }, ExitCode::kUsage,
-                                      {"[model.layers.1.mlp.gate_proj] weight is Char, quantized"});
   const at::Tensor first = c.built.model->layers()[0]->gated_mlp().gate_module()->weight();
   EXPECT_TRUE(first.to(at::kDouble).equal(c.before[0]));
+}
+
+TEST(NptConsolidation, AQuantizedBaseIsRefused) {
+  const Consolidation c = consolidation_of("llama", at::kFloat, 0.1);
+  BuiltModel quantized = test::quantized_model("llama", kernels::QuantizedFormat::kInt8, at::kFloat);
+  create_npt(quantized, npt_options()[3], "a");
+  test::expect_refusal<ContractError>([&] { consolidate_npt(quantized, "a", c.means); }, ExitCode::kUsage,
+                                      {"[model.layers.0.mlp.gate_proj] is stored in int8", "before quantizing it"});
 }
 
 }  // namespace

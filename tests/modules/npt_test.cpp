@@ -176,6 +176,34 @@ TEST(Npt, ARuleGivesTheAdapterADtypeOfItsOwnThroughNamedCasts) {
   }
 }
 
+TEST(Npt, BesideAQuantizedBaseItIsFloat32AndSpeaksItsHostsDtype) {
+  using kernels::QuantizedFormat;
+  for (const auto format : {QuantizedFormat::kInt8, QuantizedFormat::kInt4, QuantizedFormat::kNf4}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      for (const std::string family : {"llama", "phi3"}) {
+        for (const NptOptions& options : npt_options()) {
+          BuiltModel built = test::quantized_model(family, format, dtype);
+          add_scattered_npt(built, options, "a");
+          const precision::OperatorRecorder recorder;
+          const at::Tensor logits = logits_of(built);
+          logits.square().sum().backward();
+          EXPECT_EQ(recorder.violations(), std::vector<std::string>{});
+          EXPECT_EQ(logits.scalar_type(), dtype);
+          for (const Npt* adapter : npt_of(built, "a")) {
+            const auto& p = adapter->precision();
+            EXPECT_TRUE(p.storage == at::kFloat && p.compute == at::kFloat && p.input == dtype && p.output == dtype);
+            EXPECT_FALSE(p.quantized.has_value());
+            EXPECT_EQ(adapter->violations(), std::vector<std::string>{});
+            for (const at::Tensor& parameter : adapter->parameters()) {
+              EXPECT_GT(parameter.grad().abs().max().item<double>(), 0);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Npt, OtherKindsOfLayersAreRefusedByName) {
   const std::pair<std::string, std::string> kinds[] = {
       {"gemma2", "[model.layers.0] has norms before and after its parts (sandwich)"},

@@ -24,12 +24,24 @@ std::vector<NptOptions> npt_options(int64_t rank) {
   return all;
 }
 
-models::BuiltModel frozen_model(const std::string& family, at::ScalarType dtype) {
+namespace {
+models::ModelRequest request_for(const std::string& family, at::ScalarType dtype) {
   models::ModelRequest request;
   request.folder = tiny_model(family);
   request.dtype = dtype;
   request.random_init = true;
   request.seed = 11;
+  return request;
+}
+}  // namespace
+
+models::BuiltModel frozen_model(const std::string& family, at::ScalarType dtype) {
+  return models::load_model(request_for(family, dtype));
+}
+
+models::BuiltModel quantized_model(const std::string& family, kernels::QuantizedFormat format, at::ScalarType dtype) {
+  models::ModelRequest request = request_for(family, dtype);
+  request.quantize = {format, "test"};
   return models::load_model(request);
 }
 

@@ -16,6 +16,7 @@ std::vector<adapters::NptOptions> npt_options(int64_t rank = 3);
 
 // Frozen weights of a fixed seed.
 models::BuiltModel frozen_model(const std::string& family, at::ScalarType dtype = at::kFloat);
+models::BuiltModel quantized_model(const std::string& family, kernels::QuantizedFormat format, at::ScalarType dtype);
 // create_npt(), then normal values of `deviation` in every parameter.
 void add_scattered_npt(models::BuiltModel& built, const adapters::NptOptions& options, const std::string& name,
                        double deviation = 0.3);
