@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """bench_checkpoint.py: what asynchronous checkpoints add to a training run.
 
-The quickstart's student and teacher (from random weights, which cost the same), without checkpoints, with asynchronous
-and, as a control, with synchronous ones, each round in another order, a process each. A save adds to the time between
-two steps (staging, metrics), which no step's own seconds show, and slows the steps it runs beside: the figure is the
-whole of training, from the result's seconds, which end before the final model is written and after the last save was
-waited for. The process's processor seconds, with those of its start, are printed too: a busy machine changes them less.
+The quickstart's student and teacher (from random weights, which cost the same), saved at every Nth step, asynchronously
+and, as a control, synchronously. Within each run the N/2 steps after a save (staging, the writer beside the steps) are
+held against the N/2 steps before the next one, which no save touches: a second apart, so that the machine's moods are in
+both. Times are the wall clock's at the end of each step. What a save costs is then told as a share of the steps between
+two saves, with an interval by resampling of pairs.
 
-  tools/bench_checkpoint.py                        200 steps, every 10, six rounds
+  tools/bench_checkpoint.py                        200 steps, a save each 10, six rounds
   tools/bench_checkpoint.py --rounds 9 --every 50
 
 Run it by .venv/bin/python. Exit code 1: the share is above 3 %, or the machine too busy to tell.
@@ -26,6 +26,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import bench_data  # noqa: E402
+
 BAR = 0.03
 
 
@@ -37,32 +40,35 @@ class Bench:
                    "--out", folder / "data", "--quiet"]  # fmt: skip
         subprocess.run(list(map(str, command)), check=True)
 
-    def run(self, *flags: str, steps: int = 0) -> dict[str, float]:
-        """Seconds of training, of the median step and of a save's parts."""
+    def run(self, *flags: str, steps: int = 0) -> dict:
+        """The wall clock at the end of each step, and the seconds of a save's parts."""
         self.count += 1
-        run, result = self.folder / f"run{self.count}", self.folder / f"result{self.count}.json"
+        run = self.folder / f"run{self.count}"
         models = ROOT / "recipes" / "models"
         command = [self.options.limbeck, "train", ROOT / "recipes" / "quickstart.ini", "--quiet",
                    f"--teacher.model={models / 'quickstart_teacher'}", "--teacher.init=random",
                    f"--data.train={self.folder / 'data' / 'train'}",
                    f"--data.validation={self.folder / 'data' / 'validation'}",
                    f"--train.steps={steps or self.options.steps} steps", "--eval.every=0", "--eval.batches=1",
-                   f"--threads={self.options.threads}", f"--run={run}", f"--json={result}", *flags]  # fmt: skip
-        child = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode != 0:
-            raise SystemExit(f"exit {child.returncode}: {' '.join(map(str, command))}")
+                   f"--threads={self.options.threads}", f"--run={run}", *flags]  # fmt: skip
+        subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=True)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        steps = [line["seconds"] for line in lines if line["phase"] == "train"]
         saves = [line for line in lines if line["phase"] == "checkpoint"]
-        found = {"whole": json.loads(result.read_text())["result"]["seconds"], "steps": sum(steps),
-                 "step": statistics.median(steps), "cpu": usage.ru_utime + usage.ru_stime, "saves": len(saves)}  # fmt: skip
-        for part in ("stage_seconds", "write_seconds", "fsync_seconds", "commit_seconds", "bytes"):
+        found = {"ends": bench_data.step_times(run)}
+        for part in PARTS:
             if saves:
                 found[part] = statistics.median(line[part] for line in saves)
         subprocess.run(["rm", "-rf", str(run)], check=True)
         return found
+
+
+def pairs_of(ends: list[float], distance: int) -> list[tuple[float, float]]:
+    """Seconds of the steps after each save and of as many before the next; a save follows each step of `distance`."""
+    half, found = distance // 2, []
+    for save in range(distance, len(ends) - distance + 1, distance):
+        at = save - 1  # ends[at] is the end of the step that the save follows
+        found.append((ends[at + half] - ends[at], ends[at + distance] - ends[at + distance - half]))
+    return found
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -75,51 +81,52 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-WAYS = {"none": ["--checkpoint.keep=0"],
-        "async": ["--checkpoint.keep=2", "--checkpoint.async=yes"],
-        "sync": ["--checkpoint.keep=2", "--checkpoint.async=no"]}  # fmt: skip
+WAYS = {"async": "yes", "sync": "no"}
+PARTS = ("stage_seconds", "write_seconds", "fsync_seconds", "commit_seconds", "bytes")
 
 
-def share_of(seconds: list[float], base: list[float]) -> float:
-    return statistics.median(seconds) / statistics.median(base) - 1
+def share_of(pairs: list[tuple[float, float]]) -> float:
+    return statistics.median(after - before for after, before in pairs) / statistics.median(before for _, before in pairs)
 
 
-def interval(seconds: list[float], base: list[float]) -> tuple[float, float]:
-    """Where the share lies: the middle 90 % of shares of resampled rounds."""
+def interval(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Where the share lies: the middle 90 % of shares of resampled pairs."""
     chance = random.Random(0)
-    shares = sorted(share_of(chance.choices(seconds, k=len(seconds)), chance.choices(base, k=len(base)))
-                    for _ in range(2000))  # fmt: skip
+    shares = sorted(share_of(chance.choices(pairs, k=len(pairs))) for _ in range(2000))
     return shares[100], shares[-101]
 
 
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    print(f"{options.steps} steps, checkpoint.every={options.every}, {options.threads} threads, seconds of training")
-    print("round" + "".join(f"{way:>9}" for way in WAYS))
+    distance = 2 * options.every  # a save, then as many steps without
+    pairs: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[dict]] = {way: [] for way in WAYS}
+    print(f"{options.steps} steps, {options.threads} threads; a step's median milliseconds, the {options.every} after a "
+          f"save and the {options.every} before the next")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-checkpoint-") as folder:
         bench = Bench(options, Path(folder))
-        bench.run(*WAYS["none"], steps=20)  # files into the page cache
+        bench.run("--checkpoint.keep=0", steps=20)  # files into the page cache
         order = random.Random(1)
         for turn in range(options.rounds):
             for way in order.sample(list(WAYS), len(WAYS)):  # who comes after whom changes
-                flags = WAYS[way] + ([] if way == "none" else [f"--checkpoint.every={options.every}"])
-                found[way].append(bench.run(*flags))
-            print(f"{turn + 1:<5}" + "".join(f"{found[way][-1]['whole']:>9.2f}" for way in WAYS), flush=True)
+                run = bench.run("--checkpoint.keep=2", f"--checkpoint.async={WAYS[way]}", f"--checkpoint.every={distance}")
+                own = pairs_of(run["ends"], distance)
+                pairs[way] += own
+                found[way].append(run)
+                after, before = (1e3 * statistics.median(column) / options.every for column in zip(*own))
+                print(f"round {turn + 1}  {way:<6}{after:>8.2f}{before:>8.2f}", flush=True)
 
-    def of(way: str, what: str) -> list[float]:
-        return [run[what] for run in found[way]]
-
-    for way in ("async", "sync"):
-        parts = ", ".join(f"{part} {1000 * statistics.median(of(way, part + '_seconds')):.0f} ms"
-                          for part in ("stage", "write", "fsync", "commit"))  # fmt: skip
-        low, high = interval(of(way, "whole"), of("none", "whole"))
-        print(f"{way}: adds {share_of(of(way, 'whole'), of('none', 'whole')):.1%} (90 %: {low:.1%} to {high:.1%}); inside "
-              f"the steps {share_of(of(way, 'steps'), of('none', 'steps')):.1%}, processor seconds "
-              f"{share_of(of(way, 'cpu'), of('none', 'cpu')):.1%}; one save of {found[way][0]['bytes'] / 1e6:.1f} MB: {parts}")  # fmt: skip
-    low, high = interval(of("async", "whole"), of("none", "whole"))
+    verdicts = {}
+    for way in WAYS:
+        parts = ", ".join(f"{part.removesuffix('_seconds')} {1000 * statistics.median(run[part] for run in found[way]):.0f} ms"
+                          for part in PARTS if part != "bytes")  # fmt: skip
+        share, (low, high) = share_of(pairs[way]), interval(pairs[way])
+        verdicts[way] = share, low, high
+        print(f"{way}: a save each {options.every} steps adds {share:.1%} (90 %: {low:.1%} to {high:.1%}) over "
+              f"{len(pairs[way])} pairs; one save of {found[way][0]['bytes'] / 1e6:.1f} MB: {parts}")  # fmt: skip
+    share, low, high = verdicts["async"]
     verdict = "held" if high <= BAR else "MISSED" if low > BAR else "UNDECIDED, a busy machine"
-    print(f"{verdict}: async adds {share_of(of('async', 'whole'), of('none', 'whole')):.1%}, bar {BAR:.0%}")
+    print(f"{verdict}: async adds {share:.1%}, bar {BAR:.0%}")
     return 0 if verdict == "held" else 1
 
 

@@ -25,11 +25,18 @@ def write_rows(folder: Path, rows: int, length: int, vocabulary: int) -> None:
 
 def recipe_text(job: dict) -> str:
     """The step of the plain loop: forward KL at temperature T, AdamW, clip 1, constant rate, rows in their order."""
-    return f"""\
+    teacher = f"""\
 [teacher]
 model = {job["teacher"]}
 dtype = {job["teacher_dtype"]}
-
+"""
+    adapter = f"""\
+[adapter]
+kind = lora
+rank = {job["adapter_rank"]}
+alpha = {2 * job["adapter_rank"]}
+"""
+    return (teacher if job["kd_weight"] > 0 else "") + (adapter if job["adapter_rank"] else "") + f"""\
 [student]
 model = {job["student"]}
 dtype = {job["student_dtype"]}
@@ -60,14 +67,17 @@ log_every = 1
 """
 
 
-def first_event_time(run: Path) -> float:
-    """When the first training step was written, by the wall clock: from the run's TensorBoard file."""
+def step_times(run: Path) -> list[float]:
+    """When each training step was written, by the wall clock: from the run's TensorBoard file."""
+    found = []
     for path in sorted(run.glob("*tfevents*")):
         data, at = path.read_bytes(), 0
         while at + 16 <= len(data):
             (length,) = struct.unpack_from("<Q", data, at)
             body = data[at + 12 : at + 12 + length]
             if b"train/" in body and body[:1] == b"\x09":  # field 1, eight bytes: the wall time
-                return struct.unpack_from("<d", body, 1)[0]
+                found.append(struct.unpack_from("<d", body, 1)[0])
             at += 16 + length
-    raise ValueError(f"{run}: no training step in its TensorBoard file")
+    if not found:
+        raise ValueError(f"{run}: no training step in its TensorBoard file")
+    return found

@@ -8,6 +8,7 @@ first step, ratios and losses; --json FILE keeps every number.
   tools/bench_peers.py                                     bfloat16, 512x8 to 256x4, 1,024 tokens, V=32,000
   tools/bench_peers.py --dtype float32+float16             a float32 student of a float16 teacher
   tools/bench_peers.py --vocabulary 128000 --only limbeck,plain,chunked
+  tools/bench_peers.py --lora 16 --kd-weight 0 --student 512x8     a LoRA step without a teacher, against PEFT
 
 Run it by .venv/bin/python. TRL is no dependency of Limbeck's: uv pip install --python .venv/bin/python trl
 """
@@ -96,7 +97,7 @@ class Bench:
             "length": options.length, "steps": options.steps, "threads": options.threads,
             "vocabulary": options.vocabulary, "teacher_size": options.teacher, "student_size": options.student,
             "kd_weight": options.kd_weight, "temperature": 1.0, "learning_rate": 1e-4, "weight_decay": 0.01,
-            "scratch": str(folder / "scratch"),
+            "scratch": str(folder / "scratch"), "adapter_rank": options.lora,
         }  # fmt: skip
         self.environment = {
             "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -132,7 +133,7 @@ class Bench:
             raise RuntimeError(f"exit {code}: {last_line(log)}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if line["phase"] == "train"]
-        first = bench_data.first_event_time(run)
+        first = bench_data.step_times(run)[0]
         return (
             {
                 "seconds": [line["seconds"] for line in steps],
@@ -243,6 +244,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--kd-weight", type=float, default=1.0, help="the rest is cross-entropy; TRL knows only 1")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train LoRA on the student; Python's by PEFT")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
@@ -255,8 +257,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"--only {','.join(sorted(unknown))}: wanted some of {names}")
     if not 0 <= options.warmup < options.steps:
         parser.error(f"--warmup {options.warmup} of --steps {options.steps}: at least one step must be left")
-    if options.kd_weight < 1 and "trl" in options.only:
-        parser.error("--kd-weight below 1: TRL's loss has no cross-entropy; leave trl out with --only")
+    alone = options.kd_weight < 1 or options.lora > 0
+    if alone and "trl" in options.only:
+        if options.only != names.split(","):
+            parser.error("--kd-weight below 1 and --lora: TRL's loss has no cross-entropy, its student no adapter here; "
+                         "leave trl out of --only")  # fmt: skip
+        options.only.remove("trl")
     return options
 
 
@@ -274,6 +280,9 @@ def main(arguments: list[str]) -> int:
                 bench.measure(contender, outcomes[contender.name])
     found = ratios(outcomes)
     sizes = "teacher {}x{}, student {}x{}".format(*options.teacher, *options.student)
+    if options.kd_weight == 0:
+        sizes = sizes.partition(", ")[2] + ", no teacher"
+    sizes += f", LoRA of rank {options.lora} (Python: PEFT)" if options.lora else ""
     print(f"{sizes}, V={options.vocabulary}, {options.batch}x{options.length} tokens, {options.dtype}, "
           f"{options.threads} threads, {about['cpu']}")  # fmt: skip
     print(table(outcomes, options.batch * options.length))

@@ -65,9 +65,17 @@ class Rows(torch.utils.data.Dataset):
 def load_pair(job: dict):
     from transformers import AutoModelForCausalLM
 
-    teacher = AutoModelForCausalLM.from_pretrained(job["teacher"], dtype=getattr(torch, job["teacher_dtype"])).eval()
+    teacher = None
+    if job["kd_weight"] > 0:
+        teacher = AutoModelForCausalLM.from_pretrained(job["teacher"], dtype=getattr(torch, job["teacher_dtype"])).eval()
+        teacher.requires_grad_(False)
     student = AutoModelForCausalLM.from_pretrained(job["student"], dtype=getattr(torch, job["student_dtype"])).train()
-    return teacher.requires_grad_(False), student
+    if job["adapter_rank"]:
+        import peft
+
+        student = peft.get_peft_model(student, peft.LoraConfig(r=job["adapter_rank"], lora_alpha=2 * job["adapter_rank"],
+                                                               target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
+    return teacher, student
 
 
 def batches(job: dict):
@@ -85,11 +93,12 @@ def kl(student_logits, teacher_logits, temperature):
 def plain_step(teacher, student, batch, job):
     """Whole logits of both models; the mean over targets of weight * KL + (1 - weight) * cross-entropy."""
     ids, labels = batch["input_ids"], batch["labels"]
-    with torch.no_grad():
-        teacher_logits = teacher(input_ids=ids).logits
     student_logits = student(input_ids=ids).logits
-    targets = (labels[:, 1:] != -100).sum()
-    loss = job["kd_weight"] * kl(student_logits[:, :-1], teacher_logits[:, :-1], job["temperature"]) / targets
+    targets, loss = (labels[:, 1:] != -100).sum(), 0.0
+    if teacher is not None:
+        with torch.no_grad():
+            teacher_logits = teacher(input_ids=ids).logits
+        loss = job["kd_weight"] * kl(student_logits[:, :-1], teacher_logits[:, :-1], job["temperature"]) / targets
     if job["kd_weight"] < 1:
         flat = student_logits[:, :-1].flatten(0, 1)
         loss = loss + (1 - job["kd_weight"]) * F.cross_entropy(flat, labels[:, 1:].flatten())
@@ -100,17 +109,20 @@ def plain_step(teacher, student, batch, job):
 def chunked_step(teacher, student, batch, job):
     """The same loss from the hidden states, the logits of CHUNK tokens at a time, forward and backward."""
     ids, labels = batch["input_ids"], batch["labels"][:, 1:].flatten()
-    with torch.no_grad():
-        teacher_hidden = teacher.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
+    student = student.get_base_model() if job["adapter_rank"] else student
+    if teacher is not None:
+        with torch.no_grad():
+            teacher_hidden = teacher.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     hidden = student.model(input_ids=ids).last_hidden_state[:, :-1].flatten(0, 1)
     cut = hidden.detach().requires_grad_()
     targets, total = (labels != -100).sum(), 0.0
     for begin in range(0, len(cut), CHUNK):
         part = slice(begin, begin + CHUNK)
-        with torch.no_grad():
-            teacher_logits = teacher.lm_head(teacher_hidden[part])
-        student_logits = student.lm_head(cut[part])
-        loss = job["kd_weight"] * kl(student_logits, teacher_logits, job["temperature"])
+        student_logits, loss = student.lm_head(cut[part]), 0.0
+        if teacher is not None:
+            with torch.no_grad():
+                teacher_logits = teacher.lm_head(teacher_hidden[part])
+            loss = job["kd_weight"] * kl(student_logits, teacher_logits, job["temperature"])
         if job["kd_weight"] < 1:
             loss = loss + (1 - job["kd_weight"]) * F.cross_entropy(student_logits, labels[part], reduction="sum")
         (loss / targets).backward()
@@ -124,10 +136,11 @@ def run_plain(job: dict, step) -> dict:
     teacher, student = load_pair(job)
     if job.get("compile"):
         teacher.forward, student.forward = torch.compile(teacher.forward), torch.compile(student.forward)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=job["learning_rate"], weight_decay=job["weight_decay"])
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=job["learning_rate"], weight_decay=job["weight_decay"])
     for batch in batches(job)[1]:
         loss = step(teacher, student, batch, job)
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         clock.step(loss)
@@ -179,8 +192,9 @@ def run_trl(job: dict) -> dict:
 # The matrix products of one step
 
 
-def products_of(folder: str, tokens: int, backward: bool) -> dict[tuple[int, int, int], int]:
-    """(M, N, K) of the layers of a Llama folder, and how often each runs; the head is not among them."""
+def products_of(folder: str, tokens: int, backward: bool, rank: int = 0) -> dict[tuple[int, int, int], int]:
+    """(M, N, K) of the layers of a Llama folder, and how often each runs; the head is not among them. With a rank, the
+    weights are frozen and an adapter beside each trains."""
     config = json.loads((Path(folder) / "config.json").read_text())
     width, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or width // config["num_attention_heads"]
@@ -191,7 +205,12 @@ def products_of(folder: str, tokens: int, backward: bool) -> dict[tuple[int, int
     for inputs, outputs in linears:
         wanted = [(tokens, outputs, inputs)]
         if backward:
-            wanted += [(tokens, inputs, outputs), (outputs, inputs, tokens)]
+            wanted.append((tokens, inputs, outputs))
+        if backward and not rank:
+            wanted.append((outputs, inputs, tokens))
+        if backward and rank:
+            for left, right in ((inputs, rank), (rank, outputs)):  # A, then B
+                wanted += [(tokens, right, left), (tokens, left, right), (right, left, tokens)]
         for shape in wanted:
             shapes[shape] = shapes.get(shape, 0) + config["num_hidden_layers"]
     return shapes
@@ -203,16 +222,19 @@ def head_products(job: dict, tokens: int) -> list[tuple[str, tuple[int, int, int
     vocabulary = read("student")["vocab_size"]
     tiles = max(1, round(vocabulary / HEAD_TILE))
     tile = vocabulary // tiles
-    shapes = [(job["teacher_dtype"], (tokens, tile, teacher))]
-    for shape in ((tokens, tile, student), (tokens, student, tile), (tile, student, tokens)):
+    shapes = [(job["teacher_dtype"], (tokens, tile, teacher))] if job["kd_weight"] > 0 else []
+    of_weight = [] if job["adapter_rank"] else [(tile, student, tokens)]
+    for shape in ((tokens, tile, student), (tokens, student, tile), *of_weight):
         shapes.append((job["student_dtype"], shape))
     return [(dtype, shape, tiles) for dtype, shape in shapes]
 
 
 def run_gemm(job: dict) -> dict:
     tokens = job["batch"] * job["length"]
-    wanted = [(job["teacher_dtype"], s, n) for s, n in products_of(job["teacher"], tokens, False).items()]
-    wanted += [(job["student_dtype"], s, n) for s, n in products_of(job["student"], tokens, True).items()]
+    wanted, rank = [], job["adapter_rank"]
+    if job["kd_weight"] > 0:
+        wanted += [(job["teacher_dtype"], s, n) for s, n in products_of(job["teacher"], tokens, False).items()]
+    wanted += [(job["student_dtype"], s, n) for s, n in products_of(job["student"], tokens, True, rank).items()]
     wanted += head_products(job, tokens)
     clock, seconds = StepClock(), [0.0] * job["steps"]
     for dtype, (m, n, k), count in wanted:

@@ -18,6 +18,10 @@ at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host
   return leave(enter(host.base_forward(x)) * factor);
 }
 
+void LearnedScale::initialize(const models::Linear&, uint64_t) {
+  if (!placement().is_meta()) parameter("ia3_l").detach().fill_(1.0);
+}
+
 models::MergedLinear LearnedScale::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor factor = widened(parameter("ia3_l"));  // a row or a column

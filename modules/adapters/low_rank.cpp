@@ -6,9 +6,11 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "kernels/linear.h"
+#include "modules/models/initialize.h"
 #include "modules/models/layers.h"
 #include "modules/precision/casts.h"
 
@@ -26,25 +28,37 @@ LowRank::LowRank(const precision::Scope& scope, const precision::Precision& host
   if (shape.dora) create_parameter("lora_magnitude_vector", {shape.out});
 }
 
-at::Tensor LowRank::rows_of_sum(const models::Linear& host, int64_t row, int64_t rows) const {
+at::Tensor LowRank::rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor b = widened(parameter("lora_B").narrow(0, row, rows));
-  return at::mm(b, widened(parameter("lora_A"))).mul_(shape_.scale).add_(widened(host.weight_rows(row, rows)));
+  return at::mm(b, wide_a).mul_(shape_.scale).add_(widened(host.weight_rows(row, rows)));
 }
 
 at::Tensor LowRank::row_norms(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   std::vector<at::Tensor> norms;
+  const at::Tensor wide_a = widened(parameter("lora_A"));
   for (int64_t row = 0; row < shape_.out; row += kRowsAtATime) {
-    const at::Tensor sum = rows_of_sum(host, row, std::min(kRowsAtATime, shape_.out - row));
+    const at::Tensor sum = rows_of_sum(host, wide_a, row, std::min(kRowsAtATime, shape_.out - row));
     norms.push_back(at::linalg_vector_norm(sum, 2, at::IntArrayRef{1}));
   }
   return at::cat(norms);
 }
 
+void LowRank::initialize(const models::Linear& host, uint64_t seed) {
+  if (placement().is_meta()) return;
+  const at::NoGradGuard no_gradient;
+  const double deviation = 1.0 / std::sqrt(3.0 * static_cast<double>(shape_.in));
+  models::fill_normal(parameter("lora_A"), seed, path() + ".lora_A", deviation);
+  parameter("lora_B").detach().zero_();
+  if (!shape_.dora) return;
+  at::Tensor magnitude = parameter("lora_magnitude_vector").detach();
+  precision::cast_into(magnitude, row_norms(host));
+}
+
 models::MergedLinear LowRank::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
-  models::MergedLinear merged{rows_of_sum(host, 0, shape_.out), host.bias()};
+  models::MergedLinear merged{rows_of_sum(host, widened(parameter("lora_A")), 0, shape_.out), host.bias()};
   if (shape_.dora) {
     const at::Tensor factor = widened(parameter("lora_magnitude_vector")) / row_norms(host);
     merged.weight.mul_(factor.unsqueeze(1));

@@ -27,6 +27,13 @@ double put(const at::Tensor& parameter, const at::Tensor& exact) {
 MergeReport merge_adapter(models::BuiltModel& built) {
   const at::NoGradGuard no_gradient;
   std::vector<Linear*> adapted;
+  for (const auto& layer : built.model->layers()) {
+    if (layer->adapter() == nullptr) continue;
+    throw UsageError(
+        fmt::format("[{}] has an adapter that changes what the layer does and no weight (NPT), which cannot be merged: "
+                    "use it beside the model (--adapter)",
+                    layer->path()));
+  }
   for (const auto& module : built.model->modules()) {
     auto* linear = dynamic_cast<Linear*>(module.get());
     if (linear == nullptr || linear->adapter() == nullptr) continue;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <regex>
@@ -16,8 +17,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMostRank = 1 << 16;
-constexpr double kMostAlpha = 1e9;
 constexpr size_t kMostOfPattern = 200;
 
 // What says nothing about the arithmetic of a forward.
@@ -43,21 +42,36 @@ bool plain(const std::string& pattern) {
 }
 
 template <class Value>
-const Value* found(const std::vector<std::pair<std::string, Value>>& patterns, const std::string& module) {
+Value value_of(const ByPattern<Value>& patterns, const std::string& module, Value fallback) {
   for (const auto& [pattern, value] : patterns) {
-    if (names_module(pattern, module)) return &value;
+    if (names_module(pattern, module)) return value;
   }
-  return nullptr;
+  return fallback;
 }
 
-void check_pattern(const std::string& pattern, const std::string& where) {
-  try {
-    if (pattern.size() > kMostOfPattern) throw std::regex_error(std::regex_constants::error_complexity);
-    names_module(pattern, "");
-  } catch (const std::regex_error&) {
-    throw WeightsError(fmt::format("{}: pattern {} is no regular expression, or over {} characters", where,
-                                   io::in_quotes(pattern), kMostOfPattern));
+// The object `key`, each member read by `read(patterns, its key)`.
+template <class Value, class Read>
+ByPattern<Value> read_patterns(const io::JsonFile& file, const std::string& key, const Read& read) {
+  ByPattern<Value> found;
+  if (!file.has(key)) return found;
+  const io::JsonFile patterns = file.child(key);
+  for (const auto& entry : patterns.value().items()) {
+    const std::string fault = pattern_fault(entry.key());
+    if (!fault.empty()) throw WeightsError(patterns.where() + ": " + fault);
+    found.emplace_back(entry.key(), read(patterns, entry.key()));
   }
+  return found;
+}
+
+void refuse_unsupported(const io::JsonFile& file) {
+  std::vector<std::string> refused;
+  for (const auto& entry : file.value().items()) {
+    const bool no_matter = std::find(kNoMatter.begin(), kNoMatter.end(), entry.key()) != kNoMatter.end();
+    if (!no_matter && !says_nothing(entry.value())) refused.push_back(entry.key() + " = " + entry.value().dump());
+  }
+  if (refused.empty()) return;
+  throw WeightsError(fmt::format("{}: {} is not supported here: merge the adapter in PEFT and load the merged model",
+                                 file.where(), fmt::join(refused, ", ")));
 }
 
 }  // namespace
@@ -70,55 +84,52 @@ bool names_module(const std::string& pattern, const std::string& module) {
   return std::regex_match(module, std::regex("(?:.*\\.)?(?:" + pattern + ")"));
 }
 
-PeftConfig::PeftConfig(const std::filesystem::path& path) {
+std::string pattern_fault(const std::string& pattern) {
+  try {
+    if (pattern.size() > kMostOfPattern) throw std::regex_error(std::regex_constants::error_complexity);
+    names_module(pattern, "");
+    return "";
+  } catch (const std::regex_error&) {
+    return fmt::format("pattern {} is no regular expression, or over {} characters", io::in_quotes(pattern),
+                       kMostOfPattern);
+  }
+}
+
+PeftConfig read_peft_config(const std::filesystem::path& path) {
   const io::JsonFile file(path);
   const std::string type = file.string("peft_type");
   if (type != "LORA" && type != "IA3") {
-    throw WeightsError(fmt::format("{}: peft_type is {}, wanted LORA or IA3", path.string(), io::in_quotes(type)));
+    throw WeightsError(
+        fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own", path.string(), io::in_quotes(type)));
   }
-  kind_ = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;
+  PeftConfig config;
+  config.kind = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;
   refuse_unsupported(file);
-  if (kind_ == PeftKind::kIa3) return;
-  dora_ = file.boolean_or("use_dora", false);
-  rslora_ = file.boolean_or("use_rslora", false);
-  rank_ = file.integer("r", 1, kMostRank);
-  alpha_ = file.number_or("lora_alpha", 8, -kMostAlpha, kMostAlpha);
-  if (file.has("rank_pattern")) {
-    const io::JsonFile patterns = file.child("rank_pattern");
-    for (const auto& entry : patterns.value().items()) {
-      check_pattern(entry.key(), patterns.where());
-      ranks_.emplace_back(entry.key(), patterns.integer(entry.key(), 1, kMostRank));
-    }
-  }
-  if (file.has("alpha_pattern")) {
-    const io::JsonFile patterns = file.child("alpha_pattern");
-    for (const auto& entry : patterns.value().items()) {
-      check_pattern(entry.key(), patterns.where());
-      alphas_.emplace_back(entry.key(), patterns.number(entry.key(), -kMostAlpha, kMostAlpha));
-    }
-  }
+  if (config.kind == PeftKind::kIa3) return config;
+  config.dora = file.boolean_or("use_dora", false);
+  config.rslora = file.boolean_or("use_rslora", false);
+  config.rank = file.integer("r", 1, kMostRank);
+  config.alpha = file.number_or("lora_alpha", 8, -kMostAlpha, kMostAlpha);
+  config.ranks = read_patterns<int64_t>(file, "rank_pattern", [](const io::JsonFile& patterns, const std::string& key) {
+    return patterns.integer(key, 1, kMostRank);
+  });
+  config.alphas =
+      read_patterns<double>(file, "alpha_pattern", [](const io::JsonFile& patterns, const std::string& key) {
+        return patterns.number(key, -kMostAlpha, kMostAlpha);
+      });
+  return config;
 }
 
-void PeftConfig::refuse_unsupported(const io::JsonFile& file) const {
-  std::vector<std::string> refused;
-  for (const auto& entry : file.value().items()) {
-    const bool no_matter = std::find(kNoMatter.begin(), kNoMatter.end(), entry.key()) != kNoMatter.end();
-    if (!no_matter && !says_nothing(entry.value())) refused.push_back(entry.key() + " = " + entry.value().dump());
-  }
-  if (refused.empty()) return;
-  throw WeightsError(fmt::format("{}: {} is not supported here: merge the adapter in PEFT and load the merged model",
-                                 file.where(), fmt::join(refused, ", ")));
+std::string PeftConfig::kind_name() const {
+  if (kind == PeftKind::kIa3) return "ia3";
+  return dora ? "dora" : "lora";
 }
 
-int64_t PeftConfig::rank(const std::string& module) const {
-  const int64_t* own = found(ranks_, module);
-  return own != nullptr ? *own : rank_;
-}
+int64_t PeftConfig::rank_of(const std::string& module) const { return value_of(ranks, module, rank); }
 
-double PeftConfig::scale(const std::string& module) const {
-  const double* own = found(alphas_, module);
-  const double alpha = own != nullptr ? *own : alpha_, rank = static_cast<double>(this->rank(module));
-  return alpha / (rslora_ ? std::sqrt(rank) : rank);
+double PeftConfig::scale_of(const std::string& module) const {
+  const double own_rank = static_cast<double>(rank_of(module));
+  return value_of(alphas, module, alpha) / (rslora ? std::sqrt(own_rank) : own_rank);
 }
 
 }  // namespace limbeck::adapters

@@ -1,7 +1,8 @@
-// adapter_config.json: what it says about each module, and what it asks for that is not supported.
+// What adapter_config.json of PEFT says about each module: read with refusals, made by a recipe, and written.
 #pragma once
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "modules/io/json_file.h"
@@ -10,28 +11,33 @@ namespace limbeck::adapters {
 
 enum class PeftKind { kLora, kIa3 };
 
-class PeftConfig {
- public:
-  explicit PeftConfig(const std::filesystem::path& path);
+// Values of modules by name, the first pattern that names a module decides.
+template <class Value>
+using ByPattern = std::vector<std::pair<std::string, Value>>;
 
-  PeftKind kind() const { return kind_; }
-  bool dora() const { return dora_; }
-  // By the module's name in the Hugging Face model, patterns first.
-  int64_t rank(const std::string& module) const;
-  double scale(const std::string& module) const;
+struct PeftConfig {
+  PeftKind kind = PeftKind::kLora;
+  bool dora = false, rslora = false;
+  int64_t rank = 0;
+  double alpha = 0;
+  ByPattern<int64_t> ranks;
+  ByPattern<double> alphas;
 
- private:
-  void refuse_unsupported(const io::JsonFile& file) const;
-
-  PeftKind kind_ = PeftKind::kLora;
-  bool dora_ = false, rslora_ = false;
-  int64_t rank_ = 0;
-  double alpha_ = 0;
-  std::vector<std::pair<std::string, int64_t>> ranks_;
-  std::vector<std::pair<std::string, double>> alphas_;
+  std::string kind_name() const;  // "lora", "dora", "ia3"
+  // By the module's name in the Hugging Face model.
+  int64_t rank_of(const std::string& module) const;
+  double scale_of(const std::string& module) const;
 };
+
+// WeightsError for what PEFT can do and this cannot, by the name of the option.
+PeftConfig read_peft_config(const std::filesystem::path& path);
+
+inline constexpr int64_t kMostRank = 1 << 16;
+inline constexpr double kMostAlpha = 1e9;
 
 // PEFT's rule: the pattern, a regular expression, is the module's name or what follows a dot in it, to its end.
 bool names_module(const std::string& pattern, const std::string& module);
+// What is wrong with a pattern, or "".
+std::string pattern_fault(const std::string& pattern);
 
 }  // namespace limbeck::adapters

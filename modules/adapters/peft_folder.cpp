@@ -9,9 +9,9 @@
 #include <memory>
 #include <string_view>
 
-#include "modules/adapters/learned_scale.h"
-#include "modules/adapters/low_rank.h"
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/adapter_names.h"
+#include "modules/adapters/new_adapter.h"
+#include "modules/adapters/npt_folder.h"
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
 #include "modules/precision/casts.h"
@@ -22,42 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 using models::Linear;
 using precision::ContractModule;
-
-constexpr std::string_view kPrefix = "base_model.model.";
-
-struct Part {
-  std::string_view suffix, parameter;
-};
-constexpr std::string_view kBase = "base_layer";
-constexpr std::array<Part, 6> kParts = {{{".base_layer.weight", kBase},
-                                         {".lora_A.weight", "lora_A"},
-                                         {".lora_B.weight", "lora_B"},
-                                         {".lora_magnitude_vector", "lora_magnitude_vector"},
-                                         {".lora_magnitude_vector.weight", "lora_magnitude_vector"},
-                                         {".ia3_l", "ia3_l"}}};
-
-// Every linear module by the names that a Hugging Face model may have for it.
-std::map<std::string, Linear*> linears_of(const models::BuiltModel& built) {
-  std::map<std::string, Linear*> by_path, found;
-  for (const auto& module : built.model->modules()) {
-    if (auto* linear = dynamic_cast<Linear*>(module.get())) by_path[linear->path()] = linear;
-  }
-  constexpr std::string_view kWeight = ".weight";
-  const auto stem = [&](const std::string& name) { return name.substr(0, name.size() - kWeight.size()); };
-  for (const models::WeightBinding& binding : built.report.bindings) {
-    if (!binding.path.ends_with(kWeight) || binding.expert >= 0) continue;
-    const auto linear = by_path.find(stem(binding.path));
-    if (linear == by_path.end()) continue;
-    for (const std::string& name : binding.other_names) {
-      if (name.ends_with(kWeight)) found.emplace(stem(name), linear->second);
-    }
-    found[stem(binding.name)] = linear->second;
-  }
-  // A tied head has no weight of its own in the file.
-  const auto head = by_path.find(built.model->path() + ".lm_head");
-  if (head != by_path.end()) found.emplace("lm_head", head->second);
-  return found;
-}
 
 // What the file holds for one module: tensor by parameter, and its name in the file.
 struct Found {
@@ -73,8 +37,8 @@ std::map<std::string, Found> by_module(const fs::path& path) {
   std::map<std::string, Found> modules;
   const io::SafetensorsFile file(path);
   for (const io::TensorEntry& entry : file.entries()) {
-    const Part* part = nullptr;
-    for (const Part& known : kParts) {
+    const AdapterPart* part = nullptr;
+    for (const AdapterPart& known : kParts) {
       if (entry.name.starts_with(kPrefix) && entry.name.ends_with(known.suffix)) part = &known;
     }
     if (part == nullptr || entry.name.size() <= kPrefix.size() + part->suffix.size()) {
@@ -100,23 +64,20 @@ class Maker {
       : config_(config), request_(request), built_(built), file_(std::move(file)) {}
 
   std::shared_ptr<models::LinearAdapter> make(const std::string& module, const Found& found, const Linear& host) const {
-    const precision::Scope scope{built_.policy.get(), host.path() + "." + request_.name, host.placement(),
-                                 request_.trainable};
-    const int64_t out = host.out_features(), in = host.in_features();
-    if (config_.kind() == PeftKind::kIa3) {
+    const precision::Scope scope = adapter_scope(built_, host, request_.name, request_.trainable);
+    if (config_.kind == PeftKind::kIa3) {
       const at::Tensor& factors = wanted(module, found, "ia3_l");
       const Scaled what = factors.dim() == 2 && factors.size(0) == 1 ? Scaled::kInput : Scaled::kOutput;
-      return std::make_shared<LearnedScale>(scope, host.precision(), what, what == Scaled::kInput ? in : out);
+      return make_learned_scale(scope, host, what);
     }
     wanted(module, found, "lora_B");
     const at::Tensor& a = wanted(module, found, "lora_A");
-    const LowRankShape shape{in, out, config_.rank(module), config_.scale(module), config_.dora()};
-    if (shape.dora) wanted(module, found, "lora_magnitude_vector");
-    if (a.dim() != 2 || a.size(0) != shape.rank) {
+    if (config_.dora) wanted(module, found, "lora_magnitude_vector");
+    if (a.dim() != 2 || a.size(0) != config_.rank_of(module)) {
       throw WeightsError(fmt::format("{}: {} has lora_A [{}], and adapter_config.json gives it rank {}", file_, module,
-                                     fmt::join(a.sizes(), ","), shape.rank));
+                                     fmt::join(a.sizes(), ","), config_.rank_of(module)));
     }
-    return std::make_shared<LowRank>(scope, host.precision(), shape);
+    return make_low_rank(config_, scope, host, module);
   }
 
  private:
@@ -136,7 +97,7 @@ class Maker {
 // An adapter learnt beside these weights: over others it means nothing.
 void require_same_base(const Linear& host, const Found& found, const std::string& file) {
   const auto& [name, stored] = found.base;
-  if (name.empty()) return;
+  if (name.empty() || host.placement().is_meta()) return;
   bool same = stored.sizes() == at::IntArrayRef({host.out_features(), host.in_features()}) &&
               at::isFloatingType(stored.scalar_type());
   if (same && host.is_quantized()) {
@@ -168,42 +129,45 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
                                      fmt::join(tensor.sizes(), ","), fmt::join(target.sizes(), ","), adapter.path()));
     }
     loaded.cast_tensors += tensor.scalar_type() != target.scalar_type() ? 1 : 0;
+    loaded.weights.push_back({name, adapter.parameter(parameter)});
+    if (target.is_meta()) continue;
     precision::cast_into(target, tensor);
     if (!precision::move(target, c10::kCPU).isfinite().all().item<bool>()) {
       throw WeightsError(
           fmt::format("{}: tensor {} is not finite in {}", file, name, precision::dtype_name(target.scalar_type())));
     }
-    loaded.weights.push_back({name, adapter.parameter(parameter)});
   }
 }
 
 }  // namespace
 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
+  if (is_npt_folder(request.folder)) return load_npt(built, request);
   const fs::path path = request.folder / "adapter_model.safetensors";
-  const PeftConfig config(request.folder / "adapter_config.json");
-  const auto linears = linears_of(built);
+  const PeftConfig config = read_peft_config(request.folder / "adapter_config.json");
+  const auto hosts = adapter_hosts_by_any_name(built);
   const auto modules = by_module(path);
   if (modules.empty()) throw WeightsError(path.string() + ": holds no tensor of an adapter");
   std::vector<std::string> names;
-  for (const auto& [name, linear] : linears) names.push_back(name);
+  for (const auto& [name, host] : hosts) names.push_back(name);
   LoadedAdapter loaded;
-  loaded.kind = config.kind() == PeftKind::kIa3 ? "ia3" : config.dora() ? "dora" : "lora";
+  loaded.config = config;
   const Maker maker(config, request, built, path.string());
   for (const auto& [module, found] : modules) {
-    const auto host = linears.find(module);
-    if (host == linears.end()) {
+    const auto host = hosts.find(module);
+    if (host == hosts.end()) {
       throw WeightsError(
           fmt::format("{}: module {} of tensor {} is no linear module of this {} model, the nearest is {}",
                       path.string(), module, found.parts.empty() ? found.base.first : found.parts.begin()->second.first,
                       built.config.architecture.family, fmt::join(nearest_names(module, names, 1), "")));
     }
-    require_same_base(*host->second, found, path.string());
+    Linear& linear = *host->second.linear;
+    require_same_base(linear, found, path.string());
     if (found.parts.empty()) continue;
-    const auto adapter = maker.make(module, found, *host->second);
+    const auto adapter = maker.make(module, found, linear);
     fill(*adapter, found, path.string(), loaded);
-    host->second->add_adapter(request.name, adapter);
-    host->second->use_adapter(request.name);
+    linear.add_adapter(request.name, adapter);
+    linear.use_adapter(request.name);
     ++loaded.modules;
   }
   return loaded;

@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "modules/adapters/adapter_config.h"
+#include "modules/io/safetensors.h"
 #include "modules/models/load_model.h"
 
 namespace limbeck::adapters {
@@ -14,7 +16,7 @@ struct AdapterWeight {
 };
 
 struct LoadedAdapter {
-  std::string kind;  // "lora", "dora", "ia3"
+  AdapterConfig config;
   std::vector<AdapterWeight> weights;
   int64_t modules = 0, cast_tensors = 0;  // stored in another dtype than the host's, converted at loading
 };
@@ -28,5 +30,10 @@ struct AdapterRequest {
 // Adds the adapter to every module that the file has tensors for, and uses it. What PEFT can do and this cannot is
 // refused by the name of the option; tensors without a place, and halves of a pair, by theirs.
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request);
+
+// Writes the adapter of this name into `folder`, which exists: what load_adapter() reads, and PEFT if it knows the
+// kind. before: see modules/io/safetensors.h.
+void save_adapter(const models::BuiltModel& built, const AdapterConfig& config, const std::string& name,
+                  const std::filesystem::path& folder, const io::BeforeTensor& before = {});
 
 }  // namespace limbeck::adapters

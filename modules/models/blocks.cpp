@@ -1,11 +1,36 @@
 #include "modules/models/blocks.h"
 
 #include <ATen/ops/split.h>
+#include <fmt/format.h>
 
 #include "kernels/attention.h"
 #include "kernels/rotary.h"
+#include "modules/errors.h"
 
 namespace limbeck::models {
+
+Taps Taps::asking_the_same() const {
+  Taps fresh;
+  fresh.keep_attention = keep_attention, fresh.keep_router = keep_router, fresh.keep_adapted = keep_adapted;
+  return fresh;
+}
+
+std::vector<at::Tensor*> Taps::kept() {
+  std::vector<at::Tensor*> all;
+  for (Operands& operands : attention) all.insert(all.end(), {&operands.query_bthd, &operands.key_bshd});
+  for (at::Tensor& logits : router_logits) all.push_back(&logits);
+  for (Adapted& one : adapted) {
+    all.push_back(&one.low_btr);
+    for (auto& [name, penalty] : one.penalties) all.push_back(&penalty);
+  }
+  return all;
+}
+
+void Taps::take_over(const Taps& later) {
+  attention.insert(attention.end(), later.attention.begin(), later.attention.end());
+  router_logits.insert(router_logits.end(), later.router_logits.begin(), later.router_logits.end());
+  adapted.insert(adapted.end(), later.adapted.begin(), later.adapted.end());
+}
 
 Attention::Attention(const Scope& scope, const Architecture& a, int64_t layer)
     : path_(scope.path),
@@ -82,15 +107,25 @@ Mlp::Mlp(const Scope& scope, const Architecture& a) : activation_(a.activation) 
 }
 
 at::Tensor Mlp::forward(const at::Tensor& x, const LayerInput&) const {
-  if (fused_) {
-    const auto halves = fused_->forward(x).chunk(2, -1);
-    return down_->forward(gate(halves[0], halves[1], activation_));
-  }
-  if (gate_) return down_->forward(gate(gate_->forward(x), up_->forward(x), activation_));
-  return down_->forward(activate(up_->forward(x), activation_));
+  if (gate_module() == nullptr) return down_->forward(activate(up_->forward(x), activation_));
+  const auto [gate_btf, up_btf] = gate_and_up(x);
+  return join(gate_btf, up_btf);
 }
 
-Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer) : placement_(a.placement) {
+std::pair<at::Tensor, at::Tensor> Mlp::gate_and_up(const at::Tensor& x) const {
+  if (fused_) {
+    const auto halves = fused_->forward(x).chunk(2, -1);
+    return {halves[0], halves[1]};
+  }
+  const at::Tensor up = up_->forward(x);
+  return {gate_->forward(x), up};
+}
+
+at::Tensor Mlp::join(const at::Tensor& gate_btf, const at::Tensor& up_btf) const {
+  return down_->forward(gate(gate_btf, up_btf, activation_));
+}
+
+Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer) : path_(scope.path), placement_(a.placement) {
   attention_ = register_module("self_attn", std::make_shared<Attention>(scope.child("self_attn"), a, layer));
   if (a.sparse(layer)) {
     feed_forward_ = register_module("mlp", std::make_shared<MixtureOfExperts>(scope.child("mlp"), a));
@@ -106,7 +141,7 @@ Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer) : placeme
   if (placement_ != NormPlacement::kPre) post_feed_forward_norm_ = norm("post_feedforward_layernorm");
 }
 
-at::Tensor Layer::forward(const at::Tensor& x, const LayerInput& input) const {
+at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) const {
   switch (placement_) {
     case NormPlacement::kPre: {
       const at::Tensor h = x + attention_->forward(input_norm_->forward(x), input);
@@ -121,6 +156,49 @@ at::Tensor Layer::forward(const at::Tensor& x, const LayerInput& input) const {
   }
   const at::Tensor h = x + post_attention_norm_->forward(attention_->forward(input_norm_->forward(x), input));
   return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h), input));
+}
+
+std::string Layer::other_kind() const {
+  if (placement_ == NormPlacement::kPost) return "is post-norm";
+  if (placement_ == NormPlacement::kSandwich) return "has norms before and after its parts (sandwich)";
+  const auto* mlp = dynamic_cast<const Mlp*>(feed_forward_.get());
+  if (mlp == nullptr) return "is sparse (a mixture of experts)";
+  return mlp->gate_module() == nullptr ? "has an MLP without a gate" : "";
+}
+
+at::Tensor Layer::attended(const at::Tensor& h, const LayerInput& input) const {
+  return attention_->forward(input_norm_->forward(h), input);
+}
+
+at::Tensor Layer::normed(const at::Tensor& h) const { return post_attention_norm_->forward(h); }
+
+const Mlp& Layer::gated_mlp() const { return dynamic_cast<const Mlp&>(*feed_forward_); }
+
+void Layer::add_adapter(const std::string& name, std::shared_ptr<LayerAdapter> adapter) {
+  if (name.empty() || name.find('.') != std::string::npos || named_children().contains(name)) {
+    throw UsageError(
+        fmt::format("[{}] cannot have an adapter called \"{}\": wanted a name without a dot that nothing "
+                    "of the layer has yet",
+                    path_, name));
+  }
+  register_module(name, adapter);
+  adapters_.emplace(name, std::move(adapter));
+}
+
+const LayerAdapter* Layer::adapter(const std::string& name) const {
+  const auto found = adapters_.find(name);
+  return found == adapters_.end() ? nullptr : found->second.get();
+}
+
+std::vector<std::string> Layer::adapter_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, adapter] : adapters_) names.push_back(name);
+  return names;
+}
+
+void Layer::use_adapter(const std::string& name) {
+  const auto found = adapters_.find(name);
+  adapter_ = found == adapters_.end() ? nullptr : found->second;
 }
 
 }  // namespace limbeck::models

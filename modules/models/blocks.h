@@ -1,9 +1,14 @@
 // The blocks of a transformer: attention, MLP, mixture of experts, and the layer that joins them with its norms.
 #pragma once
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "modules/models/key_value_cache.h"
+#include "modules/models/layer_adapter.h"
 #include "modules/models/layers.h"
 
 namespace limbeck::models {
@@ -13,9 +18,19 @@ struct Taps {
   struct Operands {
     at::Tensor query_bthd, key_bshd;  // as attention sees them: after their norms and rotary positions
   };
-  bool keep_attention = false, keep_router = false;
+  // What a layer's adapter says of itself.
+  struct Adapted {
+    at::Tensor low_btr;                           // what its rank leaves of its input, in its compute dtype
+    std::map<std::string, at::Tensor> penalties;  // by name: [B, T] in float32 or wider, for a mean over tokens
+  };
+  bool keep_attention = false, keep_router = false, keep_adapted = false;
   std::vector<Operands> attention;        // one a layer
   std::vector<at::Tensor> router_logits;  // [B, T, E] in the model's dtype, one a sparse layer
+  std::vector<Adapted> adapted;           // one a layer whose adapter works
+
+  Taps asking_the_same() const;       // with nothing kept yet
+  std::vector<at::Tensor*> kept();    // every tensor, in an order that the same layers always give
+  void take_over(const Taps& later);  // what later layers kept, behind what is here
 };
 
 // What every layer of one forward shares.
@@ -50,6 +65,11 @@ class Mlp : public FeedForward {
  public:
   Mlp(const Scope& scope, const Architecture& architecture);
   at::Tensor forward(const at::Tensor& x, const LayerInput& input) const override;
+  // Where it is gated, the two halves of a forward, for what comes between them: W_g x and W_u x, W_d (act(gate) * up).
+  std::pair<at::Tensor, at::Tensor> gate_and_up(const at::Tensor& x) const;
+  at::Tensor join(const at::Tensor& gate_btf, const at::Tensor& up_btf) const;
+  // The linear module whose first rows are W_g; null where nothing is gated.
+  const Linear* gate_module() const { return fused_ ? fused_.get() : gate_.get(); }
 
  private:
   Activation activation_;
@@ -84,10 +104,35 @@ class MixtureOfExperts : public FeedForward {
 class Layer : public torch::nn::Module {
  public:
   Layer(const Scope& scope, const Architecture& architecture, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const;
+  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const {
+    return forward_with(adapter_.get(), x, input);
+  }
+  // As when this adapter of the layer works; null: none.
+  at::Tensor forward_with(const LayerAdapter* adapter, const at::Tensor& x, const LayerInput& input) const {
+    return adapter != nullptr ? adapter->forward(x, *this, input) : base_forward(x, input);
+  }
+  at::Tensor base_forward(const at::Tensor& x, const LayerInput& input) const;  // without an adapter
+  const std::string& path() const { return path_; }
+
+  // What makes it another layer than a pre-norm one with a gated MLP: "is post-norm"; empty where nothing does.
+  std::string other_kind() const;
+  // The parts of such a layer.
+  at::Tensor attended(const at::Tensor& h, const LayerInput& input) const;  // attention to the first norm's result
+  at::Tensor normed(const at::Tensor& h) const;                             // by the norm before the MLP
+  const Mlp& gated_mlp() const;
+
+  // Several may be there by name, one at a time works; "": none does.
+  void add_adapter(const std::string& name, std::shared_ptr<LayerAdapter> adapter);
+  void use_adapter(const std::string& name);
+  const LayerAdapter* adapter() const { return adapter_.get(); }
+  const LayerAdapter* adapter(const std::string& name) const;  // null: there is none of that name
+  std::vector<std::string> adapter_names() const;
 
  private:
+  std::string path_;
   NormPlacement placement_;
+  std::shared_ptr<LayerAdapter> adapter_;  // the one that works
+  std::map<std::string, std::shared_ptr<LayerAdapter>> adapters_;
   std::shared_ptr<Attention> attention_;
   std::shared_ptr<FeedForward> feed_forward_;
   std::shared_ptr<Norm> input_norm_, post_attention_norm_, pre_feed_forward_norm_, post_feed_forward_norm_;

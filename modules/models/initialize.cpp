@@ -27,6 +27,11 @@ void fill_sinusoidal(at::Tensor& table) {
   precision::cast_into(table, values);
 }
 
+// Numbers are drawn on the CPU and copied, so that they are the same on every device.
+at::Tensor on_cpu(const at::Tensor& placed) {
+  return placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
+}
+
 // What the residual stream sums once a layer starts smaller in GPT-2, so that the sum does not grow with the depth.
 double deviation_of(const Architecture& a, const std::string& path) {
   const bool residual = path.ends_with(".o_proj") || path.ends_with(".down_proj");
@@ -45,9 +50,8 @@ void initialize_quantized(Linear& linear, const Architecture& a, uint64_t seed) 
 void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
   const Architecture& a = model.architecture();
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
-    // Drawn on the CPU and copied, so that the numbers are the same on every device.
     at::Tensor placed = entry.value().detach();
-    at::Tensor parameter = placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
+    at::Tensor parameter = on_cpu(placed);
     if (module.role() == Role::kNorm) {
       const bool one = entry.key() == "weight" && a.norm != NormKind::kRmsUnitOffset;
       parameter.fill_(one ? 1.0 : 0.0);
@@ -66,6 +70,13 @@ void initialize(const ContractModule& module, const Transformer& model, uint64_t
 }
 
 }  // namespace
+
+void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& path, double deviation) {
+  at::Tensor placed = parameter.detach();
+  at::Tensor drawn = on_cpu(placed);
+  kernels::fill_normal_(drawn, kernels::key_of(seed, path), deviation);
+  if (!placed.is_cpu()) precision::cast_into(placed, drawn);
+}
 
 void initialize_weights(const Transformer& model, uint64_t seed) {
   const at::NoGradGuard no_gradient;

@@ -3,6 +3,7 @@
 // model starts from the same numbers wherever the paths agree.
 #pragma once
 #include <cstdint>
+#include <string>
 
 #include "modules/models/transformer.h"
 
@@ -10,5 +11,7 @@ namespace limbeck::models {
 
 // Fills every parameter, in its storage dtype and on its device; the numbers are the same on every device.
 void initialize_weights(const Transformer& model, uint64_t seed);
+// One parameter, by a path of its own.
+void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& path, double deviation);
 
 }  // namespace limbeck::models

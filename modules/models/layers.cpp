@@ -67,6 +67,17 @@ void Linear::use_adapter(const std::string& name) {
   adapter_ = found == adapters_.end() ? nullptr : found->second;
 }
 
+const LinearAdapter* Linear::adapter(const std::string& name) const {
+  const auto found = adapters_.find(name);
+  return found == adapters_.end() ? nullptr : found->second.get();
+}
+
+std::vector<std::string> Linear::adapter_names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, adapter] : adapters_) names.push_back(name);
+  return names;
+}
+
 const at::Tensor& Linear::weight() const {
   if (quantized_) {
     throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),

@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "modules/models/architecture.h"
 #include "modules/models/linear_adapter.h"
@@ -45,6 +46,8 @@ class Linear : public ContractModule {
   void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
   void use_adapter(const std::string& name);
   const LinearAdapter* adapter() const { return adapter_.get(); }
+  const LinearAdapter* adapter(const std::string& name) const;  // null: there is none of that name
+  std::vector<std::string> adapter_names() const;
   bool is_tied() const { return tied_ != nullptr; }
 
  private:

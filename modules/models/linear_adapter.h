@@ -22,6 +22,8 @@ class LinearAdapter : public precision::ContractModule {
   // In place of host.base_forward(x), from the same x to the same dtype.
   virtual at::Tensor forward(const at::Tensor& x, const Linear& host) const = 0;
   virtual MergedLinear merged(const Linear& host) const = 0;
+  // First values, with which it changes nothing; parameters on meta stay as they are.
+  virtual void initialize(const Linear& host, uint64_t seed) = 0;
 
  protected:
   // A weight in the dtype of MergedLinear.

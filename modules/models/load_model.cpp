@@ -74,7 +74,11 @@ c10::Device usable_device(const ModelRequest& request) {
 
 }  // namespace
 
-BuiltModel build_on_meta(const ModelRequest& request) { return build(request, c10::Device(c10::kMeta), nullptr); }
+BuiltModel build_on_meta(const ModelRequest& request) {
+  BuiltModel built = build(request, c10::Device(c10::kMeta), nullptr);
+  built.report.bindings = bind_weights(*built.model, *built.config.family);
+  return built;
+}
 
 BuiltModel load_model(const ModelRequest& asked) {
   ModelRequest request = asked;

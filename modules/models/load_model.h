@@ -29,7 +29,7 @@ struct BuiltModel {
   ModelConfig config;
   std::shared_ptr<precision::PrecisionPolicy> policy;
   std::shared_ptr<Transformer> model;
-  LoadReport report;  // empty when no weights were read
+  LoadReport report;  // bindings always; the rest is empty when no weights were read
 };
 
 // Structure and contract alone, every tensor on meta: no weights are read, the folder may hold config.json only.

@@ -145,6 +145,7 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
       // not.
       x = x.view_as(x);
     }
+    if (input.layer_inputs != nullptr) x = input.layer_inputs->at(static_cast<size_t>(number));
     const auto forward = [&](const at::Tensor& in) {
       return checkpointing_ ? checkpointed_forward(layer, in, shared) : layer->forward(in, shared);
     };

@@ -21,6 +21,8 @@ struct ModelInput {
   std::optional<at::Tensor> token_type_ids;  // [B, T]
   KeyValueCache* cache = nullptr;            // decoders: the tokens before these
   Taps* taps = nullptr;                      // what to keep of the inside; appended to
+  // Each layer's input, in place of the output of the layer before it.
+  const std::vector<at::Tensor>* layer_inputs = nullptr;
 };
 
 struct Encoded {
@@ -34,11 +36,13 @@ class Transformer : public torch::nn::Module {
 
   const Architecture& architecture() const { return architecture_; }
   const std::string& path() const { return path_; }
+  const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
   Encoded encode(const ModelInput& input, bool keep_hidden = false) const;
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
   at::Tensor head(const at::Tensor& last) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
+  bool head_is_adapted() const { return head_ != nullptr && head_->adapter() != nullptr; }
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
   // Fetches and frees the weights around every layer; null: they are there. The model does not own it.

@@ -48,6 +48,18 @@ void ContractModule::replace_parameter(const std::string& name, const at::Tensor
   parameters_[name].set_requires_grad(trains);
 }
 
+void ContractModule::borrow_parameters(const ContractModule& lender) {
+  for (auto& entry : parameters_) {
+    const at::Tensor& theirs = lender.parameter(entry.key());
+    const bool fits = theirs.sizes() == entry.value().sizes() && theirs.scalar_type() == entry.value().scalar_type();
+    if (!fits || theirs.requires_grad()) {
+      throw std::logic_error(fmt::format("{} cannot borrow {} of {}", path_, entry.key(), lender.path()));
+    }
+    entry.value() = theirs;
+  }
+  placement_ = lender.placement_;
+}
+
 at::Tensor ContractModule::enter(const at::Tensor& x) const {
   if (x.scalar_type() != precision_.input || x.device() != placement_) {
     throw ContractError(fmt::format(

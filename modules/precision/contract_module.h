@@ -47,6 +47,9 @@ class ContractModule : public torch::nn::Module {
   bool has_parameter(const std::string& name) const;
   // Puts another tensor in its place (a packed weight, a resized table). The next check holds it against the contract.
   void replace_parameter(const std::string& name, const at::Tensor& tensor);
+  // Every parameter is from now on that of `lender`, of the same names, shapes and dtypes, where the lender's live.
+  // Neither trains it.
+  void borrow_parameters(const ContractModule& lender);
 
  protected:
   // A parameter in the storage dtype, uninitialised.

@@ -82,6 +82,36 @@ TEST(Checkpointing, LossAndEveryGradientHaveTheBitsOfThePlainRun) {
   }
 }
 
+// What terms keep of the inside has the plain run's values and gradients too, even when the taps are gone by then.
+TEST(Checkpointing, WhatTapsKeepHasItsGradients) {
+  for (const std::string family : {"llama", "gpt2", "qwen3_moe"}) {
+    const BuiltModel built = trainable(family, at::kFloat);
+    const auto run_with_taps = [&](bool checkpointing) {
+      built.model->set_checkpointing(checkpointing);
+      for (const at::Tensor& parameter : built.model->parameters()) parameter.mutable_grad().reset();
+      Outcome result;
+      {
+        Taps taps;
+        taps.keep_attention = taps.keep_router = true;
+        ModelInput input = padded_batch(c10::kCPU);
+        input.taps = &taps;
+        result.loss = built.model->encode(input).last.sin().sum();
+        EXPECT_EQ(taps.attention.size(), 2u);
+        EXPECT_EQ(taps.router_logits.size(), family == "qwen3_moe" ? 2u : 0u);
+        for (const at::Tensor* kept : taps.kept()) result.loss = result.loss + kept->square().mean();
+      }
+      result.loss.backward();
+      for (const at::Tensor& parameter : built.model->parameters()) {
+        result.gradients.push_back(parameter.grad().defined() ? parameter.grad().clone() : at::Tensor());
+      }
+      return result;
+    };
+    SCOPED_TRACE(family);
+    const Outcome plain = run_with_taps(false);
+    expect_same(plain, run_with_taps(true), *built.model);
+  }
+}
+
 // The inner backward of one layer ends before that of the next begins: depth costs no stack and no further threads.
 TEST(Checkpointing, AHundredLayersDoNotNest) {
   ModelRequest request;

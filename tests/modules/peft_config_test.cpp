@@ -23,15 +23,15 @@ TEST(PeftConfig, ScalesByAlphaAndRankOfTheModule) {
   const test::TemporaryFolder folder;
   const auto read = [&](const std::string& more) {
     test::write_bytes(folder / "c.json", R"({"peft_type": "LORA", "r": 4, "lora_alpha": 12)" + more + "}");
-    return PeftConfig(folder / "c.json");
+    return read_peft_config(folder / "c.json");
   };
-  EXPECT_EQ(read("").scale("a.q_proj"), 3);
-  EXPECT_EQ(read(R"(, "use_rslora": true)").scale("a.q_proj"), 6);
+  EXPECT_EQ(read("").scale_of("a.q_proj"), 3);
+  EXPECT_EQ(read(R"(, "use_rslora": true)").scale_of("a.q_proj"), 6);
   const PeftConfig patterns = read(R"(, "rank_pattern": {"q_proj": 16}, "alpha_pattern": {"a.v_proj": 2})");
-  EXPECT_EQ(patterns.rank("a.q_proj"), 16);
-  EXPECT_EQ(patterns.scale("a.q_proj"), 0.75);
-  EXPECT_EQ(patterns.scale("a.v_proj"), 0.5);
-  EXPECT_EQ(patterns.scale("b.v_proj"), 3);
+  EXPECT_EQ(patterns.rank_of("a.q_proj"), 16);
+  EXPECT_EQ(patterns.scale_of("a.q_proj"), 0.75);
+  EXPECT_EQ(patterns.scale_of("a.v_proj"), 0.5);
+  EXPECT_EQ(patterns.scale_of("b.v_proj"), 3);
 }
 
 }  // namespace

@@ -121,7 +121,6 @@ def test_half_types_are_no_worse_than_peft(limbeck, tmp_path, name, dtype):
     """Against PEFT in float64 on the same rounded weights."""
     adapted = Adapted(name, tmp_path, dtype)
     rounded = tmp_path / "rounded"
-    adapted.model.get_base_model()  # the weights below are what both half models hold
     theirs = adapted.compared(adapted.theirs()["output"])
     model_zoo.load(adapted.family, adapted.base, dtype).save_pretrained(rounded)
     ours = adapted.compared(limbeck.forward(rounded, adapted.inputs.tensors, dtype=dtype, adapter=adapted.folder)[

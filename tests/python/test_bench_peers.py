@@ -104,6 +104,22 @@ def test_the_products_of_the_bound_are_those_of_the_layers(tmp_path):
     assert flops[1] == 3 * flops[0]
 
 
+def test_a_frozen_base_has_no_products_for_its_weights(tmp_path):
+    LlamaConfig(hidden_size=64, intermediate_size=192, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    flops = lambda **more: sum(m * n * k * count for (m, n, k), count in loops.products_of(str(tmp_path), 128, **more).items())  # noqa: E731
+    adapter = 128 * 4 * (4 * 64 + 64 + 32 + 32 + 64 + 2 * 64 + 192 + 2 * 192 + 64)  # rank x (in + out) of each linear module
+    assert flops(backward=True, rank=4) == 2 * flops(backward=False) + 3 * adapter
+
+
+def test_contenders_train_the_same_adapter(tmp_path):
+    done, result = run(tmp_path, "--dtype=float32", "--lora=4", "--kd-weight=0", "--only=limbeck,plain,chunked,gemm")
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = {name: result["contenders"][name]["losses"][0] for name in ("limbeck", "plain", "chunked")}
+    assert losses["chunked"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["limbeck"][0] == pytest.approx(losses["plain"][0], rel=1e-5)  # later ones depend on A's random numbers
+    assert "LoRA of rank 4 (Python: PEFT)" in done.stdout and "no teacher" in done.stdout
+
+
 def test_the_rows_written_are_the_rows_read(tmp_path):
     bench_data.write_rows(tmp_path, rows=5, length=16, vocabulary=50)
     rows = loops.read_rows(tmp_path)
@@ -121,5 +137,5 @@ def test_the_first_step_is_taken_from_the_event_file(tmp_path):
     )  # fmt: skip
     path = min(tmp_path.glob("*tfevents*"))
     events = [event_file.parse(record) for record in event_file.records(path)]
-    assert bench_data.first_event_time(tmp_path) == events[1].wall_time
+    assert bench_data.step_times(tmp_path)[0] == events[1].wall_time
     assert events[1].step == 1

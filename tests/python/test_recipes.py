@@ -128,4 +128,5 @@ def test_a_recipe_trains_two_updates(recipe, data, tmp_path):
     assert all(line["targets"] > 0 or keys.has_option("objective", "embedding_weight") for line in trained)
     assert trained[0]["grad_norm"] > 0 and trained[0]["skipped"] == 0
     assert sorted(event_file.read_run(run)["train/loss"]) == [1, 2]
-    assert (run / "final" / "model.safetensors").is_file() and (run / "contract.json").is_file()
+    weights = "adapter_model" if keys.has_section("adapter") else "model"
+    assert (run / "final" / f"{weights}.safetensors").is_file() and (run / "contract.json").is_file()

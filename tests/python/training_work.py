@@ -116,7 +116,7 @@ class Outcome:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         computed = [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
         return Outcome(
-            load_file(run / "final" / "model.safetensors"),
+            load_file(next((run / "final").glob("*model.safetensors"))),  # or adapter_model.safetensors
             [line for line in computed if line["phase"] != "checkpoint"],
             joined_state(newest_checkpoint(run)),
         )

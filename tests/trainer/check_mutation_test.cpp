@@ -53,8 +53,9 @@ enum class Flip { kDtype, kDevice };
 
 void flip(precision::ContractModule& module, Flip what) {
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
+    const at::ScalarType other = entry.value().scalar_type() == at::kFloat ? at::kBFloat16 : at::kFloat;
     const at::TensorOptions options =
-        what == Flip::kDtype ? entry.value().options().dtype(at::kFloat) : entry.value().options().device(at::kCPU);
+        what == Flip::kDtype ? entry.value().options().dtype(other) : entry.value().options().device(at::kCPU);
     module.replace_parameter(entry.key(), at::zeros(entry.value().sizes(), options));
   }
 }
@@ -151,6 +152,53 @@ TEST(CheckProjector, MutatedProjectorIsNamed) {
   EXPECT_TRUE(names(report.stored_wrongly, "projector.logit"));
   EXPECT_FALSE(report.ran_wrongly.empty());
 }
+
+using AdapterRow = std::tuple<std::string, std::string>;
+class CheckAdapter : public ::testing::TestWithParam<AdapterRow> {
+ protected:
+  static RecipeKeys keys() {
+    const auto& [kind, dtype] = GetParam();
+    RecipeKeys keys = with_teacher(recipe_for("llama", dtype), "llama", dtype);
+    for (auto& [key, value] : keys) {
+      if (key == "teacher.model") value = keys.front().second;  // the student's folder
+    }
+    keys.emplace_back("adapter.kind", kind);
+    return keys;
+  }
+};
+
+TEST_P(CheckAdapter, HasTheDtypeOfItsHostAndTrainsAlone) {
+  const auto& [kind, dtype] = GetParam();
+  int64_t adapters = 0;
+  const CheckReport report = check(keys(), [&, &wanted = dtype](Distillation& objective) {
+    EXPECT_TRUE(objective.teacher_shares_weights());
+    for (const auto& module : objective.contract_modules()) {
+      const bool adapter = module->role() == precision::Role::kAdapter;
+      adapters += adapter ? 1 : 0;
+      for (const at::Tensor& tensor : module->parameters(/*recurse=*/false)) {
+        EXPECT_EQ(tensor.requires_grad(), adapter) << module->path();
+        EXPECT_EQ(precision::dtype_name(tensor.scalar_type()), wanted) << module->path();
+      }
+    }
+    for (const auto& trained : objective.trained_parameters())
+      EXPECT_NE(trained.name.find(".default."), trained.name.npos);
+  });
+  EXPECT_TRUE(report.passed()) << first_violation(report);
+  EXPECT_EQ(adapters, 2 * (kind == "ia3" ? 3 : 7));  // of two layers
+  EXPECT_TRUE(report.unreached.empty());
+}
+
+TEST_P(CheckAdapter, MutationOfAnyRowIsNamed) {
+  for (const Flip what : {Flip::kDtype, Flip::kDevice}) {
+    const Tally tally = mutate_every_module(keys(), what);
+    EXPECT_EQ(tally.stored, tally.mutations);
+    EXPECT_GT(tally.mutations, 40);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Table, CheckAdapter,
+                         ::testing::Combine(::testing::Values("lora", "dora", "ia3"), ::testing::ValuesIn(kDtypes)),
+                         [](const auto& test) { return std::get<0>(test.param) + "_" + std::get<1>(test.param); });
 
 TEST(CheckRules, AModuleInAnotherDtypeGetsCastsAtItsDoors) {
   RecipeKeys keys = recipe_for("llama");

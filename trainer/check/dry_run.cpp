@@ -128,7 +128,10 @@ data::Batch meta_batch(const recipe::Settings& settings, const Distillation& obj
 }
 
 void plan_weights(const Distillation& objective, const loop::KeptBytes& kept, CheckReport& report) {
-  if (objective.teacher()) report.memory.push_back({"teacher weights", kept.teacher});
+  const bool shared = objective.teacher_shares_weights();
+  if (objective.teacher()) {
+    report.memory.push_back({shared ? "teacher weights: the student's, shared" : "teacher weights", kept.teacher});
+  }
   report.memory.push_back({"student weights", kept.student});
   int64_t projectors = 0;
   for (const auto& [name, tensor] : objective.projector_tensors()) projectors += static_cast<int64_t>(tensor.nbytes());

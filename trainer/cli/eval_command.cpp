@@ -7,6 +7,7 @@
 #include "trainer/cli/progress.h"
 #include "trainer/data/data_request.h"
 #include "trainer/loop/trainer.h"
+#include "trainer/objective/recipe_adapter.h"
 
 namespace limbeck::cli {
 namespace {
@@ -17,6 +18,7 @@ constexpr int64_t kFinestProgress = 1000000;
 recipe::Settings settings_of_checkpoint(const Invocation& call) {
   const std::string checkpoint = call.settings.path("checkpoint").string();
   if (checkpoint.empty()) return call.settings;
+  if (objective::trains_adapter(call.settings)) return call.settings.with("adapter.from", checkpoint);
   return call.settings.with("student.model", checkpoint).with("student.init", "weights");
 }
 

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 
 #include "modules/adapters/merge.h"
-#include "modules/errors.h"
 #include "modules/models/save_model.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/model_options.h"
@@ -26,7 +25,7 @@ void run_merge(Invocation& call) {
   const adapters::MergeReport report = adapters::merge_adapter(built);
   models::save_model(built, folder);
   const std::string dtype = precision::dtype_name(built.policy->stream_dtype());
-  call.result["adapter"] = loaded->kind;
+  call.result["adapter"] = adapters::kind_name(loaded->config);
   call.result["modules"] = report.modules;
   call.result["dtype"] = dtype;
   call.result["worst_error"] = report.worst_error;
@@ -35,7 +34,8 @@ void run_merge(Invocation& call) {
   call.console.result(
       fmt::format("{} merged into {} modules of {}; rounding to {} changed {} the most, by {:.1e} of its "
                   "size",
-                  loaded->kind, report.modules, folder.string(), dtype, report.worst_module, report.worst_error));
+                  adapters::kind_name(loaded->config), report.modules, folder.string(), dtype, report.worst_module,
+                  report.worst_error));
 }
 
 void declare_merge(recipe::OptionTable& table) {

@@ -26,11 +26,13 @@ void declare_single_model(recipe::OptionTable& table) {
              .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
              .words = {"none", "int8", "int4", "nf4", "nf4-double"},
              .flag_only = true});
-  table.add({.name = "adapter",
-             .kind = OptionKind::kPath,
-             .help = "PEFT folder of a LoRA, DoRA or IA3 adapter for this model, which computes in its dtype.",
-             .value_name = "DIR",
-             .flag_only = true});
+  table.add(
+      {.name = "adapter",
+       .kind = OptionKind::kPath,
+       .help =
+           "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder, for this model; it computes in its dtype.",
+       .value_name = "DIR",
+       .flag_only = true});
   table.add({.name = "allow-nonfinite",
              .kind = OptionKind::kSwitch,
              .help = "Load weights that hold NaN or infinity.",
@@ -56,7 +58,7 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
   request.folder = settings.required_path("adapter");
   request.trainable = trainable;
   auto loaded = adapters::load_adapter(built, request);
-  console.note(fmt::format("{} adapter on {} modules{}", loaded.kind, loaded.modules,
+  console.note(fmt::format("{} adapter on {} modules{}", adapters::kind_name(loaded.config), loaded.modules,
                            loaded.cast_tensors == 0 ? ""
                                                     : fmt::format(", {} tensors were converted to the dtype of their "
                                                                   "modules",

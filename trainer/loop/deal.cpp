@@ -21,8 +21,8 @@ Deal deal_of(const recipe::Settings& settings, int64_t ranks, int64_t rank) {
   if (deal.micro_batches % deal.ranks != 0) {
     throw UsageError(fmt::format(
         "train.accumulate = {} {}: the micro-batches of an update are divided among the ranks, and there are {}: set "
-        "it "
-        "to a multiple of {}; an update has train.accumulate x data.batch_size sequences whatever the number of ranks",
+        "it to a multiple of {}; an update has train.accumulate x data.batch_size sequences whatever the number of "
+        "ranks",
         deal.micro_batches, where, deal.ranks, deal.ranks));
   }
   deal.own = deal.micro_batches / deal.ranks;

@@ -8,11 +8,13 @@
 #include <cerrno>
 #include <cstring>
 
+#include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/save_model.h"
 #include "modules/precision/casts.h"
+#include "trainer/objective/recipe_adapter.h"
 #include "trainer/parallel/topology.h"
 
 namespace limbeck::loop {
@@ -76,7 +78,12 @@ fs::path RunFolder::save_student(const std::string& name, const objective::Disti
                                  const io::BeforeTensor& before) const {
   const fs::path folder = path_ / name, fresh = path_ / ("." + name + ".new");
   fs::remove_all(fresh);
-  models::save_model(objective.student(), fresh, models::kMaxShardBytes, before);
+  if (objective.adapter()) {
+    fs::create_directories(fresh);
+    adapters::save_adapter(objective.student(), *objective.adapter(), objective::kAdapterName, fresh, before);
+  } else {
+    models::save_model(objective.student(), fresh, models::kMaxShardBytes, before);
+  }
   const auto projectors = objective.projector_tensors();
   if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors, {}, before);
   fs::remove_all(folder);

@@ -23,7 +23,8 @@ class RunFolder {
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path checkpoints() const { return path_ / checkpoint::kCheckpointsFolder; }
   void write_text(const std::string& name, const std::string& text) const;
-  // The student as a Hugging Face folder NAME (replacing an older one), projectors.safetensors beside its weights.
+  // The student as a Hugging Face folder NAME (replacing an older one), its adapter as a PEFT folder where that is what
+  // trains; projectors.safetensors beside the weights.
   // before: see modules/io/safetensors.h.
   std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective,
                                      const io::BeforeTensor& before) const;

@@ -38,7 +38,9 @@ parallel::Order order_of(const recipe::Settings& settings) {
 }
 
 bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher();
+  // Weights that are the student's as well stay with it.
+  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() &&
+         !objective.teacher_shares_weights();
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.
@@ -115,14 +117,19 @@ TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& obj
 KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objective, int ranks) {
   KeptBytes kept;
   const int64_t zero = settings.integer("parallel.zero");
-  const auto trained = trained_parameters(objective), student = named_parameters(objective.student());
-  if (objective.teacher()) {
+  const auto trained = trained_parameters(objective);
+  std::vector<NamedParameter> student, frozen;
+  for (const NamedParameter& parameter : named_parameters(objective.student())) {
+    (parameter.tensor.requires_grad() ? student : frozen).push_back(parameter);
+  }
+  if (objective.teacher() && !objective.teacher_shares_weights()) {
     const auto teacher = named_parameters(*objective.teacher());
     kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
                                                                : whole_bytes(teacher);
     kept.teacher += quantized_bytes(*objective.teacher());
   }
-  kept.student = zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student = whole_bytes(frozen);
+  kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
   kept.student += quantized_bytes(objective.student());
   kept.gradients = whole_bytes(trained);
   if (!shares_nothing(settings, ranks)) {

@@ -2,13 +2,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <set>
 
 #include "modules/errors.h"
-#include "modules/io/crc32c.h"
 #include "modules/precision/host_memory.h"
 #include "trainer/data/data_request.h"
 #include "trainer/loop/resume.h"

@@ -4,7 +4,9 @@
 
 #include "modules/errors.h"
 #include "trainer/objective/class_terms.h"
+#include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
+#include "trainer/objective/recipe_adapter.h"
 #include "trainer/objective/recipe_models.h"
 #include "trainer/objective/vocabulary_guard.h"
 
@@ -34,8 +36,9 @@ models::ModelInput model_input(const data::TokenStream& stream, models::Taps* ta
 }
 
 bool any_needs_teacher(const TermWeights& weights) {
-  for (const TermKind kind : {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention,
-                              TermKind::kContrastive, TermKind::kEmbedding, TermKind::kExpertMix}) {
+  for (const TermKind kind :
+       {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention, TermKind::kContrastive,
+        TermKind::kEmbedding, TermKind::kExpertMix, TermKind::kEquivalence}) {
     if (weights.full(kind) > 0) return true;
   }
   return false;
@@ -53,6 +56,8 @@ struct Distillation::State {
   recipe::Settings settings;
   bool meta;
   models::BuiltModel student;
+  std::optional<adapters::AdapterConfig> adapter;
+  bool shares_weights = false;
   std::optional<models::BuiltModel> teacher;
   TermWeights weights;
   Divergence divergence;
@@ -71,8 +76,11 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
     : settings(recipe),
       meta(on_meta),
       student(build_student(recipe, on_meta)),
-      teacher(build_teacher(recipe, student, on_meta)),
+      adapter(adapt_student(recipe, student)),
       weights(recipe, student.model->architecture().head == HeadKind::kNone) {
+  BuiltTeacher built = build_teacher(recipe, student, on_meta);
+  teacher = std::move(built.model);
+  shares_weights = built.shares_weights;
   const auto* list = dynamic_cast<const Registry<DivergenceFactory>*>(registries.find("objectives"));
   if (list == nullptr) throw std::logic_error("no objective is registered: call register_builtins()");
   divergence = list->find(settings.text("objective.divergence"))(settings);
@@ -148,6 +156,7 @@ void Distillation::State::make_groups() {
     add(feature_and_layer_terms(settings, weights, pair, *projectors));
     add(attention_terms(weights, pair, *projectors));
     add(pooled_terms(settings, weights, pair, *projectors));
+    add(equivalence_terms(settings, weights, pair, adapter.has_value()));
   }
   add(routing_terms(weights, pair, *projectors));
   embeds = with_teacher && weights.full(TermKind::kEmbedding) > 0;
@@ -162,7 +171,8 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
     pass.align = TokenAlignment(batch, settings.text("objective.alignment") == "interpolate");
   pass.student_taps.keep_attention = pass.teacher_taps.keep_attention = request.attention;
   pass.student_taps.keep_router = pass.teacher_taps.keep_router = request.router;
-  const bool taps = request.attention || request.router;
+  pass.student_taps.keep_adapted = request.adapted;
+  const bool taps = request.attention || request.router || request.adapted;
   if (with_teacher) {
     const at::NoGradGuard no_gradient;
     if (average) average->refresh();
@@ -170,7 +180,9 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
         model_input(batch.teacher ? *batch.teacher : batch.student, taps ? &pass.teacher_taps : nullptr),
         request.hidden);
   }
-  pass.student = student.model->encode(model_input(batch.student, taps ? &pass.student_taps : nullptr), request.hidden);
+  models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
+  if (request.guided && with_teacher) input.layer_inputs = &pass.teacher.hidden;
+  pass.student = student.model->encode(input, request.hidden);
   count_tokens(pass);
 }
 
@@ -255,11 +267,16 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() con
   for (const auto& module : state_->student.model->modules()) {
     const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
     if (owner == nullptr) continue;
+    if (state_->adapter && owner->role() != precision::Role::kAdapter) continue;
     for (const auto& entry : owner->named_parameters(/*recurse=*/false))
       found.emplace_back(owner->path() + "." + entry.key(), entry.value());
   }
   return found;
 }
+
+const std::optional<adapters::AdapterConfig>& Distillation::adapter() const { return state_->adapter; }
+
+bool Distillation::teacher_shares_weights() const { return state_->shares_weights; }
 
 bool Distillation::follows_student() const { return state_->average.has_value(); }
 

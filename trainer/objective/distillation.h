@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "modules/adapters/adapter_config.h"
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/objective/measures.h"
@@ -44,7 +45,12 @@ class Distillation {
   std::vector<TrainedParameter> trained_parameters() const;
   // Projectors and the like: tensors beside the student that a checkpoint or export keeps, by name.
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
-  // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths, and the above.
+  // What of the student trains, where that is an adapter alone.
+  const std::optional<adapters::AdapterConfig>& adapter() const;
+  // The teacher is the student without its adapter, and has its weights.
+  bool teacher_shares_weights() const;
+  // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths (of an adapted student
+  // the adapter's alone: the others are in its folder, whose digest the run keeps), and the above.
   std::vector<std::pair<std::string, at::Tensor>> kept_tensors() const;
   bool follows_student() const;  // the teacher is an average of the student, and reads its whole weights
   // Called once after each update (EMA teachers follow the student here).

@@ -22,6 +22,8 @@ inline constexpr double kHidden = -1e30;
 // What the terms want kept of a forward beside the last states.
 struct PassRequest {
   bool hidden = false, attention = false, router = false;
+  bool adapted = false;  // what adapters say of themselves
+  bool guided = false;   // each of the student's layers gets the teacher's state in place of the student's own
 };
 
 // Where each student token finds its teacher: states [B, Tt, D] to states at the student's tokens [B, Ts, D].

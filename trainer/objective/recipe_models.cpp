@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "modules/models/shared_weights.h"
 #include "modules/precision/casts.h"
 #include "trainer/objective/head_terms.h"
+#include "trainer/objective/recipe_adapter.h"
 
 namespace limbeck::objective {
 
@@ -14,25 +16,8 @@ std::string source_of(const recipe::Settings& settings, const std::string& key) 
   return settings.given(key) ? settings.origin(key).to_string() : "default";
 }
 
-// Quantized weights are frozen: the copy has the student's own.
-void share_quantized(const models::BuiltModel& student, models::BuiltModel& copy) {
-  const auto from = student.model->modules(), to = copy.model->modules();
-  for (size_t i = 0; i < to.size(); ++i) {
-    auto* own = dynamic_cast<models::Linear*>(to[i].get());
-    if (own == nullptr || !own->is_quantized()) continue;
-    const auto& theirs = dynamic_cast<const models::Linear&>(*from[i]);
-    if (!theirs.is_quantized()) {
-      throw UsageError(
-          fmt::format("teacher.kind = self or ema with a precision.rule that keeps [{}] out of "
-                      "student.quantize: name the teacher's folder (teacher.model), or drop the rule",
-                      theirs.path()));
-    }
-    own->set_quantized_weight(theirs.quantized_weight());
-  }
-}
-
-// The student's structure under another root, filled with its present weights.
-models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
+// The student's structure under another root.
+models::BuiltModel structure_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
   models::BuiltModel copy;
   copy.config = student.config;
   const auto asked = settings.dtype("teacher.dtype");
@@ -43,12 +28,37 @@ models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Sett
   const precision::Scope scope{copy.policy.get(), "teacher",
                                meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
   copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
+  return copy;
+}
+
+// Filled with the student's present weights.
+models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
+  models::BuiltModel copy = structure_of(student, settings, meta);
   if (meta) return copy;
   const at::NoGradGuard no_gradient;
   const auto theirs = student.model->named_parameters();
   for (auto& entry : copy.model->named_parameters()) precision::cast_into(entry.value(), theirs[entry.key()]);
-  share_quantized(student, copy);
+  const std::string unlike = models::share_quantized_weights(copy, student);
+  if (!unlike.empty()) {
+    throw UsageError(
+        fmt::format("teacher.kind = {} with a precision.rule that keeps [{}] out of student.quantize: name the "
+                    "teacher's folder (teacher.model), or drop the rule",
+                    settings.text("teacher.kind"), unlike));
+  }
   return copy;
+}
+
+// `borrower`, built on meta, with the student's weights where it can have them.
+std::optional<models::BuiltModel> sharing(models::BuiltModel borrower, const models::BuiltModel& student) {
+  if (!models::can_share_weights(borrower, student)) return std::nullopt;
+  models::share_weights(borrower, student);
+  return borrower;
+}
+
+bool same_weights(const models::ModelRequest& teacher, const models::ModelRequest& student) {
+  std::error_code absent;
+  return !teacher.random_init && !student.random_init && teacher.device == student.device &&
+         std::filesystem::equivalent(teacher.folder, student.folder, absent);
 }
 
 }  // namespace
@@ -62,7 +72,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   request.dtype_source = source_of(settings, role + ".dtype");
   const auto device = settings.device(role + ".device");
   request.device = device ? *device : *settings.device("device");
-  request.trainable = role == "student";
+  request.trainable = role == "student" && !trains_adapter(settings);
   request.for_training = role == "student";
   const std::string& format = settings.text(role + ".quantize");
   if (format != "none") {
@@ -82,9 +92,9 @@ models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
   return meta ? models::build_on_meta(request) : models::load_model(request);
 }
 
-std::optional<models::BuiltModel> build_teacher(const recipe::Settings& settings, const models::BuiltModel& student,
-                                                bool meta) {
+BuiltTeacher build_teacher(const recipe::Settings& settings, const models::BuiltModel& student, bool meta) {
   const std::string& kind = settings.text("teacher.kind");
+  const bool frozen_student = trains_adapter(settings);
   if (kind != "model") {
     if (settings.given("teacher.model")) {
       throw UsageError(
@@ -98,11 +108,17 @@ std::optional<models::BuiltModel> build_teacher(const recipe::Settings& settings
                       "is: remove teacher.quantize {}",
                       kind, settings.where("teacher.kind"), settings.where("teacher.quantize")));
     }
-    return copy_of(student, settings, meta);
+    auto shared = frozen_student ? sharing(structure_of(student, settings, /*meta=*/true), student) : std::nullopt;
+    if (shared) return {std::move(shared), /*shares_weights=*/true};
+    return {copy_of(student, settings, meta)};
   }
   const auto request = model_request(settings, "teacher");
-  if (!request) return std::nullopt;
-  return meta ? models::build_on_meta(*request) : models::load_model(*request);
+  if (!request) return {};
+  if (frozen_student && same_weights(*request, *model_request(settings, "student"))) {
+    auto shared = sharing(models::build_on_meta(*request), student);
+    if (shared) return {std::move(shared), /*shares_weights=*/true};
+  }
+  return {meta ? models::build_on_meta(*request) : models::load_model(*request)};
 }
 
 MovingAverage::MovingAverage(models::BuiltModel& teacher, const models::BuiltModel& student, double decay)

@@ -12,9 +12,13 @@ namespace limbeck::objective {
 std::optional<models::ModelRequest> model_request(const recipe::Settings& settings, const std::string& role);
 
 models::BuiltModel build_student(const recipe::Settings& settings, bool meta);
-// None when the recipe names no teacher. `student` is what teacher.kind = self and ema copy.
-std::optional<models::BuiltModel> build_teacher(const recipe::Settings& settings, const models::BuiltModel& student,
-                                                bool meta);
+struct BuiltTeacher {
+  std::optional<models::BuiltModel> model;  // none when the recipe names no teacher
+  bool shares_weights = false;              // with the student, whose adapter it goes without
+};
+// `student` is what teacher.kind = self and ema copy. A student under an adapter and a teacher from the same folder in
+// the same dtypes have one copy of their weights.
+BuiltTeacher build_teacher(const recipe::Settings& settings, const models::BuiltModel& student, bool meta);
 
 // Follows a student: after each update teacher = decay teacher + (1 - decay) student, in float32 whatever the storage
 // dtype, because a step of 1e-4 is lost in half precision. The averages are what a checkpoint keeps; the teacher's own

@@ -35,6 +35,7 @@ TermWeights::TermWeights(const recipe::Settings& settings, bool headless) {
   expert_mix_ = settings.number("objective.expert_mix_weight");
   embedding_ = given_or(settings, "objective.embedding_weight", headless ? 1.0 : 0.0);
   projector_ce_ = settings.number("objective.projector_ce_weight");
+  equivalence_ = settings.number("objective.equivalence_weight");
   kd_start_ = settings.number("objective.curriculum_kd_start");
   kd_until_ = settings.number("objective.curriculum_kd_until");
   feature_ramp_ = {settings.number("objective.curriculum_feature_from"),
@@ -78,6 +79,8 @@ double TermWeights::full(TermKind kind) const {
       return embedding_;
     case TermKind::kProjectorCe:
       return projector_ce_;
+    case TermKind::kEquivalence:
+      return equivalence_;
   }
   throw std::logic_error("a term without a weight");
 }

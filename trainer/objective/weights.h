@@ -19,7 +19,8 @@ enum class TermKind {
   kBalance,
   kExpertMix,
   kEmbedding,
-  kProjectorCe
+  kProjectorCe,
+  kEquivalence
 };
 
 class TermWeights {
@@ -39,7 +40,8 @@ class TermWeights {
     double begin = 0.0, end = 0.0;  // 0 before, the whole weight from `end` on, a straight line between
   };
   bool curriculum_;
-  double kd_, ce_, feature_, layer_, attention_, contrastive_, balance_, expert_mix_, embedding_, projector_ce_;
+  double kd_, ce_, feature_, layer_, attention_, contrastive_, balance_, expert_mix_, embedding_, projector_ce_,
+      equivalence_;
   bool ce_follows_kd_;  // CE gets what KD leaves
   double kd_start_, kd_until_;
   Ramp feature_ramp_, layer_ramp_, contrastive_ramp_;

@@ -84,16 +84,16 @@ Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> pa
     : state_(std::make_unique<State>()) {
   const at::NoGradGuard no_gradient;
   State& s = *state_;
-  const double rate = settings.number("optim.learning_rate");
-  s.base_rate = {{"student", rate},
-                 {"projector", rate * settings.number("optim.projector_factor")},
-                 {"router", settings.number("optim.router_learning_rate")}};
+  const double factor = settings.number("optim.projector_factor");
+  s.base_rate = {{"student", read_rate(settings, "optim.learning_rate")},
+                 {"projector", read_rate(settings, "optim.learning_rate", factor)},
+                 {"router", read_rate(settings, "optim.router_learning_rate")}};
   s.schedule = read_schedule(settings, total_steps);
   s.adamw.beta1 = read_share(settings, "optim.beta1");
   s.adamw.beta2 = read_share(settings, "optim.beta2");
   s.adamw.epsilon = settings.number("optim.epsilon");
   s.weight_decay = settings.number("optim.weight_decay");
-  s.clip = settings.number("optim.clip");
+  s.clip = read_clip(settings);
   s.ema_decay = read_share(settings, "optim.ema");
   s.max_skipped = settings.integer("optim.max_skipped");
   bool float16 = false;

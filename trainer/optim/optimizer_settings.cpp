@@ -2,9 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "modules/errors.h"
 
 namespace limbeck::optim {
+namespace {
+
+constexpr double kSafeRate = 1e-4, kSafeClip = 0.5;
+
+}  // namespace
 
 Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
   Schedule schedule;
@@ -33,6 +40,17 @@ LossScale read_loss_scale(const recipe::Settings& settings, bool needed) {
                     settings.where("optim.loss_scale_floor")));
   }
   return needed ? LossScale(options) : LossScale();
+}
+
+double read_rate(const recipe::Settings& settings, const std::string& name, double factor) {
+  const double rate = factor * settings.number(name);
+  return settings.enabled("train.safe_mode") ? std::min(rate, kSafeRate) : rate;
+}
+
+double read_clip(const recipe::Settings& settings) {
+  const double clip = settings.number("optim.clip");  // 0: none
+  if (!settings.enabled("train.safe_mode")) return clip;
+  return clip > 0 ? std::min(clip, kSafeClip) : kSafeClip;
 }
 
 double read_share(const recipe::Settings& settings, const std::string& name) {

@@ -9,7 +9,8 @@ void declare_checkpoint_options(OptionTable& table) {
        .kind = OptionKind::kInteger,
        .fallback = "0",
        .help = "Updates between checkpoints; 0: as often as their measured cost and checkpoint.mtbf make it worth.",
-       .range = {0, 1 << 30}});
+       .range = {0, 1 << 30},
+       .aliases = {"save_steps"}});
   table.add({.name = "checkpoint.keep",
              .kind = OptionKind::kInteger,
              .fallback = "2",

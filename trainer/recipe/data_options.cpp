@@ -16,12 +16,14 @@ void declare_data_options(OptionTable& table) {
              .kind = OptionKind::kInteger,
              .fallback = "8",
              .help = "Sequences in one forward on one rank.",
-             .range = {1, 1 << 20}});
+             .range = {1, 1 << 20},
+             .aliases = {"batch_size"}});
   table.add({.name = "data.sequence_length",
              .kind = OptionKind::kInteger,
              .fallback = "512",
              .help = "Tokens a sequence.",
-             .range = {1, 1 << 24}});
+             .range = {1, 1 << 24},
+             .aliases = {"max_length"}});
   table.add({.name = "data.teacher_sequence_length",
              .kind = OptionKind::kInteger,
              .fallback = "0",

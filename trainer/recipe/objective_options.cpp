@@ -94,6 +94,20 @@ void declare_weights(OptionTable& table) {
   weight(table, "expert_mix_weight", "0",
          "Weight of the expert mix: a router on the student's states learns a MoE teacher's routing.");
   weight(table, "projector_ce_weight", "1", "Weight of the logit projector's own cross-entropy.");
+  weight(table, "equivalence_weight", "0",
+         "Weight of the distance between the states of every layer with the adapter and without: equivalence "
+         "pretraining.");
+  table.add({.name = "objective.equivalence_loss",
+             .kind = OptionKind::kChoice,
+             .fallback = "direct",
+             .help = "Mean squared difference of each token's states: as they are, of unit size, or over the teacher's "
+                     "mean magnitude.",
+             .words = {"direct", "normalised", "relative"}});
+  table.add({.name = "objective.equivalence_guided",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help = "Each layer starts from the teacher's state instead of the adapted one of the layer before."});
+  weight(table, "regularization", "0.01", "Weight of what an adapter does at all, within equivalence_weight.");
   table.add({.name = "objective.hidden_loss",
              .kind = OptionKind::kChoice,
              .fallback = "mse",

@@ -9,7 +9,8 @@ void declare_model(OptionTable& table, const std::string& role) {
   table.add({.name = role + ".model",
              .kind = OptionKind::kPath,
              .help = "Hugging Face folder of the " + role + ": config.json, and safetensors where weights are read.",
-             .value_name = "DIR"});
+             .value_name = "DIR",
+             .aliases = role == "student" ? std::vector<std::string>{"model_name"} : std::vector<std::string>{}});
   table.add({.name = role + ".dtype",
              .kind = OptionKind::kDtype,
              .fallback = "auto",
@@ -44,7 +45,8 @@ void declare_run_options(OptionTable& table) {
   table.add({.name = "run",
              .kind = OptionKind::kPath,
              .help = "Folder of the run: recipe.ini, contract.json, metrics.jsonl, best/ and final/ models.",
-             .value_name = "DIR"});
+             .value_name = "DIR",
+             .aliases = {"output_dir"}});
 }
 
 void declare_model_options(OptionTable& table) {
@@ -112,6 +114,7 @@ void declare_generation_options(OptionTable& table) {
 void declare_recipe_options(OptionTable& table) {
   declare_run_options(table);
   declare_model_options(table);
+  declare_adapter_options(table);
   declare_pooling_option(table);
   declare_data_options(table);
   declare_objective_options(table);

@@ -7,6 +7,7 @@ namespace limbeck::recipe {
 
 void declare_run_options(OptionTable& table);         // seed
 void declare_model_options(OptionTable& table);       // teacher, student, projector, precision
+void declare_adapter_options(OptionTable& table);     // adapter.* (adapter_options.cpp)
 void declare_pooling_option(OptionTable& table);      // model.pooling
 void declare_data_options(OptionTable& table);        // the shape of a batch
 void declare_generation_options(OptionTable& table);  // how the next token is chosen

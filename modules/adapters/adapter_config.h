@@ -1,0 +1,15 @@
+// What an adapter is, of whichever kind: enough to make it, to save it and to speak of it.
+#pragma once
+#include <string>
+#include <variant>
+
+#include "modules/adapters/create_npt.h"
+#include "modules/adapters/peft_config.h"
+
+namespace limbeck::adapters {
+
+using AdapterConfig = std::variant<PeftConfig, NptOptions>;
+
+std::string kind_name(const AdapterConfig& config);  // "lora", "dora", "ia3", "npt"
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,88 @@
+#include "modules/adapters/create_npt.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+
+#include "kernels/normal_values.h"
+#include "modules/adapters/use_adapter.h"
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::adapters {
+namespace {
+
+void require_layers_of_its_kind(const models::BuiltModel& built) {
+  for (const auto& layer : built.model->layers()) {
+    const std::string kind = layer->other_kind();
+    if (kind.empty()) continue;
+    throw UsageError(
+        fmt::format("[{}] {}: NPT wants pre-norm layers with a gated MLP, as Llama, Mistral, Qwen and Phi-3 have; this "
+                    "is a {} model",
+                    layer->path(), kind, built.config.architecture.family));
+  }
+}
+
+void fill_first_values(const Npt& adapter, uint64_t seed) {
+  for (const NptShape::Parameter& one : adapter.shape().parameters()) {
+    at::Tensor placed = adapter.parameter(one.name).detach();
+    if (placed.is_meta()) continue;
+    // Drawn on the CPU and copied, so that the numbers are the same on every device.
+    at::Tensor values = placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
+    const uint64_t key = kernels::key_of(seed, adapter.path() + "." + one.name);
+    one.deviation == 0 ? static_cast<void>(values.zero_()) : kernels::fill_normal_(values, key, one.deviation);
+    if (!placed.is_cpu()) precision::cast_into(placed, values);
+  }
+}
+
+}  // namespace
+
+NptShape shape_for(const models::BuiltModel& built, const NptOptions& options) {
+  if (options.rank < 1 || options.rank > kMostNptRank) {
+    throw UsageError(fmt::format("NPT of rank {}: wanted 1 to {}", options.rank, kMostNptRank));
+  }
+  require_layers_of_its_kind(built);
+  const models::Architecture& a = built.config.architecture;
+  return {options.kind, options.modulation, options.curve, options.rank, options.scale, a.hidden, a.intermediate};
+}
+
+std::vector<std::shared_ptr<Npt>> make_npt(const models::BuiltModel& built, const NptOptions& options,
+                                           const std::string& name) {
+  const NptShape shape = shape_for(built, options);
+  std::vector<std::shared_ptr<Npt>> made;
+  for (const auto& layer : built.model->layers()) {
+    if (layer->adapter(name) != nullptr) {
+      throw UsageError(fmt::format("[{}] has an adapter {} already: give this one another name", layer->path(), name));
+    }
+    const models::Linear& host = *layer->gated_mlp().gate_module();
+    const precision::Scope scope{built.policy.get(), layer->path() + "." + name, host.placement(), options.trainable};
+    made.push_back(std::make_shared<Npt>(scope, host.precision(), shape));
+  }
+  return made;
+}
+
+void put_on(const models::BuiltModel& built, const std::vector<std::shared_ptr<Npt>>& adapters,
+            const std::string& name) {
+  const auto& layers = built.model->layers();
+  for (size_t i = 0; i < layers.size(); ++i) layers[i]->add_adapter(name, adapters[i]);
+  use_adapter(built, name);
+}
+
+void create_npt(models::BuiltModel& built, const NptOptions& options, const std::string& name) {
+  const auto made = make_npt(built, options, name);
+  const at::NoGradGuard no_gradient;
+  for (const auto& adapter : made) fill_first_values(*adapter, options.seed);
+  put_on(built, made, name);
+}
+
+std::vector<const Npt*> npt_of(const models::BuiltModel& built, const std::string& name) {
+  std::vector<const Npt*> found;
+  for (const auto& layer : built.model->layers()) {
+    const auto* adapter = dynamic_cast<const Npt*>(layer->adapter(name));
+    if (adapter == nullptr) throw UsageError(fmt::format("[{}] has no NPT adapter {}", layer->path(), name));
+    found.push_back(adapter);
+  }
+  return found;
+}
+
+}  // namespace limbeck::adapters

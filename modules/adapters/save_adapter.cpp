@@ -1,0 +1,105 @@
+// The other half of peft_folder.h: writing.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "modules/adapters/adapter_hosts.h"
+#include "modules/adapters/adapter_names.h"
+#include "modules/adapters/npt_folder.h"
+#include "modules/adapters/peft_folder.h"
+#include "modules/errors.h"
+#include "modules/io/atomic_file.h"
+
+namespace limbeck::adapters {
+namespace {
+
+using nlohmann::json;
+
+std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
+
+// The shortest list by which PEFT finds these modules and no others: last parts of names where they mean the same.
+json target_names(const std::set<std::string>& adapted, const std::map<std::string, AdapterHost>& every) {
+  std::set<std::string> parts;
+  for (const std::string& module : adapted) parts.insert(last_part(module));
+  const bool others = std::any_of(every.begin(), every.end(), [&](const auto& host) {
+    return parts.contains(last_part(host.first)) && !adapted.contains(host.first);
+  });
+  return others ? json(adapted) : json(parts);
+}
+
+template <class Value>
+json as_object(const ByPattern<Value>& patterns) {
+  json object = json::object();
+  for (const auto& [pattern, value] : patterns) object[pattern] = value;
+  return object;
+}
+
+std::string_view suffix_of(const std::string& parameter) {
+  const auto part = std::find_if(kParts.begin(), kParts.end(), [&](const auto& p) { return p.parameter == parameter; });
+  if (part == kParts.end()) throw std::logic_error("an adapter's parameter without a name in PEFT: " + parameter);
+  return part->suffix;
+}
+
+struct Adapted {
+  std::set<std::string> modules, inputs_scaled;
+  bool transposed = false;
+  io::NamedTensors tensors;
+};
+
+Adapted adapted_modules(const std::map<std::string, AdapterHost>& hosts, const std::string& name) {
+  Adapted found;
+  for (const auto& [module, host] : hosts) {
+    const models::LinearAdapter* adapter = host.linear->adapter(name);
+    if (adapter == nullptr) continue;
+    found.modules.insert(module);
+    found.transposed = found.transposed || host.transposed;
+    for (const auto& entry : adapter->named_parameters(/*recurse=*/false)) {
+      found.tensors.emplace_back(fmt::format("{}{}{}", kPrefix, module, suffix_of(entry.key())),
+                                 entry.value().detach());
+      if (entry.key() == "ia3_l" && entry.value().size(0) == 1) found.inputs_scaled.insert(module);
+    }
+  }
+  return found;
+}
+
+json config_json(const models::BuiltModel& built, const PeftConfig& config, const Adapted& adapted,
+                 const std::map<std::string, AdapterHost>& hosts) {
+  const bool decoder = built.config.architecture.head == models::HeadKind::kLanguageModel;
+  json file = {{"peft_type", config.kind == PeftKind::kIa3 ? "IA3" : "LORA"},
+               {"task_type", decoder ? json("CAUSAL_LM") : json(nullptr)},
+               {"base_model_name_or_path", built.config.folder.string()},
+               {"inference_mode", true},
+               {"fan_in_fan_out", adapted.transposed},
+               {"target_modules", target_names(adapted.modules, hosts)}};
+  if (config.kind == PeftKind::kIa3) {
+    file["feedforward_modules"] = target_names(adapted.inputs_scaled, hosts);
+    return file;
+  }
+  file["r"] = config.rank;
+  file["lora_alpha"] = config.alpha;
+  file["lora_dropout"] = 0.0;
+  file["bias"] = "none";
+  file["use_dora"] = config.dora;
+  file["use_rslora"] = config.rslora;
+  file["rank_pattern"] = as_object(config.ranks);
+  file["alpha_pattern"] = as_object(config.alphas);
+  return file;
+}
+
+}  // namespace
+
+void save_adapter(const models::BuiltModel& built, const AdapterConfig& any, const std::string& name,
+                  const std::filesystem::path& folder, const io::BeforeTensor& before) {
+  if (std::holds_alternative<NptOptions>(any)) return save_npt(built, name, folder, before);
+  const PeftConfig& config = std::get<PeftConfig>(any);
+  const auto hosts = adapter_hosts(built);
+  const Adapted adapted = adapted_modules(hosts, name);
+  if (adapted.modules.empty())
+    throw UsageError(folder.string() + ": there is no adapter " + name + " that could be saved");
+  io::write_safetensors(folder / "adapter_model.safetensors", adapted.tensors, {{"format", "pt"}}, before);
+  io::write_atomically(folder / "adapter_config.json", config_json(built, config, adapted, hosts).dump(2) + "\n");
+}
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,19 @@
+// What changes a whole layer without changing its weights: a module of its own, in the dtypes of its host.
+#pragma once
+#include "modules/precision/contract_module.h"
+
+namespace limbeck::models {
+
+class Layer;
+struct LayerInput;
+
+class LayerAdapter : public precision::ContractModule {
+ public:
+  // Stored and computed as `host` is, the part of the layer that it works on, unless a rule names this path.
+  LayerAdapter(const precision::Scope& scope, const precision::Precision& host)
+      : ContractModule(scope, precision::Role::kAdapter, &host) {}
+  // In place of host.base_forward(h, input), from the host's parts: h to the same shape and dtype.
+  virtual at::Tensor forward(const at::Tensor& h, const Layer& host, const LayerInput& input) const = 0;
+};
+
+}  // namespace limbeck::models

@@ -1,0 +1,141 @@
+// Several adapters on one base, used by name: the bits of each alone, nothing read or converted again.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+
+#include "modules/adapters/new_adapter.h"
+#include "modules/adapters/peft_folder.h"
+#include "modules/adapters/use_adapter.h"
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
+#include "tests/support/temporary_folder.h"
+#include "tests/support/tiny_models.h"
+
+namespace limbeck::test {
+namespace {
+
+using adapters::NewAdapter;
+using adapters::PeftKind;
+using models::BuiltModel;
+
+class AdapterSwitch : public ::testing::TestWithParam<at::ScalarType> {
+ protected:
+  BuiltModel base() const {
+    models::ModelRequest request;
+    request.folder = model_;
+    request.dtype = GetParam();
+    request.random_init = true;
+    request.seed = 5;
+    return models::load_model(request);
+  }
+
+  // An adapter that changes a lot, in a folder.
+  std::filesystem::path saved(const NewAdapter& wanted, const std::string& name) const {
+    BuiltModel built = base();
+    adapters::create_adapter(built, wanted);
+    const at::NoGradGuard no_gradient;
+    at::manual_seed(wanted.seed);
+    for (const auto& module : built.model->modules()) {
+      const auto* adapter = dynamic_cast<models::LinearAdapter*>(module.get());
+      if (adapter == nullptr) continue;
+      for (at::Tensor& tensor : adapter->parameters()) {
+        precision::cast_into(tensor, at::randn(tensor.sizes(), at::kFloat).mul_(0.1).add_(tensor));
+      }
+    }
+    std::filesystem::create_directories(folder_ / name);
+    adapters::save_adapter(built, wanted.config, wanted.name, folder_ / name);
+    return folder_ / name;
+  }
+
+  at::Tensor answer(const BuiltModel& built, const at::Tensor& ids) const {
+    const at::NoGradGuard no_gradient;
+    models::ModelInput input;
+    input.ids = ids;
+    return built.model->head(built.model->encode(input).last);
+  }
+
+  const std::filesystem::path model_ = tiny_model("llama");
+  const TemporaryFolder folder_;
+};
+
+NewAdapter lora(uint64_t seed) {
+  NewAdapter wanted;
+  wanted.config.rank = 4;
+  wanted.config.alpha = 8;
+  wanted.seed = seed;
+  return wanted;
+}
+
+NewAdapter ia3(uint64_t seed) {
+  NewAdapter wanted;
+  wanted.config.kind = PeftKind::kIa3;
+  wanted.seed = seed;
+  return wanted;
+}
+
+// Where every tensor of the model lives, and in which dtype.
+std::map<const void*, at::ScalarType> storage_of(const BuiltModel& built) {
+  std::map<const void*, at::ScalarType> found;
+  for (const at::Tensor& tensor : built.model->parameters()) found[tensor.const_data_ptr()] = tensor.scalar_type();
+  return found;
+}
+
+TEST_P(AdapterSwitch, HundredRequestsInTurnHaveTheBitsOfEachAlone) {
+  NewAdapter second = lora(2);
+  second.config.dora = true;
+  const std::map<std::string, std::filesystem::path> folders = {
+      {"first", saved(lora(1), "first")}, {"second", saved(second, "second")}, {"third", saved(ia3(3), "third")}};
+  std::map<std::string, BuiltModel> alone;
+  BuiltModel together = base();
+  for (const auto& [name, folder] : folders) {
+    alone[name] = base();
+    adapters::load_adapter(alone[name], {.folder = folder});
+    adapters::load_adapter(together, {.folder = folder, .name = name});
+    std::filesystem::remove_all(folder);  // whoever reads it again fails
+  }
+  alone[""] = base();
+  const auto before = storage_of(together);
+  const std::vector<std::string> turns = {"first", "second", "", "third", "first", "third", "second"};
+  for (int64_t i = 0; i < 100; ++i) {
+    const std::string& name = turns[static_cast<size_t>(i) % turns.size()];
+    const auto ids = at::arange(12, at::kLong).mul_(i + 1).remainder_(50).reshape({2, 6});
+    adapters::use_adapter(together, name);
+    const at::Tensor got = answer(together, ids);
+    EXPECT_EQ(got.scalar_type(), GetParam());
+    ASSERT_TRUE(got.isfinite().all().item<bool>());
+    EXPECT_TRUE(at::equal(got, answer(alone.at(name), ids))) << "request " << i << " by " << name;
+    EXPECT_EQ(at::equal(got, answer(alone.at(""), ids)), name.empty()) << name << " changes nothing";
+  }
+  EXPECT_EQ(storage_of(together), before);
+}
+
+TEST_P(AdapterSwitch, ANameThatNoneHasIsRefusedWithThoseThereAre) {
+  BuiltModel built = base();
+  adapters::create_adapter(built, lora(1));
+  try {
+    adapters::use_adapter(built, "other");
+    FAIL();
+  } catch (const UsageError& error) {
+    EXPECT_NE(std::string(error.what()).find("has no adapter other: it has default"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_THROW(adapters::create_adapter(built, lora(2)), UsageError) << "a second one of the same name";
+}
+
+TEST_P(AdapterSwitch, ANewAdapterChangesNothingAtFirst) {
+  const auto ids = at::arange(10, at::kLong).reshape({1, 10});
+  const at::Tensor plain = answer(base(), ids);
+  for (const NewAdapter& wanted : {lora(1), ia3(1)}) {
+    BuiltModel built = base();
+    EXPECT_GT(adapters::create_adapter(built, wanted), 0);
+    EXPECT_TRUE(at::equal(answer(built, ids), plain)) << wanted.config.kind_name();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, AdapterSwitch, ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                         [](const auto& test) { return precision::dtype_name(test.param); });
+
+}  // namespace
+}  // namespace limbeck::test

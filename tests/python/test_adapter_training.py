@@ -1,0 +1,339 @@
+"""Adapters in `limbeck train`: against PEFT in a plain PyTorch loop, exported into PEFT, resumed, divided, refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import model_zoo
+import parity_measures
+import peft
+import pytest
+import torch
+import torch_distiller
+import transformers
+from limbeck_runner import LimbeckError
+from rank_processes import Ranks
+from safetensors.torch import load_file, save_file
+from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, checkpoints, joined_state, newest_checkpoint
+
+import token_rows
+
+STEPS = 30
+KEYS = dict(adapter__kind="lora", adapter__rank=4, adapter__alpha=8, train__steps=f"{STEPS} steps")
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, limbeck) -> Work:
+    return Work(tmp_path_factory.mktemp("adapter-training"), limbeck)
+
+
+def peft_config(kind: str) -> peft.PeftConfig:
+    if kind == "ia3":
+        return peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
+    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, use_dora=kind == "dora", task_type="CAUSAL_LM",
+                           rank_pattern={"down_proj": 2}, init_lora_weights=kind == "zero")  # fmt: skip
+
+
+def base_of(work: Work) -> transformers.LlamaForCausalLM:
+    return transformers.AutoModelForCausalLM.from_pretrained(work.folder / "student", attn_implementation="eager").float()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
+    torch.manual_seed(4)
+    model = peft.get_peft_model(base_of(work), peft_config(kind))
+    start = work.folder / f"start-{kind}"
+    model.save_pretrained(start)
+    batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=STEPS, warmup_steps=5, weight_decay=0.01,
+                                        temperature=2.0)  # fmt: skip
+    wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(STEPS)], settings)
+    run = work.train(f"parity-{kind}", **(KEYS | dict(adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2)))
+    for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
+        got = run.series(name)
+        worst = max(abs(a - b) / abs(b) for a, b in zip(got, series, strict=True))
+        print(f"{kind}, {name}: worst relative difference {worst:.2e}")
+        assert worst < 1e-4, (name, worst)
+    assert run.series("grad_norm") == pytest.approx(wanted.gradient_norm, rel=1e-3)
+    assert run.series("loss")[-1] < 0.99 * run.series("loss")[0]
+    model.save_pretrained(work.folder / f"end-{kind}")
+    ended = load_file(work.folder / f"end-{kind}" / "adapter_model.safetensors")
+    begun, ours = load_file(start / "adapter_model.safetensors"), load_file(run.folder / "final" / "adapter_model.safetensors")
+    assert ours.keys() == ended.keys()
+    for name, tensor in ended.items():
+        moved = (tensor - begun[name]).norm()
+        assert moved > 0 and (ours[name] - tensor).norm() < 1e-2 * moved, name
+
+
+CREATED = {
+    "lora": ("llama3", {}),
+    "rslora-patterns": ("llama3", dict(adapter__rslora="yes", adapter__rank_pattern="down_proj 7",
+                                       adapter__alpha_pattern="layers.0.self_attn.v_proj 40")),
+    "dora": ("qwen2", dict(adapter__kind="dora")),
+    "some": ("llama3", dict(adapter__target=r"layers\.1\..*_proj")),
+    "ia3": ("llama3", dict(adapter__kind="ia3")),
+    "qwen3-moe": ("qwen3-moe", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt2-dora": ("gpt2", dict(adapter__kind="dora")),
+    "gpt2-ia3": ("gpt2", dict(adapter__kind="ia3")),
+    "phi3": ("phi3", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CREATED)
+def test_what_was_trained_here_computes_the_same_in_peft(work, limbeck, name):
+    family, keys = CREATED[name]
+    family = model_zoo.BY_NAME[family]
+    base = model_zoo.write_model(family, work.folder / f"base-{name}")
+    vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
+    data = work.folder / f"data-{name}"
+    token_rows.write(data, token_rows.random_documents(40, 6, LENGTH, min(vocabulary, VOCABULARY), seed=5), vocabulary)
+    keys = KEYS | dict(student__model=base, student__dtype="float32", teacher__model=None, objective__alpha=0, data__train=data, data__validation=None,
+                       optim__learning_rate=3e-2, train__steps="8 steps") | keys  # fmt: skip
+    run = work.train(f"created-{name}", **keys)
+    final = run.folder / "final"
+    stored = load_file(final / "adapter_model.safetensors")
+    inputs = model_zoo.make_inputs(family)
+    model = peft.PeftModel.from_pretrained(model_zoo.load(family, base, torch.float32), final, autocast_adapter_dtype=False)
+    loaded = peft.get_peft_model_state_dict(model)
+    assert loaded.keys() == stored.keys() and all(torch.equal(loaded[key], stored[key]) for key in stored)
+    extra = {"use_cache": False} if family.kind == "decoder" else {}
+    wanted = parity_measures.compared(family, inputs, model(**inputs.tensors, **extra)[family.output].detach())
+    ours = parity_measures.compared(family, inputs, limbeck.forward(base, inputs.tensors, adapter=final)[family.output])
+    plain = parity_measures.compared(family, inputs, limbeck.forward(base, inputs.tensors)[family.output])
+    assert parity_measures.largest_error(plain, wanted) > 1e-3, "training moved next to nothing"
+    assert parity_measures.largest_error(ours, wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def test_an_adapter_has_its_base_dtype_from_creation_to_export(work, limbeck, kind, dtype):
+    """Create, train, resume, export, load again, merge: one row of the dtype table."""
+    keys = KEYS | dict(adapter__kind=kind, student__dtype=dtype, teacher__dtype=dtype, train__steps="6 steps",
+                       eval__every=3, checkpoint__every=3)  # fmt: skip
+    name = f"dtypes-{kind}-{dtype}"
+    report = work.folder / f"{name}-check.json"
+    recipe = work.recipe(name, **keys)
+    limbeck.run("check", str(recipe), f"--json={report}")
+    rows = json.loads(report.read_text())["result"]["modules"]
+    adapters = [row for row in rows if row["role"] == "adapter"]
+    assert adapters and all({row[key] for key in ("storage", "in", "compute", "out")} == {dtype} for row in adapters)
+    assert all(row["module"].startswith("student.layers.*") for row in adapters)
+    run = work.train(name, **keys)
+    assert all(value == value and abs(value) < 1e4 for value in run.series("loss"))
+    torch_dtype = getattr(torch, dtype)
+    final = load_file(run.folder / "final" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in final.values()} == {torch_dtype}
+    masters = {key: tensor.dtype for key, tensor in joined_state(newest_checkpoint(run.folder)).items() if "master" in key}
+    assert set(masters.values()) == (set() if dtype == "float32" else {torch.float32})
+
+    shutil.rmtree(newest_checkpoint(run.folder))
+    shutil.copytree(run.folder, work.folder / f"{name}-again")
+    Ranks(1, recipe, f"--run={work.folder / (name + '-again')}").end().well()
+    again = load_file(work.folder / f"{name}-again" / "final" / "adapter_model.safetensors")
+    assert again.keys() == final.keys() and {tensor.dtype for tensor in again.values()} == {torch_dtype}
+
+    merged = work.folder / f"{name}-merged"
+    limbeck.run("merge", "--model", str(work.folder / "student"), "--dtype", dtype, "--adapter", str(run.folder / "final"),
+                "--output", str(merged))  # fmt: skip
+    assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {torch_dtype}
+
+
+def test_only_the_adapter_moves_and_only_it_is_kept(work, limbeck):
+    before = load_file(work.folder / "student" / "model.safetensors")
+    run = work.train("kept", **(KEYS | dict(checkpoint__every=10, adapter__target="q_proj")))
+    names = {name.removeprefix("model ") for name in joined_state(newest_checkpoint(run.folder)) if name.startswith("model ")}
+    assert names == {f"student.layers.{layer}.self_attn.q_proj.default.lora_{part}" for layer in (0, 1) for part in "AB"}
+    after = load_file(work.folder / "student" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # The first loss is that of the student as it is: B is zero.
+    whole = work.train("kept-whole", train__steps="1 steps")
+    assert run.series("loss")[0] == whole.series("loss")[0]
+    merged = work.folder / "kept-merged"
+    limbeck.run("merge", "--model", str(work.folder / "student"), "--adapter", str(run.folder / "final"), "--output", str(merged))
+    changed = {name for name, tensor in load_file(merged / "model.safetensors").items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+
+
+def test_evaluation_of_the_saved_adapter_is_that_of_the_run(work, limbeck):
+    run = work.train("evaluated", **(KEYS | dict(eval__every=15)))
+    out = work.folder / "evaluated-again.json"
+    limbeck.run("eval", str(run.recipe), f"--checkpoint={run.folder / 'final'}", f"--json={out}")
+    again, last = json.loads(out.read_text())["result"], [line for line in run.lines if line["phase"] == "eval"][-1]
+    compared = {key for key in last if key in again and isinstance(last[key], float)}
+    assert {"student_perplexity", "kl"} & compared or len(compared) >= 2, (sorted(again), sorted(last))
+    assert {key for key in compared if again[key] != last[key]} == set()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_resumed_run_ends_with_the_same_bits(work, kind, dtype):
+    keys = KEYS | dict(adapter__kind=kind, student__dtype=dtype, teacher__dtype=dtype, checkpoint__every=5,
+                       checkpoint__keep=9, eval__every=10)  # fmt: skip
+    name = f"resumed-{kind}-{dtype}"
+    whole = work.train(name, threads=1, **keys)
+    run = work.folder / f"{name}-again"
+    shutil.copytree(whole.folder, run)
+    for checkpoint in checkpoints(run)[2:]:
+        shutil.rmtree(checkpoint)
+    Ranks(1, whole.recipe, f"--run={run}").end().well()
+    assert Outcome.of(run).differences(Outcome.of(whole.folder)) == []
+
+
+def test_another_base_is_not_resumed_on(work):
+    run = work.train("digest", **(KEYS | dict(checkpoint__every=10)))
+    other = work.folder / "student-other"
+    shutil.copytree(work.folder / "student", other)
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(bytes(content))
+    shutil.rmtree(newest_checkpoint(run.folder))
+    ended = Ranks(1, work.recipe("digest", **(KEYS | dict(checkpoint__every=10, student__model=other))), f"--run={run.folder}").end()
+    assert ended.codes == [4] and "student.model" in ended.errors[0], ended.errors[0]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_ranks_give_the_bits_of_one(work, zero):
+    keys = KEYS | dict(train__accumulate=4, train__steps="8 steps", parallel__reduce="tree", checkpoint__every=4)
+    one = work.train(f"alone-{zero}", threads=1, **keys)
+    run = work.folder / f"two-{zero}"
+    Ranks(2, work.recipe(f"two-{zero}", parallel__zero=zero, **keys), f"--run={run}").end().well()
+    assert Outcome.of(run).differences(Outcome.of(one.folder)) == []
+
+
+@pytest.mark.parametrize("how", ["same folder", "self"])
+def test_teacher_and_student_from_one_folder_have_one_copy_of_the_base(work, limbeck, how):
+    from training_work import llama, saved
+
+    large = work.folder / "large"
+    if not large.exists():
+        saved(llama(256, 6, seed=3), large)
+        shutil.copytree(large, work.folder / "large-copy")
+    keys = KEYS | dict(student__model=large, adapter__target="q_proj", train__steps="3 steps", data__batch_size=2)
+    own = dict(teacher__model=large) if how == "same folder" else dict(teacher__model=None, teacher__kind="self")
+    shared = work.train(f"shared-{how[:4]}", **(keys | own))
+    apart = work.train(f"apart-{how[:4]}", **(keys | dict(teacher__model=work.folder / "large-copy")))
+    base = sum(tensor.nbytes for tensor in load_file(large / "model.safetensors").values())
+    saving = apart.result["peak_bytes"] - shared.result["peak_bytes"]
+    print(f"{how}: base {base / 2**20:.2f} MiB; peak {apart.result['peak_bytes'] / 2**20:.2f} MiB with two copies, "
+          f"{shared.result['peak_bytes'] / 2**20:.2f} MiB with one")  # fmt: skip
+    assert saving == pytest.approx(base, rel=0.02)
+    for run in (shared, apart):
+        assert run.result["planned_peak_bytes"] == pytest.approx(run.result["peak_bytes"], rel=0.05)
+    assert shared.series("loss") == apart.series("loss")
+    report = work.folder / "shared.json"
+    limbeck.run("check", str(shared.recipe), f"--json={report}")
+    memory = json.loads(report.read_text())["result"]["memory"]
+    assert memory["teacher weights: the student's, shared"] == 0
+    assert shared.series("kd")[0] == pytest.approx(0, abs=1e-9) and shared.series("kd")[-1] > 0
+
+
+BOMB = 7  # a token whose attention scores overflow
+
+
+def base_with_a_bomb(work: Work) -> Path:
+    folder = work.folder / "bomb"
+    if not folder.exists():
+        shutil.copytree(work.folder / "student", folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.embed_tokens.weight"][:, 0] = 0  # a direction of its own
+        tensors["model.embed_tokens.weight"][BOMB, 0] = 1
+        for name in ("q_proj", "k_proj"):
+            tensors[f"model.layers.0.self_attn.{name}.weight"][:, 0] = 1e20
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def data_with_bombs(work: Work, where: range) -> Path:
+    """Documents that fill a row each, those of `where` with the bomb in their middle."""
+    documents = token_rows.random_documents(80, LENGTH, LENGTH, VOCABULARY, seed=9)
+    for i, document in enumerate(documents):
+        document[:] = [BOMB + 1 if token == BOMB else token for token in document]
+        if i in where:
+            document[LENGTH // 2] = BOMB
+    folder = work.folder / f"bombs-{where.start}-{where.stop}"
+    token_rows.write(folder, documents, VOCABULARY)
+    return folder
+
+
+def safe_keys(work: Work, where: range) -> dict:
+    return KEYS | dict(train__safe_mode="yes", optim__learning_rate=1e-2, optim__clip=1.0, optim__warmup="0 steps",
+                       optim__schedule="constant", student__model=base_with_a_bomb(work), data__train=data_with_bombs(work, where),
+                       train__steps="15 steps")  # fmt: skip
+
+
+def test_safe_mode_skips_a_batch_that_is_not_finite_and_names_a_tensor(work):
+    recipe, run = work.recipe("safe", **safe_keys(work, range(2 * ROWS, 3 * ROWS))), work.folder / "run-safe"
+    ended = Ranks(1, recipe, f"--run={run}").end().well()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["phase"] == "train"]
+    skipped = [line["step"] for line in lines if line["skipped"] > 0]
+    assert skipped == list(range(3, 16)) and lines[-1]["skipped"] == 1  # counted from the third update on
+    assert "step 3: the gradient of student.layers." in ended.errors[0] and "update skipped (1 in a row, 1 in all)" in ended.errors[0]
+    assert {line["lr"] for line in lines} == {1e-4}
+    final = load_file(run / "final" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in final.values())
+
+
+def test_ten_such_batches_in_a_row_end_the_run(work):
+    recipe, run = work.recipe("unsafe", **safe_keys(work, range(2 * ROWS, 80))), work.folder / "run-unsafe"
+    ended = Ranks(1, recipe, f"--run={run}").end()
+    assert ended.codes == [5], ended.errors[0]
+    assert "10 updates in a row were skipped" in ended.errors[0] and "student.layers." in ended.errors[0]
+
+
+def test_clipping_in_safe_mode_is_at_a_half(work):
+    """An update by the clipped gradient: Adam's first moment after one step is 0.1 of it."""
+    keys = KEYS | dict(train__steps="1 steps", optim__warmup="0 steps", checkpoint__every=1, adapter__alpha=80)
+    run = work.train("safe-clip", **keys, train__safe_mode="yes", optim__clip=0)
+    moments = {name: tensor for name, tensor in joined_state(newest_checkpoint(run.folder)).items() if "first_moment" in name}
+    norm = torch.cat([tensor.flatten().double() for tensor in moments.values()]).norm() / 0.1
+    assert run.series("grad_norm")[0] > 0.5
+    assert norm == pytest.approx(0.5, rel=1e-4)
+
+
+def test_the_spellings_of_other_trainers_are_accepted(work):
+    """S1's names on the command line and at the top of a recipe give the run of our own names."""
+    own = work.train("spelled-own", "--adapter.rank=3", "--data.batch_size=2", "--train.accumulate=2", "--optim.learning_rate=1e-3",
+                     "--data.sequence_length=16", "--optim.weight_decay=0.1", "--train.log_every=2", "--checkpoint.every=4",
+                     **KEYS)  # fmt: skip
+    recipe = work.recipe("spelled-other", **{key: value for key, value in KEYS.items()})
+    run = work.folder / "run-spelled-other"
+    ended = Ranks(1, recipe, f"--output_dir={run}", f"--model_name={work.folder / 'student'}", "--adapter_rank=3", "--batch_size=2",
+                  "--gradient_accumulation_steps=2", "--learning_rate=1e-3", "--max_length=16", "--weight_decay=0.1",
+                  "--log_steps=2", "--save_steps=4").end().well()  # fmt: skip
+    assert Outcome.of(run).differences(Outcome.of(own.folder)) == [], ended.errors[0]
+
+
+def with_keys(**keys):
+    return KEYS | keys
+
+
+REFUSED = {
+    "a random base": (with_keys(student__init="random"), "student.init = random"),
+    "an average": (with_keys(teacher__kind="ema", teacher__model=None), "teacher.kind = self"),
+    "the head": (with_keys(adapter__target="lm_head"), "leave lm_head out"),
+    "no such module": (with_keys(adapter__target="qproj"), "adapter.target qproj names no linear module"),
+    "a broken pattern": (with_keys(adapter__target="q_(proj"), "is no regular expression"),
+    "no rank": (with_keys(adapter__rank_pattern="q_proj"), 'wanted "MODULE RANK"'),
+    "a rank of zero": (with_keys(adapter__rank_pattern="q_proj 0"), "wanted a rank of 1 to"),
+    "a pattern of nothing": (with_keys(adapter__rank_pattern="o_prj 3"), "adapter.rank_pattern o_prj names no"),
+    "no folder": (with_keys(adapter__from="/nowhere"), "/nowhere/adapter_config.json"),
+}
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_anything_runs(work, limbeck, case, command):
+    keys, message = REFUSED[case]
+    recipe = work.recipe("refused", **keys)
+    with pytest.raises(LimbeckError) as failure:
+        limbeck.run(command, str(recipe), *([f"--run={work.folder / 'refused'}"] if command == "train" else []))
+    print(failure.value)
+    assert message in str(failure.value)
+    assert not list((work.folder / "refused").glob("metrics*")), "it began to train"

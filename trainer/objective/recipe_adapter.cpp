@@ -1,0 +1,173 @@
+#include "trainer/objective/recipe_adapter.h"
+
+#include <fmt/format.h>
+
+#include "modules/adapters/new_adapter.h"
+#include "modules/adapters/peft_folder.h"
+#include "modules/errors.h"
+#include "trainer/recipe/message.h"
+#include "trainer/recipe/value.h"
+
+namespace limbeck::objective {
+namespace {
+
+struct ModuleValue {
+  std::string module, value;
+};
+
+// "down_proj 8": the value is what follows the last space.
+ModuleValue split(const recipe::Value& entry, const std::string& key, const std::string& wanted) {
+  const size_t space = entry.text.rfind(' ');
+  if (space != std::string::npos && space > 0) return {entry.text.substr(0, space), entry.text.substr(space + 1)};
+  throw UsageError(fmt::format("{} = {} ({}): wanted \"MODULE {}\", for example \"down_proj 8\"", key,
+                               recipe::shown(entry.text), entry.origin.to_string(), wanted));
+}
+
+[[noreturn]] void refuse_value(const recipe::Value& entry, const std::string& key, const std::string& wanted) {
+  throw UsageError(
+      fmt::format("{} = {} ({}): wanted {}", key, recipe::shown(entry.text), entry.origin.to_string(), wanted));
+}
+
+void require_pattern(const recipe::Value& entry, const std::string& key, const std::string& pattern) {
+  const std::string fault = adapters::pattern_fault(pattern);
+  if (!fault.empty()) throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), fault));
+}
+
+adapters::ByPattern<int64_t> ranks_of(const recipe::Settings& settings) {
+  const std::string key = "adapter.rank_pattern";
+  adapters::ByPattern<int64_t> ranks;
+  for (const recipe::Value& entry : settings.values(key)) {
+    const ModuleValue parts = split(entry, key, "RANK");
+    require_pattern(entry, key, parts.module);
+    const auto rank = recipe::to_integer(parts.value);
+    if (!rank || *rank < 1 || *rank > adapters::kMostRank) {
+      refuse_value(entry, key, fmt::format("a rank of 1 to {} after the module", adapters::kMostRank));
+    }
+    ranks.emplace_back(parts.module, *rank);
+  }
+  return ranks;
+}
+
+adapters::ByPattern<double> alphas_of(const recipe::Settings& settings) {
+  const std::string key = "adapter.alpha_pattern";
+  adapters::ByPattern<double> alphas;
+  for (const recipe::Value& entry : settings.values(key)) {
+    const ModuleValue parts = split(entry, key, "ALPHA");
+    require_pattern(entry, key, parts.module);
+    const auto alpha = recipe::to_number(parts.value);
+    if (!alpha || std::abs(*alpha) > adapters::kMostAlpha) refuse_value(entry, key, "a number after the module");
+    alphas.emplace_back(parts.module, *alpha);
+  }
+  return alphas;
+}
+
+adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
+  adapters::NewAdapter wanted;
+  const std::string& kind = settings.text("adapter.kind");
+  wanted.config.kind = kind == "ia3" ? adapters::PeftKind::kIa3 : adapters::PeftKind::kLora;
+  wanted.config.dora = kind == "dora";
+  wanted.config.rslora = settings.enabled("adapter.rslora");
+  wanted.config.rank = settings.integer("adapter.rank");
+  wanted.config.alpha = settings.number("adapter.alpha");
+  wanted.config.ranks = ranks_of(settings);
+  wanted.config.alphas = alphas_of(settings);
+  for (const recipe::Value& target : settings.values("adapter.target")) {
+    require_pattern(target, "adapter.target", target.text);
+    wanted.targets.push_back(target.text);
+  }
+  wanted.name = kAdapterName;
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
+adapters::NptOptions npt_options(const recipe::Settings& settings) {
+  adapters::NptOptions wanted;
+  const std::string &modulation = settings.text("adapter.modulation"),
+                    &curve = settings.text("adapter.modulation_curve");
+  const bool safe = settings.enabled("train.safe_mode");
+  if (safe && settings.given("adapter.modulation") && modulation != "additive") {
+    throw UsageError(
+        fmt::format("adapter.modulation = {} {} with train.safe_mode {}, which has additive alone: remove one "
+                    "of the two",
+                    modulation, settings.where("adapter.modulation"), settings.where("train.safe_mode")));
+  }
+  wanted.kind = settings.text("adapter.npt") == "outer" ? adapters::NptKind::kOuter : adapters::NptKind::kDelta;
+  wanted.modulation = safe || modulation == "additive" ? adapters::Modulation::kAdditive
+                      : modulation == "multiplicative" ? adapters::Modulation::kMultiplicative
+                                                       : adapters::Modulation::kBoth;
+  wanted.curve = curve == "legacy" ? adapters::ModulationCurve::kLegacy : adapters::ModulationCurve::kNeutral;
+  wanted.rank = settings.integer("adapter.rank");
+  wanted.scale = settings.number("adapter.scale");
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
+// Of the recipe's kind, with first values.
+adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltModel& student) {
+  const auto named = [&](const auto& make) {
+    try {
+      make();
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("{} (adapter.kind = {} {})", error.what(), settings.text("adapter.kind"),
+                                   settings.where("adapter.kind")));
+    }
+  };
+  if (settings.text("adapter.kind") == "npt") {
+    const adapters::NptOptions wanted = npt_options(settings);
+    named([&] { adapters::create_npt(student, wanted, kAdapterName); });
+    return wanted;
+  }
+  const adapters::NewAdapter wanted = new_adapter(settings);
+  named([&] { adapters::create_adapter(student, wanted); });
+  return wanted.config;
+}
+
+void check_recipe(const recipe::Settings& settings) {
+  if (settings.text("student.init") == "random") {
+    throw UsageError(
+        fmt::format("student.init = random {} with an adapter: the random weights below it would neither be trained "
+                    "nor saved; train the student first, or set student.init = weights",
+                    settings.where("student.init")));
+  }
+  if (settings.text("teacher.kind") == "ema") {
+    throw UsageError(
+        fmt::format("teacher.kind = ema {} averages the student's own weights, which stay as they are under an "
+                    "adapter: set teacher.kind = self (the student without its adapter), or name a teacher.model",
+                    settings.where("teacher.kind")));
+  }
+}
+
+// The losses of a language model read the head's weight themselves, chunk by chunk.
+void require_plain_head(const recipe::Settings& settings, const models::BuiltModel& student) {
+  if (student.config.architecture.head != models::HeadKind::kLanguageModel || !student.model->head_is_adapted()) return;
+  const std::string key = settings.given("adapter.from") ? "adapter.from" : "adapter.target";
+  throw UsageError(
+      fmt::format("{} {} adapts lm_head, which cannot be trained here yet, because the losses read the head's weight "
+                  "without its adapter: leave lm_head out",
+                  key, settings.where(key)));
+}
+
+}  // namespace
+
+bool trains_adapter(const recipe::Settings& settings) {
+  return settings.text("adapter.kind") != "none" || settings.given("adapter.from");
+}
+
+std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student) {
+  if (!trains_adapter(settings)) return std::nullopt;
+  check_recipe(settings);
+  std::optional<adapters::AdapterConfig> config;
+  if (settings.given("adapter.from")) {
+    adapters::AdapterRequest request;
+    request.name = kAdapterName;
+    request.folder = settings.required_path("adapter.from");
+    request.trainable = true;
+    config = adapters::load_adapter(student, request).config;
+  } else {
+    config = create(settings, student);
+  }
+  require_plain_head(settings, student);
+  return config;
+}
+
+}  // namespace limbeck::objective

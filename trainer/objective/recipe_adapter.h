@@ -1,0 +1,19 @@
+// The adapter that a recipe trains on its student.
+#pragma once
+#include <optional>
+
+#include "modules/adapters/adapter_config.h"
+#include "modules/models/load_model.h"
+#include "trainer/recipe/settings.h"
+
+namespace limbeck::objective {
+
+inline constexpr const char* kAdapterName = "default";
+
+// Whether the student's own weights stay as they are.
+bool trains_adapter(const recipe::Settings& settings);
+// Puts it on the student, whose weights do not train; none where the recipe asks for none. Refuses by UsageError what
+// cannot be trained so.
+std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student);
+
+}  // namespace limbeck::objective
