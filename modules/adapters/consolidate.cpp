@@ -21,14 +21,12 @@ at::Tensor doubled(const at::Tensor& x, const std::string& place) {
   return precision::cast(precision::move(x.detach(), c10::kCPU), x.scalar_type(), at::kDouble, place + " (mean)");
 }
 
-// A weight is quantized when it is stored in no dtype that a contract computes in.
 void require_plain(const models::Linear& gate) {
-  const at::ScalarType dtype = gate.weight().scalar_type();
-  if (dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16 || dtype == at::kDouble) return;
+  if (!gate.is_quantized()) return;
   throw ContractError(
       fmt::format("[{}] weight is {}, quantized: what is added to it would be rounded away; consolidate "
                   "into the model before quantizing it",
-                  gate.path(), c10::toString(dtype)));
+                  gate.path(), precision::storage_name(gate.precision())));
 }
 
 struct Rounded {

@@ -185,10 +185,17 @@ TEST(NptConsolidation, WhatCannotBeConsolidatedIsRefusedAndNothingChanges) {
   refused(c.built, "delta", c.means, "adapter delta is of kind delta");
   test::expect_refusal<ContractError>([&] { c.means.add(models::Taps(), std::nullopt); }, ExitCode::kUsage,
                                       {"set keep_adapted"});
-  auto& last = const_cast<models::Linear&>(*c.built.model->layers()[1]->gated_mlp().gate_module());
-  last.replace_parameter("weight", at::zeros({48, 32}, at::kChar));
-  test::expect_refusal<ContractError>([&] { consolidate_npt(c.built, "a", c.means); }, ExitCode::kUsage,
-                                      {"[model.layers.1.mlp.gate_proj] weight is Char, quantized"});
+  models::ModelRequest request;
+  request.folder = c.built.config.folder;
+  request.random_init = true;
+  request.quantize = {kernels::QuantizedFormat::kNf4, "test"};
+  request.rules = {precision::parse_rule("model.layers.0.** float32", "test")};  // the last layer alone is quantized
+  BuiltModel packed = models::load_model(request);
+  add_scattered_npt(packed, npt_options()[3], "a", 2.0);
+  const at::Tensor before = packed.model->layers()[0]->gated_mlp().gate_module()->weight().detach().clone();
+  test::expect_refusal<ContractError>([&] { consolidate_npt(packed, "a", c.means); }, ExitCode::kUsage,
+                                      {"[model.layers.1.mlp.gate_proj] weight is nf4, quantized"});
+  EXPECT_TRUE(packed.model->layers()[0]->gated_mlp().gate_module()->weight().equal(before));
   const at::Tensor first = c.built.model->layers()[0]->gated_mlp().gate_module()->weight();
   EXPECT_TRUE(first.to(at::kDouble).equal(c.before[0]));
 }

@@ -162,7 +162,7 @@ def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, 
     assert run.series("loss")[-1] < 0.99 * run.series("loss")[0]
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "npt"])
 def test_an_adapter_on_codes_is_float32_beside_bfloat16_activations(work, limbeck, kind):
     """The first row of the dtype table: created, trained, resumed, exported and loaded again."""
     keys = ADAPTER | dict(adapter__kind=kind, student__dtype="bfloat16", train__steps="6 steps", checkpoint__every=3)
