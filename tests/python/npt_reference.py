@@ -98,6 +98,12 @@ def changed_gate(shape: Shape, own: dict[str, torch.Tensor], a, x, gate_weight, 
     return gate
 
 
+def penalty(shape: Shape, own: dict[str, torch.Tensor], a: torch.Tensor) -> torch.Tensor:
+    u = a @ own["A_proj"].T
+    squares = {name: (u @ own[name].T).square().sum(-1) for name in own if name != "A_proj"}
+    return squares["B_m"] * squares["B_f"] if shape.kind == "outer" else sum(squares.values())
+
+
 def parameters_of(adapter: dict[str, torch.Tensor], layer: int) -> dict[str, torch.Tensor]:
     head, tail = tensor_name(layer, "|").split("|")
     return {name.removeprefix(head).removesuffix(tail): t for name, t in adapter.items() if name.startswith(head)}
@@ -137,14 +143,18 @@ class Llama:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=1 / math.sqrt(q.shape[-1]))
         return F.linear(mixed.transpose(1, 2).flatten(2), self.weights[prefix + "o_proj.weight"])
 
-    def logits(self, inputs: dict[str, torch.Tensor], shape: Shape | None = None, adapter=None, materialised: bool = False):
+    def states(self, inputs: dict[str, torch.Tensor], shape: Shape | None = None, adapter=None, materialised: bool = False,
+               layer_inputs: list[torch.Tensor] | None = None, penalties: list[torch.Tensor] | None = None):  # fmt: skip
+        """Embeddings, every layer's output, the last after the final norm. layer_inputs: in place of the outputs of the
+        layers before. penalties: receives each layer's regulariser, [B, T]."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         length = ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         # Padding sees itself, so that no row of the softmax is empty; nothing that counts sees padding.
         allowed = (causal & mask[:, None, None, :]) | torch.eye(length, dtype=torch.bool)
-        h = F.embedding(ids, self.weights["model.embed_tokens.weight"])
+        found = [F.embedding(ids, self.weights["model.embed_tokens.weight"])]
         for layer in range(self.config.num_hidden_layers):
+            h = found[-1] if layer_inputs is None else layer_inputs[layer]
             name = f"model.layers.{layer}."
             a = self.attention(self.norm(h, name + "input_layernorm.weight"), layer, inputs["position_ids"], allowed)
             if shape is None:
@@ -153,9 +163,16 @@ class Llama:
             gate_weight = self.weights[name + "mlp.gate_proj.weight"]
             gate, up = F.linear(x, gate_weight), F.linear(x, self.weights[name + "mlp.up_proj.weight"])
             if shape is not None:
-                gate = changed_gate(shape, parameters_of(adapter, layer), a, x, gate_weight, gate, materialised)
-            h = h + F.linear(F.silu(gate) * up, self.weights[name + "mlp.down_proj.weight"])
-        return F.linear(self.norm(h, "model.norm.weight"), self.weights["lm_head.weight"])
+                own = parameters_of(adapter, layer)
+                gate = changed_gate(shape, own, a, x, gate_weight, gate, materialised)
+                if penalties is not None:
+                    penalties.append(penalty(shape, own, a))
+            found.append(h + F.linear(F.silu(gate) * up, self.weights[name + "mlp.down_proj.weight"]))
+        found[-1] = self.norm(found[-1], "model.norm.weight")
+        return found
+
+    def logits(self, inputs: dict[str, torch.Tensor], shape: Shape | None = None, adapter=None, materialised: bool = False):
+        return F.linear(self.states(inputs, shape, adapter, materialised)[-1], self.weights["lm_head.weight"])
 
     def run(self, inputs, shape: Shape, adapter, cotangent=None, **options) -> dict[str, torch.Tensor]:
         """output, and grad.NAME of every adapter parameter."""
