@@ -207,7 +207,7 @@ TEST(Npt, NamesAndRanksThatCannotBeAreRefusedAndChangeNothing) {
   create_npt(built, {}, "a");
   refused({}, "a", "[model.layers.0] has an adapter a already");
   test::expect_refusal<UsageError>([&] { use_adapter(built, "b"); }, ExitCode::kUsage,
-                                   {"[model.layers.0] has no NPT adapter b"});
+                                   {"[model] has no adapter b: it has a"});
   EXPECT_EQ(built.model->layers()[0]->adapter(), npt_of(built, "a")[0]);
 }
 
