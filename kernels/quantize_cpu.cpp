@@ -51,7 +51,7 @@ void quantize_group(const float* w, int64_t count, uint8_t* codes, int64_t first
   low = *least;
   scale = (*most - low) / 15.0F;
   for (int64_t i = 0; i < count; ++i) {
-    const float code = scale > 0 ? std::nearbyint((w[i] - low) / scale) : 0.0F;
+    const float code = scale > 0 && std::isfinite(scale) ? std::nearbyint((w[i] - low) / scale) : 0.0F;
     put_code(codes, first + i, static_cast<unsigned>(std::clamp(code, 0.0F, 15.0F)));
   }
 }
@@ -188,6 +188,8 @@ std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view 
       break;
     case QuantizedFormat::kInt4:
       quantize_int4(w, rows, columns, parts);
+      TORCH_CHECK(parts[1].isfinite().all().item<bool>(), "[quantize_weight] ", described(weight),
+                  " holds values whose difference overflows float32");
       break;
     case QuantizedFormat::kNf4:
       quantize_nf4(w, wide.numel(), parts[0], parts[1]);

@@ -154,6 +154,15 @@ TEST(QuantizedMatrix, CountsRealBytes) {
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4Double)), 65536 + 2048 + 8 * 4 + 4);
 }
 
+TEST(QuantizedMatrix, Int4RefusesARangeThatOverflows) {
+  const Tensor w = at::full({2, 40}, 3e38);
+  w[1][7] = -3e38;
+  EXPECT_NE(refused([&] { quantize(w, QuantizedFormat::kInt4); }).find("difference overflows float32"),
+            std::string::npos);
+  w[1][7] = 3e38;
+  EXPECT_EQ(refused([&] { quantize(w, QuantizedFormat::kInt4); }), "accepted");
+}
+
 TEST(QuantizedMatrix, NamesAreRead) {
   for (const QuantizedFormat format : kEveryFormat) EXPECT_EQ(format_named(format_name(format)), format);
   EXPECT_NE(refused([] { format_named("int3"); }).find("wanted int8, int4, nf4 or nf4-double"), std::string::npos);

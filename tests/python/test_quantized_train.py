@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
+import peft
 import pytest
+import test_adapter_training
 import torch
+import torch_distiller
 import transformers
 from limbeck_runner import LimbeckError
 from rank_processes import Ranks
+from safetensors.torch import load_file
 from test_quantized_models import dequantize, quantized_weights
-from training_work import Outcome, Work, checkpoints, llama, saved
+from training_work import LENGTH, ROWS, Outcome, Work, checkpoints, joined_state, llama, newest_checkpoint, saved
+
+import token_rows
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +28,8 @@ def work(tmp_path_factory, limbeck) -> Work:
 
 def test_a_quantized_teacher_is_distilled_from(work):
     """The losses are those of a float teacher whose weights are what the codes stand for."""
-    plain = work.teacher
     folder = work.folder / "dequantized"
-    dequantize(plain, "nf4").save_pretrained(folder)
+    dequantize(copy.deepcopy(work.teacher), "nf4").save_pretrained(folder)
     steps = {"train__steps": "20 steps"}
     wanted = work.train("dequantized", teacher__model=folder, **steps)
     run = work.train("quantized", teacher__quantize="nf4", **steps)
@@ -130,3 +136,70 @@ def test_the_memory_plan_holds_with_a_quantized_teacher(work, form):
     planned, measured = run.result["planned_peak_bytes"], run.result["peak_bytes"]
     print(f"teacher {form}: planned {planned}, measured {measured}")
     assert planned == pytest.approx(measured, rel=0.10)
+
+
+ADAPTER = test_adapter_training.KEYS | {"student__quantize": "nf4"}
+
+
+@pytest.mark.parametrize(("kind", "form"), [("lora", "nf4"), ("dora", "nf4"), ("ia3", "nf4"), ("lora", "int8"), ("lora", "nf4-double")])
+def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, kind, form):
+    steps = test_adapter_training.STEPS
+    torch.manual_seed(4)
+    model = peft.get_peft_model(dequantize(test_adapter_training.base_of(work), form), test_adapter_training.peft_config(kind))
+    start = work.folder / f"start-{kind}-{form}"
+    model.save_pretrained(start)
+    batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=steps, warmup_steps=5, weight_decay=0.01,
+                                        temperature=2.0)  # fmt: skip
+    wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(steps)], settings)
+    keys = ADAPTER | dict(student__quantize=form, adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2)
+    run = work.train(f"adapter-{kind}-{form}", **keys)
+    for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
+        worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(name), series, strict=True))
+        print(f"{kind} on {form}, {name}: worst relative difference {worst:.2e}")
+        assert worst < 1e-4, (name, worst)
+    assert run.series("grad_norm") == pytest.approx(wanted.gradient_norm, rel=1e-3)
+    assert run.series("loss")[-1] < 0.99 * run.series("loss")[0]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "npt"])
+def test_an_adapter_on_codes_is_float32_beside_bfloat16_activations(work, limbeck, kind):
+    """The first row of the dtype table: created, trained, resumed, exported and loaded again."""
+    keys = ADAPTER | dict(adapter__kind=kind, student__dtype="bfloat16", train__steps="6 steps", checkpoint__every=3)
+    name, report = f"beside-{kind}", work.folder / f"beside-{kind}.check.json"
+    recipe = work.recipe(name, **keys)
+    limbeck.run("check", str(recipe), f"--json={report}")
+    checked = json.loads(report.read_text())["result"]
+    rows = [row for row in checked["modules"] if row["role"] == "adapter"]
+    assert rows and all(
+        (row["storage"], row["in"], row["compute"], row["out"]) == ("float32", "bfloat16", "float32", "bfloat16") for row in rows
+    )
+    casts = {(c["from"], c["to"]) for c in checked["casts"] if ".default (input)" in c["place"]}
+    assert casts == {("bfloat16", "float32"), ("float32", "bfloat16")} or casts == {("bfloat16", "float32")}
+    run = work.train(name, **keys)
+    final = load_file(run.folder / "final" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in final.values()} == {torch.float32}
+    assert not [key for key in joined_state(newest_checkpoint(run.folder)) if "master" in key]
+    again = work.folder / f"run-{name}-again"
+    shutil.copytree(run.folder, again)
+    shutil.rmtree(newest_checkpoint(again))
+    Ranks(1, recipe, f"--run={again}").end().well()
+    resumed = load_file(again / "final" / "adapter_model.safetensors")
+    assert all(torch.equal(resumed[key], final[key]) for key in final)
+    inputs = {"input_ids": torch.arange(24).view(2, 12)}
+    base = work.folder / "student"
+    with_adapter = limbeck.forward(base, inputs, dtype=torch.bfloat16, quantize="nf4", adapter=run.folder / "final")["logits"]
+    without = limbeck.forward(base, inputs, dtype=torch.bfloat16, quantize="nf4")["logits"]
+    assert with_adapter.dtype == torch.bfloat16 and not torch.equal(with_adapter, without)
+
+
+def test_a_teacher_that_is_the_quantized_base_agrees_with_an_adapter_that_does_nothing(work):
+    """teacher.kind = self shares the codes: at the first step of LoRA, whose B is zero, there is nothing to learn."""
+    run = work.train("self", **(ADAPTER | dict(teacher__model=None, teacher__kind="self", objective__alpha=1, train__steps="1 steps")))
+    assert run.series("kd")[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_an_adapter_on_codes_beside_float16_activations_is_refused(work):
+    recipe = work.recipe("refused-adapter", **(ADAPTER | dict(student__dtype="float16")))
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*nf4 weights .*student.dtype=bfloat16.*student.quantize=none"):
+        work.limbeck.run("check", str(recipe))
