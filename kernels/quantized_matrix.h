@@ -3,8 +3,7 @@
 //   int8        each row: scale = max |w| / 127; code = round(w / scale) within ±127; w' = code scale.
 //   int4        each 128 neighbours of a row (the last group may be shorter): low = min w, scale = (max w - low) / 15;
 //               code = round((w - low) / scale) within 0..15; w' = code scale + low. Each row begins with a new byte.
-//   nf4         each 64 values of W row by row, across rows (the last block may be shorter): scale = max |w|; code =
-//   the
+//   nf4         each 64 values of W row by row, across rows (the last block may be shorter): scale = max |w|; code: the
 //               nearest of 16 levels (quantiles of a normal distribution) to w / scale; w' = level scale. The blocks,
 //               levels and ties are those of bitsandbytes.
 //   nf4-double  nf4, and of its scales: offset = their mean; each 256 of scale - offset are scaled to ±1 by their

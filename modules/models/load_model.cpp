@@ -50,7 +50,7 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
       std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules, request.quantize);
   const Scope scope{built.policy.get(), request.root, placement, request.trainable};
   built.model = std::make_shared<Transformer>(scope, built.config.architecture);
-  built.policy->require_all_rules_used(request.root);
+  if (!request.adapted) built.policy->require_all_rules_used(request.root);
   return built;
 }
 

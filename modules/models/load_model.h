@@ -20,6 +20,7 @@ struct ModelRequest {
   std::optional<precision::Quantization> quantize;  // of linear weights, which are then frozen
   bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
+  bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used
   bool allow_nonfinite = false;
   bool random_init = false;  // fresh weights from `seed` instead of the folder's: it may hold config.json alone
   uint64_t seed = 0;

@@ -1,6 +1,7 @@
 // A fresh folder that is removed, with what it holds, at the end of its scope.
 #pragma once
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <stdexcept>
@@ -17,6 +18,7 @@ class TemporaryFolder {
     path_ = std::filesystem::canonical(pattern);
   }
   ~TemporaryFolder() {
+    if (::getpid() != maker_) return;  // a forked process that ends must not take it away
     std::error_code ignored;
     std::filesystem::remove_all(path_, ignored);
   }
@@ -26,6 +28,7 @@ class TemporaryFolder {
   const std::filesystem::path& path() const { return path_; }
 
  private:
+  const pid_t maker_ = ::getpid();
   std::filesystem::path path_;
 };
 

@@ -188,6 +188,21 @@ TEST_P(CheckAdapter, HasTheDtypeOfItsHostAndTrainsAlone) {
   EXPECT_TRUE(report.unreached.empty());
 }
 
+TEST(CheckAdapterRule, GivesAnAdapterADtypeOfItsOwnByNamedCasts) {
+  RecipeKeys keys = recipe_for("llama", "bfloat16");
+  keys.emplace_back("adapter.kind", "lora");
+  keys.emplace_back("precision.rule", "student.**.default float32");
+  const CheckReport report = check(keys, [](Distillation& objective) {
+    for (const auto& trained : objective.trained_parameters()) EXPECT_EQ(trained.tensor.scalar_type(), at::kFloat);
+  });
+  EXPECT_TRUE(report.passed()) << first_violation(report);
+  EXPECT_TRUE(std::any_of(report.casts.begin(), report.casts.end(), [](const CastRow& cast) {
+    return cast.place == "student.layers.*.self_attn.q_proj.default (input)";
+  }));
+  keys.back().second = "student.**.deflaut float32";
+  EXPECT_THROW(check(keys), UsageError);
+}
+
 TEST_P(CheckAdapter, MutationOfAnyRowIsNamed) {
   for (const Flip what : {Flip::kDtype, Flip::kDevice}) {
     const Tally tally = mutate_every_module(keys(), what);

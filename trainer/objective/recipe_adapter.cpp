@@ -167,6 +167,7 @@ std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& set
     config = create(settings, student);
   }
   require_plain_head(settings, student);
+  student.policy->require_all_rules_used(student.model->path());
   return config;
 }
 

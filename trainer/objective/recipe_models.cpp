@@ -72,7 +72,8 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   request.dtype_source = source_of(settings, role + ".dtype");
   const auto device = settings.device(role + ".device");
   request.device = device ? *device : *settings.device("device");
-  request.trainable = role == "student" && !trains_adapter(settings);
+  request.adapted = role == "student" && trains_adapter(settings);
+  request.trainable = role == "student" && !request.adapted;
   request.for_training = role == "student";
   const std::string& format = settings.text(role + ".quantize");
   if (format != "none") {
