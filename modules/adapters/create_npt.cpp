@@ -1,13 +1,11 @@
 #include "modules/adapters/create_npt.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
-#include "kernels/normal_values.h"
 #include "modules/adapters/use_adapter.h"
 #include "modules/errors.h"
-#include "modules/precision/casts.h"
+#include "modules/models/initialize.h"
 
 namespace limbeck::adapters {
 namespace {
@@ -24,14 +22,14 @@ void require_layers_of_its_kind(const models::BuiltModel& built) {
 }
 
 void fill_first_values(const Npt& adapter, uint64_t seed) {
+  if (adapter.placement().is_meta()) return;
   for (const NptShape::Parameter& one : adapter.shape().parameters()) {
-    at::Tensor placed = adapter.parameter(one.name).detach();
-    if (placed.is_meta()) continue;
-    // Drawn on the CPU and copied, so that the numbers are the same on every device.
-    at::Tensor values = placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
-    const uint64_t key = kernels::key_of(seed, adapter.path() + "." + one.name);
-    one.deviation == 0 ? static_cast<void>(values.zero_()) : kernels::fill_normal_(values, key, one.deviation);
-    if (!placed.is_cpu()) precision::cast_into(placed, values);
+    const at::Tensor& parameter = adapter.parameter(one.name);
+    if (one.deviation == 0) {
+      parameter.detach().zero_();
+    } else {
+      models::fill_normal(parameter, seed, adapter.path() + "." + one.name, one.deviation);
+    }
   }
 }
 

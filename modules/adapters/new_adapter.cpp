@@ -32,10 +32,10 @@ bool is_default_target(const Linear& linear, PeftKind kind) {
   return ends(".k_proj") || ends(".v_proj") || ends(".qkv_proj") || leads_out_of_mlp(linear);
 }
 
-std::map<std::string, AdapterHost> targets_of(const models::BuiltModel& built, const NewAdapter& wanted) {
-  const auto hosts = adapter_hosts(built);
+std::map<std::string, AdapterHost> targets_of(const models::BuiltModel& built, const NewAdapter& wanted,
+                                              const std::map<std::string, AdapterHost>& every) {
   std::map<std::string, AdapterHost> found;
-  for (const auto& [name, host] : hosts) {
+  for (const auto& [name, host] : every) {
     const bool named = std::any_of(wanted.targets.begin(), wanted.targets.end(),
                                    [&, &module = name](const auto& target) { return names_module(target, module); });
     if (wanted.targets.empty() ? is_default_target(*host.linear, wanted.config.kind) : named) found.emplace(name, host);
@@ -81,7 +81,7 @@ std::shared_ptr<LearnedScale> make_learned_scale(const precision::Scope& scope, 
 int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {
   const auto every = adapter_hosts(built);
   for (const std::string& target : wanted.targets) require_named("target", target, every);
-  const auto hosts = targets_of(built, wanted);
+  const auto hosts = targets_of(built, wanted, every);
   for (const auto& [pattern, rank] : wanted.config.ranks) require_named("rank_pattern", pattern, hosts);
   for (const auto& [pattern, alpha] : wanted.config.alphas) require_named("alpha_pattern", pattern, hosts);
   for (const auto& [module, host] : hosts) {

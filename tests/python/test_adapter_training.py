@@ -13,10 +13,9 @@ import pytest
 import torch
 import torch_distiller
 import transformers
-from limbeck_runner import LimbeckError
 from rank_processes import Ranks
 from safetensors.torch import load_file, save_file
-from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, checkpoints, joined_state, newest_checkpoint
+from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, checkpoints, joined_state, newest_checkpoint, refused_before_anything_runs
 
 import token_rows
 
@@ -329,11 +328,5 @@ REFUSED = {
 
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_trained_is_refused_before_anything_runs(work, limbeck, case, command):
-    keys, message = REFUSED[case]
-    recipe = work.recipe("refused", **keys)
-    with pytest.raises(LimbeckError) as failure:
-        limbeck.run(command, str(recipe), *([f"--run={work.folder / 'refused'}"] if command == "train" else []))
-    print(failure.value)
-    assert message in str(failure.value)
-    assert not list((work.folder / "refused").glob("metrics*")), "it began to train"
+def test_what_cannot_be_trained_is_refused_before_anything_runs(work, case, command):
+    refused_before_anything_runs(work, command, *REFUSED[case], code=4 if case == "no folder" else 2)

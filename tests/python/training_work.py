@@ -6,9 +6,10 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
-from limbeck_runner import Limbeck
+from limbeck_runner import Limbeck, LimbeckError
 from safetensors.torch import load_file
 
 import token_rows
@@ -87,6 +88,15 @@ class Work:
         limbeck = Limbeck(threads=threads, timeout=600)
         limbeck.run("train", str(recipe), "--run", str(run), "--json", str(self.folder / f"{name}.json"), *flags)
         return Run(run, self.folder / f"{name}.json", recipe)
+
+
+def refused_before_anything_runs(work: Work, command: str, keys: dict, message: str, code: int = 2) -> None:
+    recipe, run = work.recipe("refused", **keys), work.folder / "refused"
+    with pytest.raises(LimbeckError, match=f"exit {code}") as failure:
+        work.limbeck.run(command, str(recipe), *([f"--run={run}"] if command == "train" else []))
+    print(failure.value)
+    assert message in str(failure.value)
+    assert not list(run.glob("metrics*")), "it began to train"
 
 
 class Run:

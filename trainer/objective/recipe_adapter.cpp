@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
@@ -11,54 +13,43 @@
 namespace limbeck::objective {
 namespace {
 
-struct ModuleValue {
-  std::string module, value;
-};
-
-// "down_proj 8": the value is what follows the last space.
-ModuleValue split(const recipe::Value& entry, const std::string& key, const std::string& wanted) {
-  const size_t space = entry.text.rfind(' ');
-  if (space != std::string::npos && space > 0) return {entry.text.substr(0, space), entry.text.substr(space + 1)};
-  throw UsageError(fmt::format("{} = {} ({}): wanted \"MODULE {}\", for example \"down_proj 8\"", key,
-                               recipe::shown(entry.text), entry.origin.to_string(), wanted));
-}
-
-[[noreturn]] void refuse_value(const recipe::Value& entry, const std::string& key, const std::string& wanted) {
-  throw UsageError(
-      fmt::format("{} = {} ({}): wanted {}", key, recipe::shown(entry.text), entry.origin.to_string(), wanted));
-}
-
 void require_pattern(const recipe::Value& entry, const std::string& key, const std::string& pattern) {
   const std::string fault = adapters::pattern_fault(pattern);
   if (!fault.empty()) throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), fault));
 }
 
-adapters::ByPattern<int64_t> ranks_of(const recipe::Settings& settings) {
-  const std::string key = "adapter.rank_pattern";
-  adapters::ByPattern<int64_t> ranks;
+// "down_proj 8", once or more often: the value is what follows the last space. read(text) gives it, or nothing where it
+// is not `wanted`.
+template <class Value, class Read>
+adapters::ByPattern<Value> patterns_of(const recipe::Settings& settings, const std::string& key,
+                                       const std::string& word, const std::string& wanted, const Read& read) {
+  adapters::ByPattern<Value> found;
   for (const recipe::Value& entry : settings.values(key)) {
-    const ModuleValue parts = split(entry, key, "RANK");
-    require_pattern(entry, key, parts.module);
-    const auto rank = recipe::to_integer(parts.value);
-    if (!rank || *rank < 1 || *rank > adapters::kMostRank) {
-      refuse_value(entry, key, fmt::format("a rank of 1 to {} after the module", adapters::kMostRank));
+    const auto refuse = [&](const std::string& what) {
+      throw UsageError(
+          fmt::format("{} = {} ({}): wanted {}", key, recipe::shown(entry.text), entry.origin.to_string(), what));
+    };
+    const size_t space = entry.text.rfind(' ');
+    if (space == std::string::npos || space == 0) {
+      refuse(fmt::format("\"MODULE {}\", for example \"down_proj 8\"", word));
     }
-    ranks.emplace_back(parts.module, *rank);
+    const std::string module = entry.text.substr(0, space);
+    require_pattern(entry, key, module);
+    const std::optional<Value> value = read(entry.text.substr(space + 1));
+    if (!value) refuse(wanted + " after the module");
+    found.emplace_back(module, *value);
   }
-  return ranks;
+  return found;
 }
 
-adapters::ByPattern<double> alphas_of(const recipe::Settings& settings) {
-  const std::string key = "adapter.alpha_pattern";
-  adapters::ByPattern<double> alphas;
-  for (const recipe::Value& entry : settings.values(key)) {
-    const ModuleValue parts = split(entry, key, "ALPHA");
-    require_pattern(entry, key, parts.module);
-    const auto alpha = recipe::to_number(parts.value);
-    if (!alpha || std::abs(*alpha) > adapters::kMostAlpha) refuse_value(entry, key, "a number after the module");
-    alphas.emplace_back(parts.module, *alpha);
-  }
-  return alphas;
+std::optional<int64_t> rank_of(const std::string& text) {
+  const auto rank = recipe::to_integer(text);
+  return rank && *rank >= 1 && *rank <= adapters::kMostRank ? rank : std::nullopt;
+}
+
+std::optional<double> alpha_of(const std::string& text) {
+  const auto alpha = recipe::to_number(text);
+  return alpha && std::abs(*alpha) <= adapters::kMostAlpha ? alpha : std::nullopt;
 }
 
 adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
@@ -69,8 +60,9 @@ adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
   wanted.config.rslora = settings.enabled("adapter.rslora");
   wanted.config.rank = settings.integer("adapter.rank");
   wanted.config.alpha = settings.number("adapter.alpha");
-  wanted.config.ranks = ranks_of(settings);
-  wanted.config.alphas = alphas_of(settings);
+  wanted.config.ranks = patterns_of<int64_t>(settings, "adapter.rank_pattern", "RANK",
+                                             fmt::format("a rank of 1 to {}", adapters::kMostRank), rank_of);
+  wanted.config.alphas = patterns_of<double>(settings, "adapter.alpha_pattern", "ALPHA", "a number", alpha_of);
   for (const recipe::Value& target : settings.values("adapter.target")) {
     require_pattern(target, "adapter.target", target.text);
     wanted.targets.push_back(target.text);
