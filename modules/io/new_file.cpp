@@ -12,7 +12,8 @@ namespace limbeck::io {
 namespace fs = std::filesystem;
 namespace {
 
-constexpr size_t kGathered = size_t{4} << 20;  // of one direct write; a multiple of kDirectBlock
+constexpr size_t kGathered = DirectBuffer::kBytes;  // of one direct write
+static_assert(kGathered % kDirectBlock == 0);
 constexpr uint64_t kLargeFile = uint64_t{1} << 20;
 
 }  // namespace
@@ -25,7 +26,12 @@ std::string space_text(Disk& disk, const fs::path& folder, uint64_t needed, int 
   return ": " + std::to_string(needed) + " bytes are needed, " + std::to_string(available) + " are available";
 }
 
-NewFile::NewFile(Disk& disk, const fs::path& path, uint64_t bytes, std::string shown)
+char* DirectBuffer::data() {
+  if (!memory_) memory_.reset(static_cast<char*>(std::aligned_alloc(kDirectBlock, kBytes)));
+  return memory_.get();
+}
+
+NewFile::NewFile(Disk& disk, const fs::path& path, uint64_t bytes, std::string shown, DirectBuffer* buffer)
     : disk_(disk), path_(path), shown_(std::move(shown)), promised_(bytes) {
   if (const int error = disk_.create(path_, descriptor_); error != 0) {
     descriptor_ = -1;
@@ -41,7 +47,7 @@ NewFile::NewFile(Disk& disk, const fs::path& path, uint64_t bytes, std::string s
     throw;
   }
   if (promised_ >= kLargeFile && disk_.set_direct(descriptor_, true) == 0) {
-    gathered_.reset(static_cast<char*>(std::aligned_alloc(kDirectBlock, kGathered)));
+    gathered_ = (buffer != nullptr ? *buffer : own_).data();
     if (!gathered_) disk_.set_direct(descriptor_, false);
   }
 }
@@ -82,25 +88,28 @@ void NewFile::write(const void* data, size_t bytes) {
   const auto* at = static_cast<const char*>(data);
   while (bytes > 0) {
     const size_t part = std::min(bytes, kGathered - filled_);
-    std::memcpy(gathered_.get() + filled_, at, part);
+    std::memcpy(gathered_ + filled_, at, part);
     at += part;
     bytes -= part;
     filled_ += part;
-    if (filled_ == kGathered) put(gathered_.get(), std::exchange(filled_, 0));
+    if (filled_ == kGathered) put(gathered_, std::exchange(filled_, 0));
   }
+  if (written_ == promised_) put_gathered();
+}
+
+// The last of a file: what is no whole block goes through the cache. Then the buffer is free for the next file.
+void NewFile::put_gathered() {
+  const size_t blocks = filled_ / kDirectBlock * kDirectBlock, rest = std::exchange(filled_, 0) - blocks;
+  put(gathered_, blocks);
+  if (const int error = disk_.set_direct(descriptor_, false); error != 0) fail("cannot be written", error);
+  put(gathered_ + blocks, rest);
+  gathered_ = nullptr;
 }
 
 void NewFile::flush() {
   if (written_ != promised_) {
     throw IoError(shown_ + ": " + std::to_string(written_) + " bytes were written, " + std::to_string(promised_) +
                   " announced");
-  }
-  if (gathered_) {  // what is no whole block at the end goes through the cache
-    const size_t blocks = filled_ / kDirectBlock * kDirectBlock, rest = filled_ - blocks;
-    put(gathered_.get(), blocks);
-    if (const int error = disk_.set_direct(descriptor_, false); error != 0) fail("cannot be written", error);
-    put(gathered_.get() + blocks, rest);
-    filled_ = 0;
   }
   if (const int error = disk_.flush(descriptor_); error != 0) fail("cannot be flushed to disk", error);
 }

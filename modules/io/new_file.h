@@ -14,10 +14,26 @@
 
 namespace limbeck::io {
 
+// What a large file is gathered in, for whole blocks at aligned places. A caller with many files to write, one after
+// the other, keeps one: fresh memory for each is a page fault for each of its pages.
+class DirectBuffer {
+ public:
+  static constexpr size_t kBytes = size_t{1} << 20;  // stays in a core's cache between the copy and the write
+  char* data();                                      // made at the first call; null: there is no memory for it
+
+ private:
+  struct Free {
+    void operator()(char* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> memory_;
+};
+
 class NewFile {
  public:
-  // bytes: the length it will have. shown: the name in messages.
-  NewFile(Disk& disk, const std::filesystem::path& path, uint64_t bytes, std::string shown);
+  // bytes: the length it will have. shown: the name in messages. buffer: in use from the first write() until the
+  // promised bytes are there; must live as long.
+  NewFile(Disk& disk, const std::filesystem::path& path, uint64_t bytes, std::string shown,
+          DirectBuffer* buffer = nullptr);
   ~NewFile();
   NewFile(const NewFile&) = delete;
   NewFile& operator=(const NewFile&) = delete;
@@ -32,16 +48,14 @@ class NewFile {
  private:
   void discard();
   void put(const void* data, size_t bytes);
-
-  struct Free {
-    void operator()(char* memory) const { std::free(memory); }
-  };
+  void put_gathered();
 
   Disk& disk_;
   std::filesystem::path path_;
   std::string shown_;
-  uint64_t promised_, written_ = 0;       // written: taken from the caller
-  std::unique_ptr<char, Free> gathered_;  // for direct writes; none: each write goes straight to the cache
+  uint64_t promised_, written_ = 0;  // written: taken from the caller
+  DirectBuffer own_;                 // when the caller gave none
+  char* gathered_ = nullptr;         // for direct writes; none: each write goes straight to the cache
   size_t filled_ = 0;
   int descriptor_ = -1;
 };

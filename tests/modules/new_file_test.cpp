@@ -7,8 +7,10 @@
 #include <cerrno>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "modules/errors.h"
 #include "tests/support/temporary_folder.h"
@@ -119,10 +121,30 @@ TEST_P(NewFileTest, DirectWritesThatAreRefusedOnTheWayGoThroughTheCache) {
 }
 
 TEST_P(NewFileTest, ShortDirectWritesAreContinued) {
-  for (const size_t most : {kMebibyte + 1, kDirectBlock * 9, size_t{1'000'000}}) {
+  for (const size_t most : {kMebibyte - 1, kDirectBlock * 9, size_t{700'001}}) {
     WatchedDisk disk;
     disk.most_per_write = most;
     expect_written(disk, 13 * kMebibyte, kMebibyte);
+  }
+}
+
+TEST_P(NewFileTest, FilesInTurnShareABuffer) {
+  const std::vector<size_t> sizes{3 * kMebibyte + 17, kMebibyte, 2 * kMebibyte - 1};
+  DirectBuffer buffer;
+  std::vector<std::unique_ptr<NewFile>> files;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const fs::path path = folder_ / std::to_string(i);
+    files.push_back(std::make_unique<NewFile>(posix_disk(), path, sizes[i], path.string(), &buffer));
+    const std::string data(sizes[i], static_cast<char>('a' + i));
+    files.back()->write(data.data(), data.size());
+  }
+  for (auto& file : files) file->flush();  // only now: what one wrote must not wait in the buffer of the next
+  for (auto& file : files) file->finish();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    std::ifstream in(folder_ / std::to_string(i), std::ios::binary);
+    const std::string found{std::istreambuf_iterator<char>(in), {}};
+    EXPECT_TRUE(found == std::string(sizes[i], static_cast<char>('a' + i))) << sizes[i];
+    fs::remove(folder_ / std::to_string(i));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "tests/support/checkpoint_cases.h"
 #include "tests/support/thread_ranks.h"
 #include "tests/trainer/message_of.h"
+#include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/saver.h"
 #include "trainer/checkpoint/verify.h"
 
@@ -49,6 +50,30 @@ TEST(Checkpoint, StateKeepsUnsignedIntegersWhole) {
   const TemporaryFolder run;
   const auto saved = Checkpoint::open(save_alone(run / "checkpoints", request_of(1)));
   EXPECT_EQ(saved.state().at("cursor").get<uint64_t>(), 18446744073709551615u);
+}
+
+TEST(Checkpoint, AManifestReadBackHasTheSameText) {
+  Manifest manifest{"run \"1\"", "digest", 7, {{kStateName, 9, 9, 0x1234, {}}}};
+  FileRecord file{weights_file_name(Kind::kModel, 0), 8, 8, 0xffffffff, {}};
+  for (const char* name : {"plain", "a \"quoted\" \\ name",
+                           "gr\xc3\xb6\xc3\x9f"
+                           "er"}) {
+    file.chunks.push_back({name, {2, 3}, io::StoredType::kF32, 1, 5, file.bytes, 20, {0xdeadbeef}});
+    file.bytes += 20;
+  }
+  file.chunks.push_back({"empty", {0}, io::StoredType::kBF16, 0, 0, file.bytes, 0, {}});
+  file.chunks.push_back({"scalar", {}, io::StoredType::kF64, 0, 1, file.bytes, 8, {1}});
+  file.bytes += 8;
+  manifest.files.push_back(file);
+  const Manifest found = parse_manifest(manifest.text(), "here");
+  EXPECT_EQ(found.text(), manifest.text());
+  ASSERT_EQ(found.files.size(), 2u);
+  ASSERT_EQ(found.files[1].chunks.size(), file.chunks.size());
+  for (size_t i = 0; i < file.chunks.size(); ++i) {
+    EXPECT_EQ(found.files[1].chunks[i].name, file.chunks[i].name);
+    EXPECT_EQ(found.files[1].chunks[i].shape, file.chunks[i].shape);
+    EXPECT_EQ(found.files[1].chunks[i].crc, file.chunks[i].crc);
+  }
 }
 
 TEST(Checkpoint, WholeTensorsOpenWithAnySafetensorsTool) {

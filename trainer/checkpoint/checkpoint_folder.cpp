@@ -9,7 +9,6 @@
 #include "modules/errors.h"
 #include "trainer/checkpoint/manifest.h"
 #include "trainer/checkpoint/save_request.h"
-#include "trainer/checkpoint/verify.h"
 
 namespace limbeck::checkpoint {
 namespace {
@@ -119,15 +118,18 @@ std::vector<std::string> sweep_leftovers(const fs::path& folder, io::Disk& disk)
 }
 
 bool Retention::is_good(const fs::path& path) {
-  if (verified_.count(path.filename().string()) != 0) return sizes_match(path);
-  if (!is_whole(verify(path))) return false;
-  verified_.insert(path.filename().string());
+  const std::string name = path.filename().string();
+  if (const auto known = verified_.find(name); known != verified_.end()) return sizes_match(path, known->second);
+  std::vector<FileState> files = verify(path);
+  if (!is_whole(files)) return false;
+  verified_[name] = std::move(files);
   return true;
 }
 
-std::vector<std::string> Retention::after_commit(const fs::path& committed, const std::string& run_id) {
+std::vector<std::string> Retention::after_commit(const fs::path& committed, const std::string& run_id,
+                                                 std::vector<FileState> files) {
   std::vector<std::string> warnings;
-  verified_.insert(committed.filename().string());
+  verified_[committed.filename().string()] = std::move(files);
   if (keep_ <= 0) return warnings;
   // The one just committed is good and stays, whatever its number: after a resume from an older step, newer ones exist.
   int kept = 1;

@@ -4,12 +4,13 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "modules/io/disk.h"
+#include "trainer/checkpoint/verify.h"
 
 namespace limbeck::checkpoint {
 
@@ -45,7 +46,9 @@ class Retention {
  public:
   Retention(std::filesystem::path folder, int keep, io::Disk& disk)
       : folder_(std::move(folder)), keep_(keep), disk_(disk) {}
-  std::vector<std::string> after_commit(const std::filesystem::path& committed, const std::string& run_id);
+  // files: those of `committed`, with their lengths.
+  std::vector<std::string> after_commit(const std::filesystem::path& committed, const std::string& run_id,
+                                        std::vector<FileState> files);
 
  private:
   bool is_good(const std::filesystem::path& path);
@@ -53,7 +56,7 @@ class Retention {
   std::filesystem::path folder_;
   int keep_;
   io::Disk& disk_;
-  std::set<std::string> verified_;  // by this process, so that sizes are enough the next time
+  std::map<std::string, std::vector<FileState>> verified_;  // by this process: sizes are enough the next time
 };
 
 }  // namespace limbeck::checkpoint

@@ -70,6 +70,13 @@ std::string weights_file_name(Kind kind, int rank);
 nlohmann::json as_json(const FileRecord& record);
 FileRecord parse_file_record(const io::JsonFile& file);
 
+// All that is written of a chunk after it was announced: its checksums, as text of eight digits for each.
+std::string crc_text(const std::vector<uint32_t>& crcs);
+std::vector<uint32_t> parse_crc_text(const std::string& text, uint64_t count, const std::string& where);
+
+// WeightsError unless the text ends with the CRC-32C of all before it.
+void check_own_crc(const std::string& text, const std::string& where);
+
 // The checksum and every field are judged; the files themselves are not looked at.
 Manifest read_manifest(const std::filesystem::path& folder);
 Manifest parse_manifest(const std::string& text, const std::string& where);

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <limits>
@@ -21,18 +22,8 @@ std::string hex(uint32_t crc) { return fmt::format("{:08x}", crc); }
 
 std::string ending(uint32_t crc) { return fmt::format("\"crc32c\":\"{}\"}}\n", hex(crc)); }
 
-// Eight hexadecimal digits for each CRC: one JSON value a chunk, however large the chunk is.
 std::vector<uint32_t> parse_crcs(const io::JsonFile& file, uint64_t count) {
-  const std::string text = file.string("crc32c");
-  if (text.size() / 8 != count || text.size() % 8 != 0 || text.find_first_not_of("0123456789abcdef") != text.npos) {
-    throw WeightsError(fmt::format("{}: key \"crc32c\" = {}, wanted {} times 8 hexadecimal digits", file.where(),
-                                   io::in_quotes(text), count));
-  }
-  std::vector<uint32_t> crcs(count);
-  for (uint64_t i = 0; i < count; ++i) {
-    crcs[i] = static_cast<uint32_t>(std::stoul(text.substr(i * 8, 8), nullptr, 16));
-  }
-  return crcs;
+  return parse_crc_text(file.string("crc32c"), count, file.where());
 }
 
 uint64_t parse_bytes(const io::JsonFile& file, const char* key) {
@@ -136,6 +127,27 @@ void check_version(const io::JsonFile& file) {
   }
 }
 
+}  // namespace
+
+// Eight hexadecimal digits for each CRC: one JSON value a chunk, however large the chunk is.
+std::string crc_text(const std::vector<uint32_t>& crcs) {
+  std::string text;
+  for (const uint32_t crc : crcs) text += hex(crc);
+  return text;
+}
+
+std::vector<uint32_t> parse_crc_text(const std::string& text, uint64_t count, const std::string& where) {
+  if (text.size() / 8 != count || text.size() % 8 != 0 || text.find_first_not_of("0123456789abcdef") != text.npos) {
+    throw WeightsError(fmt::format("{}: key \"crc32c\" = {}, wanted {} times 8 hexadecimal digits", where,
+                                   io::in_quotes(text), count));
+  }
+  std::vector<uint32_t> crcs(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    crcs[i] = static_cast<uint32_t>(std::stoul(text.substr(i * 8, 8), nullptr, 16));
+  }
+  return crcs;
+}
+
 void check_own_crc(const std::string& text, const std::string& where) {
   const size_t length = ending(0).size(), body = text.size() - std::min(text.size(), length);
   const std::string wanted = ending(io::crc32c(text.data(), body));
@@ -146,20 +158,16 @@ void check_own_crc(const std::string& text, const std::string& where) {
                   where));
 }
 
-}  // namespace
-
 nlohmann::json as_json(const FileRecord& record) {
   nlohmann::json chunks = nlohmann::json::array();
   for (const ChunkRecord& chunk : record.chunks) {
-    std::string crcs;
-    for (const uint32_t crc : chunk.crc) crcs += hex(crc);
     chunks.push_back({{"name", chunk.name},
                       {"shape", chunk.shape},
                       {"dtype", io::stored_name(chunk.dtype)},
                       {"begin", chunk.begin},
                       {"count", chunk.count},
                       {"offset", chunk.offset},
-                      {"crc32c", std::move(crcs)}});
+                      {"crc32c", crc_text(chunk.crc)}});
   }
   return {{"file", record.name},
           {"bytes", record.bytes},
@@ -197,15 +205,18 @@ std::string Manifest::text() const {
   std::string out = head.dump();
   out.back() = ',';
   out += "\n\"files\":[";
-  // A line for each chunk, for people and for diff.
+  // A line for each chunk, for people and for diff. Written as text: a tree of JSON values for each chunk of each save
+  // took more of the processor than the checksums of the chunks.
   for (const FileRecord& record : files) {
-    nlohmann::json file = as_json(record);
-    const nlohmann::json chunks = std::move(file["chunks"]);
-    file.erase("chunks");
-    std::string line = file.dump();
-    line.back() = ',';
-    out += (&record == &files.front() ? "\n" : ",\n") + line + "\"chunks\":[";
-    for (size_t i = 0; i < chunks.size(); ++i) out += (i == 0 ? "\n " : ",\n ") + chunks[i].dump();
+    out += fmt::format(R"({}{{"bytes":{},"crc32c":"{}","file":{},"head_bytes":{},"chunks":[)",
+                       &record == &files.front() ? "\n" : ",\n", record.bytes, hex(record.head_crc),
+                       nlohmann::json(record.name).dump(), record.head_bytes);
+    for (const ChunkRecord& chunk : record.chunks) {
+      out += fmt::format(R"({}{{"begin":{},"count":{},"crc32c":"{}","dtype":"{}","name":{},"offset":{},"shape":[{}]}})",
+                         &chunk == &record.chunks.front() ? "\n " : ",\n ", chunk.begin, chunk.count,
+                         crc_text(chunk.crc), io::stored_name(chunk.dtype), nlohmann::json(chunk.name).dump(),
+                         chunk.offset, fmt::join(chunk.shape, ","));
+    }
     out += "]}";
   }
   out += "],\n";

@@ -56,12 +56,32 @@ json identity_of(const SaveRequest& request) {
   return {request.prefix, request.step, request.run_id, request.config_digest};
 }
 
-std::vector<FileRecord> records_of(const std::vector<json>& answers, const char* key) {
-  std::vector<FileRecord> records;
-  for (const json& answer : answers) {
-    for (const json& record : answer.at(key)) records.push_back(parse_file_record(io::JsonFile(record, "checkpoint")));
+json records_as_json(const std::vector<FileRecord>& records) {
+  json out = json::array();
+  for (const FileRecord& record : records) out.push_back(as_json(record));
+  return out;
+}
+
+// What a rank found out by writing: for each of its files, the checksums of each chunk.
+json crcs_of(const std::vector<FileRecord>& records) {
+  json out = json::array();
+  for (const FileRecord& record : records) {
+    std::string all;
+    for (const ChunkRecord& chunk : record.chunks) all += crc_text(chunk.crc);
+    out.push_back(std::move(all));
   }
-  return records;
+  return out;
+}
+
+void set_crcs(FileRecord& record, const std::string& text) {
+  uint64_t blocks = 0;
+  for (const ChunkRecord& chunk : record.chunks) blocks += chunk.crc.size();
+  const auto crcs = parse_crc_text(text, blocks, "checkpoint: file " + record.name);
+  auto from = crcs.begin();
+  for (ChunkRecord& chunk : record.chunks) {
+    const auto until = from + static_cast<std::ptrdiff_t>(chunk.crc.size());
+    chunk.crc.assign(std::exchange(from, until), until);
+  }
 }
 
 }  // namespace
@@ -72,12 +92,13 @@ struct Saver::Attempt {
   std::string state = {};             // state.json, of rank 0
   std::vector<ShardFile> files = {};  // of this rank
   Manifest manifest = {};             // of all ranks; on rank 0
+  uint64_t manifest_bytes = 0;        // of its text
   bool replaces_damaged = false;      // rank 0
   SaveReport report = {};
 
-  json records() const {
-    json out = json::array();
-    for (const ShardFile& file : files) out.push_back(as_json(file.record()));
+  std::vector<FileRecord> records() const {
+    std::vector<FileRecord> out;
+    for (const ShardFile& file : files) out.push_back(file.record());
     return out;
   }
   FileRecord state_record() const {
@@ -139,7 +160,7 @@ void Saver::prepare(Attempt& attempt) {
       ShardFile file(kind, ranks_.rank(), *pieces);
       if (!file.empty()) attempt.files.push_back(std::move(file));
     }
-    return {{"request", identity_of(request)}, {"files", attempt.records()}};
+    return {{"request", identity_of(request)}, {"files", leads() ? json() : records_as_json(attempt.records())}};
   });
   on_all_ranks(ranks_, [&]() -> json {
     for (size_t rank = 1; rank < plans.size(); ++rank) {
@@ -154,8 +175,13 @@ void Saver::prepare(Attempt& attempt) {
                                       attempt.state.size(), request.state.type_name(), io::kMaxJsonBytes));
     }
     Manifest& manifest = attempt.manifest = {request.run_id, request.config_digest, request.step, {}};
-    manifest.files = records_of(plans, "files");
+    manifest.files = attempt.records();
     manifest.files.insert(manifest.files.begin(), attempt.state_record());
+    for (size_t rank = 1; rank < plans.size(); ++rank) {
+      for (const json& record : plans[rank].at("files")) {
+        manifest.files.push_back(parse_file_record(io::JsonFile(record, "checkpoint")));
+      }
+    }
     manifest.tensors(attempt.target.string());
     uint64_t needed = attempt.report.bytes = manifest.text().size();
     for (const FileRecord& record : manifest.files) attempt.report.bytes += record.bytes;
@@ -183,7 +209,7 @@ void Saver::write_files(Attempt& attempt) {
   const auto written = on_all_ranks(ranks_, [&]() -> json {
     Stopwatch watch;
     try {
-      for (ShardFile& file : attempt.files) file.write(disk_, attempt.temporary);
+      for (ShardFile& file : attempt.files) file.write(disk_, attempt.temporary, buffer_);
       attempt.report.write_seconds = watch.lap();
       for (ShardFile& file : attempt.files) file.flush();
       for (ShardFile& file : attempt.files) file.finish();
@@ -192,11 +218,13 @@ void Saver::write_files(Attempt& attempt) {
       attempt.files.clear();  // removes what is unfinished, before rank 0 hears of it and removes the folder
       throw;
     }
-    return {{"files", attempt.records()}};
+    return crcs_of(attempt.records());
   });
   if (!leads()) return;
-  attempt.manifest.files = records_of(written, "files");
-  attempt.manifest.files.insert(attempt.manifest.files.begin(), attempt.state_record());
+  size_t file = 1;  // after state.json, in the order in which the ranks announced them
+  for (const json& of_rank : written) {
+    for (const json& crcs : of_rank) set_crcs(attempt.manifest.files.at(file++), crcs.get<std::string>());
+  }
 }
 
 void Saver::write_whole(Attempt& attempt, const std::string& name, const std::string& text) {
@@ -217,11 +245,11 @@ void Saver::commit(Attempt& attempt) {
     write_whole(attempt, kManifestName, text);
     must(disk_.flush_folder(attempt.temporary), attempt.temporary, "cannot be flushed to disk");
     // What is there now is what a reader will find: looked at once more under its temporary name.
-    const Manifest found = read_manifest(attempt.temporary);
-    if (found.text() != text) {
+    if (io::read_json_text(attempt.temporary / kManifestName) != text) {
       throw IoError(attempt.temporary.string() + ": does not hold what was just written: is another process in it?");
     }
-    for (const FileRecord& record : found.files) open_recorded(attempt.temporary, record);
+    for (const FileRecord& record : attempt.manifest.files) open_recorded(attempt.temporary, record);
+    attempt.manifest_bytes = text.size();
     if (attempt.replaces_damaged) remove_checkpoint(attempt.target, attempt.request.run_id, disk_);
     must(disk_.rename(attempt.temporary, attempt.target), attempt.target, "cannot be put in place");
     if (const int error = disk_.flush_folder(folder_); error != 0) {
@@ -245,7 +273,9 @@ void Saver::after_commit(Attempt& attempt) {
     warnings.push_back(error.what());
   }
   try {
-    const auto more = retention_.after_commit(attempt.target, attempt.request.run_id);
+    std::vector<FileState> files{{kManifestName, attempt.manifest_bytes, ""}};
+    for (const FileRecord& record : attempt.manifest.files) files.push_back({record.name, record.bytes, ""});
+    const auto more = retention_.after_commit(attempt.target, attempt.request.run_id, std::move(files));
     warnings.insert(warnings.end(), more.begin(), more.end());
   } catch (const std::exception& error) {
     warnings.push_back(fmt::format("old checkpoints were not looked through: {}", error.what()));

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "modules/io/disk.h"
+#include "modules/io/new_file.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/checkpoint/save_request.h"
 #include "trainer/parallel/communicator.h"
@@ -44,6 +45,7 @@ class Saver {
   std::filesystem::path folder_;
   parallel::Communicator& ranks_;
   io::Disk& disk_;
+  io::DirectBuffer buffer_;
   Retention retention_;
   std::vector<std::string> leftovers_;
 };

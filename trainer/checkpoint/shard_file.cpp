@@ -76,9 +76,9 @@ ShardFile::ShardFile(Kind kind, int rank, const std::vector<Piece>& pieces) {
   record_.bytes = entries.empty() ? head_.size() : entries.back().end;
 }
 
-void ShardFile::write(io::Disk& disk, const std::filesystem::path& folder) {
+void ShardFile::write(io::Disk& disk, const std::filesystem::path& folder, io::DirectBuffer& buffer) {
   const std::filesystem::path path = folder / record_.name;
-  file_ = std::make_unique<io::NewFile>(disk, path, record_.bytes, path.string());
+  file_ = std::make_unique<io::NewFile>(disk, path, record_.bytes, path.string(), &buffer);
   file_->write(head_.data(), head_.size());
   for (size_t i = 0; i < pieces_.size(); ++i) {
     ChunkRecord& chunk = record_.chunks[i];

@@ -20,7 +20,7 @@ class ShardFile {
   bool empty() const { return record_.chunks.empty(); }
   const FileRecord& record() const { return record_; }  // checksums are zero until write() returned
 
-  void write(io::Disk& disk, const std::filesystem::path& folder);
+  void write(io::Disk& disk, const std::filesystem::path& folder, io::DirectBuffer& buffer);
   void flush();  // then finish(): the file is closed and stays
   void finish();
 

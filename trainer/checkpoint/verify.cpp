@@ -7,6 +7,8 @@
 #include <system_error>
 
 #include "modules/errors.h"
+#include "modules/io/input_file.h"
+#include "modules/io/json_file.h"
 #include "trainer/checkpoint/blocks.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/checkpoint/manifest.h"
@@ -86,11 +88,14 @@ std::string first_fault(const std::vector<FileState>& files) {
 
 bool is_whole(const std::vector<FileState>& files) { return first_fault(files).empty(); }
 
-bool sizes_match(const fs::path& path) {
-  return fault_of([&] {
-           for (const FileRecord& record : read_manifest(path).files) open_recorded(path, record);
-         })
-      .empty();
+bool sizes_match(const fs::path& path, const std::vector<FileState>& files) {
+  const auto there = [&](const FileState& file) { return io::InputFile(path / file.file).size() == file.bytes; };
+  bool match = false;
+  const std::string fault = fault_of([&] {
+    check_own_crc(io::read_json_text(path / kManifestName), path.string());
+    match = std::all_of(files.begin(), files.end(), there);
+  });
+  return match && fault.empty();
 }
 
 std::optional<fs::path> newest_good(const fs::path& folder, std::vector<std::string>& notes, bool strict) {

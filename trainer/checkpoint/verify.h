@@ -20,8 +20,8 @@ std::vector<FileState> verify(const std::filesystem::path& path);
 bool is_whole(const std::vector<FileState>& files);
 std::string first_fault(const std::vector<FileState>& files);  // "" when whole
 
-// The quick look: the manifest is right and every file is there in its length.
-bool sizes_match(const std::filesystem::path& path);
+// The quick look at what was verified once: the manifest is whole and every file is still there in its length.
+bool sizes_match(const std::filesystem::path& path, const std::vector<FileState>& files);
 
 // The newest step of RUN/checkpoints that verifies; nothing when none was ever committed. Each that does not is a line
 // of `notes`, with what is wrong and what is used instead. WeightsError when all are bad, and when strict and the
