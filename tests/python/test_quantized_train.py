@@ -193,6 +193,43 @@ def test_an_adapter_on_codes_is_float32_beside_bfloat16_activations(work, limbec
     assert with_adapter.dtype == torch.bfloat16 and not torch.equal(with_adapter, without)
 
 
+FLAGS = {
+    "--use_quantization": ["--use_quantization", "--use_fp16"],
+    "--mixed_precision": ["--use_quantization=true", "--mixed_precision=true"],
+    "both": ["--use_fp16", "--mixed_precision", "--use_quantization"],
+}
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+@pytest.mark.parametrize("case", FLAGS)
+def test_the_flags_of_other_trainers_are_refused_before_a_weight_is_read(work, tmp_path, command, case):
+    """S1's use_quantization with use_fp16 or mixed_precision: both legal alternatives are named, by what was typed."""
+    keys = {key: value for key, value in ADAPTER.items() if key not in ("student__quantize", "student__dtype")}
+    recipe = work.recipe(f"flags-{command}-{case}", **keys)
+    base = tmp_path / "student"
+    shutil.copytree(work.folder / "student", base)
+    (base / "model.safetensors").write_bytes(b"no weights at all")
+    flags = ["--run", str(tmp_path / "never")] if command == "train" else []
+    with pytest.raises(LimbeckError) as refused:
+        work.limbeck.run(command, str(recipe), f"--student.model={base}", *FLAGS[case], *flags)
+    text = str(refused.value)
+    assert text.startswith("exit 2: "), text
+    for part in ("nf4 weights (--use_quantization)", "gradients would come through float16", "student.dtype=bfloat16",
+                 "student.quantize=none"):  # fmt: skip
+        assert part in text, text
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_flags_of_other_trainers_alone_are_the_options_they_stand_for(work):
+    """use_quantization is nf4, use_fp16 is float16 weights, num_samples counts rows: 4 updates of 2 x 2 rows and a rest."""
+    keys = {key: value for key, value in ADAPTER.items() if key not in ("student__quantize", "train__steps")}
+    quantized = work.train("flag-nf4", "--use_quantization", "--num_samples=17", "--data.batch_size=2", "--train.accumulate=2", **keys)
+    own = work.train("own-nf4", "--student.quantize=nf4", "--train.steps=5 steps", "--data.batch_size=2", "--train.accumulate=2", **keys)
+    assert len(quantized.series("loss")) == 5 and quantized.series("loss") == own.series("loss")
+    half = {key: value for key, value in keys.items() if key != "student__dtype"}
+    assert work.train("flag-half", "--use_fp16", "--num_samples=8", "--data.batch_size=4", **half).series("loss_scale")[0] > 1
+
+
 def test_a_teacher_that_is_the_quantized_base_agrees_with_an_adapter_that_does_nothing(work):
     """teacher.kind = self shares the codes: at the first step of LoRA, whose B is zero, there is nothing to learn."""
     run = work.train("self", **(ADAPTER | dict(teacher__model=None, teacher__kind="self", objective__alpha=1, train__steps="1 steps")))

@@ -5,7 +5,7 @@
 namespace limbeck::recipe {
 namespace {
 
-const std::vector<CountUnit> kAny = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs};
+const std::vector<CountUnit> kAny = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kSamples, CountUnit::kEpochs};
 
 TEST(Count, ReadsAmountsWithUnits) {
   const std::pair<const char*, Count> cases[] = {{"500 steps", {500, CountUnit::kSteps}},
@@ -13,6 +13,7 @@ TEST(Count, ReadsAmountsWithUnits) {
                                                  {"2M tokens", {2'000'000, CountUnit::kTokens}},
                                                  {"1.5M tokens", {1'500'000, CountUnit::kTokens}},
                                                  {"1 epoch", {1, CountUnit::kEpochs}},
+                                                 {"50k samples", {50'000, CountUnit::kSamples}},
                                                  {"3epochs", {3, CountUnit::kEpochs}},
                                                  {"10k steps", {10'000, CountUnit::kSteps}},
                                                  {"1.25B tokens", {1'250'000'000, CountUnit::kTokens}},
@@ -41,8 +42,9 @@ TEST(Count, PrintsBackWhatReadsAsTheSame) {
 }
 
 TEST(Count, SaysWhatIsWrongAndWhatToWrite) {
-  const std::string wanted = "wanted a count with its unit, such as 500 steps, 2M tokens or 1 epoch";
-  EXPECT_EQ(parse_count("500", kAny).fault, "the unit is missing: write 500 steps, 500 tokens or 500 epochs");
+  const std::string wanted = "wanted a count with its unit, such as 500 steps, 2M tokens, 50k samples or 1 epoch";
+  EXPECT_EQ(parse_count("500", kAny).fault,
+            "the unit is missing: write 500 steps, 500 tokens, 500 samples or 500 epochs");
   EXPECT_EQ(parse_count("500 stpes", kAny).fault, "unit \"stpes\" is unknown: did you mean steps? " + wanted);
   EXPECT_EQ(parse_count("500 kilometres", kAny).fault, "unit \"kilometres\" is unknown: " + wanted);
   EXPECT_EQ(parse_count("many steps", kAny).fault, wanted);

@@ -48,6 +48,33 @@ TEST(Settings, FlagWinsOverRecipeAndRecipeOverDefault) {
   EXPECT_EQ(settings.text("projector.dtype"), "teacher");
 }
 
+TEST(Settings, ShorthandsSayWhatAnotherOptionIs) {
+  const auto settings = resolved("use_quantization = true\n", {"--use_fp16", "--num_samples=900"});
+  EXPECT_EQ(settings.dtype("student.dtype"), c10::kHalf);
+  EXPECT_EQ(settings.where("student.dtype"), "(--use_fp16)");
+  EXPECT_EQ(settings.text("teacher.dtype"), "auto");
+  EXPECT_EQ(settings.text("student.quantize"), "nf4");
+  EXPECT_EQ(settings.where("student.quantize"), "(/r/my.ini:1)");
+  EXPECT_EQ(settings.count("train.steps"), (Count{900, CountUnit::kSamples}));
+  EXPECT_EQ(settings.to_ini(false).find("use_"), std::string::npos);
+
+  const std::string recipe = "[student]\ndtype = bfloat16\n";
+  EXPECT_EQ(resolved(recipe, {"--use_fp16=false"}).dtype("student.dtype"), c10::kBFloat16) << "off says nothing";
+  EXPECT_EQ(resolved(recipe, {"--mixed_precision", "--use_fp16"}).dtype("student.dtype"), c10::kHalf);
+  EXPECT_EQ(resolved(recipe, {"--use_fp16", "--student.dtype=float16"}).dtype("student.dtype"), c10::kHalf);
+}
+
+TEST(Settings, ShorthandsAreRefusedLikeWhatTheyStandFor) {
+  EXPECT_EQ(fault("seed = 1\n", {"--use_fp16", "--student.dtype=bfloat16"}),
+            "2: --student.dtype=bfloat16: given already as --use_fp16=true; keep one of the two");
+  EXPECT_EQ(fault("use_fp16 = yes\n[student]\ndtype = float32\n"),
+            "2: my.ini:3: student.dtype is set already on line 1 (there as use_fp16); keep one of the two");
+  EXPECT_EQ(fault("seed = 1\n", {"--use_fp16=maybe"}), "2: --use_fp16=maybe: wanted true or false");
+  EXPECT_EQ(fault("seed = 1\n", {"--num_samples=0"}), "2: --num_samples=0: wanted a whole number, 1 or more");
+  EXPECT_EQ(fault("seed = 1\n", {"--num_samples=9", "--train.steps=9 steps"}),
+            "2: --train.steps=9 steps: given already as --num_samples=9; keep one of the two");
+}
+
 TEST(Settings, EveryValueKnowsItsOrigin) {
   const auto settings =
       resolved("# x\n[student]\ndtype = float16\n[teacher]\ndtype = float16\n", {"--teacher.dtype=bfloat16"});

@@ -19,10 +19,13 @@ namespace {
 int64_t steps_of(const recipe::Settings& settings, int64_t batches_per_epoch) {
   const recipe::Count count = settings.count("train.steps");
   const int64_t accumulate = settings.integer("train.accumulate");
+  const int64_t samples = settings.integer("data.batch_size") * accumulate;
   int64_t steps = count.amount;
   if (count.unit == recipe::CountUnit::kTokens) {
-    const int64_t tokens = settings.integer("data.batch_size") * settings.integer("data.sequence_length") * accumulate;
+    const int64_t tokens = samples * settings.integer("data.sequence_length");
     steps = (count.amount + tokens - 1) / tokens;
+  } else if (count.unit == recipe::CountUnit::kSamples) {
+    steps = (count.amount + samples - 1) / samples;
   } else if (count.unit == recipe::CountUnit::kEpochs) {
     steps = (count.amount * batches_per_epoch + accumulate - 1) / accumulate;
   }

@@ -13,7 +13,8 @@ namespace limbeck::objective {
 namespace {
 
 std::string source_of(const recipe::Settings& settings, const std::string& key) {
-  return settings.given(key) ? settings.origin(key).to_string() : "default";
+  const recipe::Origin origin = settings.origin(key);
+  return origin.flag.empty() ? origin.to_string() : "--" + origin.flag;
 }
 
 // The student's structure under another root.

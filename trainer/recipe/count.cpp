@@ -10,7 +10,18 @@
 namespace limbeck::recipe {
 namespace {
 
-constexpr CountUnit kAllUnits[] = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs};
+struct Unit {
+  CountUnit unit;
+  const char *name, *example;
+};
+constexpr Unit kUnits[] = {{CountUnit::kSteps, "steps", "500 steps"},
+                           {CountUnit::kTokens, "tokens", "2M tokens"},
+                           {CountUnit::kSamples, "samples", "50k samples"},
+                           {CountUnit::kEpochs, "epochs", "1 epoch"}};
+
+const Unit& entry_of(CountUnit unit) {
+  return *std::find_if(std::begin(kUnits), std::end(kUnits), [&](const Unit& each) { return each.unit == unit; });
+}
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -22,7 +33,7 @@ std::string singular(CountUnit unit) {
 std::string wanted(const std::vector<CountUnit>& units) {
   std::vector<std::string> examples;
   for (const CountUnit unit : units) {
-    examples.push_back(unit == CountUnit::kSteps ? "500 steps" : unit == CountUnit::kTokens ? "2M tokens" : "1 epoch");
+    examples.push_back(entry_of(unit).example);
   }
   return "wanted a count with its unit, such as " + any_of(examples);
 }
@@ -60,9 +71,7 @@ bool scaled(const std::string& number, int zeros, int64_t& out) {
 
 }  // namespace
 
-std::string unit_name(CountUnit unit) {
-  return unit == CountUnit::kSteps ? "steps" : unit == CountUnit::kTokens ? "tokens" : "epochs";
-}
+std::string unit_name(CountUnit unit) { return entry_of(unit).name; }
 
 std::string Count::to_string() const {
   const char* suffix = "";
@@ -98,20 +107,21 @@ ParsedCount parse_count(const std::string& text, const std::vector<CountUnit>& u
     for (const std::string& name : names) spelled.push_back(shown(text) + " " + name);
     return {{}, "the unit is missing: write " + any_of(spelled)};
   }
-  const auto unit = std::find_if(std::begin(kAllUnits), std::end(kAllUnits),
-                                 [&](CountUnit u) { return word == unit_name(u) || word == singular(u); });
-  if (unit == std::end(kAllUnits)) {
+  const auto known = std::find_if(std::begin(kUnits), std::end(kUnits),
+                                  [&](const Unit& u) { return word == u.name || word == singular(u.unit); });
+  if (known == std::end(kUnits)) {
     const std::string guess = did_you_mean(word, names);
     return {{},
             fmt::format("unit \"{}\" is unknown: {}{}", shown(word), guess.empty() ? "" : guess + " ", wanted(units))};
   }
-  if (std::find(units.begin(), units.end(), *unit) == units.end()) {
-    return {{}, fmt::format("counted in {} here, wanted {}", unit_name(*unit), any_of(names))};
+  const CountUnit unit = known->unit;
+  if (std::find(units.begin(), units.end(), unit) == units.end()) {
+    return {{}, fmt::format("counted in {} here, wanted {}", unit_name(unit), any_of(names))};
   }
-  Count count{0, *unit};
+  Count count{0, unit};
   if (!scaled(number, zeros, count.amount)) {
     return {{},
-            fmt::format("wanted a whole number of {} up to {}", unit_name(*unit), std::numeric_limits<int64_t>::max())};
+            fmt::format("wanted a whole number of {} up to {}", unit_name(unit), std::numeric_limits<int64_t>::max())};
   }
   return {count, ""};
 }

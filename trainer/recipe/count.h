@@ -7,7 +7,7 @@
 
 namespace limbeck::recipe {
 
-enum class CountUnit { kSteps, kTokens, kEpochs };
+enum class CountUnit { kSteps, kTokens, kSamples, kEpochs };
 
 struct Count {
   int64_t amount = 0;
@@ -17,7 +17,7 @@ struct Count {
   bool operator==(const Count&) const = default;
 };
 
-std::string unit_name(CountUnit unit);  // "steps", "tokens", "epochs"
+std::string unit_name(CountUnit unit);  // "steps", "tokens", "samples", "epochs"
 
 struct ParsedCount {
   Count count;

@@ -104,6 +104,23 @@ std::string value_fault(const Option& option, const std::string& value) {
   return may_be_empty ? "" : kind_fault(option, value) + ", got nothing";
 }
 
+const Shorthand* find_shorthand(const Option& option, const std::string& name) {
+  const auto found = std::find_if(option.shorthands.begin(), option.shorthands.end(),
+                                  [&](const Shorthand& shorthand) { return shorthand.name == name; });
+  return found == option.shorthands.end() ? nullptr : &*found;
+}
+
+Said said_by(const Shorthand& shorthand, const std::string& value) {
+  if (!shorthand.unit.empty()) {
+    const auto number = to_integer(value);
+    if (!number || *number < 1) return {{}, "wanted a whole number, 1 or more"};
+    return {fmt::format("{} {}", *number, shorthand.unit), {}};
+  }
+  const auto on = to_bool(value);
+  if (!on) return {{}, "wanted true or false"};
+  return {*on ? shorthand.when_on : "", {}};
+}
+
 std::string accepted_values(const Option& option) {
   if (!option.value_name.empty()) return option.value_name;
   switch (option.kind) {

@@ -31,6 +31,12 @@ struct Interval {
   bool above_low = false;  // low itself is outside
 };
 
+// Another name under which the option is set by another kind of value: a switch that, when on, says `when_on`
+// (use_fp16 for float16) and off says nothing; or, with `unit`, a bare number (num_samples for "N samples").
+struct Shorthand {
+  std::string name = {}, when_on = {}, unit = {};
+};
+
 struct Option {
   std::string name = {};
   OptionKind kind = OptionKind::kText;
@@ -42,12 +48,22 @@ struct Option {
   std::vector<CountUnit> units = {};
   std::string value_name = {};            // shown in --help where the kind alone says too little: FILE, DIR
   std::vector<std::string> aliases = {};  // other spellings, accepted in recipes and as flags, never printed back
-  char letter = 0;                        // -h
-  bool flag_only = false;                 // no recipe key: --json, --plugin
+  std::vector<Shorthand> shorthands = {};
+  char letter = 0;         // -h
+  bool flag_only = false;  // no recipe key: --json, --plugin
 };
 
 // What is wrong with `value` and what was wanted, or "" when the option accepts it.
 std::string value_fault(const Option& option, const std::string& value);
+
+const Shorthand* find_shorthand(const Option& option, const std::string& name);  // null: it is none
+
+struct Said {
+  std::string value = {};  // for the option; "" when it says nothing
+  std::string fault = {};
+};
+// What a value means that was given by a shorthand.
+Said said_by(const Shorthand& shorthand, const std::string& value);
 
 // What the option accepts, short: INTEGER, auto|float32|bfloat16
 std::string accepted_values(const Option& option);

@@ -55,6 +55,17 @@ std::string range_text(const Option& option) {
   return tells ? " " + accepted : "";
 }
 
+std::vector<std::string> other_spellings(const Option& option) {
+  std::vector<std::string> out = option.aliases;
+  for (const Shorthand& shorthand : option.shorthands) out.push_back(shorthand.name);
+  return out;
+}
+
+bool is_switch(const Option& option, const std::string& spelled) {
+  const Shorthand* shorthand = find_shorthand(option, spelled);
+  return shorthand != nullptr ? shorthand->unit.empty() : option.kind == OptionKind::kSwitch;
+}
+
 // Without the dashes and without "=value".
 std::string bare(const std::string& token) {
   const size_t start = token.find_first_not_of('-');
@@ -66,7 +77,7 @@ std::string bare(const std::string& token) {
 void OptionTable::group(const std::string& title) { groups_.push_back({title, options_.size()}); }
 
 void OptionTable::add(Option option) {
-  std::vector<std::string> spellings = option.aliases;
+  std::vector<std::string> spellings = other_spellings(option);
   spellings.push_back(option.name);
   for (const std::string& spelling : spellings) {
     if (find(spelling)) throw std::logic_error("option " + spelling + " is declared twice");
@@ -83,6 +94,7 @@ const Option* OptionTable::find(const std::string& name) const {
   for (const Option& option : options_) {
     if (option.name == name) return &option;
     if (std::find(option.aliases.begin(), option.aliases.end(), name) != option.aliases.end()) return &option;
+    if (find_shorthand(option, name) != nullptr) return &option;
   }
   return nullptr;
 }
@@ -138,7 +150,7 @@ std::vector<std::string> with_switches_spelled_out(const std::vector<std::string
     }
     if (!option) {
       out.push_back(token);
-    } else if (option->kind == OptionKind::kSwitch) {
+    } else if (is_switch(*option, is_long(token) ? token.substr(2) : option->name)) {
       out.push_back(fmt::format("--{}=true", is_long(token) ? token.substr(2) : option->name));
     } else if (i + 1 == arguments.size() || is_long(arguments[i + 1])) {
       refuse(fmt::format("{}: the value is missing, wanted --{}={}", token, option->name, accepted_values(*option)),
@@ -156,7 +168,7 @@ po::parsed_options split(const std::vector<std::string>& arguments, const Option
   po::options_description all;
   for (const Option& option : table.options()) {
     all.add_options()(boost_name(option).c_str(), semantic(option));
-    for (const std::string& alias : option.aliases) all.add_options()(alias.c_str(), semantic(option));
+    for (const std::string& other : other_spellings(option)) all.add_options()(other.c_str(), semantic(option));
   }
   all.add_options()(kOperand, po::value<std::vector<std::string>>());
   po::positional_options_description operands;
@@ -174,8 +186,10 @@ po::parsed_options split(const std::vector<std::string>& arguments, const Option
   } catch (const po::unknown_option& error) {
     const std::string name = bare(error.get_option_name());
     std::vector<std::string> known = table.names();
-    for (const Option& option : table.options())
-      known.insert(known.end(), option.aliases.begin(), option.aliases.end());
+    for (const Option& option : table.options()) {
+      const auto others = other_spellings(option);
+      known.insert(known.end(), others.begin(), others.end());
+    }
     const std::string guess = did_you_mean(name, known);
     const std::string typed = error.get_option_name();
     refuse(
@@ -227,6 +241,10 @@ std::string OptionTable::inventory() const {
     out += fmt::format("--{} {}{}", option.name, kind_name(option.kind), range_text(option));
     if (!option.fallback.empty()) out += " = " + option.fallback;
     if (!option.aliases.empty()) out += fmt::format(" (also {})", fmt::join(option.aliases, ", "));
+    for (const Shorthand& shorthand : option.shorthands) {
+      out += shorthand.unit.empty() ? fmt::format(" ({}: {})", shorthand.name, shorthand.when_on)
+                                    : fmt::format(" ({}=N: N {})", shorthand.name, shorthand.unit);
+    }
     if (option.flag_only) out += " (flag only)";
     out += '\n';
   }

@@ -2,6 +2,7 @@
 // that an error found much later (a module that refuses a dtype) can still name the line to change.
 #pragma once
 #include <string>
+#include <utility>
 
 namespace limbeck::recipe {
 
@@ -10,10 +11,11 @@ struct Origin {
   Kind kind = Kind::kDefault;
   std::string file = {};  // as the user typed it
   int line = 0;           // counted from 1
+  std::string flag = {};  // as the user typed it, without dashes
 
   static Origin of_default() { return {}; }
-  static Origin of_line(std::string file, int line) { return {Kind::kFile, std::move(file), line}; }
-  static Origin of_command_line() { return {Kind::kCommandLine, {}, 0}; }
+  static Origin of_line(std::string file, int line) { return {Kind::kFile, std::move(file), line, {}}; }
+  static Origin of_command_line(std::string flag) { return {Kind::kCommandLine, {}, 0, std::move(flag)}; }
 
   // "default", "recipes/my.ini:14" or "command line"
   std::string to_string() const {

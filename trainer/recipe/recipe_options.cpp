@@ -6,6 +6,9 @@ namespace {
 const std::vector<std::string> kModelDtypes = {"auto", "float32", "bfloat16", "float16"};
 
 void declare_model(OptionTable& table, const std::string& role) {
+  const auto only_of_student = [&](std::vector<Shorthand> shorthands) {
+    return role == "student" ? shorthands : std::vector<Shorthand>{};
+  };
   table.add({.name = role + ".model",
              .kind = OptionKind::kPath,
              .help = "Hugging Face folder of the " + role + ": config.json, and safetensors where weights are read.",
@@ -15,12 +18,14 @@ void declare_model(OptionTable& table, const std::string& role) {
              .kind = OptionKind::kDtype,
              .fallback = "auto",
              .help = "Storage dtype of its weights; auto: the one config.json names.",
-             .words = kModelDtypes});
+             .words = kModelDtypes,
+             .shorthands = only_of_student({{"use_fp16", "float16"}, {"mixed_precision", "float16"}})});
   table.add({.name = role + ".quantize",
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Its linear weights of attention and MLP in 8 or 4 bits; they are frozen then.",
-             .words = {"none", "int8", "int4", "nf4", "nf4-double"}});
+             .words = {"none", "int8", "int4", "nf4", "nf4-double"},
+             .shorthands = only_of_student({{"use_quantization", "nf4"}})});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",

@@ -55,6 +55,16 @@ void check_sections(const OptionTable& table, const RecipeFile& file) {
   }
 }
 
+// The option's value that was given under this spelling; none: a shorthand that says nothing.
+std::optional<std::string> meant(const Option& option, const std::string& spelled, const std::string& value,
+                                 const std::string& shown_as) {
+  const Shorthand* shorthand = find_shorthand(option, spelled);
+  if (shorthand == nullptr) return value;
+  const Said said = said_by(*shorthand, value);
+  if (!said.fault.empty()) throw UsageError(fmt::format("{}: {}", shown_as, said.fault));
+  return said.value.empty() ? std::nullopt : std::optional(said.value);
+}
+
 }  // namespace
 
 Settings::Settings(const OptionTable& table, const RecipeFile* file, const std::vector<Flag>& flags) : table_(table) {
@@ -82,14 +92,17 @@ void Settings::take_recipe(const RecipeFile& file) {
       throw UsageError(fmt::format("{}:{}: {} is a flag and no recipe key; remove the line and pass --{}",
                                    shown(file.name()), entry.line, entry.key, entry.key));
     }
+    const std::string shown_as =
+        fmt::format("{}:{}: {} = {}", shown(file.name()), entry.line, entry.key, shown(entry.value));
+    const auto value = meant(*option, entry.key, entry.value, shown_as);
+    if (!value) continue;
     const auto [first, fresh] = seen.emplace(option->name, &entry);
-    if (!fresh && option->kind != OptionKind::kList) {
+    if (!fresh && option->kind != OptionKind::kList && !repeats(*option, {entry.key, first->second->key}, *value)) {
       const std::string as = first->second->key == entry.key ? "" : fmt::format(" (there as {})", first->second->key);
       throw UsageError(fmt::format("{}:{}: {} is set already on line {}{}; keep one of the two", shown(file.name()),
                                    entry.line, entry.key, first->second->line, as));
     }
-    put(*option, entry.value, Origin::of_line(file.name(), entry.line),
-        fmt::format("{}:{}: {} = {}", shown(file.name()), entry.line, entry.key, shown(entry.value)), base);
+    put(*option, *value, Origin::of_line(file.name(), entry.line), shown_as, base);
   }
 }
 
@@ -97,14 +110,24 @@ void Settings::take_flags(const std::vector<Flag>& flags) {
   std::map<std::string, const Flag*> seen;
   for (const Flag& flag : flags) {
     const Option& option = table_.at(flag.name);
+    const std::string shown_as = fmt::format("--{}={}", flag.spelled, shown(flag.value));
+    const auto value = meant(option, flag.spelled, flag.value, shown_as);
+    if (!value) continue;
     const auto [first, fresh] = seen.emplace(flag.name, &flag);
-    if (!fresh && option.kind != OptionKind::kList) {
+    if (!fresh && option.kind != OptionKind::kList &&
+        !repeats(option, {flag.spelled, first->second->spelled}, *value)) {
       throw UsageError(fmt::format("--{}={}: given already as --{}={}; keep one of the two", flag.spelled,
                                    shown(flag.value), first->second->spelled, shown(first->second->value)));
     }
-    put(option, flag.value, Origin::of_command_line(), fmt::format("--{}={}", flag.spelled, shown(flag.value)),
-        std::filesystem::current_path());
+    put(option, *value, Origin::of_command_line(flag.spelled), shown_as, std::filesystem::current_path());
   }
+}
+
+// Two spellings of which one is a shorthand, and both say the same: use_fp16 beside mixed_precision.
+bool Settings::repeats(const Option& option, const std::pair<std::string, std::string>& spelled,
+                       const std::string& value) const {
+  const bool shorthand = find_shorthand(option, spelled.first) || find_shorthand(option, spelled.second);
+  return shorthand && values_.at(option.name).back().text == value;
 }
 
 void Settings::put(const Option& option, const std::string& text, const Origin& origin, const std::string& shown_as,
@@ -219,7 +242,7 @@ std::string Settings::where(const std::string& name) const {
     case Origin::Kind::kFile:
       return fmt::format("({})", from.to_string());
     case Origin::Kind::kCommandLine:
-      return fmt::format("(--{})", option.name);
+      return fmt::format("(--{})", from.flag);
     default:
       return fmt::format("(default of {})", option.name);
   }

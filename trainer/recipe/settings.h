@@ -10,6 +10,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trainer/recipe/count.h"
@@ -63,6 +64,8 @@ class Settings {
   void take_flags(const std::vector<Flag>& flags);
   void put(const Option& option, const std::string& text, const Origin& origin, const std::string& shown_as,
            const std::filesystem::path& base);
+  bool repeats(const Option& option, const std::pair<std::string, std::string>& spelled,
+               const std::string& value) const;
   const Value& single(const std::string& name, OptionKind kind) const;
 
   OptionTable table_;

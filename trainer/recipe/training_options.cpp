@@ -7,8 +7,10 @@ void declare_training_options(OptionTable& table) {
   table.add({.name = "train.steps",
              .kind = OptionKind::kCount,
              .fallback = "1000 steps",
-             .help = "How long to train: `1000 steps` (updates), `20M tokens` or `3 epochs`.",
-             .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs}});
+             .help = "How long to train: `1000 steps` (updates), `20M tokens`, `50k samples` (rows of a batch) or "
+                     "`3 epochs`.",
+             .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kSamples, CountUnit::kEpochs},
+             .shorthands = {{.name = "num_samples", .unit = "samples"}}});
   table.add({.name = "train.accumulate",
              .kind = OptionKind::kInteger,
              .fallback = "1",
