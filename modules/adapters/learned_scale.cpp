@@ -18,6 +18,14 @@ at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host
   return leave(enter(host.base_forward(x)) * factor);
 }
 
+models::ProductOperands LearnedScale::operands(const at::Tensor& x, const models::Linear& host, bool learns) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor factor = learns ? parameter("ia3_l") : parameter("ia3_l").detach();  // a row or a column
+  if (what_ == Scaled::kInput) return {leave(enter(x) * factor.flatten()), host.weight()};
+  const at::ScalarType stored = host.weight().scalar_type();
+  return {x, host.weight() * precision::cast(factor, precision().storage, stored, path() + " (factor)")};
+}
+
 void LearnedScale::initialize(const models::Linear&, uint64_t) {
   if (!placement().is_meta()) parameter("ia3_l").detach().fill_(1.0);
 }

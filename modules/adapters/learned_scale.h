@@ -11,6 +11,7 @@ class LearnedScale : public models::LinearAdapter {
  public:
   LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
+  models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
   models::MergedLinear merged(const models::Linear& host) const override;
   void initialize(const models::Linear& host, uint64_t seed) override;  // ones
 

@@ -72,14 +72,27 @@ at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) con
   const at::Tensor low = kernels::linear(enter(x), parameter("lora_A"));
   const at::Tensor change = leave(kernels::linear(low, parameter("lora_B")) * shape_.scale);
   if (!shape_.dora) return host.base_forward(x) + change;
-  const at::Tensor norms = row_norms(host);
-  const at::ScalarType wide = norms.scalar_type(), storage = precision().storage, stream = precision().output;
-  const at::Tensor magnitude =
-      precision::cast(parameter("lora_magnitude_vector"), storage, wide, path() + " (magnitude)");
-  const at::Tensor factor = precision::cast(magnitude / norms, wide, stream, path() + " (direction)");
-  const at::Tensor y = (host.product(x) + change) * factor;
+  const at::Tensor y = (host.product(x) + change) * direction_factor(host, parameter("lora_magnitude_vector"));
   const auto bias = host.bias();
-  return bias ? y + precision::cast(*bias, bias->scalar_type(), stream, path() + " (bias)") : y;
+  return bias ? y + precision::cast(*bias, bias->scalar_type(), precision().output, path() + " (bias)") : y;
+}
+
+at::Tensor LowRank::direction_factor(const models::Linear& host, const at::Tensor& magnitude) const {
+  const at::Tensor norms = row_norms(host);
+  const at::ScalarType wide = norms.scalar_type();
+  const at::Tensor widened = precision::cast(magnitude, precision().storage, wide, path() + " (magnitude)");
+  return precision::cast(widened / norms, wide, precision().output, path() + " (direction)");
+}
+
+models::ProductOperands LowRank::operands(const at::Tensor& x, const models::Linear& host, bool learns) const {
+  const precision::ModuleScope scope(path());
+  const auto own = [&](const char* name) { return learns ? parameter(name) : parameter(name).detach(); };
+  const at::Tensor low = leave(kernels::linear(enter(x), own("lora_A")) * shape_.scale);
+  const at::Tensor b =
+      precision::cast(own("lora_B"), precision().storage, host.weight().scalar_type(), path() + " (B)");
+  models::ProductOperands product{at::cat({x, low}, -1), at::cat({host.weight(), b}, 1)};
+  if (shape_.dora) product.weight = product.weight * direction_factor(host, own("lora_magnitude_vector")).unsqueeze(1);
+  return product;
 }
 
 }  // namespace limbeck::adapters

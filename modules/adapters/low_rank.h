@@ -16,6 +16,8 @@ class LowRank : public models::LinearAdapter {
  public:
   LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
+  // [x, s A x] and [W, B], side by side: what B adds is not rounded away into W.
+  models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
   models::MergedLinear merged(const models::Linear& host) const override;
   // A normal with the variance of PEFT's uniform, 1 / (3 in); B zero; the magnitude that of W.
   void initialize(const models::Linear& host, uint64_t seed) override;
@@ -25,6 +27,7 @@ class LowRank : public models::LinearAdapter {
   at::Tensor rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   // The norm of each. A constant: no gradient goes through it.
   at::Tensor row_norms(const models::Linear& host) const;
+  at::Tensor direction_factor(const models::Linear& host, const at::Tensor& magnitude) const;  // m / |row|
 
   LowRankShape shape_;
 };

@@ -14,6 +14,11 @@ struct MergedLinear {
   std::optional<at::Tensor> bias;
 };
 
+// The operands of a linear module's product, x weight^T, for who makes it tile by tile (the losses at a head).
+struct ProductOperands {
+  at::Tensor x, weight;
+};
+
 class LinearAdapter : public precision::ContractModule {
  public:
   // Stored and computed as `host` is, unless a rule names this path.
@@ -21,6 +26,9 @@ class LinearAdapter : public precision::ContractModule {
       : ContractModule(scope, precision::Role::kAdapter, &host) {}
   // In place of host.base_forward(x), from the same x to the same dtype.
   virtual at::Tensor forward(const at::Tensor& x, const Linear& host) const = 0;
+  // Of the product that includes the adapter: differentiable in x and, if `learns`, in the adapter. The host has no
+  // bias. Costs a tensor as large as the host's weight.
+  virtual ProductOperands operands(const at::Tensor& x, const Linear& host, bool learns) const = 0;
   virtual MergedLinear merged(const Linear& host) const = 0;
   // First values, with which it changes nothing; parameters on meta stay as they are.
   virtual void initialize(const Linear& host, uint64_t seed) = 0;

@@ -158,6 +158,11 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
   return result;
 }
 
+ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns) const {
+  if (head_->adapter() != nullptr) return head_->adapter()->operands(states, *head_, learns);
+  return {states, learns ? head_->weight() : head_->weight().detach()};
+}
+
 at::Tensor Transformer::head(const at::Tensor& last) const {
   const precision::ModuleScope scope(path_);
   switch (architecture_.head) {

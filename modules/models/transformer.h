@@ -42,7 +42,8 @@ class Transformer : public torch::nn::Module {
   at::Tensor head(const at::Tensor& last) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
-  bool head_is_adapted() const { return head_ != nullptr && head_->adapter() != nullptr; }
+  // Of the head's product with these states, with its adapter if one works there.
+  ProductOperands head_operands(const at::Tensor& states, bool learns = true) const;
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
   // Fetches and frees the weights around every layer; null: they are there. The model does not own it.

@@ -10,9 +10,10 @@
 namespace limbeck::objective {
 
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
-                   const std::string& place) {
-  return {.hidden_nd = last_btd.flatten(0, 1),
-          .weight_vd = model.model->head_weight(),
+                   const std::string& place, bool learns) {
+  const models::ProductOperands product = model.model->head_operands(last_btd.flatten(0, 1), learns);
+  return {.hidden_nd = product.x,
+          .weight_vd = product.weight,
           .softcap = model.model->architecture().logit_softcap,
           .vocabulary = vocabulary,
           .place = place};
@@ -97,9 +98,7 @@ class HeadedTerms : public HeadTermGroup {
 
   // States of the student's width read by the student's own head, which learns nothing from them.
   HeadSide in_student_space(const at::Tensor& states_btd, const std::string& place) const {
-    HeadSide side = head_side(*pair_.student, states_btd, vocabulary_.student, place);
-    side.weight_vd = side.weight_vd.detach();
-    return side;
+    return head_side(*pair_.student, states_btd, vocabulary_.student, place, /*learns=*/false);
   }
 
   HeadSide compared_teacher(const ForwardPass& pass) const {

@@ -24,7 +24,8 @@ std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, 
                                               const ModelPair& pair, const Vocabulary& vocabulary,
                                               const VocabularyRanks& divided, Projectors& projectors);
 
+// learns: the model's own head and its adapter get gradients, where they train.
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
-                   const std::string& place);
+                   const std::string& place, bool learns = true);
 
 }  // namespace limbeck::objective

@@ -129,16 +129,6 @@ void check_recipe(const recipe::Settings& settings) {
   }
 }
 
-// The losses of a language model read the head's weight themselves, chunk by chunk.
-void require_plain_head(const recipe::Settings& settings, const models::BuiltModel& student) {
-  if (student.config.architecture.head != models::HeadKind::kLanguageModel || !student.model->head_is_adapted()) return;
-  const std::string key = settings.given("adapter.from") ? "adapter.from" : "adapter.target";
-  throw UsageError(
-      fmt::format("{} {} adapts lm_head, which cannot be trained here yet, because the losses read the head's weight "
-                  "without its adapter: leave lm_head out",
-                  key, settings.where(key)));
-}
-
 }  // namespace
 
 bool trains_adapter(const recipe::Settings& settings) {
@@ -158,7 +148,6 @@ std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& set
   } else {
     config = create(settings, student);
   }
-  require_plain_head(settings, student);
   student.policy->require_all_rules_used(student.model->path());
   return config;
 }
