@@ -1,15 +1,21 @@
 #include "trainer/registry.h"
 
+#include "modules/adapters/adapter_config.h"
 #include "modules/models/family.h"
+#include "modules/quantization/quantized_weight.h"
 #include "trainer/objective/divergence.h"
 
 namespace limbeck {
 
 void register_builtins(Registries& registries) {
-  registries.attach(std::make_unique<BorrowedNames>("models", [] { return models::family_names(); }));
+  std::vector<NamedKind> families;
+  for (const std::string& name : models::family_names()) families.push_back({name, ""});
+  registries.attach(std::make_unique<BorrowedNames>("models", std::move(families)));
   objective::register_divergences(registries);
+  registries.attach(std::make_unique<BorrowedNames>("adapters", adapters::adapter_kinds()));
+  registries.attach(std::make_unique<BorrowedNames>("quantizers", quantization::quantized_formats()));
   // One, chosen by nothing yet: trainer/optim/optimizer.h.
-  registries.attach(std::make_unique<BorrowedNames>("optimizers", [] { return std::vector<std::string>{"adamw"}; }));
+  registries.attach(std::make_unique<BorrowedNames>("optimizers", std::vector<NamedKind>{{"adamw", ""}}));
 }
 
 }  // namespace limbeck

@@ -3,7 +3,6 @@
 #pragma once
 #include <fmt/format.h>
 
-#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "modules/errors.h"
+#include "modules/named_kind.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck {
@@ -23,9 +23,7 @@ class NameList {
   NameList(const NameList&) = delete;
   NameList& operator=(const NameList&) = delete;
 
-  struct Entry {
-    std::string name, summary;
-  };
+  using Entry = NamedKind;
   const std::string& kind() const { return kind_; }
   virtual std::vector<Entry> entries() const = 0;
 
@@ -36,16 +34,12 @@ class NameList {
 // Names that another floor of the house keeps: modules/models knows its families without knowing the trainer.
 class BorrowedNames : public NameList {
  public:
-  BorrowedNames(std::string kind, std::function<std::vector<std::string>()> names)
-      : NameList(std::move(kind)), names_(std::move(names)) {}
-  std::vector<Entry> entries() const override {
-    std::vector<Entry> out;
-    for (const std::string& name : names_()) out.push_back({name, ""});
-    return out;
-  }
+  BorrowedNames(std::string kind, std::vector<Entry> entries)
+      : NameList(std::move(kind)), entries_(std::move(entries)) {}
+  std::vector<Entry> entries() const override { return entries_; }
 
  private:
-  std::function<std::vector<std::string>()> names_;
+  std::vector<Entry> entries_;
 };
 
 // Product: what a name stands for, as a rule a factory.

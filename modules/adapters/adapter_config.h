@@ -2,13 +2,17 @@
 #pragma once
 #include <string>
 #include <variant>
+#include <vector>
 
 #include "modules/adapters/create_npt.h"
 #include "modules/adapters/peft_config.h"
+#include "modules/named_kind.h"
 
 namespace limbeck::adapters {
 
 using AdapterConfig = std::variant<PeftConfig, NptOptions>;
+
+const std::vector<NamedKind>& adapter_kinds();  // those that a recipe can make
 
 std::string kind_name(const AdapterConfig& config);  // "lora", "dora", "ia3", "npt"
 

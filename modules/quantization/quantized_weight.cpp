@@ -9,6 +9,15 @@
 
 namespace limbeck::quantization {
 
+const std::vector<NamedKind>& quantized_formats() {
+  static const std::vector<NamedKind> formats = {
+      {"int8", "8 bits and a scale for each row"},
+      {"int4", "4 bits, a scale and an offset for each 128 neighbours of a row"},
+      {"nf4", "4 bits by quantiles of a normal distribution, a scale for each 64 values; as bitsandbytes has it"},
+      {"nf4-double", "nf4 with its scales in 8 bits"}};
+  return formats;
+}
+
 using kernels::QuantizedFormat;
 
 QuantizedWeight::QuantizedWeight(QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device)

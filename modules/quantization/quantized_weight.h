@@ -5,8 +5,11 @@
 #include <vector>
 
 #include "kernels/quantized_matrix.h"
+#include "modules/named_kind.h"
 
 namespace limbeck::quantization {
+
+const std::vector<NamedKind>& quantized_formats();
 
 class QuantizedWeight {
  public:

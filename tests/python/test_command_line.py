@@ -150,7 +150,10 @@ def test_full_standard_output_is_an_error():
 
 def test_plugin_registers_an_objective(plugins):
     assert "adamw" in limbeck("list", "optimizers").stdout.split()
-    assert "none yet" in limbeck("list", "adapters").stdout
+    adapters = limbeck("list", "adapters").stdout.splitlines()
+    assert [line.split()[0] for line in adapters[2:]] == ["lora", "dora", "ia3", "npt"] and "W + s B A" in adapters[2]
+    formats = limbeck("list", "quantizers").stdout.splitlines()
+    assert [line.split()[0] for line in formats[2:]] == ["int8", "int4", "nf4", "nf4-double"]
     done = limbeck("list", "objectives", "--plugin", plugins["example_plugin"])
     assert done.returncode == 0, done.stderr
     assert "absolute_error" in done.stdout and "mean absolute difference" in done.stdout

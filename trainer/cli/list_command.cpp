@@ -25,13 +25,12 @@ void run_list(Invocation& call) {
   const bool all = call.operands.empty();
   const std::vector<std::string> kinds = all ? kKinds : call.operands;
   for (const std::string& kind : kinds) {
-    const NameList* list = call.registries.find(kind);
-    const auto entries = list ? list->entries() : std::vector<NameList::Entry>();
+    const auto entries = call.registries.find(kind)->entries();
     auto json = nlohmann::ordered_json::array();
     for (const auto& entry : entries) json.push_back({{"name", entry.name}, {"summary", entry.summary}});
     call.result[kind] = json;
     if (all) call.console.result((kind == kinds.front() ? "" : "\n") + kind + ":");
-    call.console.result(entries.empty() ? "none yet" : rendered(entries, call.width));
+    call.console.result(rendered(entries, call.width));
   }
 }
 

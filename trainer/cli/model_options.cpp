@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "modules/quantization/quantized_weight.h"
+#include "trainer/recipe/recipe_options.h"
+
 namespace limbeck::cli {
 
 using recipe::OptionKind;
@@ -24,7 +27,7 @@ void declare_single_model(recipe::OptionTable& table) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
-             .words = {"none", "int8", "int4", "nf4", "nf4-double"},
+             .words = recipe::none_or(quantization::quantized_formats()),
              .flag_only = true});
   table.add(
       {.name = "adapter",

@@ -1,3 +1,4 @@
+#include "modules/adapters/adapter_config.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::recipe {
@@ -8,7 +9,7 @@ void declare_adapter_options(OptionTable& table) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Trains an adapter on the student, whose own weights stay as they are; none: the student itself.",
-             .words = {"none", "lora", "dora", "ia3", "npt"}});
+             .words = none_or(adapters::adapter_kinds())});
   table.add({.name = "adapter.from",
              .kind = OptionKind::kPath,
              .help = "PEFT folder of the adapter to start from; what it says replaces kind, rank, alpha and target.",

@@ -1,5 +1,7 @@
 #include "trainer/recipe/recipe_options.h"
 
+#include "modules/quantization/quantized_weight.h"
+
 namespace limbeck::recipe {
 namespace {
 
@@ -24,7 +26,7 @@ void declare_model(OptionTable& table, const std::string& role) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Its linear weights of attention and MLP in 8 or 4 bits; they are frozen then.",
-             .words = {"none", "int8", "int4", "nf4", "nf4-double"},
+             .words = none_or(quantization::quantized_formats()),
              .shorthands = only_of_student({{"use_quantization", "nf4"}})});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
@@ -39,6 +41,12 @@ void declare_model(OptionTable& table, const std::string& role) {
 }
 
 }  // namespace
+
+std::vector<std::string> none_or(const std::vector<NamedKind>& kinds) {
+  std::vector<std::string> words = {"none"};
+  for (const NamedKind& kind : kinds) words.push_back(kind.name);
+  return words;
+}
 
 void declare_run_options(OptionTable& table) {
   table.group("Run");

@@ -1,6 +1,10 @@
 // The recipe keys, group by group. Each group is a function, so that a command without a recipe can offer the same
 // options by the same names (`limbeck generate --generation.top_k=40`).
 #pragma once
+#include <string>
+#include <vector>
+
+#include "modules/named_kind.h"
 #include "trainer/recipe/option_table.h"
 
 namespace limbeck::recipe {
@@ -21,5 +25,8 @@ void declare_checkpoint_options(OptionTable& table);  // checkpoint.* (checkpoin
 void declare_resume_options(OptionTable& table);      // --resume and its like, of `limbeck train` alone
 
 void declare_recipe_options(OptionTable& table);  // all of them
+
+// "none" and the names: the words of a choice.
+std::vector<std::string> none_or(const std::vector<NamedKind>& kinds);
 
 }  // namespace limbeck::recipe
