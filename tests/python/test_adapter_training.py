@@ -73,6 +73,39 @@ def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
         assert moved > 0 and (ours[name] - tensor).norm() < 1e-2 * moved, name
 
 
+OBJECTIVES = {name: dict(objective__divergence=name) for name in (
+    "forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "total_variation", "uld", "logit_mse", "topk_union",
+    "dskd")} | {
+    "projected": dict(projector__kind="logit"),
+    "feature": dict(objective__feature_weight=1),
+    "layers": dict(objective__layer_weight=1),
+    "attention": dict(objective__attention_weight=1),
+    "contrastive": dict(objective__contrastive_weight=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_gives_an_adapter_the_gradient_of_the_weight_it_stands_for(work, name):
+    """At W + s B A with B = 0, dL/dB = s dL/dW A^T and dL/dA = 0: Adam's first moments after one update say so."""
+    keys = dict(train__steps="1 steps", checkpoint__every=1, optim__clip=0, optim__weight_decay=0, optim__warmup="0 steps")
+    whole = work.train(f"weights-{name}", **keys, **OBJECTIVES[name])
+    run = work.train(f"adapter-{name}", **(KEYS | keys | dict(adapter__target="[qvgud].*_proj") | OBJECTIVES[name]))
+    assert run.series("loss") == pytest.approx(whole.series("loss"), rel=1e-6)
+    weights, adapter = (
+        {n.split("first_moment.")[1]: t for n, t in joined_state(newest_checkpoint(r.folder)).items() if "first_moment." in n} for r in (whole, run)
+    )
+    values = {n.removeprefix("model "): t for n, t in joined_state(newest_checkpoint(run.folder)).items() if n.startswith("model ")}
+    moments = {n: t for n, t in adapter.items() if n.endswith("lora_B")}
+    assert len(moments) == 2 * 5
+    for path, moment in moments.items():
+        host = path.removesuffix(".default.lora_B")
+        low = values[f"{host}.default.lora_A"].double().view(KEYS["adapter__rank"], -1)
+        wanted = 2 * weights[f"{host}.weight"].double().view(-1, low.shape[1]) @ low.T
+        error = (moment.double().view_as(wanted) - wanted).norm() / wanted.norm()
+        assert wanted.norm() > 0 and error < 1e-4, (path, float(error))
+        assert not adapter[f"{host}.default.lora_A"].any()
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 def test_an_adapter_on_the_head_learns_in_a_divided_vocabulary(work, kind):
     """The losses by row chunks, each rank with its part of the head: the curve of one process with the fused loss."""
