@@ -30,10 +30,10 @@ void LearnedScale::initialize(const models::Linear&, uint64_t) {
   if (!placement().is_meta()) parameter("ia3_l").detach().fill_(1.0);
 }
 
-models::MergedLinear LearnedScale::merged(const models::Linear& host) const {
+models::MergedWeight LearnedScale::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor factor = widened(parameter("ia3_l"));  // a row or a column
-  models::MergedLinear merged{widened(host.weight()) * factor, host.bias()};
+  models::MergedWeight merged{widened(host.weight()) * factor, host.bias()};
   if (merged.bias) merged.bias = widened(*merged.bias);
   if (merged.bias && what_ == Scaled::kOutput) merged.bias = *merged.bias * factor.flatten();
   return merged;

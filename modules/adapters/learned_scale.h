@@ -1,6 +1,6 @@
 // IA3: one learned factor for each output of a linear module, or for each input.
 #pragma once
-#include "modules/models/linear_adapter.h"
+#include "modules/models/weight_adapter.h"
 
 namespace limbeck::adapters {
 
@@ -12,7 +12,7 @@ class LearnedScale : public models::LinearAdapter {
   LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
   models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
-  models::MergedLinear merged(const models::Linear& host) const override;
+  models::MergedWeight merged(const models::Linear& host) const override;
   void initialize(const models::Linear& host, uint64_t seed) override;  // ones
 
  private:

@@ -1,7 +1,7 @@
 // LoRA, y = W x + b + s B A x, and DoRA, y = m / |W + s B A| (W x + s B A x) + b with a norm for each row of the
 // weight.
 #pragma once
-#include "modules/models/linear_adapter.h"
+#include "modules/models/weight_adapter.h"
 
 namespace limbeck::adapters {
 
@@ -11,6 +11,9 @@ struct LowRankShape {
   bool dora = false;
 };
 
+// First values: A a normal with the variance of PEFT's uniform, 1 / (3 in), B zero.
+void fill_low_rank(const precision::ContractModule& adapter, uint64_t seed, int64_t in);
+
 // Parameters: lora_A [rank, in], lora_B [out, rank]; DoRA also lora_magnitude_vector [out].
 class LowRank : public models::LinearAdapter {
  public:
@@ -18,8 +21,8 @@ class LowRank : public models::LinearAdapter {
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
   // [x, s A x] and [W, B], side by side: what B adds is not rounded away into W.
   models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
-  models::MergedLinear merged(const models::Linear& host) const override;
-  // A normal with the variance of PEFT's uniform, 1 / (3 in); B zero; the magnitude that of W.
+  models::MergedWeight merged(const models::Linear& host) const override;
+  // The magnitude is that of W.
   void initialize(const models::Linear& host, uint64_t seed) override;
 
  private:
@@ -27,7 +30,6 @@ class LowRank : public models::LinearAdapter {
   at::Tensor rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   // The norm of each. A constant: no gradient goes through it.
   at::Tensor row_norms(const models::Linear& host) const;
-  at::Tensor direction_factor(const models::Linear& host, const at::Tensor& magnitude) const;  // m / |row|
 
   LowRankShape shape_;
 };

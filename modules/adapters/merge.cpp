@@ -3,10 +3,11 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include <type_traits>
 #include <vector>
 
+#include "modules/adapters/adapter_hosts.h"
 #include "modules/errors.h"
-#include "modules/models/layers.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::adapters {
@@ -22,11 +23,50 @@ double put(const at::Tensor& parameter, const at::Tensor& exact) {
   return size > 0 ? (back - exact).norm().item<double>() / size : 0;
 }
 
+void require_mergeable(const Linear& linear, const models::BuiltModel&) {
+  if (linear.is_quantized()) {
+    throw UsageError(
+        fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
+                    "adapter beside the model (--adapter), or merge without quantization",
+                    linear.path(), precision::storage_name(linear.precision())));
+  }
+  if (linear.is_tied()) {
+    throw UsageError(
+        fmt::format("[{}] shares its weight with the embedding, which merging would change too: use the adapter "
+                    "beside the model (--adapter), or set \"tie_word_embeddings\" to false and store both",
+                    linear.path()));
+  }
+}
+
+void require_mergeable(const models::Embedding& embedding, const models::BuiltModel& built) {
+  const models::Architecture& a = built.model->architecture();
+  const bool tied = a.tied && a.head == models::HeadKind::kLanguageModel;
+  if (!tied || embedding.path() != built.model->path() + ".embed_tokens") return;
+  throw UsageError(
+      fmt::format("[{}] shares its weight with the head, which merging would change too: use the adapter beside the "
+                  "model (--adapter), or set \"tie_word_embeddings\" to false and store both",
+                  embedding.path()));
+}
+
+void require_mergeable(const models::ExpertStack&, const models::BuiltModel&) {}
+
+// Of the adapter that works on it.
+template <class Host>
+void merge_into(Host& host, MergeReport& report) {
+  const models::MergedWeight merged = host.adapter()->merged(host);
+  const double error = put(host.weight(), merged.weight);
+  if constexpr (std::is_same_v<Host, Linear>) {
+    if (merged.bias) put(*host.bias(), *merged.bias);
+  }
+  if (error >= report.worst_error) report.worst_error = error, report.worst_module = host.path();
+  host.use_adapter("");
+  ++report.modules;
+}
+
 }  // namespace
 
 MergeReport merge_adapter(models::BuiltModel& built) {
   const at::NoGradGuard no_gradient;
-  std::vector<Linear*> adapted;
   for (const auto& layer : built.model->layers()) {
     if (layer->adapter() == nullptr) continue;
     throw UsageError(
@@ -34,32 +74,18 @@ MergeReport merge_adapter(models::BuiltModel& built) {
                     "use it beside the model (--adapter)",
                     layer->path()));
   }
-  for (const auto& module : built.model->modules()) {
-    auto* linear = dynamic_cast<Linear*>(module.get());
-    if (linear == nullptr || linear->adapter() == nullptr) continue;
-    if (linear->is_quantized()) {
-      throw UsageError(
-          fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
-                      "adapter beside the model (--adapter), or merge without quantization",
-                      linear->path(), precision::storage_name(linear->precision())));
-    }
-    if (linear->is_tied()) {
-      throw UsageError(
-          fmt::format("[{}] shares its weight with the embedding, which merging would change too: use the adapter "
-                      "beside the model (--adapter), or set \"tie_word_embeddings\" to false and store both",
-                      linear->path()));
-    }
-    adapted.push_back(linear);
+  std::vector<AnyHost> adapted;
+  for (const auto& [name, named] : adapter_hosts(built)) {
+    std::visit(
+        [&](auto* host) {
+          if (host->adapter() == nullptr) return;
+          require_mergeable(*host, built);
+          adapted.emplace_back(host);
+        },
+        named.host);
   }
   MergeReport report;
-  for (Linear* linear : adapted) {
-    const models::MergedLinear merged = linear->adapter()->merged(*linear);
-    const double error = put(linear->weight(), merged.weight);
-    if (merged.bias) put(*linear->bias(), *merged.bias);
-    if (error >= report.worst_error) report.worst_error = error, report.worst_module = linear->path();
-    linear->use_adapter("");
-    ++report.modules;
-  }
+  for (const AnyHost& any : adapted) std::visit([&](auto* host) { merge_into(*host, report); }, any);
   return report;
 }
 

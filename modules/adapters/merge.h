@@ -13,8 +13,8 @@ struct MergeReport {
   std::string worst_module;
 };
 
-// Of the adapters that work now; none does afterwards. UsageError for a head that shares its weight with the embedding,
-// and for an adapter of whole layers.
+// Of the adapters that work now; none does afterwards. UsageError where head and embedding share a weight, and
+// for an adapter of whole layers.
 MergeReport merge_adapter(models::BuiltModel& built);
 
 }  // namespace limbeck::adapters
