@@ -93,10 +93,8 @@ class MixtureOfExperts : public FeedForward {
 class Layer : public torch::nn::Module, public NamedAdapters<LayerAdapter> {
  public:
   Layer(const Scope& scope, const Architecture& architecture, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const { return forward_with(adapter(), x, input); }
-  // As when this adapter of the layer works; null: none.
-  at::Tensor forward_with(const LayerAdapter* adapter, const at::Tensor& x, const LayerInput& input) const {
-    return adapter != nullptr ? adapter->forward(x, *this, input) : base_forward(x, input);
+  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const {
+    return adapter() != nullptr ? adapter()->forward(x, *this, input) : base_forward(x, input);
   }
   at::Tensor base_forward(const at::Tensor& x, const LayerInput& input) const;  // without an adapter
   const std::string& path() const { return path_; }

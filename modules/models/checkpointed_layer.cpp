@@ -18,10 +18,9 @@ namespace {
 using torch::autograd::variable_list;
 
 // Runs the layer; what it keeps for others goes into taps of its own.
-at::Tensor run_layer(const Layer& layer, const LayerAdapter* adapter, const at::Tensor& x, LayerInput input,
-                     Taps& own) {
+at::Tensor run_layer(const Layer& layer, const at::Tensor& x, LayerInput input, Taps& own) {
   if (input.taps != nullptr) input.taps = &own;
-  return layer.forward_with(adapter, x, input);
+  return layer.forward(x, input);
 }
 
 // Its inputs in the graph are x and the layer's parameters: gradients leave by those edges alone, so nothing outside
@@ -30,7 +29,7 @@ class Recomputation : public torch::autograd::Node {
  public:
   Recomputation(std::shared_ptr<Layer> layer, const at::Tensor& x, LayerInput input, variable_list parameters)
       : layer_(std::move(layer)),
-        adapter_(layer_->adapter()),
+        adapters_(*layer_),
         x_(x, /*is_output=*/false),
         input_(std::move(input)),
         asked_(input_.taps == nullptr ? Taps() : input_.taps->asking_the_same()),
@@ -63,7 +62,8 @@ class Recomputation : public torch::autograd::Node {
     if (wanted.empty()) return result;
     const at::AutoGradMode record(true);
     Taps again = asked_.asking_the_same();
-    variable_list outputs{run_layer(*layer_, adapter_, x, input_, again)}, arrived;
+    const AdaptersInUse::Again as_in_forward(adapters_);
+    variable_list outputs{run_layer(*layer_, x, input_, again)}, arrived;
     for (const at::Tensor* kept : again.kept()) outputs.push_back(*kept);
     size_t reached = 0;
     for (size_t i = 0; i < outputs.size(); ++i) {
@@ -83,7 +83,7 @@ class Recomputation : public torch::autograd::Node {
 
  private:
   std::shared_ptr<Layer> layer_;
-  const LayerAdapter* adapter_;  // the layer's, which worked in the forward: another may be switched on by now
+  AdaptersInUse adapters_;  // others may be switched on by now
   torch::autograd::SavedVariable x_;
   LayerInput input_;
   Taps asked_;  // the caller's taps may be gone by now
@@ -103,7 +103,7 @@ at::Tensor checkpointed_forward(const std::shared_ptr<Layer>& layer, const at::T
   Taps own = input.taps == nullptr ? Taps() : input.taps->asking_the_same();
   {
     const at::NoGradGuard no_gradient;
-    outputs.push_back(run_layer(*layer, layer->adapter(), x, input, own));
+    outputs.push_back(run_layer(*layer, x, input, own));
     for (at::Tensor* kept : own.kept()) outputs.push_back(*kept = kept->detach());  // no view of what is freed
   }
   torch::autograd::set_history(outputs,

@@ -17,4 +17,23 @@ void AdapterHost::own(const std::string& name, const std::shared_ptr<precision::
   host.register_module(name, adapter);
 }
 
+AdaptersInUse::AdaptersInUse(torch::nn::Module& module) {
+  for (const auto& inner : module.modules()) {
+    if (auto* host = dynamic_cast<AdapterHost*>(inner.get())) hosts_.emplace_back(host, host->adapter_in_use());
+  }
+}
+
+AdaptersInUse::Again::Again(const AdaptersInUse& wanted) {
+  for (const auto& [host, name] : wanted.hosts_) {
+    const std::string now = host->adapter_in_use();
+    if (now == name) continue;
+    before_.emplace_back(host, now);
+    host->use_adapter(name);
+  }
+}
+
+AdaptersInUse::Again::~Again() {
+  for (const auto& [host, name] : before_) host->use_adapter(name);
+}
+
 }  // namespace limbeck::models

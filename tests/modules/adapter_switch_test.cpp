@@ -125,6 +125,44 @@ TEST_P(AdapterSwitch, HundredRequestsInTurnHaveTheBitsOfEachAlone) {
   EXPECT_EQ(storage_of(together), before);
 }
 
+TEST_P(AdapterSwitch, ACheckpointedLayerRunsAgainWithTheAdaptersOfItsForward) {
+  BuiltModel built = base();
+  adapters::create_adapter(built, lora(1));
+  NewAdapter other = ia3(2);
+  other.name = "other";
+  adapters::create_adapter(built, other);
+  models::ModelInput input;
+  input.ids = at::arange(12, at::kLong).reshape({2, 6});
+  const auto gradients = [&](bool checkpointing, bool switched) {
+    built.model->set_checkpointing(checkpointing);
+    adapters::use_adapter(built, "default");
+    for (const at::Tensor& parameter : built.model->parameters()) parameter.mutable_grad().reset();
+    const at::Tensor last = built.model->encode(input).last;
+    if (switched) adapters::use_adapter(built, "other");
+    last.backward(at::ones_like(last));
+    for (const auto& module : built.model->modules()) {
+      const auto* host = dynamic_cast<const models::Linear*>(module.get());
+      if (host == nullptr || host->adapter("other") == nullptr) continue;
+      EXPECT_EQ(host->adapter_in_use(), switched ? "other" : "default") << host->path();
+    }
+    std::map<std::string, at::Tensor> found;
+    for (const auto& entry : built.model->named_parameters()) {
+      if (entry.value().grad().defined()) found[entry.key()] = entry.value().grad().clone();
+    }
+    return found;
+  };
+  const auto wanted = gradients(false, false);
+  EXPECT_FALSE(wanted.empty());
+  for (const bool switched : {false, true}) {
+    const auto got = gradients(true, switched);
+    ASSERT_EQ(got.size(), wanted.size());
+    for (const auto& [name, gradient] : wanted) {
+      ASSERT_TRUE(got.contains(name)) << name;
+      EXPECT_TRUE(at::equal(got.at(name), gradient)) << name << (switched ? ", switched" : "");
+    }
+  }
+}
+
 TEST_P(AdapterSwitch, ANameThatNoneHasIsRefusedWithThoseThereAre) {
   BuiltModel built = base();
   adapters::create_adapter(built, lora(1));
