@@ -12,6 +12,8 @@ class LearnedScale : public models::LinearAdapter {
   LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
   models::MergedLinear merged(const models::Linear& host) const override;
+  models::UnmergedLinear unmerged(const models::Linear& host) const override;
+  std::string unmerge_fault() const override;                           // a factor of zero
   void initialize(const models::Linear& host, uint64_t seed) override;  // ones
 
  private:

@@ -17,11 +17,15 @@ class LowRank : public models::LinearAdapter {
   LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
   models::MergedLinear merged(const models::Linear& host) const override;
+  // Of LoRA: W = W' - s B A. DoRA's norms are those of W + s B A, which m / |W + s B A| (W + s B A) does not hold.
+  models::UnmergedLinear unmerged(const models::Linear& host) const override;
+  std::string unmerge_fault() const override;
   // A normal with the variance of PEFT's uniform, 1 / (3 in); B zero; the magnitude that of W.
   void initialize(const models::Linear& host, uint64_t seed) override;
 
  private:
-  // Rows of W + s B A, wide, without a gradient; `wide_a`: A widened.
+  // Rows of s B A and of W + s B A, wide, without a gradient; `wide_a`: A widened.
+  at::Tensor rows_of_change(const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   at::Tensor rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   // The norm of each. A constant: no gradient goes through it.
   at::Tensor row_norms(const models::Linear& host) const;

@@ -3,10 +3,9 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include <vector>
-
+#include "modules/adapters/adapted_linears.h"
+#include "modules/adapters/weight_rounding.h"
 #include "modules/errors.h"
-#include "modules/models/layers.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::adapters {
@@ -14,53 +13,63 @@ namespace {
 
 using models::Linear;
 
-double put(const at::Tensor& parameter, const at::Tensor& exact) {
-  at::Tensor stored = parameter.detach();
-  precision::cast_into(stored, exact);
-  const at::Tensor back = precision::cast(stored, stored.scalar_type(), exact.scalar_type(), "merge (rounding)");
-  const double size = exact.norm().item<double>();
-  return size > 0 ? (back - exact).norm().item<double>() / size : 0;
+void put_back(const at::Tensor& parameter, const at::Tensor& original) {
+  at::Tensor target = parameter.detach();
+  precision::cast_into(target, original);  // of the same dtype: its bits
 }
 
 }  // namespace
 
-MergeReport merge_adapter(models::BuiltModel& built) {
-  const at::NoGradGuard no_gradient;
-  std::vector<Linear*> adapted;
-  for (const auto& layer : built.model->layers()) {
-    if (layer->adapter() == nullptr) continue;
+int64_t Merged::original_bytes() const {
+  int64_t bytes = 0;
+  for (const Original& one : originals_) {
+    bytes += static_cast<int64_t>(one.weight.nbytes() + (one.bias ? one.bias->nbytes() : 0));
+  }
+  return bytes;
+}
+
+void Merged::undo() {
+  if (originals_.empty()) {
     throw UsageError(
-        fmt::format("[{}] has an adapter that changes what the layer does and no weight (NPT), which cannot be merged: "
-                    "use it beside the model (--adapter)",
-                    layer->path()));
+        "merging cannot be undone: it kept no original weights, or they are back already: merge with "
+        "KeepOriginals::kYes, and undo once");
   }
-  for (const auto& module : built.model->modules()) {
-    auto* linear = dynamic_cast<Linear*>(module.get());
-    if (linear == nullptr || linear->adapter() == nullptr) continue;
-    if (linear->is_quantized()) {
-      throw UsageError(
-          fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
-                      "adapter beside the model (--adapter), or merge without quantization",
-                      linear->path(), precision::storage_name(linear->precision())));
-    }
-    if (linear->is_tied()) {
-      throw UsageError(
-          fmt::format("[{}] shares its weight with the embedding, which merging would change too: use the adapter "
-                      "beside the model (--adapter), or set \"tie_word_embeddings\" to false and store both",
-                      linear->path()));
-    }
-    adapted.push_back(linear);
+  const at::NoGradGuard no_gradient;
+  for (const Original& one : originals_) {
+    put_back(one.linear->weight(), one.weight);
+    if (one.bias) put_back(*one.linear->bias(), *one.bias);
+    one.linear->use_adapter(one.adapter);
   }
-  MergeReport report;
+  originals_.clear();
+}
+
+Merged merge_adapter(models::BuiltModel& built, KeepOriginals keep) {
+  const at::NoGradGuard no_gradient;
+  const std::vector<Linear*> adapted = adapted_linears(built);
+  for (const Linear* linear : adapted) {
+    if (!linear->is_quantized()) continue;
+    throw UsageError(
+        fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
+                    "adapter beside the model (--adapter), or say what it is added to (limbeck merge --into)",
+                    linear->path(), precision::storage_name(linear->precision())));
+  }
+  Merged merged;
+  merged.model_ = built.model;
+  MergeReport& report = merged.report_;
   for (Linear* linear : adapted) {
-    const models::MergedLinear merged = linear->adapter()->merged(*linear);
-    const double error = put(linear->weight(), merged.weight);
-    if (merged.bias) put(*linear->bias(), *merged.bias);
+    const models::MergedLinear sum = linear->adapter()->merged(*linear);
+    if (keep == KeepOriginals::kYes) {
+      std::optional<at::Tensor> bias = linear->bias();
+      if (bias) bias = bias->detach().clone();
+      merged.originals_.push_back({linear, working_adapter(*linear), linear->weight().detach().clone(), bias});
+    }
+    const double error = store_rounded(linear->weight(), sum.weight, linear->path()).relative();
+    if (sum.bias) store_rounded(*linear->bias(), *sum.bias, linear->path());
     if (error >= report.worst_error) report.worst_error = error, report.worst_module = linear->path();
     linear->use_adapter("");
     ++report.modules;
   }
-  return report;
+  return merged;
 }
 
 }  // namespace limbeck::adapters

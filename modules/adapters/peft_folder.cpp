@@ -162,7 +162,7 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
                       built.config.architecture.family, fmt::join(nearest_names(module, names, 1), "")));
     }
     Linear& linear = *host->second.linear;
-    require_same_base(linear, found, path.string());
+    if (!request.merged) require_same_base(linear, found, path.string());
     if (found.parts.empty()) continue;
     const auto adapter = maker.make(module, found, linear);
     fill(*adapter, found, path.string(), loaded);
