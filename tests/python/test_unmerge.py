@@ -101,6 +101,23 @@ def test_the_unmerged_model_computes_what_the_base_did(limbeck, tmp_path):
     assert parity_measures.largest_error(pick(logits[case.out]), pick(logits[case.base])) < 1e-5
 
 
+def test_factors_that_push_weights_below_the_normal_range_are_in_the_bound(limbeck, tmp_path):
+    """float16 has ever fewer digits below 6e-5, and dividing by the factor brings what was lost back to full size."""
+    case = Merged(limbeck, "ia3", tmp_path, torch.float16)
+    file = case.adapted.folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.0.self_attn.v_proj.ia3_l"
+    tensors[name].flatten()[:8] = 1e-5
+    save_file(tensors, file)
+    case.merge()
+    result = case.unmerge()
+    base, got = (stored(folder)["model.layers.0.self_attn.v_proj.weight"].double() for folder in (case.base, case.out))
+    error, said = float((got - base).norm() / got.norm()), result["modules"]["model.layers.0.self_attn.v_proj"]
+    assert result["worst_module"] == "model.layers.0.self_attn.v_proj"
+    assert 5 * torch.finfo(torch.float16).eps < error <= said["bound"] == result["worst_bound"] < 10 * error
+    assert said["rounding"] < torch.finfo(torch.float16).eps  # of the way back alone
+
+
 def refused(case: Merged, message: str, *flags: str) -> None:
     with pytest.raises(LimbeckError) as failure:
         case.unmerge(*flags)

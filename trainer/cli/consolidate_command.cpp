@@ -84,6 +84,7 @@ void run_consolidate(Invocation& call) {
 
   const int64_t asked = settings.integer("batches"), all = source.batches_per_epoch();
   const int64_t batches = asked > 0 ? std::min(asked, all) : all;
+  if (asked > all) call.console.note(fmt::format("the data are {} batches, fewer than --batches={}", all, asked));
   const adapters::NptMeans means = means_over(built, source, batches, call.console);
   const double alpha = settings.number("alpha");
   const adapters::ConsolidationReport report = adapters::consolidate_npt(built, request.name, means, alpha);
