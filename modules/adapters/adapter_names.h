@@ -12,10 +12,13 @@ struct AdapterPart {
   std::string_view suffix, parameter;
 };
 
-// Of each parameter the first is what is written.
-inline constexpr std::array<AdapterPart, 6> kParts = {{{".base_layer.weight", kBase},
+// Of each parameter the first is what is written; what ends in several of them is the last.
+inline constexpr std::array<AdapterPart, 9> kParts = {{{".weight", kBase},
+                                                       {".base_layer.weight", kBase},
                                                        {".lora_A.weight", "lora_A"},
                                                        {".lora_B.weight", "lora_B"},
+                                                       {".lora_embedding_A", "lora_embedding_A"},
+                                                       {".lora_embedding_B", "lora_embedding_B"},
                                                        {".lora_magnitude_vector", "lora_magnitude_vector"},
                                                        {".lora_magnitude_vector.weight", "lora_magnitude_vector"},
                                                        {".ia3_l", "ia3_l"}}};

@@ -23,10 +23,10 @@ void LearnedScale::initialize(const models::Linear&, uint64_t) {
   if (!placement().is_meta()) parameter("ia3_l").detach().fill_(1.0);
 }
 
-models::MergedLinear LearnedScale::merged(const models::Linear& host) const {
+models::MergedWeight LearnedScale::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor factor = widened(parameter("ia3_l"));  // a row or a column
-  models::MergedLinear merged{widened(host.weight_rows(0, host.out_features())) * factor, host.bias()};
+  models::MergedWeight merged{widened(host.weight_rows(0, host.out_features())) * factor, host.bias()};
   if (merged.bias) merged.bias = widened(*merged.bias);
   if (merged.bias && what_ == Scaled::kOutput) merged.bias = *merged.bias * factor.flatten();
   return merged;
@@ -39,10 +39,10 @@ std::string LearnedScale::unmerge_fault() const {
                      zeros.numel(), zeros[0].item<int64_t>(), what_ == Scaled::kInput ? "columns" : "rows");
 }
 
-models::UnmergedLinear LearnedScale::unmerged(const models::Linear& host) const {
+models::UnmergedWeight LearnedScale::unmerged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor factor = widened(parameter("ia3_l"));
-  models::UnmergedLinear unmerged{widened(host.weight()) / factor, host.bias(), factor.abs().reciprocal()};
+  models::UnmergedWeight unmerged{widened(host.weight()) / factor, host.bias(), factor.abs().reciprocal()};
   if (unmerged.bias) unmerged.bias = widened(*unmerged.bias);
   if (unmerged.bias && what_ == Scaled::kOutput) unmerged.bias = *unmerged.bias / factor.flatten();
   return unmerged;

@@ -1,6 +1,6 @@
 // IA3: one learned factor for each output of a linear module, or for each input.
 #pragma once
-#include "modules/models/linear_adapter.h"
+#include "modules/models/weight_adapter.h"
 
 namespace limbeck::adapters {
 
@@ -11,8 +11,8 @@ class LearnedScale : public models::LinearAdapter {
  public:
   LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
-  models::MergedLinear merged(const models::Linear& host) const override;
-  models::UnmergedLinear unmerged(const models::Linear& host) const override;
+  models::MergedWeight merged(const models::Linear& host) const override;
+  models::UnmergedWeight unmerged(const models::Linear& host) const override;
   std::string unmerge_fault() const override;                           // a factor of zero
   void initialize(const models::Linear& host, uint64_t seed) override;  // ones
 

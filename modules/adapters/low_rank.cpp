@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/linear.h"
+#include "modules/adapters/dora.h"
 #include "modules/models/initialize.h"
 #include "modules/models/layers.h"
 #include "modules/precision/casts.h"
@@ -22,11 +23,17 @@ constexpr int64_t kRowsAtATime = 256;  // of W + s B A, which never exists whole
 
 }  // namespace
 
+void fill_low_rank(const precision::ContractModule& adapter, uint64_t seed, int64_t in) {
+  const double deviation = 1.0 / std::sqrt(3.0 * static_cast<double>(in));
+  models::fill_normal(adapter.parameter("lora_A"), seed, adapter.path() + ".lora_A", deviation);
+  adapter.parameter("lora_B").detach().zero_();
+}
+
 LowRank::LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape)
     : LinearAdapter(scope, host), shape_(shape) {
   create_parameter("lora_A", {shape.rank, shape.in});
   create_parameter("lora_B", {shape.out, shape.rank});
-  if (shape.dora) create_parameter("lora_magnitude_vector", {shape.out});
+  if (shape.dora) create_parameter(kMagnitude, {shape.out});
 }
 
 at::Tensor LowRank::rows_of_change(const at::Tensor& wide_a, int64_t row, int64_t rows) const {
@@ -53,36 +60,29 @@ at::Tensor LowRank::row_norms(const models::Linear& host) const {
 void LowRank::initialize(const models::Linear& host, uint64_t seed) {
   if (placement().is_meta()) return;
   const at::NoGradGuard no_gradient;
-  const double deviation = 1.0 / std::sqrt(3.0 * static_cast<double>(shape_.in));
-  models::fill_normal(parameter("lora_A"), seed, path() + ".lora_A", deviation);
-  parameter("lora_B").detach().zero_();
+  fill_low_rank(*this, seed, shape_.in);
   if (!shape_.dora) return;
-  at::Tensor magnitude = parameter("lora_magnitude_vector").detach();
+  at::Tensor magnitude = parameter(kMagnitude).detach();
   precision::cast_into(magnitude, row_norms(host));
 }
 
-models::MergedLinear LowRank::merged(const models::Linear& host) const {
+models::MergedWeight LowRank::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
-  models::MergedLinear merged{rows_of_sum(host, widened(parameter("lora_A")), 0, shape_.out), host.bias()};
+  models::MergedWeight merged{rows_of_sum(host, widened(parameter("lora_A")), 0, shape_.out), host.bias()};
   if (shape_.dora) {
-    const at::Tensor factor = widened(parameter("lora_magnitude_vector")) / row_norms(host);
+    const at::Tensor factor = widened(parameter(kMagnitude)) / row_norms(host);
     merged.weight.mul_(factor.unsqueeze(1));
   }
   if (merged.bias) merged.bias = widened(*merged.bias);
   return merged;
 }
 
-std::string LowRank::unmerge_fault() const {
-  if (!shape_.dora) return "";
-  return "is DoRA, which scaled each row by the norm of W + s B A: the merged weight does not hold that norm, so that "
-         "W "
-         "cannot be found again";
-}
+std::string LowRank::unmerge_fault() const { return shape_.dora ? kDoraStays : ""; }
 
-models::UnmergedLinear LowRank::unmerged(const models::Linear& host) const {
+models::UnmergedWeight LowRank::unmerged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   at::Tensor weight = widened(host.weight()) - rows_of_change(widened(parameter("lora_A")), 0, shape_.out);
-  models::UnmergedLinear unmerged{weight, host.bias(), at::ones({1}, weight.options())};
+  models::UnmergedWeight unmerged{weight, host.bias(), at::ones({1}, weight.options())};
   if (unmerged.bias) unmerged.bias = widened(*unmerged.bias);
   return unmerged;
 }
@@ -92,14 +92,9 @@ at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) con
   const at::Tensor low = kernels::linear(enter(x), parameter("lora_A"));
   const at::Tensor change = leave(kernels::linear(low, parameter("lora_B")) * shape_.scale);
   if (!shape_.dora) return host.base_forward(x) + change;
-  const at::Tensor norms = row_norms(host);
-  const at::ScalarType wide = norms.scalar_type(), storage = precision().storage, stream = precision().output;
-  const at::Tensor magnitude =
-      precision::cast(parameter("lora_magnitude_vector"), storage, wide, path() + " (magnitude)");
-  const at::Tensor factor = precision::cast(magnitude / norms, wide, stream, path() + " (direction)");
-  const at::Tensor y = (host.product(x) + change) * factor;
+  const at::Tensor y = (host.product(x) + change) * dora_factor(*this, row_norms(host));
   const auto bias = host.bias();
-  return bias ? y + precision::cast(*bias, bias->scalar_type(), stream, path() + " (bias)") : y;
+  return bias ? y + precision::cast(*bias, bias->scalar_type(), precision().output, path() + " (bias)") : y;
 }
 
 }  // namespace limbeck::adapters

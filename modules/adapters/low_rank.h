@@ -1,7 +1,7 @@
 // LoRA, y = W x + b + s B A x, and DoRA, y = m / |W + s B A| (W x + s B A x) + b with a norm for each row of the
 // weight.
 #pragma once
-#include "modules/models/linear_adapter.h"
+#include "modules/models/weight_adapter.h"
 
 namespace limbeck::adapters {
 
@@ -11,16 +11,18 @@ struct LowRankShape {
   bool dora = false;
 };
 
+// First values: A a normal with the variance of PEFT's uniform, 1 / (3 in), B zero.
+void fill_low_rank(const precision::ContractModule& adapter, uint64_t seed, int64_t in);
+
 // Parameters: lora_A [rank, in], lora_B [out, rank]; DoRA also lora_magnitude_vector [out].
 class LowRank : public models::LinearAdapter {
  public:
   LowRank(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
-  models::MergedLinear merged(const models::Linear& host) const override;
-  // Of LoRA: W = W' - s B A. DoRA's norms are those of W + s B A, which m / |W + s B A| (W + s B A) does not hold.
-  models::UnmergedLinear unmerged(const models::Linear& host) const override;
+  models::MergedWeight merged(const models::Linear& host) const override;
+  models::UnmergedWeight unmerged(const models::Linear& host) const override;  // of LoRA: W = W' - s B A
   std::string unmerge_fault() const override;
-  // A normal with the variance of PEFT's uniform, 1 / (3 in); B zero; the magnitude that of W.
+  // The magnitude is that of W.
   void initialize(const models::Linear& host, uint64_t seed) override;
 
  private:

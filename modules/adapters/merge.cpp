@@ -3,15 +3,13 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
-#include "modules/adapters/adapted_linears.h"
+#include "modules/adapters/adapted_hosts.h"
 #include "modules/adapters/weight_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::adapters {
 namespace {
-
-using models::Linear;
 
 void put_back(const at::Tensor& parameter, const at::Tensor& original) {
   at::Tensor target = parameter.detach();
@@ -36,39 +34,44 @@ void Merged::undo() {
   }
   const at::NoGradGuard no_gradient;
   for (const Original& one : originals_) {
-    put_back(one.linear->weight(), one.weight);
-    if (one.bias) put_back(*one.linear->bias(), *one.bias);
-    one.linear->use_adapter(one.adapter);
+    const auto restore = [&](auto* host) {
+      put_back(host->weight(), one.weight);
+      if (one.bias) put_back(*bias_of(*host), *one.bias);
+      host->use_adapter(one.adapter);
+    };
+    std::visit(restore, one.host);
   }
   originals_.clear();
 }
 
+template <class Host>
+void Merged::merge(Host& host, KeepOriginals keep) {
+  const models::MergedWeight sum = host.adapter()->merged(host);
+  if (keep == KeepOriginals::kYes) {
+    std::optional<at::Tensor> bias = bias_of(host);
+    if (bias) bias = bias->detach().clone();
+    originals_.push_back({&host, working_adapter(host), host.weight().detach().clone(), bias});
+  }
+  const double error = store_rounded(host.weight(), sum.weight, host.path()).relative();
+  if (sum.bias) store_rounded(*bias_of(host), *sum.bias, host.path());
+  if (error >= report_.worst_error) report_.worst_error = error, report_.worst_module = host.path();
+  host.use_adapter("");
+  ++report_.modules;
+}
+
 Merged merge_adapter(models::BuiltModel& built, KeepOriginals keep) {
   const at::NoGradGuard no_gradient;
-  const std::vector<Linear*> adapted = adapted_linears(built);
-  for (const Linear* linear : adapted) {
-    if (!linear->is_quantized()) continue;
+  const std::vector<AnyHost> adapted = adapted_hosts(built);
+  for (const AnyHost& host : adapted) {
+    if (packed_in(host).empty()) continue;
     throw UsageError(
         fmt::format("[{}] stores its weight in {}, where the change of an adapter would drown in rounding: use the "
                     "adapter beside the model (--adapter), or say what it is added to (limbeck merge --into)",
-                    linear->path(), precision::storage_name(linear->precision())));
+                    path_of(host), packed_in(host)));
   }
   Merged merged;
   merged.model_ = built.model;
-  MergeReport& report = merged.report_;
-  for (Linear* linear : adapted) {
-    const models::MergedLinear sum = linear->adapter()->merged(*linear);
-    if (keep == KeepOriginals::kYes) {
-      std::optional<at::Tensor> bias = linear->bias();
-      if (bias) bias = bias->detach().clone();
-      merged.originals_.push_back({linear, working_adapter(*linear), linear->weight().detach().clone(), bias});
-    }
-    const double error = store_rounded(linear->weight(), sum.weight, linear->path()).relative();
-    if (sum.bias) store_rounded(*linear->bias(), *sum.bias, linear->path());
-    if (error >= report.worst_error) report.worst_error = error, report.worst_module = linear->path();
-    linear->use_adapter("");
-    ++report.modules;
-  }
+  for (const AnyHost& any : adapted) std::visit([&](auto* host) { merged.merge(*host, keep); }, any);
   return merged;
 }
 

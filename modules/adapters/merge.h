@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "modules/models/load_model.h"
+#include "modules/adapters/adapter_hosts.h"
 
 namespace limbeck::adapters {
 
@@ -31,17 +31,20 @@ class Merged {
  private:
   friend Merged merge_adapter(models::BuiltModel& built, KeepOriginals keep);
   struct Original {
-    models::Linear* linear;
+    AnyHost host;
     std::string adapter;
     at::Tensor weight;
     std::optional<at::Tensor> bias;
   };
+  template <class Host>
+  void merge(Host& host, KeepOriginals keep);
+
   std::shared_ptr<models::Transformer> model_;
   std::vector<Original> originals_;
   MergeReport report_;
 };
 
-// Of the adapters that work now; none does afterwards. UsageError for what adapted_linears() refuses and for a
+// Of the adapters that work now; none does afterwards. UsageError for what adapted_hosts() refuses and for a
 // quantized weight, before anything is changed. NumericError where a sum is not finite in the dtype of its weight: the
 // modules before that one are then merged.
 Merged merge_adapter(models::BuiltModel& built, KeepOriginals keep = KeepOriginals::kNo);

@@ -4,9 +4,8 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <map>
 
-#include "modules/adapters/adapted_linears.h"
+#include "modules/adapters/adapted_hosts.h"
 #include "modules/adapters/weight_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
@@ -31,9 +30,9 @@ at::Tensor requantized(const at::Tensor& sum, const Linear& host) {
   return kernels::dequantize_rows(codes.matrix(), 0, sum.size(0));
 }
 
-void require_quantized_host(const std::vector<Linear*>& adapted, const std::string& model) {
-  for (const Linear* linear : adapted) {
-    if (linear->is_quantized()) return;
+void require_quantized_host(const std::vector<AnyHost>& adapted, const std::string& model) {
+  for (const AnyHost& host : adapted) {
+    if (!packed_in(host).empty()) return;
   }
   throw UsageError(fmt::format("[{}] none of the {} adapted modules is quantized: merge without --quantize and --into",
                                model, adapted.size()));
@@ -70,25 +69,43 @@ class Merging {
  public:
   explicit Merging(MergeInto into) : into_(into) {}
 
-  void merge(const Linear& quantized, const Linear& plain) {
-    const models::MergedLinear wanted = quantized.adapter()->merged(quantized);
+  template <class Host>
+  void merge(const Host& host, const Host& target) {
+    if (host.adapter() == nullptr) return;
+    const models::MergedWeight sum = host.adapter()->merged(target);
+    store_rounded(target.weight(), sum.weight, target.path());
+    if (sum.bias) store_rounded(*bias_of(target), *sum.bias, target.path());
+    ++report_.float_modules;
+  }
+
+  void merge(const Linear& host, const Linear& target) {
+    if (!host.is_quantized()) {
+      merge<Linear>(host, target);
+    } else if (host.adapter() != nullptr) {
+      merge_packed(host, target);
+    } else if (into_ != MergeInto::kOriginal) {
+      store_codes(host, target);
+    }
+  }
+
+  QuantizedMergeReport report() const {
+    QuantizedMergeReport report = report_;
+    for (size_t i = 0; i < kMergeWays.size(); ++i) report.errors[i] = {weight_[i].result(), changes_[i].result()};
+    return report;
+  }
+
+ private:
+  void merge_packed(const Linear& quantized, const Linear& plain) {
+    const models::MergedWeight wanted = quantized.adapter()->merged(quantized);
     change_ = change_squared(wanted.weight, quantized);
     // First what is computed from the weight that the others overwrite.
     take(MergeInto::kOriginal, quantized.adapter()->merged(plain).weight, wanted.weight, plain);
     take(MergeInto::kDequantized, wanted.weight, wanted.weight, plain);
     take(MergeInto::kRequantized, requantized(wanted.weight, quantized), wanted.weight, plain);
     if (wanted.bias) store_rounded(*plain.bias(), *wanted.bias, plain.path());
-    ++modules_;
+    ++report_.modules;
   }
 
-  QuantizedMergeReport report() const {
-    QuantizedMergeReport report;
-    report.modules = modules_;
-    for (size_t i = 0; i < kMergeWays.size(); ++i) report.errors[i] = {weight_[i].result(), changes_[i].result()};
-    return report;
-  }
-
- private:
   void take(MergeInto way, const at::Tensor& exact, const at::Tensor& wanted, const Linear& plain) {
     const auto at = static_cast<size_t>(way);
     const RoundingError error = rounding_error(exact, wanted, plain.weight().scalar_type(), plain.path());
@@ -100,7 +117,7 @@ class Merging {
 
   MergeInto into_;
   double change_ = 0;
-  int64_t modules_ = 0;
+  QuantizedMergeReport report_;  // without its errors
   std::array<Shares, kMergeWays.size()> weight_, changes_;
 };
 
@@ -118,27 +135,15 @@ MergeInto merge_into_named(const std::string& name) {
 QuantizedMergeReport merge_quantized_adapter(const models::BuiltModel& quantized, models::BuiltModel& plain,
                                              MergeInto into) {
   const at::NoGradGuard no_gradient;
-  require_quantized_host(adapted_linears(quantized), quantized.model->path());
-  std::map<std::string, const Linear*> targets;
-  for (const Linear* linear : linears_of(plain)) targets[linear->path()] = linear;
+  require_quantized_host(adapted_hosts(quantized), quantized.model->path());
+  const auto targets = adapter_hosts(plain);
   Merging merging(into);
-  int64_t float_modules = 0;
-  for (const Linear* host : linears_of(quantized)) {
-    const Linear& target = *targets.at(host->path());
-    if (host->is_quantized() && host->adapter() != nullptr) {
-      merging.merge(*host, target);
-    } else if (host->is_quantized()) {
-      if (into != MergeInto::kOriginal) store_codes(*host, target);
-    } else if (host->adapter() != nullptr) {
-      const models::MergedLinear sum = host->adapter()->merged(target);
-      store_rounded(target.weight(), sum.weight, target.path());
-      if (sum.bias) store_rounded(*target.bias(), *sum.bias, target.path());
-      ++float_modules;
-    }
+  for (const auto& [name, named] : adapter_hosts(quantized)) {
+    const AnyHost& target = targets.at(name).host;
+    const auto merge = [&](auto* host) { merging.merge(*host, *std::get<decltype(host)>(target)); };
+    std::visit(merge, named.host);
   }
-  QuantizedMergeReport report = merging.report();
-  report.float_modules = float_modules;
-  return report;
+  return merging.report();
 }
 
 }  // namespace limbeck::adapters

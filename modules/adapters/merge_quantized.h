@@ -39,7 +39,7 @@ struct QuantizedMergeReport {
 
 // `quantized` has the adapter, on weights packed from those of `plain`: the same model without quantization and without
 // adapter, which receives the result. Of the two ways that begin with the codes, every quantized weight becomes what
-// they stand for, adapted or not. No more than one module's weight is ever wide. UsageError for what adapted_linears()
+// they stand for, adapted or not. No more than one module's weight is ever wide. UsageError for what adapted_hosts()
 // refuses and where no adapted module is quantized, before anything is changed; NumericError where a sum is not finite
 // in the dtype of `plain`.
 QuantizedMergeReport merge_quantized_adapter(const models::BuiltModel& quantized, models::BuiltModel& plain,

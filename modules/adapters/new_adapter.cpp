@@ -5,6 +5,9 @@
 
 #include <algorithm>
 
+#include "modules/adapters/low_rank.h"
+#include "modules/adapters/low_rank_embedding.h"
+#include "modules/adapters/low_rank_experts.h"
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
 
@@ -14,7 +17,7 @@ namespace {
 using models::Linear;
 using precision::Role;
 
-std::vector<std::string> names_of(const std::map<std::string, AdapterHost>& hosts) {
+std::vector<std::string> names_of(const std::map<std::string, NamedHost>& hosts) {
   std::vector<std::string> names;
   for (const auto& [name, host] : hosts) names.push_back(name);
   return names;
@@ -25,20 +28,22 @@ bool leads_out_of_mlp(const Linear& linear) {
   return linear.role() == Role::kMlp && linear.path().ends_with(".down_proj");
 }
 
-bool is_default_target(const Linear& linear, PeftKind kind) {
+bool is_default_target(const AnyHost& host, PeftKind kind) {
+  if (!std::holds_alternative<Linear*>(host)) return false;
+  const Linear& linear = *std::get<Linear*>(host);
   if (linear.role() != Role::kAttention && linear.role() != Role::kMlp) return false;
   if (kind == PeftKind::kLora) return true;
   const auto ends = [&](const char* name) { return linear.path().ends_with(name); };
   return ends(".k_proj") || ends(".v_proj") || ends(".qkv_proj") || leads_out_of_mlp(linear);
 }
 
-std::map<std::string, AdapterHost> targets_of(const models::BuiltModel& built, const NewAdapter& wanted,
-                                              const std::map<std::string, AdapterHost>& every) {
-  std::map<std::string, AdapterHost> found;
+std::map<std::string, NamedHost> targets_of(const models::BuiltModel& built, const NewAdapter& wanted,
+                                            const std::map<std::string, NamedHost>& every) {
+  std::map<std::string, NamedHost> found;
   for (const auto& [name, host] : every) {
     const bool named = std::any_of(wanted.targets.begin(), wanted.targets.end(),
                                    [&, &module = name](const auto& target) { return names_module(target, module); });
-    if (wanted.targets.empty() ? is_default_target(*host.linear, wanted.config.kind) : named) found.emplace(name, host);
+    if (wanted.targets.empty() ? is_default_target(host.host, wanted.config.kind) : named) found.emplace(name, host);
   }
   if (found.empty()) {
     throw UsageError(fmt::format("no linear module of this {} model is one that {} adapts by itself: name modules",
@@ -47,35 +52,67 @@ std::map<std::string, AdapterHost> targets_of(const models::BuiltModel& built, c
   return found;
 }
 
-void require_named(const std::string& what, const std::string& pattern,
-                   const std::map<std::string, AdapterHost>& among) {
+void require_named(const std::string& what, const std::string& pattern, const std::map<std::string, NamedHost>& among) {
   const auto names = names_of(among);
   if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return names_module(pattern, name); })) return;
-  throw UsageError(fmt::format("adapter.{} {} names no linear module{}: the nearest are {}", what, pattern,
-                               what == "target" ? "" : " that is adapted",
-                               fmt::join(nearest_names(pattern, names, 3), ", ")));
+  throw UsageError(fmt::format(
+      "adapter.{} {} names no linear module, embedding or expert stack{}: the nearest "
+      "are {}",
+      what, pattern, what == "target" ? "" : " that is adapted", fmt::join(nearest_names(pattern, names, 3), ", ")));
+}
+
+void require_fits(const PeftConfig& config, const AnyHost& host) {
+  const std::string reason = misfit(config, host);
+  if (reason.empty()) return;
+  throw UsageError(std::visit(
+      [&](const auto* module) {
+        return fmt::format("[{}] {}: leave it out of adapter.target", module->path(), reason);
+      },
+      host));
+}
+
+LowRankShape low_rank_shape(const AdapterParts& parts, int64_t in, int64_t out) {
+  return {.in = in,
+          .out = out,
+          .rank = parts.config.rank_of(parts.module),
+          .scale = parts.config.scale_of(parts.module),
+          .dora = parts.config.dora};
+}
+
+Scaled scaled_by_default(const AnyHost& host) {
+  const auto* linear = std::get_if<Linear*>(&host);
+  return linear != nullptr && leads_out_of_mlp(**linear) ? Scaled::kInput : Scaled::kOutput;
 }
 
 }  // namespace
 
-precision::Scope adapter_scope(const models::BuiltModel& built, const Linear& host, const std::string& name,
-                               bool trainable) {
-  return {built.policy.get(), host.path() + "." + name, host.placement(), trainable};
+std::string misfit(const PeftConfig& config, const AnyHost& host) {
+  if (std::holds_alternative<Linear*>(host)) return "";
+  const bool stack = std::holds_alternative<models::ExpertStack*>(host);
+  if (config.kind_name() == "lora" || (config.dora && !stack)) return "";
+  return fmt::format("{}, on which there is no {}, here and in PEFT",
+                     stack ? "stacks the weights of experts" : "is an embedding", config.kind_name());
 }
 
-std::shared_ptr<LowRank> make_low_rank(const PeftConfig& config, const precision::Scope& scope, const Linear& host,
-                                       const std::string& module) {
-  const LowRankShape shape{.in = host.in_features(),
-                           .out = host.out_features(),
-                           .rank = config.rank_of(module),
-                           .scale = config.scale_of(module),
-                           .dora = config.dora};
-  return std::make_shared<LowRank>(scope, host.precision(), shape);
+std::shared_ptr<models::LinearAdapter> make_adapter(const AdapterParts& parts, const Linear& host) {
+  const int64_t in = host.in_features(), out = host.out_features();
+  if (parts.config.kind == PeftKind::kIa3) {
+    return std::make_shared<LearnedScale>(parts.scope, host.precision(), parts.scaled,
+                                          parts.scaled == Scaled::kInput ? in : out);
+  }
+  return std::make_shared<LowRank>(parts.scope, host.precision(), low_rank_shape(parts, in, out));
 }
 
-std::shared_ptr<LearnedScale> make_learned_scale(const precision::Scope& scope, const Linear& host, Scaled what) {
-  return std::make_shared<LearnedScale>(scope, host.precision(), what,
-                                        what == Scaled::kInput ? host.in_features() : host.out_features());
+std::shared_ptr<models::EmbeddingAdapter> make_adapter(const AdapterParts& parts, const models::Embedding& host) {
+  const at::Tensor& table = host.weight();
+  return std::make_shared<LowRankEmbedding>(parts.scope, host.precision(),
+                                            low_rank_shape(parts, table.size(0), table.size(1)));
+}
+
+std::shared_ptr<models::ExpertAdapter> make_adapter(const AdapterParts& parts, const models::ExpertStack& host) {
+  const at::Tensor& stack = host.weight();  // [E, out, in]
+  return std::make_shared<LowRankExperts>(parts.scope, host.precision(),
+                                          low_rank_shape(parts, stack.size(2), stack.size(1)), stack.size(0));
 }
 
 int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {
@@ -84,18 +121,18 @@ int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {
   const auto hosts = targets_of(built, wanted, every);
   for (const auto& [pattern, rank] : wanted.config.ranks) require_named("rank_pattern", pattern, hosts);
   for (const auto& [pattern, alpha] : wanted.config.alphas) require_named("alpha_pattern", pattern, hosts);
-  for (const auto& [module, host] : hosts) {
-    const precision::Scope scope = adapter_scope(built, *host.linear, wanted.name, /*trainable=*/true);
-    std::shared_ptr<models::LinearAdapter> adapter;
-    if (wanted.config.kind == PeftKind::kIa3) {
-      const Scaled what = leads_out_of_mlp(*host.linear) ? Scaled::kInput : Scaled::kOutput;
-      adapter = make_learned_scale(scope, *host.linear, what);
-    } else {
-      adapter = make_low_rank(wanted.config, scope, *host.linear, module);
-    }
-    adapter->initialize(*host.linear, wanted.seed);
-    host.linear->add_adapter(wanted.name, adapter);
-    host.linear->use_adapter(wanted.name);
+  for (const auto& [module, host] : hosts) require_fits(wanted.config, host.host);
+  for (const auto& [name, named] : hosts) {
+    const Scaled scaled = scaled_by_default(named.host);
+    std::visit(
+        [&, &module = name](auto* host) {
+          const precision::Scope scope = adapter_scope(built, *host, wanted.name, /*trainable=*/true);
+          const auto adapter = make_adapter({wanted.config, scope, module, scaled}, *host);
+          adapter->initialize(*host, wanted.seed);
+          host->add_adapter(wanted.name, adapter);
+          host->use_adapter(wanted.name);
+        },
+        named.host);
   }
   return static_cast<int64_t>(hosts.size());
 }

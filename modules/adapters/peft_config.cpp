@@ -20,7 +20,7 @@ using nlohmann::json;
 constexpr size_t kMostOfPattern = 200;
 
 // What says nothing about the arithmetic of a forward.
-constexpr std::array<std::string_view, 30> kNoMatter = {
+constexpr std::array<std::string_view, 31> kNoMatter = {
     "alpha_pattern",       "auto_mapping",      "base_model_name_or_path",
     "eva_config",          "exclude_modules",   "fan_in_fan_out",
     "feedforward_modules", "inference_mode",    "init_ia3_weights",
@@ -30,7 +30,8 @@ constexpr std::array<std::string_view, 30> kNoMatter = {
     "peft_version",        "qalora_group_size", "r",
     "rank_pattern",        "revision",          "runtime_config",
     "target_modules",      "task_type",         "use_dora",
-    "use_rslora",          "corda_config",      "lora_ga_config"};
+    "use_rslora",          "corda_config",      "lora_ga_config",
+    "target_parameters"};
 
 bool says_nothing(const json& value) {
   return value.is_null() || value == false || value == 0 || value == "" || value == "none" ||
@@ -74,6 +75,20 @@ void refuse_unsupported(const io::JsonFile& file) {
                                  file.where(), fmt::join(refused, ", ")));
 }
 
+std::vector<std::string> read_parameters(const io::JsonFile& file, const PeftConfig& config) {
+  std::vector<std::string> found;
+  if (!file.has("target_parameters") || file.value()["target_parameters"].is_null()) return found;
+  const json& list = file.value()["target_parameters"];
+  const bool strings = list.is_array() && std::all_of(list.begin(), list.end(), [](const json& one) {
+                         return one.is_string() && one.get_ref<const std::string&>().size() <= kMostOfPattern;
+                       });
+  if (!strings) throw WeightsError(file.where() + ": target_parameters is " + list.dump() + ", wanted a list of names");
+  for (const json& one : list) found.push_back(one.get<std::string>());
+  if (found.empty() || config.kind_name() == "lora") return found;
+  throw WeightsError(fmt::format("{}: target_parameters = {} with {}: PEFT has only LoRA on parameters", file.where(),
+                                 list.dump(), config.kind_name()));
+}
+
 }  // namespace
 
 bool names_module(const std::string& pattern, const std::string& module) {
@@ -105,8 +120,9 @@ PeftConfig read_peft_config(const std::filesystem::path& path) {
   PeftConfig config;
   config.kind = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;
   refuse_unsupported(file);
+  if (config.kind == PeftKind::kLora) config.dora = file.boolean_or("use_dora", false);
+  config.parameters = read_parameters(file, config);
   if (config.kind == PeftKind::kIa3) return config;
-  config.dora = file.boolean_or("use_dora", false);
   config.rslora = file.boolean_or("use_rslora", false);
   config.rank = file.integer("r", 1, kMostRank);
   config.alpha = file.number_or("lora_alpha", 8, -kMostAlpha, kMostAlpha);

@@ -22,6 +22,8 @@ struct PeftConfig {
   double alpha = 0;
   ByPattern<int64_t> ranks;
   ByPattern<double> alphas;
+  // Stacked weights of experts, as PEFT's target_parameters names them; whoever reads a folder needs them, no one else.
+  std::vector<std::string> parameters = {};
 
   std::string kind_name() const;  // "lora", "dora", "ia3"
   // By the module's name in the Hugging Face model.

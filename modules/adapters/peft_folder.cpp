@@ -6,13 +6,15 @@
 
 #include <array>
 #include <map>
-#include <memory>
+#include <set>
 #include <string_view>
+#include <type_traits>
 
 #include "modules/adapters/adapter_names.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/npt_folder.h"
 #include "modules/errors.h"
+#include "modules/io/tensor_name.h"
 #include "modules/nearest_name.h"
 #include "modules/precision/casts.h"
 
@@ -43,9 +45,8 @@ std::map<std::string, Found> by_module(const fs::path& path) {
     }
     if (part == nullptr || entry.name.size() <= kPrefix.size() + part->suffix.size()) {
       throw WeightsError(
-          fmt::format("{}: tensor {}: wanted {}MODULE and one of .lora_A.weight, .lora_B.weight, "
-                      ".lora_magnitude_vector, .ia3_l: adapters of embeddings and of expert stacks are "
-                      "not supported yet",
+          fmt::format("{}: tensor {}: wanted {}MODULE and one of .lora_A.weight, .lora_B.weight, .lora_embedding_A, "
+                      ".lora_embedding_B, .lora_magnitude_vector, .ia3_l",
                       path.string(), entry.name, kPrefix));
     }
     const std::string module =
@@ -57,63 +58,35 @@ std::map<std::string, Found> by_module(const fs::path& path) {
   return modules;
 }
 
-// The adapter for one module, with parameters that are yet to be filled.
-class Maker {
- public:
-  Maker(const PeftConfig& config, const AdapterRequest& request, const models::BuiltModel& built, std::string file)
-      : config_(config), request_(request), built_(built), file_(std::move(file)) {}
-
-  std::shared_ptr<models::LinearAdapter> make(const std::string& module, const Found& found, const Linear& host) const {
-    const precision::Scope scope = adapter_scope(built_, host, request_.name, request_.trainable);
-    if (config_.kind == PeftKind::kIa3) {
-      const at::Tensor& factors = wanted(module, found, "ia3_l");
-      const Scaled what = factors.dim() == 2 && factors.size(0) == 1 ? Scaled::kInput : Scaled::kOutput;
-      return make_learned_scale(scope, host, what);
+// What the file has for stacks goes from the nested names of their module to the stacks' own: only the configuration
+// says which they are.
+void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config,
+                 const std::map<std::string, NamedHost>& hosts, const fs::path& folder) {
+  std::set<std::string> stacks;
+  for (const std::string& target : config.parameters) {
+    bool found = false;
+    for (const auto& [name, host] : hosts) {
+      if (!host.is_stack() || (name != target && !name.ends_with("." + target))) continue;
+      stacks.insert(name);
+      found = true;
     }
-    wanted(module, found, "lora_B");
-    const at::Tensor& a = wanted(module, found, "lora_A");
-    if (config_.dora) wanted(module, found, "lora_magnitude_vector");
-    if (a.dim() != 2 || a.size(0) != config_.rank_of(module)) {
-      throw WeightsError(fmt::format("{}: {} has lora_A [{}], and adapter_config.json gives it rank {}", file_, module,
-                                     fmt::join(a.sizes(), ","), config_.rank_of(module)));
-    }
-    return make_low_rank(config_, scope, host, module);
-  }
-
- private:
-  const at::Tensor& wanted(const std::string& module, const Found& found, const std::string& parameter) const {
-    const at::Tensor* tensor = found.find(parameter);
-    if (tensor != nullptr) return *tensor;
+    if (found) continue;
     throw WeightsError(
-        fmt::format("{}: {} has {} but no {}", file_, module, found.parts.begin()->second.first, parameter));
+        fmt::format("{}: target_parameters {} names no stack of experts of this model: merge the "
+                    "adapter in PEFT and load the merged model",
+                    (folder / "adapter_config.json").string(), io::in_quotes(target)));
   }
-
-  const PeftConfig& config_;
-  const AdapterRequest& request_;
-  const models::BuiltModel& built_;
-  std::string file_;
-};
-
-// An adapter learnt beside these weights: over others it means nothing.
-void require_same_base(const Linear& host, const Found& found, const std::string& file) {
-  const auto& [name, stored] = found.base;
-  if (name.empty() || host.placement().is_meta()) return;
-  bool same = stored.sizes() == at::IntArrayRef({host.out_features(), host.in_features()}) &&
-              at::isFloatingType(stored.scalar_type());
-  if (same && host.is_quantized()) {
-    const auto format = *host.precision().quantized;
-    same = quantization::QuantizedWeight(stored, format, host.placement()) == host.quantized_weight();
-  } else if (same) {
-    const at::Tensor& own = host.weight();
-    at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
-    precision::cast_into(converted, stored);
-    same = converted.equal(own.detach());
+  std::map<std::string, Found> named;
+  for (const std::string& stack : stacks) {
+    auto stored = modules.extract(stored_module(stack, stacks));
+    if (stored.empty()) {
+      throw WeightsError(fmt::format("{}: target_parameters names {}, but the file has no {}{}.lora_A.weight",
+                                     (folder / "adapter_model.safetensors").string(), stack, kPrefix,
+                                     stored_module(stack, stacks)));
+    }
+    named.emplace(stack, std::move(stored.mapped()));
   }
-  if (same) return;
-  throw WeightsError(
-      fmt::format("{}: tensor {} is not the weight of the model for {}: the adapter was made for other "
-                  "weights, or has changed them; merge it in PEFT and load the merged model",
-                  file, name, host.path()));
+  modules.merge(named);
 }
 
 void fill(const ContractModule& adapter, const Found& found, const std::string& file, LoadedAdapter& loaded) {
@@ -139,6 +112,89 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
   }
 }
 
+class Loader {
+ public:
+  Loader(models::BuiltModel& built, const AdapterRequest& request, const PeftConfig& config)
+      : built_(built), request_(request), config_(config), file_(request.folder / "adapter_model.safetensors") {
+    loaded_.config = config;
+  }
+
+  // Makes the adapter of one host, fills it, and puts it on.
+  template <class Host>
+  void load(const std::string& module, const Found& found, Host& host) {
+    const std::string reason = misfit(config_, &host);
+    if (!reason.empty()) throw WeightsError(fmt::format("{}: {} {}", file_.string(), module, reason));
+    require_rank(module, found, std::is_same_v<Host, models::ExpertStack> ? host.weight().size(0) : 1);
+    const auto adapter = make_adapter(
+        {config_, adapter_scope(built_, host, request_.name, request_.trainable), module, scaled(found)}, host);
+    for (const auto& entry : adapter->named_parameters(/*recurse=*/false)) {
+      if (found.find(entry.key()) != nullptr) continue;
+      throw WeightsError(fmt::format("{}: {} has {} but no {}", file_.string(), module,
+                                     found.parts.begin()->second.first, entry.key()));
+    }
+    fill(*adapter, found, file_.string(), loaded_);
+    host.add_adapter(request_.name, adapter);
+    host.use_adapter(request_.name);
+    ++loaded_.modules;
+  }
+
+  const LoadedAdapter& loaded() const { return loaded_; }
+
+ private:
+  // Before anything of that size is made.
+  void require_rank(const std::string& module, const Found& found, int64_t experts) const {
+    for (const char* name : {"lora_A", "lora_embedding_A"}) {
+      const at::Tensor* a = found.find(name);
+      if (a == nullptr || (a->dim() == 2 && a->size(0) == config_.rank_of(module) * experts)) continue;
+      throw WeightsError(fmt::format("{}: {} has {} [{}], and adapter_config.json gives it rank {}", file_.string(),
+                                     module, name, fmt::join(a->sizes(), ","), config_.rank_of(module)));
+    }
+  }
+
+  static Scaled scaled(const Found& found) {
+    const at::Tensor* factors = found.find("ia3_l");
+    return factors != nullptr && factors->dim() == 2 && factors->size(0) == 1 ? Scaled::kInput : Scaled::kOutput;
+  }
+
+  models::BuiltModel& built_;
+  const AdapterRequest& request_;
+  const PeftConfig& config_;
+  fs::path file_;
+  LoadedAdapter loaded_;
+};
+
+// As the model would hold it.
+bool same_values(const at::Tensor& own, const at::Tensor& stored) {
+  if (stored.sizes() != own.sizes()) return false;
+  at::Tensor converted = at::empty_like(own, own.options().requires_grad(false));
+  precision::cast_into(converted, stored);
+  return converted.equal(own.detach());
+}
+
+bool is_weight_of(const Linear& host, const at::Tensor& stored) {
+  if (stored.sizes() != at::IntArrayRef({host.out_features(), host.in_features()})) return false;
+  if (!host.is_quantized()) return same_values(host.weight(), stored);
+  return quantization::QuantizedWeight(stored, *host.precision().quantized, host.placement()) ==
+         host.quantized_weight();
+}
+
+template <class Host>
+bool is_weight_of(const Host& host, const at::Tensor& stored) {
+  return same_values(host.weight(), stored);
+}
+
+// An adapter learnt beside these weights: over others it means nothing.
+template <class Host>
+void require_same_base(const Host& host, const Found& found, const std::string& file) {
+  const auto& [name, stored] = found.base;
+  if (name.empty() || host.placement().is_meta()) return;
+  if (at::isFloatingType(stored.scalar_type()) && is_weight_of(host, stored)) return;
+  throw WeightsError(
+      fmt::format("{}: tensor {} is not the weight of the model for {}: the adapter was made for other "
+                  "weights, or has changed them; merge it in PEFT and load the merged model",
+                  file, name, host.path()));
+}
+
 }  // namespace
 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
@@ -146,31 +202,29 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
   const fs::path path = request.folder / "adapter_model.safetensors";
   const PeftConfig config = read_peft_config(request.folder / "adapter_config.json");
   const auto hosts = adapter_hosts_by_any_name(built);
-  const auto modules = by_module(path);
+  auto modules = by_module(path);
   if (modules.empty()) throw WeightsError(path.string() + ": holds no tensor of an adapter");
+  name_stacks(modules, config, hosts, request.folder);
   std::vector<std::string> names;
   for (const auto& [name, host] : hosts) names.push_back(name);
-  LoadedAdapter loaded;
-  loaded.config = config;
-  const Maker maker(config, request, built, path.string());
+  Loader loader(built, request, config);
   for (const auto& [module, found] : modules) {
-    const auto host = hosts.find(module);
-    if (host == hosts.end()) {
-      throw WeightsError(
-          fmt::format("{}: module {} of tensor {} is no linear module of this {} model, the nearest is {}",
-                      path.string(), module, found.parts.empty() ? found.base.first : found.parts.begin()->second.first,
-                      built.config.architecture.family, fmt::join(nearest_names(module, names, 1), "")));
+    const auto named = hosts.find(module);
+    if (named == hosts.end()) {
+      throw WeightsError(fmt::format(
+          "{}: module {} of tensor {} is no linear module, embedding or expert stack of this {} model, the nearest is "
+          "{}",
+          path.string(), module, found.parts.empty() ? found.base.first : found.parts.begin()->second.first,
+          built.config.architecture.family, fmt::join(nearest_names(module, names, 1), "")));
     }
-    Linear& linear = *host->second.linear;
-    if (!request.merged) require_same_base(linear, found, path.string());
-    if (found.parts.empty()) continue;
-    const auto adapter = maker.make(module, found, linear);
-    fill(*adapter, found, path.string(), loaded);
-    linear.add_adapter(request.name, adapter);
-    linear.use_adapter(request.name);
-    ++loaded.modules;
+    std::visit(
+        [&, &module = module, &found = found](auto* host) {
+          if (!request.merged) require_same_base(*host, found, path.string());
+          if (!found.parts.empty()) loader.load(module, found, *host);
+        },
+        named->second.host);
   }
-  return loaded;
+  return loader.loaded();
 }
 
 }  // namespace limbeck::adapters

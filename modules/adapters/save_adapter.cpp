@@ -16,15 +16,23 @@ namespace limbeck::adapters {
 namespace {
 
 using nlohmann::json;
+using Names = std::set<std::string>;
+using Hosts = std::map<std::string, NamedHost>;
 
-std::string last_part(const std::string& module) { return module.substr(module.rfind('.') + 1); }
+// "q_proj" of a module; "experts.down_proj" of a stack.
+std::string short_name(const std::string& name, bool stack) {
+  size_t dot = name.rfind('.');
+  if (stack) dot = name.rfind('.', dot - 1);
+  return name.substr(dot + 1);  // npos + 1 is 0
+}
 
-// The shortest list by which PEFT finds these modules and no others: last parts of names where they mean the same.
-json target_names(const std::set<std::string>& adapted, const std::map<std::string, AdapterHost>& every) {
-  std::set<std::string> parts;
-  for (const std::string& module : adapted) parts.insert(last_part(module));
-  const bool others = std::any_of(every.begin(), every.end(), [&](const auto& host) {
-    return parts.contains(last_part(host.first)) && !adapted.contains(host.first);
+// The shortest list by which PEFT finds these and no others: ends of names where they mean the same.
+json target_names(const Names& adapted, const Hosts& every, bool stacks) {
+  Names parts;
+  for (const std::string& name : adapted) parts.insert(short_name(name, stacks));
+  const bool others = std::any_of(every.begin(), every.end(), [&](const auto& named) {
+    const auto& [name, host] = named;
+    return host.is_stack() == stacks && parts.contains(short_name(name, stacks)) && !adapted.contains(name);
   });
   return others ? json(adapted) : json(parts);
 }
@@ -43,38 +51,47 @@ std::string_view suffix_of(const std::string& parameter) {
 }
 
 struct Adapted {
-  std::set<std::string> modules, inputs_scaled;
+  Names modules, stacks, inputs_scaled;
   bool transposed = false;
   io::NamedTensors tensors;
 };
 
-Adapted adapted_modules(const std::map<std::string, AdapterHost>& hosts, const std::string& name) {
+const precision::ContractModule* adapter_of(const NamedHost& named, const std::string& name) {
+  return std::visit([&](const auto* host) -> const precision::ContractModule* { return host->adapter(name); },
+                    named.host);
+}
+
+Adapted what_is_adapted(const Hosts& hosts, const std::string& name) {
   Adapted found;
   for (const auto& [module, host] : hosts) {
-    const models::LinearAdapter* adapter = host.linear->adapter(name);
-    if (adapter == nullptr) continue;
-    found.modules.insert(module);
+    if (adapter_of(host, name) == nullptr) continue;
+    (host.is_stack() ? found.stacks : found.modules).insert(module);
     found.transposed = found.transposed || host.transposed;
-    for (const auto& entry : adapter->named_parameters(/*recurse=*/false)) {
-      found.tensors.emplace_back(fmt::format("{}{}{}", kPrefix, module, suffix_of(entry.key())),
-                                 entry.value().detach());
-      if (entry.key() == "ia3_l" && entry.value().size(0) == 1) found.inputs_scaled.insert(module);
+  }
+  for (const Names* names : {&found.modules, &found.stacks}) {
+    for (const std::string& module : *names) {
+      const std::string stored = names == &found.stacks ? stored_module(module, found.stacks) : module;
+      for (const auto& entry : adapter_of(hosts.at(module), name)->named_parameters(/*recurse=*/false)) {
+        found.tensors.emplace_back(fmt::format("{}{}{}", kPrefix, stored, suffix_of(entry.key())),
+                                   entry.value().detach());
+        if (entry.key() == "ia3_l" && entry.value().size(0) == 1) found.inputs_scaled.insert(module);
+      }
     }
   }
   return found;
 }
 
 json config_json(const models::BuiltModel& built, const PeftConfig& config, const Adapted& adapted,
-                 const std::map<std::string, AdapterHost>& hosts) {
+                 const Hosts& hosts) {
   const bool decoder = built.config.architecture.head == models::HeadKind::kLanguageModel;
   json file = {{"peft_type", config.kind == PeftKind::kIa3 ? "IA3" : "LORA"},
                {"task_type", decoder ? json("CAUSAL_LM") : json(nullptr)},
                {"base_model_name_or_path", built.config.folder.string()},
                {"inference_mode", true},
                {"fan_in_fan_out", adapted.transposed},
-               {"target_modules", target_names(adapted.modules, hosts)}};
+               {"target_modules", target_names(adapted.modules, hosts, false)}};
   if (config.kind == PeftKind::kIa3) {
-    file["feedforward_modules"] = target_names(adapted.inputs_scaled, hosts);
+    file["feedforward_modules"] = target_names(adapted.inputs_scaled, hosts, false);
     return file;
   }
   file["r"] = config.rank;
@@ -85,6 +102,7 @@ json config_json(const models::BuiltModel& built, const PeftConfig& config, cons
   file["use_rslora"] = config.rslora;
   file["rank_pattern"] = as_object(config.ranks);
   file["alpha_pattern"] = as_object(config.alphas);
+  if (!adapted.stacks.empty()) file["target_parameters"] = target_names(adapted.stacks, hosts, true);
   return file;
 }
 
@@ -95,8 +113,8 @@ void save_adapter(const models::BuiltModel& built, const AdapterConfig& any, con
   if (std::holds_alternative<NptOptions>(any)) return save_npt(built, name, folder, before);
   const PeftConfig& config = std::get<PeftConfig>(any);
   const auto hosts = adapter_hosts(built);
-  const Adapted adapted = adapted_modules(hosts, name);
-  if (adapted.modules.empty())
+  const Adapted adapted = what_is_adapted(hosts, name);
+  if (adapted.tensors.empty())
     throw UsageError(folder.string() + ": there is no adapter " + name + " that could be saved");
   io::write_safetensors(folder / "adapter_model.safetensors", adapted.tensors, {{"format", "pt"}}, before);
   io::write_atomically(folder / "adapter_config.json", config_json(built, config, adapted, hosts).dump(2) + "\n");

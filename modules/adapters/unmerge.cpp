@@ -6,15 +6,13 @@
 #include <cmath>
 #include <limits>
 
-#include "modules/adapters/adapted_linears.h"
+#include "modules/adapters/adapted_hosts.h"
 #include "modules/adapters/weight_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::adapters {
 namespace {
-
-using models::Linear;
 
 // What one rounding to a dtype adds to a value: a share of its result, and as much as half the least subnormal.
 struct Unit {
@@ -50,24 +48,24 @@ double bound_of(const at::Tensor& merged, const at::Tensor& result, const at::Te
   return size > 0 ? size_of(error) / size : std::numeric_limits<double>::infinity();
 }
 
-void require_unmergeable(const Linear& linear) {
-  const std::string fault = linear.is_quantized()
-                                ? "stores its weight in " + precision::storage_name(linear.precision())
-                                : linear.adapter()->unmerge_fault();
+template <class Host>
+void require_unmergeable(const Host& host, const std::string& packed) {
+  const std::string fault = packed.empty() ? host.adapter()->unmerge_fault() : "stores its weight in " + packed;
   if (fault.empty()) return;
   throw UsageError(fmt::format("[{}] its adapter cannot be taken out: it {}: use the folder that it was merged into",
-                               linear.path(), fault));
+                               host.path(), fault));
 }
 
-UnmergedModule unmerge_one(Linear& linear) {
-  const models::UnmergedLinear before = linear.adapter()->unmerged(linear);
-  const at::ScalarType wide = before.weight.scalar_type(), dtype = linear.weight().scalar_type();
-  const at::Tensor merged = wide_magnitude(linear.weight(), wide, linear.path());
-  UnmergedModule report{.module = linear.path()};
-  report.rounding = store_rounded(linear.weight(), before.weight, linear.path()).relative();
-  if (before.bias) store_rounded(*linear.bias(), *before.bias, linear.path());
-  report.bound = bound_of(merged, wide_magnitude(linear.weight(), wide, linear.path()), before.gain, dtype);
-  linear.use_adapter("");
+template <class Host>
+UnmergedModule unmerge_one(Host& host) {
+  const models::UnmergedWeight before = host.adapter()->unmerged(host);
+  const at::ScalarType wide = before.weight.scalar_type(), dtype = host.weight().scalar_type();
+  const at::Tensor merged = wide_magnitude(host.weight(), wide, host.path());
+  UnmergedModule report{.module = host.path()};
+  report.rounding = store_rounded(host.weight(), before.weight, host.path()).relative();
+  if (before.bias) store_rounded(*bias_of(host), *before.bias, host.path());
+  report.bound = bound_of(merged, wide_magnitude(host.weight(), wide, host.path()), before.gain, dtype);
+  host.use_adapter("");
   return report;
 }
 
@@ -75,14 +73,18 @@ UnmergedModule unmerge_one(Linear& linear) {
 
 std::vector<UnmergedModule> unmerge_adapter(models::BuiltModel& built) {
   const at::NoGradGuard no_gradient;
-  const std::vector<Linear*> adapted = adapted_linears(built);
+  const std::vector<AnyHost> adapted = adapted_hosts(built);
   if (adapted.empty()) {
     throw UsageError(
         fmt::format("[{}] no adapter works on it: load the one that its weights have in them", built.model->path()));
   }
-  for (const Linear* linear : adapted) require_unmergeable(*linear);
+  for (const AnyHost& any : adapted) {
+    std::visit([&](const auto* host) { require_unmergeable(*host, packed_in(any)); }, any);
+  }
   std::vector<UnmergedModule> modules;
-  for (Linear* linear : adapted) modules.push_back(unmerge_one(*linear));
+  for (const AnyHost& any : adapted) {
+    std::visit([&](auto* host) { modules.push_back(unmerge_one(*host)); }, any);
+  }
   return modules;
 }
 

@@ -16,7 +16,7 @@ struct UnmergedModule {
 };
 
 // Of the adapters that work now, which the weights have in them; none does afterwards. LoRA: W = W' - s B A;
-// IA3: W = W' / l. UsageError, before anything is changed, where none works, for what adapted_linears() refuses,
+// IA3: W = W' / l. UsageError, before anything is changed, where none works, for what adapted_hosts() refuses,
 // quantized weights, DoRA and factors of zero; NumericError as merge_adapter().
 std::vector<UnmergedModule> unmerge_adapter(models::BuiltModel& built);
 

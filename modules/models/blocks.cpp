@@ -1,11 +1,9 @@
 #include "modules/models/blocks.h"
 
 #include <ATen/ops/split.h>
-#include <fmt/format.h>
 
 #include "kernels/attention.h"
 #include "kernels/rotary.h"
-#include "modules/errors.h"
 
 namespace limbeck::models {
 
@@ -173,32 +171,5 @@ at::Tensor Layer::attended(const at::Tensor& h, const LayerInput& input) const {
 at::Tensor Layer::normed(const at::Tensor& h) const { return post_attention_norm_->forward(h); }
 
 const Mlp& Layer::gated_mlp() const { return dynamic_cast<const Mlp&>(*feed_forward_); }
-
-void Layer::add_adapter(const std::string& name, std::shared_ptr<LayerAdapter> adapter) {
-  if (name.empty() || name.find('.') != std::string::npos || named_children().contains(name)) {
-    throw UsageError(
-        fmt::format("[{}] cannot have an adapter called \"{}\": wanted a name without a dot that nothing "
-                    "of the layer has yet",
-                    path_, name));
-  }
-  register_module(name, adapter);
-  adapters_.emplace(name, std::move(adapter));
-}
-
-const LayerAdapter* Layer::adapter(const std::string& name) const {
-  const auto found = adapters_.find(name);
-  return found == adapters_.end() ? nullptr : found->second.get();
-}
-
-std::vector<std::string> Layer::adapter_names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, adapter] : adapters_) names.push_back(name);
-  return names;
-}
-
-void Layer::use_adapter(const std::string& name) {
-  const auto found = adapters_.find(name);
-  adapter_ = found == adapters_.end() ? nullptr : found->second;
-}
 
 }  // namespace limbeck::models

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "modules/models/experts.h"
 #include "modules/models/key_value_cache.h"
 #include "modules/models/layer_adapter.h"
 #include "modules/models/layers.h"
@@ -76,18 +77,6 @@ class Mlp : public FeedForward {
   std::shared_ptr<Linear> fused_, gate_, up_, down_;
 };
 
-// All experts of one layer as two stacked tensors; the router's probabilities are float32.
-class ExpertWeights : public ContractModule {
- public:
-  ExpertWeights(const Scope& scope, const Architecture& architecture);
-  // x_nd [N, D], experts_nk int64 [N, K], weights_nk float32 (float64 for a float64 model) -> [N, D]
-  at::Tensor forward(const at::Tensor& x_nd, const at::Tensor& experts_nk, const at::Tensor& weights_nk) const;
-
- private:
-  int64_t count_;
-  Activation activation_;
-};
-
 class MixtureOfExperts : public FeedForward {
  public:
   MixtureOfExperts(const Scope& scope, const Architecture& architecture);
@@ -101,12 +90,10 @@ class MixtureOfExperts : public FeedForward {
   std::shared_ptr<ExpertWeights> experts_;
 };
 
-class Layer : public torch::nn::Module {
+class Layer : public torch::nn::Module, public NamedAdapters<LayerAdapter> {
  public:
   Layer(const Scope& scope, const Architecture& architecture, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const {
-    return forward_with(adapter_.get(), x, input);
-  }
+  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const { return forward_with(adapter(), x, input); }
   // As when this adapter of the layer works; null: none.
   at::Tensor forward_with(const LayerAdapter* adapter, const at::Tensor& x, const LayerInput& input) const {
     return adapter != nullptr ? adapter->forward(x, *this, input) : base_forward(x, input);
@@ -121,18 +108,9 @@ class Layer : public torch::nn::Module {
   at::Tensor normed(const at::Tensor& h) const;                             // by the norm before the MLP
   const Mlp& gated_mlp() const;
 
-  // Several may be there by name, one at a time works; "": none does.
-  void add_adapter(const std::string& name, std::shared_ptr<LayerAdapter> adapter);
-  void use_adapter(const std::string& name);
-  const LayerAdapter* adapter() const { return adapter_.get(); }
-  const LayerAdapter* adapter(const std::string& name) const;  // null: there is none of that name
-  std::vector<std::string> adapter_names() const;
-
  private:
   std::string path_;
   NormPlacement placement_;
-  std::shared_ptr<LayerAdapter> adapter_;  // the one that works
-  std::map<std::string, std::shared_ptr<LayerAdapter>> adapters_;
   std::shared_ptr<Attention> attention_;
   std::shared_ptr<FeedForward> feed_forward_;
   std::shared_ptr<Norm> input_norm_, post_attention_norm_, pre_feed_forward_norm_, post_feed_forward_norm_;

@@ -8,6 +8,7 @@
 
 #include "kernels/linear.h"
 #include "modules/models/blocks.h"
+#include "modules/models/experts.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -30,17 +31,42 @@ std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t
 
 }  // namespace
 
+ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter)
+    : owner_(owner), parameter_(parameter), path_(owner.path() + "." + parameter) {}
+
+ExpertProduct ExpertStack::product() const {
+  ExpertProduct base = [weight = weight()](const at::Tensor& rows, int64_t expert) {
+    return kernels::linear(rows, weight.select(0, expert));
+  };
+  if (adapter() == nullptr) return base;
+  return [base, change = adapter()->change()](const at::Tensor& rows, int64_t expert) {
+    return base(rows, expert) + change(rows, expert);
+  };
+}
+
+const at::Tensor& ExpertStack::weight() const { return owner_.parameter(parameter_); }
+
+precision::Precision ExpertStack::precision() const {
+  precision::Precision inside = owner_.precision();
+  inside.input = inside.output = inside.compute;
+  return inside;
+}
+
+c10::Device ExpertStack::placement() const { return owner_.placement(); }
+
 ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
     : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
   create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
   create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
+  gate_up_ = register_module("gate_up_proj", std::make_shared<ExpertStack>(*this, "gate_up_proj"));
+  down_ = register_module("down_proj", std::make_shared<ExpertStack>(*this, "down_proj"));
 }
 
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
                                   const at::Tensor& weights_nk) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x_nd);
-  const at::Tensor &gate_up = parameter("gate_up_proj"), &down = parameter("down_proj");  // [E, 2F, D], [E, D, F]
+  const ExpertProduct gate_up = gate_up_->product(), down = down_->product();
   const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
   // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
   const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
@@ -49,8 +75,8 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   int64_t begin = 0, expert = 0;
   for (const int64_t n : tokens_per_expert(sorted, count_)) {
     if (n > 0) {
-      const auto halves = kernels::linear(rows.narrow(0, begin, n), gate_up.select(0, expert)).chunk(2, -1);
-      outputs.push_back(kernels::linear(gate(halves[0], halves[1], activation_), down.select(0, expert)));
+      const auto halves = gate_up(rows.narrow(0, begin, n), expert).chunk(2, -1);
+      outputs.push_back(down(gate(halves[0], halves[1], activation_), expert));
     }
     begin += n;
     ++expert;

@@ -56,28 +56,6 @@ at::Tensor Linear::product(const at::Tensor& x) const {
 
 std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
 
-void Linear::add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter) {
-  if (adapters_.contains(name)) throw UsageError(fmt::format("[{}] has an adapter {} already", path(), name));
-  register_module(name, adapter);
-  adapters_.emplace(name, std::move(adapter));
-}
-
-void Linear::use_adapter(const std::string& name) {
-  const auto found = adapters_.find(name);
-  adapter_ = found == adapters_.end() ? nullptr : found->second;
-}
-
-const LinearAdapter* Linear::adapter(const std::string& name) const {
-  const auto found = adapters_.find(name);
-  return found == adapters_.end() ? nullptr : found->second.get();
-}
-
-std::vector<std::string> Linear::adapter_names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, adapter] : adapters_) names.push_back(name);
-  return names;
-}
-
 const at::Tensor& Linear::weight() const {
   if (quantized_) {
     throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),
@@ -116,7 +94,7 @@ Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t pa
   create_parameter("weight", {rows, width});
 }
 
-at::Tensor Embedding::forward(const at::Tensor& ids) const {
+at::Tensor Embedding::base_forward(const at::Tensor& ids) const {
   const precision::ModuleScope scope(path());
   accept_ids(ids);
   return leave(at::embedding(weight(), ids, padding_id_));

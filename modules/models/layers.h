@@ -1,14 +1,14 @@
 // The parameter-owning modules that every family is built from: linear, embedding and norm.
 // Each refuses inputs outside its contract and computes through the operators of kernels/.
 #pragma once
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "modules/models/architecture.h"
-#include "modules/models/linear_adapter.h"
+#include "modules/models/named_adapters.h"
+#include "modules/models/weight_adapter.h"
 #include "modules/precision/contract_module.h"
 #include "modules/quantization/quantized_weight.h"
 
@@ -21,12 +21,12 @@ using precision::Scope;
 class Embedding;
 
 // Its contract says how the weight is stored: a parameter, or packed in few bits and frozen.
-class Linear : public ContractModule {
+class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
  public:
   Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias);
   // Shares the weight of an embedding (a tied head): the parameter belongs there and is read anew at each forward.
   Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied);
-  at::Tensor forward(const at::Tensor& x) const { return adapter_ ? adapter_->forward(x, *this) : base_forward(x); }
+  at::Tensor forward(const at::Tensor& x) const { return adapter() ? adapter()->forward(x, *this) : base_forward(x); }
   at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
   const at::Tensor& weight() const;                    // throws where it is quantized
@@ -42,28 +42,24 @@ class Linear : public ContractModule {
   precision::Footprint footprint() const override;
   std::optional<at::Tensor> bias() const;
 
-  // Several may be there by name, one at a time works; "": none does.
-  void add_adapter(const std::string& name, std::shared_ptr<LinearAdapter> adapter);
-  void use_adapter(const std::string& name);
-  const LinearAdapter* adapter() const { return adapter_.get(); }
-  const LinearAdapter* adapter(const std::string& name) const;  // null: there is none of that name
-  std::vector<std::string> adapter_names() const;
   bool is_tied() const { return tied_ != nullptr; }
 
  private:
   int64_t in_ = 0, out_ = 0;
   std::optional<quantization::QuantizedWeight> quantized_;
   std::shared_ptr<Embedding> tied_;
-  std::shared_ptr<LinearAdapter> adapter_;  // the one that works
-  std::map<std::string, std::shared_ptr<LinearAdapter>> adapters_;
 };
 
-class Embedding : public ContractModule {
+class Embedding : public ContractModule, public NamedAdapters<EmbeddingAdapter> {
  public:
   // The row padding_id takes part in lookups but gets no gradient from them; -1: none.
   Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id = -1);
-  at::Tensor forward(const at::Tensor& ids) const;
+  at::Tensor forward(const at::Tensor& ids) const {
+    return adapter() ? adapter()->forward(ids, *this) : base_forward(ids);
+  }
+  at::Tensor base_forward(const at::Tensor& ids) const;  // without the adapter
   const at::Tensor& weight() const { return parameter("weight"); }
+  int64_t padding_id() const { return padding_id_; }
 
  private:
   int64_t padding_id_;

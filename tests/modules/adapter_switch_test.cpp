@@ -4,6 +4,8 @@
 
 #include <filesystem>
 #include <map>
+#include <tuple>
+#include <vector>
 
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/peft_folder.h"
@@ -20,12 +22,14 @@ using adapters::NewAdapter;
 using adapters::PeftKind;
 using models::BuiltModel;
 
-class AdapterSwitch : public ::testing::TestWithParam<at::ScalarType> {
+using Row = std::tuple<at::ScalarType, std::string>;
+
+class AdapterSwitch : public ::testing::TestWithParam<Row> {
  protected:
   BuiltModel base() const {
     models::ModelRequest request;
     request.folder = model_;
-    request.dtype = GetParam();
+    request.dtype = dtype();
     request.random_init = true;
     request.seed = 5;
     return models::load_model(request);
@@ -38,8 +42,8 @@ class AdapterSwitch : public ::testing::TestWithParam<at::ScalarType> {
     const at::NoGradGuard no_gradient;
     at::manual_seed(wanted.seed);
     for (const auto& module : built.model->modules()) {
-      const auto* adapter = dynamic_cast<models::LinearAdapter*>(module.get());
-      if (adapter == nullptr) continue;
+      const auto* adapter = dynamic_cast<precision::ContractModule*>(module.get());
+      if (adapter == nullptr || adapter->role() != precision::Role::kAdapter) continue;
       for (at::Tensor& tensor : adapter->parameters()) {
         precision::cast_into(tensor, at::randn(tensor.sizes(), at::kFloat).mul_(0.1).add_(tensor));
       }
@@ -56,12 +60,16 @@ class AdapterSwitch : public ::testing::TestWithParam<at::ScalarType> {
     return built.model->head(built.model->encode(input).last);
   }
 
-  const std::filesystem::path model_ = tiny_model("llama");
+  static at::ScalarType dtype() { return std::get<0>(GetParam()); }
+  static bool sparse() { return std::get<1>(GetParam()) == "qwen3_moe"; }
+
+  const std::filesystem::path model_ = tiny_model(std::get<1>(GetParam()));
   const TemporaryFolder folder_;
 };
 
-NewAdapter lora(uint64_t seed) {
+NewAdapter lora(uint64_t seed, const std::vector<std::string>& targets = {}) {
   NewAdapter wanted;
+  wanted.targets = targets;
   wanted.config.rank = 4;
   wanted.config.alpha = 8;
   wanted.seed = seed;
@@ -86,7 +94,12 @@ TEST_P(AdapterSwitch, HundredRequestsInTurnHaveTheBitsOfEachAlone) {
   NewAdapter second = lora(2);
   second.config.dora = true;
   const std::map<std::string, std::filesystem::path> folders = {
-      {"first", saved(lora(1), "first")}, {"second", saved(second, "second")}, {"third", saved(ia3(3), "third")}};
+      {"first", saved(lora(1), "first")},
+      {"second", saved(second, "second")},
+      {"third", saved(ia3(3), "third")},
+      {"fourth", saved(lora(4, {"embed_tokens"}), "fourth")},
+      {"fifth", saved(lora(5, {sparse() ? "experts.down_proj" : "o_proj"}), "fifth")},
+      {"sixth", saved(lora(6, {sparse() ? "experts.gate_up_proj" : "embed_tokens", "v_proj"}), "sixth")}};
   std::map<std::string, BuiltModel> alone;
   BuiltModel together = base();
   for (const auto& [name, folder] : folders) {
@@ -97,13 +110,14 @@ TEST_P(AdapterSwitch, HundredRequestsInTurnHaveTheBitsOfEachAlone) {
   }
   alone[""] = base();
   const auto before = storage_of(together);
-  const std::vector<std::string> turns = {"first", "second", "", "third", "first", "third", "second"};
+  const std::vector<std::string> turns = {"first",  "second", "",      "third",  "first", "fourth",
+                                          "fourth", "fifth",  "sixth", "second", "fifth", "third"};
   for (int64_t i = 0; i < 100; ++i) {
     const std::string& name = turns[static_cast<size_t>(i) % turns.size()];
     const auto ids = at::arange(12, at::kLong).mul_(i + 1).remainder_(50).reshape({2, 6});
     adapters::use_adapter(together, name);
     const at::Tensor got = answer(together, ids);
-    EXPECT_EQ(got.scalar_type(), GetParam());
+    EXPECT_EQ(got.scalar_type(), dtype());
     ASSERT_TRUE(got.isfinite().all().item<bool>());
     EXPECT_TRUE(at::equal(got, answer(alone.at(name), ids))) << "request " << i << " by " << name;
     EXPECT_EQ(at::equal(got, answer(alone.at(""), ids)), name.empty()) << name << " changes nothing";
@@ -127,15 +141,21 @@ TEST_P(AdapterSwitch, ANameThatNoneHasIsRefusedWithThoseThereAre) {
 TEST_P(AdapterSwitch, ANewAdapterChangesNothingAtFirst) {
   const auto ids = at::arange(10, at::kLong).reshape({1, 10});
   const at::Tensor plain = answer(base(), ids);
-  for (const NewAdapter& wanted : {lora(1), ia3(1)}) {
+  std::vector<NewAdapter> all = {lora(1), ia3(1), lora(1, {"embed_tokens"})};
+  if (sparse()) all.push_back(lora(1, {"experts\\..*"}));
+  for (const NewAdapter& wanted : all) {
     BuiltModel built = base();
     EXPECT_GT(adapters::create_adapter(built, wanted), 0);
     EXPECT_TRUE(at::equal(answer(built, ids), plain)) << wanted.config.kind_name();
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dtypes, AdapterSwitch, ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
-                         [](const auto& test) { return precision::dtype_name(test.param); });
+INSTANTIATE_TEST_SUITE_P(Table, AdapterSwitch,
+                         ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                                            ::testing::Values("llama", "qwen3_moe")),
+                         [](const auto& test) {
+                           return precision::dtype_name(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
+                         });
 
 }  // namespace
 }  // namespace limbeck::test

@@ -6,7 +6,7 @@
 
 #include <map>
 
-#include "modules/adapters/adapted_linears.h"
+#include "modules/adapters/adapted_hosts.h"
 #include "modules/adapters/merge_quantized.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/unmerge.h"
@@ -23,8 +23,9 @@ using models::BuiltModel;
 using test::frozen_model;
 using test::logits_of;
 
-NewAdapter adapter_of(const std::string& kind) {
+NewAdapter adapter_of(const std::string& kind, const std::vector<std::string>& targets) {
   NewAdapter wanted;
+  wanted.targets = targets;
   wanted.config.kind = kind == "ia3" ? PeftKind::kIa3 : PeftKind::kLora;
   wanted.config.dora = kind == "dora";
   wanted.config.rank = 4;
@@ -34,17 +35,20 @@ NewAdapter adapter_of(const std::string& kind) {
 }
 
 // With values that change a lot, and biases that are not zero.
-void add_scattered(BuiltModel& built, const std::string& kind) {
-  create_adapter(built, adapter_of(kind));
+void add_scattered(BuiltModel& built, const std::string& kind, const std::vector<std::string>& targets = {}) {
+  create_adapter(built, adapter_of(kind, targets));
   const at::NoGradGuard no_gradient;
   at::manual_seed(7);
   const auto scatter = [](at::Tensor tensor) {
     precision::cast_into(tensor, at::randn(tensor.sizes(), at::kFloat).mul_(0.1).add_(tensor));
   };
-  for (const models::Linear* linear : linears_of(built)) {
-    if (linear->bias()) scatter(linear->bias()->detach());
-    if (linear->adapter() == nullptr) continue;
-    for (const at::Tensor& tensor : linear->adapter()->parameters()) scatter(tensor.detach());
+  for (const auto& module : built.model->modules()) {
+    const auto* owner = dynamic_cast<precision::ContractModule*>(module.get());
+    if (owner == nullptr) continue;
+    const bool is_adapter = owner->role() == precision::Role::kAdapter;
+    for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
+      if (is_adapter || entry.key() == "bias") scatter(entry.value().detach());
+    }
   }
 }
 
@@ -59,38 +63,63 @@ std::map<std::string, uint32_t> digests(const BuiltModel& built) {
 
 int64_t bytes_of_adapted(const BuiltModel& built) {
   int64_t bytes = 0;
-  for (const models::Linear* linear : adapted_linears(built)) {
-    bytes += static_cast<int64_t>(linear->weight().nbytes() + (linear->bias() ? linear->bias()->nbytes() : 0));
+  for (const AnyHost& any : adapted_hosts(built)) {
+    const auto add = [&](const at::Tensor& tensor) { bytes += static_cast<int64_t>(tensor.nbytes()); };
+    std::visit([&](const auto* host) { add(host->weight()), bias_of(*host) ? add(*bias_of(*host)) : void(); }, any);
   }
   return bytes;
 }
 
+models::Linear& last_linear(const BuiltModel& built) {
+  models::Linear* last = nullptr;
+  for (const AnyHost& any : adapted_hosts(built)) {
+    if (auto* const* linear = std::get_if<models::Linear*>(&any)) last = *linear;
+  }
+  return *last;
+}
+
+struct Adapted {
+  std::string family, kind;
+  std::vector<std::string> targets = {};  // none: every linear module
+};
+
+const std::vector<Adapted> kAdapted = {{"llama", "lora"},
+                                       {"llama", "dora"},
+                                       {"llama", "ia3"},
+                                       {"qwen2", "lora"},
+                                       {"qwen2", "dora"},
+                                       {"qwen2", "ia3"},
+                                       {"llama", "lora", {"embed_tokens", "v_proj"}},
+                                       {"llama", "dora", {"embed_tokens"}},
+                                       {"qwen3_moe", "lora", {"experts.down_proj", "experts.gate_up_proj", "q_proj"}}};
+
 class MergeUndone : public ::testing::TestWithParam<at::ScalarType> {};
 
 TEST_P(MergeUndone, GivesBackEveryBitAndTheAdapter) {
-  for (const std::string family : {"llama", "qwen2"}) {
-    for (const std::string kind : {"lora", "dora", "ia3"}) {
-      BuiltModel built = frozen_model(family, GetParam());
-      const at::NoGradGuard no_gradient;
-      add_scattered(built, kind);
-      const auto before = digests(built);
-      const at::Tensor beside = logits_of(built);
-      const int64_t bytes = bytes_of_adapted(built);
-      Merged merged = merge_adapter(built, KeepOriginals::kYes);
-      EXPECT_EQ(merged.original_bytes(), bytes);
-      EXPECT_NE(digests(built), before) << "merging changed nothing";
-      EXPECT_TRUE(adapted_linears(built).empty());
-      const at::Tensor together = logits_of(built);
-      EXPECT_LT((together - beside).norm().item<double>() / beside.norm().item<double>(),
-                GetParam() == at::kFloat ? 1e-5 : 0.1);
-      merged.undo();
-      EXPECT_EQ(digests(built), before) << family << " " << kind;
-      EXPECT_TRUE(logits_of(built).equal(beside)) << family << " " << kind;
-      EXPECT_EQ(merged.original_bytes(), 0);
-      EXPECT_EQ(static_cast<int64_t>(adapted_linears(built).size()), merged.report().modules);
-      for (const models::Linear* linear : adapted_linears(built)) EXPECT_EQ(working_adapter(*linear), "mine");
-      test::expect_refusal<UsageError>([&] { merged.undo(); }, ExitCode::kUsage, {"cannot be undone"});
+  for (const Adapted& adapted : kAdapted) {
+    SCOPED_TRACE(adapted.family + " " + adapted.kind + (adapted.targets.empty() ? "" : " " + adapted.targets.front()));
+    BuiltModel built = frozen_model(adapted.family, GetParam());
+    const at::NoGradGuard no_gradient;
+    add_scattered(built, adapted.kind, adapted.targets);
+    const auto before = digests(built);
+    const at::Tensor beside = logits_of(built);
+    const int64_t bytes = bytes_of_adapted(built);
+    Merged merged = merge_adapter(built, KeepOriginals::kYes);
+    EXPECT_EQ(merged.original_bytes(), bytes);
+    EXPECT_NE(digests(built), before) << "merging changed nothing";
+    EXPECT_TRUE(adapted_hosts(built).empty());
+    const at::Tensor together = logits_of(built);
+    EXPECT_LT((together - beside).norm().item<double>() / beside.norm().item<double>(),
+              GetParam() == at::kFloat ? 1e-5 : 0.1);
+    merged.undo();
+    EXPECT_EQ(digests(built), before);
+    EXPECT_TRUE(logits_of(built).equal(beside));
+    EXPECT_EQ(merged.original_bytes(), 0);
+    EXPECT_EQ(static_cast<int64_t>(adapted_hosts(built).size()), merged.report().modules);
+    for (const AnyHost& any : adapted_hosts(built)) {
+      std::visit([](const auto* host) { EXPECT_EQ(working_adapter(*host), "mine"); }, any);
     }
+    test::expect_refusal<UsageError>([&] { merged.undo(); }, ExitCode::kUsage, {"cannot be undone"});
   }
 }
 
@@ -121,7 +150,7 @@ TEST(Merge, ASumBeyondTheDtypeIsRefusedByName) {
   BuiltModel built = frozen_model("llama", at::kHalf);
   add_scattered(built, "lora");
   const at::NoGradGuard no_gradient;
-  models::Linear& last = *adapted_linears(built).back();
+  models::Linear& last = last_linear(built);
   last.weight().detach().fill_(65000);
   last.adapter()->parameter("lora_A").detach().fill_(100);
   last.adapter()->parameter("lora_B").detach().fill_(100);
@@ -134,8 +163,8 @@ TEST(Merge, ASumBeyondTheDtypeIsRefusedByName) {
 TEST(Unmerge, RefusesBeforeAnythingIsChanged) {
   const at::NoGradGuard no_gradient;
   BuiltModel dora = frozen_model("llama"), ia3 = frozen_model("llama");
-  add_scattered(dora, "dora"), add_scattered(ia3, "ia3");
-  const models::Linear& last = *adapted_linears(ia3).back();
+  add_scattered(dora, "dora", {"embed_tokens"}), add_scattered(ia3, "ia3");
+  const models::Linear& last = last_linear(ia3);
   last.adapter()->parameter("ia3_l").detach().flatten().narrow(0, 3, 2).zero_();
   const auto before = digests(dora), others = digests(ia3);
   test::expect_refusal<UsageError>([&] { unmerge_adapter(dora); }, ExitCode::kUsage, {"it is DoRA", "the folder"});

@@ -179,7 +179,13 @@ def routing_margins(model, ids: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=None)
-def clearly_routed_inputs(family: Family, seed: int, length: int = 14, gap: float = 0.4) -> Inputs:
+def clearly_routed_inputs(family: Family, seed: int) -> Inputs:
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_zoo.load(family, model_zoo.write_model(family, Path(folder), seed=seed), torch.float32)
+    return inputs_clearly_routed_by(model, family, seed)
+
+
+def inputs_clearly_routed_by(model, family: Family, seed: int, length: int = 14, gap: float = 0.4) -> Inputs:
     """Padded inputs of which every token chooses its experts by a margin that half precision cannot upset.
 
     Which experts a token uses is a step function: where two experts nearly tie, float64 takes one and any half
@@ -189,8 +195,6 @@ def clearly_routed_inputs(family: Family, seed: int, length: int = 14, gap: floa
     """
     inputs = model_zoo.make_inputs(family, seed=seed, length=length)
     generator = torch.Generator().manual_seed(32452843 * seed + 11)
-    with tempfile.TemporaryDirectory() as folder:
-        model = model_zoo.load(family, model_zoo.write_model(family, Path(folder), seed=seed), torch.float32)
     rows = inputs.valid.shape[0]
     tokens = torch.empty(rows, 0, dtype=torch.int64)
     for _ in range(length):  # every row is drawn at full length; padding then takes the place of what it needs

@@ -33,25 +33,55 @@ def work(tmp_path_factory, limbeck) -> Work:
 def peft_config(kind: str) -> peft.PeftConfig:
     if kind == "ia3":
         return peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
-    return peft.LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, use_dora=kind == "dora", task_type="CAUSAL_LM",
-                           rank_pattern={"down_proj": 2}, init_lora_weights=kind == "zero")  # fmt: skip
+    more = dict(target_modules=[*TARGETS, "embed_tokens"] if kind == "embedding" else TARGETS)
+    if kind == "experts":
+        more = dict(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    return peft.LoraConfig(r=4, lora_alpha=8, use_dora=kind == "dora", task_type="CAUSAL_LM", rank_pattern={"down_proj": 2},
+                           init_lora_weights=False, **more)  # fmt: skip
 
 
-def base_of(work: Work) -> transformers.LlamaForCausalLM:
-    return transformers.AutoModelForCausalLM.from_pretrained(work.folder / "student", attn_implementation="eager").float()
+def sparse_student(work: Work) -> Path:
+    folder = work.folder / "sparse-student"
+    if not folder.exists():
+        torch.manual_seed(8)
+        config = transformers.Qwen3MoeConfig(
+            vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True,
+            max_position_embeddings=128, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False,
+        )  # fmt: skip
+        transformers.Qwen3MoeForCausalLM(config).float().save_pretrained(folder)
+    return folder
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+def keys_of(work: Work, kind: str) -> dict:
+    """Of a recipe that trains this kind: "embedding" and "experts" are LoRA on those."""
+    if kind == "embedding":
+        return dict(adapter__kind="lora", adapter__target="embed_tokens|q_proj")
+    if kind == "experts":
+        return dict(adapter__kind="lora", adapter__target=r"experts\..*_proj|q_proj", student__model=sparse_student(work))
+    return dict(adapter__kind=kind)
+
+
+def base_of(work: Work, kind: str) -> transformers.PreTrainedModel:
+    folder = keys_of(work, kind).get("student__model", work.folder / "student")
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "embedding", "experts"])
 def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
     torch.manual_seed(4)
-    model = peft.get_peft_model(base_of(work), peft_config(kind))
+    model = peft.get_peft_model(base_of(work, kind), peft_config(kind))
+    for name, parameter in model.named_parameters():
+        if "lora_embedding" in name:  # as PEFT draws them they drown the table
+            parameter.data.mul_(0.1)
     start = work.folder / f"start-{kind}"
     model.save_pretrained(start)
     batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
     settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=STEPS, warmup_steps=5, weight_decay=0.01,
                                         temperature=2.0)  # fmt: skip
     wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(STEPS)], settings)
-    run = work.train(f"parity-{kind}", **(KEYS | dict(adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2)))
+    own = dict(adapter__from=start, adapter__kind="none", adapter__target=None, optim__learning_rate=1e-2)
+    run = work.train(f"parity-{kind}", **(KEYS | keys_of(work, kind) | own))
     for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
         got = run.series(name)
         worst = max(abs(a - b) / abs(b) for a, b in zip(got, series, strict=True))
@@ -62,6 +92,8 @@ def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
     model.save_pretrained(work.folder / f"end-{kind}")
     ended = load_file(work.folder / f"end-{kind}" / "adapter_model.safetensors")
     begun, ours = load_file(start / "adapter_model.safetensors"), load_file(run.folder / "final" / "adapter_model.safetensors")
+    for tensors in (begun, ended):
+        tensors.pop("base_model.model.model.embed_tokens.base_layer.weight", None)  # PEFT saves it, we need not
     assert ours.keys() == ended.keys()
     for name, tensor in ended.items():
         moved = (tensor - begun[name]).norm()
@@ -76,6 +108,13 @@ CREATED = {
     "some": ("llama3", dict(adapter__target=r"layers\.1\..*_proj")),
     "ia3": ("llama3", dict(adapter__kind="ia3")),
     "qwen3-moe": ("qwen3-moe", {}),
+    "qwen3-moe-experts": ("qwen3-moe", dict(adapter__target=r"experts\..*_proj|v_proj", adapter__rank_pattern="experts.down_proj 3")),
+    "qwen3-moe-one-stack": ("qwen3-moe", dict(adapter__target=r"layers\.[01]\.mlp\.experts\.down_proj|experts.gate_up_proj")),
+    "mixtral-experts": ("mixtral", dict(adapter__target="experts.gate_up_proj", adapter__rslora="yes")),
+    "embedding": ("llama3", dict(adapter__target="embed_tokens|v_proj", adapter__alpha_pattern="embed_tokens 40")),
+    "tied-embedding": ("llama3-tied", dict(adapter__target="embed_tokens", adapter__rslora="yes")),
+    "dora-embedding": ("llama3", dict(adapter__kind="dora", adapter__target="embed_tokens|q_proj")),
+    "gpt2-embeddings": ("gpt2", dict(adapter__target="wte|wpe")),
     "gpt2": ("gpt2", {}),
     "gpt2-dora": ("gpt2", dict(adapter__kind="dora")),
     "gpt2-ia3": ("gpt2", dict(adapter__kind="ia3")),
@@ -98,7 +137,7 @@ def test_what_was_trained_here_computes_the_same_in_peft(work, limbeck, name):
     stored = load_file(final / "adapter_model.safetensors")
     inputs = model_zoo.make_inputs(family)
     model = peft.PeftModel.from_pretrained(model_zoo.load(family, base, torch.float32), final, autocast_adapter_dtype=False)
-    loaded = peft.get_peft_model_state_dict(model)
+    loaded = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     assert loaded.keys() == stored.keys() and all(torch.equal(loaded[key], stored[key]) for key in stored)
     extra = {"use_cache": False} if family.kind == "decoder" else {}
     wanted = parity_measures.compared(family, inputs, model(**inputs.tensors, **extra)[family.output].detach())
@@ -108,12 +147,16 @@ def test_what_was_trained_here_computes_the_same_in_peft(work, limbeck, name):
     assert parity_measures.largest_error(ours, wanted) <= 1e-5
 
 
+HOSTS = {"embedding": {"embed_tokens", "self_attn.q_proj"},
+         "experts": {"mlp.experts.gate_up_proj", "mlp.experts.down_proj", "self_attn.q_proj"}}  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "embedding", "experts"])
 def test_an_adapter_has_its_base_dtype_from_creation_to_export(work, limbeck, kind, dtype):
     """Create, train, resume, export, load again, merge: one row of the dtype table."""
-    keys = KEYS | dict(adapter__kind=kind, student__dtype=dtype, teacher__dtype=dtype, train__steps="6 steps",
-                       eval__every=3, checkpoint__every=3)  # fmt: skip
+    keys = KEYS | keys_of(work, kind) | dict(student__dtype=dtype, teacher__dtype=dtype, train__steps="6 steps",
+                                             eval__every=3, checkpoint__every=3)  # fmt: skip
     name = f"dtypes-{kind}-{dtype}"
     report = work.folder / f"{name}-check.json"
     recipe = work.recipe(name, **keys)
@@ -121,7 +164,8 @@ def test_an_adapter_has_its_base_dtype_from_creation_to_export(work, limbeck, ki
     rows = json.loads(report.read_text())["result"]["modules"]
     adapters = [row for row in rows if row["role"] == "adapter"]
     assert adapters and all({row[key] for key in ("storage", "in", "compute", "out")} == {dtype} for row in adapters)
-    assert all(row["module"].startswith("student.layers.*") for row in adapters)
+    hosts = {row["module"].removeprefix("student.").removeprefix("layers.*.").removesuffix(".default") for row in adapters}
+    assert hosts == HOSTS.get(kind, hosts) and all(row["module"].endswith(".default") for row in adapters)
     run = work.train(name, **keys)
     assert all(value == value and abs(value) < 1e4 for value in run.series("loss"))
     torch_dtype = getattr(torch, dtype)
@@ -137,7 +181,7 @@ def test_an_adapter_has_its_base_dtype_from_creation_to_export(work, limbeck, ki
     assert again.keys() == final.keys() and {tensor.dtype for tensor in again.values()} == {torch_dtype}
 
     merged = work.folder / f"{name}-merged"
-    limbeck.run("merge", "--model", str(work.folder / "student"), "--dtype", dtype, "--adapter", str(run.folder / "final"),
+    limbeck.run("merge", "--model", str(keys.get("student__model", work.folder / "student")), "--dtype", dtype, "--adapter", str(run.folder / "final"),
                 "--output", str(merged))  # fmt: skip
     assert {tensor.dtype for tensor in load_file(merged / "model.safetensors").values()} == {torch_dtype}
 
@@ -168,11 +212,11 @@ def test_evaluation_of_the_saved_adapter_is_that_of_the_run(work, limbeck):
     assert {key for key in compared if again[key] != last[key]} == set()
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "embedding", "experts"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_resumed_run_ends_with_the_same_bits(work, kind, dtype):
-    keys = KEYS | dict(adapter__kind=kind, student__dtype=dtype, teacher__dtype=dtype, checkpoint__every=5,
-                       checkpoint__keep=9, eval__every=10)  # fmt: skip
+    keys = KEYS | keys_of(work, kind) | dict(student__dtype=dtype, teacher__dtype=dtype, checkpoint__every=5,
+                                             checkpoint__keep=9, eval__every=10)  # fmt: skip
     name = f"resumed-{kind}-{dtype}"
     whole = work.train(name, threads=1, **keys)
     run = work.folder / f"{name}-again"
@@ -196,12 +240,12 @@ def test_another_base_is_not_resumed_on(work):
     assert ended.codes == [4] and "student.model" in ended.errors[0], ended.errors[0]
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_two_ranks_give_the_bits_of_one(work, zero):
-    keys = KEYS | dict(train__accumulate=4, train__steps="8 steps", parallel__reduce="tree", checkpoint__every=4)
-    one = work.train(f"alone-{zero}", threads=1, **keys)
-    run = work.folder / f"two-{zero}"
-    Ranks(2, work.recipe(f"two-{zero}", parallel__zero=zero, **keys), f"--run={run}").end().well()
+@pytest.mark.parametrize("kind, zero", [*(("lora", zero) for zero in range(4)), ("embedding", 3), ("experts", 2), ("experts", 3)])
+def test_two_ranks_give_the_bits_of_one(work, kind, zero):
+    keys = KEYS | keys_of(work, kind) | dict(train__accumulate=4, train__steps="8 steps", parallel__reduce="tree", checkpoint__every=4)
+    one = work.train(f"alone-{kind}-{zero}", threads=1, **keys)
+    run = work.folder / f"two-{kind}-{zero}"
+    Ranks(2, work.recipe(f"two-{kind}-{zero}", parallel__zero=zero, **keys), f"--run={run}").end().well()
     assert Outcome.of(run).differences(Outcome.of(one.folder)) == []
 
 
@@ -317,6 +361,10 @@ REFUSED = {
     "a random base": (with_keys(student__init="random"), "student.init = random"),
     "an average": (with_keys(teacher__kind="ema", teacher__model=None), "teacher.kind = self"),
     "the head": (with_keys(adapter__target="lm_head"), "leave lm_head out"),
+    "IA3 on an embedding": (
+        with_keys(adapter__kind="ia3", adapter__target="embed_tokens"),
+        "[student.embed_tokens] is an embedding, on which there is no ia3, here and in PEFT: leave it out of adapter.target",
+    ),
     "no such module": (with_keys(adapter__target="qproj"), "adapter.target qproj names no linear module"),
     "a broken pattern": (with_keys(adapter__target="q_(proj"), "is no regular expression"),
     "no rank": (with_keys(adapter__rank_pattern="q_proj"), 'wanted "MODULE RANK"'),
@@ -330,3 +378,9 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_trained_is_refused_before_anything_runs(work, case, command):
     refused_before_anything_runs(work, command, *REFUSED[case], code=4 if case == "no folder" else 2)
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3"])
+def test_expert_stacks_take_lora_alone(work, kind):
+    keys = KEYS | dict(student__model=sparse_student(work), adapter__kind=kind, adapter__target="experts.down_proj")
+    refused_before_anything_runs(work, "check", keys, f"stacks the weights of experts, on which there is no {kind}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def ia3(targets, feedforward) -> peft.IA3Config:
 
 
 PATTERNS = dict(rank_pattern={"q_proj": 3, r"layers\.1\..*down_proj": 7}, alpha_pattern={"layers.0.self_attn.v_proj": 40})
+EXPERTS = dict(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
 CASES = {
     "lora": ("llama3", lora()),
     "lora-two-targets": ("qwen2", lora(["q_proj", "v_proj"])),
@@ -43,6 +45,16 @@ CASES = {
     "lora-gemma2": ("gemma2", lora()),
     "lora-phi3": ("phi3", lora(["qkv_proj", "gate_up_proj", "o_proj", "down_proj"])),
     "lora-qwen3-moe": ("qwen3-moe", lora(["q_proj", "k_proj", "v_proj", "o_proj"])),
+    "lora-experts": ("qwen3-moe", lora(["q_proj"], **EXPERTS, rank_pattern={"experts.down_proj": 3})),
+    "lora-one-stack": ("qwen3-moe", lora([], target_parameters=["layers.1.mlp.experts.gate_up_proj", "experts.down_proj"])),
+    "rslora-mixtral-experts": ("mixtral", lora([], use_rslora=True, **EXPERTS)),
+    "lora-embedding": ("llama3", lora(["embed_tokens", "q_proj"], rank_pattern={"embed_tokens": 3})),
+    "rslora-embedding": ("qwen2", lora(["embed_tokens"], use_rslora=True)),
+    "lora-tied-embedding": ("llama3-tied", lora(["embed_tokens"])),
+    "dora-embedding": ("llama3", lora(["embed_tokens", "v_proj"], use_dora=True)),
+    "lora-gemma2-embedding": ("gemma2", lora(["embed_tokens"])),
+    "lora-gpt2-embeddings": ("gpt2", lora(["wte", "wpe"])),
+    "lora-bert-embeddings": ("bert", lora(["word_embeddings", "token_type_embeddings", "query"])),
     "lora-bert": ("bert", lora(["query", "value", "output.dense"])),
     "lora-distilbert": ("distilbert-classifier", lora(["q_lin", "lin1", "classifier"])),
     "ia3": ("llama3", ia3(["k_proj", "v_proj", "down_proj"], ["down_proj"])),
@@ -55,7 +67,7 @@ def scattered(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
+            if "lora_A" in name or "lora_B" in name or "lora_embedding" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.08)
             elif "magnitude" in name or "ia3_l" in name:
                 parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
@@ -110,21 +122,26 @@ def test_an_adapter_of_peft_gives_its_logits_and_gradients(limbeck, tmp_path, na
     gradients = {key for key in wanted if key.startswith("grad.")}
     assert gradients == {key for key in got if key.startswith("grad.")}
     stored = load_file(adapted.folder / "adapter_model.safetensors")
-    assert len(gradients) == sum("base_layer" not in key for key in stored)
+    assert len(gradients) == sum(not key.endswith("base_layer.weight") for key in stored)
     errors = {key: parity_measures.relative_frobenius(got[key], wanted[key]) for key in gradients}
     assert {key: error for key, error in errors.items() if error > GRADIENT_BAR} == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["lora", "dora", "dora-bias", "lora-gpt2", "ia3"])
+@pytest.mark.parametrize("name", ["lora", "dora", "dora-bias", "lora-gpt2", "ia3", "lora-embedding", "dora-embedding",
+                                  "lora-experts"])  # fmt: skip
 def test_half_types_are_no_worse_than_peft(limbeck, tmp_path, name, dtype):
     """Against PEFT in float64 on the same rounded weights."""
     adapted = Adapted(name, tmp_path, dtype)
+    if adapted.family.experts:
+        adapted.inputs = parity_measures.inputs_clearly_routed_by(copy.deepcopy(adapted.model).float(), adapted.family, seed=0)
     rounded = tmp_path / "rounded"
     theirs = adapted.compared(adapted.theirs()["output"])
     model_zoo.load(adapted.family, adapted.base, dtype).save_pretrained(rounded)
     ours = adapted.compared(limbeck.forward(rounded, adapted.inputs.tensors, dtype=dtype, adapter=adapted.folder)[
         adapted.family.output])  # fmt: skip
+    if adapted.family.experts:
+        adapted.model.base_model.model.set_experts_implementation("eager")  # grouped_mm takes no float64
     wanted = adapted.compared(adapted.model.double()(**adapted.inputs.tensors, use_cache=False)[adapted.family.output])
     own = parity_measures.relative_frobenius(theirs, wanted)
     error = parity_measures.relative_frobenius(ours, wanted)
@@ -133,7 +150,8 @@ def test_half_types_are_no_worse_than_peft(limbeck, tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", "patterns-rslora", "dora-bias", "lora-head", "dora-gpt2", "lora-phi3", "lora-qwen3-moe", "ia3", "ia3-gpt2"]
+    "name", ["lora", "patterns-rslora", "dora-bias", "lora-head", "dora-gpt2", "lora-phi3", "lora-qwen3-moe", "ia3", "ia3-gpt2",
+             "lora-embedding", "dora-embedding", "lora-bert-embeddings", "lora-experts", "rslora-mixtral-experts"]
 )
 def test_merged_models_are_those_that_peft_merges(limbeck, tmp_path, name):
     adapted = Adapted(name, tmp_path)
@@ -169,9 +187,10 @@ def test_merging_says_how_much_rounding_changed(limbeck, tmp_path, dtype):
     assert 0.1 * torch.finfo(dtype).eps < error < torch.finfo(dtype).eps
 
 
-def test_a_tied_head_is_not_merged(limbeck, tmp_path):
-    adapted = Adapted("lora-tied-head", tmp_path)
-    with pytest.raises(LimbeckError, match="(?s)exit 2: .*shares its weight with the embedding"):
+@pytest.mark.parametrize("name, other", [("lora-tied-head", "embedding"), ("lora-tied-embedding", "head")])
+def test_what_is_tied_is_not_merged(limbeck, tmp_path, name, other):
+    adapted = Adapted(name, tmp_path)
+    with pytest.raises(LimbeckError, match=f"(?s)exit 2: .*shares its weight with the {other}"):
         limbeck.run("merge", "--model", str(adapted.base), "--adapter", str(adapted.folder), "--output",
                     str(tmp_path / "merged"))  # fmt: skip
     assert not (tmp_path / "merged").exists()
@@ -227,7 +246,12 @@ BAD = {
     "another kind": (config_with(peft_type="VERA"), 'peft_type is "VERA", wanted LORA or IA3'),
     "a bias": (config_with(bias="all"), 'bias = "all" is not supported here'),
     "saved modules": (config_with(modules_to_save=["lm_head"]), 'modules_to_save = ["lm_head"] is not supported here'),
-    "expert stacks": (config_with(target_parameters=["mlp.experts.down_proj"]), "target_parameters"),
+    "stacks that are not there": (
+        config_with(target_parameters=["mlp.experts.down_proj"]),
+        'target_parameters "mlp.experts.down_proj" names no stack of experts of this model',
+    ),
+    "parameters that are no list": (config_with(target_parameters="experts"), 'target_parameters is "experts", wanted a list'),
+    "DoRA on parameters": (config_with(target_parameters=["experts.down_proj"], use_dora=True), "PEFT has only LoRA on parameters"),
     "an option of tomorrow": (config_with(use_magic=True), "use_magic = true is not supported here"),
     "another rank": (config_with(r=4), "has lora_A [5,"),
     "a rank of nothing": (config_with(r=0), "r"),

@@ -57,6 +57,8 @@ def nf4_double(w: torch.Tensor) -> torch.Tensor:
     return bnb.dequantize_4bit(packed, state).view(w.shape)
 
 
+# Also on what is not quantized: embeddings and stacks of experts.
+ADAPTED = ADAPTERS | {name: test_adapters.CASES[name] for name in ("lora-embedding", "lora-experts")}
 INDEPENDENT = {"int8": int8, "int4": int4, "nf4": nf4, "nf4-double": nf4_double}
 
 
@@ -68,7 +70,7 @@ class Case:
     """A base, what its codes stand for, and an adapter that PEFT made beside the latter."""
 
     def __init__(self, name: str, form: str, folder: Path):
-        family, config = ADAPTERS[name]
+        family, config = ADAPTED[name]
         self.form, self.work = form, folder
         self.family = model_zoo.BY_NAME[family]
         self.base = model_zoo.write_model(self.family, folder / "base")
@@ -131,14 +133,14 @@ class Case:
 
 CASES = [("lora", form) for form in INDEPENDENT] + [
     ("dora", "nf4"), ("dora", "int8"), ("ia3", "nf4"), ("ia3", "int4"), ("rslora", "int4"), ("dora-bias", "int4"),
-    ("lora-head", "nf4"), ("lora-gpt2", "nf4"),
+    ("lora-head", "nf4"), ("lora-gpt2", "nf4"), ("lora-embedding", "nf4"), ("lora-experts", "int4"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_the_folder_holds_what_each_way_says(limbeck, tmp_path, name, form):
     case = Case(name, form, tmp_path)
-    assert len(case.changed) > 3
+    assert len(case.changed) > 1
     sums = None
     for into in ("dequantized", "original", "requantized"):
         stored, result = case.merge(limbeck, into, torch.float32)
@@ -164,7 +166,7 @@ def test_the_folder_holds_what_each_way_says(limbeck, tmp_path, name, form):
     assert parity_measures.largest_error(compared, trained) <= OUTPUT_BAR
 
 
-def expected_errors(case: Case, stored: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+def expected_errors(case: Case, stored: dict[str, torch.Tensor]) -> dict[str, dict]:
     lost = {n: float((stored[n].double() - case.trained[n]).norm()) for n in case.changed}
     sizes = {
         "of_weight": {n: float(case.trained[n].norm()) for n in case.changed},
@@ -173,8 +175,7 @@ def expected_errors(case: Case, stored: dict[str, torch.Tensor]) -> dict[str, di
     found = {}
     for measure, size in sizes.items():
         shares = {n: lost[n] / size[n] for n in case.changed}
-        worst = max(shares, key=shares.get)
-        found[measure] = {"mean": math.fsum(shares.values()) / len(shares), "worst": shares[worst], "name": worst}
+        found[measure] = {"mean": math.fsum(shares.values()) / len(shares), "worst": max(shares.values()), "shares": shares}
     return found
 
 
@@ -187,13 +188,12 @@ def test_the_table_says_what_each_way_loses(limbeck, tmp_path, name, form, dtype
     for into in WAYS:
         stored, result = case.merge(limbeck, into, dtype)
         tables.append(result["errors"])
-        if name == "lora-head":
-            stored = {n: t for n, t in stored.items() if n != "lm_head.weight"}
         for measure, wanted in expected_errors(case, stored).items():
             got = result["errors"][into][measure]
             assert got["mean"] == pytest.approx(wanted["mean"], rel=2e-3), (into, measure)
             assert got["worst"] == pytest.approx(wanted["worst"], rel=2e-3), (into, measure)
-            assert set(got) == {"mean", "worst", "worst_module"}
+            if name != "lora-gpt2":  # whose modules have other names in its files
+                assert wanted["shares"][got["worst_module"] + ".weight"] == pytest.approx(wanted["worst"], rel=4e-3)
             worst[into, measure] = wanted["worst"]
     assert tables[0] == tables[1] == tables[2]
     # bfloat16's rounding is the least, quantizing again the most but for int8, and DoRA's norms are of other weights.

@@ -3,7 +3,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <iostream>
+#include <set>
 
 #include "modules/errors.h"
 #include "tests/support/recipe_settings.h"
@@ -186,6 +188,87 @@ TEST_P(CheckAdapter, HasTheDtypeOfItsHostAndTrainsAlone) {
   EXPECT_TRUE(report.passed()) << first_violation(report);
   EXPECT_EQ(adapters, 2 * (kind == "ia3" ? 3 : 7));  // of two layers
   EXPECT_TRUE(report.unreached.empty());
+}
+
+struct Elsewhere {
+  std::string family, target;
+  size_t adapters;
+  std::vector<std::string> paths;  // the first and the last
+};
+
+// On embeddings and on stacks of experts.
+class CheckAdapterElsewhere : public ::testing::TestWithParam<std::string> {
+ protected:
+  static std::vector<Elsewhere> rows() {
+    return {{"llama", "embed_tokens", 1, {"student.embed_tokens.default"}},
+            {"gpt2", "wte|wpe", 2, {"student.embed_positions.default", "student.embed_tokens.default"}},
+            {"qwen3_moe",
+             "experts\\..*",
+             4,
+             {"student.layers.0.mlp.experts.down_proj.default", "student.layers.1.mlp.experts.gate_up_proj.default"}}};
+  }
+  static RecipeKeys keys(const Elsewhere& row) {
+    RecipeKeys keys = with_teacher(recipe_for(row.family, GetParam()), row.family, GetParam());
+    keys.emplace_back("adapter.kind", "lora");
+    keys.emplace_back("adapter.target", row.target);
+    return keys;
+  }
+};
+
+TEST_P(CheckAdapterElsewhere, HasTheDtypeOfItsHostAndTrainsAlone) {
+  for (const Elsewhere& row : rows()) {
+    std::set<std::string> paths;
+    const CheckReport report = check(keys(row), [&](Distillation& objective) {
+      for (const auto& module : objective.contract_modules()) {
+        if (module->role() != precision::Role::kAdapter) continue;
+        paths.insert(module->path());
+        EXPECT_EQ(module->parameters(/*recurse=*/false).size(), 2) << module->path();
+        for (const at::Tensor& tensor : module->parameters(/*recurse=*/false)) {
+          EXPECT_TRUE(tensor.requires_grad()) << module->path();
+          EXPECT_EQ(precision::dtype_name(tensor.scalar_type()), GetParam()) << module->path();
+        }
+      }
+      EXPECT_EQ(objective.trained_parameters().size(), 2 * row.adapters);
+    });
+    EXPECT_TRUE(report.passed()) << row.target << ": " << first_violation(report);
+    EXPECT_TRUE(report.unreached.empty()) << row.target;
+    ASSERT_EQ(paths.size(), row.adapters) << row.target;
+    EXPECT_EQ(*paths.begin(), row.paths.front());
+    EXPECT_EQ(*paths.rbegin(), row.paths.back());
+  }
+}
+
+TEST_P(CheckAdapterElsewhere, MutationOfAnyRowIsNamed) {
+  for (const Elsewhere& row : rows()) {
+    for (const Flip what : {Flip::kDtype, Flip::kDevice}) {
+      const Tally tally = mutate_every_module(keys(row), what);
+      EXPECT_EQ(tally.stored, tally.mutations) << row.target;
+      EXPECT_GT(tally.mutations, 20) << row.target;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, CheckAdapterElsewhere, ::testing::ValuesIn(kDtypes),
+                         [](const auto& test) { return test.param; });
+
+// A half precision inside the experts, and float32 adapters there: casts where they meet, and nowhere else.
+TEST(CheckAdapterRule, MeetsTheComputeDtypeInsideTheExperts) {
+  RecipeKeys keys = recipe_for("qwen3_moe", "float32");
+  keys.emplace_back("adapter.kind", "lora");
+  keys.emplace_back("adapter.target", "experts.gate_up_proj");
+  keys.emplace_back("precision.rule", "student.layers.*.mlp.experts bfloat16");
+  const auto adapter_casts = [](const CheckReport& report) {
+    return std::count_if(report.casts.begin(), report.casts.end(), [](const CastRow& cast) {
+      return cast.place.starts_with("student.layers.*.mlp.experts.gate_up_proj.default");
+    });
+  };
+  const CheckReport alike = check(keys);
+  EXPECT_TRUE(alike.passed()) << first_violation(alike);
+  EXPECT_EQ(adapter_casts(alike), 0);
+  keys.emplace_back("precision.rule", "student.**.default float32");
+  const CheckReport wider = check(keys);
+  EXPECT_TRUE(wider.passed()) << first_violation(wider);
+  EXPECT_GE(adapter_casts(wider), 2);
 }
 
 TEST(CheckAdapterRule, GivesAnAdapterADtypeOfItsOwnByNamedCasts) {

@@ -49,13 +49,15 @@ void declare_adapter_options(OptionTable& table) {
              .fallback = "0.1",
              .help = "Of what NPT adds to the gate.",
              .interval = {.low = 0, .high = 1e9, .above_low = true}});
-  table.add({.name = "adapter.target",
-             .kind = OptionKind::kList,
-             .help =
-                 "A module to adapt, as PEFT names it: q_proj, layers.0.self_attn.v_proj, or a regular expression. "
-                 "May be repeated. Default: every linear module of the layers but routers; for ia3 keys, values and "
-                 "the MLP's last.",
-             .value_name = "MODULE"});
+  table.add(
+      {.name = "adapter.target",
+       .kind = OptionKind::kList,
+       .help =
+           "A module to adapt, as PEFT names it: q_proj, layers.0.self_attn.v_proj, or a regular expression; for lora "
+           "embed_tokens and experts.down_proj too. May be repeated. Default: every linear module of the layers but "
+           "routers; for ia3 keys, values and "
+           "the MLP's last.",
+       .value_name = "MODULE"});
   table.add(
       {.name = "adapter.rank_pattern",
        .kind = OptionKind::kList,

@@ -1,0 +1,53 @@
+// A module that adapters can be on: several may be there by name, one at a time works.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "modules/precision/contract_module.h"
+
+namespace limbeck::models {
+
+class AdapterHost {
+ public:
+  virtual ~AdapterHost() = default;
+  // "", or a name that is not there: none works.
+  virtual void use_adapter(const std::string& name) = 0;
+  virtual std::vector<std::string> adapter_names() const = 0;
+
+ protected:
+  // As a child of the host. UsageError where the name is none for a child, or taken.
+  void own(const std::string& name, const std::shared_ptr<precision::ContractModule>& adapter);
+};
+
+// Hosts derive from it beside torch::nn::Module. Kind: what their adapters have in common.
+template <class Kind>
+class NamedAdapters : public AdapterHost {
+ public:
+  void add_adapter(const std::string& name, std::shared_ptr<Kind> adapter) {
+    own(name, adapter);
+    adapters_.emplace(name, std::move(adapter));
+  }
+  void use_adapter(const std::string& name) override {
+    const auto found = adapters_.find(name);
+    working_ = found == adapters_.end() ? nullptr : found->second;
+  }
+  const Kind* adapter() const { return working_.get(); }
+  const Kind* adapter(const std::string& name) const {  // null: there is none of that name
+    const auto found = adapters_.find(name);
+    return found == adapters_.end() ? nullptr : found->second.get();
+  }
+  std::vector<std::string> adapter_names() const override {
+    std::vector<std::string> names;
+    for (const auto& [name, adapter] : adapters_) names.push_back(name);
+    return names;
+  }
+
+ private:
+  std::shared_ptr<Kind> working_;
+  std::map<std::string, std::shared_ptr<Kind>> adapters_;
+};
+
+}  // namespace limbeck::models
