@@ -4,6 +4,7 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
 
 #include "kernels/linear.h"
@@ -27,6 +28,37 @@ std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < total; ++i) ++tokens[static_cast<size_t>(id[i])];
   return tokens;
+}
+
+// oneDNN compiles a bfloat16 product anew for each number of rows: above a few they are rounded up, so that it meets
+// the same ones again.
+int64_t padded(int64_t rows) { return rows <= 16 ? rows : (rows + 31) / 32 * 32; }
+
+at::Tensor indices(const std::vector<int64_t>& values, const at::Tensor& where) {
+  if (where.is_meta()) return where.new_empty({static_cast<int64_t>(values.size())});
+  return precision::move(at::tensor(values, at::kLong), where.device());
+}
+
+// The sorted tokens with those of each expert together, and rows between them whose results nobody reads.
+struct Groups {
+  std::vector<int64_t> rows;      // of each expert; 0 where it has no token
+  at::Tensor token_of, place_of;  // [rows]: which sorted token; [N K]: which row
+};
+
+Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
+  Groups groups;
+  std::vector<int64_t> token_of, place_of;
+  int64_t token = 0;
+  for (const int64_t n : tokens_per_expert(sorted, count)) {
+    const int64_t rows = pads ? padded(n) : n;
+    for (int64_t i = 0; i < n; ++i) place_of.push_back(static_cast<int64_t>(token_of.size()) + i);
+    for (int64_t i = 0; i < rows; ++i) token_of.push_back(token + (i < n ? i : 0));
+    groups.rows.push_back(rows);
+    token += n;
+  }
+  groups.token_of = indices(token_of, sorted);
+  groups.place_of = indices(place_of, sorted);
+  return groups;
 }
 
 }  // namespace
@@ -70,10 +102,11 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
   // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
   const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const at::Tensor rows = input.index_select(0, order.div(per_token, "floor"));
+  const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
+  const at::Tensor rows = input.index_select(0, order.index_select(0, groups.token_of).div(per_token, "floor"));
   std::vector<at::Tensor> outputs;
   int64_t begin = 0, expert = 0;
-  for (const int64_t n : tokens_per_expert(sorted, count_)) {
+  for (const int64_t n : groups.rows) {
     if (n > 0) {
       const auto halves = gate_up(rows.narrow(0, begin, n), expert).chunk(2, -1);
       outputs.push_back(down(gate(halves[0], halves[1], activation_), expert));
@@ -83,7 +116,8 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   }
   // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
   // instead of one for each expert.
-  const at::Tensor unsorted = at::cat(outputs).index_select(0, order.argsort()).view({tokens, per_token, -1});
+  const at::Tensor unsorted =
+      at::cat(outputs).index_select(0, groups.place_of.index_select(0, order.argsort())).view({tokens, per_token, -1});
   const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
   const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
   const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
