@@ -29,17 +29,18 @@ void require_plain(const models::Linear& gate) {
                   gate.path(), precision::storage_name(gate.precision()), gate.precision().source));
 }
 
-struct Rounded {
-  double lost = 0, wanted = 0;  // squared
+struct AddedOuter {
+  double lost = 0, wanted = 0, before = 0;  // squared
 };
 
-Rounded add_outer(const models::Linear& gate, const at::Tensor& v_f, const at::Tensor& v_m, double alpha) {
-  Rounded sum;
+AddedOuter add_outer(const models::Linear& gate, const at::Tensor& v_f, const at::Tensor& v_m, double alpha) {
+  AddedOuter sum;
   for (int64_t row = 0; row < v_f.size(0); row += kGateRowsAtATime) {
     const int64_t rows = std::min(kGateRowsAtATime, v_f.size(0) - row);
     at::Tensor part = gate.weight().detach().narrow(0, row, rows);
     const at::Tensor change = at::outer(v_f.narrow(0, row, rows), v_m) * alpha;
-    const at::Tensor exact = doubled(part, gate.path()) + change;
+    const at::Tensor before = doubled(part, gate.path()), exact = before + change;
+    sum.before += before.square().sum().item<double>();
     precision::cast_into(part, exact);
     sum.lost += (doubled(part, gate.path()) - exact).square().sum().item<double>();
     sum.wanted += change.square().sum().item<double>();
@@ -71,34 +72,48 @@ void NptMeans::add(const models::Taps& taps, const std::optional<at::Tensor>& at
 
 at::Tensor NptMeans::low(size_t layer) const { return sums_.at(layer) / static_cast<double>(tokens_); }
 
-ConsolidationReport consolidate_npt(models::BuiltModel& built, const std::string& name, const NptMeans& means,
-                                    double alpha) {
-  const at::NoGradGuard no_gradient;
-  const auto adapters = npt_of(built, name);
-  const auto& layers = built.model->layers();
-  if (adapters.front()->shape().kind != NptKind::kOuter) {
+void require_consolidable(const models::BuiltModel& built, const std::string& name) {
+  if (npt_of(built, name).front()->shape().kind != NptKind::kOuter) {
     throw UsageError(
         fmt::format("adapter {} is of kind delta, which adds no matrix to a weight: only an outer one can "
                     "be consolidated",
                     name));
   }
+  for (const auto& layer : built.model->layers()) require_plain(*layer->gated_mlp().gate_module());
+}
+
+ConsolidationReport consolidate_npt(models::BuiltModel& built, const std::string& name, const NptMeans& means,
+                                    double alpha) {
+  const at::NoGradGuard no_gradient;
+  require_consolidable(built, name);
+  const auto adapters = npt_of(built, name);
+  const auto& layers = built.model->layers();
   if (means.tokens() == 0 || means.layers() != layers.size()) {
     throw UsageError(fmt::format("means of {} tokens over {} layers, wanted some of each of the {} layers of [{}]",
                                  means.tokens(), means.layers(), layers.size(), built.model->path()));
   }
   for (size_t i = 0; i < layers.size(); ++i) {
-    require_plain(*layers[i]->gated_mlp().gate_module());
-    if (means.low(i).size(0) == adapters[i]->shape().rank) continue;
-    throw UsageError(fmt::format("means of rank {}, but [{}] has rank {}: they are another adapter's",
-                                 means.low(i).size(0), adapters[i]->path(), adapters[i]->shape().rank));
+    const at::Tensor low = means.low(i);
+    if (low.size(0) != adapters[i]->shape().rank) {
+      throw UsageError(fmt::format("means of rank {}, but [{}] has rank {}: they are another adapter's", low.size(0),
+                                   adapters[i]->path(), adapters[i]->shape().rank));
+    }
+    if (low.isfinite().all().item<bool>()) continue;
+    throw NumericError(
+        fmt::format("[{}] what it says of these {} tokens is not finite: nothing is consolidated; say a wider dtype "
+                    "(--dtype=bfloat16 or float32)",
+                    adapters[i]->path(), means.tokens()));
   }
   ConsolidationReport report;
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto mean = [&](const char* parameter) {
       return at::mv(doubled(adapters[i]->parameter(parameter), adapters[i]->path()), means.low(i));
     };
-    const Rounded one = add_outer(*layers[i]->gated_mlp().gate_module(), mean("B_f"), mean("B_m"), alpha);
-    const double loss = one.wanted > 0 ? std::sqrt(one.lost / one.wanted) : 0;
+    const models::Linear& gate = *layers[i]->gated_mlp().gate_module();
+    const AddedOuter one = add_outer(gate, mean("B_f"), mean("B_m"), alpha);
+    const auto share = [](double part, double whole) { return whole > 0 ? std::sqrt(part / whole) : 0; };
+    report.gates.push_back({gate.path(), share(one.wanted, one.before), share(one.lost, one.wanted)});
+    const double loss = report.gates.back().loss;
     if (loss >= report.worst_loss) report.worst_loss = loss, report.worst_layer = layers[i]->path();
     ++report.layers;
   }

@@ -23,15 +23,26 @@ class NptMeans {
   int64_t tokens_ = 0;
 };
 
+// What was done to one weight.
+struct ConsolidatedGate {
+  std::string module;
+  double change = 0;  // |wanted - before| / |before|
+  double loss = 0;    // by its dtype: |stored - wanted| / |wanted - before|
+};
+
 struct ConsolidationReport {
   int64_t layers = 0;
+  std::vector<ConsolidatedGate> gates;  // in their order
   // By the weights' own dtype: |stored - wanted| / |wanted - before| of the worst layer. 1: all of the change was lost.
   double worst_loss = 0;
   std::string worst_layer;
 };
 
-// The adapter itself stays as it is. UsageError for a delta adapter, for means of another model or of no token;
-// ContractError for a quantized weight. Nothing is changed then.
+// UsageError for a delta adapter or none of this name, ContractError for a quantized weight.
+void require_consolidable(const models::BuiltModel& built, const std::string& name);
+
+// The adapter itself stays as it is. Refused before anything is changed: what require_consolidable() refuses, means of
+// another model or of no token (UsageError), means that are not finite (NumericError).
 ConsolidationReport consolidate_npt(models::BuiltModel& built, const std::string& name, const NptMeans& means,
                                     double alpha = 0.1);
 

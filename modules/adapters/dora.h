@@ -6,6 +6,11 @@ namespace limbeck::adapters {
 
 inline constexpr const char* kMagnitude = "lora_magnitude_vector";
 
+// Why it cannot be taken out of merged weights.
+inline constexpr const char* kDoraStays =
+    "is DoRA, which scaled the weight by norms of W + s B A: the merged weight does not hold them, so that W cannot be "
+    "found again";
+
 // [out] in the adapter's output dtype, from its magnitude and wide norms; no gradient goes through the norms.
 at::Tensor dora_factor(const precision::ContractModule& adapter, const at::Tensor& norms);
 

@@ -1,6 +1,7 @@
 #include "modules/adapters/learned_scale.h"
 
 #include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
 
 #include "modules/models/layers.h"
 
@@ -33,10 +34,26 @@ void LearnedScale::initialize(const models::Linear&, uint64_t) {
 models::MergedWeight LearnedScale::merged(const models::Linear& host) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor factor = widened(parameter("ia3_l"));  // a row or a column
-  models::MergedWeight merged{widened(host.weight()) * factor, host.bias()};
+  models::MergedWeight merged{widened(host.weight_rows(0, host.out_features())) * factor, host.bias()};
   if (merged.bias) merged.bias = widened(*merged.bias);
   if (merged.bias && what_ == Scaled::kOutput) merged.bias = *merged.bias * factor.flatten();
   return merged;
+}
+
+std::string LearnedScale::unmerge_fault() const {
+  const at::Tensor zeros = parameter("ia3_l").detach().flatten().eq(0).nonzero();
+  if (zeros.numel() == 0) return "";
+  return fmt::format("has {} factors of zero in ia3_l, the first at {}: nothing is left of the {} that they multiplied",
+                     zeros.numel(), zeros[0].item<int64_t>(), what_ == Scaled::kInput ? "columns" : "rows");
+}
+
+models::UnmergedWeight LearnedScale::unmerged(const models::Linear& host) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor factor = widened(parameter("ia3_l"));
+  models::UnmergedWeight unmerged{widened(host.weight()) / factor, host.bias(), factor.abs().reciprocal()};
+  if (unmerged.bias) unmerged.bias = widened(*unmerged.bias);
+  if (unmerged.bias && what_ == Scaled::kOutput) unmerged.bias = *unmerged.bias / factor.flatten();
+  return unmerged;
 }
 
 }  // namespace limbeck::adapters

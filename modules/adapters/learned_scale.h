@@ -13,6 +13,8 @@ class LearnedScale : public models::LinearAdapter {
   at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
   models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
   models::MergedWeight merged(const models::Linear& host) const override;
+  models::UnmergedWeight unmerged(const models::Linear& host) const override;
+  std::string unmerge_fault() const override;                           // a factor of zero
   void initialize(const models::Linear& host, uint64_t seed) override;  // ones
 
  private:

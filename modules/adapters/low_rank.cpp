@@ -4,6 +4,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 
 #include <algorithm>
 #include <cmath>
@@ -35,10 +36,14 @@ LowRank::LowRank(const precision::Scope& scope, const precision::Precision& host
   if (shape.dora) create_parameter(kMagnitude, {shape.out});
 }
 
+at::Tensor LowRank::rows_of_change(const at::Tensor& wide_a, int64_t row, int64_t rows) const {
+  const at::NoGradGuard no_gradient;
+  return at::mm(widened(parameter("lora_B").narrow(0, row, rows)), wide_a).mul_(shape_.scale);
+}
+
 at::Tensor LowRank::rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const {
   const at::NoGradGuard no_gradient;
-  const at::Tensor b = widened(parameter("lora_B").narrow(0, row, rows));
-  return at::mm(b, wide_a).mul_(shape_.scale).add_(widened(host.weight_rows(row, rows)));
+  return rows_of_change(wide_a, row, rows).add_(widened(host.weight_rows(row, rows)));
 }
 
 at::Tensor LowRank::row_norms(const models::Linear& host) const {
@@ -70,6 +75,16 @@ models::MergedWeight LowRank::merged(const models::Linear& host) const {
   }
   if (merged.bias) merged.bias = widened(*merged.bias);
   return merged;
+}
+
+std::string LowRank::unmerge_fault() const { return shape_.dora ? kDoraStays : ""; }
+
+models::UnmergedWeight LowRank::unmerged(const models::Linear& host) const {
+  const at::NoGradGuard no_gradient;
+  at::Tensor weight = widened(host.weight()) - rows_of_change(widened(parameter("lora_A")), 0, shape_.out);
+  models::UnmergedWeight unmerged{weight, host.bias(), at::ones({1}, weight.options())};
+  if (unmerged.bias) unmerged.bias = widened(*unmerged.bias);
+  return unmerged;
 }
 
 at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) const {

@@ -22,11 +22,14 @@ class LowRank : public models::LinearAdapter {
   // [x, s A x] and [W, B], side by side: what B adds is not rounded away into W.
   models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
   models::MergedWeight merged(const models::Linear& host) const override;
+  models::UnmergedWeight unmerged(const models::Linear& host) const override;  // of LoRA: W = W' - s B A
+  std::string unmerge_fault() const override;
   // The magnitude is that of W.
   void initialize(const models::Linear& host, uint64_t seed) override;
 
  private:
-  // Rows of W + s B A, wide, without a gradient; `wide_a`: A widened.
+  // Rows of s B A and of W + s B A, wide, without a gradient; `wide_a`: A widened.
+  at::Tensor rows_of_change(const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   at::Tensor rows_of_sum(const models::Linear& host, const at::Tensor& wide_a, int64_t row, int64_t rows) const;
   // The norm of each. A constant: no gradient goes through it.
   at::Tensor row_norms(const models::Linear& host) const;

@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/ones.h>
 
 #include <algorithm>
 
@@ -26,11 +27,15 @@ LowRankEmbedding::LowRankEmbedding(const precision::Scope& scope, const precisio
   if (shape.dora) create_parameter(kMagnitude, {shape.out});
 }
 
-at::Tensor LowRankEmbedding::rows_of_sum(const models::Embedding& host, int64_t row, int64_t rows) const {
+at::Tensor LowRankEmbedding::rows_of_change(int64_t row, int64_t rows) const {
   const at::NoGradGuard no_gradient;
   const at::Tensor a = widened(parameter("lora_embedding_A").narrow(1, row, rows));
-  const at::Tensor b = widened(parameter("lora_embedding_B"));
-  return at::mm(a.t(), b.t()).mul_(shape_.scale).add_(widened(host.weight().narrow(0, row, rows)));
+  return at::mm(a.t(), widened(parameter("lora_embedding_B")).t()).mul_(shape_.scale);
+}
+
+at::Tensor LowRankEmbedding::rows_of_sum(const models::Embedding& host, int64_t row, int64_t rows) const {
+  const at::NoGradGuard no_gradient;
+  return rows_of_change(row, rows).add_(widened(host.weight().narrow(0, row, rows)));
 }
 
 at::Tensor LowRankEmbedding::column_norms(const models::Embedding& host) const {
@@ -58,6 +63,14 @@ models::MergedWeight LowRankEmbedding::merged(const models::Embedding& host) con
   models::MergedWeight merged{rows_of_sum(host, 0, shape_.in), std::nullopt};
   if (shape_.dora) merged.weight.mul_(widened(parameter(kMagnitude)) / column_norms(host));
   return merged;
+}
+
+std::string LowRankEmbedding::unmerge_fault() const { return shape_.dora ? kDoraStays : ""; }
+
+models::UnmergedWeight LowRankEmbedding::unmerged(const models::Embedding& host) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor weight = widened(host.weight()) - rows_of_change(0, shape_.in);
+  return {weight, std::nullopt, at::ones({1}, weight.options())};
 }
 
 at::Tensor LowRankEmbedding::forward(const at::Tensor& ids, const models::Embedding& host) const {

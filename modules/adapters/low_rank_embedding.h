@@ -12,11 +12,14 @@ class LowRankEmbedding : public models::EmbeddingAdapter {
   LowRankEmbedding(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape);
   at::Tensor forward(const at::Tensor& ids, const models::Embedding& host) const override;
   models::MergedWeight merged(const models::Embedding& host) const override;
+  models::UnmergedWeight unmerged(const models::Embedding& host) const override;
+  std::string unmerge_fault() const override;
   // As PEFT: A zero, B of variance 1; the magnitude that of E.
   void initialize(const models::Embedding& host, uint64_t seed) override;
 
  private:
-  // Rows of E + s (B A)^T, wide, without a gradient.
+  // Rows of s (B A)^T and of E + s (B A)^T, wide, without a gradient.
+  at::Tensor rows_of_change(int64_t row, int64_t rows) const;
   at::Tensor rows_of_sum(const models::Embedding& host, int64_t row, int64_t rows) const;
   at::Tensor column_norms(const models::Embedding& host) const;
 

@@ -1,7 +1,8 @@
 #include "modules/adapters/low_rank_experts.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/baddbmm.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/ones.h>
 
 #include <vector>
 
@@ -39,10 +40,21 @@ void LowRankExperts::initialize(const models::ExpertStack&, uint64_t seed) {
   fill_low_rank(*this, seed, shape_.in);
 }
 
-models::MergedWeight LowRankExperts::merged(const models::ExpertStack& host) const {
+at::Tensor LowRankExperts::whole_change() const {
   const at::NoGradGuard no_gradient;
   const at::Tensor a = by_expert_a(widened(parameter("lora_A"))), b = by_expert_b(widened(parameter("lora_B")));
-  return {at::baddbmm(widened(host.weight()), b, a, /*beta=*/1, /*alpha=*/shape_.scale), std::nullopt};
+  return at::bmm(b, a).mul_(shape_.scale);
+}
+
+models::MergedWeight LowRankExperts::merged(const models::ExpertStack& host) const {
+  const at::NoGradGuard no_gradient;
+  return {whole_change().add_(widened(host.weight())), std::nullopt};
+}
+
+models::UnmergedWeight LowRankExperts::unmerged(const models::ExpertStack& host) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor weight = widened(host.weight()) - whole_change();
+  return {weight, std::nullopt, at::ones({1}, weight.options())};
 }
 
 }  // namespace limbeck::adapters

@@ -12,10 +12,12 @@ class LowRankExperts : public models::ExpertAdapter {
                  int64_t experts);
   models::ExpertProduct change() const override;
   models::MergedWeight merged(const models::ExpertStack& host) const override;
+  models::UnmergedWeight unmerged(const models::ExpertStack& host) const override;
   // As LowRank: A a normal of variance 1 / (3 in), B zero.
   void initialize(const models::ExpertStack& host, uint64_t seed) override;
 
  private:
+  at::Tensor whole_change() const;                    // s B A of all experts, wide, without a gradient
   at::Tensor by_expert_a(const at::Tensor& a) const;  // [E, rank, in]
   at::Tensor by_expert_b(const at::Tensor& b) const;  // [E, out, rank]
 

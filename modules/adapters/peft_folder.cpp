@@ -219,7 +219,7 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
     }
     std::visit(
         [&, &module = module, &found = found](auto* host) {
-          require_same_base(*host, found, path.string());
+          if (!request.merged) require_same_base(*host, found, path.string());
           if (!found.parts.empty()) loader.load(module, found, *host);
         },
         named->second.host);

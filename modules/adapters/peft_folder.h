@@ -22,9 +22,10 @@ struct LoadedAdapter {
 };
 
 struct AdapterRequest {
-  std::filesystem::path folder;
+  std::filesystem::path folder = {};
   std::string name = "default";
   bool trainable = false;
+  bool merged = false;  // the model has it in its weights already, which are then not those that it was learnt beside
 };
 
 // Adds the adapter to every module that the file has tensors for, and uses it. What PEFT can do and this cannot is

@@ -2,6 +2,7 @@
 #pragma once
 #include <functional>
 #include <optional>
+#include <string>
 
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_module.h"
@@ -23,6 +24,13 @@ struct ProductOperands {
   at::Tensor x, weight;
 };
 
+// What it held before, in the same dtype.
+struct UnmergedWeight {
+  at::Tensor weight;
+  std::optional<at::Tensor> bias;
+  at::Tensor gain;  // of an error in the merged weight on the way back: one factor, a row or a column of them
+};
+
 template <class Host>
 class WeightAdapter : public precision::ContractModule {
  public:
@@ -30,6 +38,10 @@ class WeightAdapter : public precision::ContractModule {
   WeightAdapter(const precision::Scope& scope, const precision::Precision& host)
       : ContractModule(scope, precision::Role::kAdapter, &host) {}
   virtual MergedWeight merged(const Host& host) const = 0;
+  // The way back from a host whose weight is merged, where unmerge_fault() is empty: else it says why the weight does
+  // not tell what was there before.
+  virtual UnmergedWeight unmerged(const Host& host) const = 0;
+  virtual std::string unmerge_fault() const { return ""; }
   // First values, with which it changes nothing; parameters on meta stay as they are.
   virtual void initialize(const Host& host, uint64_t seed) = 0;
 

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include <nlohmann/json.hpp>
 
 #include "modules/adapters/consolidate.h"
@@ -185,6 +187,13 @@ TEST(NptConsolidation, WhatCannotBeConsolidatedIsRefusedAndNothingChanges) {
   refused(c.built, "delta", c.means, "adapter delta is of kind delta");
   test::expect_refusal<ContractError>([&] { c.means.add(models::Taps(), std::nullopt); }, ExitCode::kUsage,
                                       {"set keep_adapted"});
+  models::Taps taps;
+  taps.adapted.resize(2);
+  for (auto& kept : taps.adapted) kept.low_btr = at::full({1, 4, 3}, std::nan(""), at::kFloat);
+  NptMeans not_numbers;
+  not_numbers.add(taps, std::nullopt);
+  test::expect_refusal<NumericError>([&] { consolidate_npt(c.built, "a", not_numbers); }, ExitCode::kNumeric,
+                                     {"[model.layers.0.a]", "of these 4 tokens is not finite"});
   const at::Tensor first = c.built.model->layers()[0]->gated_mlp().gate_module()->weight();
   EXPECT_TRUE(first.to(at::kDouble).equal(c.before[0]));
 }

@@ -8,6 +8,8 @@
 
 #include "modules/adapters/low_rank.h"
 #include "modules/adapters/merge.h"
+#include "modules/adapters/merge_quantized.h"
+#include "modules/adapters/new_adapter.h"
 #include "modules/errors.h"
 #include "modules/models/save_model.h"
 #include "tests/support/cpu_memory.h"
@@ -113,6 +115,20 @@ TEST(QuantizedModel, Nf4TakesLessThanThreeTenthsOfFloat16) {
             << " of float16's\n";
   EXPECT_GT(values, 10'000'000);
   EXPECT_LE(packed, 0.3 * 2 * values);
+}
+
+TEST(QuantizedModel, MergingHoldsOneModuleInFloatAtATime) {
+  BuiltModel quantized = load_model(request_for(larger_model(), QuantizedFormat::kNf4Double, at::kBFloat16));
+  BuiltModel plain = load_model(request_for(larger_model(), std::nullopt, at::kBFloat16));
+  adapters::NewAdapter lora;
+  lora.config.rank = 4, lora.config.alpha = 8;
+  ASSERT_EQ(adapters::create_adapter(quantized, lora), 6 * 7);
+  const int64_t largest = 512 * 1024 * 4;
+  const test::CpuMemory memory;
+  EXPECT_EQ(adapters::merge_quantized_adapter(quantized, plain, adapters::MergeInto::kRequantized).modules, 6 * 7);
+  EXPECT_LE(memory.peak(), 4 * largest);  // the sum, what is quantized again of it, and what that takes
+  EXPECT_LT(memory.peak(), footprint(plain).bytes / 3);
+  EXPECT_EQ(memory.live(), 0);
 }
 
 TEST(QuantizedModel, LoadingNeverHoldsTheModelInFloat) {

@@ -437,3 +437,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_runs(work, case, comm
 def test_expert_stacks_take_lora_alone(work, kind):
     keys = KEYS | dict(student__model=sparse_student(work), adapter__kind=kind, adapter__target="experts.down_proj")
     refused_before_anything_runs(work, "check", keys, f"stacks the weights of experts, on which there is no {kind}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["embedding", "experts"])
+def test_checkpointed_layers_give_the_same_bits_and_the_plan_holds(work, kind, dtype):
+    keys = KEYS | keys_of(work, kind) | dict(student__dtype=dtype, train__steps="6 steps")
+    runs = [work.train(f"{how}-{kind}-{dtype}", threads=1, train__checkpoint_activations=how, **keys) for how in ("no", "yes")]
+    plain, checkpointed = runs
+    assert plain.series("loss") == checkpointed.series("loss") and plain.series("grad_norm") == checkpointed.series("grad_norm")
+    ended = [load_file(run.folder / "final" / "adapter_model.safetensors") for run in runs]
+    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
+    for run in runs:
+        assert run.result["planned_peak_bytes"] == pytest.approx(run.result["peak_bytes"], rel=0.10)

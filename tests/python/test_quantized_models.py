@@ -182,14 +182,6 @@ def test_generation_is_that_of_the_dequantized_model(limbeck, tmp_path):
     assert got.flatten().tolist()[-24:] == wanted[0, 4:].tolist()
 
 
-def test_merging_into_a_quantized_base_is_refused(limbeck, tmp_path):
-    case = AdaptedBase("lora", "nf4", tmp_path)
-    with pytest.raises(LimbeckError, match="(?s)exit 2: .*merged into float weights alone: leave --quantize out"):
-        limbeck.run("merge", "--model", str(case.folder), "--adapter", str(case.adapter), "--quantize", "nf4",
-                    "--output", str(tmp_path / "merged"))  # fmt: skip
-    assert not (tmp_path / "merged").exists()
-
-
 def test_float64_activations_are_refused(limbeck, tmp_path):
     case = Quantized("llama3", "nf4", tmp_path)
     with pytest.raises(LimbeckError, match="(?s)exit 2: .*quantized weights compute in float32"):

@@ -190,7 +190,7 @@ TEST_P(AdapterDtypes, StayThoseOfTheBaseWhenItIsMerged) {
     EXPECT_THROW(adapters::merge_adapter(built), UsageError);
     return;
   }
-  EXPECT_GT(adapters::merge_adapter(built).modules, 0);
+  EXPECT_GT(adapters::merge_adapter(built).report().modules, 0);
   for (const auto& module : built.model->modules()) {
     const auto* linear = dynamic_cast<const models::Linear*>(module.get());
     if (linear == nullptr) continue;

@@ -87,7 +87,7 @@ std::string App::overview() const {
       "Distils large language models into small ones; every dtype and device is decided, and checked, before step "
       "1.\n\n"
       "Commands:\n";
-  for (const Command& command : commands_) out += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  for (const Command& command : commands_) out += fmt::format("  {:<11} {}\n", command.name, command.summary);
   return out +
          "\n'limbeck COMMAND --help' lists the options of a command, 'limbeck --version' tells the version.\n"
          "Exit codes: 0 done, 2 usage or recipe, 3 input data, 4 checkpoint or weights, 5 numeric or out of memory,\n"

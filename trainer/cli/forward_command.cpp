@@ -175,7 +175,7 @@ void run_forward(Invocation& call) {
   request.trainable = gradients && !settings.given("adapter");  // beside an adapter the model is frozen
   models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
-  const auto adapter = load_named_adapter(settings, built, gradients, call.console);
+  const auto adapter = load_named_adapter(settings, built, {.trainable = gradients}, call.console);
   const Inputs inputs = placed(read_inputs(input, built.config.architecture), request.device);
 
   const auto begin = std::chrono::steady_clock::now();

@@ -105,7 +105,7 @@ void run_generate(Invocation& call) {
   const models::ModelRequest request = single_model(settings);
   models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
-  load_named_adapter(settings, built, /*trainable=*/false, call.console);
+  load_named_adapter(settings, built, {}, call.console);
 
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
                     {.width = terminal_width(2), .quiet = call.console.quiet()});

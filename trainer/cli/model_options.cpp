@@ -42,6 +42,15 @@ void declare_single_model(recipe::OptionTable& table) {
              .flag_only = true});
 }
 
+void declare_output_folder(recipe::OptionTable& table) {
+  table.group("Result");
+  table.add({.name = "output",
+             .kind = OptionKind::kPath,
+             .help = "The Hugging Face folder to write; must not exist yet, or be empty.",
+             .value_name = "DIR",
+             .flag_only = true});
+}
+
 models::ModelRequest single_model(const recipe::Settings& settings) {
   models::ModelRequest request;
   request.folder = settings.required_path("model");
@@ -55,11 +64,9 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
 }
 
 std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
-                                                          bool trainable, Console& console) {
+                                                          adapters::AdapterRequest request, Console& console) {
   if (!settings.given("adapter")) return std::nullopt;
-  adapters::AdapterRequest request;
   request.folder = settings.required_path("adapter");
-  request.trainable = trainable;
   auto loaded = adapters::load_adapter(built, request);
   console.note(fmt::format("{} adapter on {} modules{}", adapters::kind_name(loaded.config), loaded.modules,
                            loaded.cast_tensors == 0 ? ""

@@ -12,9 +12,11 @@ namespace limbeck::cli {
 
 void declare_single_model(recipe::OptionTable& table);
 models::ModelRequest single_model(const recipe::Settings& settings);
-// --adapter, put on the model; nothing where it was not given.
+// --adapter, put on the model; nothing where it was not given. `request`: all but the folder.
 std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
-                                                          bool trainable, Console& console);
+                                                          adapters::AdapterRequest request, Console& console);
+// --output of a command that writes a model.
+void declare_output_folder(recipe::OptionTable& table);
 // What loading had to convert or leave aside.
 void report_load(const models::BuiltModel& built, Console& console);
 

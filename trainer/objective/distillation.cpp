@@ -26,15 +26,6 @@ bool has_language_head(const models::BuiltModel& model) {
   return model.model->architecture().head == HeadKind::kLanguageModel;
 }
 
-models::ModelInput model_input(const data::TokenStream& stream, models::Taps* taps) {
-  models::ModelInput input;
-  input.ids = stream.ids;
-  input.attention_mask = stream.attention_mask;
-  input.document_ids = stream.document_ids;
-  input.taps = taps;
-  return input;
-}
-
 bool any_needs_teacher(const TermWeights& weights) {
   for (const TermKind kind :
        {TermKind::kKd, TermKind::kFeature, TermKind::kLayer, TermKind::kAttention, TermKind::kContrastive,

@@ -8,6 +8,15 @@
 
 namespace limbeck::objective {
 
+models::ModelInput model_input(const data::TokenStream& stream, models::Taps* taps) {
+  models::ModelInput input;
+  input.ids = stream.ids;
+  input.attention_mask = stream.attention_mask;
+  input.document_ids = stream.document_ids;
+  input.taps = taps;
+  return input;
+}
+
 at::Tensor valid_tokens(const data::TokenStream& stream) {
   if (stream.attention_mask) return stream.attention_mask->ne(0);
   if (stream.document_ids) return stream.document_ids->ne(0);

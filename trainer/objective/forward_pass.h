@@ -64,6 +64,8 @@ struct ForwardPass {
 
 // Fills what follows from the batch and the progress; the states are the caller's.
 void count_tokens(ForwardPass& pass);
+// What a model is given of a stream; taps: null for none.
+models::ModelInput model_input(const data::TokenStream& stream, models::Taps* taps);
 // bool [B, T]: no padding.
 at::Tensor valid_tokens(const data::TokenStream& stream);
 // The stream's labels moved to the positions that predict them, flat [B T].

@@ -1,0 +1,257 @@
+"""Adapters merged into quantized bases: each of the three ways against formulas, bitsandbytes and PEFT in float64."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import bitsandbytes.functional as bnb
+import model_zoo
+import parity_measures
+import peft
+import pytest
+import test_adapters
+import torch
+import transformers
+from limbeck_runner import LimbeckError
+from safetensors.torch import load_file, save_file
+from test_quantized_models import ADAPTERS, quantized_weights
+from test_quantized_ops import FORMATS, reference_blockwise
+
+OUTPUT_BAR = 1e-5  # of the largest entry
+WAYS = ("original", "dequantized", "requantized")
+
+
+def int8(w: torch.Tensor) -> torch.Tensor:
+    scale = w.abs().amax(1, keepdim=True) / 127
+    return torch.round(w / scale).clamp(-127, 127) * scale
+
+
+def int4(w: torch.Tensor) -> torch.Tensor:
+    groups = []
+    for group in w.split(128, dim=1):
+        low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)
+        scale = (high - low) / 15
+        groups.append(torch.round((group - low) / scale).clamp(0, 15) * scale + low)
+    return torch.cat(groups, 1)
+
+
+def blocks_of(w: torch.Tensor) -> torch.Tensor:
+    """A block a row: bitsandbytes' CPU library cuts other blocks when it reads than when it writes where they cross rows."""
+    return w.reshape(-1, 64)
+
+
+def nf4(w: torch.Tensor) -> torch.Tensor:
+    return bnb.dequantize_4bit(*bnb.quantize_4bit(blocks_of(w), blocksize=64, quant_type="nf4")).view(w.shape)
+
+
+def nf4_double(w: torch.Tensor) -> torch.Tensor:
+    packed, state = bnb.quantize_4bit(blocks_of(w), blocksize=64, quant_type="nf4")
+    offset = state.absmax.mean()
+    twice = bnb.quantize_4bit(blocks_of(w), blocksize=64, quant_type="nf4", compress_statistics=True)[1]
+    codes, scales = reference_blockwise(state.absmax - offset, twice.state2.code)
+    blocks = torch.arange(len(codes)) // 256
+    state.absmax = twice.state2.code[codes.long()] * scales[blocks] + offset
+    return bnb.dequantize_4bit(packed, state).view(w.shape)
+
+
+# Also on what is not quantized: embeddings and stacks of experts.
+ADAPTED = ADAPTERS | {name: test_adapters.CASES[name] for name in ("lora-embedding", "lora-experts")}
+INDEPENDENT = {"int8": int8, "int4": int4, "nf4": nf4, "nf4-double": nf4_double}
+
+
+def test_every_format_is_here():
+    assert set(INDEPENDENT) == set(FORMATS)
+
+
+class Case:
+    """A base, what its codes stand for, and an adapter that PEFT made beside the latter."""
+
+    def __init__(self, name: str, form: str, folder: Path):
+        family, config = ADAPTED[name]
+        self.form, self.work = form, folder
+        self.family = model_zoo.BY_NAME[family]
+        self.base = model_zoo.write_model(self.family, folder / "base")
+        self.inputs = model_zoo.make_inputs(self.family)
+        plain = model_zoo.load(self.family, self.base, torch.float32)
+        conv1d = {n + ".weight" for n, m in plain.named_modules() if isinstance(m, transformers.pytorch_utils.Conv1D)}
+        self.packed = set(quantized_weights(plain))
+        self.turned = conv1d & self.packed
+        beside = self.with_weights(plain, {n: self.quantized(n, plain.get_parameter(n).detach()) for n in self.packed})
+        self.codes = {n: beside.get_parameter(n).detach().double() for n in self.packed}
+        adapted = peft.get_peft_model(beside, config, autocast_adapter_dtype=False).eval()
+        test_adapters.scattered(adapted)
+        self.adapter = folder / "adapter"
+        adapted.save_pretrained(self.adapter)
+        self.trained = adapted.double().merge_and_unload().state_dict()  # what the adapter was trained beside
+        wide = plain.double()
+        self.before = {n: t.clone() for n, t in wide.state_dict().items()}
+        self.on_original = peft.PeftModel.from_pretrained(wide, self.adapter, autocast_adapter_dtype=False).merge_and_unload()
+        self.on_original = self.on_original.state_dict()
+        # Of the modules that the adapter changes.
+        self.changed = [n for n in sorted(self.packed) if not torch.equal(self.trained[n], self.codes[n])]
+
+    def with_weights(self, model, weights):
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                model.get_parameter(name).copy_(weight)
+        return model
+
+    def quantized(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """What the codes of this weight stand for; GPT-2 stores it the other way round."""
+        turned = name in self.turned
+        values = INDEPENDENT[self.form]((weight.T if turned else weight).float().contiguous())
+        return values.T if turned else values
+
+    def merge(self, limbeck, into: str, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict]:
+        out, report = self.work / f"{into}-{dtype}", self.work / "merge.json"
+        flags = ["--dtype", str(dtype).removeprefix("torch.")]
+        limbeck.run("merge", "--model", str(self.base), "--adapter", str(self.adapter), "--output", str(out), "--quantize",
+                    self.form, "--into", into, "--json", str(report), *flags)  # fmt: skip
+        self.folder = out
+        return model_zoo.load(self.family, out, dtype).state_dict(), json.loads(report.read_text())["result"]
+
+    def wanted(self, into: str, ours: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """Every weight of the folder in float64; ours: the sums in float32 that are quantized again."""
+        if into == "original":
+            return self.on_original
+        if into == "dequantized":
+            return self.trained
+        again = {n: self.quantized(n, ours[n]).double() for n in self.changed}
+        return self.trained | again
+
+    def logits(self, state: dict[str, torch.Tensor]) -> torch.Tensor:
+        model = model_zoo.load(self.family, self.base, torch.float32)
+        model.load_state_dict(state)
+        extra = {"use_cache": False} if self.family.kind == "decoder" else {}
+        output = model(**self.inputs.tensors, **extra)[self.family.output].detach()
+        return parity_measures.compared(self.family, self.inputs, output)
+
+
+CASES = [("lora", form) for form in INDEPENDENT] + [
+    ("dora", "nf4"), ("dora", "int8"), ("ia3", "nf4"), ("ia3", "int4"), ("rslora", "int4"), ("dora-bias", "int4"),
+    ("lora-head", "nf4"), ("lora-gpt2", "nf4"), ("lora-embedding", "nf4"), ("lora-experts", "int4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_the_folder_holds_what_each_way_says(limbeck, tmp_path, name, form):
+    case = Case(name, form, tmp_path)
+    assert len(case.changed) > 1
+    sums = None
+    for into in ("dequantized", "original", "requantized"):
+        stored, result = case.merge(limbeck, into, torch.float32)
+        wanted = case.wanted(into, sums)
+        assert stored.keys() == wanted.keys()
+        errors = {n: parity_measures.relative_frobenius(stored[n], wanted[n]) for n in wanted if wanted[n].any()}
+        assert {n: e for n, e in errors.items() if e > 1e-6} == {}, into
+        if into == "dequantized":
+            sums = stored
+        if into == "requantized":  # from the same sums: the same codes, each of them
+            assert [n for n in case.changed if not torch.equal(stored[n], case.quantized(n, sums[n]))] == []
+        if into != "original":  # what is quantized and not adapted is what its codes stand for
+            assert [n for n in case.packed - set(case.changed) if not torch.equal(stored[n].double(), case.codes[n])] == []
+        else:
+            assert [n for n in case.packed - set(case.changed) if not torch.equal(stored[n].double(), case.before[n])] == []
+        got = limbeck.forward(case.folder, case.inputs.tensors)[case.family.output]
+        ours = parity_measures.compared(case.family, case.inputs, got)
+        assert parity_measures.largest_error(ours, case.logits(wanted)) <= OUTPUT_BAR, into
+        assert result["into"] == into and result["quantized_modules"] == len(case.changed)
+    beside = limbeck.forward(case.base, case.inputs.tensors, quantize=form, adapter=case.adapter)[case.family.output]
+    trained = case.logits(case.trained)
+    compared = parity_measures.compared(case.family, case.inputs, beside)
+    assert parity_measures.largest_error(compared, trained) <= OUTPUT_BAR
+
+
+def expected_errors(case: Case, stored: dict[str, torch.Tensor]) -> dict[str, dict]:
+    lost = {n: float((stored[n].double() - case.trained[n]).norm()) for n in case.changed}
+    sizes = {
+        "of_weight": {n: float(case.trained[n].norm()) for n in case.changed},
+        "of_change": {n: float((case.trained[n] - case.codes[n]).norm()) for n in case.changed},
+    }
+    found = {}
+    for measure, size in sizes.items():
+        shares = {n: lost[n] / size[n] for n in case.changed}
+        found[measure] = {"mean": math.fsum(shares.values()) / len(shares), "worst": max(shares.values()), "shares": shares}
+    return found
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_table_says_what_each_way_loses(limbeck, tmp_path, name, form, dtype):
+    """The numbers of every row, whichever way is taken, against the three folders."""
+    case = Case(name, form, tmp_path)
+    tables, worst = [], {}
+    for into in WAYS:
+        stored, result = case.merge(limbeck, into, dtype)
+        tables.append(result["errors"])
+        for measure, wanted in expected_errors(case, stored).items():
+            got = result["errors"][into][measure]
+            assert got["mean"] == pytest.approx(wanted["mean"], rel=2e-3), (into, measure)
+            assert got["worst"] == pytest.approx(wanted["worst"], rel=2e-3), (into, measure)
+            if name != "lora-gpt2":  # whose modules have other names in its files
+                assert wanted["shares"][got["worst_module"] + ".weight"] == pytest.approx(wanted["worst"], rel=4e-3)
+            worst[into, measure] = wanted["worst"]
+    assert tables[0] == tables[1] == tables[2]
+    # bfloat16's rounding is the least, quantizing again the most but for int8, and DoRA's norms are of other weights.
+    assert worst["dequantized", "of_weight"] < worst["original", "of_weight"]
+    assert worst["dequantized", "of_weight"] < worst["requantized", "of_weight"]
+    print({key: f"{value:.2e}" for key, value in worst.items()})
+
+
+def test_a_change_that_drowns_is_seen(limbeck, tmp_path):
+    """An adapter far smaller than a step of int4: quantized again nothing is left of it, dequantized all."""
+    case = Case("lora", "int4", tmp_path)
+    file = case.adapter / "adapter_model.safetensors"
+    save_file({n: t * (0.01 if "lora_B" in n else 1) for n, t in load_file(file).items()}, file)
+    errors = case.merge(limbeck, "requantized", torch.float32)[1]["errors"]
+    assert errors["requantized"]["of_change"]["mean"] > 1
+    assert errors["requantized"]["of_weight"]["mean"] < 0.2
+    assert errors["dequantized"]["of_change"]["worst"] < 1e-3
+
+
+def test_what_is_written_and_lost_is_printed(limbeck, tmp_path):
+    case = Case("lora", "nf4", tmp_path)
+    arguments = ["merge", "--model", str(case.base), "--adapter", str(case.adapter), "--quantize", "nf4", "--into"]
+    printed = limbeck.run(*arguments, "requantized", "--output", str(tmp_path / "out")).stdout
+    rows = [line.split()[0] for line in printed.splitlines() if line.startswith(WAYS)]
+    assert rows == list(WAYS) and "requantized *" in printed
+    assert "what new nf4 codes of the sum stand for, in float32 and not packed: --quantize=nf4 packs them" in printed
+    # nf4 keeps each block's largest value and every level: reading it packed changes nothing.
+    packed = limbeck.forward(tmp_path / "out", case.inputs.tensors, quantize="nf4")["logits"]
+    plain = limbeck.forward(tmp_path / "out", case.inputs.tensors)["logits"]
+    pick = lambda tensor: parity_measures.compared(case.family, case.inputs, tensor)  # noqa: E731
+    assert parity_measures.largest_error(pick(packed), pick(plain)) <= OUTPUT_BAR
+
+
+def test_an_adapter_on_float_modules_alone_is_no_matter_of_codes(limbeck, tmp_path):
+    base = test_adapters.Adapted("lora", tmp_path)
+    head = peft.get_peft_model(model_zoo.load(base.family, base.base, torch.float32), test_adapters.lora(["lm_head"]))
+    test_adapters.scattered(head)
+    head.save_pretrained(tmp_path / "head")
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*none of the 1 adapted modules is quantized: merge without"):
+        limbeck.run("merge", "--model", str(base.base), "--adapter", str(tmp_path / "head"), "--quantize", "nf4", "--into",
+                    "original", "--output", str(tmp_path / "out"))  # fmt: skip
+
+
+REFUSED = {
+    "no choice": (["--quantize", "nf4"], ["--quantize=nf4 without --into", *(f"--into={way}" for way in WAYS)]),
+    "no codes": (["--into", "original"], ["--into=original without --quantize", "leave --into out"]),
+    "another word": (["--quantize", "nf4", "--into", "codes"], ["into", "original", "dequantized", "requantized"]),
+    "float64": (["--quantize", "nf4", "--into", "original", "--dtype", "float64"], ["quantized weights compute in float32"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_merged_is_refused(limbeck, tmp_path, name):
+    flags, messages = REFUSED[name]
+    case = Case("lora", "nf4", tmp_path)
+    with pytest.raises(LimbeckError) as refused:
+        limbeck.run("merge", "--model", str(case.base), "--adapter", str(case.adapter), "--output", str(tmp_path / "out"),
+                    *flags)  # fmt: skip
+    text = str(refused.value)
+    assert text.startswith("exit 2") and [m for m in messages if m not in text.split("\n", 1)[1]] == [], text
+    assert not (tmp_path / "out").exists()
