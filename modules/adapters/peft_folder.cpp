@@ -71,9 +71,10 @@ void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config
       found = true;
     }
     if (found) continue;
-    throw WeightsError(fmt::format("{}: target_parameters {} names no stack of experts of this model: merge the "
-                                   "adapter in PEFT and load the merged model",
-                                   (folder / "adapter_config.json").string(), io::in_quotes(target)));
+    throw WeightsError(
+        fmt::format("{}: target_parameters {} names no stack of experts of this model: merge the "
+                    "adapter in PEFT and load the merged model",
+                    (folder / "adapter_config.json").string(), io::in_quotes(target)));
   }
   std::map<std::string, Found> named;
   for (const std::string& stack : stacks) {
