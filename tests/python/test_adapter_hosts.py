@@ -50,6 +50,11 @@ STACK = "base_model.model.model.layers.1.mlp.experts.base_layer.lora_"
 BAD_STACKS = {
     "one of two is missing": (lambda t: [t.pop(STACK + part) for part in ("A.weight", "B.weight")], f"the file has no {STACK}A.weight"),
     "no B": (lambda t: t.pop(STACK + "B.weight"), f"has {STACK}A.weight but no lora_B"),
+    "a stack by its own name": (
+        lambda t: t.update({STACK.replace("base_layer", "gate_up_proj") + "A.weight": t[STACK + "A.weight"].clone()}),
+        "model.layers.1.mlp.experts.gate_up_proj is a stack of experts, whose tensors have the name of its module",
+    ),
+    "no A": (lambda t: t.pop(STACK + "A.weight"), f"has {STACK}B.weight but no lora_A"),
     "another number of experts": (
         lambda t: t.update({STACK + "A.weight": t[STACK + "A.weight"][:-5].contiguous()}),
         "model.layers.1.mlp.experts.gate_up_proj has lora_A [25,96], and adapter_config.json gives it rank 5",
