@@ -62,6 +62,15 @@ std::map<std::string, Found> by_module(const fs::path& path) {
 // says which they are.
 void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config,
                  const std::map<std::string, NamedHost>& hosts, const fs::path& folder) {
+  const std::string file = (folder / "adapter_model.safetensors").string();
+  for (const auto& [module, found] : modules) {
+    const auto host = hosts.find(module);
+    if (host == hosts.end() || !host->second.is_stack()) continue;
+    throw WeightsError(
+        fmt::format("{}: {} is a stack of experts, whose tensors have the name of its module in a file of "
+                    "PEFT's, and its own in target_parameters",
+                    file, module));
+  }
   std::set<std::string> stacks;
   for (const std::string& target : config.parameters) {
     bool found = false;
@@ -80,9 +89,8 @@ void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config
   for (const std::string& stack : stacks) {
     auto stored = modules.extract(stored_module(stack, stacks));
     if (stored.empty()) {
-      throw WeightsError(fmt::format("{}: target_parameters names {}, but the file has no {}{}.lora_A.weight",
-                                     (folder / "adapter_model.safetensors").string(), stack, kPrefix,
-                                     stored_module(stack, stacks)));
+      throw WeightsError(fmt::format("{}: target_parameters names {}, but the file has no {}{}.lora_A.weight", file,
+                                     stack, kPrefix, stored_module(stack, stacks)));
     }
     named.emplace(stack, std::move(stored.mapped()));
   }
@@ -124,13 +132,14 @@ class Loader {
   void load(const std::string& module, const Found& found, Host& host) {
     const std::string reason = misfit(config_, &host);
     if (!reason.empty()) throw WeightsError(fmt::format("{}: {} {}", file_.string(), module, reason));
-    require_rank(module, found, std::is_same_v<Host, models::ExpertStack> ? host.weight().size(0) : 1);
+    if (config_.kind == PeftKind::kLora) {
+      const bool embedding = std::is_same_v<Host, models::Embedding>, stack = std::is_same_v<Host, models::ExpertStack>;
+      require_rank(module, found, embedding ? "lora_embedding_A" : "lora_A", stack ? host.weight().size(0) : 1);
+    }
     const auto adapter = make_adapter(
         {config_, adapter_scope(built_, host, request_.name, request_.trainable), module, scaled(found)}, host);
     for (const auto& entry : adapter->named_parameters(/*recurse=*/false)) {
-      if (found.find(entry.key()) != nullptr) continue;
-      throw WeightsError(fmt::format("{}: {} has {} but no {}", file_.string(), module,
-                                     found.parts.begin()->second.first, entry.key()));
+      wanted(module, found, entry.key());
     }
     fill(*adapter, found, file_.string(), loaded_);
     host.add_adapter(request_.name, adapter);
@@ -141,14 +150,19 @@ class Loader {
   const LoadedAdapter& loaded() const { return loaded_; }
 
  private:
+  const at::Tensor& wanted(const std::string& module, const Found& found, const std::string& parameter) const {
+    const at::Tensor* tensor = found.find(parameter);
+    if (tensor != nullptr) return *tensor;
+    throw WeightsError(
+        fmt::format("{}: {} has {} but no {}", file_.string(), module, found.parts.begin()->second.first, parameter));
+  }
+
   // Before anything of that size is made.
-  void require_rank(const std::string& module, const Found& found, int64_t experts) const {
-    for (const char* name : {"lora_A", "lora_embedding_A"}) {
-      const at::Tensor* a = found.find(name);
-      if (a == nullptr || (a->dim() == 2 && a->size(0) == config_.rank_of(module) * experts)) continue;
-      throw WeightsError(fmt::format("{}: {} has {} [{}], and adapter_config.json gives it rank {}", file_.string(),
-                                     module, name, fmt::join(a->sizes(), ","), config_.rank_of(module)));
-    }
+  void require_rank(const std::string& module, const Found& found, const std::string& name, int64_t experts) const {
+    const at::Tensor& a = wanted(module, found, name);
+    if (a.dim() == 2 && a.size(0) == config_.rank_of(module) * experts) return;
+    throw WeightsError(fmt::format("{}: {} has {} [{}], and adapter_config.json gives it rank {}", file_.string(),
+                                   module, name, fmt::join(a.sizes(), ","), config_.rank_of(module)));
   }
 
   static Scaled scaled(const Found& found) {
