@@ -145,7 +145,7 @@ ADAPTER = test_adapter_training.KEYS | {"student__quantize": "nf4"}
 def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, kind, form):
     steps = test_adapter_training.STEPS
     torch.manual_seed(4)
-    model = peft.get_peft_model(dequantize(test_adapter_training.base_of(work), form), test_adapter_training.peft_config(kind))
+    model = peft.get_peft_model(dequantize(test_adapter_training.base_of(work, kind), form), test_adapter_training.peft_config(kind))
     start = work.folder / f"start-{kind}-{form}"
     model.save_pretrained(start)
     batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)

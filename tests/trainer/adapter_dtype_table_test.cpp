@@ -11,6 +11,7 @@
 
 #include "modules/adapters/create_npt.h"
 #include "modules/adapters/merge.h"
+#include "modules/adapters/merge_quantized.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/peft_folder.h"
 #include "modules/adapters/use_adapter.h"
@@ -65,7 +66,7 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
   const Base& row() const { return std::get<0>(GetParam()); }
   const std::string& kind() const { return std::get<1>(GetParam()); }
 
-  BuiltModel base() const {
+  BuiltModel base(bool packed = true) const {
     models::ModelRequest request;
     request.folder = model_;
     request.root = "student";
@@ -73,7 +74,7 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
     request.random_init = true;
     request.for_training = true;
     request.seed = 5;
-    if (!row().format.empty()) request.quantize = {kernels::format_named(row().format), "test"};
+    if (packed && !row().format.empty()) request.quantize = {kernels::format_named(row().format), "test"};
     return models::load_model(request);
   }
 
@@ -141,15 +142,32 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
     return masters.empty() ? "-" : joined(masters);
   }
 
+  // What is left when the adapter is part of the weights: they have the base's dtype, and no adapter works.
+  void expect_merged(const char* where, const BuiltModel& built) const {
+    std::set<std::string> dtypes;
+    for (const auto& module : built.model->modules()) {
+      const auto* linear = dynamic_cast<const models::Linear*>(module.get());
+      if (linear == nullptr) continue;
+      dtypes.insert(precision::dtype_name(linear->weight().scalar_type()));
+      EXPECT_TRUE(linear->violations().empty()) << linear->path();
+      EXPECT_EQ(linear->adapter(), nullptr) << linear->path();
+    }
+    print(where, {joined(dtypes), "", "", ""});
+    EXPECT_EQ(joined(dtypes), precision::dtype_name(row().dtype)) << where;
+  }
+
   static std::string joined(const std::set<std::string>& names) {
     std::string out;
     for (const std::string& name : names) out += (out.empty() ? "" : "+") + name;
     return out;
   }
 
-  void expect_row(const char* where, const Row& seen) const {
-    std::printf("%-26s %-5s %-8s %-9s %-9s %-9s %s\n", base_name(row()).c_str(), kind().c_str(), where,
+  void print(const char* where, const Row& seen) const {
+    std::printf("%-26s %-5s %-20s %-9s %-9s %-9s %s\n", base_name(row()).c_str(), kind().c_str(), where,
                 seen.parameters.c_str(), seen.computes.c_str(), seen.result.c_str(), seen.master.c_str());
+  }
+  void expect_row(const char* where, const Row& seen) const {
+    print(where, seen);
     EXPECT_EQ(seen, row().wanted) << where;
   }
 
@@ -158,7 +176,7 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
 };
 
 TEST_P(AdapterDtypes, AreThoseOfTheTableWhereverAnAdapterComesToBe) {
-  std::printf("%-26s %-5s %-8s %-9s %-9s %-9s %s\n", "base", "kind", "at", "weights", "computes", "result", "master");
+  std::printf("%-26s %-5s %-20s %-9s %-9s %-9s %s\n", "base", "kind", "at", "weights", "computes", "result", "master");
   BuiltModel built = base();
   const AdapterConfig config = create(built, "first");
   expect_row("create", seen(built, "first"));
@@ -169,11 +187,12 @@ TEST_P(AdapterDtypes, AreThoseOfTheTableWhereverAnAdapterComesToBe) {
   std::set<std::string> stored;
   const io::SafetensorsFile file(folder / "adapter_model.safetensors");
   for (const auto& entry : file.entries()) stored.insert(precision::dtype_name(entry.dtype));
+  print("export", {joined(stored), "", "", ""});
   EXPECT_EQ(joined(stored), row().wanted.parameters) << "export";
 
   BuiltModel fresh = base();
   EXPECT_EQ(adapters::load_adapter(fresh, {.folder = folder, .name = "first", .trainable = true}).cast_tensors, 0);
-  expect_row("load", seen(fresh, "first"));
+  expect_row("load, resume", seen(fresh, "first"));
   EXPECT_EQ(adapters::load_adapter(fresh, {.folder = folder, .name = "loaded", .trainable = true}).cast_tensors, 0);
   expect_row("second", seen(fresh, "loaded"));
   create(fresh, "created");
@@ -186,17 +205,20 @@ TEST_P(AdapterDtypes, AreThoseOfTheTableWhereverAnAdapterComesToBe) {
 TEST_P(AdapterDtypes, StayThoseOfTheBaseWhenItIsMerged) {
   BuiltModel built = base();
   create(built, "first");
-  if (kind() == "npt" || !row().format.empty()) {
+  if (kind() == "npt") {
     EXPECT_THROW(adapters::merge_adapter(built), UsageError);
     return;
   }
-  EXPECT_GT(adapters::merge_adapter(built).report().modules, 0);
-  for (const auto& module : built.model->modules()) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear == nullptr) continue;
-    EXPECT_EQ(linear->weight().scalar_type(), row().dtype) << linear->path();
-    EXPECT_TRUE(linear->violations().empty()) << linear->path();
-    EXPECT_EQ(linear->adapter(), nullptr);
+  if (row().format.empty()) {
+    EXPECT_GT(adapters::merge_adapter(built).report().modules, 0);
+    expect_merged("merge", built);
+    return;
+  }
+  EXPECT_THROW(adapters::merge_adapter(built), UsageError) << "without a choice";
+  for (const adapters::MergeInto into : adapters::kMergeWays) {
+    BuiltModel plain = base(/*packed=*/false);
+    EXPECT_GT(adapters::merge_quantized_adapter(built, plain, into).modules, 0);
+    expect_merged(("merge, " + std::string(adapters::merge_into_name(into))).c_str(), plain);
   }
 }
 
