@@ -23,13 +23,4 @@ std::optional<at::Tensor> bias_of(const Host&) {
   return std::nullopt;
 }
 
-// The name of the adapter that works on the host; "": none does.
-template <class Host>
-std::string working_adapter(const Host& host) {
-  for (const std::string& name : host.adapter_names()) {
-    if (host.adapter(name) == host.adapter()) return name;
-  }
-  return "";
-}
-
 }  // namespace limbeck::adapters

@@ -50,7 +50,7 @@ void Merged::merge(Host& host, KeepOriginals keep) {
   if (keep == KeepOriginals::kYes) {
     std::optional<at::Tensor> bias = bias_of(host);
     if (bias) bias = bias->detach().clone();
-    originals_.push_back({&host, working_adapter(host), host.weight().detach().clone(), bias});
+    originals_.push_back({&host, host.adapter_in_use(), host.weight().detach().clone(), bias});
   }
   const double error = store_rounded(host.weight(), sum.weight, host.path()).relative();
   if (sum.bias) store_rounded(*bias_of(host), *sum.bias, host.path());

@@ -55,9 +55,13 @@ class NamedAdapters : public AdapterHost {
   void use_adapter(const std::string& name) override {
     const auto found = adapters_.find(name);
     working_ = found == adapters_.end() ? nullptr : found->second;
-    working_name_ = working_ ? name : "";
   }
-  std::string adapter_in_use() const override { return working_name_; }
+  std::string adapter_in_use() const override {
+    for (const auto& [name, adapter] : adapters_) {
+      if (adapter == working_) return name;
+    }
+    return "";
+  }
   const Kind* adapter() const { return working_.get(); }
   const Kind* adapter(const std::string& name) const {  // null: there is none of that name
     const auto found = adapters_.find(name);
@@ -71,7 +75,6 @@ class NamedAdapters : public AdapterHost {
 
  private:
   std::shared_ptr<Kind> working_;
-  std::string working_name_;
   std::map<std::string, std::shared_ptr<Kind>> adapters_;
 };
 

@@ -117,7 +117,7 @@ TEST_P(MergeUndone, GivesBackEveryBitAndTheAdapter) {
     EXPECT_EQ(merged.original_bytes(), 0);
     EXPECT_EQ(static_cast<int64_t>(adapted_hosts(built).size()), merged.report().modules);
     for (const AnyHost& any : adapted_hosts(built)) {
-      std::visit([](const auto* host) { EXPECT_EQ(working_adapter(*host), "mine"); }, any);
+      std::visit([](const auto* host) { EXPECT_EQ(host->adapter_in_use(), "mine"); }, any);
     }
     test::expect_refusal<UsageError>([&] { merged.undo(); }, ExitCode::kUsage, {"cannot be undone"});
   }

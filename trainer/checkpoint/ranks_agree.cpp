@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <string>
+#include <utility>
 
 #include "modules/errors.h"
 
@@ -35,25 +36,23 @@ json outcome_of(const std::function<json()>& part) {
   }
 }
 
-// What every rank would get, without the way through text: a save beside training should take little of its processor.
-std::vector<json> alone(const std::function<json()>& part) {
-  try {
-    std::vector<json> values;
-    values.push_back(part());
-    return values;
-  } catch (const Error& error) {
-    throw_as(error.code(), error.what());
-  } catch (const std::exception& error) {
-    throw_as(ExitCode::kIo, error.what());
+// Of one rank alone, without the way through text: a save beside training should take little of its processor.
+std::vector<json> alone(json outcome) {
+  if (outcome.contains("error")) {
+    throw_as(static_cast<ExitCode>(outcome["code"].get<int>()), outcome["error"].get<std::string>());
   }
+  std::vector<json> values;
+  values.push_back(std::move(outcome["value"]));
+  return values;
 }
 
 }  // namespace
 
 std::vector<json> on_all_ranks(parallel::Communicator& ranks, const std::function<json()>& part) {
-  if (ranks.size() == 1) return alone(part);
+  json own = outcome_of(part);
+  if (ranks.size() == 1) return alone(std::move(own));
   // A path in a message need not be UTF-8.
-  const std::string mine = outcome_of(part).dump(-1, ' ', false, json::error_handler_t::replace);
+  const std::string mine = own.dump(-1, ' ', false, json::error_handler_t::replace);
   const std::vector<std::string> all = ranks.all_gather(mine);
   std::vector<json> values;
   std::string failed;

@@ -134,13 +134,15 @@ void run_merge(Invocation& call) {
 }
 
 void declare_merge(recipe::OptionTable& table) {
+  std::vector<std::string> ways;
+  for (const MergeInto way : adapters::kMergeWays) ways.push_back(adapters::merge_into_name(way));
   declare_single_model(table);
   table.add({.name = "into",
              .kind = recipe::OptionKind::kChoice,
              .help =
                  "With --quantize, what the adapter becomes part of: the folder's own weights; what the codes stand "
                  "for; or that sum, quantized again.",
-             .words = {"original", "dequantized", "requantized"},
+             .words = ways,
              .flag_only = true});
   declare_output_folder(table);
 }
