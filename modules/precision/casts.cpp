@@ -72,6 +72,11 @@ at::Tensor integers(const at::Tensor& x, at::ScalarType to) {
 
 at::Tensor move(const at::Tensor& x, c10::Device device) { return x.to(device); }
 
+at::Tensor upload(const at::Tensor& x, c10::Device device) {
+  if (!device.is_cuda() || !x.is_cpu()) return move(x, device);
+  return x.pin_memory().to(device, /*non_blocking=*/true);
+}
+
 bool inside_named_cast() { return cast_depth > 0; }
 
 CastLog::CastLog() : outer_(active_log) { active_log = this; }

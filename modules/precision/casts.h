@@ -23,6 +23,10 @@ at::Tensor integers(const at::Tensor& x, at::ScalarType to);
 // Moves a batch or a weight to a device, its dtype untouched.
 at::Tensor move(const at::Tensor& x, c10::Device device);
 
+// move() of what the CPU has just made. To a GPU it goes through pinned memory, and the call returns before the copy is
+// done: later work on the same stream comes after it, and the pinned block is kept until then by its allocator.
+at::Tensor upload(const at::Tensor& x, c10::Device device);
+
 // True while a named cast runs on this thread.
 bool inside_named_cast();
 

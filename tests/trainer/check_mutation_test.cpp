@@ -35,7 +35,7 @@ RecipeKeys with_teacher(RecipeKeys keys, const std::string& family, const std::s
 }
 
 CheckReport check(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
-  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, tamper);
+  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, {.models = tamper, .batch = {}});
 }
 
 std::string first_violation(const CheckReport& report) {
@@ -297,6 +297,58 @@ TEST_P(CheckAdapter, MutationOfAnyRowIsNamed) {
 INSTANTIATE_TEST_SUITE_P(Table, CheckAdapter,
                          ::testing::Combine(::testing::Values("lora", "dora", "ia3"), ::testing::ValuesIn(kDtypes)),
                          [](const auto& test) { return std::get<0>(test.param) + "_" + std::get<1>(test.param); });
+
+// A batch of which one tensor stayed where the loader made it: what would end a run on a GPU at its first step.
+struct Left {
+  std::string what;
+  std::function<at::Tensor*(data::Batch&)> tensor;
+};
+
+std::vector<Left> tensors_of_a_batch() {
+  const auto value = [](std::optional<at::Tensor>& tensor) { return tensor ? &*tensor : nullptr; };
+  return {{"ids", [](data::Batch& batch) { return &batch.student.ids; }},
+          {"labels", [](data::Batch& batch) { return &batch.student.labels; }},
+          {"attention_mask", [=](data::Batch& batch) { return value(batch.student.attention_mask); }},
+          {"document_ids", [=](data::Batch& batch) { return value(batch.student.document_ids); }},
+          {"teacher ids", [](data::Batch& batch) { return batch.teacher ? &batch.teacher->ids : nullptr; }},
+          {"teacher attention_mask",
+           [=](data::Batch& batch) { return batch.teacher ? value(batch.teacher->attention_mask) : nullptr; }},
+          {"teacher_position", [](data::Batch& batch) { return &batch.teacher_position; }},
+          {"classes", [](data::Batch& batch) { return &batch.classes; }}};
+}
+
+// How many of them the recipe's batches have; each, left on the CPU, must fail the check.
+int leave_each_tensor(const RecipeKeys& keys) {
+  int left = 0;
+  for (const Left& one : tensors_of_a_batch()) {
+    bool there = false;
+    const auto leave = [&](data::Batch& batch) {
+      at::Tensor* tensor = one.tensor(batch);
+      if (tensor == nullptr || !tensor->defined()) return;
+      there = true;
+      *tensor = at::ones(tensor->sizes(), tensor->options().device(at::kCPU));
+    };
+    const CheckReport report =
+        dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, {.models = {}, .batch = leave});
+    EXPECT_EQ(report.passed(), !there) << one.what << ": " << first_violation(report);
+    left += there ? 1 : 0;
+  }
+  return left;
+}
+
+TEST(CheckPlacement, ABatchLeftOnTheCpuIsFoundWhicheverOfItsTensorsItIs) {
+  RecipeKeys packed = with_teacher(recipe_for("llama"), "llama");
+  EXPECT_EQ(leave_each_tensor(packed), 3);
+  packed.emplace_back("data.packing", "padded");
+  EXPECT_EQ(leave_each_tensor(packed), 3);
+  RecipeKeys classifier = recipe_for("bert");
+  classifier.emplace_back("data.packing", "padded");
+  EXPECT_EQ(leave_each_tensor(classifier), 3);
+  RecipeKeys two_streams = with_teacher(recipe_for("llama"), "qwen3_moe");
+  two_streams.emplace_back("objective.divergence", "dskd");
+  two_streams.emplace_back("data.packing", "padded");
+  EXPECT_EQ(leave_each_tensor(two_streams), 6);
+}
 
 TEST(CheckRules, AModuleInAnotherDtypeGetsCastsAtItsDoors) {
   RecipeKeys keys = recipe_for("llama");

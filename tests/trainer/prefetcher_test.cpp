@@ -26,11 +26,15 @@ DataRequest twenty_rows(const TemporaryFolder& folder) {
   return request;
 }
 
+Prefetcher::Make batches_of(const DataSource& source) {
+  return [&source](int64_t i) { return source.batch(i); };
+}
+
 TEST(Prefetcher, GivesTheBatchesOfTheSourceInOrderWhateverTheDepth) {
   const TemporaryFolder folder;
   const DataSource source(twenty_rows(folder));
   for (const int depth : {0, 1, 3, 100}) {
-    Prefetcher prefetcher(source, 7, 29, depth);  // into the third epoch
+    Prefetcher prefetcher(batches_of(source), 7, 29, depth, at::kCPU);  // into the third epoch
     for (int64_t i = 7; i < 29; ++i) {
       ASSERT_TRUE(prefetcher.next().student.ids.equal(source.batch(i).student.ids)) << depth << " " << i;
     }
@@ -38,18 +42,34 @@ TEST(Prefetcher, GivesTheBatchesOfTheSourceInOrderWhateverTheDepth) {
   }
 }
 
-TEST(Prefetcher, GivesTheBatchesThatItsNumbersName) {
+// Meta stands for a GPU: another device than the loader's, to which every tensor has to go.
+TEST(Prefetcher, PlacesEveryTensorOnTheModelsDeviceAndCountsTheTargetsBefore) {
   const TemporaryFolder folder;
   const DataSource source(twenty_rows(folder));
-  for (const int depth : {0, 3}) {
-    for (int64_t rank = 0; rank < 2; ++rank) {  // of two ranks, every other batch
-      Prefetcher prefetcher(source, 2, 9, depth, [rank](int64_t i) { return 2 * i + rank; });
-      for (int64_t i = 2; i < 9; ++i) {
-        const at::Tensor ids = prefetcher.next().student.ids;
-        ASSERT_TRUE(ids.equal(source.batch(2 * i + rank).student.ids)) << depth << " " << i;
-        ASSERT_FALSE(ids.equal(source.batch(i).student.ids)) << depth << " " << i;
+  const auto everything = [&source](int64_t i) {
+    Batch batch = source.batch(i);
+    batch.teacher = batch.student;
+    batch.student.attention_mask = at::ones_like(batch.student.ids);
+    batch.teacher_position = at::zeros_like(batch.student.ids);
+    batch.classes = at::zeros({2}, at::kLong);
+    return batch;
+  };
+  for (const int depth : {0, 2}) {
+    for (const c10::Device device : {c10::Device(at::kMeta), c10::Device(at::kCPU)}) {
+      Prefetcher prefetcher(everything, 0, 4, depth, device);
+      for (int64_t i = 0; i < 4; ++i) {
+        const Batch batch = prefetcher.next();
+        const TokenStream& student = batch.student;
+        for (const at::Tensor& tensor :
+             {student.ids, student.labels, *student.attention_mask, *student.document_ids, batch.teacher->ids,
+              batch.teacher->labels, *batch.teacher->document_ids, batch.teacher_position, batch.classes}) {
+          EXPECT_EQ(tensor.device(), device) << depth << " " << i;
+          EXPECT_EQ(tensor.scalar_type(), at::kLong);
+        }
+        EXPECT_EQ(student.targets, target_count(source.batch(i).student)) << depth << " " << i;
+        EXPECT_EQ(batch.teacher->targets, student.targets);
+        EXPECT_GT(target_count(student), 0);
       }
-      EXPECT_THROW(prefetcher.next(), std::out_of_range);
     }
   }
 }
@@ -58,10 +78,10 @@ TEST(Prefetcher, EndsWhenNobodyTakesItsBatches) {
   const TemporaryFolder folder;
   const DataSource source(twenty_rows(folder));
   for (int i = 0; i < 50; ++i) {
-    Prefetcher prefetcher(source, 0, int64_t{1} << 40, 2);
+    Prefetcher prefetcher(batches_of(source), 0, int64_t{1} << 40, 2, at::kCPU);
     if (i % 2) prefetcher.next();
   }
-  const Prefetcher empty(source, 3, 3, 2);
+  const Prefetcher empty(batches_of(source), 3, 3, 2, at::kCPU);
 }
 
 TEST(Prefetcher, RethrowsWhatHappenedOnItsThread) {
@@ -70,7 +90,7 @@ TEST(Prefetcher, RethrowsWhatHappenedOnItsThread) {
   // The file is cut while the run goes on; what was opened is still the same file.
   std::filesystem::resize_file(folder / "shard-00000.safetensors", 100);
   for (const int depth : {0, 2}) {
-    Prefetcher prefetcher(source, 0, 10, depth);
+    Prefetcher prefetcher(batches_of(source), 0, 10, depth, at::kCPU);
     for (int i = 0; i < 2; ++i) {  // and again, if asked again
       expect_refusal<InputDataError>([&] { prefetcher.next(); }, ExitCode::kInputData,
                                      {"shard-00000.safetensors", "ends at byte"});

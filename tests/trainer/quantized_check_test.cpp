@@ -27,7 +27,7 @@ RecipeKeys quantized_recipe(const std::string& family, const std::string& dtype,
 }
 
 CheckReport checked(const RecipeKeys& keys, const std::function<void(Distillation&)>& tamper = {}) {
-  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, tamper);
+  return dry_run(test::recipe_settings(keys), test::builtin_registries(), /*ranks=*/1, {.models = tamper, .batch = {}});
 }
 
 class QuantizedCheck : public ::testing::TestWithParam<std::string> {};

@@ -11,6 +11,7 @@
 #include "modules/precision/casts.h"
 #include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/data/data_source.h"
 #include "trainer/loop/deal.h"
 #include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
@@ -102,29 +103,44 @@ std::vector<ModuleRow> module_table(const Distillation& objective) {
   return rows;
 }
 
-// A batch of the recipe's shape; what it holds besides ids follows data.packing and the student's head.
-data::Batch meta_batch(const recipe::Settings& settings, const Distillation& objective) {
-  const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
+// A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
+// follows data.packing and the student's head.
+data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& objective) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCPU);
   const int64_t rows = settings.integer("data.batch_size"), length = settings.integer("data.sequence_length");
   auto stream = [&] {
     data::TokenStream tokens;
-    tokens.ids = at::empty({rows, length}, options);
-    tokens.labels = at::empty({rows, length}, options);
+    tokens.ids = at::zeros({rows, length}, options);
+    tokens.labels = at::zeros({rows, length}, options);
     const bool packed = settings.text("data.packing") == "packed";
-    (packed ? tokens.document_ids : tokens.attention_mask) = at::empty({rows, length}, options);
+    (packed ? tokens.document_ids : tokens.attention_mask) = at::ones({rows, length}, options);
     return tokens;
   };
   data::Batch batch;
   batch.student = stream();
   const HeadKind head = objective.student().config.architecture.head;
   if (head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier) {
-    batch.classes = at::empty({rows}, options);
+    batch.classes = at::zeros({rows}, options);
   }
   if (objective.reads_two_streams()) {
     batch.teacher = stream();
-    batch.teacher_position = at::empty({rows, length}, options);
+    batch.teacher_position = at::zeros({rows, length}, options);
   }
   return batch;
+}
+
+// By the way on which training gets its own: who forgets to place a batch on the models' device is found here, as on a
+// GPU, because meta is no less another device than the CPU.
+std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Distillation& objective,
+                                           int64_t count, const Tamper& tamper) {
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, objective); }, 0, count, /*depth=*/0,
+                              objective.device());
+  std::vector<data::Batch> batches;
+  for (int64_t i = 0; i < count; ++i) {
+    batches.push_back(prefetched.next());
+    if (tamper.batch) tamper.batch(batches.back());
+  }
+  return batches;
 }
 
 void plan_weights(const Distillation& objective, const loop::KeptBytes& kept, CheckReport& report) {
@@ -146,12 +162,11 @@ int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::
 
 // One update of the recipe as training runs it.
 void run_training(const recipe::Settings& settings, Distillation& objective, const loop::KeptBytes& kept,
-                  CheckReport& report) {
+                  const Tamper& tamper, CheckReport& report) {
   constexpr int64_t kSteps = 1000;  // the schedule's length changes no dtype and no size
   const auto ranks = report.ranks > 1 ? parallel::make_planned(report.ranks) : parallel::make_solo();
   const int64_t own = telling_micro_batches(settings, *ranks);
-  std::vector<data::Batch> batches;
-  for (int64_t i = 0; i < own; ++i) batches.push_back(meta_batch(settings, objective));
+  const std::vector<data::Batch> batches = batches_of_update(settings, objective, own, tamper);
   const int64_t before = MetaMemory::live_bytes();
   try {
     const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
@@ -217,15 +232,14 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 
 }  // namespace
 
-CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks,
-                    const std::function<void(Distillation&)>& tamper) {
+CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks, const Tamper& tamper) {
   const MetaMemory memory;
   CheckReport report;
   report.ranks = ranks;
   std::unique_ptr<Distillation> objective;
   const auto build = [&] {
     objective = std::make_unique<Distillation>(settings, registries, objective::Materialize::kMeta);
-    if (tamper) tamper(*objective);
+    if (tamper.models) tamper.models(*objective);
   };
   build();
   for (const auto& module : objective->contract_modules()) {
@@ -235,7 +249,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);
   plan_weights(*objective, kept, report);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
-  run_training(settings, *objective, kept, report);
+  run_training(settings, *objective, kept, tamper, report);
   if (objective->student().config.architecture.head != HeadKind::kLanguageModel) return report;
   if (ranks > 1) {  // whose weights went with their ranks; who generates has them all
     objective.reset();

@@ -41,9 +41,14 @@ struct CheckReport {
   bool passed() const { return stored_wrongly.empty() && ran_wrongly.empty(); }
 };
 
-// The plan is that of one of so many ranks. `tamper` is called between building and checking; the mutation tests use
-// it.
+// What the mutation tests break: the models between building and checking, a batch between its placing and its use.
+struct Tamper {
+  std::function<void(objective::Distillation&)> models;
+  std::function<void(data::Batch&)> batch;
+};
+
+// The plan is that of one of so many ranks.
 CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks = 1,
-                    const std::function<void(objective::Distillation&)>& tamper = {});
+                    const Tamper& tamper = {});
 
 }  // namespace limbeck::check

@@ -36,24 +36,17 @@ data::DataRequest data_request(const recipe::Settings& settings, const models::B
   return request;
 }
 
-data::TokenStream on_device(data::TokenStream stream, c10::Device device) {
-  stream.ids = precision::move(stream.ids, device);
-  for (auto* tensor : {&stream.attention_mask, &stream.document_ids}) {
-    if (*tensor) **tensor = precision::move(**tensor, device);
-  }
-  return stream;
-}
-
 // Of the first `batches`, in the order in which they are stored.
 adapters::NptMeans means_over(const models::BuiltModel& built, const data::DataSource& source, int64_t batches,
                               Console& console) {
   const at::NoGradGuard no_gradient;
   adapters::NptMeans means;
-  data::Prefetcher prefetched(source, 0, batches, kPrefetchedBatches);
+  data::Prefetcher prefetched([&](int64_t i) { return source.batch(i); }, 0, batches, kPrefetchedBatches,
+                              built.policy->device());
   Progress progress(console.err(), "consolidate", "batches", batches,
                     ProgressStyle{.width = terminal_width(2), .quiet = console.quiet()});
   for (int64_t i = 0; i < batches; ++i) {
-    const data::TokenStream stream = on_device(prefetched.next().student, built.policy->device());
+    const data::TokenStream stream = prefetched.next().student;
     models::Taps taps;
     taps.keep_adapted = true;
     built.model->encode(objective::model_input(stream, &taps));

@@ -1,8 +1,10 @@
 // What one forward consumes: the tokens of a few sequences, their targets, and which of them see each other.
-// All tensors are int64, contiguous, on the CPU as the loader makes them (the loop moves them).
+// All tensors are int64 and contiguous: on the CPU as a loader makes them, on the models' device once place() has been
+// there, which is where every batch of a Prefetcher has been.
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
 
 namespace limbeck::data {
@@ -15,6 +17,8 @@ struct TokenStream {
   std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding (padded batches)
   std::optional<at::Tensor> document_ids;    // [B, T], 1, 2, … within a row, 0 = padding (packed batches); the first
                                              // token of every document has label -100
+  // Of the labels, counted before they left the CPU: what is asked once an update must not wait for a device.
+  std::optional<int64_t> targets;
 };
 
 struct Batch {
@@ -28,5 +32,9 @@ struct Batch {
 
 // Targets that a language-model loss counts: labels[:, 1:] that are not -100.
 int64_t target_count(const TokenStream& stream);
+
+// The batch on `device`, its targets counted on the way. To a GPU the copies go out of pinned memory and nobody waits
+// for them: what is computed from the batch is queued behind them.
+Batch place(Batch batch, c10::Device device);
 
 }  // namespace limbeck::data

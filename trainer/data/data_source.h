@@ -60,12 +60,12 @@ class DataSource {
   std::unique_ptr<State> state_;
 };
 
-// Makes the batches [begin, end) on a thread of its own, `depth` ahead; the i-th is batch number_of(i) of the source.
-// An error there is rethrown by next().
+// Makes the batches [begin, end) on a thread of its own, `depth` ahead, and places them on the models' device: the one
+// way by which a batch comes to a model. An error there is rethrown by next().
 class Prefetcher {
  public:
-  using NumberOf = std::function<int64_t(int64_t)>;  // empty: i itself
-  Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth, NumberOf number_of = {});
+  using Make = std::function<Batch(int64_t)>;  // any thread
+  Prefetcher(Make make, int64_t begin, int64_t end, int depth, c10::Device device);
   ~Prefetcher();
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;

@@ -15,9 +15,9 @@
 namespace limbeck::data {
 
 struct Prefetcher::State {
-  State(const DataSource& of, int64_t first, int64_t last, int ahead, NumberOf given)
-      : source(of),
-        number_of(std::move(given)),
+  State(Make given, int64_t first, int64_t last, int ahead, c10::Device where)
+      : make_batch(std::move(given)),
+        device(where),
         next(first),
         end(last),
         depth(static_cast<size_t>(std::max(ahead, 0))) {
@@ -72,10 +72,10 @@ struct Prefetcher::State {
     return batch;
   }
 
-  Batch make(int64_t index) const { return source.batch(number_of ? number_of(index) : index); }
+  Batch make(int64_t index) const { return place(make_batch(index), device); }
 
-  const DataSource& source;
-  NumberOf number_of;
+  Make make_batch;
+  c10::Device device;
   int64_t next, end;
   size_t depth;
   std::mutex mutex;
@@ -86,8 +86,8 @@ struct Prefetcher::State {
   std::thread thread;  // last: it uses all of the above
 };
 
-Prefetcher::Prefetcher(const DataSource& source, int64_t begin, int64_t end, int depth, NumberOf number_of)
-    : state_(std::make_unique<State>(source, begin, end, depth, std::move(number_of))) {}
+Prefetcher::Prefetcher(Make make, int64_t begin, int64_t end, int depth, c10::Device device)
+    : state_(std::make_unique<State>(std::move(make), begin, end, depth, device)) {}
 Prefetcher::~Prefetcher() = default;
 
 Batch Prefetcher::next() {

@@ -67,8 +67,8 @@ const RunFolder& Trainer::folder() const { return *state_->folder; }
 const objective::Distillation& Trainer::objective() const { return *state_->objective; }
 
 data::Prefetcher Trainer::State::batches_from(int64_t step, int64_t end) const {
-  return {*train, step * deal.own, end * deal.own, static_cast<int>(settings.integer("data.prefetch")),
-          [dealt = deal](int64_t i) { return dealt.number_of(i); }};
+  return {[source = train.get(), dealt = deal](int64_t i) { return source->batch(dealt.number_of(i)); },
+          step * deal.own, end * deal.own, static_cast<int>(settings.integer("data.prefetch")), objective->device()};
 }
 
 std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetched) const {

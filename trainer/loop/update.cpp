@@ -27,9 +27,7 @@ objective::Progress update_progress(const std::vector<data::Batch>& batches, int
   progress.loss_scale = loss_scale;
   for (const data::Batch& batch : batches) {
     progress.update_sequences += batch.student.ids.size(0);
-    // Every target counts on meta, where labels have no values.
-    progress.update_targets += batch.student.ids.is_meta() ? batch.student.ids.size(0) * (batch.student.ids.size(1) - 1)
-                                                           : data::target_count(batch.student);
+    progress.update_targets += data::target_count(batch.student);
   }
   return progress;
 }

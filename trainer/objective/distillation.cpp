@@ -115,10 +115,10 @@ void Distillation::State::check_pair() const {
                     "head, and student.model has none: set projector.kind = none",
                     settings.where("projector.kind")));
   }
-  if (teacher->policy->device() != student.policy->device() && needs_teacher) {
+  if (teacher->policy->device() != student.policy->device()) {
     throw UsageError(
-        fmt::format("teacher.device = {} {} and student.device = {}: wanted one device, because both heads "
-                    "meet in one operator",
+        fmt::format("teacher.device = {} {} and student.device = {}: wanted one device, because both "
+                    "read the same batch, in evaluation always",
                     teacher->policy->device().str(), settings.where("teacher.device"), student.policy->device().str()));
   }
   if (crosses || !has_language_head(student)) return;
@@ -199,6 +199,9 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
 
 const std::optional<models::BuiltModel>& Distillation::teacher() const { return state_->teacher; }
 const models::BuiltModel& Distillation::student() const { return state_->student; }
+c10::Device Distillation::device() const {
+  return state_->meta ? c10::Device(c10::kMeta) : state_->student.policy->device();
+}
 
 std::vector<std::shared_ptr<precision::ContractModule>> Distillation::contract_modules() const {
   std::vector<std::shared_ptr<precision::ContractModule>> found;

@@ -41,6 +41,7 @@ class Distillation {
 
   const std::optional<models::BuiltModel>& teacher() const;
   const models::BuiltModel& student() const;
+  c10::Device device() const;  // where its batches belong
   std::vector<std::shared_ptr<precision::ContractModule>> contract_modules() const;
   std::vector<TrainedParameter> trained_parameters() const;
   // Projectors and the like: tensors beside the student that a checkpoint or export keeps, by name.

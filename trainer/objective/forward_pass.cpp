@@ -78,8 +78,7 @@ at::Tensor ForwardPass::weights(const at::Tensor& mask_n, double value) const {
 }
 
 int64_t ForwardPass::batch_targets() const {
-  if (meta) return batch->student.ids.size(0) * std::max<int64_t>(batch->student.ids.size(1) - 1, 0);
-  return target_n.sum().item<int64_t>();
+  return data::target_count(batch->student);
 }
 
 void count_tokens(ForwardPass& pass) {

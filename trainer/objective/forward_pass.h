@@ -59,7 +59,7 @@ struct ForwardPass {
 
   // Zero where the mask is not set, else `value`.
   at::Tensor weights(const at::Tensor& mask_n, double value) const;
-  int64_t batch_targets() const;  // of this batch; on meta its capacity
+  int64_t batch_targets() const;  // of this batch
 };
 
 // Fills what follows from the batch and the progress; the states are the caller's.
