@@ -15,6 +15,7 @@
 #include "trainer/cli/json_result.h"
 #include "trainer/cli/output_paths.h"
 #include "trainer/cli/plugin_loader.h"
+#include "trainer/cli/worker_threads.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -172,6 +173,7 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
   check_json_is_no_input(settings, recipe_path);
   check_outputs(settings, recipe_path);
+  if (command.computes) start_worker_threads();
   execute(command, settings, parsed.operands);
 }
 

@@ -7,10 +7,10 @@
 
 namespace limbeck::cli {
 
-// IoError when FILE could not be written at the end; called before the work starts.
 // Whether a file is what write_json_result() writes: the one file that a command may find where it shall write and
 // replace without asking whose it is.
 bool is_json_result(const std::string& path);
+// IoError when FILE could not be written at the end; called before the work starts.
 void check_json_target(const std::string& target);
 
 // Written to a temporary beside the target, flushed to disk, then renamed: never half a result under the name.

@@ -30,8 +30,8 @@ namespace {
     said = "limbeck: out of memory before the work began or while it ended: raise the limit (ulimit -v) or free some\n";
     code = static_cast<int>(limbeck::ExitCode::kNumeric);
   } catch (const std::system_error&) {
-    said = "limbeck: the system refused a thread or the like: raise the limits (ulimit -v, ulimit -u)\n";
-    code = static_cast<int>(limbeck::ExitCode::kIo);
+    said = "limbeck: a thread cannot be started: raise the limits (ulimit -v, ulimit -u)\n";
+    code = static_cast<int>(limbeck::ExitCode::kNumeric);
   } catch (...) {
   }
   [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, said, std::strlen(said));
