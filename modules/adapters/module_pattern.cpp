@@ -21,7 +21,7 @@ bool is_plain(const std::string& text) {
   return text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == text.npos;
 }
 
-re2::RE2::Options options() {
+re2::RE2::Options expression_options() {
   re2::RE2::Options wanted;
   wanted.set_log_errors(false);
   wanted.set_never_capture(true);
@@ -43,7 +43,7 @@ ModulePattern::ModulePattern(std::string text) : text_(std::move(text)) {
     fault_ = fmt::format("pattern {}: {} is not supported, spell it out", io::in_quotes(text_), what);
     return;
   }
-  expression_ = std::make_shared<const re2::RE2>("(?:.*\\.)?(?:" + text_ + ")", options());
+  expression_ = std::make_shared<const re2::RE2>("(?:.*\\.)?(?:" + text_ + ")", expression_options());
   if (expression_->ok()) return;
   fault_ = fmt::format(
       "pattern {} is no regular expression that is matched in linear time ({}); lookahead and backreferences "

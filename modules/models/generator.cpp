@@ -41,7 +41,7 @@ int64_t sample(const at::Tensor& logits_v, const GenerateOptions& options, uint6
 }
 
 // Of the rows that still go on: one that has ended only carries padding.
-void check_finite(const at::Tensor& logits_bv, const at::Tensor& finished, int64_t step) {
+void check_logits(const at::Tensor& logits_bv, const at::Tensor& finished, int64_t step) {
   const at::Tensor broken = logits_bv.isfinite().all(-1).logical_or(finished).logical_not();
   if (!broken.any().item<bool>()) return;
   throw NumericError(fmt::format(
@@ -116,7 +116,7 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
     input.cache = cache ? &*cache : nullptr;
     const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
     const at::Tensor logits = model.head(last).select(1, 0);
-    if (!options.allow_nonfinite) check_finite(logits, finished, step);
+    if (!options.allow_nonfinite) check_logits(logits, finished, step);
     at::Tensor next = choose(logits, options, step);
     next = next.masked_fill(finished, pad);
     ids = at::cat({ids, next.unsqueeze(1)}, 1);

@@ -19,6 +19,19 @@ TEST(PeftConfig, PatternsNameModulesAsPeftDoes) {
   EXPECT_TRUE(ModulePattern("lm_head").names("lm_head"));
 }
 
+TEST(PeftConfig, AFaultyPatternNamesNothingAndSaysWhy) {
+  for (const char* pattern :
+       {"(?!q)_proj", "(q)\\1", "(?P<x>q)(?P=x)", "q(", "q++", "q{,3}", "[[:alpha:]]", "\\Qq\\E"}) {
+    const ModulePattern wrong(pattern);
+    EXPECT_NE(wrong.fault(), "") << pattern;
+    EXPECT_FALSE(wrong.names("q")) << pattern;
+  }
+  EXPECT_NE(ModulePattern("(?!q)_proj").fault().find("lookahead and backreferences are not supported"),
+            std::string::npos);
+  EXPECT_EQ(ModulePattern("(.|.)*Z").fault(), "");
+  EXPECT_FALSE(ModulePattern("(.|.)*Z").names(std::string(100'000, 'a')));
+}
+
 TEST(PeftConfig, ScalesByAlphaAndRankOfTheModule) {
   const test::TemporaryFolder folder;
   const auto read = [&](const std::string& more) {

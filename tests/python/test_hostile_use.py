@@ -126,6 +126,10 @@ def test_a_run_never_lies_in_what_it_reads(work):
         message = refused("train", work.recipe("inside"), f"--run={work.folder / target}")
         assert f"--{source}=" in message and "which is read" in message
     assert not (work.folder / "student" / ".lock").exists()
+    run = work.folder / "own"
+    saved(work.student, run / "final")
+    message = refused("train", work.recipe("own", student__model=run / "final", **KEYS), f"--run={run}")
+    assert message.startswith(f"--run={run / 'final'}: is the same folder as --student.model=")
 
 
 def test_lock_follows_no_link(work, tmp_path):
@@ -323,7 +327,7 @@ def test_a_limit_of_memory_ends_in_words(work, tmp_path):
     forward_ids = ("forward", "--model", work.folder / "student", "--input", tmp_path / "in.safetensors",
                    "--output", tmp_path / "out", "--threads=2")  # fmt: skip
     recipe, codes = work.recipe("memory", **KEYS), set()
-    for megabytes in [*range(300, 600, 20), 2000]:
+    for megabytes in [*range(310, 560, 40), 2000]:
         train = ("train", recipe, f"--run={tmp_path / str(megabytes)}", "--threads=2")
         for arguments in (("list", "models"), forward_ids, train):
             done = subprocess.run([str(LIMBECK), *map(str, arguments), "--quiet"], capture_output=True, text=True,

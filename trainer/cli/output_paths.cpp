@@ -18,13 +18,13 @@ using recipe::OptionKind;
 constexpr int kDeepest = 2;
 constexpr int kMostLookedAt = 100'000;
 
-[[noreturn]] void refuse(const NamedPath& output, const NamedPath& input, const std::string& what) {
+[[noreturn]] void refuse_for(const NamedPath& output, const NamedPath& input, const std::string& what) {
   throw UsageError(fmt::format("{}={}: {} {}={}, which is read: name another place", output.name,
                                recipe::shown(output.path.string()), what, input.name,
                                recipe::shown(input.path.string())));
 }
 
-bool holds(const fs::path& folder, const io::FileIdentity& file) {
+bool holds_file(const fs::path& folder, const io::FileIdentity& file) {
   std::error_code ignored;
   auto entry = fs::recursive_directory_iterator(folder, fs::directory_options::skip_permission_denied, ignored);
   for (int seen = 0; !ignored && entry != fs::recursive_directory_iterator() && seen < kMostLookedAt; ++seen) {
@@ -46,9 +46,10 @@ void check_output_file(const NamedPath& output, const std::vector<NamedPath>& in
   const auto file = io::identity_of(output.path);
   if (!file) return;
   for (const NamedPath& input : inputs) {
-    if (io::identity_of(input.path) == file) refuse(output, input, "is the same file as");
+    if (io::identity_of(input.path) == file) refuse_for(output, input, "is the same file as");
     std::error_code ignored;
-    if (fs::is_directory(input.path, ignored) && holds(input.path, *file)) refuse(output, input, "is a file of");
+    if (fs::is_directory(input.path, ignored) && holds_file(input.path, *file))
+      refuse_for(output, input, "is a file of");
   }
 }
 
@@ -58,9 +59,9 @@ void check_output_folder(const NamedPath& output, const std::vector<NamedPath>& 
   for (const NamedPath& input : inputs) {
     const auto folder = fs::is_directory(input.path, ignored) ? io::identity_of(input.path) : std::nullopt;
     if (!folder) continue;
-    if (io::identity_of(output.path) == folder) refuse(output, input, "is the same folder as");
+    if (io::identity_of(output.path) == folder) refuse_for(output, input, "is the same folder as");
     for (fs::path above = target; above.has_relative_path(); above = above.parent_path()) {
-      if (io::identity_of(above) == folder) refuse(output, input, "lies in the folder");
+      if (io::identity_of(above) == folder) refuse_for(output, input, "lies in the folder");
     }
   }
 }

@@ -16,7 +16,7 @@ namespace limbeck::cli {
 
 namespace {
 
-std::string loading;  // the plug-in whose initialisers run
+std::string loading_plugin;  // the plug-in whose initialisers run
 
 // Nothing can be caught that leaves an initialiser: the exception would have to pass through the dynamic loader.
 [[noreturn]] void name_the_plugin() {
@@ -27,12 +27,12 @@ std::string loading;  // the plug-in whose initialisers run
     what = error.what();
   } catch (...) {
   }
-  std::cerr << "limbeck: " << loading << ": cannot load it: its initialisers threw " << what << std::endl;
+  std::cerr << "limbeck: " << loading_plugin << ": cannot load it: its initialisers threw " << what << std::endl;
   std::_Exit(static_cast<int>(ExitCode::kUsage));
 }
 
 void* open_library(const std::filesystem::path& file, const std::string& name) {
-  loading = name;
+  loading_plugin = name;
   const std::terminate_handler before = std::set_terminate(name_the_plugin);
   void* library = ::dlopen(file.c_str(), RTLD_NOW | RTLD_GLOBAL);
   std::set_terminate(before);
