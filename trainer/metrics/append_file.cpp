@@ -11,8 +11,7 @@
 namespace limbeck::metrics {
 
 AppendFile::AppendFile(const std::filesystem::path& path)
-    : path_(path),
-      descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0666)) {
+    : path_(path), descriptor_(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666)) {
   if (descriptor_ < 0) {
     throw IoError(path_.string() + ": cannot be opened for appending: " + std::strerror(errno) +
                   "; choose another folder with --run=DIR");
