@@ -39,7 +39,7 @@ __device__ __forceinline__ void put(double* to, double value) { *to = value; }
 __device__ __forceinline__ void put(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 __device__ __forceinline__ void put(__half* to, float value) { *to = __float2half_rn(value); }
 
-// `Elements` values that one instruction moves where pointers and strides allow it (16 bytes), else one at a time.
+// As many values as one instruction moves where pointers and strides allow it (16 bytes), else one at a time.
 template <class T, int elements>
 struct alignas(sizeof(T) * elements) Pack {
   T value[elements];

@@ -237,6 +237,19 @@ def page(runs: list[Run], title: str) -> str:
 """
 
 
+def refuse_output(output: Path, runs: list[Run]) -> None:
+    """What is no regular file is not replaced, nor anything of a run but an older report, whatever it is called."""
+    if not output.exists():
+        return
+    if not output.is_file():
+        kind = "a folder" if output.is_dir() else "no regular file"
+        raise ReportError(6, f"{output}: is {kind}, wanted the name of a file, new or to be replaced: choose another with --output FILE")
+    for run in runs:
+        for read in (run.folder / name for name in ("metrics.jsonl", "contract.json", "recipe.ini")):
+            if read.exists() and output.samefile(read):
+                raise ReportError(USAGE, f"--output {output}: is {read}, which is read: name another place")
+
+
 def write_whole(path: Path, text: str) -> None:
     """Under its name only when it is complete."""
     try:
@@ -260,6 +273,7 @@ def main(arguments: list[str]) -> int:
         groups = list(dict.fromkeys(run.group for run in runs))
         title = options.title or ("Limbeck: " + (runs[0].name if len(runs) == 1 else ", ".join(groups)))
         output = options.output or runs[0].folder / "report.html"
+        refuse_output(output, runs)
         write_whole(output, page(runs, title))
     except ReportError as error:
         print(f"report: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
 // What a plug-in implements: a shared library, built against these headers and linked to nothing that limbeck does not
-// link, that registers more objectives, adapters and the like when `--plugin LIB.so` loads it.
+// link, that registers more objectives when `--plugin LIB.so` loads it. Only objectives are looked up where a run
+// chooses them; what is added to another registry appears in `limbeck list` and is used by nothing.
 //
 //   #include "trainer/plugin.h"
 //   LIMBECK_PLUGIN(host) { host.registries.of<Factory>("objectives").add("mine", "what it does", make_mine); }

@@ -42,7 +42,7 @@ std::map<std::string, NamedHost> targets_of(const models::BuiltModel& built, con
   std::map<std::string, NamedHost> found;
   for (const auto& [name, host] : every) {
     const bool named = std::any_of(wanted.targets.begin(), wanted.targets.end(),
-                                   [&, &module = name](const auto& target) { return names_module(target, module); });
+                                   [&, &module = name](const ModulePattern& target) { return target.names(module); });
     if (wanted.targets.empty() ? is_default_target(host.host, wanted.config.kind) : named) found.emplace(name, host);
   }
   if (found.empty()) {
@@ -52,13 +52,15 @@ std::map<std::string, NamedHost> targets_of(const models::BuiltModel& built, con
   return found;
 }
 
-void require_named(const std::string& what, const std::string& pattern, const std::map<std::string, NamedHost>& among) {
+void require_named(const std::string& what, const ModulePattern& pattern,
+                   const std::map<std::string, NamedHost>& among) {
   const auto names = names_of(among);
-  if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return names_module(pattern, name); })) return;
-  throw UsageError(fmt::format(
-      "adapter.{} {} names no linear module, embedding or expert stack{}: the nearest "
-      "are {}",
-      what, pattern, what == "target" ? "" : " that is adapted", fmt::join(nearest_names(pattern, names, 3), ", ")));
+  if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return pattern.names(name); })) return;
+  throw UsageError(
+      fmt::format("adapter.{} {} names no linear module, embedding or expert stack{}: the nearest "
+                  "are {}",
+                  what, pattern.text(), what == "target" ? "" : " that is adapted",
+                  fmt::join(nearest_names(pattern.text(), names, 3), ", ")));
 }
 
 void require_fits(const PeftConfig& config, const AnyHost& host) {
@@ -117,7 +119,7 @@ std::shared_ptr<models::ExpertAdapter> make_adapter(const AdapterParts& parts, c
 
 int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {
   const auto every = adapter_hosts(built);
-  for (const std::string& target : wanted.targets) require_named("target", target, every);
+  for (const ModulePattern& target : wanted.targets) require_named("target", target, every);
   const auto hosts = targets_of(built, wanted, every);
   for (const auto& [pattern, rank] : wanted.config.ranks) require_named("rank_pattern", pattern, hosts);
   for (const auto& [pattern, alpha] : wanted.config.alphas) require_named("alpha_pattern", pattern, hosts);

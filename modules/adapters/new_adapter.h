@@ -14,7 +14,7 @@ struct NewAdapter {
   PeftConfig config;
   // Modules as PEFT names them ("q_proj", "layers.0.self_attn.v_proj", "embed_tokens", "experts.down_proj"). None:
   // every linear module of the layers but routers, and for IA3 keys, values and what leads out of the MLP.
-  std::vector<std::string> targets;
+  std::vector<ModulePattern> targets;
   std::string name = "default";
   uint64_t seed = 0;
 };

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <regex>
 #include <string_view>
 
 #include "modules/errors.h"
@@ -17,7 +16,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMostOfPattern = 200;
+constexpr size_t kMostOfName = 200;        // of a parameter
+constexpr size_t kMostPatterns = 1 << 16;  // each is asked about every module
+constexpr size_t kMostSteps = 100'000;     // of all their automata together
 
 // What says nothing about the arithmetic of a forward.
 constexpr std::array<std::string_view, 31> kNoMatter = {
@@ -38,14 +39,10 @@ bool says_nothing(const json& value) {
          (value.is_structured() && value.empty());
 }
 
-bool plain(const std::string& pattern) {
-  return pattern.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == pattern.npos;
-}
-
 template <class Value>
 Value value_of(const ByPattern<Value>& patterns, const std::string& module, Value fallback) {
   for (const auto& [pattern, value] : patterns) {
-    if (names_module(pattern, module)) return value;
+    if (pattern.names(module)) return value;
   }
   return fallback;
 }
@@ -56,10 +53,20 @@ ByPattern<Value> read_patterns(const io::JsonFile& file, const std::string& key,
   ByPattern<Value> found;
   if (!file.has(key)) return found;
   const io::JsonFile patterns = file.child(key);
+  if (patterns.value().size() > kMostPatterns) {
+    throw WeightsError(
+        fmt::format("{}: {} patterns, wanted at most {}", patterns.where(), patterns.value().size(), kMostPatterns));
+  }
+  size_t steps = 0;
   for (const auto& entry : patterns.value().items()) {
-    const std::string fault = pattern_fault(entry.key());
-    if (!fault.empty()) throw WeightsError(patterns.where() + ": " + fault);
-    found.emplace_back(entry.key(), read(patterns, entry.key()));
+    const ModulePattern pattern(entry.key());
+    if (!pattern.fault().empty()) throw WeightsError(patterns.where() + ": " + pattern.fault());
+    steps += pattern.steps();
+    if (steps > kMostSteps) {
+      throw WeightsError(fmt::format("{}: its regular expressions are too large together: name the modules plainly",
+                                     patterns.where()));
+    }
+    found.emplace_back(pattern, read(patterns, entry.key()));
   }
   return found;
 }
@@ -80,7 +87,7 @@ std::vector<std::string> read_parameters(const io::JsonFile& file, const PeftCon
   if (!file.has("target_parameters") || file.value()["target_parameters"].is_null()) return found;
   const json& list = file.value()["target_parameters"];
   const bool strings = list.is_array() && std::all_of(list.begin(), list.end(), [](const json& one) {
-                         return one.is_string() && one.get_ref<const std::string&>().size() <= kMostOfPattern;
+                         return one.is_string() && one.get_ref<const std::string&>().size() <= kMostOfName;
                        });
   if (!strings) throw WeightsError(file.where() + ": target_parameters is " + list.dump() + ", wanted a list of names");
   for (const json& one : list) found.push_back(one.get<std::string>());
@@ -90,25 +97,6 @@ std::vector<std::string> read_parameters(const io::JsonFile& file, const PeftCon
 }
 
 }  // namespace
-
-bool names_module(const std::string& pattern, const std::string& module) {
-  if (plain(pattern)) {
-    if (!module.ends_with(pattern)) return false;
-    return module.size() == pattern.size() || module[module.size() - pattern.size() - 1] == '.';
-  }
-  return std::regex_match(module, std::regex("(?:.*\\.)?(?:" + pattern + ")"));
-}
-
-std::string pattern_fault(const std::string& pattern) {
-  try {
-    if (pattern.size() > kMostOfPattern) throw std::regex_error(std::regex_constants::error_complexity);
-    names_module(pattern, "");
-    return "";
-  } catch (const std::regex_error&) {
-    return fmt::format("pattern {} is no regular expression, or over {} characters", io::in_quotes(pattern),
-                       kMostOfPattern);
-  }
-}
 
 PeftConfig read_peft_config(const std::filesystem::path& path) {
   const io::JsonFile file(path);

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "modules/adapters/module_pattern.h"
 #include "modules/io/json_file.h"
 
 namespace limbeck::adapters {
@@ -13,7 +14,7 @@ enum class PeftKind { kLora, kIa3 };
 
 // Values of modules by name, the first pattern that names a module decides.
 template <class Value>
-using ByPattern = std::vector<std::pair<std::string, Value>>;
+using ByPattern = std::vector<std::pair<ModulePattern, Value>>;
 
 struct PeftConfig {
   PeftKind kind = PeftKind::kLora;
@@ -36,10 +37,5 @@ PeftConfig read_peft_config(const std::filesystem::path& path);
 
 inline constexpr int64_t kMostRank = 1 << 16;
 inline constexpr double kMostAlpha = 1e9;
-
-// PEFT's rule: the pattern, a regular expression, is the module's name or what follows a dot in it, to its end.
-bool names_module(const std::string& pattern, const std::string& module);
-// What is wrong with a pattern, or "".
-std::string pattern_fault(const std::string& pattern);
 
 }  // namespace limbeck::adapters

@@ -40,7 +40,7 @@ json target_names(const Names& adapted, const Hosts& every, bool stacks) {
 template <class Value>
 json as_object(const ByPattern<Value>& patterns) {
   json object = json::object();
-  for (const auto& [pattern, value] : patterns) object[pattern] = value;
+  for (const auto& [pattern, value] : patterns) object[pattern.text()] = value;
   return object;
 }
 

@@ -1,6 +1,6 @@
 // A file that appears under its name complete and on disk, or not at all: written beside the target under a temporary
-// name, flushed, renamed, and the rename flushed. Space is reserved before the first byte. Failures throw IoError and
-// leave the old file, if any, untouched; the temporary is removed.
+// name, flushed, renamed, and the rename flushed. What is no regular file is not replaced. Space is reserved before the
+// first byte. Failures throw IoError and leave the old file, if any, untouched; the temporary is removed.
 #pragma once
 #include <cstdint>
 #include <filesystem>

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "modules/errors.h"
+#include "modules/io/file_identity.h"
 
 namespace limbeck::io {
 namespace {
@@ -41,15 +42,6 @@ class Descriptor {
 [[noreturn]] void fail_open(const fs::path& path, int error) {
   if (error == ENOENT || error == ENOTDIR) throw WeightsError(path.string() + ": no such file");
   throw IoError(path.string() + ": cannot be opened: " + std::strerror(error));
-}
-
-std::string kind_of(mode_t mode) {
-  if (S_ISDIR(mode)) return "a folder";
-  if (S_ISLNK(mode)) return "a symbolic link";
-  if (S_ISFIFO(mode)) return "a FIFO";
-  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
-  if (S_ISSOCK(mode)) return "a socket";
-  return "no regular file";
 }
 
 [[noreturn]] void refuse_kind(const fs::path& path, mode_t mode) {

@@ -27,6 +27,12 @@ std::string shown(const json& value) {
 
 std::string shown(double value) { return json(value).dump(); }
 
+std::string wanted_integer(int64_t low, int64_t high) {
+  return "an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]";
+}
+
+std::string wanted_number(double low, double high) { return "a number in [" + shown(low) + ", " + shown(high) + "]"; }
+
 const json& member(const JsonFile& file, const std::string& key, const std::string& wanted) {
   if (!file.has(key)) throw WeightsError(file.where() + ": key " + in_quotes(key) + " is missing, wanted " + wanted);
   return file.value().at(key);
@@ -35,6 +41,13 @@ const json& member(const JsonFile& file, const std::string& key, const std::stri
 [[noreturn]] void refuse(const JsonFile& file, const std::string& key, const std::string& wanted) {
   throw WeightsError(file.where() + ": key " + in_quotes(key) + " = " + shown(file.value().at(key)) + ", wanted " +
                      wanted);
+}
+
+// A range may follow from other keys: then the usual default is no better than a wrong value.
+[[noreturn]] void refuse_default(const JsonFile& file, const std::string& key, const std::string& fallback,
+                                 const std::string& wanted) {
+  throw WeightsError(file.where() + ": key " + in_quotes(key) + " is missing and would be " + fallback + ", wanted " +
+                     wanted + ": give it");
 }
 
 }  // namespace
@@ -65,7 +78,7 @@ JsonFile JsonFile::child(const std::string& key) const {
 }
 
 int64_t JsonFile::integer(const std::string& key, int64_t low, int64_t high) const {
-  const std::string wanted = "an integer in [" + std::to_string(low) + ", " + std::to_string(high) + "]";
+  const std::string wanted = wanted_integer(low, high);
   const json& found = member(*this, key, wanted);
   // Never through double: 2^63 + 1 must not become 2^63.
   if (found.is_number_unsigned()) {
@@ -81,11 +94,14 @@ int64_t JsonFile::integer(const std::string& key, int64_t low, int64_t high) con
 }
 
 int64_t JsonFile::integer_or(const std::string& key, int64_t fallback, int64_t low, int64_t high) const {
-  return has(key) ? integer(key, low, high) : fallback;
+  if (has(key)) return integer(key, low, high);
+  if (fallback < low || fallback > high)
+    refuse_default(*this, key, std::to_string(fallback), wanted_integer(low, high));
+  return fallback;
 }
 
 double JsonFile::number(const std::string& key, double low, double high) const {
-  const std::string wanted = "a number in [" + shown(low) + ", " + shown(high) + "]";
+  const std::string wanted = wanted_number(low, high);
   const json& found = member(*this, key, wanted);
   if (!found.is_number()) refuse(*this, key, wanted);
   const auto value = found.get<double>();
@@ -94,7 +110,9 @@ double JsonFile::number(const std::string& key, double low, double high) const {
 }
 
 double JsonFile::number_or(const std::string& key, double fallback, double low, double high) const {
-  return has(key) ? number(key, low, high) : fallback;
+  if (has(key)) return number(key, low, high);
+  if (!(fallback >= low && fallback <= high)) refuse_default(*this, key, shown(fallback), wanted_number(low, high));
+  return fallback;
 }
 
 bool JsonFile::boolean_or(const std::string& key, bool fallback) const {

@@ -21,6 +21,7 @@ class JsonFile {
   bool has(const std::string& key) const;        // present and not null
   JsonFile child(const std::string& key) const;  // an object member
   int64_t integer(const std::string& key, int64_t low, int64_t high) const;
+  // The fallback, too, must be in the range.
   int64_t integer_or(const std::string& key, int64_t fallback, int64_t low, int64_t high) const;
   double number(const std::string& key, double low, double high) const;
   double number_or(const std::string& key, double fallback, double low, double high) const;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <optional>
 
@@ -19,7 +20,8 @@ namespace {
 // Draws one id from the softmax of `logits` [V] after temperature, top-k and top-p; ties keep the lower id.
 int64_t sample(const at::Tensor& logits_v, const GenerateOptions& options, uint64_t row, uint64_t step) {
   const at::Tensor wide = precision::cast(logits_v, logits_v.scalar_type(), at::kDouble, "generate (sampling)");
-  const at::Tensor scaled = (wide / options.temperature).contiguous();
+  // From the greatest, and then divided: beside a temperature near zero any other is infinitely far below it.
+  const at::Tensor scaled = ((wide - wide.max()) / options.temperature).contiguous();
   const double* score = scaled.const_data_ptr<double>();
   std::vector<int64_t> order(static_cast<size_t>(scaled.numel()));
   std::iota(order.begin(), order.end(), 0);
@@ -38,7 +40,20 @@ int64_t sample(const at::Tensor& logits_v, const GenerateOptions& options, uint6
   return order[std::min<size_t>(static_cast<size_t>(chosen - cumulative.begin()), kept - 1)];
 }
 
-at::Tensor choose(const at::Tensor& logits_bv, const GenerateOptions& options, int64_t step) {
+// Of the rows that still go on: one that has ended only carries padding.
+void check_logits(const at::Tensor& logits_bv, const at::Tensor& finished, int64_t step) {
+  const at::Tensor broken = logits_bv.isfinite().all(-1).logical_or(finished).logical_not();
+  if (!broken.any().item<bool>()) return;
+  throw NumericError(fmt::format(
+      "generate: the logits of row {} at new token {} are NaN or infinite: damaged weights, or values beyond "
+      "{}: choose a wider --dtype; --allow-nonfinite goes on all the same",
+      broken.nonzero()[0].item<int64_t>(), step + 1, precision::dtype_name(logits_bv.scalar_type())));
+}
+
+at::Tensor choose(const at::Tensor& given_bv, const GenerateOptions& options, int64_t step) {
+  // First NaN to the least, then infinities to what is finite: a sample is drawn from differences.
+  const at::Tensor logits_bv =
+      options.allow_nonfinite ? given_bv.nan_to_num(-std::numeric_limits<double>::infinity()).nan_to_num() : given_bv;
   if (options.temperature == 0.0) return logits_bv.argmax(-1);
   const at::Tensor next = at::empty({logits_bv.size(0)}, at::TensorOptions().dtype(at::kLong));
   const at::Tensor on_cpu = precision::move(logits_bv, at::kCPU);
@@ -100,7 +115,9 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
     input.position_ids = positions_of(mask).narrow(1, known, fresh);
     input.cache = cache ? &*cache : nullptr;
     const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
-    at::Tensor next = choose(model.head(last).select(1, 0), options, step);
+    const at::Tensor logits = model.head(last).select(1, 0);
+    if (!options.allow_nonfinite) check_logits(logits, finished, step);
+    at::Tensor next = choose(logits, options, step);
     next = next.masked_fill(finished, pad);
     ids = at::cat({ids, next.unsqueeze(1)}, 1);
     mask = at::cat({mask, at::ones({batch, 1}, mask.options())}, 1);

@@ -15,7 +15,8 @@ struct GenerateOptions {
   double top_p = 1.0;
   uint64_t seed = 0;
   bool cache = true;
-  bool ignore_end = false;  // go on past the end-of-sequence id
+  bool allow_nonfinite = false;  // go on with the greatest of what is no NaN; else NumericError
+  bool ignore_end = false;       // go on past the end-of-sequence id
 };
 
 // ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are

@@ -55,8 +55,8 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
 }
 
 // A GPU's operators must be in the process before anything asks ATen for CUDA: ATen keeps its first answer.
-// "cuda" becomes the present one, "cuda:0" unless the ranks of a run chose (parallel/join.cpp): what its tensors
-// report.
+// "cuda" becomes the present one, "cuda:0" unless the ranks of a run chose (trainer/parallel/join.cpp): what its
+// tensors report.
 c10::Device usable_device(const ModelRequest& request) {
   if (request.device.is_cpu()) return request.device;
   if (!request.device.is_cuda()) {

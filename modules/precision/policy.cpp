@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
@@ -13,15 +14,34 @@ namespace limbeck::precision {
 
 namespace {
 
+// Whether all of text is what pattern says, both as sequences: `any` stands for any run of elements, another element
+// for one that `fits` it. When a run proves too short, only the last one grows: no pattern takes more steps than
+// pattern times text, where trying each run's length by itself takes as many as there are ways to divide the text.
+template <class Sequence, class IsAny, class Fits>
+bool sequence_matches(const Sequence& pattern, const Sequence& text, const IsAny& is_any, const Fits& fits) {
+  constexpr size_t kNone = std::string_view::npos;
+  size_t p = 0, t = 0, after_any = kNone, taken_to = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && is_any(pattern[p])) {
+      after_any = ++p;
+      taken_to = t;
+    } else if (p < pattern.size() && fits(pattern[p], text[t])) {
+      ++p, ++t;
+    } else if (after_any != kNone) {
+      p = after_any;
+      t = ++taken_to;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && is_any(pattern[p])) ++p;
+  return p == pattern.size();
+}
+
 // Within one segment: * is any run of characters.
 bool segment_matches(std::string_view pattern, std::string_view text) {
-  if (pattern.empty()) return text.empty();
-  if (pattern[0] != '*')
-    return !text.empty() && pattern[0] == text[0] && segment_matches(pattern.substr(1), text.substr(1));
-  for (size_t skip = 0; skip <= text.size(); ++skip) {
-    if (segment_matches(pattern.substr(1), text.substr(skip))) return true;
-  }
-  return false;
+  return sequence_matches(
+      pattern, text, [](char c) { return c == '*'; }, [](char wanted, char got) { return wanted == got; });
 }
 
 std::pair<std::string_view, std::string_view> split_first(std::string_view path) {
@@ -30,21 +50,22 @@ std::pair<std::string_view, std::string_view> split_first(std::string_view path)
   return {path.substr(0, dot), path.substr(dot + 1)};
 }
 
-bool path_matches(std::string_view pattern, std::string_view path) {
-  if (pattern.empty()) return path.empty();
-  const auto [pattern_head, pattern_rest] = split_first(pattern);
-  if (pattern_head == "**") {
-    if (path_matches(pattern_rest, path)) return true;
-    return !path.empty() && path_matches(pattern, split_first(path).second);
+std::vector<std::string_view> segments(std::string_view path) {
+  std::vector<std::string_view> found;
+  while (!path.empty()) {
+    const auto [head, rest] = split_first(path);
+    found.push_back(head);
+    path = rest;
   }
-  if (path.empty()) return false;
-  const auto [path_head, path_rest] = split_first(path);
-  return segment_matches(pattern_head, path_head) && path_matches(pattern_rest, path_rest);
+  return found;
 }
 
 }  // namespace
 
-bool matches(const std::string& pattern, const std::string& path) { return path_matches(pattern, path); }
+bool matches(const std::string& pattern, const std::string& path) {
+  return sequence_matches(
+      segments(pattern), segments(path), [](std::string_view segment) { return segment == "**"; }, segment_matches);
+}
 
 Rule parse_rule(const std::string& text, const std::string& source) {
   std::istringstream words(text);

@@ -132,6 +132,10 @@ void read_settings(const io::JsonFile& file) {
     });
     attempt([&] { file.integer_or(key, 0, INT64_MIN, INT64_MAX); });
     attempt([&] {
+      const int64_t value = file.integer_or(key, 8, 1, 4);
+      require(value >= 1 && value <= 4, "integer in range, the default too");
+    });
+    attempt([&] {
       const double value = file.number(key, -1e3, 1e3);
       require(value >= -1e3 && value <= 1e3, "number in range");
     });

@@ -69,7 +69,7 @@ class AdapterSwitch : public ::testing::TestWithParam<Row> {
 
 NewAdapter lora(uint64_t seed, const std::vector<std::string>& targets = {}) {
   NewAdapter wanted;
-  wanted.targets = targets;
+  wanted.targets.assign(targets.begin(), targets.end());
   wanted.config.rank = 4;
   wanted.config.alpha = 8;
   wanted.seed = seed;

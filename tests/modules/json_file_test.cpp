@@ -70,8 +70,8 @@ TEST(JsonFile, IntegersAreExactAndRanged) {
   const JsonFile file = sample();
   EXPECT_EQ(file.integer("n", 42, 42), 42);
   EXPECT_EQ(file.integer("minus", -7, 0), -7);
-  EXPECT_EQ(file.integer_or("absent", 5, 0, 1), 5);
-  EXPECT_EQ(file.integer_or("null", 5, 0, 1), 5);
+  EXPECT_EQ(file.integer_or("absent", 5, 0, 5), 5);
+  EXPECT_EQ(file.integer_or("null", 5, 0, 5), 5);
   const auto refused = [&](const std::string& key, int64_t low, int64_t high, const std::string& message) {
     expect_refusal<WeightsError>([&] { file.integer(key, low, high); }, ExitCode::kWeights, {message});
   };
@@ -86,11 +86,20 @@ TEST(JsonFile, IntegersAreExactAndRanged) {
   refused("absent", 0, 1, "FILE: key \"absent\" is missing, wanted an integer in [0, 1]");
 }
 
+TEST(JsonFile, DefaultsPassTheSameChecks) {
+  const JsonFile file = sample();
+  expect_refusal<WeightsError>(
+      [&] { file.integer_or("absent", 8, 1, 4); }, ExitCode::kWeights,
+      {"FILE: key \"absent\" is missing and would be 8, wanted an integer in [1, 4]: give it"});
+  expect_refusal<WeightsError>([&] { file.number_or("null", 1.5, 0, 1); }, ExitCode::kWeights,
+                               {"FILE: key \"null\" is missing and would be 1.5, wanted a number in [0.0, 1.0]"});
+}
+
 TEST(JsonFile, OtherTypesAreCheckedToo) {
   const JsonFile file = sample();
   EXPECT_EQ(file.number("x", 0, 4), 3.5);
   EXPECT_EQ(file.number("n", 0, 100), 42);
-  EXPECT_EQ(file.number_or("null", 1.5, 0, 1), 1.5);
+  EXPECT_EQ(file.number_or("null", 1.5, 0, 2), 1.5);
   EXPECT_TRUE(file.boolean_or("yes", false));
   EXPECT_TRUE(file.boolean_or("absent", true));
   EXPECT_EQ(file.string("text"), "hi");

@@ -25,7 +25,7 @@ using test::logits_of;
 
 NewAdapter adapter_of(const std::string& kind, const std::vector<std::string>& targets) {
   NewAdapter wanted;
-  wanted.targets = targets;
+  wanted.targets.assign(targets.begin(), targets.end());
   wanted.config.kind = kind == "ia3" ? PeftKind::kIa3 : PeftKind::kLora;
   wanted.config.dora = kind == "dora";
   wanted.config.rank = 4;

@@ -11,12 +11,25 @@ TEST(PeftConfig, PatternsNameModulesAsPeftDoes) {
   const std::string module = "model.layers.10.self_attn.q_proj";
   for (const char* pattern : {"q_proj", "self_attn.q_proj", "model.layers.10.self_attn.q_proj", "layers\\.10\\..*",
                               ".*10.*q_proj", "[qk]_proj", "q_proj|v_proj", "layers.1\\d.self_attn.q_proj"}) {
-    EXPECT_TRUE(names_module(pattern, module)) << pattern;
+    EXPECT_TRUE(ModulePattern(pattern).names(module)) << pattern;
   }
   for (const char* pattern : {"proj", "_proj", "q_pro", "0.self_attn.q_proj", "k_proj", "layers\\.1\\..*", "^q_proj"}) {
-    EXPECT_FALSE(names_module(pattern, module)) << pattern;
+    EXPECT_FALSE(ModulePattern(pattern).names(module)) << pattern;
   }
-  EXPECT_TRUE(names_module("lm_head", "lm_head"));
+  EXPECT_TRUE(ModulePattern("lm_head").names("lm_head"));
+}
+
+TEST(PeftConfig, AFaultyPatternNamesNothingAndSaysWhy) {
+  for (const char* pattern :
+       {"(?!q)_proj", "(q)\\1", "(?P<x>q)(?P=x)", "q(", "q++", "q{,3}", "[[:alpha:]]", "\\Qq\\E"}) {
+    const ModulePattern wrong(pattern);
+    EXPECT_NE(wrong.fault(), "") << pattern;
+    EXPECT_FALSE(wrong.names("q")) << pattern;
+  }
+  EXPECT_NE(ModulePattern("(?!q)_proj").fault().find("lookahead and backreferences are not supported"),
+            std::string::npos);
+  EXPECT_EQ(ModulePattern("(.|.)*Z").fault(), "");
+  EXPECT_FALSE(ModulePattern("(.|.)*Z").names(std::string(100'000, 'a')));
 }
 
 TEST(PeftConfig, ScalesByAlphaAndRankOfTheModule) {

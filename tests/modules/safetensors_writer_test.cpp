@@ -169,7 +169,7 @@ TEST(SafetensorsWriter, UnusableTargetsAreErrorsOfInputOutput) {
                           {"cannot be created"});
   fs::create_directory(folder / "taken");
   expect_refusal<IoError>([&] { write_safetensors(folder / "taken", tensors); }, ExitCode::kIo,
-                          {"cannot be put in place"});
+                          {"taken: is a folder, wanted the name of a file, new or to be replaced"});
   EXPECT_EQ(files_in(folder.path()), 1u);  // no temporary left
 }
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -217,3 +218,18 @@ def test_refusals_are_one_line_with_a_next_step(tmp_path, make, code, said):
     done = report(make(tmp_path))
     assert done.returncode == code
     assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_report_replaces_no_input_and_no_device(tmp_path):
+    run = write_run(tmp_path / "run", training_lines(8.0))
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(run / "metrics.jsonl")
+    os.link(run / "recipe.ini", tmp_path / "hard.ini")
+    before = {path.name: path.read_text() for path in run.iterdir()}
+    for target, code, words in ((tmp_path / "fifo", 6, "no regular file"), (tmp_path, 6, "is a folder"),
+                                (tmp_path / "link", 2, "which is read"), (tmp_path / "hard.ini", 2, "which is read")):
+        done = report(run, "--output", target)
+        assert done.returncode == code and words in done.stderr and done.stderr.count("\n") == 1, done
+    assert (tmp_path / "fifo").is_fifo() and {path.name: path.read_text() for path in run.iterdir()} == before
+    for _ in range(2):
+        assert report(run).returncode == 0  # an older report is replaced

@@ -60,6 +60,16 @@ TEST(Failure, TheOperatingSystemsRefusalsAreInputOutput) {
   EXPECT_NE(failure.message.find("/proc/no/such"), std::string::npos);
 }
 
+TEST(Failure, AThreadThatTheSystemRefusesNamesTheLimits) {
+  const auto failure =
+      failure_of([] { throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again)); });
+  EXPECT_EQ(failure.exit_code, 5);
+  EXPECT_EQ(
+      failure.message,
+      "a thread cannot be started (Resource temporarily unavailable): raise the limits (ulimit -v, ulimit -u), or "
+      "lower --threads");
+}
+
 TEST(Failure, WhatNobodyForesawIsAFaultOfLimbeck) {
   EXPECT_EQ(failure_of([] { throw std::logic_error("x"); }).exit_code, 1);
   EXPECT_EQ(failure_of([] { throw 7; }).exit_code, 1);

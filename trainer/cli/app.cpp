@@ -13,7 +13,9 @@
 #include "trainer/cli/allocator.h"
 #include "trainer/cli/commands.h"
 #include "trainer/cli/json_result.h"
+#include "trainer/cli/output_paths.h"
 #include "trainer/cli/plugin_loader.h"
+#include "trainer/cli/worker_threads.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -41,6 +43,22 @@ unsigned help_width() {
 bool asks_for_help(const std::string& argument) { return argument == "--help" || argument == "-h"; }
 
 void print(const std::string& text) { std::cout << text << std::flush; }
+
+// Every argument, or what follows its =, as the path it may be; --json's own left out.
+std::vector<NamedPath> typed_paths(const std::vector<std::string>& arguments) {
+  std::vector<NamedPath> found;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& one = arguments[i];
+    if (one == "--json") {
+      ++i;
+    } else if (const size_t equals = one.find('='); one.starts_with("--") && equals != one.npos) {
+      if (one.substr(0, equals) != "--json") found.push_back({one.substr(0, equals), one.substr(equals + 1)});
+    } else if (!one.empty()) {
+      found.push_back({i > 0 && arguments[i - 1].starts_with("--") ? arguments[i - 1] : "RECIPE", one});
+    }
+  }
+  return found;
+}
 
 // RECIPE leaves the operands; the rest is checked against what the command declared.
 std::string take_operands(const Command& command, std::vector<std::string>& operands) {
@@ -138,6 +156,8 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
     const std::string target =
         std::exchange(json_target_, "");  // a target that cannot be written gets no failure either
     check_json_target(target);
+    // A failure, too, is written there, so it is compared with all that was typed, before anything is understood.
+    if (target != "-" && !is_json_result(target)) check_output_file({"--json", target}, typed_paths(arguments));
     json_target_ = target;
   }
   if (command.computes) tune_allocator();
@@ -151,7 +171,18 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
   const recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
   if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
+  check_json_is_no_input(settings, recipe_path);
+  check_outputs(settings, recipe_path);
+  if (command.computes) start_worker_threads();
   execute(command, settings, parsed.operands);
+}
+
+// What a recipe names is known only now; then not even the refusal may be written there.
+void App::check_json_is_no_input(const recipe::Settings& settings, const std::string& recipe_path) {
+  if (json_target_.empty() || json_target_ == "-") return;
+  const std::string target = std::exchange(json_target_, "");
+  if (!is_json_result(target)) check_output_file({"--json", target}, inputs_of(settings, recipe_path));
+  json_target_ = target;
 }
 
 void App::execute(const Command& command, const recipe::Settings& settings, const std::vector<std::string>& operands) {

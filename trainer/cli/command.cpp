@@ -24,12 +24,14 @@ void declare_common_options(recipe::OptionTable& table) {
   table.add({.name = "json",
              .help = "Write the result, or the error, to FILE as JSON; - for standard output.",
              .value_name = "FILE",
+             .writes = recipe::Writes::kFile,
              .flag_only = true});
-  table.add({.name = "plugin",
-             .kind = OptionKind::kList,
-             .help = "A shared library that registers more models, objectives, adapters. May be repeated.",
-             .value_name = "LIB.so",
-             .flag_only = true});
+  table.add(
+      {.name = "plugin",
+       .kind = OptionKind::kList,
+       .help = "A shared library that registers more objectives (models and adapters cannot be yet). May be repeated.",
+       .value_name = "LIB.so",
+       .flag_only = true});
   table.add(
       {.name = "quiet", .kind = OptionKind::kSwitch, .help = "Results, warnings and errors only.", .flag_only = true});
   table.add({.name = "help", .kind = OptionKind::kSwitch, .help = "This text.", .letter = 'h', .flag_only = true});

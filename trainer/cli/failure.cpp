@@ -71,7 +71,14 @@ Failure describe_failure(std::exception_ptr exception) {
     return describe_torch(error);
   } catch (const std::bad_alloc& error) {
     return {code(ExitCode::kNumeric), fmt::format("out of memory; {}", kMemoryAdvice), type_of(error)};
-  } catch (const std::system_error& error) {  // filesystem_error is one
+  } catch (const std::system_error& error) {                          // filesystem_error is one
+    if (error.code() == std::errc::resource_unavailable_try_again) {  // of std::thread alone
+      return {
+          code(ExitCode::kNumeric),
+          fmt::format("a thread cannot be started ({}): raise the limits (ulimit -v, ulimit -u), or lower --threads",
+                      error.code().message()),
+          type_of(error)};
+    }
     return {code(ExitCode::kIo), one_line(error.what()), type_of(error)};
   } catch (const std::exception& error) {
     return {kFaultInLimbeck, internal(error.what()), type_of(error)};

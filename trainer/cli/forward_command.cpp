@@ -40,7 +40,7 @@ Inputs read_inputs(const std::filesystem::path& path, const models::Architecture
   Inputs inputs;
   std::vector<std::string> names;
   auto take = [&](const std::string& name, at::Tensor tensor) {
-    auto as_long = [&] { return precision::integers(tensor, at::kLong); };
+    auto as_long = [&] { return integer_input(path, name, tensor); };
     if (name == "input_ids")
       inputs.model.ids = tensor.scalar_type() == at::kLong ? tensor : as_long();
     else if (name == "attention_mask")
@@ -166,6 +166,16 @@ void add_gradients(const adapters::LoadedAdapter& adapter, Outputs& outputs) {
   }
 }
 
+void check_finite(const Outputs& outputs) {
+  for (const auto& [name, tensor] : outputs.tensors) {
+    if (!at::isFloatingType(tensor.scalar_type()) || tensor.isfinite().all().item<bool>()) continue;
+    throw NumericError(
+        fmt::format("output {} {} [{}] holds NaN or infinity: damaged weights, or values beyond this dtype: choose a "
+                    "wider --dtype; --allow-nonfinite writes it all the same",
+                    name, precision::dtype_name(tensor.scalar_type()), fmt::join(tensor.sizes(), ",")));
+  }
+}
+
 void run_forward(Invocation& call) {
   const auto& settings = call.settings;
   const bool gradients = settings.enabled("gradients"), hidden = settings.enabled("hidden");
@@ -189,6 +199,7 @@ void run_forward(Invocation& call) {
     }
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (!request.allow_nonfinite) check_finite(outputs);
   io::write_safetensors(output, outputs.tensors);
   call.result["family"] = built.config.architecture.family;
   call.result["dtype"] = precision::dtype_name(built.policy->stream_dtype());
@@ -215,6 +226,7 @@ void declare_forward(recipe::OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "safetensors: logits or last_hidden_state; token_loss when labels came.",
              .value_name = "FILE",
+             .writes = recipe::Writes::kFile,
              .flag_only = true});
   table.add({.name = "hidden",
              .kind = OptionKind::kSwitch,

@@ -64,9 +64,9 @@ Prompts from_file(const std::filesystem::path& path) {
   Prompts prompts;
   for (auto& [name, tensor] : io::read_safetensors(path)) {
     if (name == "input_ids")
-      prompts.ids = precision::integers(tensor, at::kLong);
+      prompts.ids = integer_input(path, name, tensor);
     else if (name == "attention_mask")
-      prompts.mask = precision::integers(tensor, at::kLong);
+      prompts.mask = integer_input(path, name, tensor);
     else
       throw InputDataError(
           fmt::format("{}: tensor {} is not known: wanted input_ids and attention_mask", path.string(), name));
@@ -90,6 +90,7 @@ models::GenerateOptions options_of(const recipe::Settings& settings) {
   options.top_p = settings.number("top-p");
   options.seed = static_cast<uint64_t>(settings.integer("seed"));
   options.cache = !settings.enabled("no-cache");
+  options.allow_nonfinite = settings.enabled("allow-nonfinite");
   options.ignore_end = settings.enabled("ignore-eos");
   return options;
 }
@@ -146,6 +147,7 @@ void declare_generate(recipe::OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "safetensors: tokens [B, T + new].",
              .value_name = "FILE",
+             .writes = recipe::Writes::kFile,
              .flag_only = true});
   table.group("Generation");
   table.add({.name = "max-new-tokens",

@@ -7,10 +7,12 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <string_view>
 
 #include "modules/errors.h"
+#include "modules/io/file_identity.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -32,12 +34,9 @@ void write_all(int fd, const std::string& text, const std::string& target) {
 
 // A rename over a device would put a file in its place: /dev/null, as root, for the whole machine.
 void refuse_what_is_no_file(const std::string& target) {
-  std::error_code ignored;
-  const auto status = std::filesystem::status(target, ignored);
-  if (std::filesystem::is_directory(status)) refuse(target, "it is a folder");
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-    refuse(target, "it is no regular file (standard output is --json=-)");
-  }
+  const std::string obstacle = io::obstacle_at(target);
+  if (obstacle == "a folder") refuse(target, "it is a folder");
+  if (!obstacle.empty()) refuse(target, "it is no regular file (standard output is --json=-)");
 }
 
 // Removes itself unless it became the target. Every way to write goes through here, and so through the refusal.
@@ -68,6 +67,13 @@ class Temporary {
 };
 
 }  // namespace
+
+bool is_json_result(const std::string& path) {
+  constexpr std::string_view kBegins = "{\n  \"command\":";
+  std::ifstream file(path, std::ios::binary);
+  std::string begins(kBegins.size(), '\0');
+  return file.read(begins.data(), static_cast<std::streamsize>(begins.size())) && begins == kBegins;
+}
 
 void check_json_target(const std::string& target) {
   if (target == "-") return;

@@ -7,6 +7,9 @@
 
 namespace limbeck::cli {
 
+// Whether a file is what write_json_result() writes: the one file that a command may find where it shall write and
+// replace without asking whose it is.
+bool is_json_result(const std::string& path);
 // IoError when FILE could not be written at the end; called before the work starts.
 void check_json_target(const std::string& target);
 

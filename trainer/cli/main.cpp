@@ -1,15 +1,46 @@
 // The program. The only place that catches: below it, errors are exceptions with an exit code (modules/errors.h).
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <iostream>
+#include <new>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <vector>
 
+#include "modules/errors.h"
 #include "trainer/cli/app.h"
 #include "trainer/cli/failure.h"
 
 namespace {
+
+// The last word of a process that no handler can save: of an exception in a library's initialiser, or in a destructor.
+// Nothing is allocated, because most often memory is what lacks.
+[[noreturn]] void end_in_words() {
+  const char* said =
+      "limbeck: an exception that nothing caught (a fault in limbeck, or in a plug-in: please report it)\n";
+  int code = 1;
+  try {
+    if (const std::exception_ptr thrown = std::current_exception()) std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc&) {
+    said = "limbeck: out of memory before the work began or while it ended: raise the limit (ulimit -v) or free some\n";
+    code = static_cast<int>(limbeck::ExitCode::kNumeric);
+  } catch (const std::system_error&) {
+    said = "limbeck: a thread cannot be started: raise the limits (ulimit -v, ulimit -u)\n";
+    code = static_cast<int>(limbeck::ExitCode::kNumeric);
+  } catch (...) {
+  }
+  [[maybe_unused]] const ssize_t written = ::write(STDERR_FILENO, said, std::strlen(said));
+  std::_Exit(code);
+}
+
+// Ahead of every initialiser, LibTorch's among them, which allocate and start threads.
+void before_all() { std::set_terminate(end_in_words); }
+__attribute__((section(".preinit_array"), used)) void (*const kBeforeAll)() = before_all;
 
 void say(const limbeck::cli::Failure& failure) {
   std::cout.flush();
@@ -21,6 +52,9 @@ void say(const limbeck::cli::Failure& failure) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Then a write beyond `ulimit -f` is an error with a name and a place, as on a full disk, and no death without a
+  // word.
+  std::signal(SIGXFSZ, SIG_IGN);
   using limbeck::cli::describe_failure;
   std::optional<limbeck::cli::App> app;
   limbeck::cli::Failure failure;

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
 #include "modules/quantization/quantized_weight.h"
 #include "trainer/recipe/recipe_options.h"
 
@@ -38,7 +40,7 @@ void declare_single_model(recipe::OptionTable& table) {
        .flag_only = true});
   table.add({.name = "allow-nonfinite",
              .kind = OptionKind::kSwitch,
-             .help = "Load weights that hold NaN or infinity.",
+             .help = "Let NaN and infinity through, in weights that are read and in results of forward and generate.",
              .flag_only = true});
 }
 
@@ -48,7 +50,16 @@ void declare_output_folder(recipe::OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "The Hugging Face folder to write; must not exist yet, or be empty.",
              .value_name = "DIR",
+             .writes = recipe::Writes::kFolder,
              .flag_only = true});
+}
+
+at::Tensor integer_input(const std::filesystem::path& file, const std::string& name, const at::Tensor& tensor) {
+  if (!at::isFloatingType(tensor.scalar_type()) && !at::isComplexType(tensor.scalar_type())) {
+    return precision::integers(tensor, at::kLong);
+  }
+  throw InputDataError(fmt::format("{}: tensor {} is {}, wanted integers such as int64", file.string(), name,
+                                   precision::dtype_name(tensor.scalar_type())));
 }
 
 models::ModelRequest single_model(const recipe::Settings& settings) {

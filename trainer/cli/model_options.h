@@ -17,6 +17,8 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
                                                           adapters::AdapterRequest request, Console& console);
 // --output of a command that writes a model.
 void declare_output_folder(recipe::OptionTable& table);
+// A tensor of ids or a mask as int64; InputDataError names one that is none.
+at::Tensor integer_input(const std::filesystem::path& file, const std::string& name, const at::Tensor& tensor);
 // What loading had to convert or leave aside.
 void report_load(const models::BuiltModel& built, Console& console);
 

@@ -11,6 +11,7 @@
 #include "trainer/cli/check_report.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/evaluation_table.h"
+#include "trainer/cli/output_paths.h"
 #include "trainer/cli/progress.h"
 #include "trainer/loop/trainer.h"
 #include "trainer/parallel/join.h"
@@ -97,9 +98,20 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
                                   result.final_model.string()));
 }
 
+// A run that reads what it saves would go on from another model after a stop.
+void check_saved_models(const recipe::Settings& settings) {
+  if (!settings.given("run")) return;
+  for (const char* saved : {"best", "final"}) {
+    check_output_folder({"--run", settings.path("run") / saved}, inputs_of(settings, ""));
+  }
+}
+
 void train(Invocation& call, const parallel::Joined& joined) {
   check::CheckReport checked;
-  parallel::together(*joined.ranks, [&] { checked = check_first(call, joined.ranks->size()); });
+  parallel::together(*joined.ranks, [&] {
+    check_saved_models(call.settings);
+    checked = check_first(call, joined.ranks->size());
+  });
   precision::HostMemory::count_tensors();
   SilentObserver silent;
   ConsoleObserver console(call);

@@ -88,8 +88,8 @@ struct Tokenizer {
 
 Tokenizer parse_tokenizer(const io::JsonFile& file) {
   Tokenizer out{file.string("digest"), file.integer("vocabulary", 1, kMostVocabulary), -1, -1};
-  out.end_of_sequence = file.integer_or("end_of_sequence", -1, 0, out.vocabulary - 1);
-  out.padding = file.integer_or("padding", -1, 0, out.vocabulary - 1);
+  if (file.has("end_of_sequence")) out.end_of_sequence = file.integer("end_of_sequence", 0, out.vocabulary - 1);
+  if (file.has("padding")) out.padding = file.integer("padding", 0, out.vocabulary - 1);
   return out;
 }
 
@@ -155,7 +155,7 @@ ManifestFile parse(const io::JsonFile& file) {
   }
   summary.documents = file.integer("documents", 0, kMostTokens);
   summary.tokens = file.integer("tokens", 0, kMostTokens);
-  summary.classes = file.integer_or("classes", 0, 1, kMostVocabulary);
+  if (file.has("classes")) summary.classes = file.integer("classes", 1, kMostVocabulary);
   parse_shards(file, out);
   summary.digest = digest_of(summary, out.shards);
   return out;

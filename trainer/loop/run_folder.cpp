@@ -27,7 +27,13 @@ constexpr const char* kProjectors = "projectors.safetensors";
 
 int take_lock(const fs::path& path, const std::string& where) {
   const fs::path file = path / ".lock";
-  const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
+  if (descriptor < 0 && errno == ELOOP) {
+    throw IoError(
+        fmt::format("{}: is a symbolic link, and a lock is a file of the run folder's own {}: remove it, or "
+                    "name another folder with --run=DIR",
+                    file.string(), where));
+  }
   if (descriptor < 0) {
     throw IoError(fmt::format("{}: cannot write there ({}) {}: name another folder with --run=DIR", path.string(),
                               std::strerror(errno), where));

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <sstream>
@@ -52,6 +53,10 @@ std::vector<std::pair<int64_t, int64_t>> layer_map(const recipe::Settings& setti
     if ((*s == student_layers) != (*t == teacher_layers)) {
       refuse(fmt::format("{} pairs a state after the final norm with one before it; the last state, {}, goes with {}",
                          word, student_layers, teacher_layers));
+    }
+    const auto taken = std::find_if(pairs.begin(), pairs.end(), [&](const auto& pair) { return pair.first == *s; });
+    if (taken != pairs.end()) {
+      refuse(fmt::format("{} gives the student's state {} a second teacher's, wanted each at most once", word, *s));
     }
     pairs.emplace_back(*s, *t);
   }

@@ -13,9 +13,10 @@
 namespace limbeck::objective {
 namespace {
 
-void require_pattern(const recipe::Value& entry, const std::string& key, const std::string& pattern) {
-  const std::string fault = adapters::pattern_fault(pattern);
-  if (!fault.empty()) throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), fault));
+adapters::ModulePattern checked_pattern(const recipe::Value& entry, const std::string& key, const std::string& text) {
+  adapters::ModulePattern pattern(text);
+  if (pattern.fault().empty()) return pattern;
+  throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), pattern.fault()));
 }
 
 // "down_proj 8", once or more often: the value is what follows the last space. read(text) gives it, or nothing where it
@@ -33,8 +34,7 @@ adapters::ByPattern<Value> patterns_of(const recipe::Settings& settings, const s
     if (space == std::string::npos || space == 0) {
       refuse(fmt::format("\"MODULE {}\", for example \"down_proj 8\"", word));
     }
-    const std::string module = entry.text.substr(0, space);
-    require_pattern(entry, key, module);
+    const adapters::ModulePattern module = checked_pattern(entry, key, entry.text.substr(0, space));
     const std::optional<Value> value = read(entry.text.substr(space + 1));
     if (!value) refuse(wanted + " after the module");
     found.emplace_back(module, *value);
@@ -64,8 +64,7 @@ adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
                                              fmt::format("a rank of 1 to {}", adapters::kMostRank), rank_of);
   wanted.config.alphas = patterns_of<double>(settings, "adapter.alpha_pattern", "ALPHA", "a number", alpha_of);
   for (const recipe::Value& target : settings.values("adapter.target")) {
-    require_pattern(target, "adapter.target", target.text);
-    wanted.targets.push_back(target.text);
+    wanted.targets.push_back(checked_pattern(target, "adapter.target", target.text));
   }
   wanted.name = kAdapterName;
   wanted.seed = static_cast<uint64_t>(settings.integer("seed"));

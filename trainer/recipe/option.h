@@ -37,6 +37,9 @@ struct Shorthand {
   std::string name = {}, when_on = {}, unit = {};
 };
 
+// What a command makes, or replaces, at a path.
+enum class Writes { kNothing, kFile, kFolder };
+
 struct Option {
   std::string name = {};
   OptionKind kind = OptionKind::kText;
@@ -49,7 +52,8 @@ struct Option {
   std::string value_name = {};            // shown in --help where the kind alone says too little: FILE, DIR
   std::vector<std::string> aliases = {};  // other spellings, accepted in recipes and as flags, never printed back
   std::vector<Shorthand> shorthands = {};
-  char letter = 0;         // -h
+  char letter = 0;  // -h
+  Writes writes = Writes::kNothing;
   bool flag_only = false;  // no recipe key: --json, --plugin
 };
 

@@ -59,7 +59,8 @@ void declare_run_options(OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "Folder of the run: recipe.ini, contract.json, metrics.jsonl, best/ and final/ models.",
              .value_name = "DIR",
-             .aliases = {"output_dir"}});
+             .aliases = {"output_dir"},
+             .writes = Writes::kFolder});
 }
 
 void declare_model_options(OptionTable& table) {
