@@ -40,6 +40,7 @@ bool any_needs_teacher(const TermWeights& weights) {
 struct Distillation::State {
   State(const recipe::Settings& recipe, const Registries& registries, bool on_meta);
 
+  void check_masking() const;
   void check_pair() const;
   void make_groups();
   void encode(ForwardPass& pass, bool with_teacher) const;
@@ -77,6 +78,7 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   divergence = list->find(settings.text("objective.divergence"))(settings);
   needs_teacher = any_needs_teacher(weights);
   crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
+  check_masking();
   check_pair();
   if (settings.enabled("objective.vocabulary_parallel")) {
     require_divisible_vocabulary(settings, divergence, has_language_head(student));
@@ -91,6 +93,34 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   make_groups();
   student.model->train();
   if (teacher) teacher->model->eval();
+}
+
+// Who fills in hidden tokens learns nothing where none is hidden, and who predicts the next token must not see a hidden
+// one.
+void Distillation::State::check_masking() const {
+  const bool fills = student.model->architecture().masked_language_model(), hides = settings.text("data.masking") != "none";
+  if (hides && !fills) {
+    throw UsageError(fmt::format(
+        "data.masking = {} {} hides tokens for a masked language model to fill in, and student.model {} is {}: set "
+        "data.masking = none",
+        settings.text("data.masking"), settings.where("data.masking"), settings.where("student.model"),
+        student.model->architecture().kind == ModelKind::kDecoder ? "a decoder, which predicts the next token"
+                                                                  : "an encoder without such a head"));
+  }
+  const bool predicts = weights.full(TermKind::kKd) > 0 || weights.full(TermKind::kCe) > 0;
+  if (fills && !hides && predicts) {
+    throw UsageError(
+        fmt::format("student.model {} is a masked language model, and no token is hidden for it to fill in: set "
+                    "data.masking = whole_word (or token), or objective.alpha = 0 and objective.ce_weight = 0",
+                    settings.where("student.model")));
+  }
+  if (fills && teacher && has_language_head(*teacher) && needs_teacher &&
+      !teacher->model->architecture().masked_language_model()) {
+    throw UsageError(
+        fmt::format("teacher.model {} predicts the next token and student.model {} hidden ones: wanted two masked "
+                    "language models",
+                    settings.where("teacher.model"), settings.where("student.model")));
+  }
 }
 
 void Distillation::State::check_pair() const {
@@ -194,7 +224,8 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
     if (state_->heads != nullptr) state_->heads->measure(pass, *measures);
     if (state_->embeds) measure_pooled(pass, state_->settings.text("model.pooling") == "cls", *measures);
   }
-  return std::move(sum).finish(pass.causal ? pass.batch_targets() : batch.student.ids.size(0), pass);
+  const bool counts_targets = pass.causal || batch.student.masked;
+  return std::move(sum).finish(counts_targets ? pass.batch_targets() : batch.student.ids.size(0), pass);
 }
 
 const std::optional<models::BuiltModel>& Distillation::teacher() const { return state_->teacher; }
