@@ -66,7 +66,7 @@ struct Architecture {
   Experts experts;
   std::vector<bool> layer_is_sparse;  // empty: every layer when experts.count > 0
 
-  bool tied = false;                  // head shares the embedding
+  bool tied = false;  // head shares the embedding
   // A masked language model's head: dense, activation and norm before the product, and a bias of its own after it.
   bool head_transform = false, head_bias = false;
   bool pooler = false;                // BERT's pooler is part of the checkpoint

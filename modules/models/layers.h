@@ -32,7 +32,7 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
   // The same as forward(), but only x gets a gradient.
   at::Tensor frozen_forward(const at::Tensor& x) const;
-  const at::Tensor& weight() const;                    // throws where it is quantized
+  const at::Tensor& weight() const;  // throws where it is quantized
   // Rows of the weight; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.
   at::Tensor weight_rows(int64_t row, int64_t count) const;
   int64_t in_features() const { return in_; }

@@ -48,9 +48,7 @@ class DataMasking : public testing::Test {
     return request;
   }
 
-  at::Tensor plain(int64_t batch) const {
-    return DataSource(request(batch, MaskUnit::kNone)).batch(0).student.ids;
-  }
+  at::Tensor plain(int64_t batch) const { return DataSource(request(batch, MaskUnit::kNone)).batch(0).student.ids; }
 
   test::TemporaryFolder folder_;
   nlohmann::ordered_json manifest_;
@@ -88,7 +86,8 @@ TEST_F(DataMasking, IsAFunctionOfSeedEpochRowAndPositionAlone) {
     const at::Tensor part = by_eight.batch(index).student.ids;
     EXPECT_TRUE(at::equal(part, rows.narrow(1, 0, part.size(1)))) << index;
   }
-  EXPECT_FALSE(at::equal(by_eight.batch(50).student.ids, by_eight.batch(0).student.ids)) << "a second epoch, other words";
+  EXPECT_FALSE(at::equal(by_eight.batch(50).student.ids, by_eight.batch(0).student.ids))
+      << "a second epoch, other words";
   auto other = request(kRows);
   other.mask_seed = 6;
   EXPECT_FALSE(at::equal(DataSource(other).batch(0).student.ids, whole));
@@ -113,15 +112,19 @@ TEST_F(DataMasking, PackedRowsKeepWordsOfTwoDocumentsApart) {
 TEST_F(DataMasking, RefusesDataWhoseTokenizerDoesNotSay) {
   manifest_["tokenizer"].erase("continuing");
   test::write_manifest(folder_.path(), manifest_);
-  EXPECT_NE(test::message_of([&] { DataSource source(request()); }).find("set data.masking = token"), std::string::npos);
+  EXPECT_NE(test::message_of([&] { DataSource source(request()); }).find("set data.masking = token"),
+            std::string::npos);
   EXPECT_NO_THROW(DataSource(request(8, MaskUnit::kToken)));
   manifest_["tokenizer"].erase("mask");
   test::write_manifest(folder_.path(), manifest_);
-  EXPECT_NE(test::message_of([&] { DataSource source(request(8, MaskUnit::kToken)); }).find("mask token"), std::string::npos);
+  EXPECT_NE(test::message_of([&] { DataSource source(request(8, MaskUnit::kToken)); }).find("mask token"),
+            std::string::npos);
   for (const char* bad : {"7-5", "5,5", "-1", "1-100", "4,", "a"}) {
     manifest_["tokenizer"]["special"] = bad;
     test::write_manifest(folder_.path(), manifest_);
-    EXPECT_NE(test::message_of([&] { DataSource source(request()); }).find("ascending ids below 100"), std::string::npos) << bad;
+    EXPECT_NE(test::message_of([&] { DataSource source(request()); }).find("ascending ids below 100"),
+              std::string::npos)
+        << bad;
   }
 }
 

@@ -32,8 +32,7 @@ Leaves head_leaves(const models::BuiltModel& model) {
 
 at::Tensor logits(const Leaves& p, const at::Tensor& last) {
   const at::Tensor dense = at::gelu(at::linear(last, p.at("head_dense.weight"), p.at("head_dense.bias")));
-  const at::Tensor x =
-      at::layer_norm(dense, {dense.size(-1)}, p.at("head_norm.weight"), p.at("head_norm.bias"), 1e-12);
+  const at::Tensor x = at::layer_norm(dense, {dense.size(-1)}, p.at("head_norm.weight"), p.at("head_norm.bias"), 1e-12);
   return at::linear(x, p.at("embed_tokens.weight"), p.at("lm_head.bias"));
 }
 
@@ -47,8 +46,9 @@ TEST_P(MaskedHead, ValuesAndGradientsAreThoseOfFloat64) {
   const auto& [family, name] = GetParam();
   const char* changes = family == "bert" ? kMasked : kDistilled;
   const auto teacher = test::weighted_model(family, changes, 1), student = test::weighted_model(family, changes, 2);
-  const Distillation pair = test::distillation_of("[teacher]\nmodel = " + teacher.string() + "\n[student]\nmodel = " +
-                                                  student.string() + "\n[data]\nmasking = token\n");
+  const Distillation pair =
+      test::distillation_of("[teacher]\nmodel = " + teacher.string() + "\n[student]\nmodel = " + student.string() +
+                            "\n[data]\nmasking = token\n");
   const auto random = [](int64_t rows, uint64_t seed) {
     return at::randn({rows, 32}, at::make_generator<at::CPUGeneratorImpl>(seed), at::kFloat);
   };
@@ -87,9 +87,8 @@ INSTANTIATE_TEST_SUITE_P(All, MaskedHead,
 // DSKD and the logit projector read states through the student's head, which learns nothing from them.
 TEST(MaskedHead, ReadsOthersStatesWithoutLearning) {
   const auto student = test::weighted_model("bert", kMasked, 2);
-  const Distillation alone =
-      test::distillation_of("[student]\nmodel = " + student.string() +
-                            "\n[data]\nmasking = token\n[objective]\nalpha = 0\nce_weight = 1\n");
+  const Distillation alone = test::distillation_of(
+      "[student]\nmodel = " + student.string() + "\n[data]\nmasking = token\n[objective]\nalpha = 0\nce_weight = 1\n");
   const at::Tensor states = at::randn({1, 5, 32}).requires_grad_();
   const HeadSide learning = head_side(alone.student(), states, 97, "", true);
   const HeadSide frozen = head_side(alone.student(), states, 97, "", false);
@@ -103,15 +102,18 @@ TEST(MaskedHead, ReadsOthersStatesWithoutLearning) {
 
 TEST(MaskedHead, WhatIsHiddenAndWhoFillsInMustFit) {
   const auto masked = test::weighted_model("bert", kMasked, 2).string();
-  const auto llama = test::weighted_model("llama", "{}", 1).string(), bare = test::weighted_model("bert", R"({"architectures": ["BertModel"]})", 1).string();
+  const auto llama = test::weighted_model("llama", "{}", 1).string(),
+             bare = test::weighted_model("bert", R"({"architectures": ["BertModel"]})", 1).string();
   const auto said = [](const std::string& ini) {
     return test::message_of([&] { test::distillation_of(ini, Materialize::kMeta); });
   };
   const std::string alone = "\n[objective]\nalpha = 0\n", hides = "\n[data]\nmasking = whole_word\n";
   EXPECT_NE(said("[student]\nmodel = " + masked + alone).find("set data.masking = whole_word"), std::string::npos);
   EXPECT_NE(said("[student]\nmodel = " + llama + hides + alone).find("predicts the next token"), std::string::npos);
-  EXPECT_NE(said("[student]\nmodel = " + bare + hides + alone).find("an encoder without such a head"), std::string::npos);
-  EXPECT_NE(said("[teacher]\nmodel = " + llama + "\n[student]\nmodel = " + masked + hides).find("wanted two masked"), std::string::npos);
+  EXPECT_NE(said("[student]\nmodel = " + bare + hides + alone).find("an encoder without such a head"),
+            std::string::npos);
+  EXPECT_NE(said("[teacher]\nmodel = " + llama + "\n[student]\nmodel = " + masked + hides).find("wanted two masked"),
+            std::string::npos);
 }
 
 }  // namespace

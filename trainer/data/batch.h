@@ -9,9 +9,9 @@ namespace limbeck::data {
 
 // One tokenizer's view of the batch.
 struct TokenStream {
-  at::Tensor ids;     // [B, T]
-  at::Tensor labels;  // [B, T]: the id of the token itself where it is a target, else -100.
-                      // Position t predicts labels[t + 1]; the models shift, the loader does not.
+  at::Tensor ids;       // [B, T]
+  at::Tensor labels;    // [B, T]: the id of the token itself where it is a target, else -100.
+                        // Position t predicts labels[t + 1]; the models shift, the loader does not.
   bool masked = false;  // tokens of `ids` are hidden: labels are set there alone, and position t predicts labels[t]
   std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding (padded batches)
   std::optional<at::Tensor> document_ids;    // [B, T], 1, 2, … within a row, 0 = padding (packed batches); the first

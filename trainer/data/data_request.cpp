@@ -1,9 +1,5 @@
 #include "trainer/data/data_request.h"
 
-#include <fmt/format.h>
-
-#include "modules/errors.h"
-
 namespace limbeck::data {
 namespace {
 
@@ -26,11 +22,6 @@ DataRequest request_of(const recipe::Settings& settings, const std::string& key)
   request.masking.fraction = settings.number("data.mask_fraction");
   request.masking.replaced = settings.number("data.mask_replaced");
   request.masking.random = settings.number("data.mask_random");
-  if (request.masking.replaced + request.masking.random > 1.0) {
-    throw UsageError(fmt::format("data.mask_replaced = {} and data.mask_random = {} {} are shares of the same tokens: "
-                                 "wanted a sum of at most 1",
-                                 request.masking.replaced, request.masking.random, settings.where("data.mask_random")));
-  }
   return request;
 }
 

@@ -86,8 +86,8 @@ void check_version(const io::JsonFile& file) {
 std::vector<int64_t> parse_ids(const io::JsonFile& file, const std::string& key, int64_t vocabulary) {
   const std::string text = file.string(key);
   const auto refuse = [&] {
-    throw InputDataError(fmt::format("{}: key \"{}\" = {}, wanted ascending ids below {} such as 4,7-9; {}", file.where(),
-                                     key, io::in_quotes(text.substr(0, 80)), vocabulary, kAgain));
+    throw InputDataError(fmt::format("{}: key \"{}\" = {}, wanted ascending ids below {} such as 4,7-9; {}",
+                                     file.where(), key, io::in_quotes(text.substr(0, 80)), vocabulary, kAgain));
   };
   std::vector<int64_t> ids;
   const char *at = text.data(), *end = at + text.size();

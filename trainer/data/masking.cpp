@@ -43,9 +43,10 @@ Masking::Masking(const DataRequest& request, const Manifest& manifest)
                    "that has one (mask_token in its tokenizer_config.json), with this version's tools/prepare_data.py");
   }
   if (options_.unit == MaskUnit::kWord && !manifest.knows_words) {
-    refuse_masking(request,
-                   "data.masking = whole_word, and the manifest does not say which tokens go on with a word (WordPiece's "
-                   "##, byte-level and SentencePiece tokenizers do): set data.masking = token");
+    refuse_masking(
+        request,
+        "data.masking = whole_word, and the manifest does not say which tokens go on with a word (WordPiece's "
+        "##, byte-level and SentencePiece tokenizers do): set data.masking = token");
   }
   special_.assign(static_cast<size_t>(manifest.vocabulary), false);
   for (const int64_t id : manifest.special) special_[static_cast<size_t>(id)] = true;

@@ -62,7 +62,7 @@ class PackedRows : public RowMaker {
 
   // Every document, and what a row begins with, opens with a token that nothing before it predicts.
   void number_documents(const std::vector<int64_t>& offsets, int64_t begin, int64_t count, int64_t* labels,
-                               int64_t* document_ids, int64_t& document) const {
+                        int64_t* document_ids, int64_t& document) const {
     auto next = std::upper_bound(offsets.begin(), offsets.end(), begin);
     for (int64_t at = begin; at < begin + count;) {
       const int64_t end = std::min(*next, begin + count);

@@ -6,6 +6,7 @@
 #include "trainer/objective/class_terms.h"
 #include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
+#include "trainer/objective/masking_guard.h"
 #include "trainer/objective/recipe_adapter.h"
 #include "trainer/objective/recipe_models.h"
 #include "trainer/objective/vocabulary_guard.h"
@@ -40,7 +41,6 @@ bool any_needs_teacher(const TermWeights& weights) {
 struct Distillation::State {
   State(const recipe::Settings& recipe, const Registries& registries, bool on_meta);
 
-  void check_masking() const;
   void check_pair() const;
   void make_groups();
   void encode(ForwardPass& pass, bool with_teacher) const;
@@ -78,7 +78,7 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   divergence = list->find(settings.text("objective.divergence"))(settings);
   needs_teacher = any_needs_teacher(weights);
   crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
-  check_masking();
+  require_fitting_masks(settings, weights, student, teacher && needs_teacher ? &*teacher : nullptr);
   check_pair();
   if (settings.enabled("objective.vocabulary_parallel")) {
     require_divisible_vocabulary(settings, divergence, has_language_head(student));
@@ -93,34 +93,6 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   make_groups();
   student.model->train();
   if (teacher) teacher->model->eval();
-}
-
-// Who fills in hidden tokens learns nothing where none is hidden, and who predicts the next token must not see a hidden
-// one.
-void Distillation::State::check_masking() const {
-  const bool fills = student.model->architecture().masked_language_model(), hides = settings.text("data.masking") != "none";
-  if (hides && !fills) {
-    throw UsageError(fmt::format(
-        "data.masking = {} {} hides tokens for a masked language model to fill in, and student.model {} is {}: set "
-        "data.masking = none",
-        settings.text("data.masking"), settings.where("data.masking"), settings.where("student.model"),
-        student.model->architecture().kind == ModelKind::kDecoder ? "a decoder, which predicts the next token"
-                                                                  : "an encoder without such a head"));
-  }
-  const bool predicts = weights.full(TermKind::kKd) > 0 || weights.full(TermKind::kCe) > 0;
-  if (fills && !hides && predicts) {
-    throw UsageError(
-        fmt::format("student.model {} is a masked language model, and no token is hidden for it to fill in: set "
-                    "data.masking = whole_word (or token), or objective.alpha = 0 and objective.ce_weight = 0",
-                    settings.where("student.model")));
-  }
-  if (fills && teacher && has_language_head(*teacher) && needs_teacher &&
-      !teacher->model->architecture().masked_language_model()) {
-    throw UsageError(
-        fmt::format("teacher.model {} predicts the next token and student.model {} hidden ones: wanted two masked "
-                    "language models",
-                    settings.where("teacher.model"), settings.where("student.model")));
-  }
 }
 
 void Distillation::State::check_pair() const {

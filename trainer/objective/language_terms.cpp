@@ -84,8 +84,7 @@ class HeadedTerms : public HeadTermGroup {
     const bool two = pass.batch->teacher.has_value();
     const at::Tensor labels = two ? predicted_labels(*pass.batch->teacher) : pass.labels_n;
     const at::Tensor wanted = labels.ne(models::kIgnoredLabel);
-    const HeadSide own =
-        head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "evaluation (teacher head)");
+    const HeadSide own = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "evaluation (teacher head)");
     m.teacher_cross_entropy += cross_entropy(own, labels, wanted);
     if (fills) m.teacher_filled += filled(own);
     m.teacher_targets += wanted.sum().item<int64_t>();
