@@ -159,3 +159,45 @@ def test_generate_says_what_the_model_is(work):
     with pytest.raises(LimbeckError, match="exit 2") as failure:
         Limbeck().run("generate", f"--model={work.folder / 'half'}", "--prompt-ids=5,6")
     assert "writes no text from left to right" in str(failure.value)
+
+
+def words_of(tokenizer, folder):
+    """A manifest's tokenizer entry, as ids that go on with a word; None where it does not say."""
+    sys.path.insert(0, str(REPOSITORY / "tools"))
+    from token_shards.tokenizer_file import TokenizerFile
+
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TokenizerFile(folder / "tokenizer.json").continuing_ids()
+
+
+def test_a_tokenizer_says_which_tokens_go_on_with_a_word_or_nothing_is_written(tmp_path):
+    import tokenizers
+
+    models, before = tokenizers.models, tokenizers.pre_tokenizers
+    pieces = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2, "##s": 3}, unk_token="[UNK]"))
+    assert words_of(pieces, tmp_path) == [2, 3]
+    names = {"a": 0, "b": 1, "\u0120a": 2, "\u010a": 3, "\u0120": 4}
+    byte_level = tokenizers.Tokenizer(models.BPE(names, [("\u0120", "a")]))
+    byte_level.pre_tokenizer = before.Sequence([before.Digits(), before.ByteLevel(add_prefix_space=False)])
+    assert words_of(byte_level, tmp_path) == [0, 1]
+    sentence_piece = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("\u2581a", -1.0), ("b", -1.0)], unk_id=0))
+    sentence_piece.pre_tokenizer = before.Metaspace()
+    sentence_piece.add_special_tokens(["<unk>"])
+    assert words_of(sentence_piece, tmp_path) == [2]
+    assert words_of(tokenizers.Tokenizer(models.BPE({"a": 0, "b": 1}, [])), tmp_path) is None
+
+
+def test_two_layers_distilled_from_four_fill_in_better_than_trained_alone(work):
+    """From every second layer of the teacher, at equal steps, seed, batches and hidden words; on real text."""
+    teacher = work.train("teacher", **{
+        "student.model": work.folder / "start", "student.init": "random", "objective.alpha": 0, "objective.ce_weight": 1,
+        "data.batch_size": 32, "data.mask_fraction": 0.3, "optim.learning_rate": 3e-3, "optim.warmup": "20 steps",
+        "train.steps": "200 steps", "eval.every": 200,
+    })  # fmt: skip
+    tool("take_layers.py", teacher / "final", work.folder / "taken", "--layers", "0,2")
+    keys = {"student.model": work.folder / "taken", "data.batch_size": 16, "optim.learning_rate": 1e-3,
+            "optim.warmup": "10 steps", "train.steps": "40 steps", "eval.every": 10}  # fmt: skip
+    distilled = perplexities(work.train("distilled", **keys, **DISTILBERT, **{"teacher.model": teacher / "final"}))
+    alone = perplexities(work.train("alone", **keys, **ALONE))
+    print(f"teacher {perplexities(teacher)}, distilled {distilled}, alone {alone}")
+    assert distilled[-1] < distilled[0] and distilled[-1] < alone[-1]
