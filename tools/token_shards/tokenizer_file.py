@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import pathlib
@@ -136,19 +137,37 @@ def _ranges(ids: list[int]) -> str:
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
+def _word_pieces(words: collections.Counter, most: int) -> list[str]:
+    """The likeliest letters, and what byte-pair merges make of the words, the likeliest first. Not by the library's
+    WordPieceTrainer, whose ties and numbers follow a hash table that is another one in each process."""
+    letters = collections.Counter()
+    for word, count in words.items():
+        letters.update({("##" if at else "") + letter: count for at, letter in enumerate(word)})
+    merged = tokenizers.Tokenizer(tokenizers.models.BPE())
+    merged.train_from_iterator((word for word in sorted(words) for _ in range(min(words[word], 1000))),
+                               tokenizers.trainers.BpeTrainer(vocab_size=most, show_progress=False))
+    found = collections.Counter()
+    for word, encoding in zip(words, merged.encode_batch(list(words))):
+        found.update({("##" if at else "") + piece: words[word] for at, piece in enumerate(encoding.tokens)})
+    by_count = [sorted(counts, key=lambda name: (-counts[name], name)) for counts in (letters, found)]
+    return list(dict.fromkeys([*by_count[0][: most // 2], *by_count[1]]))[:most]
+
+
 def train_word_pieces(texts: Iterable[str], vocabulary: int) -> str:
     """A WordPiece tokenizer as BERT's, lower case, whose special tokens are [CLS] text [SEP] and [MASK]."""
     least = len(WORD_PIECE_SPECIALS) + 1
     if vocabulary < least:
         raise UsageFault(f"--train-vocabulary {vocabulary}, wanted at least {least}: the special tokens and a letter")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = tokenizers.normalizers.BertNormalizer(lowercase=True), tokenizers.pre_tokenizers.BertPreTokenizer()
+    words = collections.Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    pieces = _word_pieces(words, vocabulary - len(WORD_PIECE_SPECIALS))
+    numbers = {name: number for number, name in enumerate([*WORD_PIECE_SPECIALS, *pieces])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = tokenizers.decoders.WordPiece()
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(WORD_PIECE_SPECIALS), limit_alphabet=max(vocabulary // 4, 1),
-        show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(WORD_PIECE_SPECIALS))
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
