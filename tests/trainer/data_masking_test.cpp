@@ -22,10 +22,12 @@ class DataMasking : public testing::Test {
  protected:
   // Documents [CLS] w w ## w ... [SEP], every third word of two or three pieces.
   DataMasking() {
-    test::TokenSet set{.shards = {{}}, .vocabulary = kVocabulary, .padding = 0};
+    test::TokenSet set;
+    set.shards.resize(1), set.vocabulary = kVocabulary, set.padding = 0;
     std::srand(7);
     for (int64_t row = 0; row < kRows; ++row) {
-      test::TokenDocument document{.ids = {kBegin}};
+      test::TokenDocument document;
+      document.ids = {kBegin};
       while (document.ids.size() < kLength - 4) {
         document.ids.push_back(4 + std::rand() % 56);
         for (int pieces = std::rand() % 3; pieces > 0 && std::rand() % 2; --pieces)
@@ -42,7 +44,8 @@ class DataMasking : public testing::Test {
   }
 
   DataRequest request(int64_t batch = 8, MaskUnit unit = MaskUnit::kWord) const {
-    DataRequest request{.folder = folder_.path(), .origin = "data.train", .batch_size = batch};
+    DataRequest request;
+    request.folder = folder_.path(), request.origin = "data.train", request.batch_size = batch;
     request.sequence_length = kLength, request.packing = Packing::kPadded, request.shuffle = false;
     request.masking.unit = unit, request.mask_seed = 5;
     return request;
