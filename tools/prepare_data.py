@@ -60,7 +60,10 @@ def parsed_arguments():
     tokens = parser.add_argument_group("tokens")
     tokens.add_argument("--tokenizer", type=pathlib.Path, metavar="FILE|FOLDER", help="tokenizer.json or its folder")
     tokens.add_argument("--train-vocabulary", type=positive, metavar="N",
-                        help="train a byte-level BPE tokenizer of N tokens on the texts instead; OUT/tokenizer.json")
+                        help="train a tokenizer of N tokens on the texts instead; OUT/tokenizer.json")
+    tokens.add_argument("--train-kind", choices=["bytes", "wordpiece"], default="bytes",
+                        help="of --train-vocabulary: byte-level BPE (default), or WordPiece as BERT's, for masked "
+                        "language models")
     tokens.add_argument("--train-characters", type=positive, default=12_000_000, metavar="N",
                         help="train it on the first N characters (default: 12000000)")
     tokens.add_argument("--teacher-tokenizer", type=pathlib.Path, metavar="FILE|FOLDER",
@@ -153,7 +156,8 @@ def trained_tokenizer(a, files, reading, progress):
                 return
 
     path = a.out / "tokenizer.json"
-    shard_writer.write_atomically(path, tokenizer_file.train(texts(), a.train_vocabulary).encode())
+    train = tokenizer_file.train_word_pieces if a.train_kind == "wordpiece" else tokenizer_file.train
+    shard_writer.write_atomically(path, train(texts(), a.train_vocabulary).encode())
     file = tokenizer_file.TokenizerFile(path, a.eos)
     progress.say(f"{path}: a tokenizer of {file.vocabulary} tokens, {time.monotonic() - begin:.1f} s")
     return file

@@ -46,7 +46,7 @@ std::map<std::string, NamedHost> named_hosts(const models::BuiltModel& built, bo
   }
   // A tied head has no weight of its own in the file.
   const auto head = by_path.find(built.model->path() + ".lm_head");
-  if (head != by_path.end()) found.emplace("lm_head", NamedHost{head->second});
+  if (head != by_path.end()) found.emplace(models::stored_head_name(*built.config.family), NamedHost{head->second});
   add_stacks(built, found);
   found.merge(older);
   return found;

@@ -83,7 +83,8 @@ Adapted what_is_adapted(const Hosts& hosts, const std::string& name) {
 
 json config_json(const models::BuiltModel& built, const PeftConfig& config, const Adapted& adapted,
                  const Hosts& hosts) {
-  const bool decoder = built.config.architecture.head == models::HeadKind::kLanguageModel;
+  const models::Architecture& a = built.config.architecture;
+  const bool decoder = a.head == models::HeadKind::kLanguageModel && !a.masked_language_model();
   json file = {{"peft_type", config.kind == PeftKind::kIa3 ? "IA3" : "LORA"},
                {"task_type", decoder ? json("CAUSAL_LM") : json(nullptr)},
                {"base_model_name_or_path", built.config.folder.string()},

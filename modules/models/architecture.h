@@ -66,7 +66,9 @@ struct Architecture {
   Experts experts;
   std::vector<bool> layer_is_sparse;  // empty: every layer when experts.count > 0
 
-  bool tied = false;                  // head shares the embedding
+  bool tied = false;  // head shares the embedding
+  // A masked language model's head: dense, activation and norm before the product, and a bias of its own after it.
+  bool head_transform = false, head_bias = false;
   bool pooler = false;                // BERT's pooler is part of the checkpoint
   double initializer_range = 0.02;    // standard deviation of random first weights
   bool scaled_residual_init = false;  // those that write to the residual stream: over sqrt(2 layers)
@@ -75,6 +77,9 @@ struct Architecture {
   std::vector<int64_t> end_of_sequence;
   int64_t padding_id = -1;  // row of the embedding without gradient; -1: none
   int64_t pad_with = -1;    // fills finished rows of a generation; -1: the end-of-sequence id
+
+  // Predicts each token from both of its sides, where a decoder predicts the next one.
+  bool masked_language_model() const { return kind == ModelKind::kEncoder && head == HeadKind::kLanguageModel; }
 
   bool sparse(int64_t layer) const {
     return experts.count > 0 && (layer_is_sparse.empty() || layer_is_sparse[static_cast<size_t>(layer)]);

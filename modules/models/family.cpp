@@ -191,6 +191,10 @@ Architecture encoder(const std::string& architecture, HeadKind classifier) {
   Architecture a;
   a.kind = ModelKind::kEncoder;
   a.head = architecture.ends_with("ForSequenceClassification") ? classifier : HeadKind::kNone;
+  if (architecture.ends_with("ForMaskedLM") || architecture.ends_with("ForPreTraining")) {
+    a.head = HeadKind::kLanguageModel;
+    a.head_transform = a.head_bias = true;
+  }
   a.norm = NormKind::kLayer;
   a.norm_epsilon = 1e-12;
   a.placement = NormPlacement::kPost;
@@ -226,7 +230,10 @@ Architecture read_bert(const io::JsonFile& config, const std::string& architectu
                      {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"}, a);
   a.token_types = config.integer_or("type_vocab_size", 2, 1, kMaxSize);
   a.norm_epsilon = config.number_or("layer_norm_eps", 1e-12, 0.0, 1.0);
-  a.pooler = a.head != HeadKind::kNone || architecture == "BertModel";
+  a.pooler = a.head == HeadKind::kBertClassifier || architecture == "BertModel";
+  a.tied = a.head == HeadKind::kLanguageModel;
+  // Untied, a checkpoint has two biases, of which transformers uses the other one.
+  if (a.tied) require_value(config, "tie_word_embeddings", true);
   require_value(config, "position_embedding_type", "absolute");
   require_value(config, "is_decoder", false);
   return a;
@@ -236,6 +243,7 @@ Architecture read_distilbert(const io::JsonFile& config, const std::string& arch
   Architecture a = encoder(architecture, HeadKind::kDistilBertClassifier);
   read_encoder_sizes(config, {"dim", "n_layers", "n_heads", "hidden_dim", "activation"}, a);
   a.sinusoidal_positions = config.boolean_or("sinusoidal_pos_embds", false);
+  a.tied = a.head == HeadKind::kLanguageModel && config.boolean_or("tie_word_embeddings", true);
   return a;
 }
 
@@ -290,7 +298,11 @@ std::vector<Family> make_families() {
         {"layers.{}.mlp.up_proj", "encoder.layer.{}.intermediate.dense"},
         {"layers.{}.mlp.down_proj", "encoder.layer.{}.output.dense"},
         {"layers.{}.post_feedforward_layernorm", "encoder.layer.{}.output.LayerNorm"},
-        {"pooler", "pooler.dense"}},
+        {"pooler", "pooler.dense"},
+        {"head_dense", "cls.predictions.transform.dense"},
+        {"head_norm", "cls.predictions.transform.LayerNorm"},
+        {"lm_head", "cls.predictions.decoder"},
+        {"lm_head.bias", "cls.predictions.bias"}},
        "bert.",
        {"**.position_ids", "cls.**", "**.pooler.dense.*"}},
       {"distilbert",
@@ -306,7 +318,10 @@ std::vector<Family> make_families() {
         {"layers.{}.post_attention_layernorm", "transformer.layer.{}.sa_layer_norm"},
         {"layers.{}.mlp.up_proj", "transformer.layer.{}.ffn.lin1"},
         {"layers.{}.mlp.down_proj", "transformer.layer.{}.ffn.lin2"},
-        {"layers.{}.post_feedforward_layernorm", "transformer.layer.{}.output_layer_norm"}},
+        {"layers.{}.post_feedforward_layernorm", "transformer.layer.{}.output_layer_norm"},
+        {"head_dense", "vocab_transform"},
+        {"head_norm", "vocab_layer_norm"},
+        {"lm_head", "vocab_projector"}},
        "distilbert.",
        {"**.position_ids", "vocab_*.*"}},
   };

@@ -12,7 +12,7 @@ namespace limbeck::models {
 
 // How a parameter of ours is stored in the checkpoint.
 struct NameRule {
-  std::string ours;         // path below the model root; {} matches a layer or expert number
+  std::string ours;         // path of a module or parameter below the model root; {} matches a layer or expert number
   std::string theirs;       // the checkpoint's name with the same {}
   bool transposed = false;  // GPT-2 stores [in, out]
 };

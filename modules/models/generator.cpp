@@ -78,6 +78,12 @@ bool cache_stays_valid(const Architecture& a, int64_t length, int64_t prompt) {
 }
 
 void check_request(const Architecture& a, const at::Tensor& ids, const GenerateOptions& options) {
+  if (a.masked_language_model()) {
+    throw UsageError(
+        fmt::format("generate: {} fills in masked tokens from both sides and writes no text from left to right: "
+                    "wanted a decoder; its predictions are the logits of limbeck forward",
+                    a.family));
+  }
   if (a.head != HeadKind::kLanguageModel) throw ContractError("generate wants a language model, got " + a.family);
   if (options.temperature < 0 || !(options.top_p > 0 && options.top_p <= 1)) {
     throw UsageError(fmt::format("generate: temperature {} and top-p {}, wanted >= 0 and in (0, 1]",

@@ -31,9 +31,10 @@ Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias
   if (bias) create_parameter("bias", {out});
 }
 
-Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied)
+Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias)
     : ContractModule(scope, role), tied_(std::move(tied)) {
   out_ = weight().size(0), in_ = weight().size(1);
+  if (bias) create_parameter("bias", {out_});
   if (weight().scalar_type() != precision().storage) {
     throw ContractError(fmt::format(
         "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover both",
@@ -52,6 +53,15 @@ at::Tensor Linear::product(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
   if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix()));
   return leave(kernels::linear(enter(x), weight()));
+}
+
+at::Tensor Linear::frozen_forward(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path());
+  const ProductOperands product =
+      adapter() ? adapter()->operands(x, *this, /*learns=*/false) : ProductOperands{x, weight().detach()};
+  std::optional<at::Tensor> own = bias();
+  if (own) own = own->detach();
+  return leave(kernels::linear(enter(product.x), product.weight, own));
 }
 
 std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
@@ -106,12 +116,13 @@ Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)
   if (kind == NormKind::kLayer) create_parameter("bias", {width});
 }
 
-at::Tensor Norm::forward(const at::Tensor& x) const {
+at::Tensor Norm::forward(const at::Tensor& x, bool learns) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x);
-  if (kind_ == NormKind::kLayer)
-    return leave(kernels::layer_norm(input, parameter("weight"), bias_of(*this), epsilon_));
-  return leave(kernels::rms_norm(input, parameter("weight"), epsilon_, kind_ == NormKind::kRmsUnitOffset));
+  const auto own = [&](const at::Tensor& tensor) { return learns ? tensor : tensor.detach(); };
+  const at::Tensor weight = own(parameter("weight"));
+  if (kind_ == NormKind::kLayer) return leave(kernels::layer_norm(input, weight, own(parameter("bias")), epsilon_));
+  return leave(kernels::rms_norm(input, weight, epsilon_, kind_ == NormKind::kRmsUnitOffset));
 }
 
 at::Tensor activate(const at::Tensor& x, Activation activation) {

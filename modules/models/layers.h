@@ -25,11 +25,14 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
  public:
   Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias);
   // Shares the weight of an embedding (a tied head): the parameter belongs there and is read anew at each forward.
-  Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied);
+  // A bias is its own.
+  Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias = false);
   at::Tensor forward(const at::Tensor& x) const { return adapter() ? adapter()->forward(x, *this) : base_forward(x); }
   at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
-  const at::Tensor& weight() const;                    // throws where it is quantized
+  // The same as forward(), but only x gets a gradient.
+  at::Tensor frozen_forward(const at::Tensor& x) const;
+  const at::Tensor& weight() const;  // throws where it is quantized
   // Rows of the weight; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.
   at::Tensor weight_rows(int64_t row, int64_t count) const;
   int64_t in_features() const { return in_; }
@@ -68,7 +71,7 @@ class Embedding : public ContractModule, public NamedAdapters<EmbeddingAdapter> 
 class Norm : public ContractModule {
  public:
   Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon);
-  at::Tensor forward(const at::Tensor& x) const;
+  at::Tensor forward(const at::Tensor& x, bool learns = true) const;  // learns: its parameters get gradients
 
  private:
   NormKind kind_;

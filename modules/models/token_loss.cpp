@@ -26,6 +26,10 @@ at::Tensor next_token_loss(const at::Tensor& logits, const at::Tensor& labels, c
   return row_loss(logits.reshape({batch * length, -1}), next.reshape({-1}), place).view({batch, length});
 }
 
+at::Tensor same_token_loss(const at::Tensor& logits, const at::Tensor& labels, const std::string& place) {
+  return row_loss(logits.flatten(0, 1), labels.flatten(), place).view(labels.sizes());
+}
+
 at::Tensor predicted_tokens(const at::Tensor& labels) {
   return labels.narrow(1, 1, labels.size(1) - 1).ne(kIgnoredLabel).sum();
 }

@@ -1,7 +1,9 @@
 #include "modules/models/transformer.h"
 
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
@@ -80,8 +82,10 @@ Transformer::Transformer(const Scope& scope, Architecture architecture)
   if (a.pooler) pooler_ = linear("pooler", a.hidden, true);
   if (a.head == HeadKind::kDistilBertClassifier) pre_classifier_ = linear("pre_classifier", a.hidden, true);
   if (a.head == HeadKind::kLanguageModel) {
-    head_ = a.tied ? register_module("lm_head", std::make_shared<Linear>(scope.child("lm_head"), Role::kHead, tokens_))
-                   : linear("lm_head", a.vocabulary, false);
+    if (a.head_transform) head_dense_ = linear("head_dense", a.hidden, true), head_norm_ = norm("head_norm");
+    head_ = a.tied ? register_module(
+                         "lm_head", std::make_shared<Linear>(scope.child("lm_head"), Role::kHead, tokens_, a.head_bias))
+                   : linear("lm_head", a.vocabulary, a.head_bias);
   } else if (a.head != HeadKind::kNone) {
     head_ = linear("classifier", a.labels, true);
   }
@@ -159,15 +163,28 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
 }
 
 ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns) const {
-  if (head_->adapter() != nullptr) return head_->adapter()->operands(states, *head_, learns);
-  return {states, learns ? head_->weight() : head_->weight().detach()};
+  const at::Tensor x = before_head(states, learns);
+  ProductOperands product =
+      head_->adapter() != nullptr ? head_->adapter()->operands(x, *head_, learns) : ProductOperands{x, head_->weight()};
+  if (!learns) product.weight = product.weight.detach();
+  const std::optional<at::Tensor> bias = head_->bias();
+  if (!bias) return product;
+  product.x = at::cat({product.x, at::ones({x.size(0), 1}, x.options().requires_grad(false))}, 1);
+  product.weight = at::cat({product.weight, (learns ? *bias : bias->detach()).unsqueeze(1)}, 1);
+  return product;
+}
+
+at::Tensor Transformer::before_head(const at::Tensor& last, bool learns) const {
+  if (head_dense_ == nullptr) return last;
+  const at::Tensor dense = learns ? head_dense_->forward(last) : head_dense_->frozen_forward(last);
+  return head_norm_->forward(activate(dense, architecture_.activation), learns);
 }
 
 at::Tensor Transformer::head(const at::Tensor& last) const {
   const precision::ModuleScope scope(path_);
   switch (architecture_.head) {
     case HeadKind::kLanguageModel: {
-      const at::Tensor logits = head_->forward(last);
+      const at::Tensor logits = head_->forward(before_head(last, /*learns=*/true));
       if (architecture_.logit_softcap == 0.0) return logits;
       return at::tanh(logits / architecture_.logit_softcap) * architecture_.logit_softcap;
     }

@@ -42,7 +42,8 @@ class Transformer : public torch::nn::Module {
   at::Tensor head(const at::Tensor& last) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
-  // Of the head's product with these states, with its adapter if one works there.
+  // Of the head's product with what its transform makes of these states, with the adapters that work there. A bias is
+  // part of the product: a column of ones beside the states, and the bias beside the weight.
   ProductOperands head_operands(const at::Tensor& states, bool learns = true) const;
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
@@ -52,6 +53,7 @@ class Transformer : public torch::nn::Module {
   at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
  private:
+  at::Tensor before_head(const at::Tensor& last, bool learns) const;
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
   LayerInput layer_input(const ModelInput& input, const at::Tensor& positions) const;
 
@@ -61,9 +63,9 @@ class Transformer : public torch::nn::Module {
   WeightKeeper* keeper_ = nullptr;
   RopeTable rope_, local_rope_;
   std::shared_ptr<Embedding> tokens_, positions_, token_types_;
-  std::shared_ptr<Norm> embedding_norm_, final_norm_;
+  std::shared_ptr<Norm> embedding_norm_, final_norm_, head_norm_;
   std::vector<std::shared_ptr<Layer>> layers_;
-  std::shared_ptr<Linear> head_, pooler_, pre_classifier_;
+  std::shared_ptr<Linear> head_, pooler_, pre_classifier_, head_dense_;
 };
 
 // Mean over the tokens of each row that the mask keeps: [B, T, D] -> [B, D].

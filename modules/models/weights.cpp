@@ -42,7 +42,8 @@ bool apply(const NameRule& rule, const std::string& path, std::string& result) {
 }
 
 bool is_head(const std::string& module) {
-  return module == "lm_head" || module == "classifier" || module == "pre_classifier";
+  return module == "lm_head" || module == "head_dense" || module == "head_norm" || module == "classifier" ||
+         module == "pre_classifier";
 }
 
 // Old BERT files call the LayerNorm parameters gamma and beta.
@@ -66,9 +67,14 @@ WeightBinding bind_one(const std::string& root, const std::string& module, const
     break;
   }
   theirs += "." + leaf;
+  const std::string ordinary = theirs;
+  for (const NameRule& rule : family.names) {  // a parameter that is stored apart from its module
+    if (rule.ours == module + "." + leaf) theirs = rule.theirs;
+  }
   const bool prefixed = !is_head(module);
   binding.name = prefixed && !bare ? family.prefix + theirs : theirs;
   if (prefixed) binding.other_names.push_back(bare ? family.prefix + theirs : theirs);
+  if (ordinary != theirs) binding.other_names.push_back(ordinary);
   for (const std::string& name : {binding.name, prefixed ? binding.other_names[0] : std::string()}) {
     const std::string old = old_norm_spelling(name);
     if (!old.empty()) binding.other_names.push_back(old);
@@ -95,6 +101,14 @@ void bind_experts(std::vector<WeightBinding>& bindings, const std::string& root,
 }
 
 }  // namespace
+
+std::string stored_head_name(const Family& family) {
+  std::string name = "lm_head";
+  for (const NameRule& rule : family.names) {
+    if (apply(rule, "lm_head", name)) break;
+  }
+  return name;
+}
 
 at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
   at::Tensor part = expert < 0 ? whole : whole.select(0, expert);
@@ -204,14 +218,15 @@ bool load_one(WeightBinding& binding, const io::TensorEntry& entry, const io::We
 }
 
 // A tied head may be stored as well; it must then say the same as the embedding.
-void check_tied_head(const Transformer& model, const io::WeightsFolder& weights, const std::string& embedding) {
-  const auto* stored = weights.find("lm_head.weight");
+void check_tied_head(const Transformer& model, const io::WeightsFolder& weights, const std::string& embedding,
+                     const std::string& head) {
+  const auto* stored = weights.find(head);
   if (stored == nullptr || weights.find(embedding) == nullptr) return;
-  if (weights.read("lm_head.weight").equal(weights.read(embedding))) return;
+  if (weights.read(head).equal(weights.read(embedding))) return;
   throw WeightsError(
-      fmt::format("{}: lm_head.weight differs from {}, but config.json ties them (\"tie_word_embeddings\""
+      fmt::format("{}: {} differs from {}, but config.json ties them (\"tie_word_embeddings\""
                   "): set it to false to use both, for {}",
-                  weights.file_of("lm_head.weight").string(), embedding, model.path()));
+                  weights.file_of(head).string(), head, embedding, model.path()));
 }
 
 }  // namespace
@@ -251,8 +266,9 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
                                    fmt::join(missing, ", ")));
   }
   if (model.architecture().tied) {
-    check_tied_head(model, weights, embedding);
-    unused.erase("lm_head.weight");
+    const std::string head = stored_head_name(family) + ".weight";
+    check_tied_head(model, weights, embedding, head);
+    unused.erase(head);
   }
   std::vector<std::string> extra;
   for (const std::string& name : unused) {

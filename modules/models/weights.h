@@ -25,6 +25,9 @@ struct WeightBinding {
   at::Tensor values() const;
 };
 
+// The head's module as the checkpoint calls it, also where it is tied and has no weight of its own there.
+std::string stored_head_name(const Family& family);
+
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family);
 
 struct LoadOptions {

@@ -32,7 +32,7 @@ class Family:
     config_class: str
     model_class: str
     options: dict = field(default_factory=dict, hash=False)
-    kind: str = "decoder"  # decoder, encoder (bare: last_hidden_state) or classifier
+    kind: str = "decoder"  # decoder, masked (language model), encoder (bare: last_hidden_state) or classifier
     attention: str = "sdpa"  # transformers' own default, except where that default computes another function
     experts: int = 0  # experts chosen per token; routing is discontinuous, see tests of half precision
     generation_options: dict | None = field(default=None, hash=False)  # where cached and uncached can agree
@@ -264,6 +264,7 @@ FAMILIES: tuple[Family, ...] = (
         {**_BERT, "num_labels": 5},
         kind="classifier",
     ),
+    Family("bert-masked", "BertConfig", "BertForMaskedLM", _BERT, kind="masked"),
     Family("distilbert", "DistilBertConfig", "DistilBertModel", _DISTILBERT, kind="encoder"),
     Family(
         "distilbert-classifier",
@@ -272,6 +273,7 @@ FAMILIES: tuple[Family, ...] = (
         {**_DISTILBERT, "num_labels": 5},
         kind="classifier",
     ),
+    Family("distilbert-masked", "DistilBertConfig", "DistilBertForMaskedLM", _DISTILBERT, kind="masked"),
 )
 BY_NAME = {family.name: family for family in FAMILIES}
 DECODERS = tuple(family for family in FAMILIES if family.kind == "decoder")
@@ -356,6 +358,8 @@ def make_labels(family: Family, inputs: Inputs, *, seed: int = 0) -> torch.Tenso
     if family.kind == "classifier":
         return torch.randint(0, 5, (ids.shape[0],), generator=generator)
     dropped = torch.rand(ids.shape, generator=generator) < 0.15
+    if family.kind == "masked":  # most tokens are no targets; each is predicted where it stands
+        return ids.masked_fill(~inputs.valid | ~dropped, -100)
     # The first real token of a left-padded row would be predicted from a padded position.
     first = inputs.valid & (torch.nn.functional.pad(inputs.valid, (1, 0))[:, :-1].logical_not())
     return ids.masked_fill(~inputs.valid | dropped | first, -100)

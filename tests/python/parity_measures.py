@@ -105,7 +105,7 @@ def _output_shape(family: Family, inputs: Inputs, model) -> tuple[int, ...]:
     batch, length = inputs.tensors["input_ids"].shape
     if family.kind == "classifier":
         return (batch, model.config.num_labels)
-    return (batch, length, model.config.vocab_size if family.kind == "decoder" else model.config.hidden_size)
+    return (batch, length, model.config.vocab_size if family.kind in ("decoder", "masked") else model.config.hidden_size)
 
 
 def _cotangent(family: Family, inputs: Inputs, model, seed: int) -> torch.Tensor:
@@ -141,11 +141,11 @@ def _compare_float32(family, inputs, got, wanted, truth, labels) -> Float32Parit
     token_loss = mean_loss = 0.0
     if labels is not None:
         entries = wanted["token_loss"].shape[-1]  # [B,T] with an unused last column is as good as [B,T-1]
-        counted = labels[:, 1:] != -100 if family.kind == "decoder" else inputs.valid[:, 0]
+        counted = inputs.valid[:, 0] if family.kind == "classifier" else labels[:, labels.shape[1] - entries :] != -100
         losses, expected = got["token_loss"][..., :entries][counted], wanted["token_loss"][counted]
         token_loss = largest_error(losses, expected)
         # transformers' mean covers every row; a classifier row that reads padding is left out of ours.
-        mean = wanted["loss"] if family.kind == "decoder" else expected.mean()
+        mean = expected.mean() if family.kind == "classifier" else wanted["loss"]
         mean_loss = abs(float(losses.double().mean() - mean.double())) / abs(float(mean))
     states = [name for name in wanted if name.startswith("hidden.")]
     return Float32Parity(

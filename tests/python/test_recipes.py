@@ -12,7 +12,7 @@ import event_file
 import pytest
 import torch
 from limbeck_runner import REPOSITORY, Limbeck
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.ini"))
@@ -35,6 +35,10 @@ def has_two_tokenizers(recipe: Path) -> bool:
     return read(recipe).has_option("data", "teacher_sequence_length")
 
 
+def hides_words(recipe: Path) -> bool:
+    return read(recipe).has_option("data", "masking")
+
+
 def scaled_model(recipe: Path, role: str, folder: Path) -> Path:
     """The same family, dtype and options as the recipe's model, with random weights; the teacher is a layer deeper."""
     keys = read(recipe)
@@ -46,8 +50,10 @@ def scaled_model(recipe: Path, role: str, folder: Path) -> Path:
     config["pad_token_id"] = None
     torch.manual_seed(3 if role == "teacher" else 4)
     built = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k not in ("model_type", "torch_dtype")})
-    encoder = config["model_type"] == "bert"
-    model = AutoModel.from_config(built) if encoder else AutoModelForCausalLM.from_config(built)
+    masked = config.get("architectures", [""])[0].endswith("ForMaskedLM")
+    encoder = config["model_type"] == "bert" and not masked
+    kind = AutoModelForMaskedLM if masked else AutoModel if encoder else AutoModelForCausalLM
+    model = kind.from_config(built)
     model.to(dtype).save_pretrained(folder)
     if keys[role].get("init") == "random":
         (folder / "model.safetensors").unlink()  # config.json alone must do
@@ -56,7 +62,7 @@ def scaled_model(recipe: Path, role: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The recipes' own text as shards: of one tokenizer, and of two."""
+    """The recipes' own text as shards: of one tokenizer, of two, and of word pieces with a mask token."""
     root = tmp_path_factory.mktemp("data")
     texts = [path for path in (REPOSITORY / "recipes").iterdir() if path.is_file()] * 2
 
@@ -65,7 +71,11 @@ def data(tmp_path_factory):
         subprocess.run([*command, "--split-blank", *map(str, texts)], check=True, timeout=120, stdin=subprocess.DEVNULL)
 
     @lru_cache(maxsize=None)
-    def folder(two_tokenizers: bool) -> Path:
+    def folder(two_tokenizers: bool, hides: bool) -> Path:
+        if hides:
+            prepare("--train-vocabulary", STUDENT_IDS, "--train-kind", "wordpiece", "--special-tokens", "--no-append-eos",
+                    "--validation-fraction", 0.2, "--out", root / "pieces")  # fmt: skip
+            return root / "pieces"
         one = root / "one"
         if not one.exists():
             prepare("--train-vocabulary", STUDENT_IDS, "--validation-fraction", 0.2, "--out", one)
@@ -111,7 +121,7 @@ def test_a_recipe_passes_check(limbeck, recipe, tmp_path):
 @EACH
 def test_a_recipe_trains_two_updates(recipe, data, tmp_path):
     keys, two = read(recipe), has_two_tokenizers(recipe)
-    folder, run = data(two), tmp_path / "run"
+    folder, run = data(two, hides_words(recipe)), tmp_path / "run"
     flags = [f"--{role}.model={scaled_model(recipe, role, tmp_path / role)}" for role in ("teacher", "student")
              if keys.has_option(role, "model")]  # fmt: skip
     flags += [f"--data.train={folder / 'train'}", f"--data.validation={folder / 'validation'}", f"--run={run}",

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from limbeck_runner import REPOSITORY
-from transformers import (AutoModel, AutoModelForCausalLM, BertConfig, DistilBertConfig, Gemma3TextConfig, GPT2Config,
-                          LlamaConfig)  # fmt: skip
+from transformers import (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, DistilBertConfig,
+                          Gemma3TextConfig, GPT2Config, LlamaConfig)  # fmt: skip
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 5, "vocab_size": 90}
 KEYED = {**SIZES, "num_key_value_heads": 2, "pad_token_id": None, "bos_token_id": None, "eos_token_id": 1}
@@ -18,9 +18,10 @@ CONFIGS = {
     "gemma3": Gemma3TextConfig(**KEYED, head_dim=8, sliding_window=4, sliding_window_pattern=2),
     "gpt2": GPT2Config(n_embd=32, n_layer=5, n_head=4, vocab_size=90, bos_token_id=None, eos_token_id=1),
     "bert": BertConfig(**SIZES),
+    "bert-masked": BertConfig(**SIZES, architectures=["BertForMaskedLM"]),
     "distilbert": DistilBertConfig(dim=32, hidden_dim=48, n_heads=4, n_layers=5, vocab_size=90),
 }
-LAYER_LISTS = ("model.layers", "transformer.h", "encoder.layer", "transformer.layer")
+LAYER_LISTS = ("model.layers", "transformer.h", "encoder.layer", "transformer.layer", "bert.encoder.layer")
 
 
 def take(*arguments):
@@ -28,10 +29,13 @@ def take(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def kind_of(name):
+    return AutoModelForMaskedLM if "masked" in name else AutoModel if "bert" in name else AutoModelForCausalLM
+
+
 def make(name):
     torch.manual_seed(5)
-    encoder = "bert" in name
-    model = (AutoModel if encoder else AutoModelForCausalLM).from_config(CONFIGS[name]).eval()
+    model = kind_of(name).from_config(CONFIGS[name]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # as made, norms and biases are alike in all layers
@@ -65,7 +69,7 @@ def test_the_smaller_model_is_the_larger_one_without_the_others(name, tmp_path):
     (tmp_path / "whole" / "tokenizer.json").write_text("{}")
     done = take(tmp_path / "whole", tmp_path / "part", "--layers=0,2,3")
     assert done.returncode == 0, done.stderr
-    part = (AutoModel if "bert" in name else AutoModelForCausalLM).from_pretrained(tmp_path / "part").eval()
+    part = kind_of(name).from_pretrained(tmp_path / "part").eval()
     ids = torch.randint(2, 90, (2, 11), generator=torch.Generator().manual_seed(1))
     no_cache = {} if "bert" in name else {"use_cache": False}  # it goes by the numbers the layers were made with
     with torch.no_grad():

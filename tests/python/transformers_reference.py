@@ -41,10 +41,12 @@ def gradients_by_checkpoint_name(model) -> dict[str, torch.Tensor]:
 
 
 def token_losses(family: Family, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """[B,T-1] for decoders (entry t: position t predicting labels[t+1]), [B] for classifiers; float32 at least."""
+    """[B,T-1] for decoders (entry t: position t predicting labels[t+1]), [B,T] for masked models, [B] for classifiers."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if family.kind == "classifier":
         return F.cross_entropy(logits, labels, reduction="none")
+    if family.kind == "masked":
+        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
     return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100)
 
 

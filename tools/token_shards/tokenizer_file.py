@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import pathlib
@@ -13,7 +14,10 @@ from token_shards import DataFault, UsageFault
 
 END_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>")
 PADDING_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 TRAINED_END, TRAINED_PADDING = "<|endoftext|>", "<|pad|>"
+WORD_PIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # how byte-level tokenizers write blank, newline, tab, return
 
 
 class TokenizerFile:
@@ -43,6 +47,8 @@ class TokenizerFile:
         self.vocabulary = max(self.names.values()) + 1
         self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
         self.padding = self._find("pad_token", PADDING_NAMES)
+        self.mask = self._find("mask_token", MASK_NAMES)
+        self._content = content
 
     def _beside(self, name: str) -> dict:
         path = self.path.parent / name
@@ -80,13 +86,92 @@ class TokenizerFile:
             template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
         return template
 
+    def special_ids(self) -> list[int]:
+        """Ids that stand for no text."""
+        marked = {id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        return sorted(marked | ({self.end, self.padding, self.mask} - {None}))
+
+    def continuing_ids(self) -> list[int] | None:
+        """Tokens that go on with the word of the token before them; None: the tokenizer does not say. A word is what
+        WordPiece splits, and in byte-level and SentencePiece vocabularies what stands between blanks."""
+        prefix = self._content["model"].get("continuing_subword_prefix")
+        if prefix:
+            return sorted(id for name, id in self.names.items() if name.startswith(prefix))
+        steps = _step_types(self._content.get("pre_tokenizer")) | _step_types(self._content.get("decoder"))
+        starts = BYTE_SPACES if "ByteLevel" in steps else ("\u2581",) if "Metaspace" in steps else ()
+        if not starts:
+            return None
+        special = set(self.special_ids())
+        return sorted(id for name, id in self.names.items() if not name.startswith(starts) and id not in special)
+
     def manifest_entry(self) -> dict:
-        entry = {"digest": self.digest, "vocabulary": self.vocabulary}
+        entry = {"digest": self.digest, "vocabulary": self.vocabulary, "special": _ranges(self.special_ids())}
+        continuing = self.continuing_ids()
+        if continuing is not None:
+            entry["continuing"] = _ranges(continuing)
+        if self.mask is not None:
+            entry["mask"] = self.mask
         if self.end is not None:
             entry["end_of_sequence"] = self.end
         if self.padding is not None:
             entry["padding"] = self.padding
         return entry
+
+
+def _step_types(step: dict | None) -> set[str]:
+    """Of a pre-tokenizer or decoder, which may be a sequence of others."""
+    if not step:
+        return set()
+    parts = [*step.get("pretokenizers", ()), *step.get("decoders", ())]
+    return {step.get("type")}.union(*map(_step_types, parts))
+
+
+def _ranges(ids: list[int]) -> str:
+    """Ascending ids as text: 4,7-9."""
+    ranges: list[list[int]] = []
+    for id in ids:
+        if ranges and ranges[-1][1] == id - 1:
+            ranges[-1][1] = id
+        else:
+            ranges.append([id, id])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def _word_pieces(words: collections.Counter, most: int) -> list[str]:
+    """The likeliest letters, and what byte-pair merges make of the words, the likeliest first. Not by the library's
+    WordPieceTrainer, whose ties and numbers follow a hash table that is another one in each process."""
+    letters = collections.Counter()
+    for word, count in words.items():
+        letters.update({("##" if at else "") + letter: count for at, letter in enumerate(word)})
+    merged = tokenizers.Tokenizer(tokenizers.models.BPE())
+    merged.train_from_iterator((word for word in sorted(words) for _ in range(min(words[word], 1000))),
+                               tokenizers.trainers.BpeTrainer(vocab_size=most, show_progress=False))
+    found = collections.Counter()
+    for word, encoding in zip(words, merged.encode_batch(list(words))):
+        found.update({("##" if at else "") + piece: words[word] for at, piece in enumerate(encoding.tokens)})
+    by_count = [sorted(counts, key=lambda name: (-counts[name], name)) for counts in (letters, found)]
+    return list(dict.fromkeys([*by_count[0][: most // 2], *by_count[1]]))[:most]
+
+
+def train_word_pieces(texts: Iterable[str], vocabulary: int) -> str:
+    """A WordPiece tokenizer as BERT's, lower case, whose special tokens are [CLS] text [SEP] and [MASK]."""
+    least = len(WORD_PIECE_SPECIALS) + 1
+    if vocabulary < least:
+        raise UsageFault(f"--train-vocabulary {vocabulary}, wanted at least {least}: the special tokens and a letter")
+    normalizer, splitter = tokenizers.normalizers.BertNormalizer(lowercase=True), tokenizers.pre_tokenizers.BertPreTokenizer()
+    words = collections.Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    pieces = _word_pieces(words, vocabulary - len(WORD_PIECE_SPECIALS))
+    numbers = {name: number for number, name in enumerate([*WORD_PIECE_SPECIALS, *pieces])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.add_special_tokens(list(WORD_PIECE_SPECIALS))
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    return tokenizer.to_str(pretty=False)
 
 
 def train(texts: Iterable[str], vocabulary: int) -> str:

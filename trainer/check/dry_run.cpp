@@ -112,6 +112,7 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
     data::TokenStream tokens;
     tokens.ids = at::zeros({rows, length}, options);
     tokens.labels = at::zeros({rows, length}, options);
+    tokens.masked = settings.text("data.masking") != "none";
     const bool packed = settings.text("data.packing") == "packed";
     (packed ? tokens.document_ids : tokens.attention_mask) = at::ones({rows, length}, options);
     return tokens;
@@ -250,7 +251,8 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   plan_weights(*objective, kept, report);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
   run_training(settings, *objective, kept, tamper, report);
-  if (objective->student().config.architecture.head != HeadKind::kLanguageModel) return report;
+  const models::Architecture& student = objective->student().config.architecture;
+  if (student.head != HeadKind::kLanguageModel || student.masked_language_model()) return report;
   if (ranks > 1) {  // whose weights went with their ranks; who generates has them all
     objective.reset();
     build();

@@ -75,10 +75,10 @@ Inputs read_inputs(const std::filesystem::path& path, const models::Architecture
   if (inputs.model.token_type_ids)
     check_ids(*inputs.model.token_type_ids, "token_type_ids", ids.sizes(), a.token_types);
   if (inputs.labels.defined()) {
-    const bool decoder = a.head == HeadKind::kLanguageModel;
+    const bool a_token = a.head == HeadKind::kLanguageModel;
     const at::Tensor counted = inputs.labels.masked_fill(inputs.labels.eq(models::kIgnoredLabel), 0);
-    check_ids(counted, "labels", decoder ? ids.sizes() : at::IntArrayRef(ids.sizes().data(), 1),
-              decoder ? a.vocabulary : a.labels);
+    check_ids(counted, "labels", a_token ? ids.sizes() : at::IntArrayRef(ids.sizes().data(), 1),
+              a_token ? a.vocabulary : a.labels);
   }
   return inputs;
 }
@@ -104,7 +104,10 @@ void add_losses(const models::Transformer& model, const Inputs& inputs, Outputs&
   if (!inputs.labels.defined()) return;
   const std::string place = model.path() + ".loss (logits)";
   at::Tensor tokens, count;
-  if (model.architecture().head == HeadKind::kLanguageModel) {
+  if (model.architecture().masked_language_model()) {
+    tokens = models::same_token_loss(outputs.main, inputs.labels, place);
+    count = inputs.labels.ne(models::kIgnoredLabel).sum();
+  } else if (model.architecture().head == HeadKind::kLanguageModel) {
     tokens = models::next_token_loss(outputs.main, inputs.labels, place);
     count = models::predicted_tokens(inputs.labels);
   } else if (model.has_head()) {

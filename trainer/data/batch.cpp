@@ -25,7 +25,7 @@ void place(TokenStream& stream, c10::Device device) {
 int64_t target_count(const TokenStream& stream) {
   if (stream.targets) return *stream.targets;
   if (!stream.labels.defined() || stream.labels.size(1) < 2) return 0;
-  return stream.labels.slice(1, 1).ne(models::kIgnoredLabel).sum().item<int64_t>();
+  return stream.labels.slice(1, stream.masked ? 0 : 1).ne(models::kIgnoredLabel).sum().item<int64_t>();
 }
 
 Batch place(Batch batch, c10::Device device) {

@@ -11,9 +11,10 @@ namespace limbeck::data {
 
 // One tokenizer's view of the batch.
 struct TokenStream {
-  at::Tensor ids;     // [B, T]
-  at::Tensor labels;  // [B, T]: the id of the token itself where it is a target, else -100.
-                      // Position t predicts labels[t + 1]; the models shift, the loader does not.
+  at::Tensor ids;       // [B, T]
+  at::Tensor labels;    // [B, T]: the id of the token itself where it is a target, else -100.
+                        // Position t predicts labels[t + 1]; the models shift, the loader does not.
+  bool masked = false;  // tokens of `ids` are hidden: labels are set there alone, and position t predicts labels[t]
   std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding (padded batches)
   std::optional<at::Tensor> document_ids;    // [B, T], 1, 2, … within a row, 0 = padding (packed batches); the first
                                              // token of every document has label -100
@@ -30,7 +31,7 @@ struct Batch {
   at::Tensor classes;  // [B] for classifiers, undefined otherwise; -100 = unlabelled
 };
 
-// Targets that a language-model loss counts: labels[:, 1:] that are not -100.
+// Targets that a language-model loss counts: labels[:, 1:] that are not -100, in a masked stream labels.
 int64_t target_count(const TokenStream& stream);
 
 // The batch on `device`, its targets counted on the way. To a GPU the copies go out of pinned memory and nobody waits

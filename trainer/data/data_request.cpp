@@ -15,6 +15,13 @@ DataRequest request_of(const recipe::Settings& settings, const std::string& key)
   request.long_documents = splits ? LongDocuments::kSplit : LongDocuments::kTruncate;
   request.skip_bad_shards = settings.enabled("data.skip_bad_shards");
   request.seed = settings.integer("seed");
+  const std::string& masking = settings.text("data.masking");
+  request.masking.unit = masking == "whole_word" ? MaskUnit::kWord
+                         : masking == "token"    ? MaskUnit::kToken
+                                                 : MaskUnit::kNone;
+  request.masking.fraction = settings.number("data.mask_fraction");
+  request.masking.replaced = settings.number("data.mask_replaced");
+  request.masking.random = settings.number("data.mask_random");
   return request;
 }
 
@@ -23,6 +30,7 @@ DataRequest request_of(const recipe::Settings& settings, const std::string& key)
 DataRequest training_data(const recipe::Settings& settings) {
   DataRequest request = request_of(settings, "data.train");
   request.shuffle = settings.enabled("data.shuffle");
+  request.mask_seed = request.seed;
   return request;
 }
 
@@ -30,6 +38,7 @@ DataRequest validation_data(const recipe::Settings& settings) {
   DataRequest request = request_of(settings, "data.validation");
   request.shuffle = false;
   request.whole_epoch = true;
+  request.mask_seed = 0;  // one mask for all runs, whatever their seeds: perplexities compare
   return request;
 }
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "modules/errors.h"
+#include "trainer/data/masking.h"
 #include "trainer/data/permutation.h"
 #include "trainer/data/row_maker.h"
 #include "trainer/data/shard.h"
@@ -46,6 +47,7 @@ struct DataSource::State {
   explicit State(const DataRequest& wanted) : request(wanted), manifest(manifest_of(wanted)) {
     take_shards();
     check_shards();
+    if (request.masking.unit != MaskUnit::kNone) masking.emplace(request, manifest.summary);
     rows = request.packing == Packing::kPacked ? make_packed_rows(shards, manifest, request, notes)
                                                : make_padded_rows(shards, manifest, request, notes);
     const int64_t count = rows->rows(), size = request.batch_size;
@@ -116,6 +118,7 @@ struct DataSource::State {
   std::vector<std::string> notes;
   Shards shards;
   std::unique_ptr<RowMaker> rows;
+  std::optional<Masking> masking;
   int64_t batches = 0;
 };
 
@@ -136,7 +139,9 @@ Batch DataSource::batch(int64_t index) const {
   for (int64_t i = begin; i < std::min(begin + size, count); ++i) {
     rows.push_back(state_->request.shuffle ? order(i) : i);
   }
-  return state_->rows->make(rows);
+  Batch made = state_->rows->make(rows);
+  if (state_->masking) state_->masking->apply(made.student, rows, epoch);
+  return made;
 }
 
 }  // namespace limbeck::data

@@ -16,6 +16,14 @@ namespace limbeck::data {
 enum class Packing { kPacked, kPadded };
 enum class LongDocuments { kTruncate, kSplit };  // padded rows: what becomes of a document longer than a row
 
+enum class MaskUnit { kNone, kToken, kWord };
+
+struct MaskingOptions {
+  MaskUnit unit = MaskUnit::kNone;
+  double fraction = 0.15;               // of the words (or tokens) hidden
+  double replaced = 0.8, random = 0.1;  // shares of hidden tokens: the mask token, another token; the rest stays
+};
+
 struct DataRequest {
   std::filesystem::path folder;  // written by tools/prepare_data.py: manifest.json and shards
   std::string origin;            // for messages: "data.train (my.ini:12)"
@@ -27,6 +35,8 @@ struct DataRequest {
   bool skip_bad_shards = false;
   bool whole_epoch = false;  // evaluation: the last batch of an epoch may have fewer rows, and none is dropped
   LongDocuments long_documents = LongDocuments::kTruncate;
+  MaskingOptions masking;
+  int64_t mask_seed = 0;
   int64_t teacher_sequence_length = 0;  // of a teacher with a tokenizer of its own; 0: sequence_length
 };
 
@@ -36,8 +46,12 @@ struct Manifest {
   int64_t end_of_sequence = -1, padding = -1;
   int64_t documents = 0, tokens = 0;  // of the whole folder, skipped shards included
   int64_t teacher_padding = -1, teacher_end_of_sequence = -1;
-  int64_t classes = 0;  // labelled documents: their classes are below; 0 = no labels
-  std::string digest;   // of the shards in use and the tokenizers; a resume compares it
+  int64_t classes = 0;           // labelled documents: their classes are below; 0 = no labels
+  int64_t mask = -1;             // -1: the tokenizer has no mask token
+  std::vector<int64_t> special;  // ids that stand for no text
+  bool knows_words = false;      // the tokenizer says which tokens go on with the word before them:
+  std::vector<bool> continues;   // by id
+  std::string digest;            // of the shards in use and the tokenizers; a resume compares it
 };
 
 class DataSource {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <boost/crc.hpp>
+#include <charconv>
 #include <limits>
 #include <set>
 
@@ -81,6 +82,45 @@ void check_version(const io::JsonFile& file) {
                   version > kDataFormatVersion ? "use a newer limbeck, or prepare the data again" : kAgain));
 }
 
+// "4,7-9": ascending ids and ranges of them.
+std::vector<int64_t> parse_ids(const io::JsonFile& file, const std::string& key, int64_t vocabulary) {
+  const std::string text = file.string(key);
+  const auto refuse = [&] {
+    throw InputDataError(fmt::format("{}: key \"{}\" = {}, wanted ascending ids below {} such as 4,7-9; {}",
+                                     file.where(), key, io::in_quotes(text.substr(0, 80)), vocabulary, kAgain));
+  };
+  std::vector<int64_t> ids;
+  const char *at = text.data(), *end = at + text.size();
+  const auto number = [&] {
+    int64_t value = 0;
+    const auto [next, fault] = std::from_chars(at, end, value);
+    const int64_t least = ids.empty() ? 0 : ids.back() + 1;
+    if (fault != std::errc() || value < least || value >= vocabulary) refuse();
+    at = next;
+    return value;
+  };
+  while (at < end) {
+    if (!ids.empty() && (*at++ != ',' || at == end)) refuse();
+    ids.push_back(number());
+    if (at == end || *at != '-') continue;
+    ++at;
+    const int64_t last = number();
+    while (ids.back() < last) ids.push_back(ids.back() + 1);
+  }
+  return ids;
+}
+
+// What a masked language model's batches need to know of the tokenizer; data prepared before lacks it.
+void parse_words(const io::JsonFile& file, Manifest& summary) {
+  summary.mask = file.integer_or("mask", -1, 0, summary.vocabulary - 1);
+  if (file.has("special")) summary.special = parse_ids(file, "special", summary.vocabulary);
+  summary.knows_words = file.has("continuing");
+  if (!summary.knows_words) return;
+  summary.continues.assign(static_cast<size_t>(summary.vocabulary), false);
+  for (const int64_t id : parse_ids(file, "continuing", summary.vocabulary))
+    summary.continues[static_cast<size_t>(id)] = true;
+}
+
 struct Tokenizer {
   std::string digest;
   int64_t vocabulary, end_of_sequence, padding;
@@ -145,6 +185,7 @@ ManifestFile parse(const io::JsonFile& file) {
   summary.vocabulary = student.vocabulary;
   summary.end_of_sequence = student.end_of_sequence;
   summary.padding = student.padding;
+  parse_words(file.child("tokenizer"), summary);
   out.has_teacher = file.has("teacher_tokenizer");
   if (out.has_teacher) {
     const Tokenizer teacher = parse_tokenizer(file.child("teacher_tokenizer"));

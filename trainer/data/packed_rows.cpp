@@ -16,6 +16,7 @@ class PackedRows : public RowMaker {
              std::vector<std::string>& notes)
       : shards_(shards),
         length_(request.sequence_length),
+        predicts_first_(request.masking.unit != MaskUnit::kNone),
         padding_(padding_id(manifest.summary.padding, manifest.summary.end_of_sequence)) {
     begins_.push_back(0);
     for (const Shard& shard : shards) begins_.push_back(begins_.back() + shard.tokens(Which::kStudent));
@@ -60,13 +61,13 @@ class PackedRows : public RowMaker {
   }
 
   // Every document, and what a row begins with, opens with a token that nothing before it predicts.
-  static void number_documents(const std::vector<int64_t>& offsets, int64_t begin, int64_t count, int64_t* labels,
-                               int64_t* document_ids, int64_t& document) {
+  void number_documents(const std::vector<int64_t>& offsets, int64_t begin, int64_t count, int64_t* labels,
+                        int64_t* document_ids, int64_t& document) const {
     auto next = std::upper_bound(offsets.begin(), offsets.end(), begin);
     for (int64_t at = begin; at < begin + count;) {
       const int64_t end = std::min(*next, begin + count);
       ++document;
-      labels[at - begin] = models::kIgnoredLabel;
+      if (!predicts_first_) labels[at - begin] = models::kIgnoredLabel;
       std::fill(document_ids + (at - begin), document_ids + (end - begin), document);
       at = end;
       while (next != offsets.end() && *next <= at) ++next;  // documents without tokens
@@ -75,7 +76,9 @@ class PackedRows : public RowMaker {
 
   const Shards& shards_;
   std::vector<int64_t> begins_;  // of each shard in the whole stream, and the end
-  int64_t length_, padding_, rows_ = 0;
+  int64_t length_;
+  bool predicts_first_;  // of a document: from what follows
+  int64_t padding_, rows_ = 0;
 };
 
 }  // namespace

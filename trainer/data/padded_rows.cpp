@@ -29,6 +29,7 @@ class PaddedRows : public RowMaker {
       : shards_(shards),
         has_teacher_(manifest.has_teacher),
         has_classes_(manifest.summary.classes > 0),
+        predicts_first_(request.masking.unit != MaskUnit::kNone),
         length_(request.sequence_length),
         teacher_length_(request.teacher_sequence_length > 0 ? request.teacher_sequence_length : length_),
         padding_(padding_id(manifest.summary.padding, manifest.summary.end_of_sequence)),
@@ -126,7 +127,7 @@ class PaddedRows : public RowMaker {
       const int64_t begin = shards_[piece.shard].offsets(which)[piece.document] + piece.begin, at = i * width;
       auto* labels = out.labels.data_ptr<int64_t>() + at;
       read_tokens(shards_[piece.shard], which, begin, piece.*length, out.ids.data_ptr<int64_t>() + at, labels);
-      labels[0] = models::kIgnoredLabel;  // nothing before it predicts it
+      if (!predicts_first_) labels[0] = models::kIgnoredLabel;  // nothing before it predicts it
       std::fill_n(out.attention_mask->data_ptr<int64_t>() + at, piece.*length, int64_t{1});
     }
     return out;
@@ -159,7 +160,7 @@ class PaddedRows : public RowMaker {
   }
 
   const Shards& shards_;
-  bool has_teacher_, has_classes_;
+  bool has_teacher_, has_classes_, predicts_first_;  // the last: of a row, from what follows
   int64_t length_, teacher_length_, padding_, teacher_padding_;
   std::vector<Piece> pieces_;
 };

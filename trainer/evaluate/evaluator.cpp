@@ -22,6 +22,7 @@ void add_measures(const objective::Measures& m, parallel::NamedSums& sums) {
   add("kl", m.kl), add("top5_overlap", m.top5_overlap), add("compared", m.compared);
   add("top1_agreements", m.top1_agreements), add("labelled", m.labelled), add("student_right", m.student_right);
   add("teacher_right", m.teacher_right), add("class_agreements", m.class_agreements);
+  add("hidden", m.hidden), add("student_filled", m.student_filled), add("teacher_filled", m.teacher_filled);
   add("cosine", m.cosine), add("pooled", m.pooled);
 }
 
@@ -42,6 +43,8 @@ void put_measures(const parallel::NamedSums& sums, std::vector<std::pair<std::st
     mean("teacher_accuracy", "teacher_right", "labelled");
     mean("class_agreement", "class_agreements", "labelled");
   }
+  mean("accuracy", "student_filled", "hidden");
+  if (of("teacher_filled") > 0) mean("teacher_accuracy", "teacher_filled", "hidden");
   mean("cosine", "cosine", "pooled");
 }
 

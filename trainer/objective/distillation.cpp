@@ -6,6 +6,7 @@
 #include "trainer/objective/class_terms.h"
 #include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
+#include "trainer/objective/masking_guard.h"
 #include "trainer/objective/recipe_adapter.h"
 #include "trainer/objective/recipe_models.h"
 #include "trainer/objective/vocabulary_guard.h"
@@ -77,6 +78,7 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   divergence = list->find(settings.text("objective.divergence"))(settings);
   needs_teacher = any_needs_teacher(weights);
   crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
+  require_fitting_masks(settings, weights, student, teacher && needs_teacher ? &*teacher : nullptr);
   check_pair();
   if (settings.enabled("objective.vocabulary_parallel")) {
     require_divisible_vocabulary(settings, divergence, has_language_head(student));
@@ -194,7 +196,8 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
     if (state_->heads != nullptr) state_->heads->measure(pass, *measures);
     if (state_->embeds) measure_pooled(pass, state_->settings.text("model.pooling") == "cls", *measures);
   }
-  return std::move(sum).finish(pass.causal ? pass.batch_targets() : batch.student.ids.size(0), pass);
+  const bool counts_targets = pass.causal || batch.student.masked;
+  return std::move(sum).finish(counts_targets ? pass.batch_targets() : batch.student.ids.size(0), pass);
 }
 
 const std::optional<models::BuiltModel>& Distillation::teacher() const { return state_->teacher; }

@@ -23,9 +23,10 @@ at::Tensor valid_tokens(const data::TokenStream& stream) {
   return at::ones(stream.ids.sizes(), stream.ids.options().dtype(at::kBool));
 }
 
-at::Tensor next_labels(const data::TokenStream& stream) {
+at::Tensor predicted_labels(const data::TokenStream& stream) {
   const int64_t length = stream.ids.size(1);
   if (!stream.labels.defined()) return at::full({stream.ids.numel()}, models::kIgnoredLabel, stream.ids.options());
+  if (stream.masked) return stream.labels.flatten();
   return at::constant_pad_nd(stream.labels.narrow(1, 1, length - 1), {0, 1}, models::kIgnoredLabel).flatten();
 }
 
@@ -84,7 +85,7 @@ int64_t ForwardPass::batch_targets() const {
 void count_tokens(ForwardPass& pass) {
   const data::TokenStream& stream = pass.batch->student;
   pass.meta = stream.ids.is_meta();
-  pass.labels_n = next_labels(stream);
+  pass.labels_n = predicted_labels(stream);
   pass.target_n = pass.labels_n.ne(models::kIgnoredLabel);
   const at::Tensor& found = pass.align.found_bt();
   pass.compared_n = found.defined() ? pass.target_n.bitwise_and(found.flatten()) : pass.target_n;

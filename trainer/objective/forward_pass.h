@@ -68,8 +68,8 @@ void count_tokens(ForwardPass& pass);
 models::ModelInput model_input(const data::TokenStream& stream, models::Taps* taps);
 // bool [B, T]: no padding.
 at::Tensor valid_tokens(const data::TokenStream& stream);
-// The stream's labels moved to the positions that predict them, flat [B T].
-at::Tensor next_labels(const data::TokenStream& stream);
+// The stream's labels at the positions that predict them, flat [B T]: one to the left, unless tokens are hidden.
+at::Tensor predicted_labels(const data::TokenStream& stream);
 
 // Gathers terms and their weighted sum.
 class TermSum {

@@ -64,6 +64,8 @@ class HeadedTerms : public HeadTermGroup {
 
   void measure(const ForwardPass& pass, Measures& m) const override {
     const at::NoGradGuard no_gradient;
+    // What a masked language model sees needs no prediction.
+    if (!pass.causal && !pass.batch->student.masked) return;
     const auto cross_entropy = [&](const HeadSide& side, const at::Tensor& labels, const at::Tensor& wanted) {
       HeadRequest request{.student = side, .labels_n = labels};
       request.ce_weight_n = pass.weights(wanted, 1.0);
@@ -73,12 +75,18 @@ class HeadedTerms : public HeadTermGroup {
     const HeadSide student = student_side(pass, "evaluation (student head)");
     m.student_cross_entropy += cross_entropy(student, pass.labels_n, pass.target_n);
     m.targets += pass.target_n.sum().item<int64_t>();
-    if (!pass.has_teacher) return;
+    const auto filled = [&](const HeadSide& side) {
+      return right_predictions(side, pass.labels_n, pass.target_n).sum().item<int64_t>();
+    };
+    const bool fills = pass.batch->student.masked;
+    if (fills) m.hidden += pass.target_n.sum().item<int64_t>(), m.student_filled += filled(student);
+    if (!pass.has_teacher || pair_.teacher->model->architecture().head != models::HeadKind::kLanguageModel) return;
     const bool two = pass.batch->teacher.has_value();
-    const at::Tensor labels = two ? next_labels(*pass.batch->teacher) : pass.labels_n;
+    const at::Tensor labels = two ? predicted_labels(*pass.batch->teacher) : pass.labels_n;
     const at::Tensor wanted = labels.ne(models::kIgnoredLabel);
-    m.teacher_cross_entropy += cross_entropy(
-        head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "evaluation (teacher head)"), labels, wanted);
+    const HeadSide own = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "evaluation (teacher head)");
+    m.teacher_cross_entropy += cross_entropy(own, labels, wanted);
+    if (fills) m.teacher_filled += filled(own);
     m.teacher_targets += wanted.sum().item<int64_t>();
     const HeadSide teacher =
         dual_ ? in_student_space(dual_->forward(pass).teacher_in_student, "evaluation (teacher in the student's space)")
@@ -150,7 +158,7 @@ class HeadedTerms : public HeadTermGroup {
                       TermSum& sum) const {
     add_gold_term(pass, "t2s_ce", in_student_space(dual.teacher_in_student, ""), pass.target_n, kd, sum);
     const at::Tensor mask =
-        pass.batch->teacher ? next_labels(*pass.batch->teacher).ne(models::kIgnoredLabel) : pass.target_n;
+        pass.batch->teacher ? predicted_labels(*pass.batch->teacher).ne(models::kIgnoredLabel) : pass.target_n;
     HeadRequest request{.student = head_side(*pair_.teacher, dual.student_in_teacher, vocabulary_.teacher,
                                              "objective.s2t_kd (student in the teacher's space)")};
     request.teacher = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "objective.s2t_kd (teacher)");

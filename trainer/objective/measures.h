@@ -11,6 +11,8 @@ struct Measures {
   // Tokens at which both distributions range over the same ids (a projected teacher: the student's), at temperature 1.
   double kl = 0.0, top5_overlap = 0.0;
   int64_t compared = 0, top1_agreements = 0;
+  // Masked language models: hidden tokens, and those whose likeliest id is the right one.
+  int64_t hidden = 0, student_filled = 0, teacher_filled = 0;
   // Classifiers.
   int64_t labelled = 0, student_right = 0, teacher_right = 0, class_agreements = 0;
   // Encoders with an embedding term: cosine of pooled states.

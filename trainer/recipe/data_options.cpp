@@ -1,6 +1,28 @@
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::recipe {
+namespace {
+
+void declare_masking(OptionTable& table) {
+  table.add({.name = "data.masking",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "What is hidden for a masked language model to fill in: all pieces of a word together, or tokens "
+                     "each for itself. Evaluation hides the same ones in every run.",
+             .words = {"none", "whole_word", "token"}});
+  const auto share = [&](const char* name, const char* fallback, const char* help, bool above) {
+    table.add({.name = name,
+               .kind = OptionKind::kNumber,
+               .fallback = fallback,
+               .help = help,
+               .interval = {.low = 0, .high = 1, .above_low = above}});
+  };
+  share("data.mask_fraction", "0.15", "Share of the words (or tokens) that are hidden.", true);
+  share("data.mask_replaced", "0.8", "Share of the hidden tokens that become the mask token.", false);
+  share("data.mask_random", "0.1", "Share of the hidden tokens that become another token; the rest stays.", false);
+}
+
+}  // namespace
 
 void declare_data_options(OptionTable& table) {
   table.group("Data");
@@ -39,6 +61,7 @@ void declare_data_options(OptionTable& table) {
              .fallback = "truncate",
              .help = "What becomes of a document longer than a padded sequence.",
              .words = {"truncate", "split"}});
+  declare_masking(table);
   table.add({.name = "data.shuffle",
              .kind = OptionKind::kSwitch,
              .fallback = "true",
