@@ -51,6 +51,7 @@ struct Option {
   std::vector<Shorthand> shorthands = {};
   char letter = 0;         // -h
   bool flag_only = false;  // no recipe key: --json, --plugin
+  bool on_hub = false;  // of a path: where no folder is there, a name of the hub means its snapshot in the local cache
 };
 
 // What is wrong with `value` and what was wanted, or "" when the option accepts it.

@@ -31,9 +31,9 @@ class Settings {
   // `file` may be null: a command without a recipe. Violations are UsageError and say which line or flag.
   Settings(const OptionTable& table, const RecipeFile* file, const std::vector<Flag>& flags);
 
-  bool given(const std::string& name) const;               // by the recipe or a flag
-  const std::string& text(const std::string& name) const;  // any kind but lists
-  std::filesystem::path path(const std::string& name) const;
+  bool given(const std::string& name) const;                  // by the recipe or a flag
+  const std::string& text(const std::string& name) const;     // any kind but lists
+  std::filesystem::path path(const std::string& name) const;  // WeightsError: a model of the hub that is not here
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;
   bool enabled(const std::string& name) const;
@@ -62,6 +62,7 @@ class Settings {
  private:
   void take_recipe(const RecipeFile& file);
   void take_flags(const std::vector<Flag>& flags);
+  std::string place(const Option& option, const std::string& text, const std::filesystem::path& base);
   void put(const Option& option, const std::string& text, const Origin& origin, const std::string& shown_as,
            const std::filesystem::path& base);
   bool repeats(const Option& option, const std::pair<std::string, std::string>& spelled,
@@ -69,6 +70,7 @@ class Settings {
   const Value& single(const std::string& name, OptionKind kind) const;
 
   OptionTable table_;
+  std::map<std::string, std::string> unfound_;        // by canonical name: what is missing of a model of the hub
   std::string recipe_name_;                           // "" without a recipe
   std::map<std::string, std::vector<Value>> values_;  // by canonical name; one entry unless a list
 };
