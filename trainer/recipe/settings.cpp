@@ -154,7 +154,7 @@ void Settings::put(const Option& option, const std::string& text, const Origin& 
   values = {{is_path ? place(option, text, base) : text, origin}};
 }
 
-// A model that is missing is said by path(), when it is wanted: a flag may still name another.
+// A model that is missing is said by path_here(), when it is wanted: a flag may still name another.
 std::string Settings::place(const Option& option, const std::string& text, const std::filesystem::path& base) {
   const std::filesystem::path local = (base / text).lexically_normal();
   unfound_.erase(option.name);
@@ -185,11 +185,12 @@ const std::string& Settings::text(const std::string& name) const {
   return values_.at(option.name).front().text;
 }
 
-std::filesystem::path Settings::path(const std::string& name) const {
-  const Value& value = single(name, OptionKind::kPath);
+std::filesystem::path Settings::path(const std::string& name) const { return single(name, OptionKind::kPath).text; }
+
+std::filesystem::path Settings::path_here(const std::string& name) const {
   const auto missing = unfound_.find(table_.at(name).name);
   if (missing != unfound_.end()) throw WeightsError(fmt::format("{} {}", missing->second, where(name)));
-  return value.text;
+  return path(name);
 }
 
 int64_t Settings::integer(const std::string& name) const {
@@ -246,7 +247,7 @@ std::string Settings::required_text(const std::string& name) const {
 
 std::filesystem::path Settings::required_path(const std::string& name) const {
   required_text(name);
-  return path(name);
+  return path_here(name);
 }
 
 Origin Settings::origin(const std::string& name) const {

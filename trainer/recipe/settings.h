@@ -31,9 +31,10 @@ class Settings {
   // `file` may be null: a command without a recipe. Violations are UsageError and say which line or flag.
   Settings(const OptionTable& table, const RecipeFile* file, const std::vector<Flag>& flags);
 
-  bool given(const std::string& name) const;                  // by the recipe or a flag
-  const std::string& text(const std::string& name) const;     // any kind but lists
-  std::filesystem::path path(const std::string& name) const;  // WeightsError: a model of the hub that is not here
+  bool given(const std::string& name) const;               // by the recipe or a flag
+  const std::string& text(const std::string& name) const;  // any kind but lists
+  std::filesystem::path path(const std::string& name) const;
+  std::filesystem::path path_here(const std::string& name) const;  // WeightsError: of a model of the hub, not found
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;
   bool enabled(const std::string& name) const;
