@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <stdexcept>
 
+#include "tests/support/temporary_folder.h"
 #include "tests/trainer/message_of.h"
 #include "trainer/recipe/recipe_options.h"
 
@@ -234,6 +238,27 @@ TEST(ShippedRecipes, ResolveAndFindTheirModels) {
     }
   }
   EXPECT_GE(recipes, 2u);
+}
+
+TEST(Settings, AModelOfTheHubBecomesItsSnapshotAndIsPrintedSo) {
+  namespace fs = std::filesystem;
+  const test::TemporaryFolder folder;
+  const std::string commit(40, 'c');
+  const fs::path repository = folder / "hub" / "models--Org--tiny";
+  fs::create_directories(repository / "refs");
+  fs::create_directories(repository / "snapshots" / commit);
+  std::ofstream(repository / "refs" / "main") << commit;
+  ::setenv("HF_HUB_CACHE", (folder / "hub").c_str(), 1);
+  const std::string snapshot = (repository / "snapshots" / commit).string();
+  const auto settings = resolved("[student]\nmodel = Org/tiny\n[teacher]\nmodel = Org/big@v2\n");
+  EXPECT_EQ(settings.path("student.model"), snapshot);
+  EXPECT_NE(settings.to_ini(false).find("model = " + snapshot), std::string::npos);
+  EXPECT_EQ(message_of([&] { settings.path_here("teacher.model"); }),
+            "4: \"Org/big\": no folder /r/Org/big@v2, and no snapshot of revision v2 in " +
+                (folder / "hub" / "models--Org--big").string() +
+                ": name a folder, or type: hf download Org/big --revision v2 (/r/my.ini:4)");
+  EXPECT_EQ(settings.with("teacher.model", snapshot).path_here("teacher.model"), snapshot);  // no longer wanted
+  ::unsetenv("HF_HUB_CACHE");
 }
 
 }  // namespace

@@ -16,9 +16,10 @@ void declare_single_model(recipe::OptionTable& table) {
   table.group("Model");
   table.add({.name = "model",
              .kind = OptionKind::kPath,
-             .help = "Hugging Face folder: config.json and safetensors.",
+             .help = "Hugging Face folder (config.json and safetensors), or ORG/NAME[@REVISION] in the local cache.",
              .value_name = "DIR",
-             .flag_only = true});
+             .flag_only = true,
+             .on_hub = true});
   table.add({.name = "dtype",
              .kind = OptionKind::kDtype,
              .fallback = "auto",

@@ -67,7 +67,7 @@ bool same_weights(const models::ModelRequest& teacher, const models::ModelReques
 std::optional<models::ModelRequest> model_request(const recipe::Settings& settings, const std::string& role) {
   if (!settings.given(role + ".model")) return std::nullopt;
   models::ModelRequest request;
-  request.folder = settings.path(role + ".model");
+  request.folder = settings.path_here(role + ".model");
   request.root = role;
   request.dtype = settings.dtype(role + ".dtype");
   request.dtype_source = source_of(settings, role + ".dtype");

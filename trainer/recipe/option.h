@@ -55,6 +55,7 @@ struct Option {
   char letter = 0;  // -h
   Writes writes = Writes::kNothing;
   bool flag_only = false;  // no recipe key: --json, --plugin
+  bool on_hub = false;  // of a path: where no folder is there, a name of the hub means its snapshot in the local cache
 };
 
 // What is wrong with `value` and what was wanted, or "" when the option accepts it.

@@ -13,9 +13,11 @@ void declare_model(OptionTable& table, const std::string& role) {
   };
   table.add({.name = role + ".model",
              .kind = OptionKind::kPath,
-             .help = "Hugging Face folder of the " + role + ": config.json, and safetensors where weights are read.",
+             .help = "Hugging Face folder of the " + role +
+                     ", or ORG/NAME[@REVISION] in the local cache: config.json, safetensors.",
              .value_name = "DIR",
-             .aliases = role == "student" ? std::vector<std::string>{"model_name"} : std::vector<std::string>{}});
+             .aliases = role == "student" ? std::vector<std::string>{"model_name"} : std::vector<std::string>{},
+             .on_hub = true});
   table.add({.name = role + ".dtype",
              .kind = OptionKind::kDtype,
              .fallback = "auto",

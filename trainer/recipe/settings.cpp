@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "modules/errors.h"
+#include "modules/io/hub_cache.h"
 #include "trainer/recipe/message.h"
 #include "trainer/recipe/value.h"
 
@@ -150,7 +151,20 @@ void Settings::put(const Option& option, const std::string& text, const Origin& 
     return;
   }
   const bool is_path = option.kind == OptionKind::kPath && !text.empty();
-  values = {{is_path ? (base / text).lexically_normal().string() : text, origin}};
+  values = {{is_path ? place(option, text, base) : text, origin}};
+}
+
+// A model that is missing is said by path_here(), when it is wanted: a flag may still name another.
+std::string Settings::place(const Option& option, const std::string& text, const std::filesystem::path& base) {
+  const std::filesystem::path local = (base / text).lexically_normal();
+  unfound_.erase(option.name);
+  std::error_code ignored;
+  if (!option.on_hub || std::filesystem::exists(local, ignored)) return local.string();
+  const auto name = io::parse_hub_name(text);
+  if (!name) return local.string();
+  if (const auto snapshot = io::find_snapshot(*name)) return snapshot->string();
+  unfound_[option.name] = io::absent_snapshot(*name, local);
+  return local.string();
 }
 
 const Value& Settings::single(const std::string& name, OptionKind kind) const {
@@ -172,6 +186,12 @@ const std::string& Settings::text(const std::string& name) const {
 }
 
 std::filesystem::path Settings::path(const std::string& name) const { return single(name, OptionKind::kPath).text; }
+
+std::filesystem::path Settings::path_here(const std::string& name) const {
+  const auto missing = unfound_.find(table_.at(name).name);
+  if (missing != unfound_.end()) throw WeightsError(fmt::format("{} {}", missing->second, where(name)));
+  return path(name);
+}
 
 int64_t Settings::integer(const std::string& name) const {
   return to_integer(single(name, OptionKind::kInteger).text).value();
@@ -226,8 +246,8 @@ std::string Settings::required_text(const std::string& name) const {
 }
 
 std::filesystem::path Settings::required_path(const std::string& name) const {
-  single(name, OptionKind::kPath);
-  return required_text(name);
+  required_text(name);
+  return path_here(name);
 }
 
 Origin Settings::origin(const std::string& name) const {

@@ -34,6 +34,7 @@ class Settings {
   bool given(const std::string& name) const;               // by the recipe or a flag
   const std::string& text(const std::string& name) const;  // any kind but lists
   std::filesystem::path path(const std::string& name) const;
+  std::filesystem::path path_here(const std::string& name) const;  // WeightsError: of a model of the hub, not found
   int64_t integer(const std::string& name) const;
   double number(const std::string& name) const;
   bool enabled(const std::string& name) const;
@@ -62,6 +63,7 @@ class Settings {
  private:
   void take_recipe(const RecipeFile& file);
   void take_flags(const std::vector<Flag>& flags);
+  std::string place(const Option& option, const std::string& text, const std::filesystem::path& base);
   void put(const Option& option, const std::string& text, const Origin& origin, const std::string& shown_as,
            const std::filesystem::path& base);
   bool repeats(const Option& option, const std::pair<std::string, std::string>& spelled,
@@ -69,6 +71,7 @@ class Settings {
   const Value& single(const std::string& name, OptionKind kind) const;
 
   OptionTable table_;
+  std::map<std::string, std::string> unfound_;        // by canonical name: what is missing of a model of the hub
   std::string recipe_name_;                           // "" without a recipe
   std::map<std::string, std::vector<Value>> values_;  // by canonical name; one entry unless a list
 };
