@@ -32,3 +32,16 @@ endif()
 find_package(Boost REQUIRED COMPONENTS program_options)
 find_package(nlohmann_json 3.9 REQUIRED)
 find_package(Threads REQUIRED)
+
+# Tokenizers: the regular expressions of Hugging Face's (Oniguruma), Unicode's normal forms and categories.
+foreach(_text_library onig:oniguruma.h utf8proc:utf8proc.h)
+  string(REPLACE ":" ";" _text_library "${_text_library}")
+  list(GET _text_library 0 _name)
+  list(GET _text_library 1 _header)
+  find_path(LIMBECK_${_name}_INCLUDE ${_header} REQUIRED)
+  find_library(LIMBECK_${_name}_LIBRARY ${_name} REQUIRED)
+  mark_as_advanced(LIMBECK_${_name}_INCLUDE LIMBECK_${_name}_LIBRARY)
+  add_library(limbeck::${_name} UNKNOWN IMPORTED)
+  set_target_properties(limbeck::${_name} PROPERTIES IMPORTED_LOCATION "${LIMBECK_${_name}_LIBRARY}"
+    INTERFACE_INCLUDE_DIRECTORIES "${LIMBECK_${_name}_INCLUDE}")
+endforeach()
