@@ -43,7 +43,7 @@ class TokenizerFile : public ::testing::Test {
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
                 "vocab": {"<unk>": 0, "_": 1, "a": 2, "b": 3, "ab": 4, "_ab": 5, "<0xC3>": 6, "<0xA9>": 7, "1": 8,
                           "2": 9, "abab": 10},
-                "merges": ["a b", "_ ab", ["ab", "ab"]]}})");
+                "merges": ["a b", "_ ab", "ab ab"]}})");
   }
 
   fs::path write(const std::string& text) {
@@ -65,8 +65,9 @@ class TokenizerFile : public ::testing::Test {
 
 TEST_F(TokenizerFile, MergesFallsBackToBytesAndComesBack) {
   const Tokenizer tokenizer = load(small());
+  // The ids and the text are what tokenizers 0.23.3 gives for this file.
   const Ids ids = tokenizer.encode("ab abab é1<end>  b", SpecialTokens::kAdd, "text");
-  EXPECT_EQ(ids, (Ids{5, 1, 10, 1, 6, 7, 8, 11, 1, 3, 11}));
+  EXPECT_EQ(ids, (Ids{5, 5, 4, 1, 6, 7, 8, 11, 1, 3, 11}));
   EXPECT_EQ(tokenizer.decode(ids, true), "ab abab é1 b");
   EXPECT_EQ(tokenizer.encode("ab", SpecialTokens::kLeaveOut, "text"), (Ids{5}));
 }
