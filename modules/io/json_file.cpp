@@ -52,11 +52,11 @@ const json& member(const JsonFile& file, const std::string& key, const std::stri
 
 }  // namespace
 
-std::string read_json_text(const std::filesystem::path& path) {
+std::string read_json_text(const std::filesystem::path& path, const JsonLimits& limits) {
   const InputFile file(path);
-  if (file.size() > kMaxJsonBytes) {
+  if (file.size() > limits.bytes) {
     throw WeightsError(path.string() + ": " + std::to_string(file.size()) + " bytes of JSON, at most " +
-                       std::to_string(kMaxJsonBytes) + " are read");
+                       std::to_string(limits.bytes) + " are read");
   }
   std::string text(file.size(), '\0');
   file.read(0, text.data(), text.size());

@@ -6,10 +6,12 @@
 #include <optional>
 #include <string>
 
+#include "modules/io/json_text.h"
+
 namespace limbeck::io {
 
-// All of a file that is to be parsed as JSON; WeightsError beyond kMaxJsonBytes.
-std::string read_json_text(const std::filesystem::path& path);
+// All of a file that is to be parsed as JSON; WeightsError beyond the limit.
+std::string read_json_text(const std::filesystem::path& path, const JsonLimits& limits = {});
 
 class JsonFile {
  public:

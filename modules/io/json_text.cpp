@@ -15,7 +15,8 @@ using nlohmann::json;
 // Builds the value from the parser's events; json::parse would keep the last of two equal keys and nest without limit.
 class Builder {
  public:
-  Builder(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+  Builder(std::string_view text, const std::string& where, size_t most)
+      : text_(text), where_(where), most_(most) {}
   json take() { return std::move(root_); }
 
   bool null() { return put(nullptr); }
@@ -42,7 +43,7 @@ class Builder {
   [[noreturn]] void fail(const std::string& what) const { throw WeightsError(where_ + ": " + what); }
 
   json* place(json value) {
-    if (++values_ > kMaxJsonValues) fail("more than " + std::to_string(kMaxJsonValues) + " values");
+    if (++values_ > most_) fail("more than " + std::to_string(most_) + " values");
     if (open_.empty()) return &(root_ = std::move(value));
     json& parent = *open_.back();
     if (parent.is_object()) return &(parent[key_] = std::move(value));
@@ -69,7 +70,7 @@ class Builder {
   json root_;
   std::vector<json*> open_;
   std::string key_;
-  size_t values_ = 0;
+  size_t most_, values_ = 0;
 };
 
 bool names_no_number(std::string_view text, size_t position) {
@@ -93,15 +94,15 @@ std::string syntax_fault(size_t position, const json::exception& error, std::str
   return "not JSON at byte " + std::to_string(position) + ": " + what;
 }
 
-json parse_json(std::string_view text, const std::string& where) {
-  if (text.size() > kMaxJsonBytes) {
+json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits) {
+  if (text.size() > limits.bytes) {
     throw WeightsError(where + ": " + std::to_string(text.size()) + " bytes of JSON, at most " +
-                       std::to_string(kMaxJsonBytes) + " are read");
+                       std::to_string(limits.bytes) + " are read");
   }
   // The library takes a zero byte for the end of its input and would not look at what follows.
   const size_t zero = text.find('\0');
   if (zero != text.npos) throw WeightsError(where + ": not JSON: zero byte at byte " + std::to_string(zero));
-  Builder builder(text, where);
+  Builder builder(text, where, limits.values);
   json::sax_parse(text.begin(), text.end(), &builder);
   return builder.take();
 }

@@ -11,7 +11,12 @@ inline constexpr size_t kMaxJsonBytes = size_t{16} << 20;
 inline constexpr size_t kMaxJsonDepth = 64;
 inline constexpr size_t kMaxJsonValues = 2'000'000;  // some 200 MB in the worst case
 
-nlohmann::json parse_json(std::string_view text, const std::string& where);
+struct JsonLimits {
+  size_t bytes = kMaxJsonBytes;
+  size_t values = kMaxJsonValues;
+};
+
+nlohmann::json parse_json(std::string_view text, const std::string& where, const JsonLimits& limits = {});
 
 // The library's account of a syntax error, safe to show: shortened, on one line, without its own prefix.
 std::string syntax_fault(size_t position, const nlohmann::json::exception& error, std::string_view text);

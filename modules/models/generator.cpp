@@ -99,7 +99,8 @@ void check_request(const Architecture& a, const at::Tensor& ids, const GenerateO
 }  // namespace
 
 at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at::Tensor& attention_mask,
-                    const GenerateOptions& options, const std::function<void(int64_t step)>& progress) {
+                    const GenerateOptions& options,
+                    const std::function<void(int64_t step, const at::Tensor& next)>& progress) {
   const c10::InferenceMode inference;
   const Architecture& a = model.architecture();
   check_request(a, prompt, options);
@@ -127,7 +128,7 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
     next = next.masked_fill(finished, pad);
     ids = at::cat({ids, next.unsqueeze(1)}, 1);
     mask = at::cat({mask, at::ones({batch, 1}, mask.options())}, 1);
-    if (progress) progress(step + 1);
+    if (progress) progress(step + 1, next);
     if (options.ignore_end) continue;
     for (const int64_t end : a.end_of_sequence) finished = finished.logical_or(next.eq(end));
     if (finished.all().item<bool>()) break;

@@ -20,8 +20,9 @@ struct GenerateOptions {
 };
 
 // ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are
-// filled with the padding id; generation stops when all have.
+// filled with the padding id; generation stops when all have. `progress` sees each step's ids [B].
 at::Tensor generate(const Transformer& model, const at::Tensor& ids, const at::Tensor& attention_mask,
-                    const GenerateOptions& options, const std::function<void(int64_t step)>& progress = {});
+                    const GenerateOptions& options,
+                    const std::function<void(int64_t step, const at::Tensor& next)>& progress = {});
 
 }  // namespace limbeck::models

@@ -10,14 +10,15 @@ Command forward_command();
 Command generate_command();
 Command list_command();
 Command merge_command();
+Command tokenize_command();
 Command train_command();
 Command unmerge_command();
 Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(), train_command(),   eval_command(),        forward_command(), generate_command(),
-      merge_command(), unmerge_command(), consolidate_command(), list_command(),    verify_command(),
+      check_command(),   train_command(),       eval_command(), forward_command(),  generate_command(), merge_command(),
+      unmerge_command(), consolidate_command(), list_command(), tokenize_command(), verify_command(),
   };
 }
 

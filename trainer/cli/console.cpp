@@ -20,6 +20,10 @@ void Console::result(const std::string& text) {
   if (results_to_text_) line(out_, text);
 }
 
+void Console::piece(const std::string& text) {
+  if (results_to_text_) out_ << text << std::flush;
+}
+
 void Console::note(const std::string& text) {
   if (!quiet_) line(err_, text);
 }

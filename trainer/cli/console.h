@@ -12,6 +12,7 @@ class Console {
       : out_(out), err_(err), quiet_(quiet), results_to_text_(results_to_text) {}
 
   void result(const std::string& text);   // what the user asked for
+  void piece(const std::string& text);    // a result that comes in pieces: no newline is added
   void note(const std::string& text);     // about the run; not under --quiet
   void warning(const std::string& text);  // always
 

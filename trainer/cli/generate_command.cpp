@@ -1,11 +1,11 @@
-// limbeck generate: greedy or sampled tokens of a Hugging Face decoder, from ids.
+// limbeck generate: a text, or ids, continued by a Hugging Face decoder, greedy or sampled.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <chrono>
+#include <optional>
 
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
@@ -14,73 +14,85 @@
 #include "trainer/cli/command.h"
 #include "trainer/cli/model_options.h"
 #include "trainer/cli/progress.h"
+#include "trainer/cli/prompts.h"
 
 namespace limbeck::cli {
 namespace {
 
 using recipe::OptionKind;
 
-struct Prompts {
-  at::Tensor ids, mask;
+// The prompts, and the tokenizer when there is text on either side.
+struct Request {
+  Prompts prompts;
+  std::optional<text::Tokenizer> tokenizer;
 };
 
-std::vector<int64_t> parse_ids(const std::string& text) {
-  std::vector<int64_t> ids;
-  const char* at = text.data();
-  const char* end = at + text.size();
-  while (at < end) {
-    int64_t id = 0;
-    const auto [next, fault] = std::from_chars(at, end, id);
-    if (fault != std::errc() || (next != end && *next != ',')) {
-      throw UsageError(fmt::format("--prompt-ids \"{}\": wanted integers with commas between, such as 1,15,7", text));
+void check_prompts(const recipe::Settings& settings) {
+  const int ways = static_cast<int>(!settings.list("prompt").empty()) + static_cast<int>(settings.given("prompts")) +
+                   static_cast<int>(!settings.list("prompt-ids").empty());
+  if (ways == 1) return;
+  throw UsageError(
+      "limbeck generate: wanted one of --prompt=\"some text\", --prompts=FILE (lines of text, or .safetensors with "
+      "input_ids) and --prompt-ids=1,15,7");
+}
+
+Request read_request(const recipe::Settings& settings, int64_t vocabulary) {
+  Request request;
+  const bool tensors = settings.given("prompts") && settings.path("prompts").extension() == ".safetensors";
+  IdRows rows;
+  for (const std::string& list : settings.list("prompt-ids")) rows.push_back(parse_ids(list));
+  if (tensors || !rows.empty()) {
+    if (settings.given("tokenizer")) request.tokenizer.emplace(tokenizer_folder(settings));
+    request.prompts = tensors ? prompts_from_tensors(settings.path("prompts")) : padded(rows);
+    return request;
+  }
+  request.tokenizer.emplace(tokenizer_folder(settings));
+  const auto special =
+      settings.enabled("no-special-tokens") ? text::SpecialTokens::kLeaveOut : text::SpecialTokens::kAdd;
+  const bool file = settings.given("prompts");
+  for (const std::string& text : file ? read_lines(settings.path("prompts")) : settings.list("prompt")) {
+    const std::string where =
+        file ? fmt::format("{}:{}", settings.path("prompts").string(), rows.size() + 1) : "--prompt";
+    rows.push_back(prompt_ids(*request.tokenizer, text, special, where, vocabulary));
+  }
+  request.prompts = padded(rows);
+  return request;
+}
+
+// Text of the rows as they grow: one row's at once, several rows' when all is done.
+class Answers {
+ public:
+  Answers(const text::Tokenizer& tokenizer, int64_t rows, std::vector<int64_t> ends, Console* live)
+      : texts_(static_cast<size_t>(rows)), ended_(static_cast<size_t>(rows)), ends_(std::move(ends)), live_(live) {
+    for (int64_t row = 0; row < rows; ++row) streams_.emplace_back(tokenizer, true);
+  }
+
+  void push(const at::Tensor& next) {
+    const at::Tensor ids = precision::move(next, c10::kCPU).contiguous();
+    for (size_t row = 0; row < streams_.size(); ++row) {
+      const int64_t id = ids.const_data_ptr<int64_t>()[row];
+      ended_[row] = ended_[row] || std::find(ends_.begin(), ends_.end(), id) != ends_.end();
+      if (!ended_[row]) add(row, streams_[row].push(static_cast<text::TokenId>(id)));
     }
-    ids.push_back(id);
-    at = next == end ? end : next + 1;
   }
-  if (ids.empty()) throw UsageError("--prompt-ids is empty: wanted integers with commas between, such as 1,15,7");
-  return ids;
-}
+  const std::vector<std::string>& finish() {
+    for (size_t row = 0; row < streams_.size(); ++row) add(row, streams_[row].finish());
+    if (live_ != nullptr) live_->piece("\n");
+    return texts_;
+  }
 
-// Rows of different lengths are padded on the left, where decoding expects the padding.
-Prompts from_lists(const std::vector<std::string>& lists) {
-  std::vector<std::vector<int64_t>> rows;
-  size_t longest = 0;
-  for (const std::string& list : lists) {
-    rows.push_back(parse_ids(list));
-    longest = std::max(longest, rows.back().size());
+ private:
+  void add(size_t row, const std::string& piece) {
+    texts_[row] += piece;
+    if (live_ != nullptr && !piece.empty()) live_->piece(piece);
   }
-  const auto shape = {static_cast<int64_t>(rows.size()), static_cast<int64_t>(longest)};
-  Prompts prompts{at::zeros(shape, at::kLong), at::zeros(shape, at::kLong)};
-  for (size_t row = 0; row < rows.size(); ++row) {
-    const auto skip = static_cast<int64_t>(longest - rows[row].size());
-    const at::Tensor ids = at::tensor(at::ArrayRef<int64_t>(rows[row]), at::kLong);
-    prompts.ids[static_cast<int64_t>(row)].narrow(0, skip, ids.numel()).copy_(ids);
-    prompts.mask[static_cast<int64_t>(row)].narrow(0, skip, ids.numel()).fill_(1);
-  }
-  return prompts;
-}
 
-Prompts from_file(const std::filesystem::path& path) {
-  Prompts prompts;
-  for (auto& [name, tensor] : io::read_safetensors(path)) {
-    if (name == "input_ids")
-      prompts.ids = integer_input(path, name, tensor);
-    else if (name == "attention_mask")
-      prompts.mask = integer_input(path, name, tensor);
-    else
-      throw InputDataError(
-          fmt::format("{}: tensor {} is not known: wanted input_ids and attention_mask", path.string(), name));
-  }
-  if (!prompts.ids.defined() || prompts.ids.dim() != 2 || prompts.ids.numel() == 0) {
-    throw InputDataError(fmt::format("{}: wanted a tensor input_ids of two dimensions [batch, length]", path.string()));
-  }
-  if (!prompts.mask.defined()) prompts.mask = at::ones_like(prompts.ids);
-  if (prompts.mask.sizes() != prompts.ids.sizes() || prompts.mask.select(1, -1).eq(0).any().item<bool>()) {
-    throw InputDataError(fmt::format(
-        "{}: attention_mask must have the shape of input_ids, with padding on the left only", path.string()));
-  }
-  return prompts;
-}
+  std::vector<text::StreamDecoder> streams_;
+  std::vector<std::string> texts_;
+  std::vector<bool> ended_;
+  std::vector<int64_t> ends_;
+  Console* live_;
+};
 
 models::GenerateOptions options_of(const recipe::Settings& settings) {
   models::GenerateOptions options;
@@ -97,24 +109,33 @@ models::GenerateOptions options_of(const recipe::Settings& settings) {
 
 void run_generate(Invocation& call) {
   const auto& settings = call.settings;
-  const auto lists = settings.list("prompt-ids");
-  if (lists.empty() != settings.given("prompts")) {
-    throw UsageError("limbeck generate: wanted either --prompt-ids=1,15,7 or --prompts=FILE.safetensors");
-  }
-  const Prompts prompts = lists.empty() ? from_file(settings.path("prompts")) : from_lists(lists);
+  check_prompts(settings);
   const models::GenerateOptions options = options_of(settings);
   const models::ModelRequest request = single_model(settings);
   models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
   load_named_adapter(settings, built, {}, call.console);
+  const models::Architecture& a = built.model->architecture();
+  const auto [prompts, tokenizer] = read_request(settings, a.vocabulary);
+  const bool to_file = settings.given("output");
+  const bool live = tokenizer && prompts.ids.size(0) == 1 && !to_file;
+  std::optional<Answers> answers;
+  if (tokenizer) {
+    answers.emplace(*tokenizer, prompts.ids.size(0), options.ignore_end ? std::vector<int64_t>{} : a.end_of_sequence,
+                    live ? &call.console : nullptr);
+  }
 
   Progress progress(call.console.err(), "generate", "tokens", options.max_new_tokens,
-                    {.width = terminal_width(2), .quiet = call.console.quiet()});
+                    {.width = terminal_width(2), .quiet = call.console.quiet() || live});
   const auto begin = std::chrono::steady_clock::now();
   const at::Tensor ids = precision::move(prompts.ids, request.device);
   const at::Tensor mask = prompts.mask.defined() ? precision::move(prompts.mask, request.device) : prompts.mask;
-  const at::Tensor tokens = precision::move(
-      models::generate(*built.model, ids, mask, options, [&](int64_t step) { progress.update(step); }), c10::kCPU);
+  const at::Tensor tokens = precision::move(models::generate(*built.model, ids, mask, options,
+                                                             [&](int64_t step, const at::Tensor& next) {
+                                                               if (answers) answers->push(next);
+                                                               progress.update(step);
+                                                             }),
+                                            c10::kCPU);
   progress.finish();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   const int64_t fresh = tokens.size(1) - prompts.ids.size(1);
@@ -124,15 +145,26 @@ void run_generate(Invocation& call) {
     const at::Tensor line = tokens[row].narrow(0, prompts.ids.size(1), fresh).contiguous();
     const int64_t* id = line.const_data_ptr<int64_t>();
     rows.push_back(std::vector<int64_t>(id, id + fresh));
-    if (!settings.given("output")) call.console.result(fmt::format("{}", fmt::join(id, id + fresh, ",")));
+    if (!to_file && !answers) call.console.result(fmt::format("{}", fmt::join(id, id + fresh, ",")));
   }
   call.result["tokens"] = rows;
+  if (answers) {
+    call.result["texts"] = answers->finish();
+    for (const auto& text : call.result["texts"]) {
+      if (!live && !to_file) call.console.result(text.get<std::string>());
+    }
+  }
   call.result["tokens_per_second"] = static_cast<double>(fresh * tokens.size(0)) / seconds;
 }
 
 void declare_generate(recipe::OptionTable& table) {
   declare_single_model(table);
   table.group("Prompts");
+  table.add({.name = "prompt",
+             .kind = OptionKind::kList,
+             .help = "A text to go on from, answered in text; may be repeated.",
+             .value_name = "TEXT",
+             .flag_only = true});
   table.add({.name = "prompt-ids",
              .kind = OptionKind::kList,
              .help = "Token ids of one prompt; may be repeated.",
@@ -140,9 +172,11 @@ void declare_generate(recipe::OptionTable& table) {
              .flag_only = true});
   table.add({.name = "prompts",
              .kind = OptionKind::kPath,
-             .help = "safetensors: input_ids [B,T] and attention_mask, padded on the left.",
+             .help = "Lines of text, one prompt each (.jsonl: JSON strings); or .safetensors: input_ids [B,T] and "
+                     "attention_mask, padded on the left.",
              .value_name = "FILE",
              .flag_only = true});
+  declare_tokenizer(table);
   table.add({.name = "output",
              .kind = OptionKind::kPath,
              .help = "safetensors: tokens [B, T + new].",
@@ -194,7 +228,7 @@ void declare_generate(recipe::OptionTable& table) {
 
 Command generate_command() {
   return {.name = "generate",
-          .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from prompt ids.",
+          .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from a text or ids.",
           .computes = true,
           .declare = declare_generate,
           .run = run_generate};
