@@ -2,180 +2,39 @@
 """report.py [LABEL=]RUN_DIR ... [--output FILE]: what runs did, as one HTML page that needs nothing else.
 
 Curves of everything metrics.jsonl holds, the evaluation table over seeds, the dtype contract, the memory plan and the
-resolved recipe. Runs whose names differ in a number at the end only (distilled-seed0, distilled-seed1) are one row.
+resolved recipe. Runs whose names differ in a number at the end only (distilled-seed0, distilled-seed1) are one row,
+where they were evaluated on the same validation set: each set has a table and curves of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import re
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 import report_contract as contract  # noqa: E402
-from report_numbers import bytes_text, mean_and_spread, number, shown  # noqa: E402
+from report_evaluation import evaluation_sections, plain_table  # noqa: E402
+from report_numbers import bytes_text, number, shown  # noqa: E402
+from report_runs import ReportError, Run, read_run, validation_sets  # noqa: E402
 
-USAGE, INPUT = 2, 3  # exit codes, as the program's
-BOOKKEEPING = {"step", "phase", "seconds"}
-LOWER_IS_BETTER = re.compile(r"perplexity|kl|ce$")
-# What means the same in every run. A loss is the sum of a run's own terms and marks no winner.
-COMPARABLE = re.compile(r"^(?:perplexity|kl|ce|accuracy|cosine|top\d+_\w+)$")
-FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts and columns shown before all others
-
-
-class ReportError(Exception):
-    def __init__(self, code: int, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass
-class Run:
-    folder: Path
-    name: str
-    group: str
-    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # NaN where the value was not finite
-    steps: int = 0
-    unread: int = 0
-    contract: dict | None = None
-    recipe: str | None = None
-
-    def last(self, name: str) -> float | None:
-        return next((value for _, value in reversed(self.series.get(name, [])) if math.isfinite(value)), None)
-
-
-def group_of(name: str) -> str:
-    return re.sub(r"[-_. ]*(?:seed)?[-_. ]*\d+$", "", name) or name
-
-
-def read_metrics(run: Run) -> None:
-    path = run.folder / "metrics.jsonl"
-    if not path.is_file():
-        raise ReportError(INPUT, f"{run.folder}: no metrics.jsonl, wanted a run folder: name the one given to --run")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError):
-            run.unread += 1  # the last line of a run that was killed while writing
-            continue
-        run.steps = max(run.steps, step)
-        for name, value in entry.items():
-            if name in BOOKKEEPING or isinstance(value, (str, bool, list, dict)):
-                continue
-            if name == "targets" and entry.get("phase") == "eval":
-                continue
-            shown = name if entry.get("phase") != "eval" or name.startswith("eval.") else f"eval.{name}"
-            run.series.setdefault(shown, []).append((step, math.nan if value is None else float(value)))
-    if not run.series:
-        raise ReportError(INPUT, f"{path}: no line with a step and a value, wanted the lines of a run")
-
-
-def read_run(argument: str) -> Run:
-    label, _, folder = argument.rpartition("=")
-    if not Path(folder).is_dir() and Path(argument).is_dir():
-        label, folder = "", argument
-    path = Path(folder)
-    if not path.is_dir():
-        raise ReportError(USAGE, f"{folder}: no such folder, wanted a run folder with metrics.jsonl")
-    name = label or path.resolve().name
-    run = Run(path, name, group_of(name))
-    read_metrics(run)
-    if (path / "contract.json").is_file():
-        try:
-            read = json.loads((path / "contract.json").read_text(encoding="utf-8"))
-            run.contract = read.get("result", read)  # `check --json` wraps it
-        except (ValueError, AttributeError) as error:
-            raise ReportError(INPUT, f"{path / 'contract.json'}: {error}; wanted what `limbeck check --json` writes")
-    if (path / "recipe.ini").is_file():
-        run.recipe = (path / "recipe.ini").read_text(encoding="utf-8", errors="replace")
-    return run
-
-
-# The comparison
-
-
-def is_teacher(group: str) -> bool:
-    return group.lower() == "teacher"
-
-
-def evaluation_rows(runs: list[Run]) -> dict[str, dict[str, list[float]]]:
-    """By row and metric, the last value of each run. A teacher measured beside its student is a row of its own."""
-    rows: dict[str, dict[str, list[float]]] = {}
-    teacher: dict[str, list[float]] = {}
-    for run in runs:
-        for name in run.series:
-            if not name.startswith("eval.") or (value := run.last(name)) is None:
-                continue
-            metric = re.sub(r"^student[._]", "", name.removeprefix("eval."))
-            if metric.startswith(("teacher_", "teacher.")):
-                teacher.setdefault(metric[len("teacher_") :], []).append(value)
-            else:
-                rows.setdefault(run.group, {}).setdefault(metric, []).append(value)
-    if teacher and not any(is_teacher(group) for group in rows):
-        # Each run measured the same teacher: its spread is none of the seeds'.
-        rows = {"teacher": {metric: [statistics.fmean(values)] for metric, values in teacher.items()}, **rows}
-    return rows
-
-
-def metrics_of(rows: dict[str, dict[str, list[float]]]) -> list[str]:
-    metrics = list(dict.fromkeys(metric for row in rows.values() for metric in row))
-    return sorted(metrics, key=lambda metric: (not COMPARABLE.match(metric), metric != "perplexity"))
-
-
-def plain_table(runs: list[Run]) -> str:
-    """What means the same in every run, for a terminal."""
-    rows = evaluation_rows(runs)
-    metrics = [metric for metric in metrics_of(rows) if COMPARABLE.match(metric)]
-    lines = [f"{'':<24}" + "".join(f"{metric.replace('_', ' '):>20}" for metric in metrics)]
-    for group, row in rows.items():
-        cells = "".join(f"{plain(mean_and_spread(row[m], m)) if m in row else '–':>20}" for m in metrics)
-        lines.append(f"{group:<24}{cells}")
-    return "\n".join(lines)
-
-
-def plain(html: str) -> str:
-    return re.sub(r"<[^>]+>", "", html)
-
-
-def evaluation_table(runs: list[Run]) -> str:
-    rows = evaluation_rows(runs)
-    metrics = metrics_of(rows)
-    if not metrics:
-        return "<p>No evaluation was made.</p>"
-    seeds = {group: sum(run.group == group for run in runs) for group in rows}
-    best = {}
-    for metric in metrics:
-        students = {g: statistics.fmean(r[metric]) for g, r in rows.items() if metric in r and not is_teacher(g)}
-        if len(students) > 1 and COMPARABLE.match(metric):
-            best[metric] = (min if LOWER_IS_BETTER.search(metric) else max)(students, key=students.get)
-    head = "".join(f"<th>{escape(metric.replace('_', ' '))}</th>" for metric in metrics)
-    body = ""
-    for group, row in rows.items():
-        cells = ""
-        for metric in metrics:
-            mark = ' class="best"' if best.get(metric) == group else ""
-            cells += f"<td{mark}>{mean_and_spread(row[metric], metric) if metric in row else '–'}</td>"
-        count = f" <small>{seeds[group]} runs</small>" if seeds[group] > 1 else ""
-        body += f"<tr><th>{escape(group)}{count}</th>{cells}</tr>"
-    note = "Last evaluation of each run; mean ± standard deviation over runs of one name." if len(runs) > 1 else ""
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div><p class="note">{note}</p>'
+IO = 6  # exit code, as the program's
+FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts shown before all others
+SPEED = re.compile(r"tokens_per_s|bytes|seconds|rank|straggler|communication")
 
 
 def cards(runs: list[Run]) -> str:
     facts = [("runs", str(len(runs))), ("steps", number(max(run.steps for run in runs)))]
-    rates = [v for run in runs for _, v in run.series.get("tokens_per_s", []) if math.isfinite(v)]
-    peaks = [v for run in runs for _, v in run.series.get("peak_bytes", []) if math.isfinite(v)]
-    bad = sum(math.isnan(v) for run in runs for s in run.series.values() for _, v in s)
+    rates = [v for run in runs for _, v in run.points("tokens_per_s") if math.isfinite(v)]
+    peaks = [v for run in runs for _, v in run.points("peak_bytes") if math.isfinite(v)]
+    bad = sum(math.isnan(v) for run in runs for s in run.series.values() for v in s.values())
     facts += [("tokens/s, median", number(statistics.median(rates)))] if rates else []
     facts += [("peak memory", bytes_text(max(peaks)))] if peaks else []
     facts += [("values not finite", str(bad))] if bad else []
@@ -189,16 +48,34 @@ def chart_names(runs: list[Run]) -> list[str]:
     return sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), names.index(name)))
 
 
-def chart_grid(runs: list[Run]) -> str:
+def figures(runs: list[Run], name: str) -> str:
+    """One chart; of an evaluation one a validation set, for its values compare with no other's."""
     groups = list(dict.fromkeys(run.group for run in runs))
-    figures = ""
-    for name in chart_names(runs):
-        lines = [
-            charts.Line(run.name, groups.index(run.group), run.series[name]) for run in runs if name in run.series
-        ]
-        figures += charts.figure(name, lines, lambda value, name=name: shown(name, value))
+    sets = validation_sets(runs) if name.startswith("eval.") else {None: ""}
+    out = ""
+    for on, where in sets.items():
+        points = {run.name: run.points(name) if on is None else run.points_on(name, on) for run in runs}
+        lines = [charts.Line(run.name, groups.index(run.group), points[run.name]) for run in runs if points[run.name]]
+        title = f"{name} on {where}" if len(sets) > 1 else name
+        out += charts.figure(title, lines, lambda value: shown(name, value))
+    return out
+
+
+def section_of(name: str) -> str:
+    if name.startswith("checkpoint."):
+        return "Checkpoints"
+    return "Speed and memory" if SPEED.search(name) else "Curves"
+
+
+def chart_sections(runs: list[Run]) -> str:
+    groups = list(dict.fromkeys(run.group for run in runs))
     keys = "".join(f'<li><i class="key s{i % charts.COLOURS}"></i>{escape(g)}</li>' for i, g in enumerate(groups))
-    return f'<ul class="legend">{keys}</ul><div class="charts">{figures}</div>'
+    out = ""
+    for title in ("Curves", "Speed and memory", "Checkpoints"):
+        grid = "".join(figures(runs, name) for name in chart_names(runs) if section_of(name) == title)
+        if grid:
+            out += f'<h2>{title}</h2><ul class="legend">{keys}</ul><div class="charts">{grid}</div>'
+    return out
 
 
 def recipes(runs: list[Run]) -> str:
@@ -224,9 +101,8 @@ def page(runs: list[Run], title: str) -> str:
 <h1>{escape(title)}</h1>
 <section class="cards">{cards(runs)}</section>
 <h2>Evaluation</h2>
-{evaluation_table(runs)}
-<h2>Curves</h2>
-{chart_grid(runs)}
+{evaluation_sections(runs)}
+{chart_sections(runs)}
 <h2>Dtypes, devices, memory</h2>
 {contract.sections({run.name: run.contract for run in runs if run.contract is not None})}
 <h2>Recipes</h2>
@@ -258,7 +134,7 @@ def write_whole(path: Path, text: str) -> None:
         os.chmod(file.name, 0o644)
         os.replace(file.name, path)
     except OSError as error:
-        raise ReportError(6, f"{path}: cannot be written: {error.strerror}; choose another with --output FILE")
+        raise ReportError(IO, f"{path}: cannot be written: {error.strerror}; choose another with --output FILE")
 
 
 def main(arguments: list[str]) -> int:

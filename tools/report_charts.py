@@ -9,8 +9,9 @@ from typing import Callable
 
 COLOURS = 8
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 60, 18, 10, 24
 MOST_POINTS = 160  # a line; more are averaged, with their extremes drawn as a band
+FEW_POINTS = 12  # so few are marked each
 LOG_FROM = 50.0  # largest over smallest from which a positive series is drawn logarithmically
 
 STYLE = """
@@ -27,27 +28,35 @@ h1 { font-size:1.6rem; line-height:1.2; overflow-wrap:anywhere; } h2 { font-size
 h3 { font-size:1rem; margin:1.2rem 0 .4rem; } small, .note { color:var(--soft); font-weight:400; }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr)); gap:.6rem; }
 .cards div { background:var(--card); border-radius:.5rem; padding:.6rem .8rem; }
-.cards b { display:block; font-size:1.25rem; } .cards span { color:var(--soft); font-size:.85rem; }
-.charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr)); gap:1rem; }
+.cards b { display:block; font-size:1.25rem; overflow-wrap:anywhere; } .cards span { color:var(--soft); font-size:.85rem; }
+.charts > * { min-width:0; } .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr)); gap:1rem; }
 figure { margin:0; background:var(--card); border-radius:.5rem; padding:.6rem; }
-figcaption { font-weight:600; font-size:.95rem; overflow-wrap:anywhere; } figcaption small { float:right; }
+figcaption { font-weight:600; font-size:.95rem; overflow-wrap:anywhere; } figcaption small { font-weight:400; margin-left:.6rem; }
 svg { display:block; width:100%; height:auto; } svg text { fill:var(--soft); font-size:11px; }
 .grid { stroke:var(--line); stroke-width:1; } .bad { stroke:var(--c5); stroke-width:2; }
 .run { fill:none; stroke-width:1.8; stroke-linejoin:round; vector-effect:non-scaling-stroke; }
 .band { stroke:none; opacity:.18; }
-.wide { overflow-x:auto; } table { border-collapse:collapse; font-size:.9rem; font-variant-numeric:tabular-nums; }
-th, td { padding:.3rem .7rem; border-bottom:1px solid var(--line); text-align:right; white-space:nowrap; }
-th:first-child, .left td, .left th { text-align:left; } td.best { color:var(--good); font-weight:700; }
-.legend { list-style:none; display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; padding:0; margin:.5rem 0; }
+table { border-collapse:collapse; max-width:100%; font-size:.9rem; font-variant-numeric:tabular-nums; }
+th, td { padding:.3rem .7rem; border-bottom:1px solid var(--line); text-align:right; } tr > :first-child, tr > :last-child { overflow-wrap:anywhere; }
+th small, td small { white-space:nowrap; } th:first-child, .left td, .left th { text-align:left; } .best { color:var(--good); font-weight:700; }
+.legend li { overflow-wrap:anywhere; min-width:0; } .legend { list-style:none; display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; padding:0; margin:.5rem 0; }
 .key { display:inline-block; width:1.4rem; height:.3rem; border-radius:.15rem; margin-right:.4rem;
   vertical-align:middle; }
 details { border:1px solid var(--line); border-radius:.5rem; padding:.4rem .8rem; margin:.5rem 0; }
 summary { cursor:pointer; font-weight:600; padding:.3rem 0; overflow-wrap:anywhere; }
-pre { overflow-x:auto; font-size:.85rem; }
-.bar { display:grid; grid-template-columns:minmax(8rem,16rem) 1fr 5rem; gap:.6rem; align-items:center;
+pre { white-space:pre-wrap; overflow-wrap:anywhere; font-size:.85rem; }
+.bar { display:grid; grid-template-columns:minmax(0,16rem) minmax(2rem,1fr) 5rem; overflow-wrap:anywhere; gap:.6rem; align-items:center;
   font-size:.9rem; padding:.15rem 0; }
 .bar div { background:var(--card); border-radius:.2rem; height:.8rem; }
 .bar i { display:block; height:100%; background:var(--c0); border-radius:.2rem; } .bar b { text-align:right; }
+@media (max-width:60rem) { /* a row of a table becomes a block, each value beside its column's name */
+  table, tbody, tr, tr > * { display:block; width:100%; } tr:first-child { display:none; }
+  tr { border-bottom:1px solid var(--line); padding:.4rem 0; } tr > * { border:0; padding:.1rem 0; text-align:left; }
+  th { font-size:1rem; } td { display:flex; justify-content:space-between; gap:1rem; }
+  .left td { display:inline-flex; width:auto; gap:.4rem; margin-right:1.2rem; max-width:100%; }
+  td > span { min-width:0; overflow-wrap:anywhere; text-align:right; }
+  td::before { content:attr(data-label); color:var(--soft); flex:none; } }
+@media print { main { max-width:none; } figure, tr { break-inside:avoid; } }
 """ + "".join(
     f".run.s{i} {{ stroke:var(--c{i}); }} .band.s{i}, .dot.s{i} {{ fill:var(--c{i}); }} "
     f".key.s{i} {{ background:var(--c{i}); }}\n"
@@ -119,24 +128,49 @@ def path(points: list[tuple[float, float]], x: Axis, y: Axis) -> str:
     return "M" + "L".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
 
 
-def drawn(line: Line, x: Axis, y: Axis) -> str:
-    style = f"s{line.colour % COLOURS}"
-    finite = [(step, value) for step, value in line.points if math.isfinite(value)]
-    means, band = thinned(finite)
+def pieces(points: list[tuple[int, float]]) -> list[list[tuple[int, float]]]:
+    """Runs of finite values: what lies on both sides of one that was not is not joined."""
+    out: list[list[tuple[int, float]]] = [[]]
+    for step, value in points:
+        if math.isfinite(value):
+            out[-1].append((step, value))
+        elif out[-1]:
+            out.append([])
+    return [piece for piece in out if piece]
+
+
+def drawn_piece(name: str, style: str, piece: list[tuple[int, float]], x: Axis, y: Axis) -> str:
+    means, band = thinned(piece)
     out = ""
     if band:
         edge = [(s, high) for s, _, high in band] + [(s, low) for s, low, _ in reversed(band)]
         out += f'<path class="band {style}" d="{path(edge, x, y)}Z"/>'
-    if len(means) == 1:
-        out += f'<circle class="dot {style}" cx="{x(means[0][0]):.1f}" cy="{y(means[0][1]):.1f}" r="3.5"/>'
-    elif means:
-        out += f'<path class="run {style}" d="{path(means, x, y)}"><title>{escape(line.name)}</title></path>'
+    if len(means) > 1:
+        out += f'<path class="run {style}" d="{path(means, x, y)}"><title>{escape(name)}</title></path>'
+    if len(means) <= FEW_POINTS:
+        radius = 4.5 if len(means) == 1 else 2.5
+        for step, value in means:
+            at = f'cx="{x(step):.1f}" cy="{y(value):.1f}" r="{radius}"'
+            out += f'<circle class="dot {style}" {at}><title>{escape(name)}: step {step:g}</title></circle>'
+    return out
+
+
+def drawn(line: Line, x: Axis, y: Axis) -> str:
+    style = f"s{line.colour % COLOURS}"
+    out = "".join(drawn_piece(line.name, style, piece, x, y) for piece in pieces(line.points))
     for step, value in line.points:
         if not math.isfinite(value):
             at = f"{x(step):.1f}"
             out += f'<line class="bad" x1="{at}" x2="{at}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM - 8}">'
             out += f"<title>{escape(line.name)}: not finite at step {step}</title></line>"
     return out
+
+
+def step_axis(steps: list[int]) -> Axis:
+    low, high = min(steps), max(steps)
+    if low == high:  # one step stands in the middle, clear of the edges
+        low, high = low - 1, high + 1
+    return Axis(low, high, LEFT, WIDTH - RIGHT)
 
 
 def step_text(step: float) -> str:
@@ -150,16 +184,17 @@ def figure(name: str, lines: list[Line], text: Callable[[float], str]) -> str:
         return ""
     steps = [step for line in lines for step, _ in line.points]
     y = value_axis(values)
-    x = Axis(min(steps), max(max(steps), min(steps) + 1), LEFT, WIDTH - RIGHT)
+    x = step_axis(steps)
     marks = decades(y.low, y.high) if y.logarithmic else ticks(y.low, y.high)
     grid = "".join(
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(mark):.1f}" y2="{y(mark):.1f}"/>'
         f'<text x="{LEFT - 5}" y="{y(mark) + 4:.1f}" text-anchor="end">{escape(text(mark))}</text>'
         for mark in marks
     )
-    for mark in ticks(x.low, x.high, 4):
+    for mark in ticks(x.low, x.high, 4) if min(steps) < max(steps) else [steps[0]]:
         if mark == int(mark):
-            grid += f'<text x="{x(mark):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{step_text(mark)}</text>'
+            anchor = "end" if x(mark) > WIDTH - RIGHT - 12 else "middle"
+            grid += f'<text x="{x(mark):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{step_text(mark)}</text>'
     curves = "".join(drawn(line, x, y) for line in lines)
     last = next((v for line in lines for _, v in reversed(line.points) if math.isfinite(v)), 0.0)
     caption = f"{escape(name)} <small>{escape(text(last))}</small>" if len(lines) == 1 else escape(name)

@@ -9,19 +9,26 @@ from html import escape
 from report_numbers import bytes_text
 
 
-def cells(values: list[str], tag: str = "td") -> str:
-    return "".join(f"<{tag}>{escape(value)}</{tag}>" for value in values)
+def table(name: str, head: list[str], rows: list[list[str]]) -> str:
+    """On a narrow screen a row is a block and each cell says its column, which is why it carries the label."""
+    text = "".join(f'<th scope="col">{escape(column)}</th>' for column in head)
+    body = ""
+    for first, *rest in rows:
+        body += f'<tr><th scope="row">{escape(first)}</th>'
+        body += "".join(f'<td data-label="{column}"><span>{escape(v)}</span></td>' for column, v in zip(head[1:], rest))
+        body += "</tr>"
+    return f'<table class="left" aria-label="{name}"><tr>{text}</tr>{body}</table>'
 
 
 def modules_table(modules: list[dict]) -> str:
     head = ["module", "role", "storage", "in", "compute", "out", "device", "parameters", "bytes", "from"]
-    body = ""
+    rows = []
     for module in modules:
         row = [str(module.get(key, "")) for key in head]
         row[0] += f" ×{module['modules']}" if module.get("modules", 1) > 1 else ""
         row[7], row[8] = f"{module.get('parameters', 0):,}", bytes_text(module.get("bytes", 0))
-        body += f"<tr>{cells(row)}</tr>"
-    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
+        rows.append(row)
+    return table("Modules", head, rows)
 
 
 def casts_table(casts: list[dict]) -> str:
@@ -34,11 +41,8 @@ def casts_table(casts: list[dict]) -> str:
         total[0] += cast.get("count", 1)
         total[1] += cast.get("bytes", 0)
     head = ["place", "from", "to", "phase", "count", "bytes"]
-    body = "".join(
-        f"<tr>{cells([str(part) for part in key] + [f'{count:,}', bytes_text(size)])}</tr>"
-        for key, (count, size) in sums.items()
-    )
-    return f'<div class="wide"><table class="left"><tr>{cells(head, "th")}</tr>{body}</table></div>'
+    rows = [[str(part) for part in key] + [f"{n:,}", bytes_text(size)] for key, (n, size) in sums.items()]
+    return table("Casts of one step", head, rows)
 
 
 def memory_bars(memory: dict[str, float]) -> str:

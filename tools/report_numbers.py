@@ -15,7 +15,7 @@ def number(value: float | None) -> str:
     if value == int(value) and size < 1e6:
         return str(int(value))
     if size >= 1e6 or size < 1e-3:
-        return f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")
+        return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
     return f"{value:,.0f}" if size >= 1e4 else f"{value:.4g}"
 
 

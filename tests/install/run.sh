@@ -18,4 +18,5 @@ for library in "$work"/prefix/lib/liblimbeck_*.so "$work/consumer/consumer"; do
   fi
 done
 "$work/prefix/bin/limbeck" list models >/dev/null
+"$work/prefix/bin/limbeck" completion | cmp - "$work/prefix/share/bash-completion/completions/limbeck"
 echo "installed, built on and run"

@@ -120,11 +120,75 @@ def test_the_table_for_the_terminal_and_what_is_compared(tmp_path):
     assert "4096" not in text
 
 
+def evaluated(folder, validation, targets, perplexity, **more):
+    lines = training_lines(0)[:-1]
+    lines.append({"step": 20, "phase": "eval", "perplexity": perplexity, "targets": targets, **more})
+    return write_run(folder, lines, recipe=f"[data]\nvalidation = {validation}  # my.ini:3\n")
+
+
+def test_different_validation_sets_are_never_averaged(tmp_path):
+    first = evaluated(tmp_path / "mine-1", "/data/wiki/val", 521, 279.7, teacher_perplexity=20.0)
+    second = evaluated(tmp_path / "mine-2", "/data/news/val", 600, 327.1, teacher_perplexity=30.0)
+    page, text = made(tmp_path, first, second)
+    assert [row for row in page.rows if row[0] == "mine"] == [["mine", "279.7"], ["mine", "327.1"]]
+    assert [row for row in page.rows if row[0] == "teacher"] == [["teacher", "20"], ["teacher", "30"]]
+    assert "On wiki/val, 521 tokens" in text and "On news/val, 600 tokens" in text
+    assert 'class="best"' not in text
+    drawn = re.findall(r'aria-label="(eval.perplexity[^"]*) over steps"', text)
+    assert drawn == ["eval.perplexity on wiki/val, 521 tokens", "eval.perplexity on news/val, 600 tokens"]
+    done = report(first, second, "--table", "--output", tmp_path / "x.html")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("mine")]
+    assert rows == [["mine", "279.7"], ["mine", "327.1"]]
+    # The same set is one row, however the folder is called in the two recipes' comments.
+    third = evaluated(tmp_path / "mine-3", "/data/wiki/val", 521, 280.7, teacher_perplexity=20.0)
+    page, text = made(tmp_path, first, second, third)
+    assert page.row("mine")[:2] == ["mine 2 runs", "280.2 ± 0.71"]
+
+
+def test_a_resumed_run_on_another_set_shows_both(tmp_path):
+    run = evaluated(tmp_path / "run", "/data/val", 521, 300.0)
+    with open(run / "metrics.jsonl", "a") as file:
+        for step, perplexity in ((20, 290.0), (30, 200.0)):  # what is done again stands once: the last
+            targets = 521 if step == 20 else 640
+            line = {"step": step, "phase": "eval", "perplexity": perplexity, "targets": targets}
+            file.write(json.dumps(line) + "\n")
+    page, text = made(tmp_path, run)
+    assert [row for row in page.rows if row[0] == "run"] == [["run", "290"], ["run", "200"]]
+    assert "On run before its set changed, 521 tokens" in text and "On val, 640 tokens" in text
+
+
+def test_timings_of_checkpoints_stand_apart_from_learning_curves(tmp_path):
+    lines = training_lines(8.0)
+    lines.append({"step": 16, "phase": "checkpoint", "saved_step": 10, "bytes": 406978, "write_seconds": 4e-4})
+    page, text = made(tmp_path, write_run(tmp_path / "run", lines))
+    heads = [(m.start(), m.group(1)) for m in re.finditer(r"<h2>([^<]+)</h2>", text)]
+
+    def head_of(name):
+        at = text.index(f'aria-label="{name} over steps"')
+        return [head for place, head in heads if place < at][-1]
+
+    assert {head_of(name) for name in ("loss", "eval.perplexity", "lr", "grad_norm")} == {"Curves"}
+    assert head_of("tokens_per_s") == "Speed and memory"
+    assert {head_of(name) for name in ("checkpoint.bytes", "checkpoint.write_seconds")} == {"Checkpoints"}
+    assert "saved_step" not in text
+
+
+def test_single_points_are_seen(tmp_path):
+    # One evaluation; a step between two that were not finite; a step that was done twice.
+    lines = [{"step": s, "phase": "train", "loss": None if s in (4, 6) else 1.0 * s} for s in range(1, 40)]
+    lines += [{"step": 39, "phase": "eval", "perplexity": 7.0}, {"step": 39, "phase": "eval", "perplexity": 8.0}]
+    page, text = made(tmp_path, write_run(tmp_path / "run", lines))
+    assert "<title>run: step 5</title>" in text
+    [point] = re.findall(r'aria-label="eval.perplexity over steps".*?<circle class="dot s0" cx="([0-9.]+)"', text)
+    assert 100 < float(point) < 300  # clear of both edges of the picture
+    assert "<title>run: step 39</title>" in text
+
+
 def test_every_name_gets_a_curve_with_its_values(tmp_path):
     run = write_run(tmp_path / "run", training_lines(8.0, **{"kd": 0.5, "hidden.3": 0.25}))
     page, text = made(tmp_path, run)
     drawn = re.findall(r'aria-label="([^"]+) over steps"', text)
-    assert drawn == ["loss", "eval.perplexity", "lr", "grad_norm", "tokens_per_s", "kd", "hidden.3"]
+    assert drawn == ["loss", "eval.perplexity", "lr", "grad_norm", "kd", "hidden.3", "tokens_per_s"]
     curve = re.search(r'aria-label="loss over steps".*?d="M([^"]+)"', text, re.DOTALL).group(1)
     points = [tuple(map(float, pair.split(","))) for pair in curve.split("L")]
     assert len(points) == 20

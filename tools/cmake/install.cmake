@@ -10,6 +10,12 @@ foreach(_floor kernels modules trainer)
 endforeach()
 if(TARGET limbeck)
   install(TARGETS limbeck RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+  # The program writes its own completion, so that it knows every option.
+  set(_completion "share/bash-completion/completions/limbeck")
+  install(CODE "
+    execute_process(COMMAND \"$<TARGET_FILE:limbeck>\" completion OUTPUT_VARIABLE script COMMAND_ERROR_IS_FATAL ANY)
+    file(WRITE \"\$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${_completion}\" \"\${script}\")
+    message(STATUS \"Installing: \$ENV{DESTDIR}\${CMAKE_INSTALL_PREFIX}/${_completion}\")")
 endif()
 install(EXPORT LimbeckTargets NAMESPACE Limbeck:: DESTINATION "${_package}")
 configure_package_config_file("${PROJECT_SOURCE_DIR}/tools/cmake/LimbeckConfig.cmake.in"

@@ -4,6 +4,7 @@ namespace limbeck::cli {
 
 // Each in the file of its name: list_command.cpp.
 Command check_command();
+Command completion_command();
 Command consolidate_command();
 Command eval_command();
 Command forward_command();
@@ -17,8 +18,9 @@ Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(),   train_command(),       eval_command(), forward_command(),  generate_command(), merge_command(),
-      unmerge_command(), consolidate_command(), list_command(), tokenize_command(), verify_command(),
+      check_command(),    train_command(),    eval_command(),    forward_command(),
+      generate_command(), merge_command(),    unmerge_command(), consolidate_command(),
+      list_command(),     tokenize_command(), verify_command(),  completion_command(),
   };
 }
 

@@ -1,0 +1,383 @@
+"""Hostile inputs by the thousand: each case is a pure function of (kind, seed), so that a number is enough to have it again.
+
+A kind takes a folder of well-formed things (models of every family, adapters, data, a run), changes one to three places
+of a copy, and says what to run on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import model_zoo
+import numpy
+import torch
+from limbeck_runner import Limbeck
+from safetensors.torch import save_file
+from training_work import Work
+
+EDGES = [
+    None, True, False, 0, 1, -1, 2, 3, 7, 63, 64, 65, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64,
+    -(2**63), 0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, 3.4e38, "", "a", "4", "none", "float16", "\0", "../../x", "é\u202e",
+    "(.|.)*Z", "(a+)+$", "x" * 3000, "*" * 3000, [], [1], [0, -1, 2**40], [[]], {}, {"a": 1}, {"(.|.)*Z": 4},
+    {"rope_type": "yarn", "factor": 0}, {"type": "dynamic", "factor": -1.0}, ["full_attention"] * 99,
+]  # fmt: skip
+WORDS = [
+    "", "0", "-0", "1", "-1", "2", "1e-320", "1e400", "nan", "-inf", "0x10", "1e3", "9223372036854775807",
+    "9223372036854775808", "99999999999999999999", "true", "no", "maybe", "none", "auto", "float16", "bfloat16", "int8",
+    "nf4", "cuda", "cuda:99", "meta", "tpu", "0 steps", "1 steps", "-3 epochs", "1 tokens", "2 samples", "1:1 1:1", "0:0",
+    "0:99 1:1", "1:1,0:0", "(.+)+Z", "(.|.)*Z", "*" * 3000, "[", "(", "\\", "a" * 20000, "q_proj", "all-linear",
+    "lm_head=3", "*=float16", "student.*: storage=float16", "é", "\x01", "/dev/null", "/", ".", "..", "/nonexistent/x",
+    "forward_kl", "reverse_kl", "js", "topk", "lora", "dora", "ia3", "npt", "tree", "3",
+]  # fmt: skip
+# Pairs that draw a third of the recipes: what is parsed as more than one number or word.
+HOT = {
+    "objective.layer_map": ["1:1 1:1", "0:0 0:0", "0:99", "1:0 0:1", ":", "-1:-1", "1:1:1", "all", "1:99999999999999999999"],
+    "adapter.target": ["(.+)+Z", "(.|.)*Z", "[", "(?=a)", "a{1000}{1000}", "*" * 3000, "all-linear", "\\1"],
+    "adapter.rank_pattern": ["(.|.)*Z=4", "q_proj=0", "q_proj=99999999999", "=4", "q_proj"],
+    "precision.rule": ["*" * 3000 + "Z", "*a" * 1500 + " storage=float16", "student.*: storage=float16", ": ="],
+    "objective.divergence": ["topk", "js", "nothing", "skew_kl", "reverse_kl"],
+    "adapter.kind": ["lora", "dora", "ia3", "npt"],
+    "optim.warmup": ["0 steps", "99999999999999999999 steps", "10%", "1e3 steps", "1 epochs"],
+    "student.quantize": ["int8", "nf4-double"],
+}
+# Left out: what makes a case long by being obeyed, what names files beside the case, and ranks that would wait for others.
+NOT_MUTATED = {"run", "json", "plugin", "output", "train.steps", "help", "threads"} | {
+    f"parallel.{name}" for name in ("rank", "world_size", "local_rank", "processes_per_node", "master")
+}
+
+
+@dataclass
+class Case:
+    arguments: list[str]
+    finite: Path | None = None  # a file that must hold finite numbers only, where the program says it is done
+
+
+# Mutators
+
+
+def places_of(value, path=()):
+    """Every place of a JSON value, the whole one first."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places_of(inner, (*path, key))
+
+
+def mutate_json(value, dice: random.Random):
+    place = dice.choice(list(places_of(value))[1:] or [()])
+    if not place:
+        return dice.choice(EDGES)
+    holder = value
+    for key in place[:-1]:
+        holder = holder[key]
+    kind, old = dice.randrange(8), holder[place[-1]]
+    if kind == 0:
+        del holder[place[-1]]
+    elif kind == 1 and isinstance(old, (int, float)) and not isinstance(old, bool):
+        holder[place[-1]] = dice.choice([old + 1, old - 1, old * 2, -old, old / 2, old // 2 if old else 1, old * 1000])
+    elif kind == 2 and isinstance(old, list):
+        old += [dice.choice(EDGES)] if dice.random() < 0.5 or not old else old
+    elif kind == 3 and isinstance(holder, dict):
+        other = dice.choice(list(holder))
+        holder[place[-1]] = holder[other]
+    else:
+        holder[place[-1]] = dice.choice(EDGES)
+    return value
+
+
+def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
+    out = bytearray(data)
+    for _ in range(dice.choice([1, 1, 2, 8])):
+        kind, at = dice.randrange(5), dice.randrange(len(out) + 1) if out else 0
+        if kind == 0:
+            del out[at:]
+        elif kind == 1:
+            del out[at : at + dice.randrange(1, 9)]
+        elif kind == 2:
+            out[at:at] = bytes(dice.randrange(256) for _ in range(dice.randrange(1, 9)))
+        elif kind == 3:
+            out[at:at] = out[at : at + dice.randrange(1, 65)]
+        elif out:
+            out[at % len(out)] = dice.choice([0, 0xFF, 0x7F, 0x80, out[at % len(out)] ^ 1 << dice.randrange(8)])
+    return bytes(out)
+
+
+def mutate_json_file(path: Path, dice: random.Random) -> None:
+    if dice.random() < 0.15:
+        path.write_bytes(mutate_bytes(path.read_bytes(), dice))
+        return
+    value = json.loads(path.read_bytes())
+    for _ in range(dice.choice([1, 1, 2, 3])):
+        value = mutate_json(value, dice)
+    text = json.dumps(value)
+    if dice.random() < 0.05 and text.startswith("{") and len(text) > 2:
+        text = text[:-1] + ", " + text[1:]  # every key twice
+    path.write_text(text)
+
+
+def mutate_safetensors(path: Path, dice: random.Random) -> None:
+    """Bytes, the header, or the values: what no header check can see."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header, payload = json.loads(data[8 : 8 + length]), data[8 + length :]
+    kind = dice.randrange(4)
+    if kind == 0:
+        path.write_bytes(mutate_bytes(data, dice))
+        return
+    if kind == 1:
+        header = mutate_json(header, dice)
+    elif kind == 2:
+        names = [name for name in header if name != "__metadata__"]
+        one = header[dice.choice(names)]
+        shape = one["shape"]
+        change = dice.randrange(4)
+        if change == 0 and len(shape) > 1:
+            shape.reverse()
+        elif change == 1:
+            shape.insert(0, 1)
+        elif change == 2:
+            one["dtype"] = dice.choice(["F16", "BF16", "I32", "F64", "I8", "F8_E4M3", "BOOL", "C64"])
+        else:
+            header[dice.choice(names) + "x"] = header.pop(dice.choice(names))
+    else:
+        values = numpy.frombuffer(payload[: len(payload) // 4 * 4], numpy.float32).copy()
+        many = dice.choice([1, 1, 100, len(values)])
+        at = numpy.random.default_rng(dice.randrange(2**32)).integers(0, len(values), many)
+        values[at] = dice.choice([numpy.nan, numpy.inf, -numpy.inf, 3e38, -3e38, 1e30, 1e-44, 0.0])
+        payload = values.tobytes() + payload[len(payload) // 4 * 4 :]
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + payload)
+
+
+# The well-formed things
+
+
+class Stock:
+    """Made once a session; the cases copy from it."""
+
+    def __init__(self, folder: Path, limbeck: Limbeck):
+        self.folder = folder
+        self.families = [family.name for family in model_zoo.FAMILIES]
+        for family in model_zoo.FAMILIES:
+            model_zoo.write_model(family, folder / "zoo" / family.name)
+        ids = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(1))
+        save_file({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, folder / "input.safetensors")
+        (folder / "work").mkdir()
+        self.work = Work(folder / "work", limbeck)
+        short = dict(train__steps="4 steps", checkpoint__every=2, data__batch_size=2)
+        for kind in ("none", "lora", "dora", "ia3", "npt"):
+            self.work.train(kind, threads=1, adapter__kind=kind, **short)
+        self.recipe = (folder / "work" / "none.ini").read_text()
+        self.options = options_of(Path(__file__).parents[1] / "golden" / "options.txt")
+
+    def run(self, kind: str) -> Path:
+        return self.folder / "work" / f"run-{kind}"
+
+
+def options_of(path: Path) -> dict[str, list[str]]:
+    """The flags of each command and, as "recipe", the keys, from the frozen inventory of the option table."""
+    out: dict[str, list[str]] = {}
+    for line in path.read_text().splitlines():
+        if line.startswith("--"):
+            name = line.split()[0].removeprefix("--")
+            if name not in NOT_MUTATED:
+                command.append(name)
+        elif line.strip():
+            command = out.setdefault(line.split()[1] if line.startswith("limbeck ") else line.strip(), [])
+    return out
+
+
+# Kinds of cases
+
+KINDS: dict[str, Callable[[Stock, Path, random.Random], Case]] = {}
+
+
+def kind(function):
+    KINDS[function.__name__] = function
+    return function
+
+
+def on_model(stock: Stock, model: Path, folder: Path, dice: random.Random, adapter: Path | None = None) -> Case:
+    """Any command that reads one model."""
+    flags = [f"--model={model}", "--threads=1"] + ([f"--adapter={adapter}"] if adapter else [])
+    flags += [f"--dtype={dice.choice(['float16', 'bfloat16', 'float64'])}"] if dice.random() < 0.2 else []
+    flags += [f"--quantize={dice.choice(['int8', 'int4', 'nf4', 'nf4-double'])}"] if dice.random() < 0.15 else []
+    output = folder / "out.safetensors"
+    which = dice.randrange(6 if adapter else 4)
+    if which == 0:
+        return Case(["generate", *flags, "--prompt-ids=5,6,7", "--max-new-tokens=4"])
+    if which >= 4:
+        return Case(["merge", *flags, f"--output={folder / 'merged'}"])
+    flags += dice.choice([[], [], ["--hidden"], ["--gradients"]])
+    # The logits only are promised to be finite: those asked for as gradients or hidden states may be examined as they are.
+    plain = not {"--hidden", "--gradients"} & set(flags)
+    return Case(["forward", *flags, f"--input={stock.folder / 'input.safetensors'}", f"--output={output}"],
+                output if plain else None)  # fmt: skip
+
+
+def copied_model(source: Path, to: Path, own_weights: bool) -> Path:
+    to.mkdir()
+    for path in source.iterdir():
+        if own_weights or path.suffix == ".json":
+            shutil.copy(path, to / path.name)
+        else:
+            os.link(path, to / path.name)
+    return to
+
+
+@kind
+def config(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    model = copied_model(stock.folder / "zoo" / dice.choice(stock.families), folder / "model", False)
+    mutate_json_file(model / "config.json", dice)
+    return on_model(stock, model, folder, dice)
+
+
+@kind
+def config_check(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """The same in a recipe, as teacher or student; `check` reads no weight, so sizes may be anything."""
+    model = copied_model(stock.folder / "zoo" / dice.choice(stock.families), folder / "model", False)
+    mutate_json_file(model / "config.json", dice)
+    return Case(["check", str(stock.folder / "work" / "none.ini"), f"--{dice.choice(['student', 'teacher'])}.model={model}"])
+
+
+@kind
+def weights(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    model = copied_model(stock.folder / "zoo" / dice.choice(stock.families), folder / "model", True)
+    mutate_safetensors(model / "model.safetensors", dice)
+    case = on_model(stock, model, folder, dice)
+    case.arguments += ["--allow-nonfinite"] if dice.random() < 0.2 else []
+    return case
+
+
+@kind
+def adapter(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    shutil.copytree(stock.run(dice.choice(["lora", "dora", "ia3", "npt"])) / "final", folder / "adapter")
+    files = sorted((folder / "adapter").iterdir())
+    one = dice.choice(files)
+    if dice.random() < 0.15:
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        key = dice.choice(["rank_pattern", "alpha_pattern", "target_modules"])
+        pattern = dice.choice(["(.|.)*Z", "(a+)+$", "(.*)*x{1,99}Z", "[", "(?=q)", ".*" * 400 + "Z"])
+        config[key] = pattern if key == "target_modules" else {pattern: 4}
+        (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (mutate_json_file if one.suffix == ".json" else mutate_safetensors)(one, dice)
+    return on_model(stock, stock.folder / "work" / "student", folder, dice, folder / "adapter")
+
+
+@kind
+def recipe(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    text = stock.recipe
+    for _ in range(dice.choice([1, 1, 2, 3])):
+        hot = dice.random() < 0.35
+        key = dice.choice(list(HOT) if hot else stock.options["recipe"])
+        section, _, name = key.rpartition(".")
+        line = f"{name} = {dice.choice(HOT[key] if hot else WORDS)}\n"
+        text = text + f"[{section}]\n{line}" if section else line + text
+    if dice.random() < 0.1:
+        text = mutate_bytes(text.encode(), dice).decode("latin-1")
+    path = folder / "recipe.ini"
+    path.write_text(text, encoding="utf-8")
+    command = dice.choice(["check", "check", "train", "eval"])
+    flags = ["--train.steps=2 steps", f"--run={folder / 'run'}"] if command == "train" else []
+    return Case([command, str(path), "--threads=1", *flags])
+
+
+@kind
+def flags(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    command = dice.choice(["check", "train", "eval", "forward", "generate", "merge", "unmerge", "consolidate"])
+    own = stock.options[command] + (stock.options["recipe"] if command in ("check", "train", "eval") else [])
+    model = stock.folder / "work" / "student"
+    begin = {
+        "check": [str(stock.folder / "work" / "none.ini")],
+        "train": [str(stock.folder / "work" / "none.ini"), f"--run={folder / 'run'}"],
+        "eval": [str(stock.folder / "work" / "none.ini")],
+        "forward": [f"--model={model}", f"--input={stock.folder / 'input.safetensors'}", f"--output={folder / 'out'}"],
+        "generate": [f"--model={model}", "--prompt-ids=5,6", "--max-new-tokens=4"],
+    }.get(command, [f"--model={model}", f"--adapter={stock.run('lora') / 'final'}", f"--output={folder / 'out'}"])
+    chosen = [name for name in dice.choices(own, k=dice.choice([1, 2])) if not name.endswith(("max-new-tokens",))]
+    added = [f"--{name}" + dice.choice([f"={dice.choice(WORDS)}"] * 9 + [""]) for name in chosen]
+    end = ["--train.steps=2 steps"] if command == "train" else []
+    return Case([command, *begin, *[word.replace("\0", "") for word in added], *end, "--threads=1"])
+
+
+@kind
+def data(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    shutil.copytree(stock.folder / "work" / "validation", folder / "data")
+    one = dice.choice(sorted((folder / "data").iterdir()))
+    if one.suffix == ".json":
+        mutate_json_file(one, dice)
+    else:
+        one.write_bytes(mutate_bytes(one.read_bytes(), dice))
+    path = str(stock.folder / "work" / "none.ini")
+    extra = ["--data.skip_bad_shards"] if dice.random() < 0.3 else []
+    if dice.random() < 0.5:
+        return Case(["eval", path, f"--data.validation={folder / 'data'}", "--threads=1", *extra])
+    return Case(["train", path, f"--data.train={folder / 'data'}", f"--run={folder / 'run'}", "--train.steps=2 steps",
+                 "--threads=1", *extra])  # fmt: skip
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+@kind
+def checkpoint(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """Half of them with a checksum that is right again, so that what lies behind it is reached."""
+    shutil.copytree(stock.run("none"), folder / "run")
+    newest = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1]
+    manifest = newest / "MANIFEST.json"
+    if dice.random() < 0.6:
+        body, mark, _ = manifest.read_bytes().rpartition(b'"crc32c":"')
+        value = json.loads(body.rstrip().rstrip(b",") + b"}")
+        for _ in range(dice.choice([1, 1, 2])):
+            value = mutate_json(value, dice)
+        body = json.dumps(value, separators=(",", ":")).encode().removesuffix(b"}") + b","
+        manifest.write_bytes(body + mark + b'%08x"}\n' % crc32c(body))
+    else:
+        one = dice.choice(sorted(newest.iterdir()))
+        one.write_bytes(mutate_bytes(one.read_bytes(), dice))
+    if dice.random() < 0.4:
+        return Case(["verify", str(newest)])
+    resume = ["--train.steps=6 steps", "--resume.allow=train.steps", "--threads=1"]
+    return Case(["train", str(stock.folder / "work" / "none.ini"), f"--run={folder / 'run'}", *resume])
+
+
+@kind
+def inputs(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    rows, length = dice.choice([(0, 4), (1, 0), (1, 1), (2, 9), (3, 40), (1, 700)])
+    ids = torch.randint(0, 200, (rows, length), generator=torch.Generator().manual_seed(dice.randrange(2**31)))
+    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    for name in dice.choices(["input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"], k=2):
+        values = ids.clone()
+        if values.numel():
+            edge = dice.choice([-1, -100, 516, 517, 2**31, 2**62, -(2**63), 511, 512])
+            values.view(-1)[dice.randrange(values.numel())] = edge
+        dtype = dice.choice([torch.int64, torch.int64, torch.int32, torch.float32, torch.bool, torch.uint8])
+        made[name] = dice.choice([values, values, values[..., :-1], values.flatten(), values[None]]).to(dtype).contiguous()
+    if dice.random() < 0.1:
+        made.pop(dice.choice(list(made)))
+    path = folder / "in.safetensors"
+    save_file({name: tensor.clone() for name, tensor in made.items()}, path)
+    if dice.random() < 0.2:
+        mutate_safetensors(path, dice) if ids.numel() else None
+    model = stock.folder / "zoo" / dice.choice(stock.families)
+    if dice.random() < 0.5:
+        flags = dice.choice([[], ["--gradients"], ["--hidden"], ["--pooling=mean"]])
+        return Case(["forward", f"--model={model}", f"--input={path}", f"--output={folder / 'out'}", "--threads=1", *flags])
+    return Case(["generate", f"--model={model}", f"--prompts={path}", "--max-new-tokens=4", "--threads=1"])
+
+
+def made(stock: Stock, name: str, seed: int, folder: Path) -> Case:
+    return KINDS[name](stock, folder, random.Random(f"{name} {seed}"))

@@ -1,0 +1,126 @@
+"""Mutated configs, weights, adapters, recipes, flags, data, checkpoints and inputs: whatever comes, the program answers with
+a message and a documented code, in time and in little memory.
+
+    LIMBECK_ABUSE=5000 pytest tests/python/test_abuse.py            # so many cases of each kind, from seed 0
+    LIMBECK_ABUSE_CASE="config 17" pytest -s tests/python/test_abuse.py   # one again, with what it printed
+    cmake --preset asan && cmake --build build/asan --target abuse_driver limbeck
+    LIMBECK_BUILD=build/asan LIMBECK_ABUSE=500 pytest tests/python/test_abuse.py   # under ASan and UBSan
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import abuse_cases
+import pytest
+import torch
+from limbeck_runner import REPOSITORY
+from safetensors.torch import load_file
+
+CASES = int(os.environ.get("LIMBECK_ABUSE", "36"))  # of each kind
+FIRST = int(os.environ.get("LIMBECK_ABUSE_FIRST", "0"))
+ONE = os.environ.get("LIMBECK_ABUSE_CASE", "").split()
+MOST_SECONDS, MOST_BYTES = 20, 2 << 30
+CODES = {0, 2, 3, 4, 5, 6, 7, 75}  # the README's; 1 is a fault of the program
+
+
+class Driver:
+    """The program, forked for each case, as tests/trainer/abuse_driver.cpp says."""
+
+    def __init__(self):
+        build = REPOSITORY / os.environ.get("LIMBECK_BUILD", "build/release")
+        program = build / "bin" / "abuse_driver"
+        assert program.is_file(), f"{program}: not built: cmake --build {build} --target abuse_driver"
+        options = {"ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1",
+                   "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}  # fmt: skip
+        self.sanitized = b"LIMBECK_SANITIZE:BOOL=ON" in (build / "CMakeCache.txt").read_bytes()
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                         env={**options, **os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+    def run(self, case: abuse_cases.Case, folder: Path) -> tuple[dict, str]:
+        output, seconds = folder / "printed", MOST_SECONDS * (5 if self.sanitized else 1)
+        request = {"arguments": case.arguments, "output": str(output), "folder": str(folder), "seconds": seconds}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline()), output.read_text(errors="replace")
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def driver():
+    one = Driver()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory, limbeck):
+    return abuse_cases.Stock(tmp_path_factory.mktemp("stock"), limbeck)
+
+
+def faults_of(case: abuse_cases.Case, ended: dict, text: str, sanitized: bool) -> list[str]:
+    faults = []
+    if ended["timed_out"]:
+        return [f"over {MOST_SECONDS} s"]
+    if ended["signal"]:
+        faults.append(f"signal {ended['signal']}")
+    elif ended["code"] not in CODES:
+        faults.append(f"exit {ended['code']}")
+    if "fault in limbeck" in text:
+        faults.append("a fault in limbeck")
+    if "runtime error:" in text or "AddressSanitizer" in text:
+        faults.append("sanitizer")
+    if ended["peak_bytes"] > MOST_BYTES and not sanitized:
+        faults.append(f"{ended['peak_bytes'] >> 20} MiB")
+    if ended["code"] > 0 and ended["code"] != 75 and not any(
+        line.startswith("limbeck: ") and len(line) > 20 for line in text.splitlines()
+    ):
+        faults.append("no message")
+    if case.finite and ended["code"] == 0 and "--allow-nonfinite" not in case.arguments:
+        faults += [f"{name} is not finite" for name, tensor in load_file(case.finite).items()
+                   if tensor.is_floating_point() and not torch.isfinite(tensor).all()]  # fmt: skip
+    return faults
+
+
+def tried(stock, driver, kind: str, seed: int, folder: Path) -> str:
+    """What is wrong with the program's answer, with the line that has the case again; "" when nothing is."""
+    folder.mkdir()
+    case = abuse_cases.made(stock, kind, seed, folder)
+    ended, text = driver.run(case, folder)
+    if ONE:
+        print(f"\nlimbeck {' '.join(case.arguments)}\n{ended}\n{text}")
+    faults = faults_of(case, ended, text, driver.sanitized)
+    shutil.rmtree(folder, ignore_errors=True)
+    tail = " | ".join(line for line in text.splitlines()[-3:])[-300:]
+    again = f'LIMBECK_ABUSE_CASE="{kind} {seed}" pytest -s tests/python/test_abuse.py'
+    return f"{again}  # {', '.join(faults)}; {case.arguments[0]}: {tail}" if faults else ""
+
+
+@pytest.mark.parametrize("kind", abuse_cases.KINDS)
+def test_whatever_comes_is_answered(stock, driver, tmp_path, kind):
+    if ONE and ONE[0] != kind:
+        pytest.skip("another case was asked for")
+    seeds = [int(ONE[1])] if ONE else range(FIRST, FIRST + CASES)
+    found = [fault for seed in seeds if (fault := tried(stock, driver, kind, seed, tmp_path / str(seed)))]
+    assert not found, f"{len(found)} of {len(seeds)} cases:\n" + "\n".join(found)
+
+
+def test_the_same_seed_is_the_same_case(stock, tmp_path):
+    for kind in abuse_cases.KINDS:
+        texts = []
+        for _ in range(2):
+            folder = tmp_path / kind
+            folder.mkdir()
+            case = abuse_cases.made(stock, kind, 3, folder)
+            files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("events."))
+            texts.append((case.arguments, [path.read_bytes() for path in files]))
+            shutil.rmtree(folder)
+        assert texts[0] == texts[1], kind
