@@ -61,6 +61,9 @@ class PosixDisk : public Disk {
     return error == EINTR ? 0 : error;
   }
   int rename(const Path& from, const Path& to) override { return errno_of(std::rename(from.c_str(), to.c_str())); }
+  int exchange(const Path& one, const Path& other) override {
+    return errno_of(::renameat2(AT_FDCWD, one.c_str(), AT_FDCWD, other.c_str(), RENAME_EXCHANGE));
+  }
   int make_folder(const Path& path) override { return errno_of(::mkdir(path.c_str(), 0777)); }
   int remove_file(const Path& path) override { return errno_of(::unlink(path.c_str())); }
   int remove_folder(const Path& path) override { return errno_of(::rmdir(path.c_str())); }

@@ -21,6 +21,7 @@ class Disk {
   virtual int flush(int descriptor) = 0;
   virtual int close(int descriptor) = 0;
   virtual int rename(const Path& from, const Path& to) = 0;
+  virtual int exchange(const Path& one, const Path& other) = 0;  // at once; EINVAL or ENOSYS where nothing can
   virtual int make_folder(const Path& path) = 0;
   virtual int remove_file(const Path& path) = 0;
   virtual int remove_folder(const Path& path) = 0;  // an empty one

@@ -15,8 +15,7 @@ using nlohmann::json;
 // Builds the value from the parser's events; json::parse would keep the last of two equal keys and nest without limit.
 class Builder {
  public:
-  Builder(std::string_view text, const std::string& where, size_t most)
-      : text_(text), where_(where), most_(most) {}
+  Builder(std::string_view text, const std::string& where, size_t most) : text_(text), where_(where), most_(most) {}
   json take() { return std::move(root_); }
 
   bool null() { return put(nullptr); }

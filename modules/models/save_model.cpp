@@ -1,16 +1,14 @@
 #include "modules/models/save_model.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cerrno>
-#include <cstring>
 #include <system_error>
 
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
+#include "modules/io/folder_in_place.h"
 #include "modules/io/input_file.h"
 
 namespace limbeck::models {
@@ -77,25 +75,11 @@ class TemporaryFolder {
   const fs::path& path() const { return path_; }
 
   void put_in_place() {
-    flush(path_);
-    std::error_code error;
-    fs::rename(path_, target_, error);
-    if (error) throw IoError(target_.string() + ": cannot be put in place: " + error.message());
-    const fs::path parent = path_.parent_path();
+    io::put_folder_in_place(path_, target_);
     path_.clear();
-    flush(parent);
   }
 
  private:
-  static void flush(const fs::path& folder) {
-    const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) throw IoError(folder.string() + ": cannot be opened to flush it: " + std::strerror(errno));
-    const bool flushed = ::fsync(descriptor) == 0 || errno == EINVAL;
-    const int error = errno;
-    ::close(descriptor);
-    if (!flushed) throw IoError(folder.string() + ": cannot be flushed to disk: " + std::strerror(error));
-  }
-
   fs::path target_, path_;
 };
 

@@ -50,6 +50,7 @@ class WatchedDisk : public Disk {
   int flush(int descriptor) override { return posix_disk().flush(descriptor); }
   int close(int descriptor) override { return posix_disk().close(descriptor); }
   int rename(const Path& from, const Path& to) override { return posix_disk().rename(from, to); }
+  int exchange(const Path& one, const Path& other) override { return posix_disk().exchange(one, other); }
   int make_folder(const Path& path) override { return posix_disk().make_folder(path); }
   int remove_file(const Path& path) override { return posix_disk().remove_file(path); }
   int remove_folder(const Path& path) override { return posix_disk().remove_folder(path); }

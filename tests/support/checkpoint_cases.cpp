@@ -120,6 +120,11 @@ int WrappedDisk::close(int descriptor) {
   if (error != 0) ::close(descriptor);  // as the kernel does: it is gone, whatever close() said
   return error;
 }
+int WrappedDisk::exchange(const Path& one, const Path& other) {
+  return pass_on({.what = Call::kExchange, .path = one, .to = other},
+                 [&](Call&) { return io::posix_disk().exchange(one, other); });
+}
+
 int WrappedDisk::rename(const Path& from, const Path& to) {
   return pass_on({.what = Call::kRename, .path = from, .to = to},
                  [&](Call&) { return io::posix_disk().rename(from, to); });

@@ -35,6 +35,7 @@ class WrappedDisk : public io::Disk {
   int flush(int descriptor) override;
   int close(int descriptor) override;
   int rename(const Path& from, const Path& to) override;
+  int exchange(const Path& one, const Path& other) override;
   int make_folder(const Path& path) override;
   int remove_file(const Path& path) override;
   int remove_folder(const Path& path) override;
@@ -50,6 +51,7 @@ class WrappedDisk : public io::Disk {
       kFlush,
       kClose,
       kRename,
+      kExchange,
       kMake,
       kRemoveFile,
       kRemoveFolder,

@@ -1,4 +1,4 @@
-#include "trainer/cli/failure.h"
+#include "modules/failure.h"
 
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 #include "modules/errors.h"
 
-namespace limbeck::cli {
+namespace limbeck {
 namespace {
 
 template <class Thrower>
@@ -76,4 +76,4 @@ TEST(Failure, WhatNobodyForesawIsAFaultOfLimbeck) {
 }
 
 }  // namespace
-}  // namespace limbeck::cli
+}  // namespace limbeck

@@ -15,9 +15,9 @@
 #include "modules/io/json_text.h"
 #include "modules/io/tensor_name.h"
 #include "trainer/checkpoint/blocks.h"
-#include "trainer/checkpoint/ranks_agree.h"
 #include "trainer/checkpoint/shard_file.h"
 #include "trainer/checkpoint/verify.h"
+#include "trainer/parallel/together.h"
 
 namespace limbeck::checkpoint {
 namespace {
@@ -108,7 +108,7 @@ struct Saver::Attempt {
 
 Saver::Saver(fs::path folder, parallel::Communicator& ranks, SaverOptions options)
     : folder_(std::move(folder)), ranks_(ranks), disk_(options.disk), retention_(folder_, options.keep, disk_) {
-  on_all_ranks(ranks_, [&]() -> json {
+  parallel::on_all_ranks(ranks_, [&]() -> json {
     if (!leads()) return nullptr;
     if (!fs::is_directory(folder_)) {
       must(disk_.make_folder(folder_), folder_, "cannot be made");
@@ -153,7 +153,7 @@ SaveReport Saver::save(const SaveRequest& request) {
 // Phase 1: everything that can be refused before a byte is written.
 void Saver::prepare(Attempt& attempt) {
   const SaveRequest& request = attempt.request;
-  const auto plans = on_all_ranks(ranks_, [&]() -> json {
+  const auto plans = parallel::on_all_ranks(ranks_, [&]() -> json {
     check_request(request);
     for (const auto& [kind, pieces] :
          {std::pair(Kind::kModel, &request.model), std::pair(Kind::kOptimizer, &request.optimizer)}) {
@@ -162,7 +162,7 @@ void Saver::prepare(Attempt& attempt) {
     }
     return {{"request", identity_of(request)}, {"files", leads() ? json() : records_as_json(attempt.records())}};
   });
-  on_all_ranks(ranks_, [&]() -> json {
+  parallel::on_all_ranks(ranks_, [&]() -> json {
     for (size_t rank = 1; rank < plans.size(); ++rank) {
       if (plans[rank].at("request") == plans[0].at("request")) continue;
       throw DistributedError(fmt::format("checkpoint: rank {} saves {}, rank 0 saves {}", rank,
@@ -206,7 +206,7 @@ void Saver::prepare(Attempt& attempt) {
 
 // Phase 2: every rank its own files, on disk before it votes.
 void Saver::write_files(Attempt& attempt) {
-  const auto written = on_all_ranks(ranks_, [&]() -> json {
+  const auto written = parallel::on_all_ranks(ranks_, [&]() -> json {
     Stopwatch watch;
     try {
       for (ShardFile& file : attempt.files) file.write(disk_, attempt.temporary, buffer_);
@@ -238,7 +238,7 @@ void Saver::write_whole(Attempt& attempt, const std::string& name, const std::st
 // Phase 3: rank 0 completes the folder and gives it its name. The last vote tells the others.
 void Saver::commit(Attempt& attempt) {
   Stopwatch watch;
-  const auto answers = on_all_ranks(ranks_, [&]() -> json {
+  const auto answers = parallel::on_all_ranks(ranks_, [&]() -> json {
     if (!leads()) return nullptr;
     write_whole(attempt, kStateName, attempt.state);
     const std::string text = attempt.manifest.text();

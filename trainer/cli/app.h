@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "trainer/cli/command.h"
-#include "trainer/cli/failure.h"
+#include "modules/failure.h"
 #include "trainer/registry.h"
 
 namespace limbeck::cli {

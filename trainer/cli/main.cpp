@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "modules/errors.h"
+#include "modules/failure.h"
 #include "trainer/cli/app.h"
-#include "trainer/cli/failure.h"
 
 namespace {
 
@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   // Then a write beyond `ulimit -f` is an error with a name and a place, as on a full disk, and no death without a
   // word.
   std::signal(SIGXFSZ, SIG_IGN);
-  using limbeck::cli::describe_failure;
+  using limbeck::describe_failure;
   std::optional<limbeck::cli::App> app;
   limbeck::cli::Failure failure;
   try {

@@ -59,8 +59,8 @@ void declare_tokenize(recipe::OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "Hugging Face folder with a tokenizer.json.",
              .value_name = "DIR",
-             .on_hub = true,
-             .flag_only = true});
+             .flag_only = true,
+             .on_hub = true});
   declare_tokenizer(table);
   table.add({.name = "input",
              .kind = OptionKind::kPath,

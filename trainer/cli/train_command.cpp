@@ -90,7 +90,10 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
   if (!result.best_model.empty()) {
     call.result["best_model"] = result.best_model.string();
     call.result["best_step"] = result.best_step;
+    call.result["evaluated_step"] = result.last_step;
     call.result["evaluation"] = evaluation_json(result.last, trainer.objective());
+    call.console.result(fmt::format("evaluated after step {}{}:", result.last_step,
+                                    result.last_step == result.steps ? "" : fmt::format(" of {}", result.steps)));
     call.console.result(evaluation_table(result.last, trainer.objective(), call.width));
   }
   call.console.result(fmt::format("{} steps in {}; peak {} of tensors; model: {}", result.steps,
@@ -101,7 +104,7 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
 // A run that reads what it saves would go on from another model after a stop.
 void check_saved_models(const recipe::Settings& settings) {
   if (!settings.given("run")) return;
-  for (const char* saved : {"best", "final"}) {
+  for (const char* saved : {loop::kBest, loop::kFinal, loop::kStopped}) {
     check_output_folder({"--run", settings.path("run") / saved}, inputs_of(settings, ""));
   }
 }

@@ -11,6 +11,7 @@
 #include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
+#include "modules/io/folder_in_place.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/save_model.h"
 #include "modules/precision/casts.h"
@@ -70,6 +71,7 @@ RunFolder::RunFolder(const recipe::Settings& settings, bool owner) : path_(setti
                               failure.message(), where));
   }
   lock_ = take_lock(path_, where);
+  for (const char* name : {kBest, kFinal}) io::recover_folder(path_ / name);
 }
 
 RunFolder::~RunFolder() {
@@ -92,8 +94,7 @@ fs::path RunFolder::save_student(const std::string& name, const objective::Disti
   }
   const auto projectors = objective.projector_tensors();
   if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors, {}, before);
-  fs::remove_all(folder);
-  fs::rename(fresh, folder);
+  io::put_folder_in_place(fresh, folder);
   return folder;
 }
 

@@ -11,6 +11,9 @@
 
 namespace limbeck::loop {
 
+// The models that a run saves.
+inline constexpr const char *kBest = "best", *kFinal = "final", *kStopped = "stopped";
+
 class RunFolder {
  public:
   // The owner creates the folder, takes its lock and proves that it can be written. UsageError when it belongs to a

@@ -102,8 +102,9 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
                    {"tokens", run.tokens},       {"peak_bytes", run.peak_bytes},
                    {"evaluated", run.evaluated}, {"last", as_json(run.last)},
                    {"best", as_json(run.best)},  {"best_step", run.best_step},
-                   {"optimizer", scalars},       {"recipe", run.recipe},
-                   {"data", run.data},           {"build", run.build}};
+                   {"last_step", run.last_step}, {"optimizer", scalars},
+                   {"recipe", run.recipe},       {"data", run.data},
+                   {"build", run.build}};
   return request;
 }
 
@@ -120,6 +121,7 @@ RunState read_run_state(const checkpoint::Checkpoint& from) {
     run.last = evaluation_of(state.at("last"));
     run.best = evaluation_of(state.at("best"));
     run.best_step = state.at("best_step").get<int64_t>();
+    run.last_step = state.value("last_step", int64_t{0});  // checkpoints of before have none
     run.recipe = state.at("recipe").get<std::map<std::string, std::string>>();
     run.data = state.at("data").get<std::map<std::string, std::string>>();
     run.build = state.at("build").get<std::map<std::string, std::string>>();

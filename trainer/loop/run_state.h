@@ -21,7 +21,8 @@ struct RunState {
   int64_t tokens = 0;
   bool evaluated = false;
   evaluate::Evaluation last, best;
-  int64_t best_step = 0, peak_bytes = 0;
+  int64_t last_step = 0, best_step = 0;  // that they are of
+  int64_t peak_bytes = 0;
   // What must be equal for the same bits, and what explains why they are not: recipe keys, digests, versions.
   std::map<std::string, std::string> recipe, data, build;
 };

@@ -110,6 +110,7 @@ void Trainer::State::evaluate(int64_t step) {
   progress.step = std::max<int64_t>(0, step - 1);
   progress.total_steps = total_steps;
   if (optimizer->has_ema()) optimizer->swap_ema();
+  run.last_step = step;
   run.last = evaluate::evaluate(*objective, *validation, settings.integer("eval.batches"), progress, ranks);
   const bool best = !run.evaluated || evaluate::better(run.last, run.best, settings.text("eval.best"));
   run.evaluated = true;
@@ -118,7 +119,7 @@ void Trainer::State::evaluate(int64_t step) {
     run.best_step = step;
     // The best model may come again, and the checkpoint holds its weights: a full disk does not end the run here.
     try {
-      best_model = save_model("best");
+      best_model = save_model(kBest);
     } catch (const Error& error) {
       if (error.code() != ExitCode::kIo) throw;
       optimizer->shares().release();
@@ -186,6 +187,7 @@ TrainResult Trainer::State::result() const {
   result.last = run.last;
   result.best = run.best;
   result.best_step = run.best_step;
+  result.last_step = run.last_step;
   result.best_model = best_model;
   result.peak_bytes = run.peak_bytes;
   result.skipped = static_cast<int64_t>(optimizer->state_scalars().at("skipped_in_all"));
@@ -232,12 +234,14 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     s.take_outcomes();
     if (boundary.save && !last) s.save(/*wait=*/false);
   }
+  // A run that goes on with fewer steps than are done, or from a stop at its last one, has none of its end.
+  if (s.validation && !stopped && s.run.last_step != s.run.step) s.evaluate(s.run.step);
   s.saver->drain();
   s.take_outcomes();
   if (s.saved_step != s.run.step) s.save(/*wait=*/true);
   s.take_outcomes();
   if (s.optimizer->has_ema()) s.optimizer->swap_ema();
-  const auto model = s.save_model(stopped ? "stopped" : "final");
+  const auto model = s.save_model(stopped ? kStopped : kFinal);
   TrainResult result = s.result();
   result.final_model = model;
   result.stopped = stopped;

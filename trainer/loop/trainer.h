@@ -34,8 +34,9 @@ class TrainObserver {
 struct TrainResult {
   int64_t steps = 0;
   double seconds = 0;
-  evaluate::Evaluation last, best;  // empty without data.validation
-  int64_t best_step = 0, skipped = 0, peak_bytes = 0;
+  evaluate::Evaluation last, best;       // empty without data.validation
+  int64_t last_step = 0, best_step = 0;  // that `last` and `best` are of
+  int64_t skipped = 0, peak_bytes = 0;
   std::filesystem::path final_model, best_model;
   bool stopped = false;  // by request, after saving
 };

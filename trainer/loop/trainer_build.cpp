@@ -157,12 +157,17 @@ void Trainer::State::go_on_from_checkpoint() {
   earlier_s = run.seconds;
   for (const std::string& line : notes) warn(line);
   note(fmt::format("resumed from {}: {} of {} steps are done", from.string(), run.step, total_steps));
+  if (run.step > total_steps) {
+    warn(
+        fmt::format("train.steps = {} {} is less than the {} steps that are done: nothing is trained, the model stays "
+                    "that of step {}; set more, or start anew with another --run=DIR",
+                    settings.count("train.steps").to_string(), settings.where("train.steps"), run.step, run.step));
+  }
 }
 
 void Trainer::State::begin_logs() {
-  if (std::filesystem::exists(folder->path() / "best" / "config.json") && run.evaluated) {
-    best_model = folder->path() / "best";
-  }
+  // A folder of a model or of an adapter: it is there whole, or not at all.
+  if (run.evaluated && std::filesystem::is_directory(folder->path() / kBest)) best_model = folder->path() / kBest;
   if (!leads()) return;
   folder->write_text("recipe.ini", settings.to_ini(/*with_origins=*/true));
   metrics = std::make_unique<metrics::MetricsLog>(folder->path(), run.step);

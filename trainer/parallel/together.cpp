@@ -4,37 +4,86 @@
 #include <fmt/ranges.h>
 
 #include <exception>
-#include <nlohmann/json.hpp>
+#include <optional>
 
 #include "modules/errors.h"
+#include "modules/failure.h"
 
 namespace limbeck::parallel {
 
-void together(Communicator& ranks, const std::function<void()>& step) {
-  if (ranks.size() == 1) return step();
+namespace {
+
+using nlohmann::json;
+
+// What each rank's part came to: {"value"} or {"error", "code"}.
+struct Outcomes {
+  std::vector<json> of_rank;
   std::exception_ptr own;
-  nlohmann::json mine = nullptr;
+};
+
+// Every exception becomes a vote, of the kind that it is: one that left here would leave the other ranks waiting.
+Outcomes outcomes_of(Communicator& ranks, const std::function<json()>& part) {
+  Outcomes outcomes;
+  json mine;
   try {
-    step();
+    mine["value"] = part();
   } catch (const DistributedError&) {
     throw;  // the ranks have parted already
-  } catch (const Error& error) {
-    own = std::current_exception();
-    mine = {{"code", static_cast<int>(error.code())}, {"what", error.what()}};
-  } catch (const std::exception& error) {
-    own = std::current_exception();
-    mine = {{"code", 1}, {"what", error.what()}};
+  } catch (...) {
+    outcomes.own = std::current_exception();
+    const Failure failure = describe_failure(outcomes.own);
+    mine = {{"error", failure.message}, {"code", failure.exit_code}};
   }
-  const auto replace = nlohmann::json::error_handler_t::replace;
-  const auto all = ranks.all_gather(mine.dump(-1, ' ', false, replace));
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    const auto failure = nlohmann::json::parse(all[rank]);
-    if (failure.is_null()) continue;
-    // A fault of the program is better shown as it is, where it happened.
-    if (static_cast<int>(rank) == ranks.rank() && failure["code"] == 1) std::rethrow_exception(own);
-    throw Error(static_cast<ExitCode>(failure["code"].get<int>()),
-                fmt::format("rank {}: {}", rank, failure["what"].get<std::string>()));
+  // A path in a message need not be UTF-8.
+  for (const std::string& text : ranks.all_gather(mine.dump(-1, ' ', false, json::error_handler_t::replace))) {
+    outcomes.of_rank.push_back(json::parse(text));
   }
+  return outcomes;
+}
+
+// Fails as the first failing rank did. A fault of the program is better shown as it is, where it happened.
+[[noreturn]] void fail(const Outcomes& outcomes, const Communicator& ranks, size_t first, const std::string& message) {
+  const int code = outcomes.of_rank[first]["code"].get<int>();
+  if (static_cast<int>(first) == ranks.rank() && code == kFaultInLimbeck) std::rethrow_exception(outcomes.own);
+  throw_failure({code, message, ""});
+}
+
+}  // namespace
+
+void together(Communicator& ranks, const std::function<void()>& step) {
+  if (ranks.size() == 1) return step();
+  const Outcomes outcomes = outcomes_of(ranks, [&]() -> json {
+    step();
+    return nullptr;
+  });
+  for (size_t rank = 0; rank < outcomes.of_rank.size(); ++rank) {
+    const json& outcome = outcomes.of_rank[rank];
+    if (!outcome.contains("error")) continue;
+    fail(outcomes, ranks, rank, fmt::format("rank {}: {}", rank, outcome["error"].get<std::string>()));
+  }
+}
+
+std::vector<json> on_all_ranks(Communicator& ranks, const std::function<json()>& part) {
+  std::vector<json> values;
+  if (ranks.size() == 1) {  // without the way through text: a save beside training should take little of its processor
+    values.push_back(part());
+    return values;
+  }
+  Outcomes outcomes = outcomes_of(ranks, part);
+  std::vector<std::string> failed;
+  std::optional<size_t> first;
+  for (size_t rank = 0; rank < outcomes.of_rank.size(); ++rank) {
+    json& outcome = outcomes.of_rank[rank];
+    if (!outcome.contains("error")) {
+      values.push_back(std::move(outcome["value"]));
+      continue;
+    }
+    if (!first) first = rank;
+    failed.push_back(
+        fmt::format("rank {} of {}: {}", rank, outcomes.of_rank.size(), outcome["error"].get<std::string>()));
+  }
+  if (first) fail(outcomes, ranks, *first, fmt::format("{}", fmt::join(failed, "; ")));
+  return values;
 }
 
 void require_equal(Communicator& ranks, const std::map<std::string, std::string>& mine) {

@@ -1,4 +1,4 @@
-#include "trainer/cli/failure.h"
+#include "modules/failure.h"
 
 #include <c10/util/Exception.h>
 #include <cxxabi.h>
@@ -13,10 +13,9 @@
 
 #include "modules/errors.h"
 
-namespace limbeck::cli {
+namespace limbeck {
 namespace {
 
-constexpr int kFaultInLimbeck = 1;
 constexpr const char* kMemoryAdvice =
     "lower data.batch_size or data.sequence_length, or choose a narrower dtype; 'limbeck check RECIPE' prints the "
     "memory plan";
@@ -87,4 +86,25 @@ Failure describe_failure(std::exception_ptr exception) {
   }
 }
 
-}  // namespace limbeck::cli
+void throw_failure(const Failure& failure) {
+  switch (static_cast<ExitCode>(failure.exit_code)) {
+    case ExitCode::kUsage:
+      throw UsageError(failure.message);
+    case ExitCode::kInputData:
+      throw InputDataError(failure.message);
+    case ExitCode::kWeights:
+      throw WeightsError(failure.message);
+    case ExitCode::kNumeric:
+      throw NumericError(failure.message);
+    case ExitCode::kIo:
+      throw IoError(failure.message);
+    case ExitCode::kDistributed:
+      throw DistributedError(failure.message);
+    case ExitCode::kStopped:
+      throw StoppedError(failure.message);
+    default:  // a fault of ours, on another rank: no exception of a kind that anybody handles
+      throw Error(static_cast<ExitCode>(failure.exit_code), failure.message);
+  }
+}
+
+}  // namespace limbeck
