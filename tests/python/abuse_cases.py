@@ -10,24 +10,17 @@ import json
 import os
 import random
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 import model_zoo
-import numpy
 import torch
+from abuse_mutators import mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from limbeck_runner import Limbeck
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from training_work import Work
 
-EDGES = [
-    None, True, False, 0, 1, -1, 2, 3, 7, 63, 64, 65, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63, 2**64,
-    -(2**63), 0.0, -0.0, 0.5, 1e-320, 1e308, -1e308, 3.4e38, "", "a", "4", "none", "float16", "\0", "../../x", "é\u202e",
-    "(.|.)*Z", "(a+)+$", "x" * 3000, "*" * 3000, [], [1], [0, -1, 2**40], [[]], {}, {"a": 1}, {"(.|.)*Z": 4},
-    {"rope_type": "yarn", "factor": 0}, {"type": "dynamic", "factor": -1.0}, ["full_attention"] * 99,
-]  # fmt: skip
 WORDS = [
     "", "0", "-0", "1", "-1", "2", "1e-320", "1e400", "nan", "-inf", "0x10", "1e3", "9223372036854775807",
     "9223372036854775808", "99999999999999999999", "true", "no", "maybe", "none", "auto", "float16", "bfloat16", "int8",
@@ -57,103 +50,7 @@ NOT_MUTATED = {"run", "json", "plugin", "output", "train.steps", "help", "thread
 class Case:
     arguments: list[str]
     finite: Path | None = None  # a file that must hold finite numbers only, where the program says it is done
-
-
-# Mutators
-
-
-def places_of(value, path=()):
-    """Every place of a JSON value, the whole one first."""
-    yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from places_of(inner, (*path, key))
-
-
-def mutate_json(value, dice: random.Random):
-    place = dice.choice(list(places_of(value))[1:] or [()])
-    if not place:
-        return dice.choice(EDGES)
-    holder = value
-    for key in place[:-1]:
-        holder = holder[key]
-    kind, old = dice.randrange(8), holder[place[-1]]
-    if kind == 0:
-        del holder[place[-1]]
-    elif kind == 1 and isinstance(old, (int, float)) and not isinstance(old, bool):
-        holder[place[-1]] = dice.choice([old + 1, old - 1, old * 2, -old, old / 2, old // 2 if old else 1, old * 1000])
-    elif kind == 2 and isinstance(old, list):
-        old += [dice.choice(EDGES)] if dice.random() < 0.5 or not old else old
-    elif kind == 3 and isinstance(holder, dict):
-        other = dice.choice(list(holder))
-        holder[place[-1]] = holder[other]
-    else:
-        holder[place[-1]] = dice.choice(EDGES)
-    return value
-
-
-def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
-    out = bytearray(data)
-    for _ in range(dice.choice([1, 1, 2, 8])):
-        kind, at = dice.randrange(5), dice.randrange(len(out) + 1) if out else 0
-        if kind == 0:
-            del out[at:]
-        elif kind == 1:
-            del out[at : at + dice.randrange(1, 9)]
-        elif kind == 2:
-            out[at:at] = bytes(dice.randrange(256) for _ in range(dice.randrange(1, 9)))
-        elif kind == 3:
-            out[at:at] = out[at : at + dice.randrange(1, 65)]
-        elif out:
-            out[at % len(out)] = dice.choice([0, 0xFF, 0x7F, 0x80, out[at % len(out)] ^ 1 << dice.randrange(8)])
-    return bytes(out)
-
-
-def mutate_json_file(path: Path, dice: random.Random) -> None:
-    if dice.random() < 0.15:
-        path.write_bytes(mutate_bytes(path.read_bytes(), dice))
-        return
-    value = json.loads(path.read_bytes())
-    for _ in range(dice.choice([1, 1, 2, 3])):
-        value = mutate_json(value, dice)
-    text = json.dumps(value)
-    if dice.random() < 0.05 and text.startswith("{") and len(text) > 2:
-        text = text[:-1] + ", " + text[1:]  # every key twice
-    path.write_text(text)
-
-
-def mutate_safetensors(path: Path, dice: random.Random) -> None:
-    """Bytes, the header, or the values: what no header check can see."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header, payload = json.loads(data[8 : 8 + length]), data[8 + length :]
-    kind = dice.randrange(4)
-    if kind == 0:
-        path.write_bytes(mutate_bytes(data, dice))
-        return
-    if kind == 1:
-        header = mutate_json(header, dice)
-    elif kind == 2:
-        names = [name for name in header if name != "__metadata__"]
-        one = header[dice.choice(names)]
-        shape = one["shape"]
-        change = dice.randrange(4)
-        if change == 0 and len(shape) > 1:
-            shape.reverse()
-        elif change == 1:
-            shape.insert(0, 1)
-        elif change == 2:
-            one["dtype"] = dice.choice(["F16", "BF16", "I32", "F64", "I8", "F8_E4M3", "BOOL", "C64"])
-        else:
-            header[dice.choice(names) + "x"] = header.pop(dice.choice(names))
-    else:
-        values = numpy.frombuffer(payload[: len(payload) // 4 * 4], numpy.float32).copy()
-        many = dice.choice([1, 1, 100, len(values)])
-        at = numpy.random.default_rng(dice.randrange(2**32)).integers(0, len(values), many)
-        values[at] = dice.choice([numpy.nan, numpy.inf, -numpy.inf, 3e38, -3e38, 1e30, 1e-44, 0.0])
-        payload = values.tobytes() + payload[len(payload) // 4 * 4 :]
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + payload)
+    codes: set[int] | None = None  # where one answer only is right
 
 
 # The well-formed things
@@ -379,5 +276,72 @@ def inputs(stock: Stock, folder: Path, dice: random.Random) -> Case:
     return Case(["generate", f"--model={model}", f"--prompts={path}", "--max-new-tokens=4", "--threads=1"])
 
 
+def evil_adapter(key: str, pattern):
+    def make(stock: Stock, folder: Path) -> Case:
+        shutil.copytree(stock.run("lora") / "final", folder / "adapter")
+        path = folder / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: pattern}))
+        return Case(["forward", f"--model={stock.folder / 'work' / 'student'}", f"--adapter={folder / 'adapter'}",
+                     f"--input={stock.folder / 'input.safetensors'}", f"--output={folder / 'out'}", "--threads=1"])  # fmt: skip
+
+    return make
+
+
+def without(family: str, *keys: str):
+    def make(stock: Stock, folder: Path) -> Case:
+        model = copied_model(stock.folder / "zoo" / family, folder / "model", False)
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in keys}))
+        return Case(["generate", f"--model={model}", "--prompt-ids=5,6", "--max-new-tokens=2", "--threads=1"])
+
+    return make
+
+
+def checked(*flags: str):
+    return lambda stock, folder: Case(["check", str(stock.folder / "work" / "none.ini"), *flags])
+
+
+def overflowing(command: str):
+    def make(stock: Stock, folder: Path) -> Case:
+        model = copied_model(stock.folder / "work" / "student", folder / "model", True)
+        tensors = load_file(model / "model.safetensors")
+        tensors["lm_head.weight"].fill_(3e38)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        common = [f"--model={model}", "--threads=1"]
+        if command == "generate":
+            return Case(["generate", *common, "--prompt-ids=5,6", "--max-new-tokens=2"], codes={5})
+        return Case(["forward", *common, f"--input={stock.folder / 'input.safetensors'}", f"--output={folder / 'out'}"],
+                    finite=folder / "out", codes={5})  # fmt: skip
+
+    return make
+
+
+# What was found once and must not come back, in turn.
+KNOWN = [
+    without("qwen3-moe", "num_experts_per_tok"),
+    without("mixtral", "num_experts_per_tok", "num_local_experts"),
+    evil_adapter("rank_pattern", {"(.|.)*Z": 4}),
+    evil_adapter("target_modules", "(.+)+Z"),
+    checked("--adapter.kind=lora", "--adapter.target=(.+)+Z"),
+    checked("--precision.rule=" + "*a" * 1500 + "Z: storage=float16"),
+    checked("--objective.layer_weight=1", "--objective.layer_map=1:1 1:1"),
+    overflowing("forward"),
+    overflowing("generate"),
+]
+
+
+@kind
+def known(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    return KNOWN[dice.seed_number % len(KNOWN)](stock, folder)
+
+
+class Dice(random.Random):
+    """Knows its number, for the kind that goes through a list."""
+
+    def __init__(self, name: str, number: int):
+        super().__init__(f"{name} {number}")
+        self.seed_number = number
+
+
 def made(stock: Stock, name: str, seed: int, folder: Path) -> Case:
-    return KINDS[name](stock, folder, random.Random(f"{name} {seed}"))
+    return KINDS[name](stock, folder, Dice(name, seed))
