@@ -23,7 +23,7 @@ import report_charts as charts  # noqa: E402
 import report_contract as contract  # noqa: E402
 from report_evaluation import evaluation_sections, plain_table  # noqa: E402
 from report_numbers import bytes_text, number, shown  # noqa: E402
-from report_runs import ReportError, Run, read_run, validation_sets  # noqa: E402
+from report_runs import USAGE, ReportError, Run, read_run, validation_sets  # noqa: E402
 
 IO = 6  # exit code, as the program's
 FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts shown before all others

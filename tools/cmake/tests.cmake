@@ -24,7 +24,7 @@ function(limbeck_test name)
     target_compile_options(${name} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-stringop-overread)
   endif()
   string(REPLACE ";" "\\;" environment "${_limbeck_test_environment}")  # or it would arrive as several properties
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 LABELS "${F_LABELS}"
+  gtest_discover_tests(${name} NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 LABELS "${F_LABELS}"
     ENVIRONMENT "${environment}")
 endfunction()
 

@@ -169,12 +169,20 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   const int64_t own = telling_micro_batches(settings, *ranks);
   const std::vector<data::Batch> batches = batches_of_update(settings, objective, own, tamper);
   const int64_t before = MetaMemory::live_bytes();
-  try {
+  std::string unsaid;  // what failed outside the recorded run, which then says it better: where, and of which dtypes
+  const auto rehearse = [&](const auto& part) {
+    try {
+      part();
+    } catch (const Error& error) {
+      unsaid = error.what();
+    } catch (const c10::Error& error) {
+      unsaid = fmt::format("[{}] {}", precision::failed_module(), first_line(error.what_without_backtrace()));
+    }
+  };
+  rehearse([&] {
     const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
     report.memory.push_back({"activations kept for backward", MetaMemory::live_bytes() - before});
-  } catch (const std::exception&) {
-    // The recorded run below says what is wrong, and where.
-  }
+  });
   const auto optimizer = loop::make_optimizer(settings, objective, *ranks, own, kSteps);
   const loop::TeacherShards teacher(settings, objective, *ranks);
   objective.divide_vocabulary(*ranks);
@@ -186,14 +194,10 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
     const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
     loop::run_update(objective, *optimizer, batches, progress, *ranks);
   };
-  if (ranks->size() > 1) {
-    try {
-      update();  // from the second one on, buffers of the one before wait beside the activations
-    } catch (const std::exception&) {
-    }
-  }
+  if (ranks->size() > 1) rehearse(update);  // from the second one on, buffers of the one before wait beside activations
   MetaMemory::reset_peak();
   run_phase("train", report, update);
+  if (!unsaid.empty() && report.ran_wrongly.empty()) report.ran_wrongly.push_back(unsaid);
   for (const auto& [name, updates] : optimizer->state_scalars()) {
     constexpr std::string_view kUpdates = "updates.";
     if (name.starts_with(kUpdates) && updates == 0) report.unreached.push_back(name.substr(kUpdates.size()));

@@ -42,7 +42,7 @@ namespace {
 void before_all() { std::set_terminate(end_in_words); }
 __attribute__((section(".preinit_array"), used)) void (*const kBeforeAll)() = before_all;
 
-void say(const limbeck::cli::Failure& failure) {
+void say(const limbeck::Failure& failure) {
   std::cout.flush();
   std::cerr << "limbeck: " << failure.message << std::endl;
   const char* trace = std::getenv("LIMBECK_TRACE");
@@ -55,19 +55,18 @@ int main(int argc, char** argv) {
   // Then a write beyond `ulimit -f` is an error with a name and a place, as on a full disk, and no death without a
   // word.
   std::signal(SIGXFSZ, SIG_IGN);
-  using limbeck::describe_failure;
   std::optional<limbeck::cli::App> app;
-  limbeck::cli::Failure failure;
+  limbeck::Failure failure;
   try {
     return app.emplace(std::vector<std::string>(argv + (argc > 0), argv + argc)).run();
   } catch (...) {
-    failure = describe_failure(std::current_exception());
+    failure = limbeck::describe_failure(std::current_exception());
   }
   say(failure);
   try {
     if (app) app->report_failure(failure);
   } catch (...) {  // the code stays that of the first failure
-    say(describe_failure(std::current_exception()));
+    say(limbeck::describe_failure(std::current_exception()));
   }
   return failure.exit_code;
 }

@@ -108,23 +108,8 @@ void declare_generation_options(OptionTable& table) {
   table.add({.name = "generation.max_new_tokens",
              .kind = OptionKind::kInteger,
              .fallback = "64",
-             .help = "Tokens to add at most.",
+             .help = "Tokens that generation with the student adds at most: what check plans its cache for.",
              .range = {1, 1 << 24}});
-  table.add({.name = "generation.temperature",
-             .kind = OptionKind::kNumber,
-             .fallback = "0",
-             .help = "0: greedy, the likeliest token; above: sampled from logits divided by it.",
-             .interval = {.low = 0, .high = 100}});
-  table.add({.name = "generation.top_k",
-             .kind = OptionKind::kInteger,
-             .fallback = "0",
-             .help = "Sample among the k likeliest tokens; 0: among all.",
-             .range = {0, 1 << 24}});
-  table.add({.name = "generation.top_p",
-             .kind = OptionKind::kNumber,
-             .fallback = "1",
-             .help = "Sample among the likeliest tokens that hold this share of the probability.",
-             .interval = {.low = 0, .high = 1, .above_low = true}});
 }
 
 void declare_recipe_options(OptionTable& table) {

@@ -1,5 +1,4 @@
-// The recipe keys, group by group. Each group is a function, so that a command without a recipe can offer the same
-// options by the same names (`limbeck generate --generation.top_k=40`).
+// The recipe keys, group by group. Each group is a function, so that a command without a recipe can offer some of them.
 #pragma once
 #include <string>
 #include <vector>
