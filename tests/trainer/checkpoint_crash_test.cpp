@@ -128,6 +128,9 @@ class Replay {
       case Call::kRename:
         if (!lost) ::rename(here(call.path).c_str(), here(call.to).c_str());
         break;
+      case Call::kExchange:
+        if (!lost) io::posix_disk().exchange(here(call.path), here(call.to));
+        break;
       case Call::kMake:
         if (!lost) fs::create_directory(here(call.path), ignored);
         break;
