@@ -2,14 +2,22 @@
 """Turns text, JSONL, Parquet and chats into token shards that `limbeck train` reads.
 
     tools/prepare_data.py --tokenizer FOLDER --out data/mine texts/ more.jsonl
-    tools/prepare_data.py --tokenizer FOLDER --out data/chat chats.jsonl            only the assistant's turns are learned
+    tools/prepare_data.py --tokenizer Qwen/Qwen2.5-0.5B --out data/chat chats.jsonl      as on the hub; in the local cache
     tools/prepare_data.py --tokenizer A --teacher-tokenizer B --out data/pair texts/     for two vocabularies
     tools/prepare_data.py --from-python-stdlib --train-vocabulary 8192 --out data/python    nothing is downloaded
+
+A record of JSONL or Parquet is read by its keys, the first of these that it has:
+    text               'text': a text, all of which is learned
+    chat               'messages' of role and content, or 'conversations' of from and value: the assistant's turns are learned
+    prompt-completion  'prompt' and 'completion', texts or lists of messages: what stands behind the prompt is learned
+    preference         'chosen', and 'prompt' or 'rejected', or the whole conversation in 'chosen': the same
+    alpaca             'instruction', 'input' (may be empty) and 'output': a chat of one question and its answer
 
 Writes OUT/manifest.json and OUT/shard-00000.safetensors ..., or the same under OUT/train and OUT/validation with
 --validation-fraction. The same input gives the same bytes. `limbeck verify OUT` checks what was written.
 """
 import argparse
+import importlib.util
 import os
 import pathlib
 import sys
@@ -20,9 +28,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def in_environment():
     """Typed as a command this runs under the system's Python; the packages are in .venv (or LIMBECK_VENV)."""
-    try:
-        import tokenizers  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("tokenizers") is None:
         python = pathlib.Path(os.environ.get("LIMBECK_VENV") or HERE.parent / ".venv") / "bin" / "python"
         if not python.exists() or os.environ.get("LIMBECK_PREPARE_DATA_PYTHON"):
             sys.exit("prepare_data: the package tokenizers is missing: run tools/setup")
@@ -31,14 +37,18 @@ def in_environment():
 
 
 in_environment()
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only take memory
 sys.path.insert(0, str(HERE))
+import guarded_work  # noqa: E402
 from token_shards import DataFault, UsageFault  # noqa: E402
-from token_shards import chat, documents, encoding, shard_writer, tokenizer_file  # noqa: E402
+from token_shards import chat, documents, encoding, hub_cache, record_forms, shard_writer, tokenizer_file  # noqa: E402
+from token_shards.counted import Counted, no_document_left  # noqa: E402
 
+GIB, BYTES_A_WAITING_TOKEN = 1 << 30, 80
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 4_000_000
 
 
-def parsed_arguments():
+def parsed_arguments(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_argument_group("what to read")
     source.add_argument("sources", nargs="*", type=pathlib.Path, metavar="FILE|FOLDER",
@@ -47,18 +57,27 @@ def parsed_arguments():
                         help="the .py files of this machine's Python standard library")
     split = source.add_mutually_exclusive_group()
     split.add_argument("--split-lines", action="store_const", dest="split", const="lines", default="file",
-                       help="each line of a text file is a document (default: each file)")
+                       help="each line of a text is a document (default: each file or record)")
     split.add_argument("--split-blank", action="store_const", dest="split", const="blank",
-                       help="blank lines separate the documents of a text file")
-    source.add_argument("--text-key", default="text", metavar="KEY", help="key or column of the text (default: text)")
-    source.add_argument("--chat-key", default="messages", metavar="KEY", help="key of a chat (default: messages)")
+                       help="blank lines separate the documents of a text")
+    source.add_argument("--text-key", metavar="KEY", help="key or column of the text (default: text)")
+    source.add_argument("--chat-key", metavar="KEY", help="key of a chat (default: messages)")
+    source.add_argument("--prompt-key", metavar="KEY", help="key of a prompt (default: prompt)")
+    source.add_argument("--completion-key", metavar="KEY", help="key of what answers it (default: completion)")
+    source.add_argument("--form", choices=["auto", *record_forms.FORMS], default="auto",
+                        help="what records are (default: auto, by their keys, as above)")
+    source.add_argument("--as-chat", action="store_true",
+                        help="prompts and completions that are texts become turns of a chat (default: joined as they are)")
+    source.add_argument("--learn", choices=["completions", "all"], default="completions",
+                        help="completions: what the assistant wrote, what stands behind a prompt (default); all: the rest too")
     source.add_argument("--label-key", metavar="KEY", help="key or column of the class, for classifiers")
     source.add_argument("--label-names", type=lambda text: text.split(","), metavar="A,B,...",
                         help="classes that are names, in the order of their numbers")
     source.add_argument("--max-documents", type=positive, metavar="N", help="stop after N documents")
     source.add_argument("--max-tokens", type=positive, metavar="N", help="stop before more than N tokens")
     tokens = parser.add_argument_group("tokens")
-    tokens.add_argument("--tokenizer", type=pathlib.Path, metavar="FILE|FOLDER", help="tokenizer.json or its folder")
+    tokens.add_argument("--tokenizer", metavar="FILE|FOLDER|ORG/NAME[@REVISION]",
+                        help="tokenizer.json, its folder, or its name on the hub, which is looked up in the local cache")
     tokens.add_argument("--train-vocabulary", type=positive, metavar="N",
                         help="train a tokenizer of N tokens on the texts instead; OUT/tokenizer.json")
     tokens.add_argument("--train-kind", choices=["bytes", "wordpiece"], default="bytes",
@@ -66,7 +85,7 @@ def parsed_arguments():
                         "language models")
     tokens.add_argument("--train-characters", type=positive, default=12_000_000, metavar="N",
                         help="train it on the first N characters (default: 12000000)")
-    tokens.add_argument("--teacher-tokenizer", type=pathlib.Path, metavar="FILE|FOLDER",
+    tokens.add_argument("--teacher-tokenizer", metavar="FILE|FOLDER|ORG/NAME[@REVISION]",
                         help="a second tokenizer; its tokens are aligned with the first's by character")
     tokens.add_argument("--eos", metavar="TOKEN|ID", help="the end-of-sequence token (default: the tokenizer's)")
     tokens.add_argument("--teacher-eos", metavar="TOKEN|ID", help="the same of the second tokenizer")
@@ -83,7 +102,7 @@ def parsed_arguments():
     out.add_argument("--shard-tokens", type=positive, default=16 << 20, metavar="N", help="tokens a shard (default: 16M, 80 MB)")
     out.add_argument("--overwrite", action="store_true", help="replace the shards that are in OUT")
     out.add_argument("--quiet", action="store_true", help="errors only")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def positive(text):
@@ -127,8 +146,8 @@ class Progress:
         if self._quiet or now - self._last < (0.2 if self._terminal else 10):
             return
         self._last = now
-        rate = counts["tokens"] / (now - self._begin)
-        line = f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {rate:,.0f} tokens/s"
+        rate = counts.tokens / (now - self._begin)
+        line = f"{counts.documents:,} documents, {counts.tokens:,} tokens, {rate:,.0f} tokens/s"
         print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
 
     def say(self, text):
@@ -144,7 +163,7 @@ def trained_tokenizer(a, files, reading, progress):
     """Trained on what will be trained on: not on the documents held out."""
     begin, left = time.monotonic(), a.train_characters
 
-    def texts():
+    def learned_texts():
         nonlocal left
         for document in documents.documents_of(files, reading):
             if for_validation(document, a.validation_fraction):
@@ -155,6 +174,11 @@ def trained_tokenizer(a, files, reading, progress):
             if left <= 0:
                 return
 
+    def texts():
+        yield from learned_texts()
+        guarded_work.step("training a tokenizer on its texts", a.out, 120 + a.train_characters * 2e-4,
+                          2 * GIB + a.train_characters * 200, "train it on less with --train-characters N")
+
     path = a.out / "tokenizer.json"
     train = tokenizer_file.train_word_pieces if a.train_kind == "wordpiece" else tokenizer_file.train
     shard_writer.write_atomically(path, train(texts(), a.train_vocabulary).encode())
@@ -163,20 +187,30 @@ def trained_tokenizer(a, files, reading, progress):
     return file
 
 
+def named_tokenizer(text, option, end):
+    path = pathlib.Path(text)
+    if not path.exists():
+        path = hub_cache.find(text, option) or path
+    return tokenizer_file.TokenizerFile(path, end)
+
+
 def segmenter(a, student):
-    """From a document to the texts that are tokenized."""
+    """From a document to the texts that are tokenized. The template's process is started by the first chat."""
+    own, everything = None, a.learn == "all"
     template = None if a.teacher_tokenizer or a.chat_template == "builtin" else student.chat_template()
     if a.chat_template == "tokenizer" and template is None:
         raise UsageFault(f"--chat-template tokenizer: {student.path.parent} has no chat template: use builtin")
-    own = template and chat.OwnTemplate(template, {"bos_token": student.special("bos_token"),
-                                                   "eos_token": student.special("eos_token")})
 
     def segments_of(document):
+        nonlocal own
         if document.messages is None:
-            return [chat.Segment(document.text, ends=True)] if document.text else []
-        if own:
-            return own.segments(document.messages, document.where)
-        return chat.builtin_segments(document.messages)
+            return chat.plain_segments(document, everything)
+        if template is None:
+            return chat.builtin_segments(document.messages, document.prompt, everything)
+        if own is None:
+            variables = {key: text for key in ("bos_token", "eos_token") if (text := student.special(key)) is not None}
+            own = chat.OwnTemplate(template[1], template[0], variables, student.special_texts())
+        return own.segments(document, everything)
 
     return segments_of
 
@@ -188,7 +222,7 @@ def batches_of(stream, most):
         if number == most:
             break
         batch.append(document)
-        characters += len(document.text) + sum(len(message["content"]) for message in document.messages or [])
+        characters += document.characters()
         if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -201,82 +235,105 @@ def required_end(file, option):
         raise UsageFault(f"{file.path}: names no end-of-sequence token: name it with {option} TOKEN, or --no-append-eos")
 
 
+def held_memory(a):
+    """Bytes that may be held beside a document or batch: the shard that waits to be written."""
+    return GIB + (2 if a.teacher_tokenizer else 1) * a.shard_tokens * BYTES_A_WAITING_TOKEN
+
+
 def write_all(a, stream, student, teacher, writers, progress):
     """Encodes and writes; returns what was counted."""
     segments_of = segmenter(a, student)
     encode = encoding.Encoder(student, a.append_eos, a.special_tokens, offsets=teacher is not None)
     encode_teacher = teacher and encoding.Encoder(teacher, a.append_eos, a.special_tokens, offsets=True)
-    counts = {"documents": 0, "tokens": 0, "empty": 0, "classes": len(a.label_names or ())}
+    counted = Counted(len(a.label_names or ()))
     for batch in batches_of(stream, a.max_documents):
-        encoded = encoding.encode_documents(batch, segments_of, encode, encode_teacher)
+        encoded = encoding.encode_documents(batch, segments_of, encode, encode_teacher, held_memory(a))
+        guarded_work.step("writing shards", a.out, 600, held_memory(a) * 2, "write smaller ones with --shard-tokens")
         for document, tokens in zip(batch, encoded):
             length = len(tokens.student.ids)
             if length == 0:
-                counts["empty"] += 1
+                counted.empty += 1
                 continue
-            if a.max_tokens and counts["tokens"] + length > a.max_tokens:
-                return counts
+            if a.max_tokens and counted.tokens + length > a.max_tokens:
+                return counted
             writers[for_validation(document, a.validation_fraction)].add(tokens)
-            counts["documents"] += 1
-            counts["tokens"] += length
-            counts["classes"] = max(counts["classes"], -1 if tokens.label is None else tokens.label + 1)
-        progress.update(counts)
-    return counts
+            counted.add(document, tokens)
+        progress.update(counted)
+    return counted
 
 
 def prepare(a):
-    check_arguments(a)
     progress, begin = Progress(a.quiet), time.monotonic()
-    reading = documents.Reading(a.text_key, a.chat_key, a.label_key, a.label_names, a.split)
     files = documents.standard_library() if a.from_python_stdlib else documents.files_of(a.sources)
-    names = ["train", "validation"] if a.validation_fraction is not None else [""]
+    reading = documents.Reading(keys_of(a), a.label_key, a.label_names, a.split, held_memory(a))
+    student = named_tokenizer(a.tokenizer, "--tokenizer", a.eos) if a.tokenizer else None
+    teacher = named_tokenizer(a.teacher_tokenizer, "--teacher-tokenizer", a.teacher_eos) if a.teacher_tokenizer else None
+    names = parts_of(a)
     for name in {"", *names}:
         shard_writer.clear_folder(a.out / name, a.overwrite)
-    student = (tokenizer_file.TokenizerFile(a.tokenizer, a.eos) if a.tokenizer
-               else trained_tokenizer(a, files, reading, progress))
-    teacher = tokenizer_file.TokenizerFile(a.teacher_tokenizer, a.teacher_eos) if a.teacher_tokenizer else None
+    student = student or trained_tokenizer(a, files, reading, progress)
     if a.append_eos:
         required_end(student, "--eos")
         if teacher:
             required_end(teacher, "--teacher-eos")
     writers = [shard_writer.ShardWriter(a.out / name, a.shard_tokens, bool(a.label_key)) for name in names]
-    counts = write_all(a, documents.documents_of(files, reading), student, teacher, writers, progress)
+    counted = write_all(a, documents.documents_of(files, reading), student, teacher, writers, progress)
     entries = {"tokenizer": student.manifest_entry()}
     if teacher:
         entries["teacher_tokenizer"] = teacher.manifest_entry()
     if a.label_key:
-        if counts["classes"] == 0:
-            raise DataFault(f"none of {counts['documents']} documents has a class under {a.label_key!r}")
-        entries["classes"] = counts["classes"]
+        if counted.classes == 0:
+            raise DataFault(f"none of {counted.documents} documents has a class under {a.label_key!r}")
+        entries["classes"] = counted.classes
     for writer in writers:
         if writer.documents == 0:
-            part = f"{writer.folder}: no document" if len(writers) > 1 else "no document"
-            raise DataFault(f"{part} left of {counts['documents']} read and {counts['empty']} empty ones: name more texts, "
-                            "or change --max-tokens, --max-documents or --validation-fraction")
+            raise DataFault(no_document_left(writer.folder, counted, a.validation_fraction, a.split))
     for writer in writers:
         writer.finish(entries)
         progress.say(f"{writer.folder}: {writer.documents:,} documents, {writer.tokens:,} tokens, {writer.targets:,} targets")
-    if counts["empty"]:
-        progress.say(f"{counts['empty']:,} empty documents were left out")
+    for line in counted.lines(a.learn == "all", student if a.append_eos else None):
+        progress.say(line)
     progress.say(f"done in {time.monotonic() - begin:.1f} s")
 
 
-def main():
-    arguments = parsed_arguments()
-    try:
-        prepare(arguments)
-    except UsageFault as fault:
-        code, message = 2, fault
-    except DataFault as fault:
-        code, message = 3, fault
-    except OSError as fault:
-        code, message = 6, fault
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted; without its manifest the folder is not used, --overwrite begins anew"
-    else:
-        return 0
-    print(f"prepare_data: {message}", file=sys.stderr)
-    return code
+def keys_of(a):
+    """A key that is named is what the user means, whatever else a record holds."""
+    form = a.form
+    if form == "auto" and a.completion_key:
+        form = "prompt-completion"
+    elif form == "auto" and bool(a.text_key) != bool(a.chat_key):
+        form = "text" if a.text_key else "chat"
+    return record_forms.Keys(a.text_key or "text", a.chat_key or "messages", a.prompt_key or "prompt",
+                             a.completion_key or "completion", form, a.as_chat)
+
+
+def parts_of(a):
+    return ["train", "validation"] if a.validation_fraction is not None else [""]
+
+
+def absent_folders(a):
+    """Those that this run will make, the deepest first."""
+    folders = {folder for name in parts_of(a) for folder in (a.out / name, *(a.out / name).parents)}
+    return sorted((folder for folder in folders if not folder.exists()), key=lambda folder: -len(folder.parts))
+
+
+def remove_empty(folders):
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds something, or was never made
+            pass
+
+
+def main(arguments=None):
+    a = parsed_arguments(arguments)
+    made = absent_folders(a)
+
+    def work():
+        check_arguments(a)
+        prepare(a)
+
+    return guarded_work.answered("prepare_data", work, lambda: remove_empty(made))
 
 
 if __name__ == "__main__":

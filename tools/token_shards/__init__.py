@@ -1,9 +1,7 @@
 """Token shards: what tools/prepare_data.py writes and trainer/data/ reads."""
 
+import pathlib
+import sys
 
-class DataFault(Exception):
-    """What the user gave cannot be used; one line: where, what came, what was wanted. Exit code 3."""
-
-
-class UsageFault(Exception):
-    """The options do not fit together or name nothing. Exit code 2."""
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+from guarded_work import DataFault, UsageFault  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""Documents out of files: plain text, JSONL, Parquet, chats, and the Python standard library of this machine."""
+"""Documents out of files: plain text, JSONL, Parquet, and the Python standard library of this machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator
 
+from guarded_work import step
+
 from token_shards import DataFault, UsageFault
+from token_shards.parquet_rows import parquet_rows
+from token_shards.record_forms import Content, Keys, content_of, forms_of, shown
 
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy", ".npz"}
 COMPRESSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".7z"}
-SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant",
-                   "tool": "tool"}
+SECONDS, SECONDS_A_BYTE = 15, 2e-6  # that reading a record may take
+MEMORY_A_BYTE = 24  # of a file or a line: its bytes, its text, and what is made of it
 
 
 @dataclasses.dataclass
@@ -24,22 +28,28 @@ class Document:
     text: str = ""
     messages: list[dict] | None = None  # a chat: [{"role": ..., "content": ...}]
     label: int | None = None
+    prompt: int = 0  # characters of the text, or messages, that come before what is learned
+    form: str = "text"
+    also: tuple[str, ...] = ()  # other forms that its record has
 
     def digest(self) -> int:
         """64 bits that depend on the content alone."""
         content = self.text if self.messages is None else json.dumps(self.messages, sort_keys=True)
         return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
+    def characters(self) -> int:
+        return len(self.text) + sum(len(message["content"]) for message in self.messages or [])
+
 
 @dataclasses.dataclass
 class Reading:
-    """How records become documents."""
+    """How files become documents. `memory`: bytes that reading may hold beside the record of now."""
 
-    text_key: str = "text"
-    chat_key: str = "messages"
+    keys: Keys = dataclasses.field(default_factory=Keys)
     label_key: str | None = None
     label_names: list[str] | None = None
-    split: str = "file"  # of plain text: file, lines or blank
+    split: str = "file"  # of texts: file, lines or blank
+    memory: int = 1 << 30
 
 
 def files_of(sources: list[pathlib.Path]) -> list[pathlib.Path]:
@@ -54,6 +64,8 @@ def files_of(sources: list[pathlib.Path]) -> list[pathlib.Path]:
             files += below
         elif source.is_file():
             files.append(source)
+        elif source.exists():
+            raise UsageFault(f"{source}: no regular file, wanted text, JSONL or Parquet")
         else:
             raise UsageFault(f"{source}: no such file or folder")
     return files
@@ -77,24 +89,36 @@ def documents_of(files: list[pathlib.Path], reading: Reading) -> Iterator[Docume
             yield from _plain(path, reading)
 
 
-def _plain(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
-    text = _decoded(path.read_bytes(), str(path))
-    if reading.split == "file":
-        yield Document(str(path), text)
+def _reading(where: str, size: int, reading: Reading) -> None:
+    step("reading it", where, SECONDS + size * SECONDS_A_BYTE, reading.memory + size * MEMORY_A_BYTE,
+         "leave it out, or cut it into smaller ones")
+
+
+def _pieces(text: str, split: str) -> Iterator[tuple[int, str]]:
+    """Documents of a text, each with the number of its first line."""
+    if split == "file":
+        yield 1, text
         return
     begin, lines = 1, []
     for number, line in enumerate(text.splitlines(), 1):
-        if reading.split == "lines":
+        if split == "lines":
             if line.strip():
-                yield Document(f"{path}:{number}", line)
+                yield number, line
         elif line.strip():
             begin = begin if lines else number
             lines.append(line)
         elif lines:
-            yield Document(f"{path}:{begin}", "\n".join(lines))
+            yield begin, "\n".join(lines)
             lines = []
     if lines:
-        yield Document(f"{path}:{begin}", "\n".join(lines))
+        yield begin, "\n".join(lines)
+
+
+def _plain(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
+    _reading(str(path), path.stat().st_size, reading)
+    text = _decoded(path.read_bytes(), str(path))
+    for number, piece in _pieces(text, reading.split):
+        yield Document(str(path) if reading.split == "file" else f"{path}:{number}", piece)
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -106,75 +130,41 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _json_lines(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
+    _reading(str(path), path.stat().st_size, reading)  # it may be a single line
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
+            _reading(where, len(line), reading)
             text = _decoded(line, where).strip()
             if not text:
                 continue
             try:
                 record = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also of a number of more digits than Python converts
                 raise DataFault(f"{where}: no JSON ({str(error)[:80]}), wanted one object a line") from None
             if not isinstance(record, dict):
                 raise DataFault(f"{where}: {type(record).__name__}, wanted an object such as {{\"text\": \"...\"}}")
-            yield _document(record, where, reading)
+            yield from _documents(record, where, reading)
 
 
 def _parquet(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = [key for key in (reading.text_key, reading.chat_key, reading.label_key) if key in names]
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
-            for record in batch.to_pylist():
-                yield _document(record, f"{path}: row {number}", reading)
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise DataFault(f"{path}: no Parquet file that can be read: {' '.join(str(error).split())[:160]}") from None
+    _reading(str(path), path.stat().st_size, reading)
+    keys = [*reading.keys.named(), *([reading.label_key] if reading.label_key else [])]
+    for number, record in enumerate(parquet_rows(path, keys)):
+        where = f"{path}: row {number}"
+        _reading(where, 0, reading)
+        yield from _documents(record, where, reading)
 
 
-def _document(record: dict, where: str, reading: Reading) -> Document:
+def _documents(record: dict, where: str, reading: Reading) -> Iterator[Document]:
     label = _label(record, where, reading) if reading.label_key else None
-    text = record.get(reading.text_key)
-    if isinstance(text, str):
-        return Document(where, _unicode(text, where), label=label)
-    if isinstance(record.get(reading.chat_key), list):
-        return Document(where, messages=_messages(record[reading.chat_key], where), label=label)
-    if reading.text_key not in record:
-        raise DataFault(f"{where}: keys {', '.join(map(repr, list(record)[:12])) or 'none'}, wanted {reading.text_key!r} "
-                        f"(a text) or {reading.chat_key!r} (a chat): name yours with --text-key or --chat-key")
-    kind = "null" if text is None else type(text).__name__
-    raise DataFault(f"{where}: {reading.text_key!r} is {kind}, wanted a text")
-
-
-def _unicode(text: str, where: str) -> str:
-    r"""JSON can spell halves of a character (\ud83d alone), which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataFault(f"{where}: character {error.start} is half a surrogate pair, wanted Unicode text") from None
-    return text
-
-
-def _messages(raw: list, where: str) -> list[dict]:
-    messages = []
-    for number, turn in enumerate(raw):
-        place = f"{where}: message {number}"
-        if not isinstance(turn, dict):
-            raise DataFault(f"{place}: {type(turn).__name__}, wanted {{\"role\": ..., \"content\": ...}}")
-        role, content = turn.get("role"), turn.get("content")
-        if role is None and "from" in turn:
-            role, content = SHARE_GPT_ROLES.get(turn["from"]), turn.get("value")
-        if role not in SHARE_GPT_ROLES.values():
-            raise DataFault(f"{place}: role {turn.get('role', turn.get('from'))!r}, wanted system, user, assistant or tool")
-        if not isinstance(content, str):
-            raise DataFault(f"{place}: content is {type(content).__name__}, wanted a text")
-        messages.append({"role": role, "content": _unicode(content, place)})
-    return messages
+    content: Content = content_of(record, reading.keys, where)
+    also = tuple(form for form in forms_of(record, reading.keys)[1:] if form not in ("text", content.form))
+    if content.form == "text" and reading.split != "file":
+        for _line, piece in _pieces(content.text, reading.split):
+            yield Document(where, piece, label=label, also=also)
+        return
+    yield Document(where, content.text, content.messages, label, content.prompt, content.form, also)
 
 
 def _label(record: dict, where: str, reading: Reading) -> int | None:
@@ -185,12 +175,12 @@ def _label(record: dict, where: str, reading: Reading) -> int | None:
         return None
     if isinstance(label, str):
         if not reading.label_names:
-            raise UsageFault(f"{where}: class {label!r} is a name: give all names in order, --label-names no,yes")
+            raise UsageFault(f"{where}: class {shown(label)} is a name: give all names in order, --label-names no,yes")
         if label not in reading.label_names:
-            raise DataFault(f"{where}: class {label!r}, wanted one of {', '.join(reading.label_names)} (--label-names)")
+            raise DataFault(f"{where}: class {shown(label)}, wanted one of {', '.join(reading.label_names)} (--label-names)")
         return reading.label_names.index(label)
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < 1 << 30:
-        raise DataFault(f"{where}: class {label!r}, wanted a number from 0 on or a name")
+        raise DataFault(f"{where}: class {shown(label)}, wanted a number from 0 on or a name")
     if reading.label_names and label >= len(reading.label_names):
         raise DataFault(f"{where}: class {label}, wanted 0 to {len(reading.label_names) - 1} (--label-names)")
     return label

@@ -6,10 +6,15 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from guarded_work import is_panic, one_line, step
 
+from token_shards import DataFault
 from token_shards.chat import Segment
 from token_shards.documents import Document
 from token_shards.tokenizer_file import TokenizerFile
+
+SECONDS, SECONDS_A_CHARACTER = 15, 2e-5  # of processor time, that tokenizing may take
+MEMORY_A_CHARACTER = 600
 
 
 @dataclasses.dataclass
@@ -49,20 +54,25 @@ def aligned(student_ends: np.ndarray, teacher_ends: np.ndarray) -> np.ndarray:
 
 
 def targets_of(offsets: list[tuple[int, int]], spans: list[tuple[int, int]]) -> np.ndarray:
-    """1 where a token lies wholly within one of the spans, which ascend. Empty tokens are never targets."""
+    """1 where a token ends within one of the spans, which ascend: one that also holds the end of a prompt, such as a blank,
+    is how the text behind it begins. Empty tokens are never targets."""
     mask, at = np.zeros(len(offsets), np.uint8), 0
     for i, (begin, end) in enumerate(offsets):
         while at < len(spans) and spans[at][1] < end:
             at += 1
-        mask[i] = at < len(spans) and end > begin >= spans[at][0]
+        mask[i] = at < len(spans) and end > begin and end > spans[at][0]
     return mask
+
+
+class _Refused(Exception):
+    """What the tokenizers library raised."""
 
 
 class Encoder:
     """Encodes documents many at a time with one tokenizer. `ends`: append the end-of-sequence token."""
 
     def __init__(self, file: TokenizerFile, ends: bool, special_tokens: bool, offsets: bool):
-        self._tokenizer = file.tokenizer
+        self._tokenizer, self._path, self._vocabulary = file.tokenizer, file.path, file.vocabulary
         self._end = file.end if ends else None
         self._special_tokens = special_tokens
         self._offsets = offsets
@@ -79,12 +89,42 @@ class Encoder:
     def _encode(self, segments: list[Segment], special_tokens: bool) -> list:
         need_offsets = self._offsets or any(segment.spans is not None for segment in segments)
         encode = self._tokenizer.encode_batch if need_offsets else self._tokenizer.encode_batch_fast
-        return encode([segment.text for segment in segments], add_special_tokens=special_tokens)[::-1]
+        texts = [segment.text for segment in segments]
+        try:
+            return encode(texts, add_special_tokens=special_tokens)[::-1]
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and its panics are none
+            if not (is_panic(error) or type(error) is Exception):
+                raise
+            raise _Refused(one_line(error, 160)) from None
+
+    def _checked(self, ids: list[int]) -> np.ndarray:
+        array = np.array(ids, np.int64)
+        if len(array) and array.max() >= self._vocabulary:
+            raise _Refused(f"gives id {array.max()}, and its vocabulary ends at {self._vocabulary - 1}")
+        return array.astype(np.int32)
+
+    def streams(self, documents: list[Document], segments: list[list[Segment]]) -> list[Stream]:
+        """Of every document; what cannot be tokenized is named."""
+        try:
+            return self(segments)
+        except _Refused as refused:
+            for document, alone in zip(documents, segments):
+                try:
+                    self([alone])
+                except _Refused as of_this:
+                    raise self._fault(document.where, of_this) from None
+            raise self._fault(places(documents), refused) from None
+
+    def _fault(self, where: str, refused: _Refused) -> DataFault:
+        return DataFault(f"{where}: the tokenizer {self._path} fails on this text: {refused}: leave the text out, or use "
+                         "another tokenizer")
 
     def _joined(self, segments: list[Segment], encodings: list) -> Stream:
         ids, masks, ends, base = [], [], [], 0
         for segment, encoding in zip(segments, encodings):
-            ids.append(np.array(encoding.ids, np.int32))
+            ids.append(self._checked(encoding.ids))
             spans = segment.spans
             masks.append(np.ones(len(ids[-1]), np.uint8) if spans is None else targets_of(encoding.offsets, spans))
             if self._offsets:
@@ -100,12 +140,27 @@ class Encoder:
         return Stream(joined[0], joined[1], joined[2] if self._offsets else None)
 
 
+def places(documents: list[Document]) -> str:
+    first, last = documents[0].where, documents[-1].where
+    return first if first == last else f"{first} to {last}"
+
+
 def encode_documents(documents: list[Document], segments_of: Callable[[Document], list[Segment]], student: Encoder,
-                     teacher: Encoder | None) -> list[EncodedDocument]:
-    segments = [segments_of(document) for document in documents]
-    out = [EncodedDocument(stream, label=document.label) for stream, document in zip(student(segments), documents)]
+                     teacher: Encoder | None, memory: int) -> list[EncodedDocument]:
+    """`memory`: bytes that may be held beside what tokenizing these takes."""
+    segments, characters = [], 0
+    for document in documents:
+        size = document.characters()
+        step("rendering it as text", document.where, SECONDS + size * SECONDS_A_CHARACTER,
+             memory + (characters + size) * MEMORY_A_CHARACTER, "leave it out")
+        segments.append(segments_of(document))
+        characters += sum(len(segment.text) for segment in segments[-1])
+    step("tokenizing it", places(documents), SECONDS + characters * SECONDS_A_CHARACTER,
+         memory + characters * MEMORY_A_CHARACTER, "leave it out, or use another tokenizer")
+    out = [EncodedDocument(stream, label=document.label)
+           for stream, document in zip(student.streams(documents, segments), documents)]
     if teacher:
-        for encoded, stream in zip(out, teacher(segments)):
+        for encoded, stream in zip(out, teacher.streams(documents, segments)):
             encoded.teacher = stream
             encoded.position = aligned(encoded.student.ends, stream.ends)
     return out

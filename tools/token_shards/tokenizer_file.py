@@ -6,18 +6,29 @@ import collections
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable
 
 import tokenizers
+from guarded_work import is_panic, one_line, step
 
 from token_shards import DataFault, UsageFault
 
 END_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>")
 PADDING_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
+MOST_BYTES, MOST_BYTES_BESIDE, MOST_BYTES_OF_TEMPLATE, LARGEST_ID = 1 << 29, 1 << 26, 1 << 20, 2**31 - 2
 TRAINED_END, TRAINED_PADDING = "<|endoftext|>", "<|pad|>"
 WORD_PIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # how byte-level tokenizers write blank, newline, tab, return
+
+
+def _read(path: pathlib.Path, most: int) -> bytes:
+    size = path.stat().st_size
+    if size > most:
+        raise DataFault(f"{path}: {size:,} bytes, wanted at most {most:,}")
+    step("reading it", path, 20 + size * 2e-6, (1 << 30) + size * 100, "use another tokenizer")
+    return path.read_bytes()
 
 
 class TokenizerFile:
@@ -28,12 +39,14 @@ class TokenizerFile:
         if not self.path.is_file():
             raise UsageFault(f"{self.path}: no such file, wanted a tokenizer.json or the Hugging Face folder of one "
                              "(transformers' AutoTokenizer.from_pretrained(X).save_pretrained(Y) writes it)")
-        text = self.path.read_bytes()
+        text = _read(self.path, MOST_BYTES)
         try:
             content = json.loads(text)
             self.tokenizer = tokenizers.Tokenizer.from_buffer(text)
-        except Exception as error:  # the library raises plain Exception
-            raise DataFault(f"{self.path}: no tokenizer.json that can be read: {' '.join(str(error).split())[:160]}") from None
+        except BaseException as error:  # the library raises plain Exception, and its panics are none
+            if isinstance(error, (KeyboardInterrupt, MemoryError)) or not (isinstance(error, Exception) or is_panic(error)):
+                raise
+            raise DataFault(f"{self.path}: no tokenizer.json that can be read: {one_line(error, 160)}") from None
         # What a training run left behind; here a text is never cut and never padded.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -44,7 +57,11 @@ class TokenizerFile:
         self.names = self.tokenizer.get_vocab(with_added_tokens=True)
         if not self.names:
             raise DataFault(f"{self.path}: its vocabulary is empty")
-        self.vocabulary = max(self.names.values()) + 1
+        last = max(self.names, key=self.names.get)
+        if self.names[last] > LARGEST_ID:
+            raise DataFault(f"{self.path}: token {one_line(repr(last), 80)} has id {self.names[last]}, wanted at most "
+                            f"{LARGEST_ID}: use another tokenizer")
+        self.vocabulary = self.names[last] + 1
         self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
         self.padding = self._find("pad_token", PADDING_NAMES)
         self.mask = self._find("mask_token", MASK_NAMES)
@@ -55,14 +72,20 @@ class TokenizerFile:
         if not path.is_file():
             return {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataFault(f"{path}: no JSON: {error}") from None
-        return content if isinstance(content, dict) else {}
+            content = json.loads(_read(path, MOST_BYTES_BESIDE).decode())
+        except (ValueError, RecursionError) as error:
+            raise DataFault(f"{path}: no JSON: {one_line(error, 160)}") from None
+        if not isinstance(content, dict):
+            raise DataFault(f"{path}: {type(content).__name__}, wanted an object")
+        return content
 
     def special(self, key: str) -> str | None:
         value = self.config.get(key)
-        return value.get("content") if isinstance(value, dict) else value
+        content = value.get("content") if isinstance(value, dict) else value
+        if content is not None and not isinstance(content, str):
+            raise DataFault(f"{self.path.parent}: {key!r} of tokenizer_config.json or special_tokens_map.json is "
+                            f"{one_line(repr(content), 80)}, wanted a token's text")
+        return content
 
     def _find(self, key: str, known: Iterable[str]) -> int | None:
         for name in (self.special(key), *known):
@@ -73,18 +96,31 @@ class TokenizerFile:
     def _named(self, end: str) -> int:
         if end in self.names:
             return self.names[end]
-        if end.isdigit() and int(end) < self.vocabulary:
+        if re.fullmatch(r"[0-9]{1,10}", end) and int(end) < self.vocabulary:
             return int(end)
         raise UsageFault(f"--eos {end}: neither a token of {self.path} nor an id below {self.vocabulary}")
 
-    def chat_template(self) -> str | None:
-        beside = self.path.parent / "chat_template.jinja"
+    def chat_template(self) -> tuple[str, str] | None:
+        """Its text, and the file that it is from."""
+        beside, config = self.path.parent / "chat_template.jinja", self.path.parent / "tokenizer_config.json"
         if beside.is_file():
-            return beside.read_text(encoding="utf-8")
+            try:
+                return _read(beside, MOST_BYTES_OF_TEMPLATE).decode(), str(beside)
+            except UnicodeDecodeError as error:
+                raise DataFault(f"{beside}: byte {error.start} is not UTF-8: use --chat-template builtin") from None
         template = self.config.get("chat_template")
         if isinstance(template, list):  # several by name
-            template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
-        return template
+            template = next((entry.get("template") for entry in template
+                             if isinstance(entry, dict) and entry.get("name") == "default"), None)
+        if template is not None and not (isinstance(template, str) and len(template) <= MOST_BYTES_OF_TEMPLATE):
+            kind = f"{len(template):,} characters" if isinstance(template, str) else type(template).__name__
+            raise DataFault(f"{config}: chat_template is {kind}, wanted a text of at most {MOST_BYTES_OF_TEMPLATE:,}: use "
+                            "--chat-template builtin")
+        return None if template is None else (template, str(config))
+
+    def special_texts(self) -> list[str]:
+        """Special tokens as they stand in a text."""
+        return [added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special and added.content]
 
     def special_ids(self) -> list[int]:
         """Ids that stand for no text."""
