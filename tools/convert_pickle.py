@@ -10,14 +10,35 @@ without network, and take the result.
 """
 import argparse
 import json
+import os
 import pathlib
+import shutil
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import guarded_work  # noqa: E402
+from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
+
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX, WEIGHTS_INDEX = "pytorch_model.bin.index.json", "model.safetensors.index.json"
+SECONDS, SECONDS_A_BYTE = 20, 2e-8  # of processor time, for reading a file
+BYTES_A_BYTE = 4  # of memory: what is read, its copy, and the file that is written
+ADVICE = "take the weights from a source that you trust, whole"
 
 
-def fail(message):
-    sys.exit(f"convert_pickle: {message}")
+def files_of_index(index):
+    guarded_work.step("reading it", index, SECONDS, guarded_work.GIB + index.stat().st_size * 100, ADVICE, guarded_work.WEIGHTS)
+    try:
+        content = json.loads(index.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise WeightsFault(f"{index}: no JSON ({one_line(error, 100)}): {ADVICE}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsFault(f'{index}: wanted an object such as {{"weight_map": {{"NAME": "FILE.bin"}}}}: {ADVICE}')
+    for name in weight_map.values():
+        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+            raise WeightsFault(f"{index}: {one_line(repr(name), 80)} is a path, wanted a bare file name: {ADVICE}")
+    return [index.parent / name for name in sorted(set(weight_map.values()))]
 
 
 def pickled_files(source):
@@ -25,77 +46,123 @@ def pickled_files(source):
     if source.is_file():
         return [source]
     if not source.is_dir():
-        fail(f"{source}: no such file or folder")
-    index = source / "pytorch_model.bin.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        for name in names:
-            if pathlib.PurePath(name).name != name:
-                fail(f"{index}: {name!r} is a path, wanted a bare file name")
-        return [source / name for name in names]
+        raise UsageFault(f"{source}: no such file or folder")
+    if (source / INDEX).is_file():
+        return files_of_index(source / INDEX)
     if (source / "pytorch_model.bin").is_file():
         return [source / "pytorch_model.bin"]
     found = sorted(p for p in source.iterdir() if p.suffix in SUFFIXES and p.name != "training_args.bin")
     if len(found) != 1:
-        fail(f"{source}: wanted one checkpoint, found {[p.name for p in found]}: name the file")
+        raise UsageFault(f"{source}: wanted one checkpoint, found {[p.name for p in found[:10]]}: name the file")
     return found
+
+
+def is_weight(name, value):
+    import torch
+    return (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+            and not value.is_quantized)
 
 
 def tensors_of(path):
     import torch
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not path.is_file():
+        raise WeightsFault(f"{path}: no such file, and the index names it: {ADVICE}")
+    size = path.stat().st_size
+    guarded_work.step("reading it", path, SECONDS + size * SECONDS_A_BYTE, guarded_work.GIB + size * BYTES_A_BYTE, ADVICE,
+                      guarded_work.WEIGHTS)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001: whatever this one call raises, the file made it do so
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        why = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise WeightsFault(f"{path}: torch.load(weights_only=True) refuses it ({why}): {ADVICE}") from None
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
-        fail(f"{path}: holds {type(loaded).__name__}, wanted a dictionary of tensors")
-    strangers = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+        raise WeightsFault(f"{path}: holds {type(loaded).__name__}, wanted a dictionary of tensors: {ADVICE}")
+    strangers = [one_line(repr(name), 40) for name, value in loaded.items() if not is_weight(name, value)]
     if strangers:
-        fail(f"{path}: these are no tensors: {', '.join(map(str, strangers[:10]))}: extract the weights first")
+        raise WeightsFault(f"{path}: these are no dense tensors: {', '.join(strangers[:10])}: extract the weights first")
     return loaded
 
 
-def unshared(tensors, seen):
+def unshared(path, tensors):
     """Contiguous copies; a tensor stored under several names (tied weights) is kept under the first alone."""
-    kept = {}
+    kept, seen = {}, {}
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
     for name, tensor in tensors.items():
         key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if tensor.numel() > 0 and key in seen:
             print(f"{name}: the same tensor as {seen[key]}, left out")
             continue
         seen[key] = name
+        if tensor.numel() * tensor.element_size() > sum(stored.values()):
+            raise WeightsFault(f"{path}: {one_line(repr(name), 80)} of shape {tuple(tensor.shape)} repeats the few values that are "
+                               f"stored for it: {ADVICE}")
         kept[name] = tensor.clone().contiguous()
     return kept
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=pathlib.Path, metavar="FOLDER|FILE")
-    parser.add_argument("--out", type=pathlib.Path, help="where to write (default: beside the source)")
-    arguments = parser.parse_args()
+def written(tensors, target):
     from safetensors.torch import save_file
+    try:
+        save_file(tensors, target, metadata={"format": "pt"})
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001: names or dtypes that the format lacks, or the disk
+        raise WeightsFault(f"{target}: cannot be written: {type(error).__name__}: {one_line(error, 200)}") from None
 
-    files = pickled_files(arguments.source)
-    out = arguments.out or (arguments.source if arguments.source.is_dir() else arguments.source.parent)
-    out.mkdir(parents=True, exist_ok=True)
+
+def convert(files, out, work):
+    """Into the folder `work` first: what is in `out` is whole."""
     names = ["model.safetensors"] if len(files) == 1 else [
         f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-    for target in [*names, "model.safetensors.index.json"]:
+    for target in [*names, WEIGHTS_INDEX]:
         if (out / target).exists():
-            fail(f"{out / target}: is there already: remove it, or name another --out")
+            raise UsageFault(f"{out / target}: is there already: remove it, or name another --out")
+    work.mkdir(parents=True)
     weight_map, total = {}, 0
     for path, target in zip(files, names):
-        tensors = unshared(tensors_of(path), {})
+        tensors = unshared(path, tensors_of(path))
         for name, tensor in tensors.items():
             if name in weight_map:
-                fail(f"{path}: {name} is in {weight_map[name]} too")
+                raise WeightsFault(f"{path}: {one_line(name, 80)} is in {weight_map[name]} too: {ADVICE}")
             weight_map[name] = target
             total += tensor.numel() * tensor.element_size()
-        save_file(tensors, out / target, metadata={"format": "pt"})
+        written(tensors, work / target)
         print(f"{path.name}: {len(tensors)} tensors to {out / target}")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (work / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        names.append(WEIGHTS_INDEX)
+    for target in names:
+        os.replace(work / target, out / target)
+    work.rmdir()
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=pathlib.Path, metavar="FOLDER|FILE")
+    parser.add_argument("--out", type=pathlib.Path, help="where to write (default: beside the source)")
+    a = parser.parse_args(arguments)
+    out = a.out or (a.source if a.source.is_dir() else a.source.parent)
+    unfinished, absent = out / f".convert-{os.getpid()}", guarded_work.absent_folders([out])
+
+    def work():
+        files = pickled_files(a.source)
+        import safetensors.torch  # noqa: F401
+        guarded_work.libraries_are_loaded()
+        convert(files, out, unfinished)
+
+    def tidy():
+        shutil.rmtree(unfinished, ignore_errors=True)
+        guarded_work.remove_empty(absent)
+
+    return guarded_work.answered("convert_pickle", work, tidy)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,6 +7,7 @@ was being done is still known, for it stands in memory that both share. A fault 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import json
@@ -18,7 +19,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 FAULT_IN_LIMBECK, USAGE, DATA, WEIGHTS, MEMORY, IO, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 GIB, LONGEST_LINE, LONGEST_PLACE = 1 << 30, 1200, 4096
@@ -69,7 +70,7 @@ class _Limits:
     """In the child: the step of now, and its limits. Processor time counts over all threads of the process."""
 
     def __init__(self, shared: mmap.mmap):
-        self._shared = shared
+        self.shared = shared
         self._set = 0
         # Reserved by the libraries when they were loaded, and the stacks that their threads will have.
         self._base = _data_bytes() + (os.cpu_count() or 1) * (12 << 20)
@@ -82,7 +83,7 @@ class _Limits:
             self._set = wanted
         text = json.dumps(dataclasses.astuple(dataclasses.replace(step, where=step.where[-1500:])), ensure_ascii=False)
         data = text.encode("utf-8", "replace")[: LONGEST_PLACE - 1] + b"\0"
-        self._shared[: len(data)] = data
+        self.shared[: len(data)] = data
         signal.setitimer(signal.ITIMER_PROF, step.seconds)
 
 
@@ -93,6 +94,25 @@ def step(doing: str, where: object, seconds: float, memory: int, advice: str, co
     """From here until the next call: `doing` to `where` may take so many seconds of processor time and bytes."""
     if _limits:
         _limits.begin(Step(doing, str(where), seconds, advice, memory, code))
+
+
+def libraries_are_loaded() -> None:
+    """What they reserved for themselves is not counted with the work."""
+    global _limits  # noqa: PLW0603: the process is this work's own
+    if _limits:
+        _limits = _Limits(_limits.shared)
+
+
+def absent_folders(folders: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """Those that making these will make, the deepest first."""
+    with_parents = {one for folder in folders for one in (folder, *folder.parents)}
+    return sorted((one for one in with_parents if not one.exists()), key=lambda one: -len(one.parts))
+
+
+def remove_empty(folders: Iterable[pathlib.Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # it holds something, or was never made
+            folder.rmdir()
 
 
 def is_panic(error: BaseException) -> bool:

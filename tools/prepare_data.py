@@ -68,8 +68,8 @@ def parsed_arguments(arguments):
                         help="what records are (default: auto, by their keys, as above)")
     source.add_argument("--as-chat", action="store_true",
                         help="prompts and completions that are texts become turns of a chat (default: joined as they are)")
-    source.add_argument("--learn", choices=["completions", "all"], default="completions",
-                        help="completions: what the assistant wrote, what stands behind a prompt (default); all: the rest too")
+    source.add_argument("--learn", choices=["answers", "all"], default="answers",
+                        help="answers: what the assistant wrote, what stands behind a prompt (default); all: the rest too")
     source.add_argument("--label-key", metavar="KEY", help="key or column of the class, for classifiers")
     source.add_argument("--label-names", type=lambda text: text.split(","), metavar="A,B,...",
                         help="classes that are names, in the order of their numbers")
@@ -311,29 +311,15 @@ def parts_of(a):
     return ["train", "validation"] if a.validation_fraction is not None else [""]
 
 
-def absent_folders(a):
-    """Those that this run will make, the deepest first."""
-    folders = {folder for name in parts_of(a) for folder in (a.out / name, *(a.out / name).parents)}
-    return sorted((folder for folder in folders if not folder.exists()), key=lambda folder: -len(folder.parts))
-
-
-def remove_empty(folders):
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:  # it holds something, or was never made
-            pass
-
-
 def main(arguments=None):
     a = parsed_arguments(arguments)
-    made = absent_folders(a)
+    made = guarded_work.absent_folders(a.out / name for name in parts_of(a))
 
     def work():
         check_arguments(a)
         prepare(a)
 
-    return guarded_work.answered("prepare_data", work, lambda: remove_empty(made))
+    return guarded_work.answered("prepare_data", work, lambda: guarded_work.remove_empty(made))
 
 
 if __name__ == "__main__":

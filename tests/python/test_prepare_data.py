@@ -199,7 +199,7 @@ def test_the_tokenizers_own_chat_template(tmp_path, bpe):
     tokenizer = tokenizers.Tokenizer.from_file(str(bpe))
     manifest, documents = read(tmp_path / "out")
     assert manifest["tokenizer"]["end_of_sequence"] == tokenizer.token_to_id("<|im_end|>")
-    assert target_runs(documents[0], tokenizer) == ["It is 4.<|im_end|>\n", "6, größer.<|im_end|>\n"]
+    assert target_runs(documents[0], tokenizer) == ["It is 4.<|im_end|>", "6, größer.<|im_end|>"]
     text = tokenizer.decode(documents[0]["ids"].tolist(), skip_special_tokens=False)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n")
     # A template that shows only the last turn, and one that refuses.
@@ -364,17 +364,17 @@ BAD_FILES = {
     "latin.txt": (b"caf\xe9", "latin.txt: byte 3 is not UTF-8"),
     "cut.jsonl": (b'{"text": "a"}\n{"text": ', "cut.jsonl:2: no JSON"),
     "list.jsonl": (b"[1]\n", "list.jsonl:1: list, wanted an object"),
-    "key.jsonl": (b'{"body": "a"}\n', "key.jsonl:1: keys 'body', wanted 'text' (a text) or 'messages' (a chat)"),
+    "key.jsonl": (b'{"body": "a"}\n', "key.jsonl:1: keys 'body', wanted 'text' (a text), 'messages' or 'conversations' (a chat)"),
     "number.jsonl": (b'{"text": 3}\n', "number.jsonl:1: 'text' is int, wanted a text"),
     "bytes.jsonl": (b'{"text": "\xff"}\n', "bytes.jsonl:1: byte 10 is not UTF-8"),
     "deep.jsonl": (b"[" * 100_000, "deep.jsonl:1: no JSON"),
     "null.jsonl": (b'{"text": null}\n', "null.jsonl:1: 'text' is null, wanted a text"),
-    "half.jsonl": (b'{"text": "ab\\ud83d"}\n', "half.jsonl:1: character 2 is half a surrogate pair"),
+    "half.jsonl": (b'{"text": "ab\\ud83d"}\n', "half.jsonl:1: 'text': character 2 is half a surrogate pair"),
     "half_turn.jsonl": (b'{"messages": [{"role": "user", "content": "\\udc00"}]}\n', "message 0: character 0 is half"),
     "texts.jsonl.gz": (b"\x1f\x8b", "texts.jsonl.gz: .gz is an archive, wanted text, JSONL or Parquet: unpack it first"),
     "role.jsonl": (b'{"messages": [{"role": "robot", "content": "a"}]}\n', "role.jsonl:1: message 0: role 'robot'"),
-    "turn.jsonl": (b'{"messages": ["a"]}\n', "turn.jsonl:1: message 0: str"),
-    "content.jsonl": (b'{"messages": [{"role": "user"}]}\n', "content.jsonl:1: message 0: content is NoneType"),
+    "turn.jsonl": (b'{"messages": ["a"]}\n', "turn.jsonl:1: message 0: a text, wanted"),
+    "content.jsonl": (b'{"messages": [{"role": "user"}]}\n', "content.jsonl:1: message 0: content is null"),
     "not.parquet": (b"PAR1 no", "not.parquet: no Parquet file"),
     "weights.pt": (b"PK", "weights.pt: .pt may be a pickle"),
     "empty.txt": (b"", "no document left of 0 read and 1 empty ones"),

@@ -55,14 +55,12 @@ class OwnTemplate:
         self._process = TemplateProcess(where, template, variables)
         self._specials = tuple(specials)
 
-    def _ending(self, text: str) -> int:
-        """Its length without the white space that only parts a turn, which a special token ends, from the next one."""
+    def _said(self, text: str) -> str:
+        """Without the line break that some templates write behind the special token that ends a turn: nobody said it."""
         bare = text.rstrip()
-        return len(bare) if self._specials and bare.endswith(self._specials) else len(text)
+        return bare if self._specials and bare.endswith(self._specials) else text
 
     def segments(self, document: Document, everything: bool) -> list[Segment]:
         text, turns = self._process.rendered(document.messages, document.where)
-        if everything:
-            return [Segment(text, [(0, self._ending(text))])]
-        return [Segment(text, [(begin, begin + self._ending(text[begin:end])) for number, begin, end in turns
-                               if number >= document.prompt])]
+        spans = [(begin, begin + len(self._said(text[begin:end]))) for number, begin, end in turns if number >= document.prompt]
+        return [Segment(self._said(text), None if everything else spans)]

@@ -2,6 +2,8 @@
 
 import collections
 
+from token_shards.record_forms import FORMS
+
 
 class Counted:
     """What was read, for the messages at the end."""
@@ -28,14 +30,12 @@ class Counted:
 
     def lines(self, everything, file):
         """Which forms were recognised, and what a user should know of them. `file`: the tokenizer whose end is appended."""
-        learned = "all of it is" if everything else "the assistant's turns and completions are"
-        other = "completions" if everything else "all"
-        for form, number in sorted(self.forms.items()):
-            what = "all of it is learned" if form == "text" else f"{learned} learned (--learn {other} changes it)"
-            yield f"{number:,} documents of the form {form}: {what}"
+        if set(self.forms) - {"text"}:
+            found = ", ".join(f"{number:,} of {FORMS.get(form, form)}" for form, number in self.forms.items())
+            yield f"recognised: {found}; learned: {'all of them' if everything else 'the answers alone (--learn all: the rest too)'}"
         for also, number in sorted(self.also.items()):
             if also:
-                yield f"{number:,} of them could be read as {also[0]} too: --form {also[0]}"
+                yield f"{number:,} of them could be read as {FORMS[also[0]]} too: --form {also[0]}"
         if self.run_together:
             yield (f"in {self.run_together:,} documents prompt and completion run into one another without a blank: --as-chat "
                    "makes them turns of a chat")
@@ -60,10 +60,10 @@ def no_document_left(folder, counted, share, split):
     read = f"{folder}: {read}"
     if not counted.documents:
         return f"{read}: name more texts, or change --max-tokens, --max-documents or --validation-fraction"
-    if folder.name == "train":
-        return f"{read} with --validation-fraction {share:g}: name more texts, or a smaller share"
     texts = split == "file" and counted.forms["text"] > 0
     cut = "cut texts into more documents with --split-blank or --split-lines, " if texts else ""
+    if folder.name == "train":
+        return f"{read} with --validation-fraction {share:g}: {cut}name more texts, or a smaller share"
     least = counted.least_digest / 2**64 * 1.01
     larger = f", or --validation-fraction {least:.2g}" if counted.documents > 1 and least < 0.5 else ""
     return f"{read} with --validation-fraction {share:g}: {cut}name more texts{larger}"

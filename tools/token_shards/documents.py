@@ -159,7 +159,7 @@ def _parquet(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
 def _documents(record: dict, where: str, reading: Reading) -> Iterator[Document]:
     label = _label(record, where, reading) if reading.label_key else None
     content: Content = content_of(record, reading.keys, where)
-    also = tuple(form for form in forms_of(record, reading.keys)[1:] if form not in ("text", content.form))
+    also = tuple(form for form in forms_of(record, reading.keys)[1:] if form not in ("text", "chat", content.form))
     if content.form == "text" and reading.split != "file":
         for _line, piece in _pieces(content.text, reading.split):
             yield Document(where, piece, label=label, also=also)

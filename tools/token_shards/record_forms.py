@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 
+from guarded_work import one_line
+
 from token_shards import DataFault
 
 SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant",
                    "tool": "tool"}
 SHARE_GPT_KEY = "conversations"
-FORMS = ("text", "chat", "prompt-completion", "preference", "alpaca")
+FORMS = {"text": "text", "chat": "chat", "prompt-completion": "prompt and completion", "preference": "chosen",
+         "alpaca": "instruction and output"}  # and what a user calls them
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input", "source", "user", "human")
 COMPLETIONS = ("completion", "response", "answer", "output", "solution", "target", "reply", "assistant", "chosen")
 
@@ -183,7 +186,7 @@ def _chat(record: dict, keys: Keys, where: str) -> Content:
     key = keys.chat if keys.chat in record or SHARE_GPT_KEY not in record else SHARE_GPT_KEY
     if not isinstance(record.get(key), list):
         raise DataFault(f"{where}: {key!r} is {kind_of(record.get(key))}, wanted a list of messages")
-    return Content("chat", messages=messages_of(record[key], where))
+    return Content("chat" if key == keys.chat else SHARE_GPT_KEY, messages=messages_of(record[key], where))
 
 
 def _whole_text(record: dict, keys: Keys, where: str) -> Content:
@@ -212,12 +215,12 @@ def _advice(record: dict) -> str:
     prompt = next((key for key in PROMPTS if key in texts), None)
     completion = next((key for key in COMPLETIONS if key in texts and key != prompt), None)
     if chats:
-        return f"--chat-key {chats[0]}"
+        return f"name yours with --chat-key {one_line(chats[0], 60)}"
     if prompt and completion:
-        return f"--prompt-key {prompt} --completion-key {completion}"
+        return f"name yours with --prompt-key {prompt} --completion-key {completion}"
     if len(texts) == 1:
-        return f"--text-key {texts[0]}"
-    return "name yours with --text-key, with --chat-key, or with --prompt-key and --completion-key"
+        return f"name yours with --text-key {one_line(texts[0], 60)}"
+    return "name yours with --prompt-key and --completion-key, or rename them"
 
 
 def content_of(record: dict, keys: Keys, where: str) -> Content:
@@ -225,5 +228,6 @@ def content_of(record: dict, keys: Keys, where: str) -> Content:
     if forms:
         return READERS[forms[0]](record, keys, where)
     names = ", ".join(shown(key, 40) for key in list(record)[:12]) or "none"
-    raise DataFault(f"{where}: keys {names}, wanted {keys.text!r} (a text), {keys.chat!r} (a chat), {keys.prompt!r} and "
-                    f"{keys.completion!r}, {keys.prompt!r} and 'chosen', or 'instruction' and 'output': {_advice(record)}")
+    raise DataFault(f"{where}: keys {names}, wanted {keys.text!r} (a text), {keys.chat!r} or {SHARE_GPT_KEY!r} (a chat), "
+                    f"{keys.prompt!r} with {keys.completion!r}, {keys.prompt!r} with 'chosen' (a preference), or 'instruction' "
+                    f"with 'output' and perhaps 'input': {_advice(record)}")

@@ -37,8 +37,12 @@ class GenerationTag(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
+class OwnWords(exceptions.TemplateError):
+    """What the template itself says."""
+
+
 def raise_exception(message):
-    raise exceptions.TemplateError(message)
+    raise OwnWords(str(message))
 
 
 def strftime_now(form):
@@ -53,12 +57,12 @@ def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=F
 def why(error):
     """One line on any exception that a template can raise, all of which are its own."""
     if isinstance(error, MemoryError):
-        return "needs more memory than a template may have"
+        return f"wants more than {resource.getrlimit(resource.RLIMIT_AS)[0] >> 30} GiB of memory"
     if isinstance(error, RecursionError):
         return "calls itself without an end"
     text = " ".join(str(error).split())[:300]
     line = f" (line {error.lineno})" if isinstance(error, exceptions.TemplateSyntaxError) else ""
-    return f"{text}{line}" if isinstance(error, exceptions.TemplateError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, OwnWords) else f"{type(error).__name__}: {text}{line}"
 
 
 class Renderer:
@@ -79,7 +83,7 @@ class Renderer:
             parts.append(part)
             length += len(part)
             if length > most:
-                raise Refused(f"writes more than {most:,} characters, wanted at most a million and 8 for each of the chat's")
+                raise Refused(f"writes {length:,} characters, wanted at most a million characters and 8 for each of the chat's")
         text = "".join(parts)
         text.encode()  # half a surrogate pair is refused
         return text

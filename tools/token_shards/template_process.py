@@ -27,7 +27,7 @@ class TemplateProcess:
         answer = self._asked({"template": template, "specials": specials, "memory": MEMORY, "seconds": SECONDS,
                               "seconds_a_character": SECONDS_A_CHARACTER}, where)
         if "refused" in answer:
-            raise DataFault(f"{where}: the chat template {answer['refused']}: mend it, or {INSTEAD}")
+            raise DataFault(f"{where}: the chat template cannot be used: {answer['refused']}: {INSTEAD}")
 
     def _asked(self, question: dict, where: str) -> dict:
         try:

@@ -59,8 +59,8 @@ class TokenizerFile:
             raise DataFault(f"{self.path}: its vocabulary is empty")
         last = max(self.names, key=self.names.get)
         if self.names[last] > LARGEST_ID:
-            raise DataFault(f"{self.path}: token {one_line(repr(last), 80)} has id {self.names[last]}, wanted at most "
-                            f"{LARGEST_ID}: use another tokenizer")
+            raise DataFault(f"{self.path}: holds id {self.names[last]} ({one_line(repr(last), 80)}), wanted ids below "
+                            f"{LARGEST_ID + 1}: use another tokenizer")
         self.vocabulary = self.names[last] + 1
         self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
         self.padding = self._find("pad_token", PADDING_NAMES)
