@@ -1,5 +1,7 @@
 #include "modules/io/folder_in_place.h"
 
+#include <fmt/format.h>
+
 #include <cerrno>
 #include <cstring>
 #include <string>
@@ -13,7 +15,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path aside_of(const fs::path& target) { return folder_of(target) / ("." + target.filename().string() + ".old"); }
+fs::path aside_of(const fs::path& target) {
+  return folder_of(target) / fmt::format(".{}.old", target.filename().string());
+}
 
 bool is_there(const fs::path& path) {
   std::error_code error;
