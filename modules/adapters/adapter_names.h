@@ -1,10 +1,12 @@
-// The names of an adapter's tensors in adapter_model.safetensors: kPrefix, the module's own name, a suffix.
+// The names of an adapter's files and tensors; of those in adapter_model.safetensors kPrefix, the module's own name, a
+// suffix.
 #pragma once
 #include <array>
 #include <string_view>
 
 namespace limbeck::adapters {
 
+inline constexpr const char* kConfigFile = "adapter_config.json";  // what a folder has that is an adapter
 inline constexpr std::string_view kPrefix = "base_model.model.";
 inline constexpr std::string_view kBase = "base_layer";  // the host's weight, which PEFT stores of embeddings and heads
 

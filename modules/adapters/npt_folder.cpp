@@ -7,6 +7,7 @@
 #include <set>
 #include <system_error>
 
+#include "modules/adapters/adapter_names.h"
 #include "modules/adapters/npt_config.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
@@ -18,7 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kTensorFile = "adapter_model.safetensors";
 
 std::string stored_name(const models::BuiltModel& built, size_t layer, const std::string& parameter) {

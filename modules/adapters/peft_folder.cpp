@@ -83,7 +83,7 @@ void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config
     throw WeightsError(
         fmt::format("{}: target_parameters {} names no stack of experts of this model: merge the "
                     "adapter in PEFT and load the merged model",
-                    (folder / "adapter_config.json").string(), io::in_quotes(target)));
+                    (folder / kConfigFile).string(), io::in_quotes(target)));
   }
   std::map<std::string, Found> named;
   for (const std::string& stack : stacks) {
@@ -214,7 +214,7 @@ void require_same_base(const Host& host, const Found& found, const std::string& 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
   if (is_npt_folder(request.folder)) return load_npt(built, request);
   const fs::path path = request.folder / "adapter_model.safetensors";
-  const PeftConfig config = read_peft_config(request.folder / "adapter_config.json");
+  const PeftConfig config = read_peft_config(request.folder / kConfigFile);
   const auto hosts = adapter_hosts_by_any_name(built);
   auto modules = by_module(path);
   if (modules.empty()) throw WeightsError(path.string() + ": holds no tensor of an adapter");

@@ -118,7 +118,7 @@ void save_adapter(const models::BuiltModel& built, const AdapterConfig& any, con
   if (adapted.tensors.empty())
     throw UsageError(folder.string() + ": there is no adapter " + name + " that could be saved");
   io::write_safetensors(folder / "adapter_model.safetensors", adapted.tensors, {{"format", "pt"}}, before);
-  io::write_atomically(folder / "adapter_config.json", config_json(built, config, adapted, hosts).dump(2) + "\n");
+  io::write_atomically(folder / kConfigFile, config_json(built, config, adapted, hosts).dump(2) + "\n");
 }
 
 }  // namespace limbeck::adapters

@@ -126,8 +126,10 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
     const bool ours = matches(std::string(split_first(rules_[i].pattern).first), root);
     if (!ours || used_[i]) continue;
     const auto near = nearest_names(rules_[i].pattern, resolved_paths_, 3);
-    throw UsageError(fmt::format("precision.rule {} ({}) matches no module of {}: did you mean {}?", rules_[i].pattern,
-                                 rules_[i].source, root, fmt::join(near, ", ")));
+    const std::string advice = near.empty() ? "'limbeck check RECIPE' lists its modules"
+                                            : fmt::format("did you mean {}?", fmt::join(near, ", "));
+    throw UsageError(fmt::format("precision.rule {} ({}) matches no module of {}: {}", rules_[i].pattern,
+                                 rules_[i].source, root, advice));
   }
 }
 

@@ -101,6 +101,16 @@ def test_list_of_models_and_of_what_is_not_built_yet():
         assert kind in everything.splitlines()
 
 
+def test_list_of_other_trainers_spellings():
+    """One table: what it prints is what every recipe command accepts."""
+    rows = [line.split(maxsplit=1) for line in limbeck("list", "aliases", "--quiet").stdout.splitlines()[2:]]
+    known = {name: meaning for name, meaning in rows}
+    assert known["lora_r"] == "adapter.rank" and known["bf16"] == "student.dtype = bfloat16"
+    for name in known:
+        message = limbeck("train", ROOT / "recipes/check_small.ini", f"--{name}=\x01").stderr
+        assert "no such option" not in message and f"--{name}=" in message, message
+
+
 def test_list_takes_a_switch_before_its_operand():
     assert limbeck("list", "--quiet", "models").stdout == limbeck("list", "models").stdout
 
@@ -170,6 +180,8 @@ def test_faulty_plugins(plugins, tmp_path):
     assert refused("list", "--plugin", path) == (
         f"--plugin={path}: is no limbeck plug-in: it lacks limbeck_register_plugin; write it with LIMBECK_PLUGIN "
         "(trainer/plugin.h)")
+    assert refused("list", "--plugin=") == (
+        "--plugin=: names no file, wanted a shared library built against trainer/plugin.h")
     assert refused("list", "--plugin=nothere.so") == (
         "--plugin=nothere.so: no such file, wanted a shared library built against trainer/plugin.h")
     text = tmp_path / "text.so"
@@ -221,6 +233,20 @@ TAIL = "; 'limbeck check --help' lists every key"
 ])
 def test_recipe_errors(recipe, text, message):
     assert recipe(text) == message
+
+
+def test_a_rule_that_resembles_nothing_suggests_nothing():
+    message = refused("check", ROOT / "recipes/check_small.ini", f"--precision.rule=student.{'q' * 300} float16")
+    assert message.endswith("matches no module of student: 'limbeck check RECIPE' lists its modules"), message
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    recipe = ROOT / "recipes/check_small.ini"  # of models without weights
+    assert "no model.safetensors" in refused("train", recipe, "--run", tmp_path / "a/b", "--quiet", code=4)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    refused("train", recipe, "--run", tmp_path / "mine/run", "--quiet", code=4)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
 
 
 def test_recipe_files_that_are_none(recipe):

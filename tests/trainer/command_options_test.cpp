@@ -55,6 +55,8 @@ TEST(CommandOptions, EveryCommandHasTheCommonOnesAndHelpForAll) {
       EXPECT_NE(help.find(option.name), std::string::npos) << option.name;
     }
     EXPECT_FALSE(command.summary.empty());
+    EXPECT_NE(help.find("\nexample: " + command.example + "\n"), std::string::npos) << help;
+    EXPECT_NE(command.example.find("limbeck " + command.name), std::string::npos);
     EXPECT_TRUE(command.run) << command.name;
   }
 }

@@ -41,6 +41,27 @@ TEST(Count, PrintsBackWhatReadsAsTheSame) {
   EXPECT_EQ((Count{1'500, CountUnit::kSteps}).to_string(), "1500 steps");
 }
 
+TEST(Count, ReadsSharesWhereTheyAreAccepted) {
+  const std::vector<CountUnit> units = {CountUnit::kSteps, CountUnit::kPercent};
+  for (const auto& [text, millionths] : {std::pair<const char*, int64_t>{"3 %", 30'000},
+                                         {"3%", 30'000},
+                                         {"0.03", 30'000},
+                                         {"0.5 %", 5'000},
+                                         {"0.0", 0},
+                                         {"1.0", 1'000'000},
+                                         {"100 %", 1'000'000},
+                                         {"33.3333 %", 333'333}}) {
+    const auto parsed = parse_count(text, units);
+    EXPECT_EQ(parsed.fault, "") << text;
+    EXPECT_EQ(parsed.count, (Count{millionths, CountUnit::kPercent})) << text;
+    EXPECT_EQ(parse_count(parsed.count.to_string(), units).count, parsed.count) << parsed.count.to_string();
+  }
+  const std::string wanted = "wanted a share of at most 1 or 100 %, to a millionth";
+  for (const char* text : {"101 %", "1.5", "0.00000001"}) EXPECT_EQ(parse_count(text, units).fault, wanted) << text;
+  EXPECT_EQ(parse_count("3", units).fault, "the unit is missing: write 3 steps or 3 %");
+  EXPECT_EQ(parse_count("0.03", {CountUnit::kSteps}).fault, "the unit is missing: write 0.03 steps");
+}
+
 TEST(Count, SaysWhatIsWrongAndWhatToWrite) {
   const std::string wanted = "wanted a count with its unit, such as 500 steps, 2M tokens, 50k samples or 1 epoch";
   EXPECT_EQ(parse_count("500", kAny).fault,

@@ -34,6 +34,30 @@ TEST(Progress, RedrawsOneLineOnATerminal) {
   EXPECT_EQ(text.back(), '\n');
 }
 
+TEST(Progress, LeavesATerminalsLineToOthersAndComesBack) {
+  Scene scene;
+  Progress progress(scene.out, "x", "steps", 0, scene.style(100));
+  progress.clear();
+  EXPECT_EQ(scene.out.str(), "") << "nothing is drawn yet";
+  scene.now += 1;
+  progress.update(1);
+  const std::string drawn = scene.out.str();
+  progress.clear();
+  EXPECT_EQ(scene.out.str(), drawn + "\r" + std::string(drawn.size() - 1, ' ') + "\r");
+  scene.out.str("");
+  scene.now += 1;
+  progress.update(2);
+  EXPECT_EQ(scene.out.str().substr(0, 12), "\rx  2 steps ");
+
+  Scene log;
+  Progress lines(log.out, "x", "steps", 0, log.style(0));
+  log.now += 20;
+  lines.update(1);
+  const std::string plain = log.out.str();
+  lines.clear();
+  EXPECT_EQ(log.out.str(), plain) << "a log has lines already";
+}
+
 TEST(Progress, WhatWasDoneBeforeIsNoPartOfTheRate) {
   Scene scene;
   ProgressStyle style = scene.style(100);

@@ -25,7 +25,7 @@ OptionTable table() {
            .fallback = "1 epoch",
            .help = "x",
            .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kEpochs},
-           .aliases = {"max_steps"}});
+           .aliases = {"longest"}});
   out.add({.name = "train.tags", .kind = OptionKind::kList, .fallback = "first", .help = "x"});
   out.add({.name = "train.verbose", .kind = OptionKind::kSwitch, .help = "x"});
   out.add({.name = "train.note", .help = "x"});
@@ -77,6 +77,53 @@ TEST(Settings, ShorthandsAreRefusedLikeWhatTheyStandFor) {
   EXPECT_EQ(fault("seed = 1\n", {"--num_samples=0"}), "2: --num_samples=0: wanted a whole number, 1 or more");
   EXPECT_EQ(fault("seed = 1\n", {"--num_samples=9", "--train.steps=9 steps"}),
             "2: --train.steps=9 steps: given already as --num_samples=9; keep one of the two");
+}
+
+TEST(Settings, SpellingsOfOtherTrainersMeanOurOptions) {
+  const auto text = [](const std::string& flag, const std::string& option) {
+    return resolved("seed = 1\n", {"--" + flag}).text(option);
+  };
+  const std::tuple<const char*, const char*, const char*> cases[] = {
+      {"bf16", "student.dtype", "bfloat16"},
+      {"fp16=true", "student.dtype", "float16"},
+      {"mixed_precision=bf16", "student.dtype", "bfloat16"},
+      {"mixed_precision=fp16", "student.dtype", "float16"},
+      {"mixed_precision=no", "student.dtype", "auto"},
+      {"lora_r=8", "adapter.rank", "8"},
+      {"lora_alpha=16", "adapter.alpha", "16"},
+      {"max_seq_length=128", "data.sequence_length", "128"},
+      {"per_device_train_batch_size=2", "data.batch_size", "2"},
+      {"num_train_epochs=3", "train.steps", "3 epochs"},
+      {"max_steps=70", "train.steps", "70 steps"},
+      {"warmup_ratio=0.03", "optim.warmup", "0.03"},
+      {"warmup_steps=0", "optim.warmup", "0 steps"},
+      {"lr_scheduler_type=constant_with_warmup", "optim.schedule", "constant"},
+      {"adam_beta1=0.8", "optim.beta1", "0.8"},
+      {"max_grad_norm=0.5", "optim.clip", "0.5"},
+      {"eval_steps=9", "eval.every", "9"},
+      {"logging_steps=9", "train.log_every", "9"},
+      {"gradient_checkpointing", "train.checkpoint_activations", "true"},
+      {"packing=false", "data.packing", "padded"},
+      {"load_in_4bit", "student.quantize", "nf4"}};
+  for (const auto& [flag, option, value] : cases) EXPECT_EQ(text(flag, option), value) << flag;
+  EXPECT_EQ(resolved("seed = 1\n", {"--mixed_precision", "bf16"}).text("student.dtype"), "bfloat16");
+  EXPECT_EQ(
+      resolved("seed = 1\n", {"--target_modules=q_proj", "--target_modules=v_proj"}).list("adapter.target").size(), 2u);
+  EXPECT_EQ(fault("seed = 1\n", {"--mixed_precision=int8"}),
+            "2: --mixed_precision=int8: wanted fp16, bf16, no, true or false");
+  EXPECT_EQ(fault("seed = 1\n", {"--lr_scheduler_type=polynomial"}),
+            "2: --lr_scheduler_type=polynomial: wanted linear, cosine, constant, constant_with_warmup or "
+            "warmup_stable_decay");
+}
+
+TEST(Settings, AnUnknownNameIsAnsweredByItsLastPart) {
+  const auto answer = [](const std::string& flag) { return fault("seed = 1\n", {"--" + flag}); };
+  EXPECT_NE(answer("divergence=x").find("did you mean objective.divergence?"), std::string::npos);
+  EXPECT_NE(answer("optim.lr=1").find("did you mean optim.learning_rate?"), std::string::npos);
+  EXPECT_NE(answer("alpha=1").find("did you mean objective.alpha or adapter.alpha?"), std::string::npos)
+      << answer("alpha=1");
+  EXPECT_NE(fault("[optim]\nlr = 1\n").find("learning_rate stands under [optim]"), std::string::npos);
+  EXPECT_NE(fault("[train]\ndivergence = x\n").find("did you mean objective.divergence?"), std::string::npos);
 }
 
 TEST(Settings, EveryValueKnowsItsOrigin) {
@@ -141,9 +188,9 @@ TEST(Settings, PathsAreRelativeToWhereTheyWereWritten) {
 }
 
 TEST(Settings, AliasesStandForTheOptionTheyName) {
-  EXPECT_EQ(resolved("seed = 1", {"--max_steps=5 steps"}).count("train.length"), (Count{5, CountUnit::kSteps}));
-  EXPECT_EQ(resolved("max_steps = 5 steps\n").count("train.length"), (Count{5, CountUnit::kSteps}));
-  EXPECT_EQ(fault("max_steps = 5 steps\n[train]\nlength = 6 steps\n"),
+  EXPECT_EQ(resolved("seed = 1", {"--longest=5 steps"}).count("train.length"), (Count{5, CountUnit::kSteps}));
+  EXPECT_EQ(resolved("longest = 5 steps\n").count("train.length"), (Count{5, CountUnit::kSteps}));
+  EXPECT_EQ(fault("longest = 5 steps\n[train]\nlength = 6 steps\n"),
             "2: my.ini:3: train.length is set already on line 1 (there as max_steps); keep one of the two");
 }
 

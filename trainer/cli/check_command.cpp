@@ -29,6 +29,7 @@ void run_check(Invocation& call) {
 Command check_command() {
   return {.name = "check",
           .summary = "The dtype contract, the casts and the memory plan of a recipe; no weights read.",
+          .example = "limbeck check recipes/check_small.ini --student.dtype=bfloat16",
           .takes_recipe = true,
           .run = run_check};
 }

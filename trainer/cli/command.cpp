@@ -59,7 +59,8 @@ std::string help_of(const Command& command, unsigned width) {
     about += fmt::format("  {:<10} {}\n", operand.name, operand.help);
     if (!operand.words.empty()) about += fmt::format("  {:<10} one of {}\n", "", recipe::any_of(operand.words));
   }
-  std::string out = fmt::format("{} [--option=value ...]\n\n{}\n\n", usage, command.summary);
+  std::string out =
+      fmt::format("{} [--option=value ...]\nexample: {}\n\n{}\n\n", usage, command.example, command.summary);
   if (!about.empty()) out += about + "\n";
   if (command.takes_recipe) {
     out +=

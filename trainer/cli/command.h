@@ -35,6 +35,7 @@ struct Invocation {
 struct Command {
   std::string name;
   std::string summary;  // one line in `limbeck --help`
+  std::string example;  // a whole line, at the head of its --help
   // The first operand is a recipe: every recipe key is an option, and the settings hold the recipe's values.
   bool takes_recipe = false;
   // It does tensor work: the allocator is tuned before the first tensor exists.

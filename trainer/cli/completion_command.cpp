@@ -108,6 +108,7 @@ std::string completion_script() {
 Command completion_command() {
   return {.name = "completion",
           .summary = "The script for bash that completes commands, flags and values: source <(limbeck completion)",
+          .example = "source <(limbeck completion)",
           .run = [](Invocation& call) { call.console.result(completion_script()); }};
 }
 

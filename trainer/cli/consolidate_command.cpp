@@ -150,6 +150,9 @@ void declare_consolidate(recipe::OptionTable& table) {
 Command consolidate_command() {
   return {.name = "consolidate",
           .summary = "What an outer NPT adapter writes on average over data, made part of the weights.",
+          .example =
+              "limbeck consolidate --model models/base --adapter runs/npt/best --data data/mine/train --output "
+              "models/consolidated",
           .computes = true,
           .declare = declare_consolidate,
           .run = run_consolidate};

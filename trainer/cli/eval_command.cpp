@@ -1,32 +1,74 @@
 // limbeck eval: the training forward on held-out data, for the student that a run saved.
 #include <fmt/format.h>
 
+#include <filesystem>
+
+#include "modules/adapters/adapter_names.h"
 #include "modules/errors.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/progress.h"
 #include "trainer/data/data_request.h"
+#include "trainer/loop/run_folder.h"
 #include "trainer/loop/trainer.h"
-#include "trainer/objective/recipe_adapter.h"
 
 namespace limbeck::cli {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr int64_t kFinestProgress = 1000000;
 
-// The recipe's student, or the one saved in --checkpoint, whose weights are then what it is made of.
-recipe::Settings settings_of_checkpoint(const Invocation& call) {
-  const std::string checkpoint = call.settings.path("checkpoint").string();
-  if (checkpoint.empty()) return call.settings;
-  if (objective::trains_adapter(call.settings)) return call.settings.with("adapter.from", checkpoint);
-  return call.settings.with("student.model", checkpoint).with("student.init", "weights");
+// What is evaluated. `folder` is empty for the student as the recipe begins with it.
+struct Evaluated {
+  fs::path folder;
+  std::string said;  // for the reader: which it is, and who says so
+};
+
+Evaluated own_student(const recipe::Settings& settings) {
+  return {{}, fmt::format("student of {}, as the recipe begins with it", settings.required_text("student.model"))};
+}
+
+// The best model of the run, or its last where it had no validation.
+Evaluated saved_by_run(const Invocation& call) {
+  const fs::path run = call.settings.path("run");
+  for (const char* saved : {loop::kBest, loop::kFinal, loop::kStopped}) {
+    if (fs::is_directory(run / saved)) {
+      return {run / saved, fmt::format("student of {} {}", (run / saved).string(), call.settings.where("run"))};
+    }
+  }
+  const std::string none = fmt::format("{}: holds no {}, {} or {} {}", run.string(), loop::kBest, loop::kFinal,
+                                       loop::kStopped, call.settings.where("run"));
+  if (call.settings.origin("run").kind == recipe::Origin::Kind::kCommandLine) {
+    throw UsageError(none + ": name another run, or a student with --checkpoint=DIR");
+  }
+  call.console.warning(none + ": the recipe's own student is evaluated, untrained");
+  return own_student(call.settings);
+}
+
+Evaluated what_is_evaluated(const Invocation& call) {
+  const fs::path checkpoint = call.settings.path("checkpoint");
+  if (!checkpoint.empty()) {
+    return {checkpoint, fmt::format("student of {} {}", checkpoint.string(), call.settings.where("checkpoint"))};
+  }
+  return call.settings.text("run").empty() ? own_student(call.settings) : saved_by_run(call);
+}
+
+// The folder decides: an adapter goes onto the recipe's student, a whole student takes its place.
+recipe::Settings settings_with(const recipe::Settings& settings, const fs::path& folder) {
+  if (folder.empty()) return settings;
+  if (fs::exists(folder / adapters::kConfigFile)) return settings.with("adapter.from", folder.string());
+  return settings.with("student.model", folder.string())
+      .with("student.init", "weights")
+      .with("adapter.kind", "none")
+      .with("adapter.from", "");
 }
 
 void run_eval(Invocation& call) {
-  const recipe::Settings settings = settings_of_checkpoint(call);
+  const Evaluated what = what_is_evaluated(call);
+  const recipe::Settings settings = settings_with(call.settings, what.folder);
   objective::Distillation objective(settings, call.registries, objective::Materialize::kWeights);
-  const auto checkpoint = settings.path("checkpoint");
-  if (!checkpoint.empty()) loop::load_projectors(checkpoint, objective);
+  if (!what.folder.empty()) loop::load_projectors(what.folder, objective);
   const data::DataSource source(loop::fitted(data::validation_data(settings), objective));
   objective.accept_data(source.manifest().vocabulary, source.manifest().teacher_vocabulary,
                         "data.validation " + settings.where("data.validation"));
@@ -48,6 +90,8 @@ void run_eval(Invocation& call) {
       });
   if (progress) progress->finish();
   call.result = evaluation_json(evaluation, objective);
+  call.result["evaluated"] = what.folder.empty() ? settings.text("student.model") : what.folder.string();
+  call.console.result(what.said);
   call.console.result(evaluation_table(evaluation, objective, call.width));
 }
 
@@ -55,7 +99,8 @@ void declare_eval(recipe::OptionTable& table) {
   table.group("Evaluation");
   table.add({.name = "checkpoint",
              .kind = recipe::OptionKind::kPath,
-             .help = "A student that a run saved (RUN/best, RUN/final); without it, the recipe's own.",
+             .help = "A student that a run saved, or an adapter of it; without it, the best of --run, and without that "
+                     "the recipe's own.",
              .value_name = "DIR",
              .flag_only = true});
   table.add({.name = "progress",
@@ -71,6 +116,7 @@ void declare_eval(recipe::OptionTable& table) {
 Command eval_command() {
   return {.name = "eval",
           .summary = "The training forward on held-out data: losses, perplexity, agreement with the teacher.",
+          .example = "limbeck eval my.ini --run=runs/mine",
           .takes_recipe = true,
           .computes = true,
           .declare = declare_eval,

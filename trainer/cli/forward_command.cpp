@@ -253,6 +253,7 @@ void declare_forward(recipe::OptionTable& table) {
 Command forward_command() {
   return {.name = "forward",
           .summary = "Logits, hidden states, losses and gradients of a Hugging Face folder.",
+          .example = "limbeck forward --model models/small --input ids.safetensors --output logits.safetensors",
           .computes = true,
           .declare = declare_forward,
           .run = run_forward};

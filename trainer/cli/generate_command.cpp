@@ -229,6 +229,7 @@ void declare_generate(recipe::OptionTable& table) {
 Command generate_command() {
   return {.name = "generate",
           .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from a text or ids.",
+          .example = "limbeck generate --model runs/mine/best --prompt \"Once upon a time\" --max-new-tokens 64",
           .computes = true,
           .declare = declare_generate,
           .run = run_generate};

@@ -3,11 +3,12 @@
 
 #include "trainer/cli/command.h"
 #include "trainer/cli/text_table.h"
+#include "trainer/recipe/spellings.h"
 
 namespace limbeck::cli {
 namespace {
 
-const std::vector<std::string> kKinds = {"models", "objectives", "adapters", "quantizers", "optimizers"};
+const std::vector<std::string> kKinds = {"models", "objectives", "adapters", "quantizers", "optimizers", "aliases"};
 
 std::string rendered(const std::vector<NameList::Entry>& entries, int width) {
   TextTable table({{"name"}, {"what it is"}});
@@ -25,7 +26,7 @@ void run_list(Invocation& call) {
   const bool all = call.operands.empty();
   const std::vector<std::string> kinds = all ? kKinds : call.operands;
   for (const std::string& kind : kinds) {
-    const auto entries = call.registries.find(kind)->entries();
+    const auto entries = kind == "aliases" ? recipe::spellings() : call.registries.find(kind)->entries();
     auto json = nlohmann::ordered_json::array();
     for (const auto& entry : entries) json.push_back({{"name", entry.name}, {"summary", entry.summary}});
     call.result[kind] = json;
@@ -37,10 +38,13 @@ void run_list(Invocation& call) {
 }  // namespace
 
 Command list_command() {
-  return {.name = "list",
-          .summary = "The models, objectives, adapters, quantizers and optimizers a recipe may name.",
-          .operands = {{"WHAT", "The kind to list; every kind when left out.", false, kKinds}},
-          .run = run_list};
+  return {
+      .name = "list",
+      .summary =
+          "What a recipe may name: models, objectives, adapters, quantizers, optimizers; other trainers' spellings.",
+      .example = "limbeck list objectives",
+      .operands = {{"WHAT", "The kind to list; every kind when left out.", false, kKinds}},
+      .run = run_list};
 }
 
 }  // namespace limbeck::cli

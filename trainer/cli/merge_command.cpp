@@ -152,6 +152,7 @@ void declare_merge(recipe::OptionTable& table) {
 Command merge_command() {
   return {.name = "merge",
           .summary = "An adapter made part of its model, as a Hugging Face folder.",
+          .example = "limbeck merge --model models/base --adapter runs/mine/best --output models/merged",
           .computes = true,
           .declare = declare_merge,
           .run = run_merge};

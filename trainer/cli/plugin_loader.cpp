@@ -43,6 +43,7 @@ void* open_library(const std::filesystem::path& file, const std::string& name) {
 
 void load_plugin(const std::string& path, Registries& registries) {
   const std::string name = "--plugin=" + recipe::shown(path);
+  if (path.empty()) throw UsageError(name + ": names no file, wanted a shared library built against trainer/plugin.h");
   // Absolute: dlopen looks a bare name up in the system's folders, and LIB.so means the one that lies here.
   const std::filesystem::path file = std::filesystem::absolute(path);
   std::error_code ignored;

@@ -86,6 +86,13 @@ void Progress::update(int64_t done, const std::string& extra) {
   draw(line(now - begin_, extra));
 }
 
+void Progress::clear() {
+  if (finished_ || style_.width <= 0 || drawn_columns_ == 0) return;
+  out_ << '\r' << std::string(drawn_columns_, ' ') << '\r' << std::flush;
+  drawn_columns_ = 0;
+  drawn_ = false;
+}
+
 void Progress::finish(const std::string& extra) {
   if (finished_ || style_.quiet) return;
   finished_ = true;

@@ -26,6 +26,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   void update(int64_t done, const std::string& extra = "");
+  void clear();  // the line off a terminal, so that another can be written; the next update draws it again
   void finish(const std::string& extra = "");  // prints the last state and the time it took; later calls do nothing
 
  private:

@@ -78,6 +78,7 @@ void declare_tokenize(recipe::OptionTable& table) {
 Command tokenize_command() {
   return {.name = "tokenize",
           .summary = "Token ids of lines of text; with --json also the text of each token.",
+          .example = "limbeck tokenize --model models/small --input lines.txt",
           .declare = declare_tokenize,
           .run = run_tokenize};
 }

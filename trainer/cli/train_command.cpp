@@ -33,8 +33,14 @@ class ConsoleObserver : public loop::TrainObserver {
  public:
   explicit ConsoleObserver(Invocation& call) : call_(call) {}
 
-  void noted(const std::string& line) override { call_.console.note(line); }
-  void warned(const std::string& line) override { call_.console.warning(line); }
+  void noted(const std::string& line) override {
+    clear();
+    call_.console.note(line);
+  }
+  void warned(const std::string& line) override {
+    clear();
+    call_.console.warning(line);
+  }
   void stepped(const loop::StepRecord& record) override {
     if (!progress_) {
       progress_ = std::make_unique<Progress>(
@@ -46,7 +52,11 @@ class ConsoleObserver : public loop::TrainObserver {
   }
   void evaluated(int64_t step, const evaluate::Evaluation& evaluation, bool best) override {
     const auto [name, value] = evaluate::judged_by(evaluation, call_.settings.text("eval.best"));
+    clear();
     call_.console.note(fmt::format("step {}: {} {:.4f} on data.validation{}", step, name, value, best ? ", best" : ""));
+  }
+  void clear() {
+    if (progress_) progress_->clear();
   }
   void finish() {
     if (progress_) progress_->finish();
@@ -87,6 +97,7 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
   call.result["peak_bytes"] = result.peak_bytes;
   call.result["planned_peak_bytes"] = planned_bytes;
   call.result["final_model"] = result.final_model.string();
+  call.result["stopped_early"] = result.early;
   if (!result.best_model.empty()) {
     call.result["best_model"] = result.best_model.string();
     call.result["best_step"] = result.best_step;
@@ -159,6 +170,7 @@ void run_train(Invocation& call) {
 Command train_command() {
   return {.name = "train",
           .summary = "Checks a recipe, then trains: distillation, or a model from scratch.",
+          .example = "limbeck train my.ini --run=runs/mine",
           .takes_recipe = true,
           .computes = true,
           .declare = recipe::declare_resume_options,

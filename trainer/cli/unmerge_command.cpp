@@ -56,6 +56,7 @@ void declare_unmerge(recipe::OptionTable& table) {
 Command unmerge_command() {
   return {.name = "unmerge",
           .summary = "A merged LoRA or IA3 adapter taken out of its model again.",
+          .example = "limbeck unmerge --model models/merged --adapter runs/mine/best --output models/base",
           .computes = true,
           .declare = declare_unmerge,
           .run = run_unmerge};

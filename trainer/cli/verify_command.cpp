@@ -132,6 +132,7 @@ void run_verify(Invocation& call) {
 Command verify_command() {
   return {.name = "verify",
           .summary = "Every checksum of a data set, a run or a checkpoint.",
+          .example = "limbeck verify runs/mine",
           .operands = {{"PATH", "A folder of tools/prepare_data.py, a run, its checkpoints folder or one of them."}},
           .run = run_verify};
 }

@@ -112,7 +112,7 @@ std::vector<int64_t> parse_ids(const io::JsonFile& file, const std::string& key,
 
 // What a masked language model's batches need to know of the tokenizer; data prepared before lacks it.
 void parse_words(const io::JsonFile& file, Manifest& summary) {
-  summary.mask = file.integer_or("mask", -1, 0, summary.vocabulary - 1);
+  if (file.has("mask")) summary.mask = file.integer("mask", 0, summary.vocabulary - 1);
   if (file.has("special")) summary.special = parse_ids(file, "special", summary.vocabulary);
   summary.knows_words = file.has("continuing");
   if (!summary.knows_words) return;

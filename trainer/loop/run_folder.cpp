@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <iterator>
 
 #include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
@@ -24,10 +25,10 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char* kProjectors = "projectors.safetensors";
+constexpr const char *kProjectors = "projectors.safetensors", *kLock = ".lock";
 
 int take_lock(const fs::path& path, const std::string& where) {
-  const fs::path file = path / ".lock";
+  const fs::path file = path / kLock;
   const int descriptor = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0644);
   if (descriptor < 0 && errno == ELOOP) {
     throw IoError(
@@ -59,12 +60,24 @@ int take_lock(const fs::path& path, const std::string& where) {
       path.string(), who.substr(0, who.find('\n')), where));
 }
 
+// The folder and those above it that do not exist, the deepest first.
+std::vector<fs::path> missing_folders(const fs::path& folder) {
+  std::vector<fs::path> missing;
+  std::error_code ignored;
+  for (fs::path at = fs::absolute(folder).lexically_normal(); at.has_relative_path() && !fs::exists(at, ignored);
+       at = at.parent_path()) {
+    if (at.has_filename()) missing.push_back(at);
+  }
+  return missing;
+}
+
 }  // namespace
 
 RunFolder::RunFolder(const recipe::Settings& settings, bool owner) : path_(settings.required_path("run")) {
   if (!owner) return;
   const std::string where = settings.where("run");
   std::error_code failure;
+  made_ = missing_folders(path_);
   fs::create_directories(path_, failure);
   if (failure) {
     throw IoError(fmt::format("{}: cannot be made ({}) {}: name another folder with --run=DIR", path_.string(),
@@ -75,7 +88,16 @@ RunFolder::RunFolder(const recipe::Settings& settings, bool owner) : path_(setti
 }
 
 RunFolder::~RunFolder() {
-  if (lock_ >= 0) ::close(lock_);
+  if (lock_ < 0) return;
+  std::error_code ignored;
+  // A run that was refused before it wrote a word leaves none of the folders that were made for it.
+  const auto entries = std::distance(fs::directory_iterator(path_, ignored), fs::directory_iterator());
+  if (!made_.empty() && entries == 1 && fs::remove(path_ / kLock, ignored)) {
+    for (const fs::path& folder : made_) {
+      if (!fs::remove(folder, ignored)) break;
+    }
+  }
+  ::close(lock_);
 }
 
 void RunFolder::write_text(const std::string& name, const std::string& text) const {

@@ -3,6 +3,7 @@
 #pragma once
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "modules/io/safetensors.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
@@ -34,6 +35,7 @@ class RunFolder {
 
  private:
   std::filesystem::path path_;
+  std::vector<std::filesystem::path> made_;  // for this run, the deepest first
   int lock_ = -1;
 };
 

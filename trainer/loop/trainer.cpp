@@ -131,6 +131,12 @@ void Trainer::State::evaluate(int64_t step) {
   if (leads()) observer.evaluated(step, run.last, best);
 }
 
+// A function of saved numbers that are the same on all ranks: a resumed run decides as the uninterrupted one.
+bool Trainer::State::patience_is_over() const {
+  const int64_t patience = settings.integer("train.early_stopping_patience");
+  return patience > 0 && run.evaluated && run.last_step - run.best_step >= patience * settings.integer("eval.every");
+}
+
 std::filesystem::path Trainer::State::save_model(const std::string& name) {
   parallel::together(ranks, [&] {
     optimizer->shares().lend(
@@ -202,7 +208,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
   s.begin = std::chrono::steady_clock::now();
   bool stopped = false;
-  while (s.run.step < s.total_steps) {
+  while (s.run.step < s.total_steps && !s.patience_is_over()) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
     precision::HostMemory::reset_peak();
@@ -234,6 +240,11 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     s.take_outcomes();
     if (boundary.save && !last) s.save(/*wait=*/false);
   }
+  if (!stopped && s.run.step < s.total_steps) {
+    s.note(fmt::format(
+        "stopped early after step {}: no better evaluation since step {} (train.early_stopping_patience = {})",
+        s.run.step, s.run.best_step, s.settings.integer("train.early_stopping_patience")));
+  }
   // A run that goes on with fewer steps than are done, or from a stop at its last one, has none of its end.
   if (s.validation && !stopped && s.run.last_step != s.run.step) s.evaluate(s.run.step);
   s.saver->drain();
@@ -245,6 +256,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   TrainResult result = s.result();
   result.final_model = model;
   result.stopped = stopped;
+  result.early = !stopped && s.run.step < s.total_steps;
   return result;
 }
 

@@ -39,6 +39,7 @@ struct TrainResult {
   int64_t skipped = 0, peak_bytes = 0;
   std::filesystem::path final_model, best_model;
   bool stopped = false;  // by request, after saving
+  bool early = false;    // by train.early_stopping_patience
 };
 
 struct TrainRequest {

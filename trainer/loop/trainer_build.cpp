@@ -36,6 +36,16 @@ int64_t steps_of(const recipe::Settings& settings, int64_t batches_per_epoch) {
   return steps;
 }
 
+void require_evaluations(const recipe::Settings& settings) {
+  const std::string key = "train.early_stopping_patience";
+  if (settings.integer(key) == 0) return;
+  const bool data = settings.given("data.validation");
+  if (data && settings.integer("eval.every") > 0) return;
+  throw UsageError(fmt::format("{} = {} {} without {}: set it, such as {}, or leave early stopping out", key,
+                               settings.text(key), settings.where(key), data ? "eval.every" : "data.validation",
+                               data ? "--eval.every=100" : "--data.validation=DIR"));
+}
+
 std::string fresh_run_id() {
   std::random_device device;
   return fmt::format("{:08x}{:08x}", device(), device());
@@ -67,6 +77,7 @@ Trainer::State::State(const TrainRequest& request)
     build_models();
     open_data();
     total_steps = steps_of(settings, train->batches_per_epoch());
+    require_evaluations(settings);
     share_out(request.unreached);
   });
   objective->divide_vocabulary(ranks);
@@ -157,6 +168,12 @@ void Trainer::State::go_on_from_checkpoint() {
   earlier_s = run.seconds;
   for (const std::string& line : notes) warn(line);
   note(fmt::format("resumed from {}: {} of {} steps are done", from.string(), run.step, total_steps));
+  if (run.step > total_steps) {
+    warn(
+        fmt::format("train.steps = {} {} is less than the {} updates that are done: nothing is trained, and final/ is "
+                    "the model after step {}; write more to go on",
+                    settings.text("train.steps"), settings.where("train.steps"), run.step, run.step));
+  }
   if (run.step > total_steps) {
     warn(
         fmt::format("train.steps = {} {} is less than the {} steps that are done: nothing is trained, the model stays "

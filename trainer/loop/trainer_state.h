@@ -46,6 +46,7 @@ struct Trainer::State {
   void record(const StepRecord& record, double waited_s);
   void add_rank_times(double computing_s, std::vector<std::pair<std::string, double>>& values) const;
   void evaluate(int64_t step);
+  bool patience_is_over() const;
   void save(bool wait);
   void take_outcomes();
   void log(int64_t step, const std::vector<std::pair<std::string, double>>& values, const std::string& phase);

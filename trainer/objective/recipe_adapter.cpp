@@ -131,14 +131,14 @@ void check_recipe(const recipe::Settings& settings) {
 }  // namespace
 
 bool trains_adapter(const recipe::Settings& settings) {
-  return settings.text("adapter.kind") != "none" || settings.given("adapter.from");
+  return settings.text("adapter.kind") != "none" || !settings.text("adapter.from").empty();
 }
 
 std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student) {
   if (!trains_adapter(settings)) return std::nullopt;
   check_recipe(settings);
   std::optional<adapters::AdapterConfig> config;
-  if (settings.given("adapter.from")) {
+  if (!settings.text("adapter.from").empty()) {
     adapters::AdapterRequest request;
     request.name = kAdapterName;
     request.folder = settings.required_path("adapter.from");

@@ -13,6 +13,17 @@ constexpr double kSafeRate = 1e-4, kSafeClip = 0.5;
 
 }  // namespace
 
+namespace {
+
+// A share is rounded up to whole updates.
+int64_t warmup_steps_of(const recipe::Count& count, int64_t total_steps) {
+  if (count.unit != recipe::CountUnit::kPercent) return count.amount;
+  const int64_t whole = recipe::kWholeShare;
+  return total_steps / whole * count.amount + (total_steps % whole * count.amount + whole - 1) / whole;
+}
+
+}  // namespace
+
 Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
   Schedule schedule;
   const std::string kind = settings.text("optim.schedule");
@@ -21,7 +32,7 @@ Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
                   : kind == "cosine" ? ScheduleKind::kCosine
                                      : ScheduleKind::kWsd;
   schedule.total_steps = total_steps;
-  schedule.warmup_steps = settings.count("optim.warmup").amount;
+  schedule.warmup_steps = warmup_steps_of(settings.count("optim.warmup"), total_steps);
   schedule.final_factor = settings.number("optim.final_factor");
   schedule.wsd_decay = settings.number("optim.wsd_decay");
   return schedule;

@@ -18,8 +18,7 @@ void declare_adapter_options(OptionTable& table) {
              .kind = OptionKind::kInteger,
              .fallback = "16",
              .help = "Of LoRA, DoRA and NPT.",
-             .range = {1, 1 << 16},
-             .aliases = {"adapter_rank"}});
+             .range = {1, 1 << 16}});
   table.add({.name = "adapter.alpha",
              .kind = OptionKind::kNumber,
              .fallback = "32",

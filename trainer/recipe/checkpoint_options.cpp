@@ -9,8 +9,7 @@ void declare_checkpoint_options(OptionTable& table) {
        .kind = OptionKind::kInteger,
        .fallback = "0",
        .help = "Updates between checkpoints; 0: as often as their measured cost and checkpoint.mtbf make it worth.",
-       .range = {0, 1 << 30},
-       .aliases = {"save_steps"}});
+       .range = {0, 1 << 30}});
   table.add({.name = "checkpoint.keep",
              .kind = OptionKind::kInteger,
              .fallback = "2",

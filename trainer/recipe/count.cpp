@@ -17,7 +17,9 @@ struct Unit {
 constexpr Unit kUnits[] = {{CountUnit::kSteps, "steps", "500 steps"},
                            {CountUnit::kTokens, "tokens", "2M tokens"},
                            {CountUnit::kSamples, "samples", "50k samples"},
-                           {CountUnit::kEpochs, "epochs", "1 epoch"}};
+                           {CountUnit::kEpochs, "epochs", "1 epoch"},
+                           {CountUnit::kPercent, "%", "3 %"}};
+constexpr int kPercentZeros = 4, kShareZeros = 6;  // of a millionth
 
 const Unit& entry_of(CountUnit unit) {
   return *std::find_if(std::begin(kUnits), std::end(kUnits), [&](const Unit& each) { return each.unit == unit; });
@@ -27,6 +29,7 @@ bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 std::string singular(CountUnit unit) {
   const std::string name = unit_name(unit);
+  if (unit == CountUnit::kPercent) return name;
   return name.substr(0, name.size() - 1);
 }
 
@@ -74,6 +77,12 @@ bool scaled(const std::string& number, int zeros, int64_t& out) {
 std::string unit_name(CountUnit unit) { return entry_of(unit).name; }
 
 std::string Count::to_string() const {
+  if (unit == CountUnit::kPercent) {
+    std::string digits = fmt::format("{}.{:04}", amount / 10'000, amount % 10'000);
+    digits.erase(digits.find_last_not_of('0') + 1);
+    if (digits.back() == '.') digits.pop_back();
+    return digits + " %";
+  }
   const char* suffix = "";
   int64_t number = amount;
   for (const auto& [size, letter] :
@@ -86,6 +95,20 @@ std::string Count::to_string() const {
   }
   return fmt::format("{}{} {}", number, suffix, amount == 1 ? singular(unit) : unit_name(unit));
 }
+
+namespace {
+
+ParsedCount parsed_share(const std::string& number, int zeros) {
+  Count count{0, CountUnit::kPercent};
+  if (scaled(number, zeros, count.amount) && count.amount <= kWholeShare) return {count, ""};
+  return {{}, "wanted a share of at most 1 or 100 %, to a millionth"};
+}
+
+bool offers(const std::vector<CountUnit>& units, CountUnit unit) {
+  return std::find(units.begin(), units.end(), unit) != units.end();
+}
+
+}  // namespace
 
 ParsedCount parse_count(const std::string& text, const std::vector<CountUnit>& units) {
   size_t at = 0;
@@ -100,6 +123,9 @@ ParsedCount parse_count(const std::string& text, const std::vector<CountUnit>& u
   while (at < text.size() && text[at] == ' ') ++at;
   const std::string word = text.substr(at);
 
+  if (word.empty() && zeros == 0 && number.find('.') != std::string::npos && offers(units, CountUnit::kPercent)) {
+    return parsed_share(number, kShareZeros);
+  }
   std::vector<std::string> names;
   for (const CountUnit unit : units) names.push_back(unit_name(unit));
   if (word.empty()) {
@@ -115,11 +141,12 @@ ParsedCount parse_count(const std::string& text, const std::vector<CountUnit>& u
             fmt::format("unit \"{}\" is unknown: {}{}", shown(word), guess.empty() ? "" : guess + " ", wanted(units))};
   }
   const CountUnit unit = known->unit;
-  if (std::find(units.begin(), units.end(), unit) == units.end()) {
+  if (!offers(units, unit)) {
     return {{}, fmt::format("counted in {} here, wanted {}", unit_name(unit), any_of(names))};
   }
+  if (unit == CountUnit::kPercent && zeros == 0) return parsed_share(number, kPercentZeros);
   Count count{0, unit};
-  if (!scaled(number, zeros, count.amount)) {
+  if (unit == CountUnit::kPercent || !scaled(number, zeros, count.amount)) {
     return {{},
             fmt::format("wanted a whole number of {} up to {}", unit_name(unit), std::numeric_limits<int64_t>::max())};
   }

@@ -1,5 +1,6 @@
-// An amount with its unit: `500 steps`, `2M tokens`, `1 epoch`. The unit is never implied, so a recipe cannot mean
-// steps and get epochs. parse_count(to_string(c)) == c for every count.
+// An amount with its unit: `500 steps`, `2M tokens`, `1 epoch`, `3 %`. The unit is never implied, so a recipe cannot
+// mean steps and get epochs; only 0.03 is a share by its point, where shares are accepted. parse_count(to_string(c)) ==
+// c for every count.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -7,7 +8,10 @@
 
 namespace limbeck::recipe {
 
-enum class CountUnit { kSteps, kTokens, kSamples, kEpochs };
+// kPercent: a share, its amount in millionths.
+enum class CountUnit { kSteps, kTokens, kSamples, kEpochs, kPercent };
+
+inline constexpr int64_t kWholeShare = 1'000'000;
 
 struct Count {
   int64_t amount = 0;
@@ -17,7 +21,7 @@ struct Count {
   bool operator==(const Count&) const = default;
 };
 
-std::string unit_name(CountUnit unit);  // "steps", "tokens", "samples", "epochs"
+std::string unit_name(CountUnit unit);  // "steps", "tokens", "samples", "epochs", "%"
 
 struct ParsedCount {
   Count count;

@@ -38,14 +38,12 @@ void declare_data_options(OptionTable& table) {
              .kind = OptionKind::kInteger,
              .fallback = "8",
              .help = "Sequences in one forward on one rank.",
-             .range = {1, 1 << 20},
-             .aliases = {"batch_size"}});
+             .range = {1, 1 << 20}});
   table.add({.name = "data.sequence_length",
              .kind = OptionKind::kInteger,
              .fallback = "512",
              .help = "Tokens a sequence.",
-             .range = {1, 1 << 24},
-             .aliases = {"max_length"}});
+             .range = {1, 1 << 24}});
   table.add({.name = "data.teacher_sequence_length",
              .kind = OptionKind::kInteger,
              .fallback = "0",

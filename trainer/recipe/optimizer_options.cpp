@@ -4,20 +4,16 @@ namespace limbeck::recipe {
 namespace {
 
 void add_number(OptionTable& table, const std::string& name, const std::string& fallback, const Interval& interval,
-                const std::string& help, const std::vector<std::string>& aliases = {}) {
-  table.add({.name = "optim." + name,
-             .kind = OptionKind::kNumber,
-             .fallback = fallback,
-             .help = help,
-             .interval = interval,
-             .aliases = aliases});
+                const std::string& help) {
+  table.add(
+      {.name = "optim." + name, .kind = OptionKind::kNumber, .fallback = fallback, .help = help, .interval = interval});
 }
 
 void declare_update(OptionTable& table) {
-  add_number(table, "learning_rate", "3e-4", {0, 1e3}, "Of the student, at the schedule's height.", {"learning_rate"});
+  add_number(table, "learning_rate", "3e-4", {0, 1e3}, "Of the student, at the schedule's height.");
   add_number(table, "projector_factor", "5", {0, 1e6}, "The projectors' learning rate over the student's.");
   add_number(table, "router_learning_rate", "1e-4", {0, 1e3}, "Of the routers of a mixture of experts.");
-  add_number(table, "weight_decay", "0.01", {0, 1e3}, "Decoupled; norms and biases do not decay.", {"weight_decay"});
+  add_number(table, "weight_decay", "0.01", {0, 1e3}, "Decoupled; norms and biases do not decay.");
   add_number(table, "beta1", "0.9", {0, 1}, "Share of the first moment that an update keeps.");
   add_number(table, "beta2", "0.999", {0, 1}, "Share of the second moment that an update keeps.");
   add_number(table, "epsilon", "1e-8", {.low = 0, .high = 1, .above_low = true}, "Added to the root, in float32.");
@@ -34,8 +30,8 @@ void declare_schedule(OptionTable& table) {
   table.add({.name = "optim.warmup",
              .kind = OptionKind::kCount,
              .fallback = "0 steps",
-             .help = "Updates in which the learning rates rise to their height.",
-             .units = {CountUnit::kSteps}});
+             .help = "Updates in which the learning rates rise to their height, or their share of all: `3 %` or 0.03.",
+             .units = {CountUnit::kSteps, CountUnit::kPercent}});
   add_number(table, "final_factor", "0", {0, 1}, "What is left of the learning rates at the end.");
   add_number(table, "wsd_decay", "0.1", {0, 1}, "Share of the updates in which wsd falls.");
 }

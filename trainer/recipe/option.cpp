@@ -113,11 +113,19 @@ const Shorthand* find_shorthand(const Option& option, const std::string& name) {
 Said said_by(const Shorthand& shorthand, const std::string& value) {
   if (!shorthand.unit.empty()) {
     const auto number = to_integer(value);
-    if (!number || *number < 1) return {{}, "wanted a whole number, 1 or more"};
+    if (!number || *number < shorthand.least)
+      return {{}, fmt::format("wanted a whole number, {} or more", shorthand.least)};
     return {fmt::format("{} {}", *number, shorthand.unit), {}};
   }
+  std::vector<std::string> wanted;
+  for (const auto& [word, says] : shorthand.words) {
+    if (value == word) return {says, {}};
+    wanted.push_back(word);
+  }
+  if (shorthand.when_on.empty()) return {{}, "wanted " + any_of(wanted)};
+  wanted.insert(wanted.end(), {"true", "false"});
   const auto on = to_bool(value);
-  if (!on) return {{}, "wanted true or false"};
+  if (!on) return {{}, "wanted " + any_of(wanted)};
   return {*on ? shorthand.when_on : "", {}};
 }
 

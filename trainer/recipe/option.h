@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "trainer/recipe/count.h"
@@ -32,9 +33,12 @@ struct Interval {
 };
 
 // Another name under which the option is set by another kind of value: a switch that, when on, says `when_on`
-// (use_fp16 for float16) and off says nothing; or, with `unit`, a bare number (num_samples for "N samples").
+// (use_fp16 for float16) and off says nothing; with `unit`, a bare number (num_samples for "N samples"); with `words`,
+// each with what it says ("": nothing), beside true and false where `when_on` is not empty.
 struct Shorthand {
   std::string name = {}, when_on = {}, unit = {};
+  std::vector<std::pair<std::string, std::string>> words = {};
+  int64_t least = 1;  // of the bare number
 };
 
 // What a command makes, or replaces, at a path.

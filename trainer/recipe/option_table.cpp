@@ -15,6 +15,7 @@
 
 #include "modules/errors.h"
 #include "trainer/recipe/message.h"
+#include "trainer/recipe/spellings.h"
 
 namespace limbeck::recipe {
 namespace {
@@ -61,10 +62,23 @@ std::vector<std::string> other_spellings(const Option& option) {
   return out;
 }
 
+// May stand alone, whatever follows.
 bool is_switch(const Option& option, const std::string& spelled) {
   const Shorthand* shorthand = find_shorthand(option, spelled);
-  return shorthand != nullptr ? shorthand->unit.empty() : option.kind == OptionKind::kSwitch;
+  if (shorthand == nullptr) return option.kind == OptionKind::kSwitch;
+  return !shorthand->when_on.empty() || (shorthand->unit.empty() && !said_by(*shorthand, "true").value.empty());
 }
+
+// `--mixed_precision bf16`: a switch whose next word is one of its own.
+bool takes_word(const Option& option, const std::string& spelled, const std::string& next) {
+  const Shorthand* shorthand = find_shorthand(option, spelled);
+  if (shorthand == nullptr) return false;
+  return std::any_of(shorthand->words.begin(), shorthand->words.end(), [&](const auto& w) { return w.first == next; });
+}
+
+constexpr size_t kMostNamed = 4;
+
+std::string last_part(const std::string& name) { return name.substr(name.rfind('.') + 1); }  // npos + 1 is 0
 
 // Without the dashes and without "=value".
 std::string bare(const std::string& token) {
@@ -77,6 +91,7 @@ std::string bare(const std::string& token) {
 void OptionTable::group(const std::string& title) { groups_.push_back({title, options_.size()}); }
 
 void OptionTable::add(Option option) {
+  add_spellings(option);
   std::vector<std::string> spellings = other_spellings(option);
   spellings.push_back(option.name);
   for (const std::string& spelling : spellings) {
@@ -119,6 +134,22 @@ std::vector<std::string> OptionTable::recipe_keys() const {
   return out;
 }
 
+std::string OptionTable::guess(const std::string& wanted, const std::function<bool(const Option&)>& eligible) const {
+  const std::string part = last_part(wanted);
+  std::vector<std::string> named, known;  // named: whose last part it is, by any of their names
+  for (const Option& option : options_) {
+    if (!eligible(option)) continue;
+    std::vector<std::string> spellings = other_spellings(option);
+    spellings.insert(spellings.begin(), option.name);
+    if (std::any_of(spellings.begin(), spellings.end(), [&](const auto& each) { return last_part(each) == part; })) {
+      named.push_back(option.name);
+    }
+    known.insert(known.end(), spellings.begin(), spellings.end());
+  }
+  if (!named.empty() && named.size() <= kMostNamed) return fmt::format("did you mean {}?", any_of(named));
+  return did_you_mean(wanted, known);
+}
+
 bool OptionTable::has_section(const std::string& section) const {
   const std::string prefix = section + ".";
   return std::any_of(options_.begin(), options_.end(), [&](const Option& o) { return o.name.rfind(prefix, 0) == 0; });
@@ -150,6 +181,8 @@ std::vector<std::string> with_switches_spelled_out(const std::vector<std::string
     }
     if (!option) {
       out.push_back(token);
+    } else if (is_long(token) && i + 1 < arguments.size() && takes_word(*option, token.substr(2), arguments[i + 1])) {
+      out.push_back(fmt::format("{}={}", token, arguments[++i]));
     } else if (is_switch(*option, is_long(token) ? token.substr(2) : option->name)) {
       out.push_back(fmt::format("--{}=true", is_long(token) ? token.substr(2) : option->name));
     } else if (i + 1 == arguments.size() || is_long(arguments[i + 1])) {
@@ -185,12 +218,7 @@ po::parsed_options split(const std::vector<std::string>& arguments, const Option
         .run();
   } catch (const po::unknown_option& error) {
     const std::string name = bare(error.get_option_name());
-    std::vector<std::string> known = table.names();
-    for (const Option& option : table.options()) {
-      const auto others = other_spellings(option);
-      known.insert(known.end(), others.begin(), others.end());
-    }
-    const std::string guess = did_you_mean(name, known);
+    const std::string guess = table.guess(name, [](const Option&) { return true; });
     const std::string typed = error.get_option_name();
     refuse(
         fmt::format("{}: no such option{}", shown(typed.substr(0, typed.find('='))), guess.empty() ? "" : ", " + guess),
@@ -242,6 +270,12 @@ std::string OptionTable::inventory() const {
     if (!option.fallback.empty()) out += " = " + option.fallback;
     if (!option.aliases.empty()) out += fmt::format(" (also {})", fmt::join(option.aliases, ", "));
     for (const Shorthand& shorthand : option.shorthands) {
+      if (!shorthand.words.empty()) {
+        std::vector<std::string> pairs;
+        for (const auto& [word, says] : shorthand.words) pairs.push_back(word + ": " + (says.empty() ? "-" : says));
+        out += fmt::format(" ({} {})", shorthand.name, fmt::join(pairs, ", "));
+        continue;
+      }
       out += shorthand.unit.empty() ? fmt::format(" ({}: {})", shorthand.name, shorthand.when_on)
                                     : fmt::format(" ({}=N: N {})", shorthand.name, shorthand.unit);
     }

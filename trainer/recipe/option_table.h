@@ -2,6 +2,7 @@
 // bfloat16` is the flag --student.dtype=bfloat16, and both come from the same entry. Boost.Program_options splits the
 // command line and lays out --help; the order default < recipe < flag is in settings.h.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,8 @@ class OptionTable {
   const Option& at(const std::string& name) const;             // std::logic_error when unknown
   std::vector<std::string> names() const;                      // canonical names, declared order
   std::vector<std::string> recipe_keys() const;                // the same without flag-only options
+  // "did you mean objective.divergence?" for a name that is unknown: by its last part, else the nearest; or "".
+  std::string guess(const std::string& wanted, const std::function<bool(const Option&)>& eligible) const;
   bool has_section(const std::string& section) const;
 
   // Splits arguments; checks no value. `program` ("limbeck check") is named in errors, which are UsageError.

@@ -8,28 +8,22 @@ namespace {
 const std::vector<std::string> kModelDtypes = {"auto", "float32", "bfloat16", "float16"};
 
 void declare_model(OptionTable& table, const std::string& role) {
-  const auto only_of_student = [&](std::vector<Shorthand> shorthands) {
-    return role == "student" ? shorthands : std::vector<Shorthand>{};
-  };
   table.add({.name = role + ".model",
              .kind = OptionKind::kPath,
              .help = "Hugging Face folder of the " + role +
                      ", or ORG/NAME[@REVISION] in the local cache: config.json, safetensors.",
              .value_name = "DIR",
-             .aliases = role == "student" ? std::vector<std::string>{"model_name"} : std::vector<std::string>{},
              .on_hub = true});
   table.add({.name = role + ".dtype",
              .kind = OptionKind::kDtype,
              .fallback = "auto",
              .help = "Storage dtype of its weights; auto: the one config.json names.",
-             .words = kModelDtypes,
-             .shorthands = only_of_student({{"use_fp16", "float16"}, {"mixed_precision", "float16"}})});
+             .words = kModelDtypes});
   table.add({.name = role + ".quantize",
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help = "Its linear weights of attention and MLP in 8 or 4 bits; they are frozen then.",
-             .words = none_or(quantization::quantized_formats()),
-             .shorthands = only_of_student({{"use_quantization", "nf4"}})});
+             .words = none_or(quantization::quantized_formats())});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",
@@ -61,7 +55,6 @@ void declare_run_options(OptionTable& table) {
              .kind = OptionKind::kPath,
              .help = "Folder of the run: recipe.ini, contract.json, metrics.jsonl, best/ and final/ models.",
              .value_name = "DIR",
-             .aliases = {"output_dir"},
              .writes = Writes::kFolder});
 }
 

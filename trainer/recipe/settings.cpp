@@ -37,7 +37,7 @@ std::string place_hint(const OptionTable& table, const std::string& key) {
 
 [[noreturn]] void refuse_key(const OptionTable& table, const RecipeFile& file, const RecipeEntry& entry) {
   std::string hint = place_hint(table, entry.key);
-  if (hint.empty()) hint = did_you_mean(entry.key, table.recipe_keys());
+  if (hint.empty()) hint = table.guess(entry.key, [](const Option& option) { return !option.flag_only; });
   throw UsageError(fmt::format("{}:{}: unknown key {}{}; 'limbeck check --help' lists every key", shown(file.name()),
                                entry.line, shown(entry.key), hint.empty() ? "" : ", " + hint));
 }

@@ -9,14 +9,12 @@ void declare_training_options(OptionTable& table) {
              .fallback = "1000 steps",
              .help = "How long to train: `1000 steps` (updates), `20M tokens`, `50k samples` (rows of a batch) or "
                      "`3 epochs`.",
-             .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kSamples, CountUnit::kEpochs},
-             .shorthands = {{.name = "num_samples", .unit = "samples"}}});
+             .units = {CountUnit::kSteps, CountUnit::kTokens, CountUnit::kSamples, CountUnit::kEpochs}});
   table.add({.name = "train.accumulate",
              .kind = OptionKind::kInteger,
              .fallback = "1",
              .help = "Micro-batches (forwards and backwards) of one update.",
-             .range = {1, 1 << 20},
-             .aliases = {"gradient_accumulation_steps"}});
+             .range = {1, 1 << 20}});
   table.add({.name = "train.checkpoint_activations",
              .kind = OptionKind::kSwitch,
              .fallback = "false",
@@ -24,14 +22,18 @@ void declare_training_options(OptionTable& table) {
   table.add({.name = "train.safe_mode",
              .kind = OptionKind::kSwitch,
              .fallback = "false",
-             .help = "For a first run: learning rates of at most 1e-4, gradients clipped at 0.5 at least.",
-             .aliases = {"safe_mode"}});
+             .help = "For a first run: learning rates of at most 1e-4, gradients clipped at 0.5 at least."});
+  table.add(
+      {.name = "train.early_stopping_patience",
+       .kind = OptionKind::kInteger,
+       .fallback = "0",
+       .help = "Evaluations in a row that are no better (eval.best) at which the run ends; 0: it goes to its end.",
+       .range = {0, 1 << 30}});
   table.add({.name = "train.log_every",
              .kind = OptionKind::kInteger,
              .fallback = "1",
              .help = "Updates between lines of metrics.jsonl.",
-             .range = {1, 1 << 30},
-             .aliases = {"log_steps"}});
+             .range = {1, 1 << 30}});
   table.add({.name = "eval.every",
              .kind = OptionKind::kInteger,
              .fallback = "0",
