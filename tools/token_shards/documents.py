@@ -18,7 +18,7 @@ from token_shards.record_forms import Content, Keys, content_of, forms_of, shown
 
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy", ".npz"}
 COMPRESSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".7z"}
-SECONDS, SECONDS_A_BYTE = 15, 2e-6  # that reading a record may take
+SECONDS, SECONDS_A_BYTE = 10, 2e-6  # that reading a record may take
 MEMORY_A_BYTE = 24  # of a file or a line: its bytes, its text, and what is made of it
 
 

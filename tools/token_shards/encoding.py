@@ -13,7 +13,7 @@ from token_shards.chat import Segment
 from token_shards.documents import Document
 from token_shards.tokenizer_file import TokenizerFile
 
-SECONDS, SECONDS_A_CHARACTER = 15, 2e-5  # of processor time, that tokenizing may take
+SECONDS, SECONDS_A_CHARACTER = 10, 2e-5  # of processor time, that tokenizing may take
 MEMORY_A_CHARACTER = 600
 
 
@@ -72,7 +72,7 @@ class Encoder:
     """Encodes documents many at a time with one tokenizer. `ends`: append the end-of-sequence token."""
 
     def __init__(self, file: TokenizerFile, ends: bool, special_tokens: bool, offsets: bool):
-        self._tokenizer, self._path, self._vocabulary = file.tokenizer, file.path, file.vocabulary
+        self._tokenizer, self.path, self._vocabulary = file.tokenizer, file.path, file.vocabulary
         self._end = file.end if ends else None
         self._special_tokens = special_tokens
         self._offsets = offsets
@@ -118,7 +118,7 @@ class Encoder:
             raise self._fault(places(documents), refused) from None
 
     def _fault(self, where: str, refused: _Refused) -> DataFault:
-        return DataFault(f"{where}: the tokenizer {self._path} fails on this text: {refused}: leave the text out, or use "
+        return DataFault(f"{where}: the tokenizer {self.path} fails on this text: {refused}: leave the text out, or use "
                          "another tokenizer")
 
     def _joined(self, segments: list[Segment], encodings: list) -> Stream:
@@ -155,7 +155,7 @@ def encode_documents(documents: list[Document], segments_of: Callable[[Document]
              memory + (characters + size) * MEMORY_A_CHARACTER, "leave it out")
         segments.append(segments_of(document))
         characters += sum(len(segment.text) for segment in segments[-1])
-    step("tokenizing it", places(documents), SECONDS + characters * SECONDS_A_CHARACTER,
+    step(f"tokenizing it with {student.path}", places(documents), SECONDS + characters * SECONDS_A_CHARACTER,
          memory + characters * MEMORY_A_CHARACTER, "leave it out, or use another tokenizer")
     out = [EncodedDocument(stream, label=document.label)
            for stream, document in zip(student.streams(documents, segments), documents)]
