@@ -167,6 +167,9 @@ def _attempt(work: Callable[[], int | None], shared: mmap.mmap) -> tuple[int, st
             return FAULT_IN_LIMBECK, our_fault(error)
         return IO, _of_the_system(error, _current(shared))
     except BaseException as error:  # noqa: BLE001: the one place where everything ends
+        if is_panic(error):
+            now = _current(shared)
+            return now.code, now.refused(f"breaks the library that does it ({one_line(error, 160)})")
         if os.environ.get("LIMBECK_TRACE"):
             traceback.print_exc()
         return FAULT_IN_LIMBECK, our_fault(error)

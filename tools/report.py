@@ -21,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 import report_contract as contract  # noqa: E402
+from guarded_work import GIB, answered, step  # noqa: E402
 from report_evaluation import evaluation_sections, plain_table  # noqa: E402
 from report_numbers import bytes_text, number, shown  # noqa: E402
 from report_runs import USAGE, ReportError, Run, read_run, validation_sets  # noqa: E402
@@ -137,6 +138,19 @@ def write_whole(path: Path, text: str) -> None:
         raise ReportError(IO, f"{path}: cannot be written: {error.strerror}; choose another with --output FILE")
 
 
+def report(options: argparse.Namespace) -> None:
+    runs = [read_run(argument) for argument in options.runs]
+    step("making a page of it", ", ".join(options.runs), 60, 2 * GIB, "leave runs out, or look at their metrics.jsonl")
+    groups = list(dict.fromkeys(run.group for run in runs))
+    title = options.title or ("Limbeck: " + (runs[0].name if len(runs) == 1 else ", ".join(groups)))
+    output = options.output or runs[0].folder / "report.html"
+    refuse_output(output, runs)
+    write_whole(output, page(runs, title))
+    if options.table:
+        print(plain_table(runs) + "\n")
+    print(output)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
@@ -144,20 +158,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--title", help="default: the names of the runs")
     parser.add_argument("--table", action="store_true", help="print the evaluation table as well")
     options = parser.parse_args(arguments)
-    try:
-        runs = [read_run(argument) for argument in options.runs]
-        groups = list(dict.fromkeys(run.group for run in runs))
-        title = options.title or ("Limbeck: " + (runs[0].name if len(runs) == 1 else ", ".join(groups)))
-        output = options.output or runs[0].folder / "report.html"
-        refuse_output(output, runs)
-        write_whole(output, page(runs, title))
-    except ReportError as error:
-        print(f"report: {error}", file=sys.stderr)
-        return error.code
-    if options.table:
-        print(plain_table(runs) + "\n")
-    print(output)
-    return 0
+    return answered("report", lambda: report(options))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from guarded_work import Fault
+
 USAGE, INPUT = 2, 3  # exit codes, as the program's
 BOOKKEEPING = {"step", "phase", "seconds", "saved_step"}
 
 
-class ReportError(Exception):
+class ReportError(Fault):
     def __init__(self, code: int, message: str):
         super().__init__(message)
         self.code = code
@@ -86,7 +88,7 @@ def read_metrics(run: Run) -> None:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             read_line(run, json.loads(line))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             run.unread += 1  # the last line of a run that was killed while writing
     if not run.series:
         raise ReportError(INPUT, f"{path}: no line with a step and a value, wanted the lines of a run")

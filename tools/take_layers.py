@@ -14,66 +14,96 @@ import shutil
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import guarded_work  # noqa: E402
+from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
 
-LAYER = re.compile(r"^((?:.*\.)?(?:layers|layer|h)\.)(\d+)(\..+)$")  # the names of every family that Limbeck reads
+LAYER = re.compile(r"^((?:.*\.)?(?:layers|layer|h)\.)(\d{1,9})(\..+)$")  # the names of every family that Limbeck reads
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
-
-
-class LayersError(Exception):
-    pass
+BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+ADVICE = "wanted the folder of a Hugging Face model"
 
 
 def numbers(text: str) -> list[int]:
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise LayersError(f"--layers {text}: wanted numbers such as 0,2,4")
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
+        raise UsageFault(f"--layers {one_line(text, 60)}: wanted numbers such as 0,2,4")
     return [int(part) for part in text.split(",")]
 
 
+def reading(path: Path, memory: int) -> None:
+    guarded_work.step("reading it", path, 60, guarded_work.GIB + memory, ADVICE, guarded_work.WEIGHTS)
+
+
 def read_config(path: Path) -> dict:
+    reading(path, path.stat().st_size * 100 if path.exists() else 0)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LayersError(f"{path}: {error}; wanted the configuration of a Hugging Face model") from error
+    except (ValueError, RecursionError) as error:
+        raise WeightsFault(f"{path}: no JSON ({one_line(error, 100)}): {ADVICE}") from None
     if not isinstance(config, dict):
-        raise LayersError(f"{path}: no JSON object, wanted the configuration of a Hugging Face model")
+        raise WeightsFault(f"{path}: no JSON object: {ADVICE}")
     return config
 
 
-def new_config(config: dict, layers: list[int]) -> dict:
-    key = next((name for name in COUNTS if isinstance(config.get(name), int)), None)
-    if key is None:
-        raise LayersError(f"config.json: no number of layers, wanted one of {', '.join(COUNTS)}")
+def new_config(path: Path, config: dict, layers: list[int]) -> dict:
+    key = next((name for name in COUNTS if type(config.get(name)) is int), None)
+    if key is None or config[key] < 1:
+        raise WeightsFault(f"{path}: no number of layers, wanted one of {', '.join(COUNTS)}")
     beyond = [layer for layer in layers if not 0 <= layer < config[key]]
     if beyond:
-        raise LayersError(f"--layers {beyond[0]}: the model has layers 0 to {config[key] - 1}")
+        raise UsageFault(f"--layers {beyond[0]}: the model has layers 0 to {config[key] - 1}")
+    types, dense = config.get("layer_types"), config.get("mlp_only_layers")
     config = {**config, key: len(layers)}
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = [config["layer_types"][layer] for layer in layers]
-    if config.get("mlp_only_layers"):
-        config["mlp_only_layers"] = [new for new, old in enumerate(layers) if old in config["mlp_only_layers"]]
+    if types is not None:
+        if not isinstance(types, list) or len(types) <= max(layers):
+            raise WeightsFault(f"{path}: layer_types, wanted a list with the type of each layer")
+        config["layer_types"] = [types[layer] for layer in layers]
+    if dense is not None:
+        if not isinstance(dense, list):
+            raise WeightsFault(f"{path}: mlp_only_layers, wanted a list of numbers")
+        config["mlp_only_layers"] = [new for new, old in enumerate(layers) if old in dense]
     return config
 
 
 def taken_tensors(folder: Path, layers: list[int]) -> dict:
+    from safetensors import SafetensorError, safe_open
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise LayersError(f"{folder}: no .safetensors file, wanted a Hugging Face folder with weights")
+        raise WeightsFault(f"{folder}: no .safetensors file, {ADVICE} with weights")
     new_numbers, taken = {}, {}
     for new, old in enumerate(layers):
         new_numbers.setdefault(old, []).append(new)
+    whole = sum(path.stat().st_size for path in files)
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                match = LAYER.match(name)
-                if match is None:
-                    taken[name] = file.get_tensor(name)
-                    continue
-                for new in new_numbers.get(int(match[2]), []):
-                    # A copy for each: tensors that share memory are refused when they are saved.
-                    taken[f"{match[1]}{new}{match[3]}"] = file.get_tensor(name).clone()
+        reading(path, 2 * whole * max(map(len, new_numbers.values())))
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    match = LAYER.match(name)
+                    if match is None:
+                        taken[name] = file.get_tensor(name)
+                        continue
+                    for new in new_numbers.get(int(match[2]), []):
+                        # A copy for each: tensors that share memory are refused when they are saved.
+                        taken[f"{match[1]}{new}{match[3]}"] = file.get_tensor(name).clone()
+        except (SafetensorError, KeyError, ValueError, AttributeError) as error:  # also of a dtype that torch lacks
+            raise WeightsFault(f"{path}: no weights that can be read ({one_line(error, 160)}): {ADVICE}, whole") from None
     return taken
+
+
+def take(a: argparse.Namespace) -> None:
+    import safetensors.torch
+    guarded_work.libraries_are_loaded()
+    layers = numbers(a.layers)
+    config = new_config(a.model / "config.json", read_config(a.model / "config.json"), layers)
+    tensors = taken_tensors(a.model, layers)
+    a.out.mkdir(parents=True, exist_ok=False)
+    safetensors.torch.save_file(tensors, a.out / "model.safetensors", metadata={"format": "pt"})
+    (a.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in BESIDE:
+        if (a.model / name).is_file():
+            shutil.copyfile(a.model / name, a.out / name)
+    print(f"{a.out}: layers {a.layers} of {a.model}, {len(tensors)} tensors")
 
 
 def main(arguments: list[str]) -> int:
@@ -81,22 +111,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", required=True, metavar="I,J,...", help="counted from 0; one may come twice")
-    options = parser.parse_args(arguments)
-    try:
-        layers = numbers(options.layers)
-        config = new_config(read_config(options.model / "config.json"), layers)
-        tensors = taken_tensors(options.model, layers)
-        options.out.mkdir(parents=True, exist_ok=False)
-        save_file(tensors, options.out / "model.safetensors", metadata={"format": "pt"})
-        (options.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-            if (options.model / name).is_file():
-                shutil.copyfile(options.model / name, options.out / name)
-    except (LayersError, OSError, SafetensorError) as error:
-        print(f"take_layers: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.out}: layers {options.layers} of {options.model}, {len(tensors)} tensors")
-    return 0
+    a = parser.parse_args(arguments)
+    absent = guarded_work.absent_folders([a.out])
+    return guarded_work.answered("take_layers", lambda: take(a), lambda: guarded_work.remove_empty(absent))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from token_shards.chat import Segment
 from token_shards.documents import Document
 from token_shards.tokenizer_file import TokenizerFile
 
-SECONDS, SECONDS_A_CHARACTER = 10, 2e-5  # of processor time, that tokenizing may take
+SECONDS, SECONDS_A_CHARACTER = 5, 2e-5  # of processor time, that tokenizing may take
 MEMORY_A_CHARACTER = 600
 
 
