@@ -170,7 +170,7 @@ def test_pickles_that_are_none(tmp_path):
         (folder / "pytorch_model.bin.index.json").write_text(index)
     wrong = [path for path in tmp_path.iterdir() if path.suffix == ".bin" or path.name.startswith("index-")]
     assert len(wrong) >= 11
-    driver = ("import runpy, sys\nfor path in sys.argv[2:]:\n  sys.argv[1:] = [path]\n"
+    driver = ("import runpy, safetensors.torch, sys\nfor path in sys.argv[2:]:\n  sys.argv[1:] = [path]\n"
               "  try: runpy.run_path(script, run_name='__main__')\n  except SystemExit as end: print(path, end.code)\n")
     driver = f"script = {str(SOURCE / 'tools/convert_pickle.py')!r}\n" + driver.replace("sys.argv[2:]", "list(sys.argv[1:])")
     ended = subprocess.run([sys.executable, "-c", driver, *map(str, wrong)], text=True, capture_output=True)
@@ -179,3 +179,93 @@ def test_pickles_that_are_none(tmp_path):
     said = [line for line in ended.stderr.splitlines() if line.startswith("convert_pickle: ")]
     assert len(said) == len(wrong) and all(str(tmp_path) in line for line in said), ended.stderr
     assert not ran.exists()
+
+
+MORE_FORMS = {  # a record, options, what of it is learned, what it is called
+    "other names": ({"question": "2+2? ", "answer": "4"}, ["--prompt-key", "question", "--completion-key", "answer"], ["4" + END],
+                    "prompt and completion"),
+    "as a chat": ({"prompt": "2+2?", "completion": "4"}, ["--as-chat"], [" 4" + END], "prompt and completion"),
+    "with a system text": ({"system": "Be brief.", "prompt": "2+2?", "completion": "4"}, [], [" 4" + END], "prompt and completion"),
+    "common beginning": ({"chosen": "Q: 2+2? A: 4", "rejected": "Q: 2+2? A: 5"}, [], [" 4" + END], "chosen"),
+    "history": ({"instruction": "And 3+3?", "output": "6.", "history": [["2+2?", "4."]], "system": "Be brief."}, [], [" 6." + END],
+                "instruction and output"),
+    "a form that is named": ({"text": "all of it", "instruction": "2+2?", "output": "4."}, ["--form", "alpaca"], [" 4." + END],
+                             "instruction and output"),
+    "a blank of the prompt": ({"prompt": "2+2? ", "completion": "brown"}, [], ["brown" + END], "prompt and completion"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MORE_FORMS)
+def test_forms_by_options(tmp_path, bpe, name):  # noqa: F811
+    record, flags, learned, form = MORE_FORMS[name]
+    lines = write_lines(tmp_path / "lines.jsonl", [record])
+    said = prepare("--tokenizer", bpe, "--out", tmp_path / "out", *flags, lines)
+    tokenizer = tokenizers.Tokenizer.from_file(str(bpe))
+    [document] = read(tmp_path / "out")[1]
+    assert [text.removeprefix(" " * (name == "a blank of the prompt")) for text in target_runs(document, tokenizer)] == learned
+    text = tokenizer.decode(document["ids"].tolist(), skip_special_tokens=False)
+    assert all(value in text for key, value in record.items() if isinstance(value, str) and key not in ("text", "rejected"))
+    assert f"1 of {form}; learned: the answers alone" in said.stderr
+
+
+def test_what_a_user_should_know_is_said(tmp_path, bpe):  # noqa: F811
+    lines = write_lines(tmp_path / "lines.jsonl", [{"text": "all", "instruction": "a", "output": "b"}, {"prompt": "ab", "completion": "cd"}])
+    said = prepare("--tokenizer", bpe, "--out", tmp_path / "out", lines).stderr
+    assert "recognised: 1 of text, 1 of prompt and completion" in said
+    assert "1 of them could be read as instruction and output too: --form alpaca" in said
+    assert "in 1 documents prompt and completion run into one another without a blank: --as-chat" in said
+    # A base model's end of sequence beside a template that ends turns with another token.
+    folder = hub_folder(tmp_path / "hub", bpe, CHATML)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|endoftext|>"}))
+    chats = write_lines(tmp_path / "chats.jsonl", [{"messages": [ASKED, SAID]}])
+    said = prepare("--tokenizer", folder, "--out", tmp_path / "chats", chats).stderr
+    assert "1 of 1 documents end with <|im_end|>, and the tokenizer's end-of-sequence token is <|endoftext|>: --eos '<|im_end|>'" in said
+    assert "end with" not in prepare("--tokenizer", folder, "--eos", "<|im_end|>", "--out", tmp_path / "named", chats).stderr
+
+
+def test_a_part_without_a_document_says_what_fills_it(tmp_path, bpe):  # noqa: F811
+    out, book = tmp_path / "out", write_lines(tmp_path / "book.jsonl", [{"body": "One.\n\nTwo.\n\nThree.\n\nFour.\n\nFive."}])
+    flags = ("--tokenizer", bpe, "--text-key", "body", "--validation-fraction", "0.4", "--out", out)
+    assert "--split-blank" in refused(*flags, book, code=3) and not out.exists()
+    prepare(*flags, "--split-blank", book)
+    assert sum(read(out / part)[0]["documents"] for part in ("train", "validation")) == 5
+    more = write_lines(tmp_path / "more.jsonl", [{"body": f"text {i}"} for i in range(20)])
+    few = ("--tokenizer", bpe, "--text-key", "body", "--overwrite", "--out", out)
+    said = refused(*few, "--validation-fraction", "0.0001", more, code=3)
+    share = said.rsplit("--validation-fraction ", 1)[1]
+    prepare(*few, "--validation-fraction", share, more)
+    assert read(out / "validation")[0]["documents"] >= 1
+
+
+TEMPLATES = {  # that transformers renders, and what they give for a question and its answer
+    "generation": ("{% for m in messages %}{{ m.role }}:{% generation %}{{ m.content }}{% endgeneration %};{% endfor %}"
+                   "{% if add_generation_prompt %}assistant:{% endif %}", "user:2+2?;assistant:It is 4.;", ["It is 4.;"]),
+    "tools and dates": ("{% if tools is none %}{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}{% endif %}"
+                        "{% if add_generation_prompt %}assistant:{% endif %}{% set d = strftime_now('%d %b %Y') %}",
+                        "user:2+2?|assistant:It is 4.|", ["It is 4.|"]),
+    "json and loops": ("{% for m in messages %}{% if loop.index > 9 %}{% break %}{% endif %}{{ m.role }}:{{ m | tojson }};{% endfor %}"
+                       "{% if add_generation_prompt %}assistant:{% endif %}", None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_are_rendered_as_transformers_does(tmp_path, bpe, name):  # noqa: F811
+    template, text, learned = TEMPLATES[name]
+    folder = hub_folder(tmp_path / "hub", bpe, template)
+    lines = write_lines(tmp_path / "chats.jsonl", [{"messages": [ASKED, SAID]}])
+    prepare("--tokenizer", folder, "--out", tmp_path / "out", lines)
+    tokenizer = tokenizers.Tokenizer.from_file(str(bpe))
+    [document] = read(tmp_path / "out")[1]
+    from transformers import PreTrainedTokenizerFast
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(bpe), chat_template=template)
+    wanted = theirs.apply_chat_template([ASKED, SAID], tokenize=False)
+    assert tokenizer.decode(document["ids"].tolist(), skip_special_tokens=False) == wanted == (text or wanted)
+    assert learned is None or target_runs(document, tokenizer) == learned
+
+
+def test_a_long_chat_has_the_time_it_needs(tmp_path, bpe):  # noqa: F811
+    folder = hub_folder(tmp_path / "hub", bpe, CHATML)
+    lines = write_lines(tmp_path / "chats.jsonl", [{"messages": [ASKED, SAID] * 400}])
+    prepare("--tokenizer", folder, "--out", tmp_path / "out", lines)
+    assert read(tmp_path / "out")[0]["targets"] > 400
