@@ -100,8 +100,8 @@ def unshared(path, tensors):
             continue
         seen[key] = name
         if tensor.numel() * tensor.element_size() > sum(stored.values()):
-            raise WeightsFault(f"{path}: {one_line(repr(name), 80)} of shape {tuple(tensor.shape)} repeats the few values that are "
-                               f"stored for it: {ADVICE}")
+            raise WeightsFault(f"{path}: {one_line(repr(name), 80)} of shape {tuple(tensor.shape)} repeats the few values that "
+                               f"are stored for it: {ADVICE}")
         kept[name] = tensor.clone().contiguous()
     return kept
 

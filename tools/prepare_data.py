@@ -43,6 +43,7 @@ import guarded_work  # noqa: E402
 from token_shards import DataFault, UsageFault  # noqa: E402
 from token_shards import chat, documents, encoding, hub_cache, record_forms, shard_writer, tokenizer_file  # noqa: E402
 from token_shards.counted import Counted, no_document_left  # noqa: E402
+from token_shards.progress import Progress  # noqa: E402
 
 GIB, BYTES_A_WAITING_TOKEN = 1 << 30, 80
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 1024, 4_000_000
@@ -132,27 +133,6 @@ def check_arguments(a):
         raise UsageFault("--label-key and --teacher-tokenizer together: a classifier has one tokenizer")
     if a.label_names and not a.label_key:
         raise UsageFault("--label-names without --label-key")
-
-
-class Progress:
-    """One line on a terminal that redraws itself, a plain line now and then elsewhere."""
-
-    def __init__(self, quiet):
-        self._quiet, self._terminal = quiet, sys.stderr.isatty()
-        self._begin = self._last = time.monotonic()
-
-    def update(self, counts):
-        now = time.monotonic()
-        if self._quiet or now - self._last < (0.2 if self._terminal else 10):
-            return
-        self._last = now
-        rate = counts.tokens / (now - self._begin)
-        line = f"{counts.documents:,} documents, {counts.tokens:,} tokens, {rate:,.0f} tokens/s"
-        print(f"\r{line}\x1b[K" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
-
-    def say(self, text):
-        if not self._quiet:
-            print(("\r\x1b[K" if self._terminal else "") + text, file=sys.stderr, flush=True)
 
 
 def for_validation(document, share):

@@ -96,7 +96,8 @@ def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
 def decades(low: float, high: float) -> list[float]:
     """Of a logarithmic axis; low and high are exponents. Under two decades 2 and 5 are marked as well."""
     marks = (1.0,) if high - low >= 2 else (1.0, 2.0, 5.0)
-    values = [mark * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for mark in marks]
+    powers = range(max(math.floor(low), -307), min(math.ceil(high), 307) + 1)  # beyond these a power is 0 or none
+    values = [mark * 10.0**power for power in powers for mark in marks]
     inside = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
     return inside[:: max(1, len(inside) // 5)]
 

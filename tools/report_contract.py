@@ -9,6 +9,31 @@ from html import escape
 from report_numbers import bytes_text
 
 
+COUNTS = {"modules": ("modules", "parameters", "bytes"), "casts": ("count", "bytes")}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e18
+
+
+def fault_of(contract: object) -> str:
+    """What keeps it from being shown; "" for nothing."""
+    if not isinstance(contract, dict):
+        return "is no object"
+    for part, counts in COUNTS.items():
+        rows = contract.get(part, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            return f"{part} are no list of objects"
+        for number, row in enumerate(rows):
+            for key, value in row.items():
+                if not _is_number(value) if key in counts else isinstance(value, (list, dict)):
+                    return f"{part}, entry {number}: {key[:40]!r} is {type(value).__name__}"
+    memory = contract.get("memory", {})
+    if not isinstance(memory, dict) or not all(map(_is_number, memory.values())):
+        return "memory is no object of numbers"
+    return ""
+
+
 def table(name: str, head: list[str], rows: list[list[str]]) -> str:
     """On a narrow screen a row is a block and each cell says its column, which is why it carries the label."""
     text = "".join(f'<th scope="col">{escape(column)}</th>' for column in head)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from guarded_work import Fault
+from report_contract import fault_of
 
 USAGE, INPUT = 2, 3  # exit codes, as the program's
+MOST_STEPS, LARGEST = 10**15, 1e300  # larger values leave no room for a chart's margins
 BOOKKEEPING = {"step", "phase", "seconds", "saved_step"}
 
 
@@ -71,6 +73,8 @@ def shown_name(name: str, phase: str) -> str:
 
 def read_line(run: Run, entry: dict) -> None:
     step, phase = int(entry["step"]), str(entry.get("phase", "train"))
+    if not 0 <= step < MOST_STEPS:
+        raise ValueError(f"step {step}")
     run.steps = max(run.steps, step)
     for name, value in entry.items():
         if name in BOOKKEEPING or isinstance(value, (str, bool, list, dict)):
@@ -78,7 +82,8 @@ def read_line(run: Run, entry: dict) -> None:
         if name == "targets" and phase == "eval":
             run.targets[step] = int(value or 0)
             continue
-        run.series.setdefault(shown_name(name, phase), {})[step] = math.nan if value is None else float(value)
+        finite = value is not None and abs(value) < LARGEST
+        run.series.setdefault(shown_name(name, phase), {})[step] = float(value) if finite else math.nan
 
 
 def read_metrics(run: Run) -> None:
@@ -99,7 +104,7 @@ def validation_of(recipe: str) -> str:
     parser = configparser.RawConfigParser(strict=False, allow_no_value=True, inline_comment_prefixes=("#", ";"))
     try:
         parser.read_string("[ ]\n" + recipe)  # keys may stand before the first section
-    except configparser.Error:
+    except (configparser.Error, AttributeError):  # the second for a line that goes on with a key without a value
         return ""
     return parser.get("data", "validation", fallback="") or parser.get(" ", "data.validation", fallback="") or ""
 
@@ -117,9 +122,11 @@ def read_run(argument: str) -> Run:
     if (path / "contract.json").is_file():
         try:
             read = json.loads((path / "contract.json").read_text(encoding="utf-8"))
-            run.contract = read.get("result", read)  # `check --json` wraps it
-        except (ValueError, AttributeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ReportError(INPUT, f"{path / 'contract.json'}: {error}; wanted what `limbeck check --json` writes")
+        run.contract = read.get("result", read) if isinstance(read, dict) else read  # `check --json` wraps it
+        if fault := fault_of(run.contract):
+            raise ReportError(INPUT, f"{path / 'contract.json'}: {fault}; wanted what `limbeck check --json` writes")
     if (path / "recipe.ini").is_file():
         run.recipe = (path / "recipe.ini").read_text(encoding="utf-8", errors="replace")
         run.validation = validation_of(run.recipe)

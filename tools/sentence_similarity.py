@@ -54,8 +54,8 @@ def compare(embeddings):
     try:
         vectors = load_file(embeddings)["pooled"].astype(numpy.float64)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise DataFault(f"{embeddings}: no tensor 'pooled' that can be read ({one_line(error, 100)}): make it anew with limbeck "
-                        "forward --pooling") from None
+        raise DataFault(f"{embeddings}: no tensor 'pooled' that can be read ({one_line(error, 100)}): make it anew with "
+                        "limbeck forward --pooling") from None
     if vectors.ndim != 2 or len(vectors) != len(SENTENCES):
         raise DataFault(f"{embeddings}: pooled has shape {vectors.shape}, wanted {len(SENTENCES)} rows, one a sentence")
     vectors /= numpy.linalg.norm(vectors, axis=1, keepdims=True)

@@ -32,7 +32,8 @@ class Counted:
         """Which forms were recognised, and what a user should know of them. `file`: the tokenizer whose end is appended."""
         if set(self.forms) - {"text"}:
             found = ", ".join(f"{number:,} of {FORMS.get(form, form)}" for form, number in self.forms.items())
-            yield f"recognised: {found}; learned: {'all of them' if everything else 'the answers alone (--learn all: the rest too)'}"
+            learned = "all of them" if everything else "the answers alone (--learn all: the rest too)"
+            yield f"recognised: {found}; learned: {learned}"
         for also, number in sorted(self.also.items()):
             if also:
                 yield f"{number:,} of them could be read as {FORMS[also[0]]} too: --form {also[0]}"

@@ -141,7 +141,8 @@ def _preference(record: dict, keys: Keys, where: str) -> Content:
     if prompt is None:
         rejected = record.get("rejected") and _side(record, "rejected", where)
         if isinstance(chosen, list):
-            return Content("preference", messages=chosen, prompt=_common(chosen, rejected if isinstance(rejected, list) else []))
+            same = _common(chosen, rejected if isinstance(rejected, list) else [])
+            return Content("preference", messages=chosen, prompt=same)
         if not isinstance(rejected, str):
             raise DataFault(f"{where}: 'chosen' without {keys.prompt!r} or a text 'rejected', so its prompt cannot be told "
                             "from its answer: --text-key chosen learns all of it")

@@ -23,7 +23,8 @@ class TemplateProcess:
         self._where = where
         # No environment: what is in it is no template's business.
         command = [sys.executable, "-I", str(CHILD)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={})
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                         env={})
         answer = self._asked({"template": template, "specials": specials, "memory": MEMORY, "seconds": SECONDS,
                               "seconds_a_character": SECONDS_A_CHARACTER}, where)
         if "refused" in answer:

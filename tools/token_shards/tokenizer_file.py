@@ -120,7 +120,8 @@ class TokenizerFile:
 
     def special_texts(self) -> list[str]:
         """Special tokens as they stand in a text."""
-        return [added.content for added in self.tokenizer.get_added_tokens_decoder().values() if added.special and added.content]
+        tokens = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in tokens if token.special and token.content]
 
     def special_ids(self) -> list[int]:
         """Ids that stand for no text."""
