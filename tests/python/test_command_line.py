@@ -88,7 +88,7 @@ def test_unknown_and_faulty_options():
 
 
 def test_operands_are_checked():
-    kinds = "models, objectives, adapters, quantizers or optimizers"
+    kinds = "models, objectives, adapters, quantizers, optimizers or aliases"
     assert refused("list", "modls") == f'limbeck list: WHAT "modls" is unknown, wanted {kinds}'
     assert refused("list", "models", "adapters").startswith('limbeck list: "adapters" is one operand too many')
 
@@ -128,7 +128,7 @@ def test_json_result(tmp_path):
 
 def test_json_on_standard_output_is_alone_there():
     done = limbeck("list", "--json=-")
-    assert list(json.loads(done.stdout)["result"]) == ["models", "objectives", "adapters", "quantizers", "optimizers"]
+    assert list(json.loads(done.stdout)["result"]) == ["models", "objectives", "adapters", "quantizers", "optimizers", "aliases"]
 
 
 def test_json_holds_the_error_of_a_run_that_failed(tmp_path):

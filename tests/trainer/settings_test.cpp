@@ -120,7 +120,7 @@ TEST(Settings, AnUnknownNameIsAnsweredByItsLastPart) {
   const auto answer = [](const std::string& flag) { return fault("seed = 1\n", {"--" + flag}); };
   EXPECT_NE(answer("divergence=x").find("did you mean objective.divergence?"), std::string::npos);
   EXPECT_NE(answer("optim.lr=1").find("did you mean optim.learning_rate?"), std::string::npos);
-  EXPECT_NE(answer("alpha=1").find("did you mean objective.alpha or adapter.alpha?"), std::string::npos)
+  EXPECT_NE(answer("alpha=1").find("did you mean adapter.alpha or objective.alpha?"), std::string::npos)
       << answer("alpha=1");
   EXPECT_NE(fault("[optim]\nlr = 1\n").find("learning_rate stands under [optim]"), std::string::npos);
   EXPECT_NE(fault("[train]\ndivergence = x\n").find("did you mean objective.divergence?"), std::string::npos);
@@ -191,7 +191,7 @@ TEST(Settings, AliasesStandForTheOptionTheyName) {
   EXPECT_EQ(resolved("seed = 1", {"--longest=5 steps"}).count("train.length"), (Count{5, CountUnit::kSteps}));
   EXPECT_EQ(resolved("longest = 5 steps\n").count("train.length"), (Count{5, CountUnit::kSteps}));
   EXPECT_EQ(fault("longest = 5 steps\n[train]\nlength = 6 steps\n"),
-            "2: my.ini:3: train.length is set already on line 1 (there as max_steps); keep one of the two");
+            "2: my.ini:3: train.length is set already on line 1 (there as longest); keep one of the two");
 }
 
 TEST(Settings, TheResolvedRecipeReadsBackAsTheSame) {
