@@ -17,7 +17,8 @@ SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def fail(message):
-    sys.exit(f"convert_pickle: {message}")
+    print(f"convert_pickle: {message}", file=sys.stderr)
+    sys.exit(3)
 
 
 def pickled_files(source):
@@ -28,9 +29,13 @@ def pickled_files(source):
         fail(f"{source}: no such file or folder")
     index = source / "pytorch_model.bin.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            fail(f"{index}: no index of weights ({type(error).__name__}: {str(error)[:100]}), wanted "
+                 '{"weight_map": {"NAME": "FILE.bin"}}')
         for name in names:
-            if pathlib.PurePath(name).name != name:
+            if not isinstance(name, str) or pathlib.PurePath(name).name != name:
                 fail(f"{index}: {name!r} is a path, wanted a bare file name")
         return [source / name for name in names]
     if (source / "pytorch_model.bin").is_file():
@@ -43,12 +48,17 @@ def pickled_files(source):
 
 def tensors_of(path):
     import torch
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a stranger's file makes torch raise: it is the file's fault
+        fail(f"{path}: torch.load(weights_only=True) refuses it ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
+             "wanted a checkpoint of tensors alone, whole")
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         fail(f"{path}: holds {type(loaded).__name__}, wanted a dictionary of tensors")
-    strangers = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    strangers = [name for name, value in loaded.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+                 or value.layout != torch.strided or value.is_quantized or value.is_meta]
     if strangers:
         fail(f"{path}: these are no tensors: {', '.join(map(str, strangers[:10]))}: extract the weights first")
     return loaded
@@ -90,7 +100,11 @@ def main():
                 fail(f"{path}: {name} is in {weight_map[name]} too")
             weight_map[name] = target
             total += tensor.numel() * tensor.element_size()
-        save_file(tensors, out / target, metadata={"format": "pt"})
+        try:
+            save_file(tensors, out / target, metadata={"format": "pt"})
+        except Exception as error:  # a dtype that safetensors lacks, a disk that is full
+            (out / target).unlink(missing_ok=True)
+            fail(f"{out / target}: cannot be written: {' '.join(str(error).split())[:200]}")
         print(f"{path.name}: {len(tensors)} tensors to {out / target}")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -98,4 +112,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:
+        print(f"convert_pickle: {error}", file=sys.stderr)
+        sys.exit(6)

@@ -2,7 +2,8 @@
 """Turns text, JSONL, Parquet and chats into token shards that `limbeck train` reads.
 
     tools/prepare_data.py --tokenizer FOLDER --out data/mine texts/ more.jsonl
-    tools/prepare_data.py --tokenizer FOLDER --out data/chat chats.jsonl            only the assistant's turns are learned
+    tools/prepare_data.py --tokenizer FOLDER --out data/chat chats.jsonl            only the assistant's turns are learned:
+                          messages, conversations, prompt + completion, prompt + chosen, instruction (+ input) + output
     tools/prepare_data.py --tokenizer A --teacher-tokenizer B --out data/pair texts/     for two vocabularies
     tools/prepare_data.py --from-python-stdlib --train-vocabulary 8192 --out data/python    nothing is downloaded
 
@@ -10,6 +11,8 @@ Writes OUT/manifest.json and OUT/shard-00000.safetensors ..., or the same under 
 --validation-fraction. The same input gives the same bytes. `limbeck verify OUT` checks what was written.
 """
 import argparse
+import collections
+import contextlib
 import os
 import pathlib
 import sys
@@ -74,6 +77,8 @@ def parsed_arguments():
                         help="end every document, and every turn of the assistant, with it (default: yes)")
     tokens.add_argument("--special-tokens", action="store_true",
                         help="let the tokenizer add its own, such as [CLS] and [SEP] or a beginning of sequence")
+    tokens.add_argument("--learn", choices=["answers", "all"], default="answers",
+                        help="of chats, completions and outputs: the answers alone (default), or the questions too")
     tokens.add_argument("--chat-template", choices=["auto", "builtin", "tokenizer"], default="auto",
                         help="builtin: 'User: ...' in plain text; auto: the tokenizer's if it has one (default)")
     out = parser.add_argument_group("what to write")
@@ -168,15 +173,23 @@ def segmenter(a, student):
     template = None if a.teacher_tokenizer or a.chat_template == "builtin" else student.chat_template()
     if a.chat_template == "tokenizer" and template is None:
         raise UsageFault(f"--chat-template tokenizer: {student.path.parent} has no chat template: use builtin")
-    own = template and chat.OwnTemplate(template, {"bos_token": student.special("bos_token"),
-                                                   "eos_token": student.special("eos_token")})
+    specials = {"bos_token": student.special("bos_token"), "eos_token": student.special("eos_token")}
+    own = template and chat.OwnTemplate(template, specials, str(student.path.parent), student.special_texts())
+
+    def learned(document):
+        if document.messages is None:
+            spans = [(document.learned_from, len(document.text))] if document.learned_from else None
+            return [chat.Segment(document.text, spans, ends=True)] if document.text else []
+        if own:
+            return own.segments(document.messages, document.where, document.learned_from)
+        return chat.builtin_segments(document.messages, document.learned_from)
 
     def segments_of(document):
-        if document.messages is None:
-            return [chat.Segment(document.text, ends=True)] if document.text else []
-        if own:
-            return own.segments(document.messages, document.where)
-        return chat.builtin_segments(document.messages)
+        segments = learned(document)
+        if a.learn == "all":
+            for segment in segments:
+                segment.spans, segment.end_is_target = None, True
+        return segments
 
     return segments_of
 
@@ -206,7 +219,7 @@ def write_all(a, stream, student, teacher, writers, progress):
     segments_of = segmenter(a, student)
     encode = encoding.Encoder(student, a.append_eos, a.special_tokens, offsets=teacher is not None)
     encode_teacher = teacher and encoding.Encoder(teacher, a.append_eos, a.special_tokens, offsets=True)
-    counts = {"documents": 0, "tokens": 0, "empty": 0, "classes": len(a.label_names or ())}
+    counts = {"documents": 0, "tokens": 0, "empty": 0, "classes": len(a.label_names or ()), "forms": collections.Counter()}
     for batch in batches_of(stream, a.max_documents):
         encoded = encoding.encode_documents(batch, segments_of, encode, encode_teacher)
         for document, tokens in zip(batch, encoded):
@@ -218,6 +231,7 @@ def write_all(a, stream, student, teacher, writers, progress):
                 return counts
             writers[for_validation(document, a.validation_fraction)].add(tokens)
             counts["documents"] += 1
+            counts["forms"][document.form] += 1
             counts["tokens"] += length
             counts["classes"] = max(counts["classes"], -1 if tokens.label is None else tokens.label + 1)
         progress.update(counts)
@@ -232,6 +246,8 @@ def prepare(a):
     names = ["train", "validation"] if a.validation_fraction is not None else [""]
     for name in {"", *names}:
         shard_writer.clear_folder(a.out / name, a.overwrite)
+    plain = not a.from_python_stdlib and a.split == "file" and any(
+        path.suffix.lower() not in documents.RECORDS for path in files)
     student = (tokenizer_file.TokenizerFile(a.tokenizer, a.eos) if a.tokenizer
                else trained_tokenizer(a, files, reading, progress))
     teacher = tokenizer_file.TokenizerFile(a.teacher_tokenizer, a.teacher_eos) if a.teacher_tokenizer else None
@@ -252,10 +268,15 @@ def prepare(a):
         if writer.documents == 0:
             part = f"{writer.folder}: no document" if len(writers) > 1 else "no document"
             raise DataFault(f"{part} left of {counts['documents']} read and {counts['empty']} empty ones: name more texts, "
-                            "or change --max-tokens, --max-documents or --validation-fraction")
+                            "or change --max-tokens, --max-documents or --validation-fraction"
+                            + (": a text file is one document, --split-blank or --split-lines makes more of it"
+                               if plain else ""))
     for writer in writers:
         writer.finish(entries)
         progress.say(f"{writer.folder}: {writer.documents:,} documents, {writer.tokens:,} tokens, {writer.targets:,} targets")
+    if set(counts["forms"]) - {"text"}:
+        progress.say("recognised: " + ", ".join(f"{count:,} of {form}" for form, count in counts["forms"].items()) +
+                     ("; learned: all of them" if a.learn == "all" else "; learned: the answers alone"))
     if counts["empty"]:
         progress.say(f"{counts['empty']:,} empty documents were left out")
     progress.say(f"done in {time.monotonic() - begin:.1f} s")
@@ -263,6 +284,7 @@ def prepare(a):
 
 def main():
     arguments = parsed_arguments()
+    absent = [folder for folder in (arguments.out, *arguments.out.parents) if not folder.exists()]
     try:
         prepare(arguments)
     except UsageFault as fault:
@@ -273,8 +295,16 @@ def main():
         code, message = 6, fault
     except KeyboardInterrupt:
         code, message = 130, "interrupted; without its manifest the folder is not used, --overwrite begins anew"
+    except BaseException as fault:
+        if type(fault).__name__ != "PanicException":  # of the tokenizers library, and no Exception
+            raise
+        code, message = 3, f"{arguments.tokenizer}: the tokenizer cannot encode these texts: {' '.join(str(fault).split())[:160]}"
     else:
         return 0
+    # What was made for nothing: empty folders alone.
+    for folder in (arguments.out / "train", arguments.out / "validation", *absent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     print(f"prepare_data: {message}", file=sys.stderr)
     return code
 

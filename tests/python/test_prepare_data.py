@@ -199,7 +199,8 @@ def test_the_tokenizers_own_chat_template(tmp_path, bpe):
     tokenizer = tokenizers.Tokenizer.from_file(str(bpe))
     manifest, documents = read(tmp_path / "out")
     assert manifest["tokenizer"]["end_of_sequence"] == tokenizer.token_to_id("<|im_end|>")
-    assert target_runs(documents[0], tokenizer) == ["It is 4.<|im_end|>\n", "6, größer.<|im_end|>\n"]
+    assert target_runs(documents[0], tokenizer) == ["It is 4.<|im_end|>", "6, größer.<|im_end|>"]
+    assert documents[0]["ids"][-1] == manifest["tokenizer"]["end_of_sequence"]  # and no line break behind it
     text = tokenizer.decode(documents[0]["ids"].tolist(), skip_special_tokens=False)
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>\n")
     # A template that shows only the last turn, and one that refuses.

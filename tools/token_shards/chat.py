@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from token_shards import DataFault
+from token_shards.chat_template import TemplateFault, TemplateProcess
 
 BUILTIN_NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -20,15 +20,17 @@ class Segment:
     end_is_target: bool = True
 
 
-def builtin_segments(messages: list[dict]) -> list[Segment]:
-    """System: ...\n\nUser: ...\n\nAssistant: ... <end>, plain text in any vocabulary; one segment an assistant turn."""
+def builtin_segments(messages: list[dict], learned_from: int = 0) -> list[Segment]:
+    """System: ...\n\nUser: ...\n\nAssistant: ... <end>, plain text in any vocabulary; one segment an assistant turn.
+    Turns before message `learned_from` are no targets."""
     segments, text = [], ""
-    for message in messages:
+    for number, message in enumerate(messages):
         text += BUILTIN_NAMES[message["role"]] + ":"
         begin = len(text)
         text += " " + message["content"]
         if message["role"] == "assistant":
-            segments.append(Segment(text, [(begin, len(text))], ends=True))
+            learned = number >= learned_from
+            segments.append(Segment(text, [(begin, len(text))] if learned else [], ends=True, end_is_target=learned))
             text = ""
         else:
             text += "\n\n"
@@ -38,43 +40,32 @@ def builtin_segments(messages: list[dict]) -> list[Segment]:
 
 
 class OwnTemplate:
-    """The tokenizer's own template, a Jinja text from a file: rendered in a sandbox."""
+    """The tokenizer's own template, of the folder `where`. `ends`: texts that may end a turn, its special tokens."""
 
-    def __init__(self, template: str, specials: dict[str, str | None]):
-        from jinja2 import exceptions
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **more: json.dumps(value, ensure_ascii=False, **more)
-        environment.globals["raise_exception"] = self._refuse
-        # A fixed date: the same input must give the same shards.
-        environment.globals["strftime_now"] = lambda form: {"%d %b %Y": "01 Jan 2025"}.get(form, "2025-01-01")
-        self._faults = exceptions.TemplateError
-        self._specials = {key: value for key, value in specials.items() if value is not None}
-        self._template = environment.from_string(template)
-
-    @staticmethod
-    def _refuse(message):
-        from jinja2.exceptions import TemplateError
-        raise TemplateError(message)
-
-    def _render(self, messages: list[dict], prompt: bool, where: str) -> str:
+    def __init__(self, template: str, specials: dict[str, str | None], where: str, ends: list[str]):
+        self._ends = tuple(ends)
         try:
-            return self._template.render(messages=messages, add_generation_prompt=prompt, **self._specials)
-        except self._faults as error:
-            raise DataFault(f"{where}: the tokenizer's chat template refuses this chat: {error}: use --chat-template "
-                            "builtin") from None
+            self._process = TemplateProcess(template, {key: value for key, value in specials.items() if value is not None})
+        except TemplateFault as fault:
+            raise DataFault(f"{where}: the chat template cannot be used: {fault}: use --chat-template builtin") from None
 
-    def segments(self, messages: list[dict], where: str) -> list[Segment]:
-        """A turn of the assistant is what the template adds to the prompt that a generation would start from."""
-        text, spans = self._render(messages, False, where), []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self._render(messages[:number], True, where)
-            after = self._render(messages[: number + 1], False, where)
-            if not after.startswith(before) or not text.startswith(after):
+    def segments(self, messages: list[dict], where: str, learned_from: int = 0) -> list[Segment]:
+        """A turn of the assistant is what the template adds to the prompt that a generation would start from, up to the
+        token that ends the turn: the line break that some templates write behind it is said by nobody."""
+        try:
+            text, found = self._process.spans(messages)
+        except TemplateFault as fault:
+            raise DataFault(f"{where}: the tokenizer's chat template refuses this chat: {fault}: use --chat-template "
+                            "builtin") from None
+        spans = []
+        for number, begin, end in found:
+            if begin is None:
                 raise DataFault(f"{where}: message {number}: the tokenizer's chat template rewrites earlier turns, so this "
                                 "one cannot be told apart: use --chat-template builtin")
-            spans.append((len(before), len(after)))
-        return [Segment(text, spans)]
+            if number >= learned_from:
+                spans.append((begin, begin + len(self._turn(text[begin:end]))))
+        return [Segment(self._turn(text), spans)]
+
+    def _turn(self, text: str) -> str:
+        bare = text.rstrip()
+        return bare if self._ends and bare.endswith(self._ends) else text

@@ -10,9 +10,10 @@ import pathlib
 import sysconfig
 from collections.abc import Iterator
 
-from token_shards import DataFault, UsageFault
+from token_shards import DataFault, UsageFault, record_forms
 
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".npy", ".npz"}
+RECORDS = {".jsonl", ".ndjson", ".parquet", ".pq"}
 COMPRESSED = {".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".7z"}
 SHARE_GPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant",
                    "tool": "tool"}
@@ -24,6 +25,8 @@ class Document:
     text: str = ""
     messages: list[dict] | None = None  # a chat: [{"role": ..., "content": ...}]
     label: int | None = None
+    learned_from: int = 0  # the first character of the text, or message of the chat, that is a target
+    form: str = "text"  # what it was recognised as
 
     def digest(self) -> int:
         """64 bits that depend on the content alone."""
@@ -114,7 +117,7 @@ def _json_lines(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
                 continue
             try:
                 record = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
                 raise DataFault(f"{where}: no JSON ({str(error)[:80]}), wanted one object a line") from None
             if not isinstance(record, dict):
                 raise DataFault(f"{where}: {type(record).__name__}, wanted an object such as {{\"text\": \"...\"}}")
@@ -127,13 +130,16 @@ def _parquet(path: pathlib.Path, reading: Reading) -> Iterator[Document]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
-        wanted = [key for key in (reading.text_key, reading.chat_key, reading.label_key) if key in names]
+        wanted = [key for key in dict.fromkeys((reading.text_key, reading.chat_key, reading.label_key, *record_forms.KEYS))
+                  if key in names]
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=wanted or None):
             for record in batch.to_pylist():
                 yield _document(record, f"{path}: row {number}", reading)
                 number += 1
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+            raise
         raise DataFault(f"{path}: no Parquet file that can be read: {' '.join(str(error).split())[:160]}") from None
 
 
@@ -143,10 +149,16 @@ def _document(record: dict, where: str, reading: Reading) -> Document:
     if isinstance(text, str):
         return Document(where, _unicode(text, where), label=label)
     if isinstance(record.get(reading.chat_key), list):
-        return Document(where, messages=_messages(record[reading.chat_key], where), label=label)
+        return Document(where, messages=_messages(record[reading.chat_key], where), label=label, form="chat")
     if reading.text_key not in record:
+        form = record_forms.recognised(record, where, _messages)
+        if form is not None:
+            return Document(where, _unicode(form.text, where), form.messages, label, form.learned_from, form.name)
+        # A key that holds an answer alone is never named here: it would be learned without its question.
+        texts = [key for key, value in record.items() if isinstance(value, str)]
+        advice = "name yours with --text-key or --chat-key" if len(texts) <= 1 else "rename yours to one of these forms"
         raise DataFault(f"{where}: keys {', '.join(map(repr, list(record)[:12])) or 'none'}, wanted {reading.text_key!r} "
-                        f"(a text) or {reading.chat_key!r} (a chat): name yours with --text-key or --chat-key")
+                        f"(a text) or {reading.chat_key!r} (a chat), {record_forms.WANTED}: {advice}")
     kind = "null" if text is None else type(text).__name__
     raise DataFault(f"{where}: {reading.text_key!r} is {kind}, wanted a text")
 
@@ -168,8 +180,9 @@ def _messages(raw: list, where: str) -> list[dict]:
             raise DataFault(f"{place}: {type(turn).__name__}, wanted {{\"role\": ..., \"content\": ...}}")
         role, content = turn.get("role"), turn.get("content")
         if role is None and "from" in turn:
-            role, content = SHARE_GPT_ROLES.get(turn["from"]), turn.get("value")
-        if role not in SHARE_GPT_ROLES.values():
+            said = turn["from"]
+            role, content = SHARE_GPT_ROLES.get(said) if isinstance(said, str) else None, turn.get("value")
+        if not isinstance(role, str) or role not in SHARE_GPT_ROLES.values():
             raise DataFault(f"{place}: role {turn.get('role', turn.get('from'))!r}, wanted system, user, assistant or tool")
         if not isinstance(content, str):
             raise DataFault(f"{place}: content is {type(content).__name__}, wanted a text")

@@ -32,7 +32,9 @@ class TokenizerFile:
         try:
             content = json.loads(text)
             self.tokenizer = tokenizers.Tokenizer.from_buffer(text)
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and panics that are none
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise DataFault(f"{self.path}: no tokenizer.json that can be read: {' '.join(str(error).split())[:160]}") from None
         # What a training run left behind; here a text is never cut and never padded.
         self.tokenizer.no_truncation()
@@ -45,6 +47,8 @@ class TokenizerFile:
         if not self.names:
             raise DataFault(f"{self.path}: its vocabulary is empty")
         self.vocabulary = max(self.names.values()) + 1
+        if self.vocabulary > 1 << 31:
+            raise DataFault(f"{self.path}: holds id {self.vocabulary - 1}, wanted ids below {1 << 31}")
         self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
         self.padding = self._find("pad_token", PADDING_NAMES)
         self.mask = self._find("mask_token", MASK_NAMES)
@@ -85,6 +89,9 @@ class TokenizerFile:
         if isinstance(template, list):  # several by name
             template = next((entry.get("template") for entry in template if entry.get("name") == "default"), None)
         return template
+
+    def special_texts(self) -> list[str]:
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values() if token.special]
 
     def special_ids(self) -> list[int]:
         """Ids that stand for no text."""
