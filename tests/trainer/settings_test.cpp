@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include "tests/support/temporary_folder.h"
 #include "tests/trainer/message_of.h"
 #include "trainer/recipe/recipe_options.h"
+#include "trainer/recipe/spellings.h"
 
 namespace limbeck::recipe {
 namespace {
@@ -114,6 +116,20 @@ TEST(Settings, SpellingsOfOtherTrainersMeanOurOptions) {
   EXPECT_EQ(fault("seed = 1\n", {"--lr_scheduler_type=polynomial"}),
             "2: --lr_scheduler_type=polynomial: wanted linear, cosine, constant, constant_with_warmup or "
             "warmup_stable_decay");
+}
+
+TEST(Settings, EverySpellingOfTheTableIsOnceAndOfADeclaredOption) {
+  OptionTable declared;
+  declare_recipe_options(declared);
+  declare_resume_options(declared);
+  std::set<std::string> names;
+  for (const NamedKind& row : spellings()) {
+    EXPECT_TRUE(names.insert(row.name).second) << row.name;
+    const Option* option = declared.find(row.name);
+    ASSERT_NE(option, nullptr) << row.name;
+    EXPECT_EQ(row.summary.substr(0, row.summary.find(' ')), option->name) << row.name;
+  }
+  EXPECT_GT(names.size(), 40u);
 }
 
 TEST(Settings, AnUnknownNameIsAnsweredByItsLastPart) {
