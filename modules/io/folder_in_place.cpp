@@ -42,7 +42,7 @@ void put_folder_in_place(const fs::path& fresh, const fs::path& target, Disk& di
   must(disk.flush_folder(fresh), fresh, "cannot be flushed to disk");
   if (!is_there(target)) {
     must(disk.rename(fresh, target), target, kPlacing);
-    return must(disk.flush_folder(parent), parent, "cannot be flushed to disk");
+    return must(disk.flush_folder(parent), target, "cannot be flushed to disk in its place");
   }
   const int error = disk.exchange(fresh, target);
   if (error == EINVAL || error == ENOSYS || error == EOPNOTSUPP) {
@@ -55,7 +55,7 @@ void put_folder_in_place(const fs::path& fresh, const fs::path& target, Disk& di
   } else {
     must(error, target, kPlacing);
   }
-  must(disk.flush_folder(parent), parent, "cannot be flushed to disk");
+  must(disk.flush_folder(parent), target, "cannot be flushed to disk in its place");
   remove_if_possible(error == 0 ? fresh : aside);
 }
 

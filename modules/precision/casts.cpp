@@ -70,10 +70,14 @@ at::Tensor integers(const at::Tensor& x, at::ScalarType to) {
   return x.to(to);
 }
 
-at::Tensor move(const at::Tensor& x, c10::Device device) { return x.to(device); }
+at::Tensor move(const at::Tensor& x, c10::Device device) {
+  const NamedCastScope scope;  // between devices by its definition
+  return x.to(device);
+}
 
 at::Tensor upload(const at::Tensor& x, c10::Device device) {
   if (!device.is_cuda() || !x.is_cpu()) return move(x, device);
+  const NamedCastScope scope;
   return x.pin_memory().to(device, /*non_blocking=*/true);
 }
 

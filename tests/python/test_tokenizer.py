@@ -25,7 +25,7 @@ def tokenize(limbeck, folder, texts, *flags) -> dict:
     source, output = folder / "lines.jsonl", folder / "out.json"
     source.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
     limbeck.run("tokenize", "--model", str(folder), "--input", str(source), "--json", str(output), *flags)
-    return json.loads(output.read_text(encoding="utf-8"))
+    return json.loads(output.read_text(encoding="utf-8"))["result"]
 
 
 def first_difference(lines, got, wanted):

@@ -5,6 +5,9 @@
 #include <cmath>
 #include <numbers>
 
+#include "trainer/optim/optimizer_settings.h"
+#include "trainer/recipe/recipe_options.h"
+
 namespace limbeck::optim {
 namespace {
 
@@ -18,6 +21,21 @@ TEST(Schedule, EveryKindRisesEvenlyInItsWarmup) {
     }
     EXPECT_DOUBLE_EQ(schedule(kind).factor(10), 1.0);
   }
+}
+
+TEST(Schedule, AWarmupIsUpdatesOrTheirShareRoundedUp) {
+  recipe::OptionTable table;
+  recipe::declare_recipe_options(table);
+  const auto warmup = [&](const std::string& text, int64_t total) {
+    const auto flags = table.parse({"--optim.warmup=" + text}, "test").flags;
+    return read_schedule(recipe::Settings(table, nullptr, flags), total).warmup_steps;
+  };
+  EXPECT_EQ(warmup("7 steps", 100), 7);
+  EXPECT_EQ(warmup("3 %", 1000), 30);
+  EXPECT_EQ(warmup("0.03", 1000), 30);
+  EXPECT_EQ(warmup("3 %", 1001), 31);
+  EXPECT_EQ(warmup("0.0", 1000), 0);
+  EXPECT_EQ(warmup("100 %", 9'000'000'000'000'000), 9'000'000'000'000'000);
 }
 
 TEST(Schedule, ConstantStays) {

@@ -5,11 +5,13 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <stdexcept>
 
 #include "tests/support/temporary_folder.h"
 #include "tests/trainer/message_of.h"
 #include "trainer/recipe/recipe_options.h"
+#include "trainer/recipe/spellings.h"
 
 namespace limbeck::recipe {
 namespace {
@@ -116,11 +118,25 @@ TEST(Settings, SpellingsOfOtherTrainersMeanOurOptions) {
             "warmup_stable_decay");
 }
 
+TEST(Settings, EverySpellingOfTheTableIsOnceAndOfADeclaredOption) {
+  OptionTable declared;
+  declare_recipe_options(declared);
+  declare_resume_options(declared);
+  std::set<std::string> names;
+  for (const NamedKind& row : spellings()) {
+    EXPECT_TRUE(names.insert(row.name).second) << row.name;
+    const Option* option = declared.find(row.name);
+    ASSERT_NE(option, nullptr) << row.name;
+    EXPECT_EQ(row.summary.substr(0, row.summary.find(' ')), option->name) << row.name;
+  }
+  EXPECT_GT(names.size(), 40u);
+}
+
 TEST(Settings, AnUnknownNameIsAnsweredByItsLastPart) {
   const auto answer = [](const std::string& flag) { return fault("seed = 1\n", {"--" + flag}); };
   EXPECT_NE(answer("divergence=x").find("did you mean objective.divergence?"), std::string::npos);
   EXPECT_NE(answer("optim.lr=1").find("did you mean optim.learning_rate?"), std::string::npos);
-  EXPECT_NE(answer("alpha=1").find("did you mean objective.alpha or adapter.alpha?"), std::string::npos)
+  EXPECT_NE(answer("alpha=1").find("did you mean adapter.alpha or objective.alpha?"), std::string::npos)
       << answer("alpha=1");
   EXPECT_NE(fault("[optim]\nlr = 1\n").find("learning_rate stands under [optim]"), std::string::npos);
   EXPECT_NE(fault("[train]\ndivergence = x\n").find("did you mean objective.divergence?"), std::string::npos);
@@ -191,7 +207,7 @@ TEST(Settings, AliasesStandForTheOptionTheyName) {
   EXPECT_EQ(resolved("seed = 1", {"--longest=5 steps"}).count("train.length"), (Count{5, CountUnit::kSteps}));
   EXPECT_EQ(resolved("longest = 5 steps\n").count("train.length"), (Count{5, CountUnit::kSteps}));
   EXPECT_EQ(fault("longest = 5 steps\n[train]\nlength = 6 steps\n"),
-            "2: my.ini:3: train.length is set already on line 1 (there as max_steps); keep one of the two");
+            "2: my.ini:3: train.length is set already on line 1 (there as longest); keep one of the two");
 }
 
 TEST(Settings, TheResolvedRecipeReadsBackAsTheSame) {

@@ -100,9 +100,7 @@ data::Batch changed(const data::Batch& batch, Change&& change) {
 
 }  // namespace
 
-data::Batch on_meta(const data::Batch& batch) {
-  return changed(batch, [](const at::Tensor& x) { return at::empty_like(x, x.options().device(at::kMeta)); });
-}
+data::Batch on_meta(const data::Batch& batch) { return data::place(batch, at::kMeta); }
 
 data::Batch rows_of(const data::Batch& batch, int64_t begin, int64_t count) {
   return changed(batch, [&](const at::Tensor& x) { return x.narrow(0, begin, count).contiguous(); });

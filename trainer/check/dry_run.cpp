@@ -88,6 +88,7 @@ std::vector<ModuleRow> module_table(const Distillation& objective) {
     row.parameters = own.values;
     row.bytes = own.bytes;
     if (row.role == "embedding") row.input = "ids";
+    row.tied = row.role == "head" && own.values == 0;
     const std::string key = fmt::format("{}|{}|{}|{}|{}|{}|{}", row.path, row.storage, row.input, row.compute,
                                         row.output, row.device, row.source);
     const auto [where, fresh] = known.emplace(key, rows.size());
@@ -101,6 +102,16 @@ std::vector<ModuleRow> module_table(const Distillation& objective) {
     }
   }
   return rows;
+}
+
+void count_trained(const Distillation& objective, CheckReport& report) {
+  for (const auto& module : objective.contract_modules()) {
+    if (module->path().starts_with("teacher.")) continue;
+    report.learned_of += module->footprint().values;
+    for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
+      if (parameter.requires_grad()) report.trained += parameter.numel();
+    }
+  }
 }
 
 // A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
@@ -251,6 +262,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
   report.modules = module_table(*objective);
+  count_trained(*objective, report);
   const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);
   plan_weights(*objective, kept, report);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));

@@ -16,6 +16,7 @@ namespace limbeck::check {
 struct ModuleRow {
   std::string path, role, storage, input, compute, output, device, source;
   int64_t modules = 0, parameters = 0, bytes = 0;
+  bool tied = false;  // a head whose weight is the embedding's
 };
 
 struct CastRow {
@@ -31,6 +32,7 @@ struct MemoryRow {
 struct CheckReport {
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
+  int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them
   int ranks = 1;
   std::vector<MemoryRow> memory;            // of each rank
   int64_t peak_bytes = 0;                   // of training with its evaluations: what a rank must hold in tensors

@@ -17,6 +17,7 @@ void run_check(Invocation& call) {
   print_check(report, call.settings, call.console, call.width);
   call.result = check_json(report);
   refuse_violations(report, call.console);
+  warn_of_frozen_codes(report, call.settings, call.console);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   call.console.result(
       fmt::format("passed: {} operators of an update, an evaluation and a generation ran on meta in "

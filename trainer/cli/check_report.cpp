@@ -5,6 +5,7 @@
 #include "modules/errors.h"
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/text_table.h"
+#include "trainer/objective/recipe_adapter.h"
 
 namespace limbeck::cli {
 namespace {
@@ -25,9 +26,18 @@ std::string modules_text(const CheckReport& report, int width) {
                    {"from"}});
   for (const check::ModuleRow& row : report.modules) {
     table.add_row({row.path, row.role, row.storage, row.input, row.compute, row.output, row.device,
-                   std::to_string(row.modules), std::to_string(row.parameters), human_bytes(row.bytes), row.source});
+                   std::to_string(row.modules), row.tied ? "tied" : std::to_string(row.parameters),
+                   human_bytes(row.bytes), row.source});
   }
   return "Contract (accumulation, softmax, norms and losses in float32 inside the operators)\n" + table.render(width);
+}
+
+std::string trained_text(const CheckReport& report) {
+  const double share = report.learned_of == 0
+                           ? 0.0
+                           : 100.0 * static_cast<double>(report.trained) / static_cast<double>(report.learned_of);
+  return fmt::format("Trained: {} of {} parameters of the student and its projectors ({:.3g} %)\n", report.trained,
+                     report.learned_of, share);
 }
 
 std::string casts_text(const CheckReport& report, int width) {
@@ -60,6 +70,7 @@ std::vector<std::string> violations_of(const CheckReport& report) {
 
 void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int width) {
   console.result(modules_text(report, width));
+  console.result(trained_text(report));
   console.result(casts_text(report, width));
   console.result(memory_text(report, settings, width));
 }
@@ -77,6 +88,7 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
                                {"device", row.device},
                                {"modules", row.modules},
                                {"parameters", row.parameters},
+                               {"tied", row.tied},
                                {"bytes", row.bytes},
                                {"from", row.source}});
   }
@@ -89,12 +101,21 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
                              {"count", row.count},
                              {"bytes", row.bytes}});
   }
+  json["trained_parameters"] = report.trained;
   json["ranks"] = report.ranks;
   for (const check::MemoryRow& row : report.memory) json["memory"][row.what] = row.bytes;
   json["peak_bytes"] = report.peak_bytes;
   json["operators"] = report.operators;
   json["violations"] = violations_of(report);
   return json;
+}
+
+void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& settings, Console& console) {
+  if (settings.text("student.quantize") == "none" || objective::trains_adapter(settings)) return;
+  console.warning(fmt::format(
+      "student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
+      "parameters train; add --adapter.kind=lora to train beside them",
+      settings.text("student.quantize"), settings.where("student.quantize"), report.trained, report.learned_of));
 }
 
 void refuse_violations(const CheckReport& report, Console& console) {

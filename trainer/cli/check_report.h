@@ -13,4 +13,7 @@ nlohmann::ordered_json check_json(const check::CheckReport& report);
 // Throws ContractError with the last violation after warning of the others; returns when there is none.
 void refuse_violations(const check::CheckReport& report, Console& console);
 
+// A warning where nearly nothing trains: a quantized student without an adapter.
+void warn_of_frozen_codes(const check::CheckReport& report, const recipe::Settings& settings, Console& console);
+
 }  // namespace limbeck::cli

@@ -152,7 +152,7 @@ Command consolidate_command() {
           .summary = "What an outer NPT adapter writes on average over data, made part of the weights.",
           .example =
               "limbeck consolidate --model models/base --adapter runs/npt/best --data data/mine/train --output "
-              "models/consolidated",
+              "models/whole",
           .computes = true,
           .declare = declare_consolidate,
           .run = run_consolidate};

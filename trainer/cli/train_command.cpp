@@ -81,6 +81,7 @@ check::CheckReport check_first(Invocation& call, int ranks) {
   check::CheckReport report = check::dry_run(call.settings, call.registries, ranks);
   refuse_violations(report, call.console);
   if (call.speaks) {
+    warn_of_frozen_codes(report, call.settings, call.console);
     call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned{}", report.operators,
                                   report.casts.size(), human_bytes(report.peak_bytes),
                                   ranks > 1 ? " on each rank" : ""));
