@@ -18,7 +18,7 @@ import abuse_tool_cases
 import pytest
 from limbeck_runner import REPOSITORY
 
-CASES = int(os.environ.get("LIMBECK_ABUSE", "24"))  # of each kind
+CASES = int(os.environ.get("LIMBECK_ABUSE", "20"))  # of each kind
 FIRST = int(os.environ.get("LIMBECK_ABUSE_FIRST", "0"))
 ONE = os.environ.get("LIMBECK_ABUSE_CASE", "").split()
 MOST_SECONDS, MOST_BYTES, LONGEST_LINE = 20, 2 << 30, 1500
