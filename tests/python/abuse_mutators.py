@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -25,10 +26,15 @@ def places_of(value, path=()):
         yield from places_of(inner, (*path, key))
 
 
+def edge(dice: random.Random):
+    """A copy: what is put into a case is changed there, and must not change the cases after it."""
+    return copy.deepcopy(dice.choice(EDGES))
+
+
 def mutate_json(value, dice: random.Random):
     place = dice.choice(list(places_of(value))[1:] or [()])
     if not place:
-        return dice.choice(EDGES)
+        return edge(dice)
     holder = value
     for key in place[:-1]:
         holder = holder[key]
@@ -38,12 +44,12 @@ def mutate_json(value, dice: random.Random):
     elif kind == 1 and isinstance(old, (int, float)) and not isinstance(old, bool):
         holder[place[-1]] = dice.choice([old + 1, old - 1, old * 2, -old, old / 2, old // 2 if old else 1, old * 1000])
     elif kind == 2 and isinstance(old, list):
-        old += [dice.choice(EDGES)] if dice.random() < 0.5 or not old else old
+        old += [edge(dice)] if dice.random() < 0.5 or not old else copy.deepcopy(old)
     elif kind == 3 and isinstance(holder, dict):
         other = dice.choice(list(holder))
-        holder[place[-1]] = holder[other]
+        holder[place[-1]] = copy.deepcopy(holder[other])
     else:
-        holder[place[-1]] = dice.choice(EDGES)
+        holder[place[-1]] = edge(dice)
     return value
 
 

@@ -175,7 +175,10 @@ def _alpaca(record: dict, _keys: Keys, where: str) -> Content:
     system, more = _text(record, "system", where, ""), _text(record, "input", where, "")
     question, answer = _text(record, "instruction", where), _text(record, "output", where)
     messages = [_turn("system", system)] if system else []
-    for pair in record.get("history") or []:
+    history = record.get("history") or []
+    if not isinstance(history, list):
+        raise DataFault(f"{where}: 'history' is {kind_of(history)}, wanted a list of pairs: question and answer")
+    for pair in history:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
             raise DataFault(f"{where}: 'history' holds {shown(pair)}, wanted pairs of texts: question and answer")
         messages += [_turn(role, unicode_text(text, where)) for role, text in zip(("user", "assistant"), pair)]
