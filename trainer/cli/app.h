@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "trainer/cli/command.h"
 #include "modules/failure.h"
+#include "trainer/cli/command.h"
 #include "trainer/registry.h"
 
 namespace limbeck::cli {

@@ -78,9 +78,7 @@ at::Tensor ForwardPass::weights(const at::Tensor& mask_n, double value) const {
   return at::zeros(mask_n.sizes(), mask_n.options().dtype(wide)).masked_fill(mask_n, value);
 }
 
-int64_t ForwardPass::batch_targets() const {
-  return data::target_count(batch->student);
-}
+int64_t ForwardPass::batch_targets() const { return data::target_count(batch->student); }
 
 void count_tokens(ForwardPass& pass) {
   const data::TokenStream& stream = pass.batch->student;
