@@ -137,8 +137,9 @@ def test_ids_above_int32(tmp_path):
     content["model"]["vocab"]["b"] = 2**31 + 5
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     (tmp_path / "a.txt").write_text("b")
-    assert "tokenizer.json: holds id 2147483653" in refused(
-        "--tokenizer", tmp_path / "tokenizer.json", "--no-append-eos", "--out", tmp_path / "out", tmp_path / "a.txt", code=3)
+    message = refused("--tokenizer", tmp_path / "tokenizer.json", "--no-append-eos", "--out", tmp_path / "out",
+                      tmp_path / "a.txt", code=3)
+    assert "tokenizer.json: holds id 2147483653 ('b'), wanted ids below 2" in message
 
 
 def test_one_text_file_is_one_document(tmp_path, bpe):  # noqa: F811
