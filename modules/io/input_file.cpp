@@ -160,6 +160,12 @@ void InputFile::read(uint64_t offset, void* destination, size_t bytes) const {
   }
 }
 
+std::string InputFile::whole() const {
+  std::string bytes(size_, '\0');
+  read(0, bytes.data(), bytes.size());
+  return bytes;
+}
+
 void InputFile::check_size() const {
   const uint64_t now = size_of(descriptor_, path_);
   if (now != size_) {

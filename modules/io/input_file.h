@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 namespace limbeck::io {
 
@@ -20,6 +21,7 @@ class InputFile {
   const std::filesystem::path& path() const { return path_; }
   uint64_t size() const { return size_; }                             // when it was opened
   void read(uint64_t offset, void* destination, size_t bytes) const;  // all of it or an error; any thread
+  std::string whole() const;                                          // every byte; the caller looks at size() first
   void check_size() const;                                            // throws when the file has changed its length
 
  private:

@@ -58,8 +58,7 @@ std::string read_json_text(const std::filesystem::path& path, const JsonLimits& 
     throw WeightsError(path.string() + ": " + std::to_string(file.size()) + " bytes of JSON, at most " +
                        std::to_string(limits.bytes) + " are read");
   }
-  std::string text(file.size(), '\0');
-  file.read(0, text.data(), text.size());
+  std::string text = file.whole();
   file.check_size();
   return text;
 }

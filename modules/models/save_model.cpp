@@ -31,13 +31,6 @@ constexpr const char* kCopied[] = {"tokenizer.json",
                                    "generation_config.json",
                                    "chat_template.jinja"};
 
-std::string file_bytes(const fs::path& path) {
-  const io::InputFile file(path);
-  std::string bytes(file.size(), '\0');
-  file.read(0, bytes.data(), bytes.size());
-  return bytes;
-}
-
 // The dtype that holds every stored value: the one of all tensors, or where rules mix them the one that loses nothing.
 at::ScalarType stored_dtype(const io::NamedTensors& tensors) {
   at::ScalarType dtype = tensors.front().second.scalar_type();
@@ -103,7 +96,7 @@ void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_sh
   io::write_atomically(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
   for (const char* name : kCopied) {
     if (fs::is_regular_file(source / name, error))
-      io::write_atomically(temporary.path() / name, file_bytes(source / name));
+      io::write_atomically(temporary.path() / name, io::InputFile(source / name).whole());
   }
   temporary.put_in_place();
 }

@@ -1,13 +1,13 @@
 #include "modules/text/tokenizer.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <fstream>
 #include <random>
 
 #include "modules/errors.h"
+#include "tests/support/temporary_folder.h"
 
 namespace limbeck::text {
 namespace {
@@ -17,12 +17,6 @@ using nlohmann::json;
 
 class TokenizerFile : public ::testing::Test {
  protected:
-  void SetUp() override {
-    folder_ = fs::temp_directory_path() / ("tokenizer_test." + std::to_string(::getpid()));
-    fs::create_directories(folder_);
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   // Llama 2's pipeline on a handful of tokens.
   static json small() {
     return json::parse(R"({
@@ -48,7 +42,7 @@ class TokenizerFile : public ::testing::Test {
 
   fs::path write(const std::string& text) {
     std::ofstream(folder_ / "tokenizer.json", std::ios::binary) << text;
-    return folder_;
+    return folder_.path();
   }
   Tokenizer load(const json& file) { return Tokenizer(write(file.dump())); }
   std::string refusal(const json& file) {
@@ -60,7 +54,7 @@ class TokenizerFile : public ::testing::Test {
     return "accepted";
   }
 
-  fs::path folder_;
+  const test::TemporaryFolder folder_;
 };
 
 TEST_F(TokenizerFile, MergesFallsBackToBytesAndComesBack) {
@@ -139,7 +133,7 @@ TEST_F(TokenizerFile, SaysWhereATextIsNotUtf8) {
 TEST_F(TokenizerFile, SaysHowToMakeAMissingFile) {
   std::ofstream(folder_ / "vocab.txt") << "[UNK]\n";
   try {
-    Tokenizer tokenizer(folder_);
+    Tokenizer tokenizer(folder_.path());
     FAIL() << "accepted";
   } catch (const WeightsError& error) {
     EXPECT_NE(std::string(error.what()).find("has vocab.txt and no tokenizer.json"), std::string::npos) << error.what();

@@ -17,6 +17,7 @@ from typing import Callable
 import model_zoo
 import torch
 from abuse_mutators import mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
+from crc32c import crc32c
 from limbeck_runner import Limbeck
 from safetensors.torch import load_file, save_file
 from training_work import Work
@@ -218,15 +219,6 @@ def data(stock: Stock, folder: Path, dice: random.Random) -> Case:
         return Case(["eval", path, f"--data.validation={folder / 'data'}", "--threads=1", *extra])
     return Case(["train", path, f"--data.train={folder / 'data'}", f"--run={folder / 'run'}", "--train.steps=2 steps",
                  "--threads=1", *extra])  # fmt: skip
-
-
-def crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 @kind

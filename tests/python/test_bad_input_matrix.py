@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from crc32c import crc32c
 from rank_processes import Ranks
 from safetensors.torch import load_file, save_file
 from training_work import LENGTH, VOCABULARY, Outcome, Work, checkpoints, llama, newest_checkpoint, saved
@@ -316,15 +317,6 @@ def _(case):
     for checkpoint in checkpoints(case.run):
         flip(checkpoint / "optim-00000.safetensors")
     return case.resume()
-
-
-def crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 @row("a checkpoint of a newer format", 4, "checkpoint format 9", "newer one")

@@ -65,4 +65,5 @@ def test_fewer_steps_than_are_done_are_said(work, early):
     )
     steps = early.result["steps"]
     assert f"train.steps = 2 steps (--train.steps) is less than the {steps} updates that are done" in done.stderr
+    assert done.stderr.count("is less than") == 1
     assert f"nothing is trained, and final/ is the model after step {steps}" in done.stderr

@@ -66,3 +66,19 @@ def test_what_a_checkpoint_is_decides_its_folder_and_not_the_recipe(work, traine
     assert f"student of {adapted.folder / 'best'} (--checkpoint)" in said
     result, _ = evaluated(work, adapted.recipe, f"--checkpoint={trained.folder / 'final'}")
     assert result["perplexity"] == perplexity_of(trained)
+
+
+@pytest.mark.parametrize("kind", ["trained", "adapted"])
+def test_a_run_that_goes_on_when_all_is_done_knows_its_best(work, request, kind):
+    """A model's folder and an adapter's have other files in them."""
+    run, out = request.getfixturevalue(kind), work.folder / "again.json"
+    done = Limbeck().run("train", str(run.recipe), f"--run={run.folder}", "--json", str(out))
+    again = json.loads(out.read_text())["result"]
+    for name in ("best_model", "best_step", "evaluated_step", "evaluation"):
+        assert again[name] == run.result[name], name
+    assert again["best_model"] == str(run.folder / "best") and "evaluated after step 12:" in done.stdout
+
+
+def test_wrong_ids_are_refused_before_a_model_is_looked_for(work):
+    with pytest.raises(LimbeckError, match="wanted integers with commas between"):
+        Limbeck().run("generate", "--model", str(work.folder / "nowhere"), "--prompt-ids=a,b")

@@ -29,6 +29,17 @@ def store(cache, source, commit, ref):
     return snapshot
 
 
+def lead_out(cache, link):
+    """Replaced by a link to what would have been read, outside of the repository."""
+    inside, outside = cache / "models--Tiny-Org--tiny-model.v1" / link, cache.parent / "outside"
+    if inside.is_dir():
+        inside.rename(outside)
+    else:
+        outside.write_bytes(inside.read_bytes())
+        inside.unlink()
+    inside.symlink_to(outside)
+
+
 @pytest.fixture(name="cache")
 def _cache(tmp_path):
     source = model_zoo.write_model(model_zoo.DECODERS[0], tmp_path / "source")
@@ -87,15 +98,7 @@ def test_a_ref_that_is_no_commit_is_refused(cache, ref):
 
 @pytest.mark.parametrize("link", ["refs/main", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/config.json"])
 def test_links_that_lead_out_are_refused(cache, link):
-    """Each is replaced by a link to what would have been read, outside of the repository."""
-    inside = cache / "models--Tiny-Org--tiny-model.v1" / link
-    outside = cache.parent / "outside"
-    if inside.is_dir():
-        inside.rename(outside)
-    else:
-        outside.write_bytes(inside.read_bytes())
-        inside.unlink()
-    inside.symlink_to(outside)
+    lead_out(cache, link)
     arguments, more = forward(cache, NAME)
     said = refused(*arguments, code=4, **more)
     assert "is a symbolic link" in said or "(a link or a file)" in said

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_hub_cache import COMMIT, NAME, OLDER, store
+from test_hub_cache import COMMIT, NAME, OLDER, lead_out, store
 from test_prepare_data import CHATML, bpe, bytes_of, hub_folder, prepare, refused  # noqa: F401
 
 
@@ -52,12 +52,6 @@ def test_a_ref_that_is_no_commit_is_refused(cache, ref):
 
 @pytest.mark.parametrize("link", ["refs/main", f"snapshots/{COMMIT}", f"snapshots/{COMMIT}/tokenizer.json"])
 def test_links_that_lead_out_are_refused(cache, link):
-    inside, outside = cache / "models--Tiny-Org--tiny-model.v1" / link, cache.parent / "outside"
-    if inside.is_dir():
-        inside.rename(outside)
-    else:
-        outside.write_bytes(inside.read_bytes())
-        inside.unlink()
-    inside.symlink_to(outside)
+    lead_out(cache, link)
     said = refused("--tokenizer", NAME, "--out", "out", "a.txt", code=3)
     assert "leads out of" in said or "wanted the 40 hexadecimal digits" in said

@@ -32,7 +32,7 @@ Evaluated own_student(const recipe::Settings& settings) {
 // The best model of the run, or its last where it had no validation.
 Evaluated saved_by_run(const Invocation& call) {
   const fs::path run = call.settings.path("run");
-  for (const char* saved : {loop::kBest, loop::kFinal, loop::kStopped}) {
+  for (const char* saved : loop::kSavedModels) {
     if (fs::is_directory(run / saved)) {
       return {run / saved, fmt::format("student of {} {}", (run / saved).string(), call.settings.where("run"))};
     }

@@ -25,7 +25,13 @@ using recipe::OptionKind;
 struct Request {
   Prompts prompts;
   std::optional<text::Tokenizer> tokenizer;
+  IdRows encoded;  // by the tokenizer; empty for ids that were given
 };
+
+// Where the text of a row stands.
+std::string place_of(const recipe::Settings& settings, size_t row) {
+  return settings.given("prompts") ? fmt::format("{}:{}", settings.path("prompts").string(), row + 1) : "--prompt";
+}
 
 void check_prompts(const recipe::Settings& settings) {
   const int ways = static_cast<int>(!settings.list("prompt").empty()) + static_cast<int>(settings.given("prompts")) +
@@ -36,7 +42,7 @@ void check_prompts(const recipe::Settings& settings) {
       "input_ids) and --prompt-ids=1,15,7");
 }
 
-Request read_request(const recipe::Settings& settings, int64_t vocabulary) {
+Request read_request(const recipe::Settings& settings) {
   Request request;
   const bool tensors = settings.given("prompts") && settings.path("prompts").extension() == ".safetensors";
   IdRows rows;
@@ -51,11 +57,10 @@ Request read_request(const recipe::Settings& settings, int64_t vocabulary) {
       settings.enabled("no-special-tokens") ? text::SpecialTokens::kLeaveOut : text::SpecialTokens::kAdd;
   const bool file = settings.given("prompts");
   for (const std::string& text : file ? read_lines(settings.path("prompts")) : settings.list("prompt")) {
-    const std::string where =
-        file ? fmt::format("{}:{}", settings.path("prompts").string(), rows.size() + 1) : "--prompt";
-    rows.push_back(prompt_ids(*request.tokenizer, text, special, where, vocabulary));
+    rows.push_back(prompt_ids(*request.tokenizer, text, special, place_of(settings, rows.size())));
   }
   request.prompts = padded(rows);
+  request.encoded = std::move(rows);
   return request;
 }
 
@@ -110,13 +115,16 @@ models::GenerateOptions options_of(const recipe::Settings& settings) {
 void run_generate(Invocation& call) {
   const auto& settings = call.settings;
   check_prompts(settings);
+  const auto [prompts, tokenizer, encoded] = read_request(settings);  // what is wrong there need not wait for weights
   const models::GenerateOptions options = options_of(settings);
   const models::ModelRequest request = single_model(settings);
   models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
   load_named_adapter(settings, built, {}, call.console);
   const models::Architecture& a = built.model->architecture();
-  const auto [prompts, tokenizer] = read_request(settings, a.vocabulary);
+  for (size_t row = 0; row < encoded.size(); ++row) {
+    require_known(*tokenizer, encoded[row], place_of(settings, row), a.vocabulary);
+  }
   const bool to_file = settings.given("output");
   const bool live = tokenizer && prompts.ids.size(0) == 1 && !to_file;
   std::optional<Answers> answers;

@@ -69,23 +69,24 @@ Prompts prompts_from_tensors(const std::filesystem::path& path) {
 }
 
 std::vector<int64_t> prompt_ids(const text::Tokenizer& tokenizer, const std::string& text, text::SpecialTokens special,
-                                const std::string& where, int64_t vocabulary) {
+                                const std::string& where) {
   const text::Ids ids = tokenizer.encode(text, special, where);
   if (ids.empty()) throw InputDataError(fmt::format("{}: gives no tokens, wanted a text of at least one", where));
-  const auto top = *std::max_element(ids.begin(), ids.end());
-  if (top >= vocabulary) {
-    throw WeightsError(
-        fmt::format("{}: gives id {} for {}, and the model knows ids below {}: name the model's own with "
-                    "--tokenizer=DIR",
-                    tokenizer.where(), top, where, vocabulary));
-  }
   return {ids.begin(), ids.end()};
 }
 
+void require_known(const text::Tokenizer& tokenizer, const std::vector<int64_t>& ids, const std::string& where,
+                   int64_t vocabulary) {
+  const auto top = *std::max_element(ids.begin(), ids.end());
+  if (top < vocabulary) return;
+  throw WeightsError(
+      fmt::format("{}: gives id {} for {}, and the model knows ids below {}: name the model's own with "
+                  "--tokenizer=DIR",
+                  tokenizer.where(), top, where, vocabulary));
+}
+
 std::vector<std::string> read_lines(const std::filesystem::path& path) {
-  const io::InputFile file(path);
-  std::string all(file.size(), '\0');
-  file.read(0, all.data(), all.size());
+  const std::string all = io::InputFile(path).whole();
   std::vector<std::string> lines;
   for (size_t at = 0; at < all.size();) {
     const size_t end = std::min(all.find('\n', at), all.size());

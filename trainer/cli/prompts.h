@@ -18,9 +18,12 @@ struct Prompts {
 using IdRows = std::vector<std::vector<int64_t>>;
 
 std::vector<int64_t> parse_ids(const std::string& text);
-// The ids of a text for a model of `vocabulary` tokens. A rendered chat brings its special tokens as text: kLeaveOut.
+// The ids of a text. A rendered chat brings its special tokens as text: kLeaveOut.
 std::vector<int64_t> prompt_ids(const text::Tokenizer& tokenizer, const std::string& text, text::SpecialTokens special,
-                                const std::string& where, int64_t vocabulary);
+                                const std::string& where);
+// That a model of `vocabulary` tokens knows them; the model is read later than its prompts.
+void require_known(const text::Tokenizer& tokenizer, const std::vector<int64_t>& ids, const std::string& where,
+                   int64_t vocabulary);
 Prompts padded(const IdRows& rows);
 Prompts prompts_from_tensors(const std::filesystem::path& path);
 // The lines of a text file, without their "\n"; those of a .jsonl are JSON strings.

@@ -116,7 +116,7 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
 // A run that reads what it saves would go on from another model after a stop.
 void check_saved_models(const recipe::Settings& settings) {
   if (!settings.given("run")) return;
-  for (const char* saved : {loop::kBest, loop::kFinal, loop::kStopped}) {
+  for (const char* saved : loop::kSavedModels) {
     check_output_folder({"--run", settings.path("run") / saved}, inputs_of(settings, ""));
   }
 }

@@ -51,9 +51,7 @@ std::string read_text(const fs::path& folder) {
     throw InputDataError(
         fmt::format("{}: {} bytes, at most {} are allowed", path.string(), file.size(), io::kMaxJsonBytes));
   }
-  std::string text(file.size(), '\0');
-  file.read(0, text.data(), text.size());
-  return text;
+  return file.whole();
 }
 
 // The last key holds the CRC-32 of every byte before its line, so that the writer knows it when it gets there.

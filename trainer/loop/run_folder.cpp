@@ -84,7 +84,7 @@ RunFolder::RunFolder(const recipe::Settings& settings, bool owner) : path_(setti
                               failure.message(), where));
   }
   lock_ = take_lock(path_, where);
-  for (const char* name : {kBest, kFinal}) io::recover_folder(path_ / name);
+  for (const char* name : kSavedModels) io::recover_folder(path_ / name);
 }
 
 RunFolder::~RunFolder() {

@@ -1,6 +1,7 @@
 // The folder of one run: recipe.ini as resolved, contract.json, metrics, checkpoints, and the models it saved. One
 // process owns it: rank 0; the others know its path.
 #pragma once
+#include <array>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -12,8 +13,9 @@
 
 namespace limbeck::loop {
 
-// The models that a run saves.
+// The models that a run saves, in the order in which a reader of the run wants them.
 inline constexpr const char *kBest = "best", *kFinal = "final", *kStopped = "stopped";
+inline constexpr std::array kSavedModels = {kBest, kFinal, kStopped};
 
 class RunFolder {
  public:

@@ -174,12 +174,6 @@ void Trainer::State::go_on_from_checkpoint() {
                     "the model after step {}; write more to go on",
                     settings.text("train.steps"), settings.where("train.steps"), run.step, run.step));
   }
-  if (run.step > total_steps) {
-    warn(
-        fmt::format("train.steps = {} {} is less than the {} steps that are done: nothing is trained, the model stays "
-                    "that of step {}; set more, or start anew with another --run=DIR",
-                    settings.count("train.steps").to_string(), settings.where("train.steps"), run.step, run.step));
-  }
 }
 
 void Trainer::State::begin_logs() {
