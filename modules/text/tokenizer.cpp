@@ -7,6 +7,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/json_text.h"
+#include "modules/text/growth.h"
 #include "modules/text/unicode.h"
 
 namespace limbeck::text {
@@ -121,6 +122,8 @@ StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
 }
 
 void StreamDecoder::pass(size_t stage, DecodeStage::Part part) {
+  const size_t most = most_grown(given_);
+  if (part.text.size() > most) refuse_growth(tokenizer_.where() + ": \"decoder\"", most);
   if (stage == stages_.size()) {
     ready_ += part.text;
     return;
@@ -134,6 +137,7 @@ std::string StreamDecoder::push(TokenId id) {
   if (token == nullptr || (skip_special_ && added != nullptr && added->special)) return "";
   if (!tokenizer_.decoder_ && !first_) ready_ += ' ';  // a tokenizer without a decoder puts spaces between tokens
   first_ = false;
+  given_ += token->size();
   pass(0, {*token, true});
   return std::exchange(ready_, "");
 }

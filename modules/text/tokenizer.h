@@ -56,6 +56,7 @@ class StreamDecoder {
   const Tokenizer& tokenizer_;
   bool skip_special_, first_ = true;
   std::vector<std::unique_ptr<DecodeStage>> stages_;
+  size_t given_ = 0;  // bytes of the tokens so far
   std::string ready_;
 };
 

@@ -56,7 +56,8 @@ class Stock:
         for kind in ("none", "lora", "dora", "ia3", "npt"):
             self.work.train(kind, threads=1, adapter__kind=kind, **short)
         self.recipe = (folder / "work" / "none.ini").read_text()
-        self.masked_data, self.masked_recipe = folder / "masked", self._masked()
+        self.masked_data = folder / "masked"
+        self.masked_recipe = self._masked()
         self.tokenizers = abuse_tokenizers.texts()
         self.spellings = [line.split()[0] for line in limbeck.run("list", "aliases").stdout.splitlines()[2:]]
         self.spellings.remove("output_dir")

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import abuse_cases
@@ -43,6 +44,7 @@ class Driver:
         # No leaks: a process that ends on purpose without freeing harms nobody, and what grows meets the bar on memory.
         options = {"ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:allocator_may_return_null=1:quarantine_size_mb=16",
                    "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1"}  # fmt: skip
+        self.slowest = self.largest = 0  # of the kind that is being tried
         self.sanitized = b"LIMBECK_SANITIZE:BOOL=ON" in (build / "CMakeCache.txt").read_bytes()
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                          env={**options, **os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
@@ -53,7 +55,9 @@ class Driver:
                    "seconds": seconds}  # fmt: skip
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline()), output.read_text(errors="replace")
+        ended = json.loads(self._process.stdout.readline())
+        self.slowest, self.largest = max(self.slowest, ended["seconds"]), max(self.largest, ended["peak_bytes"])
+        return ended, output.read_text(errors="replace")
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -118,7 +122,10 @@ def test_whatever_comes_is_answered(stock, driver, tmp_path, kind):
         pytest.skip("another case was asked for")
     seeds = range(len(abuse_cases.KNOWN)) if kind == "known" else range(FIRST, FIRST + CASES)
     seeds = [int(ONE[1])] if ONE else seeds
+    begin, driver.slowest, driver.largest = time.monotonic(), 0, 0
     found = [fault for seed in seeds if (fault := tried(stock, driver, kind, seed, tmp_path / str(seed)))]
+    print(f"{kind}: {len(seeds)} cases, {len(found)} findings in {time.monotonic() - begin:.0f} s; the slowest "
+          f"{driver.slowest:.1f} s, the largest {driver.largest >> 20} MiB")  # fmt: skip
     assert not found, f"{len(found)} of {len(seeds)} cases:\n" + "\n".join(found)
 
 
