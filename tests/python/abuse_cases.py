@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from abuse_mutators import WORDS, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
-from abuse_stock import KINDS, Case, Stock, copied_model, kind, sealed_manifest
+from abuse_stock import KINDS, Case, Stock, copied_model, kind
 from crc32c import crc32c
 from safetensors.torch import load_file, save_file
 
@@ -226,33 +226,6 @@ def overflowing(command: str):
     return make
 
 
-def tokenized(part: str, list_name: str, step: dict):
-    """Sixty steps that double a text."""
-
-    def make(stock: Stock, folder: Path) -> Case:
-        (folder / "tok").mkdir()
-        steps = {"type": "Sequence", list_name: [{"type": "Sequence", list_name: [step] * 30}] * 2}
-        (folder / "tok" / "tokenizer.json").write_text(json.dumps(json.loads(stock.tokenizers[0]) | {part: steps}))
-        (folder / "lines.txt").write_text("brown foo größer\n", encoding="utf-8")
-        return Case(["tokenize", f"--model={folder / 'tok'}", f"--input={folder / 'lines.txt'}", "--json=out"], codes={4})
-
-    return make
-
-
-def listing(key: str, ids: str):
-    def make(stock: Stock, folder: Path) -> Case:
-        shutil.copytree(stock.masked_data, folder / "data")
-        value = json.loads((folder / "data" / "manifest.json").read_text())
-        value["tokenizer"] |= {"vocabulary": 2**31 - 1, key: ids}
-        sealed_manifest(folder / "data" / "manifest.json", value)
-        return Case(["eval", str(stock.masked_recipe), f"--data.validation={folder / 'data'}", "--threads=1"], codes={3})
-
-    return make
-
-
-DOUBLED = {"type": "Replace", "pattern": {"String": "o"}, "content": "oo"}
-AS_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-
 # What was found once and must not come back, in turn.
 KNOWN = [
     without("qwen3-moe", "num_experts_per_tok"),
@@ -264,11 +237,6 @@ KNOWN = [
     checked("--objective.layer_weight=1", "--objective.layer_map=1:1 1:1"),
     overflowing("forward"),
     overflowing("generate"),
-    tokenized("normalizer", "normalizers", DOUBLED),
-    tokenized("pre_tokenizer", "pretokenizers", AS_BYTES),
-    tokenized("decoder", "decoders", DOUBLED),
-    listing("special", "0-2147483646"),
-    listing("continuing", "0-2147483646"),
 ]
 
 

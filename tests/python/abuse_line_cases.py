@@ -112,3 +112,27 @@ def spelling(stock: Stock, folder: Path, dice: random.Random) -> Case:
     path = folder / "recipe.ini"
     path.write_text("".join(f"{name} = {value}\n" for name, value in zip(names, values)) + recipe.read_text(), encoding="utf-8")
     return Case(["check", str(path), "--threads=1"])
+
+
+# What torchrun and Slurm tell the one process of a job.
+LAUNCHED = [
+    {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1",
+     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "TORCHELASTIC_RUN_ID": "run7", "TORCHELASTIC_USE_AGENT_STORE": "False"},
+    {"SLURM_JOB_ID": "1234", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+     "SLURM_NTASKS_PER_NODE": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_STEP_NODELIST": "localhost"},
+]  # fmt: skip
+SAID = [*WORDS, "2(x3)", "4(x99999999999)", "gpu[01-99999999]", "gpu[07-08", "[1-2]", "a[1-2][3-4][5-9999]", "::1", "127.0.0.1", "localhost", "29517"]
+
+
+@kind
+def launcher(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """Variables of launchers that do not fit together; whoever waits for the others says after a second that they are missing."""
+    variables = dict(dice.choice(LAUNCHED))
+    for name in dice.sample(list(variables), dice.choice([1, 1, 2, 3])):
+        variables[name] = dice.choice(SAID)
+        if dice.random() < 0.2:
+            del variables[name]
+    if dice.random() < 0.1:
+        variables |= dice.choice(LAUNCHED)
+    waits = ["--parallel.timeout=1", "--parallel.first_timeout=1", "--train.steps=1 steps", "--threads=1"]
+    return Case(["train", str(stock.folder / "work" / "none.ini"), f"--run={folder / 'run'}", *waits], environment=variables)

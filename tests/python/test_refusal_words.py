@@ -1,10 +1,13 @@
-"""What refusals never say: a range without a number in it, or a suggestion without a name."""
+"""What refusals never say, a range without a number in it or a suggestion without a name, and what they say of files that
+would fill the memory."""
 
 import json
 import re
 
+import abuse_tokenizers
 import pytest
 import torch
+from abuse_stock import sealed_manifest
 from safetensors.torch import load_file, save_file
 from test_command_line import refused
 from test_hostile_use import IDS, forward
@@ -74,3 +77,34 @@ def test_nothing_near_is_not_offered(folder, work, what):
     assert {"weights": "missing from the checkpoint: model.embed_tokens.weight, ", "peft": "of this llama model", "target": FAR,
             "npt": "A_proj.weight is missing: "}[what] in message, message  # fmt: skip
     assert not re.search("nearest|did you mean", message), message
+
+
+DOUBLED = {"type": "Replace", "pattern": {"String": "o"}, "content": "oo"}
+AS_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    "part, members, step",
+    [("normalizer", "normalizers", DOUBLED), ("pre_tokenizer", "pretokenizers", AS_BYTES), ("decoder", "decoders", DOUBLED)],
+)
+def test_a_tokenizer_whose_steps_multiply_a_text_is_refused(tmp_path, part, members, step):
+    # Halves within a whole: nothing is gained by nesting.
+    value = json.loads(abuse_tokenizers.byte_level().to_str()) | {part: {"type": "Sequence", members: [
+        {"type": "Sequence", members: [step] * 30}] * 2}}  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(value))
+    (tmp_path / "lines.txt").write_text("brown foo größer\n", encoding="utf-8")
+    arguments = ("--model", tmp_path, "--input", tmp_path / "lines.txt", "--json", tmp_path / "out.json")
+    message = refused("tokenize", *arguments, "--quiet", code=4)
+    assert f'{tmp_path / "tokenizer.json"}: "{part}": makes more than 104' in message and "wanted steps that do not multiply it" in message
+
+
+@pytest.mark.parametrize("key", ["special", "continuing"])
+def test_a_manifest_that_lists_two_thousand_million_ids_is_refused(work, key):
+    path = work.folder / "validation" / "manifest.json"
+    text = path.read_text()
+    value = json.loads(text)
+    value["tokenizer"] |= {"vocabulary": 2**31 - 1, key: "0-2147483646"}
+    sealed_manifest(path, value)
+    message = refused("eval", work.recipe("listed"), "--quiet", code=3)
+    path.write_text(text)
+    assert f'{path}: "tokenizer": key "vocabulary" = 2147483647, wanted an integer in [1, 16777216]' in message
