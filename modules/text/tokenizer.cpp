@@ -15,9 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Gemma's, the largest there are, has 33 MB and 1.6 million values.
-constexpr io::JsonLimits kLimits{.bytes = size_t{96} << 20, .values = 6'000'000};
-
 fs::path file_of(const fs::path& path) {
   if (!fs::is_directory(path)) return path;
   const fs::path file = path / "tokenizer.json";
@@ -47,7 +44,7 @@ io::JsonFile member(nlohmann::json& whole, const std::string& key, const std::st
 Tokenizer::Tokenizer(const fs::path& path) {
   const fs::path file = file_of(path);
   where_ = file.string();
-  auto whole = io::parse_json(io::read_json_text(file, kLimits), where_, kLimits);
+  auto whole = io::parse_json(io::read_json_text(file, kTokenizerLimits), where_, kTokenizerLimits);
   if (!whole.is_object()) throw WeightsError(where_ + ": wanted an object");
   model_ = read_token_model(member(whole, "model", where_));
   whole.erase("model");

@@ -11,6 +11,8 @@ import random
 import shutil
 from pathlib import Path
 
+import abuse_folder_cases  # noqa: F401  (its kinds join KINDS)
+import abuse_line_cases  # noqa: F401
 import torch
 from abuse_mutators import WORDS, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from abuse_stock import KINDS, Case, Stock, copied_model, kind
@@ -251,10 +253,6 @@ class Dice(random.Random):
     def __init__(self, name: str, number: int):
         super().__init__(f"{name} {number}")
         self.seed_number = number
-
-
-import abuse_folder_cases  # noqa: E402, F401  (their kinds join KINDS)
-import abuse_line_cases  # noqa: E402, F401
 
 
 def made(stock: Stock, name: str, seed: int, folder: Path) -> Case:

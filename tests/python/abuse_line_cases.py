@@ -98,7 +98,7 @@ def command_line(stock: Stock, folder: Path, dice: random.Random) -> Case:
             words[at % len(words)] = one[:place] + dice.choice(["", "x", "-", one[:1]]) + one[place + 1 :]
         else:
             words.append(f"--{dice.choice(stock.options['recipe'])}={dice.choice(WORDS)}")
-    return Case(words)
+    return Case(words or [""])  # no word at all is answered by the help
 
 
 @kind
