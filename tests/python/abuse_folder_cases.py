@@ -103,6 +103,38 @@ def resumed(stock: Stock, folder: Path, dice: random.Random, which: str = "none"
     ])  # fmt: skip
 
 
+def replace_by_no_file(one: Path, dice: random.Random, stock: Stock) -> None:
+    one.unlink()
+    how = dice.randrange(4)
+    if how == 1:
+        one.mkdir()
+    elif how == 2:
+        one.symlink_to(dice.choice(["/dev/null", "/dev/zero", one, "../..", "/nonexistent", stock.folder / "input.safetensors"]))
+    elif how == 3:
+        os.mkfifo(one)
+
+
+@kind
+def model_folder(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """The folder of a teacher or a student with something else than a file in it; both have tokenizers, which are compared."""
+    for role in ("teacher", "student"):
+        shutil.copytree(stock.folder / "work" / role, folder / role)
+        (folder / role / "tokenizer.json").write_text(stock.tokenizers[role == "student"])
+    chosen = folder / dice.choice(["teacher", "student"])
+    one = dice.choice(sorted(chosen.iterdir()))
+    if dice.random() < 0.7:
+        replace_by_no_file(one, dice, stock)
+    else:
+        one.write_bytes(mutate_bytes(one.read_bytes(), dice))
+    both = [f"--teacher.model={folder / 'teacher'}", f"--student.model={folder / 'student'}", "--threads=1"]
+    recipe, run = str(stock.folder / "work" / "none.ini"), f"--run={folder / 'run'}"
+    return dice.choice([
+        Case(["check", recipe, *both]), Case(["check", recipe, *both]), Case(["train", recipe, run, "--train.steps=1 steps", *both]),
+        Case(["generate", f"--model={chosen}", "--prompt=the fox", "--max-new-tokens=2", "--ignore-eos", "--threads=1"]),
+        Case(["tokenize", f"--model={chosen}", f"--input={recipe}"]),
+    ])  # fmt: skip
+
+
 @kind
 def run_folder(stock: Stock, folder: Path, dice: random.Random) -> Case:
     """Anything of a run's folder: changed, gone, or something else than a file."""
@@ -110,19 +142,12 @@ def run_folder(stock: Stock, folder: Path, dice: random.Random) -> Case:
     run = folder / "run"
     shutil.copytree(stock.run(which), run)
     one = dice.choice(sorted(path for path in run.rglob("*") if path.is_file() and path.name != "MANIFEST.json"))
-    how = dice.randrange(8)
-    if how < 4 and one.suffix in (".json", ".safetensors") and one.parent.name in ("final", "best", "run"):
+    if dice.random() < 0.5:
+        replace_by_no_file(one, dice, stock)
+    elif one.suffix in (".json", ".safetensors") and one.parent.name in ("final", "best", "run"):
         (mutate_json_file if one.suffix == ".json" else mutate_safetensors)(one, dice)
-    elif how < 4:
-        one.write_bytes(mutate_bytes(one.read_bytes(), dice))
     else:
-        one.unlink()
-        if how == 5:
-            one.mkdir()
-        elif how == 6:
-            one.symlink_to(dice.choice(["/dev/null", one, "../..", "/nonexistent", stock.folder / "input.safetensors"]))
-        elif how == 7:
-            os.mkfifo(one)
+        one.write_bytes(mutate_bytes(one.read_bytes(), dice))
     return resumed(stock, folder, dice, which)
 
 
