@@ -23,7 +23,7 @@ import torch
 from limbeck_runner import REPOSITORY
 from safetensors.torch import load_file
 
-CASES = int(os.environ.get("LIMBECK_ABUSE", "36"))  # of each kind
+CASES = int(os.environ.get("LIMBECK_ABUSE", "15"))  # of each kind
 FIRST = int(os.environ.get("LIMBECK_ABUSE_FIRST", "0"))
 ONE = os.environ.get("LIMBECK_ABUSE_CASE", "").split()
 MOST_SECONDS, MOST_BYTES = 20, 2 << 30
