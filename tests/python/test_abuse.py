@@ -86,7 +86,7 @@ def faults_of(case: abuse_cases.Case, ended: dict, text: str, sanitized: bool) -
         faults.append(f"signal {ended['signal']}")
     elif ended["code"] not in (case.codes or CODES):
         faults.append(f"exit {ended['code']}")
-    if "fault in limbeck" in text:
+    if "fault in limbeck," in text:  # the help, too, says what code 1 is
         faults.append("a fault in limbeck")
     faults += [f"half a message: {line}" for line in text.splitlines() if HALF_A_MESSAGE.search(line)]
     if "runtime error:" in text or "AddressSanitizer" in text:
