@@ -126,7 +126,7 @@ def test_whatever_comes_is_answered(stock, driver, tmp_path, kind):
     begin, driver.slowest, driver.largest = time.monotonic(), 0, 0
     found = [fault for seed in seeds if (fault := tried(stock, driver, kind, seed, tmp_path / str(seed)))]
     print(f"{kind}: {len(seeds)} cases, {len(found)} findings in {time.monotonic() - begin:.0f} s; the slowest "
-          f"{driver.slowest:.1f} s, the largest {driver.largest >> 20} MiB")  # fmt: skip
+          f"{driver.slowest:.1f} s, the largest {driver.largest >> 20} MiB", *found, sep="\n", flush=True)  # fmt: skip
     assert not found, f"{len(found)} of {len(seeds)} cases:\n" + "\n".join(found)
 
 
