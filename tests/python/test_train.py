@@ -165,6 +165,17 @@ def refused(work: Work, recipe: Path, *flags: str, code: int) -> str:
     return done.stderr
 
 
+def test_without_its_teacher_a_recipe_trains_as_one_that_names_none(work):
+    """teacher.kind = none is how a distilled student is compared with the same one trained alone."""
+    keys = {"objective__alpha": 0, "train__steps": "4 steps"}
+    unnamed = work.train("unnamed-teacher", teacher__model=None, **keys)
+    put_aside = work.train("teacher-put-aside", teacher__kind="none", **keys)
+    assert put_aside.series("loss") == unnamed.series("loss")
+    assert put_aside.result["planned_peak_bytes"] == unnamed.result["planned_peak_bytes"]
+    message = refused(work, put_aside.recipe, "--objective.alpha=0.5", "--run", str(work.folder / "none"), code=2)
+    assert "compares with a teacher, and the recipe has none" in message
+
+
 def test_a_folder_that_holds_a_run_is_not_written_over(work):
     run = work.train("once", train__steps="1 steps", checkpoint__keep=0)
     message = refused(work, run.recipe, "--run", str(run.folder), code=2)
