@@ -14,7 +14,8 @@ endif()
 # limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; each case is a test of ctest's own.
 function(limbeck_test name)
   cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
-  limbeck_program(${name} PCH SOURCES ${F_SOURCES} LINK ${F_LINK} GTest::gtest GTest::gtest_main)
+  limbeck_program(${name} PCH SOURCES ${F_SOURCES} "${PROJECT_SOURCE_DIR}/tests/support/test_main.cpp"
+    LINK ${F_LINK} GTest::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # the libraries are what must be fast
