@@ -52,8 +52,11 @@ TEST_P(DropoutTest, KeepsEveryPromiseForEveryShape) {
     for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
     const Operator ours = [](const Tensors& in) { return kernels::dropout(in[0], {in[1], kKey, 0.3}); };
     const Operator wanted = [&](const Tensors& in) { return in[0] * factors(rows, width, 0.3).view(in[0].sizes()); };
-    expect_every_promise(
-        {ours, wanted, {random_tensor(shape, options(), 1), tokens_of(rows).to(options().device())}, 1}, "dropout");
+    const Case c{ours, wanted, {random_tensor(shape, options(), 1), tokens_of(rows).to(options().device())}, 1};
+    expect_matches_reference(c);
+    expect_inference_equals_training(c);
+    expect_threads_do_not_matter(c);
+    expect_meta_agrees(c);
   }
 }
 
@@ -72,7 +75,8 @@ TEST_P(DropoutTest, AProductOfWhatIsLeftHasTheGradientsOfItsParts) {
       return at::linear(in[0] * factors(rows, width, 0.3).view(in[0].sizes()), in[1]);
     };
     const Case c{ours, wanted, {random_tensor(shape, options(), 1), random_tensor({5, width}, options(), 2)}, 2};
-    expect_matches_reference(c);
+    // Half types round what is left before the product: held to the bits of the two steps, each with its own reference.
+    if (options().dtype() == at::kFloat || options().dtype() == at::kDouble) expect_matches_reference(c);
     expect_inference_equals_training(c);
     expect_meta_agrees(c);
     // In two steps, of which the first leaves a tensor behind: the same bits.
@@ -104,6 +108,9 @@ TEST_P(DropoutTest, AMaskBelongsToItsTokenWhereverItStands) {
 TEST_P(DropoutTest, WrongArgumentsAreRefused) {
   const at::Tensor x = at::ones({4, 8}, options()), tokens = tokens_of(4).to(options().device());
   EXPECT_THROW(kernels::dropout(x, {tokens.narrow(0, 0, 3), kKey, 0.1}), c10::Error);
+  EXPECT_THROW(kernels::dropout(x, {tokens.to(at::kInt), kKey, 0.1}), c10::Error);
+  EXPECT_THROW(kernels::dropout(x, {tokens.to(at::kMeta), kKey, 0.1}), c10::Error);
+  EXPECT_THROW(kernels::dropout(at::ones({4, 8}, at::kLong), {tokens, kKey, 0.1}), c10::Error);
   EXPECT_THROW(kernels::dropout(x, {tokens.view({2, 2}), kKey, 0.1}), c10::Error);
   EXPECT_THROW(kernels::dropout(at::ones({}, options()), {tokens, kKey, 0.1}), c10::Error);
   for (const double rate : {1.0, -0.1, std::nan("")}) {

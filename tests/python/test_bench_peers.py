@@ -120,6 +120,18 @@ def test_contenders_train_the_same_adapter(tmp_path):
     assert "LoRA of rank 4 (Python: PEFT)" in done.stdout and "no teacher" in done.stdout
 
 
+def test_dropout_is_measured_beside_none_on_both_sides(tmp_path):
+    done, result = run(tmp_path, "--dtype=float32", "--lora=4", "--dropout=0.5", "--kd-weight=0",
+                       "--only=limbeck,limbeck-whole,plain,plain-whole")  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = {name: outcome["losses"][0] for name, outcome in result["contenders"].items()}
+    for name in ("limbeck", "plain"):
+        assert losses[name][0] == losses[f"{name}-whole"][0]  # B is zero
+        assert losses[name][2:] != losses[f"{name}-whole"][2:]
+        assert result["ratios"][f"step of {name} with dropout over without"] > 0
+    assert "dropout 0.5" in done.stdout
+
+
 def test_the_rows_written_are_the_rows_read(tmp_path):
     bench_data.write_rows(tmp_path, rows=5, length=16, vocabulary=50)
     rows = loops.read_rows(tmp_path)

@@ -116,6 +116,7 @@ void Trainer::State::open_folder() {
 void Trainer::State::build_models() {
   objective = std::make_unique<objective::Distillation>(settings, registries, objective::Materialize::kWeights);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  for (const std::string& line : objective->notes()) note(line);
 }
 
 void Trainer::State::open_data() {
