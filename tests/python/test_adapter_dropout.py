@@ -1,6 +1,6 @@
 """Dropout of adapters in `limbeck train`: PEFT's gradients under the same masks, the same bits after a kill, none elsewhere.
 
-That it has the same bits on two ranks, in checkpointed layers and after a resume is in test_adapter_training.py.
+Trajectories beside PEFT, the bits on two ranks and in checkpointed layers are in test_adapter_training.py.
 """
 
 from __future__ import annotations

@@ -85,6 +85,9 @@ Trainer::State::State(const TrainRequest& request)
   if (ranks.size() > 1) precision::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
+  // Of a folder, where the recipe leaves it to that.
+  if (objective->adapter())
+    run.recipe["adapter.dropout"] = fmt::format("{}", adapters::dropout_of(*objective->adapter()));
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
   // Else the number of ranks does not show in the sums.

@@ -132,8 +132,7 @@ void check_recipe(const recipe::Settings& settings) {
 void require_dropout_fits(const recipe::Settings& settings, const std::string& kind, const char* decided_by) {
   if (settings.number("adapter.dropout") == 0 || adapters::kind_has_dropout(kind)) return;
   throw UsageError(fmt::format(
-      "adapter.dropout = {} {} with an adapter of kind {} {}: lora and dora have one alone: "
-      "leave it out",
+      "adapter.dropout = {} {} with an adapter of kind {} {}: only lora and dora have one: leave it out",
       settings.text("adapter.dropout"), settings.where("adapter.dropout"), kind, settings.where(decided_by)));
 }
 
