@@ -183,7 +183,7 @@ def test_checkpointed_activations_and_two_ranks_give_the_same_bits(work):
 REFUSED = {
     "no adapter": (KEYS | dict(adapter__kind="none"), "has none: set adapter.kind"),
     "another teacher": (KEYS | dict(teacher__kind="model", teacher__model="TEACHER"), "compares layer by layer"),
-    "no teacher": (KEYS | dict(teacher__kind="model"), "the recipe names none"),
+    "no teacher": (KEYS | dict(teacher__kind="model"), "the recipe has none"),
     "safe mode": (KEYS | dict(train__safe_mode="yes", adapter__modulation="both"), "which has additive alone"),
     "float16 quantized": (KEYS | dict(student__dtype="float16", student__quantize="nf4"), "float16 base without quantization"),
 }

@@ -11,8 +11,10 @@
 #include "modules/precision/casts.h"
 #include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/checkpoint/async_saver.h"
 #include "trainer/data/data_source.h"
 #include "trainer/loop/deal.h"
+#include "trainer/loop/run_state.h"
 #include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
 
@@ -201,6 +203,10 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   for (const auto& part : optimizer->state_tensors()) state += static_cast<int64_t>(part.part.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
   report.memory.push_back({"gradients", kept.gradients});
+  if (settings.integer("checkpoint.keep") > 0) {
+    report.checkpoint_copy_bytes =
+        checkpoint::staged_bytes(loop::save_request({}, objective, *optimizer, ranks->rank() == 0));
+  }
   const auto update = [&] {
     const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
     loop::run_update(objective, *optimizer, batches, progress, *ranks);
@@ -222,6 +228,9 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   });
   report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
   report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes());
+  if (report.checkpoint_copy_bytes > 0) {
+    report.memory.push_back({"a checkpoint's copy on the host, beside the peak", report.checkpoint_copy_bytes});
+  }
 }
 
 void run_generation(const Transformer& model, const recipe::Settings& settings, CheckReport& report) {

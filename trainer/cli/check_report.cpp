@@ -105,6 +105,7 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
   json["ranks"] = report.ranks;
   for (const check::MemoryRow& row : report.memory) json["memory"][row.what] = row.bytes;
   json["peak_bytes"] = report.peak_bytes;
+  json["checkpoint_copy_bytes"] = report.checkpoint_copy_bytes;
   json["operators"] = report.operators;
   json["violations"] = violations_of(report);
   return json;

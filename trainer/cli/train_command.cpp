@@ -82,21 +82,25 @@ check::CheckReport check_first(Invocation& call, int ranks) {
   refuse_violations(report, call.console);
   if (call.speaks) {
     warn_of_frozen_codes(report, call.settings, call.console);
-    call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned{}", report.operators,
-                                  report.casts.size(), human_bytes(report.peak_bytes),
-                                  ranks > 1 ? " on each rank" : ""));
+    const int64_t copy = report.checkpoint_copy_bytes;
+    call.console.note(
+        fmt::format("check passed: {} operators, {} named casts, peak {} planned{}{}", report.operators,
+                    report.casts.size(), human_bytes(report.peak_bytes),
+                    copy > 0 ? fmt::format(", {} more from the first checkpoint on", human_bytes(copy)) : "",
+                    ranks > 1 ? ", on each rank" : ""));
   }
   return report;
 }
 
 void report_result(Invocation& call, const loop::Trainer& trainer, const loop::TrainResult& result,
-                   int64_t planned_bytes) {
+                   const check::CheckReport& plan) {
   call.result["run"] = trainer.folder().path().string();
   call.result["steps"] = result.steps;
   call.result["seconds"] = result.seconds;
   call.result["skipped"] = result.skipped;
   call.result["peak_bytes"] = result.peak_bytes;
-  call.result["planned_peak_bytes"] = planned_bytes;
+  call.result["planned_peak_bytes"] = plan.peak_bytes;
+  call.result["planned_checkpoint_copy_bytes"] = plan.checkpoint_copy_bytes;
   call.result["final_model"] = result.final_model.string();
   call.result["stopped_early"] = result.early;
   if (!result.best_model.empty()) {
@@ -145,7 +149,7 @@ void train(Invocation& call, const parallel::Joined& joined) {
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, ask_to_stop);
   const loop::TrainResult result = trainer.run(stop_requested);
   console.finish();
-  if (call.speaks) report_result(call, trainer, result, checked.peak_bytes);
+  if (call.speaks) report_result(call, trainer, result, checked);
   if (result.stopped) {
     throw StoppedError(
         fmt::format("stopped by a signal after step {}, with everything saved in {}: the same command goes "

@@ -102,9 +102,9 @@ void Distillation::State::check_pair() const {
   if (!teacher) {
     if (!needs_teacher) return;
     throw UsageError(
-        fmt::format("objective.alpha = {} {} compares with a teacher, and the recipe names none: set teacher.model, or "
-                    "teacher.kind "
-                    "= self or ema, or train without one by objective.alpha = 0 (and no other teacher term)",
+        fmt::format("objective.alpha = {} {} compares with a teacher, and the recipe has none: set teacher.model, or "
+                    "teacher.kind = self or ema, or train without one by objective.alpha = 0 (and no other teacher "
+                    "term)",
                     settings.number("objective.alpha"), settings.where("objective.alpha")));
   }
   if (needs_teacher && has_language_head(student) && weights.full(TermKind::kKd) > 0 && !has_language_head(*teacher) &&

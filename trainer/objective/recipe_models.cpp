@@ -96,6 +96,7 @@ models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
 
 BuiltTeacher build_teacher(const recipe::Settings& settings, const models::BuiltModel& student, bool meta) {
   const std::string& kind = settings.text("teacher.kind");
+  if (kind == "none") return {};
   const bool frozen_student = trains_adapter(settings);
   if (kind != "model") {
     if (settings.given("teacher.model")) {
