@@ -6,6 +6,7 @@ Trajectories beside PEFT, the bits on two ranks and in checkpointed layers are i
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 
@@ -126,6 +127,17 @@ def test_a_folder_brings_its_dropout_and_the_recipe_may_replace_it(work, begun):
     assert f"adapter.dropout = 0.1 ({work.folder}/dropout-other.ini:" in said["other"], said["other"]
     checked = subprocess.run([Limbeck()._program, "check", work.folder / "dropout-other.ini"], capture_output=True, text=True, timeout=60)
     assert "adapter.dropout = 0.1 (" in checked.stderr, checked.stderr
+
+
+def test_a_run_is_not_resumed_with_another_dropout_of_its_folder(work, begun):
+    folder, run = work.folder / "dropout-moved", work.folder / "run-dropout-moved"
+    shutil.copytree(begun.folder / "final", folder)
+    recipe = work.recipe("dropout-moved", **(KEYS | dict(adapter__kind="none", adapter__from=folder, train__steps="3 steps", checkpoint__every=1)))
+    Ranks(1, recipe, f"--run={run}").end().well()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_dropout": 0.1}))
+    ended = Ranks(1, recipe, f"--run={run}").end()
+    assert ended.codes == [4] and "adapter.dropout was 0.3, is 0.1" in ended.errors[0], ended.errors[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
