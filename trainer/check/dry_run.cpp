@@ -224,7 +224,7 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   MetaMemory::reset_peak();
   run_phase("evaluate", report, [&] {
     const at::NoGradGuard no_gradient;
-    objective.forward(batches.front(), loop::update_progress({}, 0, kSteps, 1.0));
+    objective.forward(batches.front(), {.total_steps = kSteps});
   });
   report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
   report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes());
@@ -270,6 +270,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
+  report.notes = objective->notes();
   report.modules = module_table(*objective);
   count_trained(*objective, report);
   const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);

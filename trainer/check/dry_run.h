@@ -34,6 +34,7 @@ struct CheckReport {
   std::vector<CastRow> casts;
   int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them
   int ranks = 1;
+  std::vector<std::string> notes;           // what the objective has to say of the recipe
   std::vector<MemoryRow> memory;            // of each rank
   int64_t peak_bytes = 0;                   // of training with its evaluations: what a rank must hold in tensors
   int64_t checkpoint_copy_bytes = 0;        // on the host beside that, from the first checkpoint on

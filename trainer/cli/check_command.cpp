@@ -14,6 +14,7 @@ void run_check(Invocation& call) {
   const bool many = call.settings.given("parallel.world_size");
   const check::CheckReport report = check::dry_run(
       call.settings, call.registries, many ? static_cast<int>(call.settings.integer("parallel.world_size")) : 1);
+  for (const std::string& line : report.notes) call.console.note(line);
   print_check(report, call.settings, call.console, call.width);
   call.result = check_json(report);
   refuse_violations(report, call.console);

@@ -140,6 +140,7 @@ Batch DataSource::batch(int64_t index) const {
     rows.push_back(state_->request.shuffle ? order(i) : i);
   }
   Batch made = state_->rows->make(rows);
+  made.first_row = index * size;
   if (state_->masking) state_->masking->apply(made.student, rows, epoch);
   return made;
 }

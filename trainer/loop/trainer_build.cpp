@@ -85,6 +85,9 @@ Trainer::State::State(const TrainRequest& request)
   if (ranks.size() > 1) precision::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
+  // Of a folder, where the recipe leaves it to that.
+  if (objective->adapter())
+    run.recipe["adapter.dropout"] = fmt::format("{}", adapters::dropout_of(*objective->adapter()));
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
   // Else the number of ranks does not show in the sums.
@@ -116,6 +119,7 @@ void Trainer::State::open_folder() {
 void Trainer::State::build_models() {
   objective = std::make_unique<objective::Distillation>(settings, registries, objective::Materialize::kWeights);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  for (const std::string& line : objective->notes()) note(line);
 }
 
 void Trainer::State::open_data() {

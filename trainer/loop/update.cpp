@@ -22,6 +22,7 @@ void add_terms(const objective::Terms& terms, parallel::NamedSums& sums) {
 objective::Progress update_progress(const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps,
                                     double loss_scale) {
   objective::Progress progress;
+  progress.training = true;
   progress.step = step;
   progress.total_steps = total_steps;
   progress.loss_scale = loss_scale;

@@ -48,7 +48,9 @@ struct Distillation::State {
   recipe::Settings settings;
   bool meta;
   models::BuiltModel student;
+  std::vector<std::string> notes;
   std::optional<adapters::AdapterConfig> adapter;
+  double dropout = 0;
   bool shares_weights = false;
   std::optional<models::BuiltModel> teacher;
   TermWeights weights;
@@ -68,7 +70,8 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
     : settings(recipe),
       meta(on_meta),
       student(build_student(recipe, on_meta)),
-      adapter(adapt_student(recipe, student)),
+      adapter(adapt_student(recipe, student, notes)),
+      dropout(adapter ? adapters::dropout_of(*adapter) : 0),
       weights(recipe, student.model->architecture().head == HeadKind::kNone) {
   BuiltTeacher built = build_teacher(recipe, student, on_meta);
   teacher = std::move(built.model);
@@ -174,6 +177,12 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
         request.hidden);
   }
   models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
+  if (pass.progress.training && dropout > 0) {
+    const at::Tensor& ids = batch.student.ids;
+    pass.draws =
+        models::draws_of(static_cast<uint64_t>(settings.integer("seed")), batch.first_row, ids.sizes(), ids.device());
+    input.draws = pass.draws;
+  }
   if (request.guided && with_teacher) input.layer_inputs = &pass.teacher.hidden;
   pass.student = student.model->encode(input, request.hidden);
   count_tokens(pass);
@@ -272,6 +281,8 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() con
 }
 
 const std::optional<adapters::AdapterConfig>& Distillation::adapter() const { return state_->adapter; }
+
+const std::vector<std::string>& Distillation::notes() const { return state_->notes; }
 
 bool Distillation::teacher_shares_weights() const { return state_->shares_weights; }
 

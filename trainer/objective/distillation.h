@@ -48,6 +48,8 @@ class Distillation {
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
   // What of the student trains, where that is an adapter alone.
   const std::optional<adapters::AdapterConfig>& adapter() const;
+  // What the recipe's user should know of it: one line each.
+  const std::vector<std::string>& notes() const;
   // The teacher is the student without its adapter, and has its weights.
   bool teacher_shares_weights() const;
   // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths (of an adapted student
