@@ -1,0 +1,15 @@
+// a.b, a[b] and a[b:c:d]: an attribute of Python's own types before a key, and nothing that the sandbox hides.
+#pragma once
+#include <string>
+
+#include "modules/text/jinja/value.h"
+
+namespace limbeck::text::jinja {
+
+Value get_attribute(Work& work, const Value& of, const std::string& name);
+Value get_item(Work& work, const Value& of, const Value& key);
+Value slice(Work& work, const Value& of, const Value& start, const Value& stop, const Value& step);
+// "a.b.0" of the filters that take an attribute, or a number.
+Value get_path(Work& work, const Value& of, const Value& path);
+
+}  // namespace limbeck::text::jinja
