@@ -6,11 +6,12 @@
 
 #include "modules/io/tensor_name.h"
 #include "modules/text/jinja/arguments.h"
+#include "modules/text/jinja/lookup.h"
 
 namespace limbeck::text::jinja {
 namespace {
 
-constexpr int64_t kLongestRange = 100'000;  // Jinja's own
+constexpr uint64_t kLongestRange = 100'000;  // Jinja's own
 
 Value make_range(Work& work, const Arguments& arguments) {
   const Bound bound(work, "range", arguments, {"start", "stop", "step"}, 1);
@@ -22,14 +23,10 @@ Value make_range(Work& work, const Arguments& arguments) {
   data.stop = one ? bound.integer(0, 0) : bound.integer(1, 0);
   data.stride = bound.integer(2, 1);
   if (data.stride == 0) work.refuse("range() with a step of 0");
-  const __int128 distance = static_cast<__int128>(data.stop) - data.start;
-  const __int128 stride = data.stride;
-  const __int128 count = (distance > 0) == (stride > 0) && distance != 0
-                             ? (distance + stride - (stride > 0 ? 1 : -1)) / stride
-                             : 0;
+  const uint64_t count = steps_between(data.start, data.stop, data.stride);
   if (count > kLongestRange) work.refuse("a range of more than 100000 items");
-  work.make(static_cast<size_t>(count) * sizeof(Value));
-  work.step(static_cast<size_t>(count) / 16);
+  work.make(count * sizeof(Value));
+  work.step(count / 16);
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i)
     data.items.push_back(Value(Value::Held(data.start + i * data.stride)));
   return Value(std::make_shared<const SequenceData>(std::move(data)));

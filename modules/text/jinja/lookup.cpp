@@ -100,12 +100,19 @@ Steps steps_of(Work& work, int64_t size, const Value& start, const Value& stop, 
   };
   const int64_t from = within(bound(start), stride < 0 ? high : low);
   const int64_t to = within(bound(stop), stride < 0 ? low : high);
-  const __int128 distance = static_cast<__int128>(stride < 0 ? from - to : to - from);
-  const __int128 width = stride < 0 ? -static_cast<__int128>(stride) : static_cast<__int128>(stride);
-  return {from, distance <= 0 ? 0 : static_cast<int64_t>((distance + width - 1) / width), stride};
+  return {from, static_cast<int64_t>(steps_between(from, to, stride)), stride};
 }
 
 }  // namespace
+
+uint64_t steps_between(int64_t start, int64_t stop, int64_t stride) {
+  if (stride > 0 ? start >= stop : start <= stop) return 0;
+  // Unsigned, where differences of any two and the least of all strides have their place.
+  const auto from = static_cast<uint64_t>(start), to = static_cast<uint64_t>(stop);
+  const uint64_t distance = stride > 0 ? to - from : from - to;
+  const uint64_t width = stride > 0 ? static_cast<uint64_t>(stride) : 0 - static_cast<uint64_t>(stride);
+  return (distance - 1) / width + 1;
+}
 
 Value get_attribute(Work& work, const Value& of, const std::string& name) {
   if (of.is<Undefined>()) refuse_undefined(work, of);

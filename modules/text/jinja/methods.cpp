@@ -22,10 +22,10 @@ MethodKind kind_among(const std::string& name, Names callable, Names mutating, N
 }
 
 MethodKind text_method(const Value& of, const std::string& name) {
-  constexpr Names kLacking = {"casefold",     "encode",      "expandtabs",  "format_map", "isascii",   "isdecimal",
+  const Names kLacking = {"casefold",     "encode",      "expandtabs",  "format_map", "isascii",   "isdecimal",
                               "isidentifier", "isnumeric",   "isprintable", "istitle",    "maketrans", "swapcase",
                               "translate"};
-  constexpr Names kKnown = {"capitalize", "center",     "count",        "endswith",     "find",    "format",
+  const Names kKnown = {"capitalize", "center",     "count",        "endswith",     "find",    "format",
                             "index",      "isalnum",    "isalpha",      "isdigit",      "islower", "isspace",
                             "isupper",    "join",       "ljust",        "lower",        "lstrip",  "partition",
                             "replace",    "removeprefix", "removesuffix", "rfind",      "rindex",  "rjust",

@@ -91,12 +91,12 @@ struct Branch;
 struct Statement {
   StatementKind kind;
   int line;
-  std::string text;
-  ExpressionPointer target, value, condition;
-  std::vector<std::pair<ExpressionPointer, ExpressionPointer>> assignments;  // of `with`
-  std::vector<Branch> branches;
-  Body body, otherwise;
-  std::shared_ptr<MacroDefinition> macro;
+  std::string text{};
+  ExpressionPointer target{}, value{}, condition{};
+  std::vector<std::pair<ExpressionPointer, ExpressionPointer>> assignments{};  // of `with`
+  std::vector<Branch> branches{};
+  Body body{}, otherwise{};
+  std::shared_ptr<MacroDefinition> macro{};
 };
 
 struct Branch {
