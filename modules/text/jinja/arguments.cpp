@@ -10,7 +10,8 @@ Bound::Bound(Work& work, std::string what, const Arguments& arguments, std::init
              size_t required)
     : work_(work), what_(std::move(what)), names_(names), values_(names.size()) {
   if (arguments.positional.size() > names_.size()) {
-    work_.refuse(fmt::format("{} takes at most {} arguments, got {}", what_, names_.size(), arguments.positional.size()));
+    work_.refuse(
+        fmt::format("{} takes at most {} arguments, got {}", what_, names_.size(), arguments.positional.size()));
   }
   for (size_t i = 0; i < arguments.positional.size(); ++i) values_[i] = arguments.positional[i];
   for (const auto& [name, value] : arguments.named) {
@@ -33,8 +34,8 @@ int64_t Bound::integer(size_t index, int64_t fallback) const {
   if (!values_[index]) return fallback;
   const auto number = integer_of(*values_[index]);
   if (!number) {
-    work_.refuse(fmt::format("{}: the argument {} is a {}, wanted an int", what_, names_[index],
-                             type_name(*values_[index])));
+    work_.refuse(
+        fmt::format("{}: the argument {} is a {}, wanted an int", what_, names_[index], type_name(*values_[index])));
   }
   return *number;
 }

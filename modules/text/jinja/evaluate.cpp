@@ -184,7 +184,8 @@ Arguments Evaluator::evaluate_arguments(const CallArguments& arguments, Scope& s
       const std::string* name = text_of(key);
       if (name == nullptr) work_.refuse("a key of the dict after ** is a " + type_name(key) + ", wanted a str");
       const auto same = [&](const auto& known) { return known.first == *name; };
-      if (std::any_of(out.named.begin(), out.named.end(), same)) work_.refuse("the argument " + *name + " is given twice");
+      if (std::any_of(out.named.begin(), out.named.end(), same))
+        work_.refuse("the argument " + *name + " is given twice");
       out.named.emplace_back(*name, value);
     }
   }

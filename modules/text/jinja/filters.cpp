@@ -10,8 +10,8 @@ namespace limbeck::text::jinja {
 namespace {
 
 constexpr std::array<const char*, 17> kLacking = {
-    "attr",   "batch",     "filesizeformat", "forceescape", "groupby",   "pprint",   "random", "slice",  "striptags",
-    "truncate", "urlencode", "urlize",       "wordcount",   "wordwrap",  "xmlattr",  "center", "format"};
+    "attr",     "batch",     "filesizeformat", "forceescape", "groupby",  "pprint",  "random", "slice", "striptags",
+    "truncate", "urlencode", "urlize",         "wordcount",   "wordwrap", "xmlattr", "center", "format"};
 
 Value default_filter(Evaluator& evaluator, const Value& value, const Arguments& arguments) {
   Work& work = evaluator.work();

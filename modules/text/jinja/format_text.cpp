@@ -18,8 +18,8 @@ class PercentFormat {
     } else {
       items_ = {values};
       // What Python could subscribe may be left over.
-      lenient_ = values.is<Dict>() || values.is<Undefined>() ||
-                 (items != nullptr && (*items)->kind <= SequenceKind::kRange);
+      lenient_ =
+          values.is<Dict>() || values.is<Undefined>() || (items != nullptr && (*items)->kind <= SequenceKind::kRange);
       if (values.is<Dict>()) names_ = &values;
     }
   }
@@ -132,7 +132,8 @@ class BraceFormat {
   Value of(const std::string& name) {
     const size_t rest = std::min(name.find_first_of(".["), name.size());
     if (rest != name.size()) work_.refuse_unsupported("the format " + io::in_quotes("{" + name + "}"));
-    const bool digits = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool digits =
+        !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (name.empty() || digits) {
       if (digits ? next_ > 0 : by_number_) work_.refuse("str.format: fields with and without numbers");
       by_number_ = digits;

@@ -89,7 +89,8 @@ Value raise(Work& work, const Arguments& arguments) {
 }  // namespace
 
 std::optional<Value> find_global(Work& work, const std::string& name) {
-  static constexpr std::array<const char*, 5> kKnown = {"namespace", "raise_exception", "range", "dict", "strftime_now"};
+  static constexpr std::array<const char*, 5> kKnown = {"namespace", "raise_exception", "range", "dict",
+                                                        "strftime_now"};
   const auto is_name = [&](const char* known) { return name == known; };
   if (std::any_of(kKnown.begin(), kKnown.end(), is_name)) {
     work.make(sizeof(FunctionData));

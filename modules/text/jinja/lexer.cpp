@@ -167,8 +167,8 @@ class Lexer {
   // Digits with single underscores between them; npos when there are none.
   size_t behind_digits(size_t at) const {
     if (at >= source_.size() || !is_digit(source_[at])) return std::string::npos;
-    while (at < source_.size() && (is_digit(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() &&
-                                                             is_digit(source_[at + 1]))))
+    while (at < source_.size() &&
+           (is_digit(source_[at]) || (source_[at] == '_' && at + 1 < source_.size() && is_digit(source_[at + 1]))))
       ++at;
     return at;
   }
@@ -197,7 +197,8 @@ class Lexer {
   }
   size_t behind_integer(size_t at, int& base) const {
     base = 10;
-    const char letter = source_[at] == '0' && at + 1 < source_.size() ? static_cast<char>(source_[at + 1] | 0x20) : '\0';
+    const char letter =
+        source_[at] == '0' && at + 1 < source_.size() ? static_cast<char>(source_[at + 1] | 0x20) : '\0';
     base = letter == 'b' ? 2 : letter == 'o' ? 8 : letter == 'x' ? 16 : 10;
     if (base != 10) {
       size_t end = at + 2;

@@ -159,7 +159,8 @@ Value get_path(Work& work, const Value& of, const Value& path) {
   if (names == nullptr) return path.is<None>() ? of : get_item(work, of, path);
   Value value = of;
   for (const std::string& name : split_at(*names, ".", -1)) {
-    const bool digits = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool digits =
+        !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
     bool too_big = false;
     const auto number = digits ? parse_integer(name, 10, too_big) : std::nullopt;
     value = get_item(work, value, number ? Value(Value::Held(*number)) : text(work, name));

@@ -22,20 +22,19 @@ MethodKind kind_among(const std::string& name, Names callable, Names mutating, N
 }
 
 MethodKind text_method(const Value& of, const std::string& name) {
-  const Names kLacking = {"casefold",     "encode",      "expandtabs",  "format_map", "isascii",   "isdecimal",
-                              "isidentifier", "isnumeric",   "isprintable", "istitle",    "maketrans", "swapcase",
-                              "translate"};
-  const Names kKnown = {"capitalize", "center",     "count",        "endswith",     "find",    "format",
-                            "index",      "isalnum",    "isalpha",      "isdigit",      "islower", "isspace",
-                            "isupper",    "join",       "ljust",        "lower",        "lstrip",  "partition",
-                            "replace",    "removeprefix", "removesuffix", "rfind",      "rindex",  "rjust",
-                            "rpartition", "rsplit",     "rstrip",       "split",        "splitlines", "startswith",
-                            "strip",      "title",      "upper",        "zfill"};
+  const Names kLacking = {"casefold",  "encode",       "expandtabs", "format_map",  "isascii",
+                          "isdecimal", "isidentifier", "isnumeric",  "isprintable", "istitle",
+                          "maketrans", "swapcase",     "translate"};
+  const Names kKnown = {"capitalize", "center",     "count",   "endswith",   "find",    "format",       "index",
+                        "isalnum",    "isalpha",    "isdigit", "islower",    "isspace", "isupper",      "join",
+                        "ljust",      "lower",      "lstrip",  "partition",  "replace", "removeprefix", "removesuffix",
+                        "rfind",      "rindex",     "rjust",   "rpartition", "rsplit",  "rstrip",       "split",
+                        "splitlines", "startswith", "strip",   "title",      "upper",   "zfill"};
   const MethodKind kind = kind_among(name, kKnown, {}, kLacking);
   if (!is_markup(of)) return kind;
   // MarkupSafe's texts have methods of their own.
   return kind != MethodKind::kNone || is_one_of(name, {"unescape", "striptags", "escape"}) ? MethodKind::kUnsupported
-                                                                                          : MethodKind::kNone;
+                                                                                           : MethodKind::kNone;
 }
 
 Value call_dict_method(Work& work, const Value& of, const std::string& name, const Arguments& arguments) {
@@ -57,9 +56,10 @@ Value call_dict_method(Work& work, const Value& of, const std::string& name, con
     else
       items.push_back(name == "keys" ? key : value);
   }
-  return sequence(work, std::move(items), name == "items"  ? SequenceKind::kPairs
-                                          : name == "keys" ? SequenceKind::kKeys
-                                                           : SequenceKind::kValues);
+  return sequence(work, std::move(items),
+                  name == "items"  ? SequenceKind::kPairs
+                  : name == "keys" ? SequenceKind::kKeys
+                                   : SequenceKind::kValues);
 }
 
 Value call_sequence_method(Work& work, const Value& of, const std::string& name, const Arguments& arguments) {
@@ -107,8 +107,9 @@ MethodKind method_kind(const Value& of, const std::string& name) {
     }
   }
   if (of.is<bool>() || of.is<int64_t>())
-    return kind_among(name, {}, {}, {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator",
-                                     "from_bytes", "imag", "numerator", "real", "to_bytes"});
+    return kind_among(name, {}, {},
+                      {"as_integer_ratio", "bit_count", "bit_length", "conjugate", "denominator", "from_bytes", "imag",
+                       "numerator", "real", "to_bytes"});
   if (of.is<double>())
     return kind_among(name, {}, {}, {"as_integer_ratio", "conjugate", "fromhex", "hex", "imag", "is_integer", "real"});
   if (const auto* function = of.as<Function>(); function != nullptr && (*function)->macro != nullptr)

@@ -7,7 +7,7 @@
 namespace limbeck::text::jinja {
 
 enum class MethodKind {
-  kNone,        // Python has no such attribute
+  kNone,  // Python has no such attribute
   kCallable,
   kMutates,     // which the sandbox hides
   kUnsupported  // Python has it, Limbeck does not

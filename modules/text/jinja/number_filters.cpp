@@ -58,7 +58,8 @@ Value to_integer(Evaluator& evaluator, const Value& value, const Arguments& argu
   const Bound bound(work, "int", arguments, {"default", "base"});
   const Value fallback = bound.given(0) ? bound.value(0) : Value(Value::Held(int64_t{0}));
   const int64_t base = bound.integer(1, 10);
-  if (base != 2 && base != 8 && base != 10 && base != 16) work.refuse_unsupported("int with another base than 2, 8, 10, 16");
+  if (base != 2 && base != 8 && base != 10 && base != 16)
+    work.refuse_unsupported("int with another base than 2, 8, 10, 16");
   if (value.is<Undefined>()) refuse_undefined(work, value);
   if (const auto number = integer_of(value)) return Value(Value::Held(*number));
   if (const auto* number = value.as<double>()) {
@@ -126,7 +127,7 @@ Value extreme(Evaluator& evaluator, const Value& value, const Arguments& argumen
 
 Filter find_number_filter(const std::string& name) {
   static const std::map<std::string, Filter> kFilters = {
-      {"abs", absolute},      {"count", count},         {"float", to_float}, {"int", to_integer}, {"length", count},
+      {"abs", absolute},      {"count", count},        {"float", to_float}, {"int", to_integer}, {"length", count},
       {"max", extreme<true>}, {"min", extreme<false>}, {"round", round},    {"sum", sum},
   };
   const auto found = kFilters.find(name);

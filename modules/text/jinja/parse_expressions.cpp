@@ -142,7 +142,8 @@ ExpressionPointer Parser::sum() {
   ExpressionPointer left = concatenation();
   while (sees_symbol("+") || sees_symbol("-")) {
     const Token token = take();
-    left = binary(token.text == "+" ? Operator::kAdd : Operator::kSubtract, std::move(left), concatenation(), token.line);
+    left =
+        binary(token.text == "+" ? Operator::kAdd : Operator::kSubtract, std::move(left), concatenation(), token.line);
   }
   return left;
 }

@@ -10,8 +10,8 @@ namespace limbeck::text::jinja {
 Parser::Deeper::Deeper(Parser& parser) : parser_(parser) {
   if (++parser_.nesting_ <= parser_.work_.limits().nesting) return;
   --parser_.nesting_;
-  parser_.refuse(parser_.now(),
-                 fmt::format("brackets and blocks within each other more than {} deep", parser_.work_.limits().nesting));
+  parser_.refuse(parser_.now(), fmt::format("brackets and blocks within each other more than {} deep",
+                                            parser_.work_.limits().nesting));
 }
 
 Token Parser::take() {
@@ -144,7 +144,8 @@ Statement Parser::statement() {
 }
 
 Statement Parser::loop_control(StatementKind kind, int line) {
-  if (loops_ == 0) work_.refuse(kind == StatementKind::kBreak ? "break outside of a loop" : "continue outside of a loop");
+  if (loops_ == 0)
+    work_.refuse(kind == StatementKind::kBreak ? "break outside of a loop" : "continue outside of a loop");
   return {.kind = kind, .line = line};
 }
 

@@ -36,8 +36,8 @@ class Parser {
   [[noreturn]] void refuse(const Token& token, const std::string& what) const;
 
   // --- statements (parse_statements.cpp)
-  Body body_until(Words ends);        // behind a tag's start; leaves the end's name for the caller
-  Body block(Words ends);             // "%}" and the body
+  Body body_until(Words ends);  // behind a tag's start; leaves the end's name for the caller
+  Body block(Words ends);       // "%}" and the body
   Body block_to(std::string_view end);
   Statement statement();
   Statement if_statement(int line);
@@ -96,8 +96,8 @@ class Parser {
   std::vector<Token> tokens_;
   size_t at_ = 0;
   int nesting_ = 0;
-  int loops_ = 0;      // that a break would leave
-  int for_blocks_ = 0;  // within which `loop` is taken
+  int loops_ = 0;                         // that a break would leave
+  int for_blocks_ = 0;                    // within which `loop` is taken
   std::vector<MacroDefinition*> macros_;  // whose bodies we are in
   std::vector<Unknown> unknown_;
 };

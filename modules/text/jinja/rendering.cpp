@@ -1,6 +1,7 @@
 #include "modules/text/jinja/rendering.h"
 
-#include <memory>
+#include <utility>
+#include <vector>
 
 #include "modules/text/jinja/evaluator.h"
 #include "modules/text/jinja/lexer.h"
@@ -61,8 +62,8 @@ Source::~Source() = default;
 Source::Source(Source&&) noexcept = default;
 Source& Source::operator=(Source&&) noexcept = default;
 
-std::string Source::render(const nlohmann::ordered_json& variables) const {
-  Work work(tree_->where, tree_->limits);
+std::string Source::render(const nlohmann::ordered_json& variables, const std::string& subject) const {
+  Work work(tree_->where, tree_->limits, subject);
   std::vector<std::pair<std::string, Value>> given;
   for (const auto& [name, value] : variables.items()) given.emplace_back(name, value_of(work, value));
   Evaluator evaluator(work);

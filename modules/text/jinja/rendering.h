@@ -1,9 +1,9 @@
 // A template, read once and rendered as often as wanted: Jinja2 as transformers sets it up for chats.
 #pragma once
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <utility>
-#include <vector>
+#include <string_view>
 
 #include "modules/text/jinja/work.h"
 
@@ -17,7 +17,8 @@ class Source {
   Source(Source&&) noexcept;
   Source& operator=(Source&&) noexcept;
 
-  std::string render(const nlohmann::ordered_json& variables) const;
+  // `subject` names what is rendered in messages.
+  std::string render(const nlohmann::ordered_json& variables, const std::string& subject = "") const;
 
  private:
   struct Tree;

@@ -61,8 +61,8 @@ std::string type_name(const Value& value) {
   static constexpr const char* kSequences[] = {"list", "tuple", "range", "dict_keys", "dict_values", "dict_items"};
   if (const auto* items = value.as<Sequence>()) return kSequences[static_cast<size_t>((*items)->kind)];
   if (is_markup(value)) return "Markup";
-  static constexpr const char* kNames[] = {"Undefined", "NoneType", "bool",      "int",      "float",    "str",
-                                           "",          "dict",     "generator", "Namespace", "function", "LoopContext"};
+  static constexpr const char* kNames[] = {"Undefined", "NoneType",  "bool",      "int",      "float",      "str", "",
+                                           "dict",      "generator", "Namespace", "function", "LoopContext"};
   return kNames[value.held().index()];
 }
 

@@ -11,9 +11,7 @@ namespace limbeck::text::jinja {
 namespace {
 
 // str(), which leaves what `safe` made as it is.
-Value soft_text(Work& work, const Value& value) {
-  return value.is<Text>() ? value : text(work, to_text(work, value));
-}
+Value soft_text(Work& work, const Value& value) { return value.is<Text>() ? value : text(work, to_text(work, value)); }
 
 using Change = std::string (*)(std::string_view);
 
@@ -91,8 +89,7 @@ Value join(Evaluator& evaluator, const Value& value, const Arguments& arguments)
   bool first = true;
   const Next next = iterate(work, value);
   while (auto item = next()) {
-    const std::string part =
-        to_text(work, has_path ? sort_key(work, *item, bound.value(1), true) : *item);
+    const std::string part = to_text(work, has_path ? sort_key(work, *item, bound.value(1), true) : *item);
     work.make(between.size() + part.size());
     if (!first) out += between;
     first = false;

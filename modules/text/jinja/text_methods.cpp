@@ -115,7 +115,8 @@ Value pad_method(Work& work, const std::string& self, const std::string& name, c
   if (count_characters(fill) != 1) work.refuse("str." + name + ": the fill is no single character");
   if (width <= size) return text(work, self);
   const int64_t missing = width - size;
-  if (missing > static_cast<int64_t>(work.limits().made_bytes)) work.refuse("str." + name + ": a width beyond all limits");
+  if (missing > static_cast<int64_t>(work.limits().made_bytes))
+    work.refuse("str." + name + ": a width beyond all limits");
   work.make(static_cast<size_t>(missing) * fill.size());
   const auto filled = [&](int64_t count) {
     std::string out;
@@ -146,7 +147,9 @@ Value partition_method(Work& work, const std::string& self, bool right, const Ar
 Value is_method(Work& work, const std::string& self, const std::string& name, const Arguments& arguments) {
   const Bound none(work, "str." + name, arguments, {});
   const std::u32string all = characters(self);
-  const auto every = [&](auto is) { return Value(Value::Held(!all.empty() && std::all_of(all.begin(), all.end(), is))); };
+  const auto every = [&](auto is) {
+    return Value(Value::Held(!all.empty() && std::all_of(all.begin(), all.end(), is)));
+  };
   if (name == "isspace") return every(is_space);
   if (name == "isalpha") return every(is_letter);
   if (std::any_of(all.begin(), all.end(), [](char32_t c) { return c >= 0x80; }))

@@ -34,9 +34,7 @@ void check_depth(Work& work, int depth) {
 
 }  // namespace
 
-Value undefined(std::string why) {
-  return Value(Undefined{std::make_shared<const std::string>(std::move(why))});
-}
+Value undefined(std::string why) { return Value(Undefined{std::make_shared<const std::string>(std::move(why))}); }
 
 Value text(Work& work, std::string bytes, bool markup) {
   work.make(sizeof(TextData) + bytes.size());
@@ -57,8 +55,7 @@ Value sequence(Work& work, Items items, SequenceKind kind) {
 Value dict(Work& work, Entries entries) {
   work.make(sizeof(DictData) + entries.size() * 2 * sizeof(Value));
   DictData data;
-  for (const auto& [key, value] : entries)
-    data.depth = std::max({data.depth, depth_of(key) + 1, depth_of(value) + 1});
+  for (const auto& [key, value] : entries) data.depth = std::max({data.depth, depth_of(key) + 1, depth_of(value) + 1});
   check_depth(work, data.depth);
   data.entries = std::move(entries);
   return Value(std::make_shared<const DictData>(std::move(data)));
@@ -105,9 +102,8 @@ bool hashable(Work& work, const Value& value) {
   const auto* items = value.as<Sequence>();
   if (items == nullptr) return true;
   if ((*items)->kind == SequenceKind::kRange) return true;
-  return (*items)->kind == SequenceKind::kTuple &&
-         std::all_of((*items)->items.begin(), (*items)->items.end(),
-                     [&](const Value& item) { return hashable(work, item); });
+  return (*items)->kind == SequenceKind::kTuple && std::all_of((*items)->items.begin(), (*items)->items.end(),
+                                                               [&](const Value& item) { return hashable(work, item); });
 }
 
 std::optional<size_t> length(const Value& value) {

@@ -71,7 +71,7 @@ class Value {
 struct SequenceData {
   Items items;
   SequenceKind kind = SequenceKind::kList;
-  int depth = 1;                         // of values within values
+  int depth = 1;                            // of values within values
   int64_t start = 0, stop = 0, stride = 1;  // as a range prints itself
 };
 struct DictData {
@@ -79,8 +79,8 @@ struct DictData {
   int depth = 1;
 };
 struct FunctionData {
-  std::string name;                          // of a global function or a method
-  std::optional<Value> self;                 // of a method
+  std::string name;           // of a global function or a method
+  std::optional<Value> self;  // of a method
   const MacroDefinition* macro = nullptr;
   Scope* scope = nullptr;  // where the macro was defined; kept by the evaluator to the end
 };
@@ -98,7 +98,8 @@ int depth_of(const Value& value);
 std::string type_name(const Value& value);
 bool truth(const Value& value);
 bool equal(Work& work, const Value& a, const Value& b);
-bool less(Work& work, const Value& a, const Value& b, const char* shown);  // TypeError otherwise: `shown` is the operator
+bool less(Work& work, const Value& a, const Value& b,
+          const char* shown);  // TypeError otherwise: `shown` is the operator
 bool hashable(Work& work, const Value& value);
 std::optional<size_t> length(const Value& value);  // none: it has no len()
 bool iterable(const Value& value);

@@ -7,12 +7,14 @@
 namespace limbeck::text::jinja {
 
 void Work::refuse(const std::string& what) const {
-  throw InputDataError(fmt::format("{}:{}: {}", where_, line_, what));
+  throw InputDataError(
+      fmt::format("{}:{}: {}{}{}", where_, line_, what, subject_.empty() ? "" : ", rendering ", subject_));
 }
 
 void Work::refuse_unsupported(const std::string& what) const {
-  refuse(what + " is not supported by Limbeck: render the chats with transformers' apply_chat_template and give them by "
-                "--prompts=FILE.jsonl --no-special-tokens");
+  refuse(what +
+         " is not supported by Limbeck: render the chats with transformers' apply_chat_template and give them by "
+         "--prompts=FILE.jsonl --no-special-tokens");
 }
 
 void Work::step(size_t count) {
@@ -23,7 +25,8 @@ void Work::step(size_t count) {
 
 void Work::make(size_t bytes) {
   if (bytes > limits_.made_bytes || made_ > limits_.made_bytes - bytes)
-    refuse(fmt::format("the template makes more than {} MiB of texts and lists, wanted a chat", limits_.made_bytes >> 20));
+    refuse(
+        fmt::format("the template makes more than {} MiB of texts and lists, wanted a chat", limits_.made_bytes >> 20));
   made_ += bytes;
 }
 

@@ -17,12 +17,13 @@ struct Limits {
 
 class Work {
  public:
-  explicit Work(std::string where, const Limits& limits = {}) : where_(std::move(where)), limits_(limits) {}
+  // `subject`: what is rendered, named behind each message.
+  explicit Work(std::string where, const Limits& limits = {}, std::string subject = "")
+      : where_(std::move(where)), subject_(std::move(subject)), limits_(limits) {}
   Work(const Work&) = delete;
   Work& operator=(const Work&) = delete;
 
   const Limits& limits() const { return limits_; }
-  const std::string& where() const { return where_; }
   int line() const { return line_; }
   void at(int line) { line_ = line; }
 
@@ -45,7 +46,7 @@ class Work {
   };
 
  private:
-  std::string where_;
+  std::string where_, subject_;
   Limits limits_;
   size_t steps_ = 0, made_ = 0;
   int line_ = 1, depth_ = 0;

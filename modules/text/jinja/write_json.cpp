@@ -114,6 +114,8 @@ class JsonWriter {
 
 }  // namespace
 
-std::string to_json(Work& work, const Value& value, const JsonStyle& style) { return JsonWriter(work, style).run(value); }
+std::string to_json(Work& work, const Value& value, const JsonStyle& style) {
+  return JsonWriter(work, style).run(value);
+}
 
 }  // namespace limbeck::text::jinja
