@@ -91,7 +91,7 @@ class ChatTemplateFolder : public ::testing::Test {
     return ChatTemplate(folder_.path()).render(chat, true, "--chat");
   }
 
-  TemporaryFolder folder_;
+  test::TemporaryFolder folder_;
 };
 
 TEST_F(ChatTemplateFolder, AFileOfItsOwnComesBeforeTheSettings) {

@@ -155,7 +155,7 @@ void declare_chats(recipe::OptionTable& table) {
              .value_name = "FILE",
              .flag_only = true});
   table.add({.name = "system",
-             .kind = OptionKind::kString,
+             .kind = OptionKind::kText,
              .help = "The system message of every chat.",
              .value_name = "TEXT",
              .flag_only = true});

@@ -104,7 +104,7 @@ Value Evaluator::evaluate_name(const Expression& expression, const Scope& scope)
   const Value* held = scope.find(expression.name);
   if (held != nullptr) return *held;
   if (auto global = find_global(work_, expression.name)) return *global;
-  return undefined(quoted(expression.name) + " is undefined");
+  return undefined(python_quoted(expression.name) + " is undefined");
 }
 
 Value Evaluator::evaluate_items(const Expression& expression, Scope& scope) {
@@ -244,7 +244,7 @@ Value Evaluator::call_macro(const FunctionData& function, Arguments arguments) {
     const size_t plain = parameters - macro.defaults.size();
     if (!given[i])
       given[i] = i >= plain ? evaluate(*macro.defaults[i - plain], *inner)
-                            : undefined("parameter " + quoted(macro.parameters[i]) + " was not provided");
+                            : undefined("parameter " + python_quoted(macro.parameters[i]) + " was not provided");
     inner->set(macro.parameters[i], std::move(*given[i]));
   }
   std::string out;

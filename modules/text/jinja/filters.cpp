@@ -9,7 +9,7 @@
 namespace limbeck::text::jinja {
 namespace {
 
-constexpr std::array<const char*, 17> kLacking = {
+constexpr std::array<const char*, 17> kLackingFilters = {
     "attr",     "batch",     "filesizeformat", "forceescape", "groupby",  "pprint",  "random", "slice", "striptags",
     "truncate", "urlencode", "urlize",         "wordcount",   "wordwrap", "xmlattr", "center", "format"};
 
@@ -53,7 +53,7 @@ Filter find_filter(const std::string& name) {
 }
 
 bool is_lacking_filter(const std::string& name) {
-  return std::any_of(kLacking.begin(), kLacking.end(), [&](const char* known) { return name == known; });
+  return std::any_of(kLackingFilters.begin(), kLackingFilters.end(), [&](const char* known) { return name == known; });
 }
 
 }  // namespace

@@ -11,11 +11,12 @@ namespace limbeck::text::jinja {
 namespace {
 
 Value unsafe(const Value& of, const std::string& name) {
-  return undefined("access to attribute " + quoted(name) + " of " + quoted(type_name(of)) + " object is unsafe.");
+  return undefined("access to attribute " + python_quoted(name) + " of " + python_quoted(type_name(of)) +
+                   " object is unsafe.");
 }
 
 Value no_attribute(const Value& of, const std::string& name) {
-  return undefined("'" + type_name(of) + " object' has no attribute " + quoted(name));
+  return undefined("'" + type_name(of) + " object' has no attribute " + python_quoted(name));
 }
 
 Value method(Work& work, const Value& of, const std::string& name) {

@@ -22,15 +22,16 @@ MethodKind kind_among(const std::string& name, Names callable, Names mutating, N
 }
 
 MethodKind text_method(const Value& of, const std::string& name) {
-  const Names kLacking = {"casefold",  "encode",       "expandtabs", "format_map",  "isascii",
-                          "isdecimal", "isidentifier", "isnumeric",  "isprintable", "istitle",
-                          "maketrans", "swapcase",     "translate"};
-  const Names kKnown = {"capitalize", "center",     "count",   "endswith",   "find",    "format",       "index",
-                        "isalnum",    "isalpha",    "isdigit", "islower",    "isspace", "isupper",      "join",
-                        "ljust",      "lower",      "lstrip",  "partition",  "replace", "removeprefix", "removesuffix",
-                        "rfind",      "rindex",     "rjust",   "rpartition", "rsplit",  "rstrip",       "split",
-                        "splitlines", "startswith", "strip",   "title",      "upper",   "zfill"};
-  const MethodKind kind = kind_among(name, kKnown, {}, kLacking);
+  const Names kLackingMethods = {"casefold",  "encode",       "expandtabs", "format_map",  "isascii",
+                                 "isdecimal", "isidentifier", "isnumeric",  "isprintable", "istitle",
+                                 "maketrans", "swapcase",     "translate"};
+  const Names kTextMethods = {"capitalize", "center",       "count",        "endswith", "find",       "format",
+                              "index",      "isalnum",      "isalpha",      "isdigit",  "islower",    "isspace",
+                              "isupper",    "join",         "ljust",        "lower",    "lstrip",     "partition",
+                              "replace",    "removeprefix", "removesuffix", "rfind",    "rindex",     "rjust",
+                              "rpartition", "rsplit",       "rstrip",       "split",    "splitlines", "startswith",
+                              "strip",      "title",        "upper",        "zfill"};
+  const MethodKind kind = kind_among(name, kTextMethods, {}, kLackingMethods);
   if (!is_markup(of)) return kind;
   // MarkupSafe's texts have methods of their own.
   return kind != MethodKind::kNone || is_one_of(name, {"unescape", "striptags", "escape"}) ? MethodKind::kUnsupported

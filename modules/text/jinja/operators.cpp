@@ -109,7 +109,7 @@ std::optional<double> real_of(const Value& value) {
 }
 
 // Both are texts, lists or tuples.
-std::optional<Value> joined(Work& work, const Value& left, const Value& right) {
+std::optional<Value> concatenated(Work& work, const Value& left, const Value& right) {
   const auto *a = text_of(left), *b = text_of(right);
   if (a != nullptr && b != nullptr) {
     const bool markup = is_markup(left) || is_markup(right);
@@ -163,7 +163,7 @@ Value operate(Work& work, Operator op, const Value& left, const Value& right) {
   const auto x = real_of(left), y = real_of(right);
   if (x && y) return on_reals(work, op, *x, *y);
   std::optional<Value> out;
-  if (op == Operator::kAdd) out = joined(work, left, right);
+  if (op == Operator::kAdd) out = concatenated(work, left, right);
   if (op == Operator::kMultiply) {
     out = repeated(work, left, right);
     if (!out) out = repeated(work, right, left);

@@ -352,7 +352,7 @@ ExpressionPointer Parser::call(ExpressionPointer of) {
 
 std::string Parser::dotted_name() {
   std::string name = expect(TokenKind::kName, "a name").text;
-  while (skip_symbol(".")) name += "." + expect(TokenKind::kName, "a name").text;
+  while (skip_symbol(".")) name.append(1, '.').append(expect(TokenKind::kName, "a name").text);
   return name;
 }
 

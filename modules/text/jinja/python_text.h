@@ -32,8 +32,8 @@ std::vector<std::string> split_at_from_right(std::string_view text, std::string_
 std::vector<std::string> split_lines(std::string_view text, bool keep_ends);
 std::string replace(std::string_view text, std::string_view old, std::string_view with, int64_t most);
 
-std::string quoted(std::string_view text);  // repr(str)
-std::string shown(double number);           // repr(float)
+std::string python_quoted(std::string_view text);  // repr(str)
+std::string shown(double number);                  // repr(float)
 std::optional<double> parse_float(std::string_view text);
 // int(text, base): none when Python refuses it; `too_big` when it is an integer beyond 64 bits.
 std::optional<int64_t> parse_integer(std::string_view text, int base, bool& too_big);

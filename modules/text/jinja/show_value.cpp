@@ -49,7 +49,7 @@ std::string show_namespace(Work& work, const Namespace& space) {
   std::string out = "<Namespace {";
   bool first = true;
   for (const auto& [name, value] : space.names) {
-    out += (first ? "" : ", ") + quoted(name) + ": " + to_repr(work, value);
+    out += (first ? "" : ", ") + python_quoted(name) + ": " + to_repr(work, value);
     first = false;
   }
   return out + "}>";
@@ -72,7 +72,7 @@ std::string to_repr(Work& work, const Value& value) {
   if (value.is<Undefined>()) return "Undefined";
   if (const auto* string = value.as<Text>()) {
     work.make((*string)->bytes.size());
-    return (*string)->markup ? "Markup(" + quoted((*string)->bytes) + ")" : quoted((*string)->bytes);
+    return (*string)->markup ? "Markup(" + python_quoted((*string)->bytes) + ")" : python_quoted((*string)->bytes);
   }
   return to_text(work, value);
 }
@@ -96,7 +96,7 @@ std::string to_text(Work& work, const Value& value) {
   } else if (const auto* loop = value.as<std::shared_ptr<LoopState>>()) {
     out = fmt::format("<LoopContext {}/{}>", (*loop)->index0() + 1, (*loop)->length());
   } else if (const auto* function = value.as<Function>(); function != nullptr && (*function)->macro != nullptr) {
-    out = "<Macro " + quoted((*function)->name) + ">";
+    out = "<Macro " + python_quoted((*function)->name) + ">";
   } else {
     // Python shows these by their address, so no template can want it.
     work.refuse("a " + type_name(value) + " has no text of its own, wanted its call or `|list`");
