@@ -80,8 +80,8 @@ bool less(Work& work, const Value& a, const Value& b, const char* shown) {
   }
   if (items != nullptr && others != nullptr && is_view((*items)->kind) && is_view((*others)->kind))
     work.refuse_unsupported("comparing the views of a dict");
-  work.refuse(std::string("'") + shown + "' not supported between instances of '" + type_name(a) + "' and '" +
-              type_name(b) + "'");
+  work.refuse(std::string(shown) + " not supported between instances of '" + type_name(a) + "' and '" + type_name(b) +
+              "'");
 }
 
 }  // namespace limbeck::text::jinja

@@ -208,7 +208,7 @@ Value Evaluator::call(const Value& callee, Arguments arguments) {
   if (callee.is<Undefined>()) refuse_undefined(work_, callee);
   if (callee.is<std::shared_ptr<LoopState>>()) work_.refuse_unsupported("a recursive for");
   const auto* function = callee.as<Function>();
-  if (function == nullptr) work_.refuse("'" + type_name(callee) + "' object is not callable");
+  if (function == nullptr) work_.refuse(quoted_type(callee) + " object is not callable");
   if ((*function)->macro != nullptr) return call_macro(**function, std::move(arguments));
   if ((*function)->self) return call_method(*this, *(*function)->self, (*function)->name, arguments);
   return call_global(*this, (*function)->name, arguments);

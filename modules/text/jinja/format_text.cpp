@@ -9,6 +9,10 @@
 namespace limbeck::text::jinja {
 namespace {
 
+std::string shown_field(const std::string& name) {
+  return io::in_quotes(std::string(1, '{').append(name).append(1, '}'));
+}
+
 class PercentFormat {
  public:
   PercentFormat(Work& work, const std::string& format, const Value& values) : work_(work), format_(format) {
@@ -116,11 +120,11 @@ class BraceFormat {
     std::string name = format_.substr(at_, end - at_);
     at_ = end + 1;
     const size_t extra = name.find_first_of(":{");
-    if (extra != name.npos) work_.refuse_unsupported("the format " + io::in_quotes("{" + name + "}"));
+    if (extra != name.npos) work_.refuse_unsupported("the format " + shown_field(name));
     bool repr = false;
     if (const size_t mark = name.find('!'); mark != name.npos) {
       const std::string kind = name.substr(mark + 1);
-      if (kind != "r" && kind != "s") work_.refuse_unsupported("the format " + io::in_quotes("{" + name + "}"));
+      if (kind != "r" && kind != "s") work_.refuse_unsupported("the format " + shown_field(name));
       repr = kind == "r";
       name.erase(mark);
     }
@@ -131,7 +135,7 @@ class BraceFormat {
   }
   Value of(const std::string& name) {
     const size_t rest = std::min(name.find_first_of(".["), name.size());
-    if (rest != name.size()) work_.refuse_unsupported("the format " + io::in_quotes("{" + name + "}"));
+    if (rest != name.size()) work_.refuse_unsupported("the format " + shown_field(name));
     const bool digits =
         !name.empty() && std::all_of(name.begin(), name.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (name.empty() || digits) {

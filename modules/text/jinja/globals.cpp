@@ -1,5 +1,7 @@
 #include "modules/text/jinja/globals.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <ctime>
@@ -99,7 +101,7 @@ std::optional<Value> find_global(Work& work, const std::string& name) {
     return Value(Function(std::move(function)));
   }
   for (const char* lacking : {"cycler", "joiner", "lipsum", "self"}) {
-    if (name == lacking) work.refuse_unsupported("`" + name + "`");
+    if (name == lacking) work.refuse_unsupported(fmt::format("`{}`", name));
   }
   return std::nullopt;
 }

@@ -1,5 +1,7 @@
 #include "modules/text/jinja/lookup.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <optional>
 
@@ -16,7 +18,7 @@ Value unsafe(const Value& of, const std::string& name) {
 }
 
 Value no_attribute(const Value& of, const std::string& name) {
-  return undefined("'" + type_name(of) + " object' has no attribute " + python_quoted(name));
+  return undefined(fmt::format("'{} object' has no attribute {}", type_name(of), python_quoted(name)));
 }
 
 Value method(Work& work, const Value& of, const std::string& name) {
@@ -145,7 +147,7 @@ Value slice(Work& work, const Value& of, const Value& start, const Value& stop, 
   }
   const auto* items = of.as<Sequence>();
   if (items == nullptr || (*items)->kind > SequenceKind::kRange)
-    work.refuse("'" + type_name(of) + "' object cannot be sliced");
+    work.refuse(quoted_type(of) + " object cannot be sliced");
   if ((*items)->kind == SequenceKind::kRange) work.refuse_unsupported("a slice of a range");
   const Steps steps = steps_of(work, static_cast<int64_t>((*items)->items.size()), start, stop, step);
   Items out;

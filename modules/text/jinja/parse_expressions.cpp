@@ -210,7 +210,7 @@ ExpressionPointer Parser::name_or_constant(bool with_namespace) {
     out->kind = ExpressionKind::kName;
     out->name = token.text;
     if (!macros_.empty() && (token.text == "varargs" || token.text == "kwargs"))
-      work_.refuse_unsupported("`" + token.text + "` of a macro");
+      work_.refuse_unsupported(fmt::format("`{}` of a macro", token.text));
     if (token.text == "caller") {
       for (MacroDefinition* macro : macros_) macro->uses_caller = true;
     }

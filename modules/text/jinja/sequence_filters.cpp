@@ -35,7 +35,7 @@ Value last(Evaluator& evaluator, const Value& value, const Arguments& arguments)
   Work& work = evaluator.work();
   const Bound none(work, "last", arguments, {});
   const auto items = backwards(work, value);
-  if (!items) work.refuse("'" + type_name(value) + "' object is not reversible, wanted a list");
+  if (!items) work.refuse(quoted_type(value) + " object is not reversible, wanted a list");
   return items->empty() ? undefined("No last item, sequence was empty.") : items->front();
 }
 

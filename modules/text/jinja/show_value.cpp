@@ -20,9 +20,9 @@ std::string joined(Work& work, const Items& items) {
 std::string show_sequence(Work& work, const SequenceData& data) {
   switch (data.kind) {
     case SequenceKind::kList:
-      return "[" + joined(work, data.items) + "]";
+      return fmt::format("[{}]", joined(work, data.items));
     case SequenceKind::kTuple:
-      return "(" + joined(work, data.items) + (data.items.size() == 1 ? ",)" : ")");
+      return fmt::format("({}{})", joined(work, data.items), data.items.size() == 1 ? "," : "");
     case SequenceKind::kRange:
       return data.stride == 1 ? fmt::format("range({}, {})", data.start, data.stop)
                               : fmt::format("range({}, {}, {})", data.start, data.stop, data.stride);
@@ -65,6 +65,8 @@ std::string type_name(const Value& value) {
                                            "dict",      "generator", "Namespace", "function", "LoopContext"};
   return kNames[value.held().index()];
 }
+
+std::string quoted_type(const Value& value) { return fmt::format("'{}'", type_name(value)); }
 
 std::string to_repr(Work& work, const Value& value) {
   const Work::Level level(work);

@@ -139,7 +139,7 @@ Next iterate(Work& work, const Value& value) {
       return held->next();
     };
   if (value.is<std::shared_ptr<LoopState>>()) work.refuse_unsupported("iterating over `loop`");
-  work.refuse("'" + type_name(value) + "' object is not iterable");
+  work.refuse(quoted_type(value) + " object is not iterable");
 }
 
 Items listed(Work& work, const Value& value) {

@@ -96,6 +96,7 @@ int depth_of(const Value& value);
 
 // --- what Python's built-in functions say of them
 std::string type_name(const Value& value);
+std::string quoted_type(const Value& value);  // as Python's messages have it: 'int'
 bool truth(const Value& value);
 bool equal(Work& work, const Value& a, const Value& b);
 bool less(Work& work, const Value& a, const Value& b,

@@ -3,12 +3,28 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
+namespace {
+
+// What a message may show of a stranger's text: one line, not endless.
+std::string showable(const std::string& text) {
+  constexpr size_t kMost = 500;
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    if (out.size() > kMost) return out + "...";
+    const char32_t c = next_character(text, at);
+    append(out, c < 0x20 || (c >= 0x7F && c < 0xA0) ? U'?' : c);
+  }
+  return out;
+}
+
+}  // namespace
 
 void Work::refuse(const std::string& what) const {
   throw InputDataError(
-      fmt::format("{}:{}: {}{}{}", where_, line_, what, subject_.empty() ? "" : ", rendering ", subject_));
+      fmt::format("{}:{}: {}{}{}", where_, line_, showable(what), subject_.empty() ? "" : ", rendering ", subject_));
 }
 
 void Work::refuse_unsupported(const std::string& what) const {
