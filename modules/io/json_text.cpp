@@ -32,7 +32,10 @@ class Builder {
     return put(value);
   }
   bool string(std::string& value) { return put(std::move(value)); }
-  bool binary(typename Json::binary_t&) { fail("binary value"); }
+  bool binary(typename Json::binary_t&) {
+    fail("binary value");
+    return false;
+  }
   bool start_object(size_t) { return open(Json::object()); }
   bool start_array(size_t) { return open(Json::array()); }
   bool end_object() { return close(); }
@@ -46,6 +49,7 @@ class Builder {
   }
   bool parse_error(size_t position, const std::string&, const json::exception& error) {
     fail(syntax_fault(position, error, text_));
+    return false;
   }
 
  private:
