@@ -28,7 +28,7 @@ std::string refusal(const std::string& source, const ordered_json& variables = o
 const ordered_json kHello = {{"messages", {{{"role", "user"}, {"content", "Größe"}}}}};
 
 TEST(ChatTemplates, WriteWhitespaceAsTransformersDoes) {
-  EXPECT_EQ(rendered("  {% if true %}\n a\n  {% endif %}\n{{- ' b' }}  \n"), " a b  ");
+  EXPECT_EQ(rendered("  {% if true %}\n a\n  {% endif %}\n{{- ' b' }}  \n"), " a\n b  ");
   EXPECT_EQ(rendered("{{ x }}\n\n", {{"x", "é"}}), "é\n");
 }
 
@@ -53,18 +53,18 @@ TEST(ChatTemplates, RefusalsNameLineGotAndWanted) {
 TEST(ChatTemplates, HostileOnesEndSoonInARefusal) {
   const std::string nested(300, '(');
   const std::vector<std::pair<std::string, std::string>> hostile = {
-      {"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps"},
+      {"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than"},
       {"{{ 'x' * 99999999999 }}", "limits"},
       {"{% set n = namespace(s='x') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}", "MiB"},
       {"{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "MiB"},
       {"{% set n = namespace(s=[]) %}{% for a in range(9999) %}{% set n.s = [n.s] %}{% endfor %}", "deep"},
       {"{% set n = namespace(s=[1]) %}{% for a in range(9999) %}{% set n.s = n.s | map('abs') %}{% endfor %}", "deep"},
       {"{% set n = namespace(s=(1, )) %}{% for a in range(90) %}{% set n.s = (n.s, n.s) %}{% endfor %}{{ n.s }}",
-       "steps"},
+       "more than"},
       {"{% set n = namespace(s=(1, )) %}{% for a in range(90) %}{% set n.s = (n.s, n.s) %}{% endfor %}{{ {n.s: 1} }}",
-       "steps"},
+       "more than"},
       {"{% set n = namespace(s=(1, )) %}{% for a in range(90) %}{% set n.s = (n.s, n.s) %}{% endfor %}{{ n.s == n.s }}",
-       "steps"},
+       "more than"},
       {"{% set n = namespace() %}{% set n.n = n %}{{ n }}", "deep"},
       {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "deep"},
       {"{{ " + nested + "1" + std::string(300, ')') + " }}", "deep"},

@@ -62,7 +62,8 @@ Chat checked_chat(ordered_json given, std::string where) {
         refuse(chat.where, fmt::format("\"{}\" is no list of objects", key), "one");
       chat.content[key] = std::move(value);
     }
-    for (const auto& [key, value] : given.value("chat_template_kwargs", ordered_json::object()).items()) {
+    const ordered_json further = given.value("chat_template_kwargs", ordered_json::object());
+    for (const auto& [key, value] : further.items()) {
       for (const char* own : {"messages", "tools", "documents", "add_generation_prompt"}) {
         if (key == own)
           refuse(chat.where, fmt::format("\"chat_template_kwargs\" has the key \"{}\"", own), "another name");

@@ -53,7 +53,7 @@ class Parser {
   ExpressionPointer target(bool with_namespace, Words ends = {});
   void check_target(const Expression& target);
 
-  // --- expressions (parse_expressions.cpp)
+  // --- expressions (parse_expressions.cpp, parse_values.cpp)
   ExpressionPointer node(ExpressionKind kind, int line);
   void add(Expression& parent, ExpressionPointer child);
   void deepen(Expression& parent, const Expression& child);
