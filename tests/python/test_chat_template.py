@@ -218,7 +218,7 @@ REFUSED_COMMANDS = {
     "unknown key": (["--chats=key.json"], "has the key \"tool\", wanted messages, tools, documents"),
     "big integer": (["--chats=big.json"], "the integer \"100000000000000000000\" is beyond 64 bits"),
     "other ending": (["--chats=c.txt"], "c.txt: is neither a .json nor a .jsonl file"),
-    "refused by the template": (["--chats=two.json"], "chat_template\":4: the template refuses these messages: \"Conversation roles must"),
+    "refused by the template": (["--chats=two.json"], "chat_template\":6: the template refuses these messages: \"Conversation roles must"),
 }  # fmt: skip
 FILES = {
     "c.json": "[]", "c.txt": "hi", "none.json": "[]", "role.jsonl": '[{"role":"user","content":""}]\n[{"content":"a"}]\n',
