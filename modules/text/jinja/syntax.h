@@ -99,7 +99,10 @@ enum class StatementKind {
   kContinue
 };
 
-struct Branch;
+struct Branch {
+  ExpressionPointer condition;
+  Body body;
+};
 
 struct Statement {
   StatementKind kind;
@@ -110,11 +113,6 @@ struct Statement {
   std::vector<Branch> branches{};
   Body body{}, otherwise{};
   std::shared_ptr<MacroDefinition> macro{};
-};
-
-struct Branch {
-  ExpressionPointer condition;
-  Body body;
 };
 
 }  // namespace limbeck::text::jinja
