@@ -815,7 +815,7 @@ STATEMENTS = [
     "{% for x in xs %}{% set loop = 1 %}{% endfor %}",
     "{% for loop in xs %}{% endfor %}",
     "{% set loop = 5 %}{{ loop }}",
-    "{% for x in xs recursive %}{{ x }}{% endfor %}" if False else "{% for x in xs %}{{ x }}{% endfor %}",
+    "{% for x in xs %}{{ x }}{% endfor %}",
     "{% for x in messages | map(attribute='role') %}{{ loop.index }}/{{ loop.length }} {{ x }} {{ loop.last }};{% endfor %}",
     "{% for x in messages | map(attribute='role') %}{{ x }}{{ loop.last }}{{ loop.length }};{% endfor %}",
     "{% set ns = namespace(on=true) %}{% for x in xs if ns.on %}{{ x }}{% set ns.on = false %}{% endfor %}",
@@ -941,5 +941,24 @@ STATEMENTS = [
     "{%- for k, v in messages[1].items() %}\n  {{- k }}: {{ v | tojson }}\n{%- endfor %}",
     "{% set x = [] %}{% set x = x + [1] %}{% set x = x + [2] %}{{ x }}",
     "{% set o = {} %}{% set o = dict(o, a=1) %}{{ o }}",
-    "{% import 'x' as y %}" if False else "x",
 ]
+
+OPERATORS = [" + ", " ~ ", " == ", " in ", " < ", " and ", " or ", " - ", " * ", " % ", " // ", " not in "]
+SUFFIXES = [
+    "|list", "|first", "|last", "|length", "|upper", "|title", "|trim", "|tojson", "|string", "|int", "|float", "|sort",
+    "|unique|list", "|reverse", "|join(',')", "|map('string')|list", "|default('z', true)", "[0]", "[-1]", "[::-1]", "[1:3]",
+    ".items()", ".role", "|dictsort", "|sum", "|max", "|min", "|round", "|abs", "|indent", "|replace('o', 'é')", "|capitalize",
+    " is string", " is defined", " is iterable", " is mapping", "|e", "|safe", "|select|list", "|items|list", ".split()",
+    ".upper()", ".keys()|list", ".get('b')", "|length|string",
+]  # fmt: skip
+
+
+def composed(rng) -> str:
+    """Two or three of the expressions, filtered and put together."""
+    out = f"({rng.choice(PLAIN)})"
+    for _ in range(rng.randrange(1, 4)):
+        out = out + rng.choice(SUFFIXES) if rng.random() < 0.6 else f"({out}{rng.choice(OPERATORS)}({rng.choice(PLAIN)}))"
+    return out
+
+
+PLAIN = [expression for expression in EXPRESSIONS if "{{" not in expression and "raise_exception" not in expression]

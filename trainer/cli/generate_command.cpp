@@ -250,7 +250,7 @@ void declare_generate(recipe::OptionTable& table) {
 Command generate_command() {
   return {.name = "generate",
           .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from a text, a chat or ids.",
-          .example = "limbeck generate --model runs/mine/best --prompt \"Once upon a time\" --max-new-tokens 64",
+          .example = "limbeck generate --model runs/mine/best --chat \"Name three rivers.\" --max-new-tokens 64",
           .computes = true,
           .declare = declare_generate,
           .run = run_generate};
