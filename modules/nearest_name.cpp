@@ -51,4 +51,11 @@ std::vector<std::string> nearest_names(const std::string& wanted, const std::vec
   return names;
 }
 
+std::string offer_nearest(const std::string& wanted, const std::vector<std::string>& known, size_t count,
+                          const Offer& offer) {
+  std::string names;
+  for (const std::string& name : nearest_names(wanted, known, count)) names += (names.empty() ? "" : ", ") + name;
+  return names.empty() ? offer.otherwise : offer.before + names + offer.behind;
+}
+
 }  // namespace limbeck

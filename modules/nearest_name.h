@@ -10,4 +10,11 @@ namespace limbeck {
 // At most `count` names, nearest first, ties in alphabetical order.
 std::vector<std::string> nearest_names(const std::string& wanted, const std::vector<std::string>& known, size_t count);
 
+// The part of a message that offers them: before + names + behind; `otherwise` where nothing is near.
+struct Offer {
+  std::string before = {}, behind = {}, otherwise = {};
+};
+std::string offer_nearest(const std::string& wanted, const std::vector<std::string>& known, size_t count,
+                          const Offer& offer);
+
 }  // namespace limbeck

@@ -1,7 +1,6 @@
 #include "modules/adapters/new_adapter.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -56,11 +55,11 @@ void require_named(const std::string& what, const ModulePattern& pattern,
                    const std::map<std::string, NamedHost>& among) {
   const auto names = names_of(among);
   if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return pattern.names(name); })) return;
-  throw UsageError(
-      fmt::format("adapter.{} {} names no linear module, embedding or expert stack{}: the nearest "
-                  "are {}",
-                  what, pattern.text(), what == "target" ? "" : " that is adapted",
-                  fmt::join(nearest_names(pattern.text(), names, 3), ", ")));
+  throw UsageError(fmt::format(
+      "adapter.{} {} names no linear module, embedding or expert stack{}: {}", what, pattern.text(),
+      what == "target" ? "" : " that is adapted",
+      offer_nearest(pattern.text(), names, 3,
+                    {.before = "the nearest are ", .otherwise = "'limbeck check RECIPE' lists its modules"})));
 }
 
 void require_fits(const PeftConfig& config, const AnyHost& host) {

@@ -36,8 +36,8 @@ void require_exactly(const io::SafetensorsFile& file, const models::BuiltModel& 
       const io::TensorEntry* entry = file.find(name);
       if (entry == nullptr) {
         throw WeightsError(fmt::format(
-            "{}: tensor {} is missing (nearest: {}): adapter_config.json and {} layers want it", file.path().string(),
-            name, fmt::join(nearest_names(name, names, 1), ""), built.model->layers().size()));
+            "{}: tensor {} is missing{}: adapter_config.json and {} layers want it", file.path().string(), name,
+            offer_nearest(name, names, 1, {.before = " (nearest: ", .behind = ")"}), built.model->layers().size()));
       }
       unused.erase(name);
       if (at::isFloatingType(entry->dtype) && entry->shape == std::vector<int64_t>{one.rows, one.columns}) continue;

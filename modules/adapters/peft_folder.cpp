@@ -228,10 +228,9 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
     const auto named = hosts.find(module);
     if (named == hosts.end()) {
       throw WeightsError(fmt::format(
-          "{}: module {} of tensor {} is no linear module, embedding or expert stack of this {} model, the nearest is "
-          "{}",
-          path.string(), module, found.parts.empty() ? found.base.first : found.parts.begin()->second.first,
-          built.config.architecture.family, fmt::join(nearest_names(module, names, 1), "")));
+          "{}: module {} of tensor {} is no linear module, embedding or expert stack of this {} model{}", path.string(),
+          module, found.parts.empty() ? found.base.first : found.parts.begin()->second.first,
+          built.config.architecture.family, offer_nearest(module, names, 1, {.before = ", the nearest is "})));
     }
     std::visit(
         [&, &module = module, &found = found](auto* host) {

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "modules/errors.h"
+#include "modules/id_range.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -92,7 +93,7 @@ void check_request(const Architecture& a, const at::Tensor& ids, const GenerateO
   const int64_t low = ids.min().item<int64_t>(), high = ids.max().item<int64_t>();
   if (low < 0 || high >= a.vocabulary) {
     throw InputDataError(
-        fmt::format("generate: prompt ids from {} to {}, wanted 0 to {}", low, high, a.vocabulary - 1));
+        fmt::format("generate: prompt ids from {} to {}, wanted {}", low, high, ids_below(a.vocabulary)));
   }
 }
 

@@ -248,8 +248,7 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       if (entry != nullptr) binding.name = other;
     }
     if (entry == nullptr) {
-      missing.push_back(
-          fmt::format("{} (nearest: {})", binding.name, fmt::join(nearest_names(binding.name, known, 1), "")));
+      missing.push_back(binding.name + offer_nearest(binding.name, known, 1, {.before = " (nearest: ", .behind = ")"}));
       continue;
     }
     unused.erase(binding.name);

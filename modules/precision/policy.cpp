@@ -125,9 +125,9 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
   for (size_t i = 0; i < rules_.size(); ++i) {
     const bool ours = matches(std::string(split_first(rules_[i].pattern).first), root);
     if (!ours || used_[i]) continue;
-    const auto near = nearest_names(rules_[i].pattern, resolved_paths_, 3);
-    const std::string advice = near.empty() ? "'limbeck check RECIPE' lists its modules"
-                                            : fmt::format("did you mean {}?", fmt::join(near, ", "));
+    const std::string advice = offer_nearest(
+        rules_[i].pattern, resolved_paths_, 3,
+        {.before = "did you mean ", .behind = "?", .otherwise = "'limbeck check RECIPE' lists its modules"});
     throw UsageError(fmt::format("precision.rule {} ({}) matches no module of {}: {}", rules_[i].pattern,
                                  rules_[i].source, root, advice));
   }

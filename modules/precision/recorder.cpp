@@ -9,6 +9,10 @@
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_module.h"
 
+#ifndef NDEBUG
+#error "at::RecordFunction has a member more without NDEBUG, and LibTorch was compiled with it (tools/cmake/floor.cmake)"
+#endif
+
 namespace limbeck::precision {
 
 namespace {

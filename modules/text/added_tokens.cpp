@@ -86,6 +86,10 @@ AddedTokens::AddedTokens(const io::JsonFile& file, const Vocabulary& vocabulary,
     const AddedToken& token = tokens_[i];
     const bool through = token.normalized && normalizer;
     const std::string wanted = through ? normalizer(token.content) : token.content;
+    if (wanted.size() > kMaxTokenBytes) {
+      throw WeightsError(fmt::format("{}: \"added_tokens\": {} has {} bytes behind the normalizer, wanted at most {}",
+                                     file.where(), io::in_quotes(token.content), wanted.size(), kMaxTokenBytes));
+    }
     if (!wanted.empty()) (token.normalized ? normalized_ : raw_).add(wanted, static_cast<int32_t>(i));
   }
 }

@@ -240,8 +240,8 @@ DecodePlan read_decoder(const io::JsonFile& from, int depth) {
   if (type == "Metaspace") return read_metaspace_decoder(from);
   if (type == "WordPiece") return read_word_piece(from);
   if (type == "Replace") {
-    return tokens_by([pattern = Pattern::read(from, "pattern"), content = from.string("content")](
-                         const std::string& token, bool, bool) { return replace_all(token, pattern, content); });
+    return tokens_by([pattern = Pattern::read(from, "pattern"), content = from.string("content"), where = from.where()](
+                         const std::string& token, bool, bool) { return replace_all(token, pattern, content, where); });
   }
   if (type == "BPEDecoder") {
     const std::string suffix = from.string_or("suffix", "</w>");

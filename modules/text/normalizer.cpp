@@ -6,6 +6,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
+#include "modules/text/growth.h"
 #include "modules/text/pattern.h"
 #include "modules/text/unicode.h"
 
@@ -72,21 +73,43 @@ std::string stripped(std::string_view text, bool left, bool right) {
   return std::string(text);
 }
 
-Normalizer read_normalizers(const io::JsonFile& from, int depth) {
-  std::vector<Normalizer> steps;
-  for (const io::JsonFile& step : read_steps(from, "normalizers", depth)) {
-    steps.push_back(read_normalizer(step, depth + 1));
-  }
-  return [steps = std::move(steps)](std::string text) {
-    for (const Normalizer& step : steps) text = step(std::move(text));
-    return text;
-  };
+Normalizer read_replace(const io::JsonFile& from) {
+  return [pattern = Pattern::read(from, "pattern"), content = from.string("content"),
+          where = from.where()](const std::string& text) { return replace_all(text, pattern, content, where); };
 }
 
-Normalizer read_replace(const io::JsonFile& from) {
-  return [pattern = Pattern::read(from, "pattern"), content = from.string("content")](const std::string& text) {
-    return replace_all(text, pattern, content);
-  };
+Normalizer read_one_normalizer(const io::JsonFile& from) {
+  const std::string type = from.string("type");
+  const auto form = [](NormalForm f) { return [f](const std::string& text) { return normal_form(text, f); }; };
+  if (type == "BertNormalizer") return read_bert(from);
+  if (type == "Replace") return read_replace(from);
+  if (type == "Lowercase") return [](const std::string& text) { return lowercase(text); };
+  if (type == "NFC") return form(NormalForm::kNfc);
+  if (type == "NFD") return form(NormalForm::kNfd);
+  if (type == "NFKC") return form(NormalForm::kNfkc);
+  if (type == "NFKD") return form(NormalForm::kNfkd);
+  if (type == "StripAccents") return [](const std::string& text) { return without_accents(text); };
+  if (type == "ByteLevel") return [](const std::string& text) { return bytes_as_text(text); };
+  if (type == "Prepend") {
+    return [start = from.string("prepend")](std::string text) { return text.empty() ? text : start + text; };
+  }
+  if (type == "Strip") {
+    return [left = from.boolean_or("strip_left", true), right = from.boolean_or("strip_right", true)](
+               const std::string& text) { return stripped(text, left, right); };
+  }
+  refuse_type(from,
+              "Sequence, BertNormalizer, Replace, Prepend, Lowercase, NFC, NFD, NFKC, NFKD, Strip, StripAccents or "
+              "ByteLevel");
+}
+
+// The steps of Sequences within Sequences in one row, so that all of them are held to the text that the first was
+// given.
+void add_normalizers(const io::JsonFile& from, int depth, std::vector<Normalizer>& steps) {
+  if (from.string("type") != "Sequence") {
+    steps.push_back(read_one_normalizer(from));
+    return;
+  }
+  for (const io::JsonFile& step : read_steps(from, "normalizers", depth)) add_normalizers(step, depth + 1, steps);
 }
 
 }  // namespace
@@ -134,29 +157,17 @@ std::string bytes_as_text(std::string_view bytes) {
   return out;
 }
 
-Normalizer read_normalizer(const io::JsonFile& from, int depth) {
-  const std::string type = from.string("type");
-  const auto form = [](NormalForm f) { return [f](const std::string& text) { return normal_form(text, f); }; };
-  if (type == "Sequence") return read_normalizers(from, depth);
-  if (type == "BertNormalizer") return read_bert(from);
-  if (type == "Replace") return read_replace(from);
-  if (type == "Lowercase") return [](const std::string& text) { return lowercase(text); };
-  if (type == "NFC") return form(NormalForm::kNfc);
-  if (type == "NFD") return form(NormalForm::kNfd);
-  if (type == "NFKC") return form(NormalForm::kNfkc);
-  if (type == "NFKD") return form(NormalForm::kNfkd);
-  if (type == "StripAccents") return [](const std::string& text) { return without_accents(text); };
-  if (type == "ByteLevel") return [](const std::string& text) { return bytes_as_text(text); };
-  if (type == "Prepend") {
-    return [start = from.string("prepend")](std::string text) { return text.empty() ? text : start + text; };
-  }
-  if (type == "Strip") {
-    return [left = from.boolean_or("strip_left", true), right = from.boolean_or("strip_right", true)](
-               const std::string& text) { return stripped(text, left, right); };
-  }
-  refuse_type(from,
-              "Sequence, BertNormalizer, Replace, Prepend, Lowercase, NFC, NFD, NFKC, NFKD, Strip, StripAccents or "
-              "ByteLevel");
+Normalizer read_normalizer(const io::JsonFile& from) {
+  std::vector<Normalizer> steps;
+  add_normalizers(from, 0, steps);
+  return [steps = std::move(steps), where = from.where()](std::string text) {
+    const size_t most = most_grown(text.size());
+    for (const Normalizer& step : steps) {
+      text = step(std::move(text));
+      if (text.size() > most) refuse_growth(where, most);
+    }
+    return text;
+  };
 }
 
 }  // namespace limbeck::text

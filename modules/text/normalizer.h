@@ -12,7 +12,7 @@ using Normalizer = std::function<std::string(std::string)>;
 inline constexpr int kMaxNesting = 8;  // of Sequences within Sequences
 
 // `from`: the object that holds "type". A type that is not known is refused by name.
-Normalizer read_normalizer(const io::JsonFile& from, int depth = 0);
+Normalizer read_normalizer(const io::JsonFile& from);
 // The members of a Sequence's list, each with its place.
 std::vector<io::JsonFile> read_steps(const io::JsonFile& from, const std::string& key, int depth);
 [[noreturn]] void refuse_type(const io::JsonFile& from, const std::string& known);

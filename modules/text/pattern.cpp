@@ -9,6 +9,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
+#include "modules/text/growth.h"
 #include "modules/text/unicode.h"
 
 namespace limbeck::text {
@@ -212,13 +213,16 @@ std::vector<Span> Pattern::split(std::string_view text, Behaviour behaviour, boo
   return kept;
 }
 
-std::string replace_all(std::string_view text, const Pattern& pattern, const std::string& content) {
+std::string replace_all(std::string_view text, const Pattern& pattern, const std::string& content,
+                        const std::string& where) {
+  const size_t most = most_grown(text.size());
   std::string out;
   for (const Span& part : pattern.find(text)) {
     if (part.matched)
       out += content;
     else
       out += text.substr(part.begin, part.end - part.begin);
+    if (out.size() > most) refuse_growth(where, most);
   }
   return out;
 }

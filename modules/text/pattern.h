@@ -36,7 +36,8 @@ class Pattern {
   std::function<void(std::string_view, std::vector<Span>&)> matches_;  // appends the matches only
 };
 
-// `text` with every match replaced.
-std::string replace_all(std::string_view text, const Pattern& pattern, const std::string& content);
+// `text` with every match replaced. `where` is named when it would grow past all measure.
+std::string replace_all(std::string_view text, const Pattern& pattern, const std::string& content,
+                        const std::string& where);
 
 }  // namespace limbeck::text

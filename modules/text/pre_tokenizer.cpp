@@ -4,6 +4,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
+#include "modules/text/growth.h"
 #include "modules/text/normalizer.h"
 #include "modules/text/pattern.h"
 #include "modules/text/unicode.h"
@@ -54,34 +55,37 @@ PreTokenizer read_metaspace(const io::JsonFile& from) {
   const std::string mark = read_character(from, "replacement", "\u2581");
   const PrependScheme scheme = read_prepend_scheme(from);
   const bool cut = from.boolean_or("split", true);
-  return [=, space = Pattern::literal(" "), at_mark = Pattern::literal(mark)](const Pieces& pieces) {
-    Pieces out;
-    for (const Piece& piece : pieces) {
-      Piece marked{replace_all(piece.text, space, mark), piece.first};
-      const bool wanted = scheme == PrependScheme::kAlways || (scheme == PrependScheme::kFirst && piece.first);
-      if (wanted && !marked.text.starts_with(mark)) marked.text.insert(0, mark);
-      if (cut)
-        split_into(out, marked, at_mark, Behaviour::kMergedWithNext);
-      else
-        out.push_back(std::move(marked));
-    }
-    return out;
-  };
+  return
+      [=, where = from.where(), space = Pattern::literal(" "), at_mark = Pattern::literal(mark)](const Pieces& pieces) {
+        Pieces out;
+        for (const Piece& piece : pieces) {
+          Piece marked{replace_all(piece.text, space, mark, where), piece.first};
+          const bool wanted = scheme == PrependScheme::kAlways || (scheme == PrependScheme::kFirst && piece.first);
+          if (wanted && !marked.text.starts_with(mark)) marked.text.insert(0, mark);
+          if (cut)
+            split_into(out, marked, at_mark, Behaviour::kMergedWithNext);
+          else
+            out.push_back(std::move(marked));
+        }
+        return out;
+      };
 }
 
-PreTokenizer in_turn(std::vector<PreTokenizer> steps) {
-  return [steps = std::move(steps)](Pieces pieces) {
-    for (const PreTokenizer& step : steps) pieces = step(std::move(pieces));
+size_t total_bytes(const Pieces& pieces) {
+  size_t bytes = 0;
+  for (const Piece& piece : pieces) bytes += piece.text.size();
+  return bytes;
+}
+
+PreTokenizer in_turn(std::vector<PreTokenizer> steps, const std::string& where) {
+  return [steps = std::move(steps), where](Pieces pieces) {
+    const size_t most = most_grown(total_bytes(pieces));
+    for (const PreTokenizer& step : steps) {
+      pieces = step(std::move(pieces));
+      if (total_bytes(pieces) > most) refuse_growth(where, most);
+    }
     return pieces;
   };
-}
-
-PreTokenizer read_pre_tokenizers(const io::JsonFile& from, int depth) {
-  std::vector<PreTokenizer> steps;
-  for (const io::JsonFile& step : read_steps(from, "pretokenizers", depth)) {
-    steps.push_back(read_pre_tokenizer(step, depth + 1));
-  }
-  return in_turn(std::move(steps));
 }
 
 // Runs of letters, and runs of what is neither letter nor space.
@@ -106,6 +110,47 @@ PreTokenizer whitespace() {
   };
 }
 
+PreTokenizer read_one_pre_tokenizer(const io::JsonFile& from) {
+  const std::string type = from.string("type");
+  if (type == "ByteLevel") return read_byte_level(from);
+  if (type == "Metaspace") return read_metaspace(from);
+  if (type == "Whitespace") return whitespace();
+  if (type == "WhitespaceSplit") return splitting(set_of(CharacterSet::kWhitespace), Behaviour::kRemoved);
+  if (type == "BertPreTokenizer") {
+    return in_turn({splitting(set_of(CharacterSet::kWhitespace), Behaviour::kRemoved),
+                    splitting(set_of(CharacterSet::kPunctuation), Behaviour::kIsolated)},
+                   from.where());
+  }
+  if (type == "Split") {
+    return splitting(Pattern::read(from, "pattern"), read_behaviour(from, "behavior"),
+                     from.boolean_or("invert", false));
+  }
+  if (type == "Punctuation") {
+    const bool said = from.has("behavior");
+    return splitting(set_of(CharacterSet::kPunctuation),
+                     said ? read_behaviour(from, "behavior") : Behaviour::kIsolated);
+  }
+  if (type == "Digits") {
+    return splitting(set_of(CharacterSet::kNumeric),
+                     from.boolean_or("individual_digits", false) ? Behaviour::kIsolated : Behaviour::kContiguous);
+  }
+  if (type == "CharDelimiterSplit") {
+    return splitting(Pattern::literal(read_character(from, "delimiter", "")), Behaviour::kRemoved);
+  }
+  refuse_type(from,
+              "Sequence, ByteLevel, Metaspace, Split, Whitespace, WhitespaceSplit, BertPreTokenizer, Punctuation, "
+              "Digits or CharDelimiterSplit");
+}
+
+// As the normalizer's: the steps of Sequences within Sequences in one row.
+void add_pre_tokenizers(const io::JsonFile& from, int depth, std::vector<PreTokenizer>& steps) {
+  if (from.string("type") != "Sequence") {
+    steps.push_back(read_one_pre_tokenizer(from));
+    return;
+  }
+  for (const io::JsonFile& step : read_steps(from, "pretokenizers", depth)) add_pre_tokenizers(step, depth + 1, steps);
+}
+
 }  // namespace
 
 PrependScheme read_prepend_scheme(const io::JsonFile& from) {
@@ -127,36 +172,10 @@ std::string read_character(const io::JsonFile& from, const std::string& key, con
   throw WeightsError(fmt::format("{}: key \"{}\" = {}, wanted one character", from.where(), key, io::in_quotes(found)));
 }
 
-PreTokenizer read_pre_tokenizer(const io::JsonFile& from, int depth) {
-  const std::string type = from.string("type");
-  if (type == "Sequence") return read_pre_tokenizers(from, depth);
-  if (type == "ByteLevel") return read_byte_level(from);
-  if (type == "Metaspace") return read_metaspace(from);
-  if (type == "Whitespace") return whitespace();
-  if (type == "WhitespaceSplit") return splitting(set_of(CharacterSet::kWhitespace), Behaviour::kRemoved);
-  if (type == "BertPreTokenizer") {
-    return in_turn({splitting(set_of(CharacterSet::kWhitespace), Behaviour::kRemoved),
-                    splitting(set_of(CharacterSet::kPunctuation), Behaviour::kIsolated)});
-  }
-  if (type == "Split") {
-    return splitting(Pattern::read(from, "pattern"), read_behaviour(from, "behavior"),
-                     from.boolean_or("invert", false));
-  }
-  if (type == "Punctuation") {
-    const bool said = from.has("behavior");
-    return splitting(set_of(CharacterSet::kPunctuation),
-                     said ? read_behaviour(from, "behavior") : Behaviour::kIsolated);
-  }
-  if (type == "Digits") {
-    return splitting(set_of(CharacterSet::kNumeric),
-                     from.boolean_or("individual_digits", false) ? Behaviour::kIsolated : Behaviour::kContiguous);
-  }
-  if (type == "CharDelimiterSplit") {
-    return splitting(Pattern::literal(read_character(from, "delimiter", "")), Behaviour::kRemoved);
-  }
-  refuse_type(from,
-              "Sequence, ByteLevel, Metaspace, Split, Whitespace, WhitespaceSplit, BertPreTokenizer, Punctuation, "
-              "Digits or CharDelimiterSplit");
+PreTokenizer read_pre_tokenizer(const io::JsonFile& from) {
+  std::vector<PreTokenizer> steps;
+  add_pre_tokenizers(from, 0, steps);
+  return in_turn(std::move(steps), from.where());
 }
 
 }  // namespace limbeck::text

@@ -15,7 +15,7 @@ struct Piece {
 using Pieces = std::vector<Piece>;
 using PreTokenizer = std::function<Pieces(Pieces)>;
 
-PreTokenizer read_pre_tokenizer(const io::JsonFile& from, int depth = 0);
+PreTokenizer read_pre_tokenizer(const io::JsonFile& from);
 
 enum class PrependScheme { kAlways, kFirst, kNever };
 PrependScheme read_prepend_scheme(const io::JsonFile& from);

@@ -7,15 +7,13 @@
 
 #include "modules/errors.h"
 #include "modules/io/json_text.h"
+#include "modules/text/growth.h"
 #include "modules/text/unicode.h"
 
 namespace limbeck::text {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Gemma's, the largest there are, has 33 MB and 1.6 million values.
-constexpr io::JsonLimits kLimits{.bytes = size_t{96} << 20, .values = 6'000'000};
 
 fs::path file_of(const fs::path& path) {
   if (!fs::is_directory(path)) return path;
@@ -46,7 +44,7 @@ io::JsonFile member(nlohmann::json& whole, const std::string& key, const std::st
 Tokenizer::Tokenizer(const fs::path& path) {
   const fs::path file = file_of(path);
   where_ = file.string();
-  auto whole = io::parse_json(io::read_json_text(file, kLimits), where_, kLimits);
+  auto whole = io::parse_json(io::read_json_text(file, kTokenizerLimits), where_, kTokenizerLimits);
   if (!whole.is_object()) throw WeightsError(where_ + ": wanted an object");
   model_ = read_token_model(member(whole, "model", where_));
   whole.erase("model");
@@ -121,6 +119,8 @@ StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
 }
 
 void StreamDecoder::pass(size_t stage, DecodeStage::Part part) {
+  const size_t most = most_grown(given_);
+  if (part.text.size() > most) refuse_growth(tokenizer_.where() + ": \"decoder\"", most);
   if (stage == stages_.size()) {
     ready_ += part.text;
     return;
@@ -134,6 +134,7 @@ std::string StreamDecoder::push(TokenId id) {
   if (token == nullptr || (skip_special_ && added != nullptr && added->special)) return "";
   if (!tokenizer_.decoder_ && !first_) ready_ += ' ';  // a tokenizer without a decoder puts spaces between tokens
   first_ = false;
+  given_ += token->size();
   pass(0, {*token, true});
   return std::exchange(ready_, "");
 }

@@ -6,12 +6,16 @@
 #include <string>
 #include <string_view>
 
+#include "modules/io/json_text.h"
 #include "modules/text/added_tokens.h"
 #include "modules/text/decoder.h"
 #include "modules/text/post_processor.h"
 #include "modules/text/pre_tokenizer.h"
 
 namespace limbeck::text {
+
+// Of a tokenizer.json: Gemma's, the largest there are, has 33 MB and 1.6 million values.
+inline constexpr io::JsonLimits kTokenizerLimits{.bytes = size_t{96} << 20, .values = 6'000'000};
 
 enum class SpecialTokens { kAdd, kLeaveOut };  // those that the post-processor puts around a text
 
@@ -56,6 +60,7 @@ class StreamDecoder {
   const Tokenizer& tokenizer_;
   bool skip_special_, first_ = true;
   std::vector<std::unique_ptr<DecodeStage>> stages_;
+  size_t given_ = 0;  // bytes of the tokens so far
   std::string ready_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "modules/id_range.h"
+
 namespace limbeck {
 namespace {
 
@@ -29,6 +31,19 @@ TEST(NearestNames, FindsTheExactAmongAHundredThousand) {
   for (int i = 0; i < 100'000; ++i) known.push_back("model.layers." + std::to_string(i) + ".self_attn.q_proj.weight");
   EXPECT_EQ(nearest_names("model.layers.99999.self_attn.q_porj.weight", known, 1)[0],
             "model.layers.99999.self_attn.q_proj.weight");
+}
+
+TEST(NearestNames, AreOfferedOnlyWhereThereAreAny) {
+  const Offer offer{.before = "; did you mean ", .behind = "?", .otherwise = "; see --help"};
+  EXPECT_EQ(offer_nearest("dytpe", {"dtype", "type"}, 2, offer), "; did you mean dtype, type?");
+  EXPECT_EQ(offer_nearest("dtype", {"zzzzzzzzz"}, 2, offer), "; see --help");
+  EXPECT_EQ(offer_nearest("dtype", {}, 2, {.before = " (nearest: ", .behind = ")"}), "");
+}
+
+TEST(IdRange, NeverEndsBelowItsBegin) {
+  EXPECT_EQ(ids_below(32000), "0 to 31999");
+  EXPECT_EQ(ids_below(1), "0");
+  EXPECT_EQ(ids_below(0), "none");
 }
 
 }  // namespace

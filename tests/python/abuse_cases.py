@@ -7,31 +7,20 @@ of a copy, and says what to run on it.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Callable
 
+import abuse_folder_cases  # noqa: F401  (its kinds join KINDS)
+import abuse_line_cases  # noqa: F401
 import chat_template_zoo
-import model_zoo
 import torch
-from abuse_mutators import mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
+from abuse_mutators import WORDS, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
+from abuse_stock import KINDS, Case, Stock, copied_model, kind
 from crc32c import crc32c
-from limbeck_runner import Limbeck
 from safetensors.torch import load_file, save_file
-from training_work import Work
 
-WORDS = [
-    "", "0", "-0", "1", "-1", "2", "1e-320", "1e400", "nan", "-inf", "0x10", "1e3", "9223372036854775807",
-    "9223372036854775808", "99999999999999999999", "true", "no", "maybe", "none", "auto", "float16", "bfloat16", "int8",
-    "nf4", "cuda", "cuda:99", "meta", "tpu", "0 steps", "1 steps", "-3 epochs", "1 tokens", "2 samples", "1:1 1:1", "0:0",
-    "0:99 1:1", "1:1,0:0", "(.+)+Z", "(.|.)*Z", "*" * 3000, "[", "(", "\\", "a" * 20000, "q_proj", "all-linear",
-    "lm_head=3", "*=float16", "student.*: storage=float16", "é", "\x01", "/dev/null", "/", ".", "..", "/nonexistent/x",
-    "forward_kl", "reverse_kl", "js", "topk", "lora", "dora", "ia3", "npt", "tree", "3",
-]  # fmt: skip
 # Pairs that draw a third of the recipes: what is parsed as more than one number or word.
 HOT = {
     "objective.layer_map": ["1:1 1:1", "0:0 0:0", "0:99", "1:0 0:1", ":", "-1:-1", "1:1:1", "all", "1:99999999999999999999"],
@@ -43,65 +32,6 @@ HOT = {
     "optim.warmup": ["0 steps", "99999999999999999999 steps", "10%", "1e3 steps", "1 epochs"],
     "student.quantize": ["int8", "nf4-double"],
 }
-# Left out: what makes a case long by being obeyed, what names files beside the case, and ranks that would wait for others.
-NOT_MUTATED = {"run", "json", "plugin", "output", "train.steps", "help", "threads"} | {
-    f"parallel.{name}" for name in ("rank", "world_size", "local_rank", "processes_per_node", "master")
-}
-
-
-@dataclass
-class Case:
-    arguments: list[str]
-    finite: Path | None = None  # a file that must hold finite numbers only, where the program says it is done
-    codes: set[int] | None = None  # where one answer only is right
-
-
-# The well-formed things
-
-
-class Stock:
-    """Made once a session; the cases copy from it."""
-
-    def __init__(self, folder: Path, limbeck: Limbeck):
-        self.folder = folder
-        self.families = [family.name for family in model_zoo.FAMILIES]
-        for family in model_zoo.FAMILIES:
-            model_zoo.write_model(family, folder / "zoo" / family.name)
-        ids = torch.randint(3, 200, (2, 9), generator=torch.Generator().manual_seed(1))
-        save_file({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, folder / "input.safetensors")
-        (folder / "work").mkdir()
-        self.work = Work(folder / "work", limbeck)
-        short = dict(train__steps="4 steps", checkpoint__every=2, data__batch_size=2)
-        for kind in ("none", "lora", "dora", "ia3", "npt"):
-            self.work.train(kind, threads=1, adapter__kind=kind, **short)
-        self.recipe = (folder / "work" / "none.ini").read_text()
-        self.options = options_of(Path(__file__).parents[1] / "golden" / "options.txt")
-
-    def run(self, kind: str) -> Path:
-        return self.folder / "work" / f"run-{kind}"
-
-
-def options_of(path: Path) -> dict[str, list[str]]:
-    """The flags of each command and, as "recipe", the keys, from the frozen inventory of the option table."""
-    out: dict[str, list[str]] = {}
-    for line in path.read_text().splitlines():
-        if line.startswith("--"):
-            name = line.split()[0].removeprefix("--")
-            if name not in NOT_MUTATED:
-                command.append(name)
-        elif line.strip():
-            command = out.setdefault(line.split()[1] if line.startswith("limbeck ") else line.strip(), [])
-    return out
-
-
-# Kinds of cases
-
-KINDS: dict[str, Callable[[Stock, Path, random.Random], Case]] = {}
-
-
-def kind(function):
-    KINDS[function.__name__] = function
-    return function
 
 
 def on_model(stock: Stock, model: Path, folder: Path, dice: random.Random, adapter: Path | None = None) -> Case:
@@ -120,16 +50,6 @@ def on_model(stock: Stock, model: Path, folder: Path, dice: random.Random, adapt
     plain = not {"--hidden", "--gradients"} & set(flags)
     return Case(["forward", *flags, f"--input={stock.folder / 'input.safetensors'}", f"--output={output}"],
                 output if plain else None)  # fmt: skip
-
-
-def copied_model(source: Path, to: Path, own_weights: bool) -> Path:
-    to.mkdir()
-    for path in source.iterdir():
-        if own_weights or path.suffix == ".json":
-            shutil.copy(path, to / path.name)
-        else:
-            os.link(path, to / path.name)
-    return to
 
 
 @kind

@@ -17,6 +17,16 @@ EDGES = [
     {"rope_type": "yarn", "factor": 0}, {"type": "dynamic", "factor": -1.0}, ["full_attention"] * 99,
 ]  # fmt: skip
 
+# What may stand behind an option's name.
+WORDS = [
+    "", "0", "-0", "1", "-1", "2", "1e-320", "1e400", "nan", "-inf", "0x10", "1e3", "9223372036854775807",
+    "9223372036854775808", "99999999999999999999", "true", "no", "maybe", "none", "auto", "float16", "bfloat16", "int8",
+    "nf4", "cuda", "cuda:99", "meta", "tpu", "0 steps", "1 steps", "-3 epochs", "1 tokens", "2 samples", "1:1 1:1", "0:0",
+    "0:99 1:1", "1:1,0:0", "(.+)+Z", "(.|.)*Z", "*" * 3000, "[", "(", "\\", "a" * 20000, "q_proj", "all-linear",
+    "lm_head=3", "*=float16", "student.*: storage=float16", "é", "\x01", "/dev/null", "/", ".", "..", "/nonexistent/x",
+    "forward_kl", "reverse_kl", "js", "topk", "lora", "dora", "ia3", "npt", "tree", "3",
+]  # fmt: skip
+
 
 def places_of(value, path=()):
     """Every place of a JSON value, the whole one first."""

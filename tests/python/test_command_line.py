@@ -13,10 +13,10 @@ BUILD = BUILD if BUILD.is_absolute() else ROOT / BUILD
 LIMBECK = BUILD / "bin" / "limbeck"
 
 
-def limbeck(*arguments, cwd=None, env=None, stdout=subprocess.PIPE):
+def limbeck(*arguments, cwd=None, env=None, stdout=subprocess.PIPE, timeout=120):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LIMBECK_")} | (env or {})
     return subprocess.run([str(LIMBECK), *map(str, arguments)], cwd=cwd, env=environment, text=True, stdout=stdout,
-                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=120)
+                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=timeout)
 
 
 def refused(*arguments, code=2, **more):

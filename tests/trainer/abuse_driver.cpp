@@ -1,6 +1,6 @@
 // abuse_driver: runs the program's own main() for each line of standard input, in a child forked before anything was
 // computed: what a process of its own would do, signals and limits included, without its start. A line is a JSON object
-// {"arguments": [...], "output": FILE, "folder": DIR, "seconds": N}; the answer is one with "code", "signal",
+// {"arguments": [...], "environment": {...}, "output": FILE, "folder": DIR, "seconds": N}; the answer is one with "code", "signal",
 // "seconds", "peak_bytes" and "timed_out". tests/python/test_abuse.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -41,6 +41,8 @@ void limit(int what, rlim_t most) {
 #ifndef __SANITIZE_ADDRESS__  // its shadow is larger than any limit
   limit(RLIMIT_DATA, kMostBytes);
 #endif
+  for (const auto& [name, value] : request.at("environment").items())
+    setenv(name.c_str(), value.get<std::string>().c_str(), 1);
   std::vector<std::string> words{"limbeck"};
   for (const auto& word : request.at("arguments")) words.push_back(word.get<std::string>());
   std::vector<char*> pointers;

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "modules/errors.h"
+#include "modules/id_range.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/token_loss.h"
 #include "modules/precision/casts.h"
@@ -24,6 +25,7 @@ struct Inputs {
 
 // Shapes, integer types and id ranges: everything that would fail inside an operator is refused here, by name.
 void check_ids(const at::Tensor& tensor, const std::string& name, at::IntArrayRef shape, int64_t high) {
+  if (high <= 0) throw InputDataError(fmt::format("input {}: this model takes none, leave it out", name));
   if (tensor.sizes() != shape || at::isFloatingType(tensor.scalar_type())) {
     throw InputDataError(fmt::format("input {}: {} [{}], wanted integers [{}]", name,
                                      precision::dtype_name(tensor.scalar_type()), fmt::join(tensor.sizes(), ","),
@@ -33,7 +35,7 @@ void check_ids(const at::Tensor& tensor, const std::string& name, at::IntArrayRe
   const at::Tensor wide = precision::integers(tensor, at::kLong);
   const int64_t low = wide.min().item<int64_t>(), top = wide.max().item<int64_t>();
   if (low >= 0 && top < high) return;
-  throw InputDataError(fmt::format("input {}: values from {} to {}, wanted 0 to {}", name, low, top, high - 1));
+  throw InputDataError(fmt::format("input {}: values from {} to {}, wanted {}", name, low, top, ids_below(high)));
 }
 
 Inputs read_inputs(const std::filesystem::path& path, const models::Architecture& a) {

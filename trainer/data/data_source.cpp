@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "modules/errors.h"
+#include "modules/id_range.h"
 #include "trainer/data/masking.h"
 #include "trainer/data/permutation.h"
 #include "trainer/data/row_maker.h"
@@ -23,9 +24,8 @@ void check_vocabulary(const Shards& shards, Which which, int64_t vocabulary, con
   for (const Shard& shard : shards) {
     if (shard.largest_id(which) < vocabulary) continue;
     throw InputDataError(
-        fmt::format("{}: {}: {}, wanted 0 to {}, the vocabulary of the {}: prepare the data with the "
-                    "{}'s tokenizer",
-                    origin, shard.name(), shard.place_of_stranger(which, vocabulary), vocabulary - 1, model, model));
+        fmt::format("{}: {}: {}, wanted {}, the vocabulary of the {}: prepare the data with the {}'s tokenizer", origin,
+                    shard.name(), shard.place_of_stranger(which, vocabulary), ids_below(vocabulary), model, model));
   }
 }
 

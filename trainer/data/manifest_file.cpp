@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kMostTokens = int64_t{1} << 50;
 constexpr int64_t kMostOfShard = std::numeric_limits<int32_t>::max();  // documents or tokens of one shard
-constexpr int64_t kMostVocabulary = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostVocabulary = int64_t{1} << 24;  // as of a tokenizer.json; lists of ids are held in memory
 constexpr const char* kAgain = "prepare the data again with tools/prepare_data.py";
 
 uint32_t crc32_of(std::string_view text) {

@@ -10,6 +10,7 @@
 #include <boost/crc.hpp>
 #include <functional>
 
+#include "modules/id_range.h"
 #include "modules/io/safetensors_header.h"
 #include "trainer/data/input_fault.h"
 
@@ -153,7 +154,7 @@ void Shard::open_classes(const Tensors& tensors, int64_t classes) {
   for (size_t i = 0; i < classes_.size(); ++i) {
     if (classes_[i] == -100 || (classes_[i] >= 0 && classes_[i] < classes)) continue;
     throw InputDataError(
-        fmt::format("record {}: class {}, wanted 0 to {}, or -100 for none", i, classes_[i], classes - 1));
+        fmt::format("record {}: class {}, wanted {}, or -100 for none", i, classes_[i], ids_below(classes)));
   }
 }
 
@@ -206,8 +207,8 @@ void Shard::scan(Which which, Stream& of) const {
     }
   });
   if (smallest >= 0 && of.largest < of.vocabulary) return;
-  refuse(fmt::format("{}, wanted 0 to {}, the tokenizer's vocabulary (manifest.json)",
-                     place_of_stranger(which, of.vocabulary), of.vocabulary - 1));
+  refuse(fmt::format("{}, wanted {}, the tokenizer's vocabulary (manifest.json)",
+                     place_of_stranger(which, of.vocabulary), ids_below(of.vocabulary)));
 }
 
 void Shard::scan_positions() const {

@@ -6,15 +6,20 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "modules/errors.h"
+#include "modules/io/json_file.h"
 
 namespace limbeck::loop {
 namespace {
 
 using checkpoint::Kind;
 using nlohmann::json;
+
+constexpr int64_t kMost = int64_t{1} << 62;
+constexpr double kLargest = std::numeric_limits<double>::max();
 
 json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
 double number(const json& value) { return value.is_null() ? std::nan("") : value.get<double>(); }
@@ -25,13 +30,25 @@ json as_json(const evaluate::Evaluation& evaluation) {
   return {{"targets", evaluation.targets}, {"values", values}};
 }
 
-evaluate::Evaluation evaluation_of(const json& saved) {
+evaluate::Evaluation evaluation_of(const io::JsonFile& saved) {
   evaluate::Evaluation evaluation;
-  evaluation.targets = saved.at("targets").get<int64_t>();
-  for (const json& value : saved.at("values")) {
+  evaluation.targets = saved.integer("targets", 0, kMost);
+  for (const json& value : saved.value().at("values")) {
     evaluation.values.emplace_back(value.at(0).get<std::string>(), number(value.at(1)));
   }
   return evaluation;
+}
+
+io::JsonFile state_file(const checkpoint::Checkpoint& from) {
+  return {from.state(), (from.path() / "state.json").string()};
+}
+
+std::map<std::string, double> optimizer_scalars(const io::JsonFile& state) {
+  const io::JsonFile saved = state.child("optimizer");
+  std::map<std::string, double> scalars;
+  for (const auto& [name, value] : saved.value().items())
+    scalars[name] = value.is_null() ? std::nan("") : saved.number(name, -kLargest, kLargest);
+  return scalars;
 }
 
 // Tensors that a checkpoint keeps and the optimizer does not train: frozen parameters, averages.
@@ -110,22 +127,22 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
 
 RunState read_run_state(const checkpoint::Checkpoint& from) {
   RunState run;
-  const json& state = from.state();
+  const io::JsonFile state = state_file(from);
   try {
     run.run_id = from.run_id();
-    run.step = state.at("step").get<int64_t>();
-    run.seconds = state.at("seconds").get<double>();
-    run.tokens = state.at("tokens").get<int64_t>();
-    run.peak_bytes = state.at("peak_bytes").get<int64_t>();
-    run.evaluated = state.at("evaluated").get<bool>();
-    run.last = evaluation_of(state.at("last"));
-    run.best = evaluation_of(state.at("best"));
-    run.best_step = state.at("best_step").get<int64_t>();
-    run.last_step = state.value("last_step", int64_t{0});  // checkpoints of before have none
-    run.recipe = state.at("recipe").get<std::map<std::string, std::string>>();
-    run.data = state.at("data").get<std::map<std::string, std::string>>();
-    run.build = state.at("build").get<std::map<std::string, std::string>>();
-    state.at("optimizer");
+    run.step = state.integer("step", 0, kMost);
+    run.seconds = state.number("seconds", 0, kLargest);
+    run.tokens = state.integer("tokens", 0, kMost);
+    run.peak_bytes = state.integer("peak_bytes", 0, kMost);
+    run.evaluated = state.value().at("evaluated").get<bool>();
+    run.last = evaluation_of(state.child("last"));
+    run.best = evaluation_of(state.child("best"));
+    run.best_step = state.integer("best_step", 0, kMost);
+    run.last_step = state.integer_or("last_step", 0, 0, kMost);  // checkpoints of before have none
+    run.recipe = state.value().at("recipe").get<std::map<std::string, std::string>>();
+    run.data = state.value().at("data").get<std::map<std::string, std::string>>();
+    run.build = state.value().at("build").get<std::map<std::string, std::string>>();
+    optimizer_scalars(state);
   } catch (const json::exception& error) {
     throw WeightsError(
         fmt::format("{}/state.json: is no state of a training run ({}): name a checkpoint that `limbeck "
@@ -153,9 +170,7 @@ void restore(const checkpoint::Checkpoint& from, const objective::Distillation& 
   for (const auto& tensor : weights) fill(from, Kind::kModel, tensor.name, tensor.begin, tensor.part);
   for (const auto& tensor : states) fill(from, Kind::kOptimizer, tensor.name, tensor.begin, tensor.part);
   for (const auto& [name, tensor] : others) fill(from, Kind::kModel, name, 0, tensor.detach());
-  std::map<std::string, double> scalars;
-  for (const auto& [name, value] : from.state().at("optimizer").items()) scalars[name] = number(value);
-  optimizer.load_state_scalars(scalars);
+  optimizer.load_state_scalars(optimizer_scalars(state_file(from)));
 }
 
 }  // namespace limbeck::loop

@@ -1,5 +1,7 @@
 #include "trainer/metrics/metrics_log.h"
 
+#include <fmt/format.h>
+
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -47,7 +49,16 @@ fs::path prepared(const fs::path& folder) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) throw IoError(folder.string() + ": cannot be created: " + error.message() + "; set --run=DIR");
-  return folder / "metrics.jsonl";
+  // A stranger's folder may hold a FIFO that nobody writes to, or a link to a file of yours.
+  const fs::path path = folder / "metrics.jsonl";
+  const fs::file_type type = fs::symlink_status(path, error).type();
+  if (type == fs::file_type::not_found || type == fs::file_type::regular) return path;
+  const char* kind = type == fs::file_type::symlink     ? "a link"
+                     : type == fs::file_type::directory ? "a folder"
+                     : type == fs::file_type::fifo      ? "a FIFO"
+                                                        : "no file";
+  throw IoError(fmt::format("{}: is {}, wanted a regular file or none: choose another folder with --run=DIR",
+                            path.string(), kind));
 }
 
 nlohmann::ordered_json as_json(double value) {

@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <fstream>
-#include <iterator>
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+
+#include "modules/io/json_file.h"
+#include "modules/text/tokenizer.h"
 
 namespace limbeck::objective {
 
@@ -16,14 +18,14 @@ using Json = nlohmann::json;
 using Ids = std::map<int64_t, std::string>;
 
 std::optional<std::string> tokenizer_text(const std::filesystem::path& folder) {
-  std::ifstream file(folder / "tokenizer.json", std::ios::binary);
-  if (!file) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(file), {});
+  const std::filesystem::path path = folder / "tokenizer.json";
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path))) return std::nullopt;
+  return io::read_json_text(path, text::kTokenizerLimits);
 }
 
 // The ids that a tokenizer.json gives out; none for a kind that we do not read.
-std::optional<Ids> token_ids(const std::string& text) {
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+std::optional<Ids> token_ids(const std::string& text, const std::filesystem::path& folder) {
+  const Json json = io::parse_json(text, (folder / "tokenizer.json").string(), text::kTokenizerLimits);
   if (!json.is_object() || !json.contains("model") || !json["model"].is_object()) return std::nullopt;
   const Json vocabulary = json["model"].value("vocab", Json());
   Ids ids;
@@ -42,9 +44,10 @@ std::optional<Ids> token_ids(const std::string& text) {
 }
 
 std::string tokenizer_difference(const models::BuiltModel& teacher, const models::BuiltModel& student) {
-  const auto theirs = tokenizer_text(teacher.config.folder), ours = tokenizer_text(student.config.folder);
+  const auto &there = teacher.config.folder, &here = student.config.folder;
+  const auto theirs = tokenizer_text(there), ours = tokenizer_text(here);
   if (!theirs || !ours || *theirs == *ours) return "";
-  const auto t = token_ids(*theirs), s = token_ids(*ours);
+  const auto t = token_ids(*theirs, there), s = token_ids(*ours, here);
   if (!t || !s) return "";
   // Ids that one of them has beyond the other's are additions (chat markers); an id with two meanings is a difference.
   for (const auto& [id, token] : *s) {

@@ -308,13 +308,19 @@ void Optimizer::load_state_scalars(const std::map<std::string, double>& scalars)
     }
     return found->second;
   };
+  auto count = [&](const std::string& name) {
+    constexpr double kMost = 9007199254740992.0;  // 2^53: whole numbers up to there are exact
+    const double value = whole(name);
+    if (value <= kMost && std::trunc(value) == value) return static_cast<int64_t>(value);
+    throw WeightsError(fmt::format("optimizer state \"{}\" = {}, wanted a whole number of at most 2^53", name, value));
+  };
   const double scale = whole("loss_scale");
   if (s.loss_scale.enabled() && !(scale > 0)) throw WeightsError("optimizer state \"loss_scale\" is 0, wanted above 0");
-  const auto good = static_cast<int64_t>(whole("loss_scale_good_updates"));
+  const auto good = count("loss_scale_good_updates");
   if (s.loss_scale.enabled()) s.loss_scale.restore(scale, good);
-  s.skipped_in_a_row = static_cast<int64_t>(whole("skipped_in_a_row"));
-  s.skipped_in_all = static_cast<int64_t>(whole("skipped_in_all"));
-  for (Slot& slot : s.slots) slot.updates = static_cast<int64_t>(whole("updates." + slot.parameter.name));
+  s.skipped_in_a_row = count("skipped_in_a_row");
+  s.skipped_in_all = count("skipped_in_all");
+  for (Slot& slot : s.slots) slot.updates = count("updates." + slot.parameter.name);
 }
 
 }  // namespace limbeck::optim

@@ -36,8 +36,7 @@ std::string shown(const std::string& text) {
 }
 
 std::string did_you_mean(const std::string& wanted, const std::vector<std::string>& known) {
-  const auto near = nearest_names(wanted, known, 1);
-  return near.empty() ? "" : "did you mean " + near.front() + "?";
+  return offer_nearest(wanted, known, 1, {.before = "did you mean ", .behind = "?"});
 }
 
 std::string any_of(const std::vector<std::string>& words) {
