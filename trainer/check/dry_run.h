@@ -24,6 +24,9 @@ struct CastRow {
   int64_t count = 0, bytes = 0;
 };
 
+// To the row of the same place, dtypes and phase, or as a new one.
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows);
+
 struct MemoryRow {
   std::string what;
   int64_t bytes = 0;

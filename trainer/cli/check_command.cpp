@@ -20,8 +20,7 @@ void run_check(Invocation& call) {
   warn_of_frozen_codes(report, call.settings, call.console);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   call.console.result(
-      fmt::format("passed: {} operators of an update, an evaluation and a generation ran on meta in "
-                  "{:.2f} s; no weight was read",
+      fmt::format("passed: {} operators of update, evaluation and generation ran on meta in {:.2f} s; no weight read",
                   report.operators, seconds));
 }
 

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <set>
+
 #include "modules/errors.h"
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/text_table.h"
@@ -12,24 +15,78 @@ namespace {
 
 using check::CheckReport;
 
+// No line is wider: on a terminal, in a letter, in a README.
+constexpr int kWidest = 100;
+int table_width(int terminal) { return terminal > 0 ? std::min(terminal, kWidest) : kWidest; }
+
+// "objective.hidden.3 (teacher)" -> "objective.hidden.* (teacher)": as layers are, which they stand for.
+std::string without_hidden_layer(const std::string& place) {
+  const std::string marker = ".hidden.";
+  const size_t at = place.find(marker);
+  if (at == std::string::npos) return place;
+  const size_t begin = at + marker.size(), end = place.find_first_not_of("0123456789", begin);
+  if (end == begin) return place;
+  return place.substr(0, begin) + "*" + (end == std::string::npos ? "" : place.substr(end));
+}
+
+// What is stored, and below it what differs from it: "in, out float32".
+std::string dtypes_text(const check::ModuleRow& row) {
+  if (row.input == row.compute && row.compute == row.output) {
+    return row.input == row.storage ? row.storage : fmt::format("{}\nruns in {}", row.storage, row.compute);
+  }
+  std::vector<std::pair<std::string, std::string>> others;  // dtype, who has it
+  for (const auto& [name, dtype] :
+       {std::pair{"in", &row.input}, std::pair{"compute", &row.compute}, std::pair{"out", &row.output}}) {
+    if (*dtype == row.storage || *dtype == "ids") continue;
+    const auto same = std::find_if(others.begin(), others.end(), [&](const auto& one) { return one.first == *dtype; });
+    if (same == others.end()) {
+      others.emplace_back(*dtype, name);
+    } else {
+      same->second += fmt::format(", {}", name);
+    }
+  }
+  std::string text = row.storage;
+  for (const auto& [dtype, who] : others) text += fmt::format("\n{} {}", who, dtype);
+  return text;
+}
+
+// Numbers for what came from somewhere, in the order of their coming; each place is said once, below the table.
+class Sources {
+ public:
+  std::string number_of(const std::string& source) {
+    const auto found = std::find(sources_.begin(), sources_.end(), source);
+    const auto number = found - sources_.begin() + 1;
+    if (found == sources_.end()) sources_.push_back(source);
+    return std::to_string(number);
+  }
+  std::string text(int width) const {
+    TextTable table({{"from", Align::kRight}, {"which is"}});
+    for (size_t i = 0; i < sources_.size(); ++i) table.add_row({std::to_string(i + 1), sources_[i]});
+    return table.render(width);
+  }
+
+ private:
+  std::vector<std::string> sources_;
+};
+
 std::string modules_text(const CheckReport& report, int width) {
   TextTable table({{"module"},
-                   {"role"},
-                   {"storage"},
-                   {"in"},
-                   {"compute"},
-                   {"out"},
-                   {"device"},
-                   {"modules", Align::kRight},
+                   {"dtype"},
+                   {"count", Align::kRight},
                    {"parameters", Align::kRight},
                    {"bytes", Align::kRight},
-                   {"from"}});
+                   {"from", Align::kRight}});
+  Sources sources;
+  std::set<std::string> devices;
+  for (const check::ModuleRow& row : report.modules) devices.insert(row.device);
   for (const check::ModuleRow& row : report.modules) {
-    table.add_row({row.path, row.role, row.storage, row.input, row.compute, row.output, row.device,
+    table.add_row({row.path, dtypes_text(row) + (devices.size() > 1 ? "\non " + row.device : ""),
                    std::to_string(row.modules), row.tied ? "tied" : std::to_string(row.parameters),
-                   human_bytes(row.bytes), row.source});
+                   human_bytes(row.bytes), sources.number_of(row.source)});
   }
-  return "Contract (accumulation, softmax, norms and losses in float32 inside the operators)\n" + table.render(width);
+  return fmt::format("Contract (accumulation, softmax and norms in float32 inside the operators){}\n",
+                     devices.size() == 1 ? ", all on " + *devices.begin() : "") +
+         table.render(width) + "\n" + sources.text(width);
 }
 
 std::string trained_text(const CheckReport& report) {
@@ -40,11 +97,19 @@ std::string trained_text(const CheckReport& report) {
                      report.learned_of, share);
 }
 
+// A change inside an operator moves nothing.
+std::string moved_text(int64_t bytes) { return bytes == 0 ? "inside" : human_bytes(bytes); }
+
 std::string casts_text(const CheckReport& report, int width) {
   if (report.casts.empty()) return "Named casts: none\n";
   TextTable table({{"cast"}, {"from"}, {"to"}, {"in"}, {"count", Align::kRight}, {"bytes moved", Align::kRight}});
-  for (const check::CastRow& row : report.casts) {
-    table.add_row({row.place, row.from, row.to, row.phase, std::to_string(row.count), human_bytes(row.bytes)});
+  std::vector<check::CastRow> rows;
+  for (check::CastRow row : report.casts) {
+    row.place = without_hidden_layer(row.place);
+    check::add_cast(row, rows);
+  }
+  for (const check::CastRow& row : rows) {
+    table.add_row({row.place, row.from, row.to, row.phase, std::to_string(row.count), moved_text(row.bytes)});
   }
   return "Named casts\n" + table.render(width);
 }
@@ -68,7 +133,8 @@ std::vector<std::string> violations_of(const CheckReport& report) {
 
 }  // namespace
 
-void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int width) {
+void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int terminal) {
+  const int width = table_width(terminal);
   console.result(modules_text(report, width));
   console.result(trained_text(report));
   console.result(casts_text(report, width));
