@@ -257,6 +257,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
     if (tamper.models) tamper.models(*objective);
   };
   build();
+  report.data = check_data(settings, *objective);
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }

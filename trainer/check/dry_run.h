@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/check/data_check.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
@@ -33,6 +34,7 @@ struct MemoryRow {
 };
 
 struct CheckReport {
+  std::vector<DataRow> data;
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
   int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them
