@@ -35,10 +35,12 @@ class Reader {
   void require_rows(const Ids& ids, const std::string& origin) const {
     if (ids.count <= rows() && ids.largest < rows()) return;
     const std::string used = ids.largest < 0 ? "" : fmt::format(" (the greatest in use is {})", ids.largest);
-    throw UsageError(fmt::format(
+    const std::string fault = fmt::format(
         "{} has token ids up to {}{}, but {} has {} rows for them: prepare the data again with "
         "the tokenizer of {}.model",
-        origin, std::max(ids.count - 1, ids.largest), used, settings_.text(role_ + ".model"), rows(), role_));
+        origin, std::max(ids.count - 1, ids.largest), used, settings_.text(role_ + ".model"), rows(), role_);
+    if (ids.largest >= rows()) throw InputDataError(fault);
+    throw UsageError(fault);
   }
 
   // A model that is drawn at random learns whatever the ids mean.

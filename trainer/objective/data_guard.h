@@ -17,8 +17,9 @@ struct DataReaders {
   bool crosses;                       // the objective compares models of different tokenizers
 };
 
-// Tokenizers, number of ids and the greatest one in use against both models. UsageError names both sides and what to
-// type; what comes back is the real ids of each head.
+// Tokenizers, number of ids and the greatest one in use against both models. The error names both sides and what to
+// type: UsageError of a tokenizer that does not fit, InputDataError of an id that no model has. What comes back is the
+// real ids of each head.
 Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin, const DataReaders& readers);
 
 }  // namespace limbeck::objective
