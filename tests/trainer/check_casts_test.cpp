@@ -59,8 +59,9 @@ void PrintTo(const CastCase& c, std::ostream* out) { *out << c.teacher << " to "
 std::string recipe_of(const CastCase& c) {
   static const auto teacher = test::weighted_model("llama", R"({"hidden_size": 48, "num_hidden_layers": 4})", 1);
   static const auto student = test::weighted_model("llama", "{}", 2);
-  return "[teacher]\nmodel = " + teacher.string() + "\ndtype = " + c.teacher + "\n[student]\nmodel = " +
-         student.string() + "\ndtype = " + c.student + "\n[data]\npacking = padded\nbatch_size = 3\n" +
+  return "[teacher]\nmodel = " + teacher.string() + "\ndtype = " + c.teacher +
+         "\n[student]\nmodel = " + student.string() + "\ndtype = " + c.student +
+         "\n[data]\npacking = padded\nbatch_size = 3\n" +
          "sequence_length = 10\n[objective]\ndivergence = " + c.divergence +
          "\nfeature_weight = 0.2\nlayer_weight = 0.1\nhidden_projector = linear\n[generation]\nmax_new_tokens = 2\n";
 }
@@ -112,15 +113,12 @@ TEST_P(ListedCasts, AreThoseOfARealStep) {
   EXPECT_EQ(at_the_heads("student"), GetParam().student != "float32") << "the student's side of the logits' loss";
 }
 
-INSTANTIATE_TEST_SUITE_P(Pairs, ListedCasts,
-                         ::testing::Values(CastCase{"float16", "float32", "forward_kl"},
-                                           CastCase{"float16", "float32", "uld"},
-                                           CastCase{"float32", "bfloat16", "forward_kl"},
-                                           CastCase{"float32", "float16", "reverse_kl"},
-                                           CastCase{"float32", "float32", "forward_kl"}),
-                         [](const auto& test) {
-                           return test.param.teacher + "_to_" + test.param.student + "_" + test.param.divergence;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Pairs, ListedCasts,
+    ::testing::Values(CastCase{"float16", "float32", "forward_kl"}, CastCase{"float16", "float32", "uld"},
+                      CastCase{"float32", "bfloat16", "forward_kl"}, CastCase{"float32", "float16", "reverse_kl"},
+                      CastCase{"float32", "float32", "forward_kl"}),
+    [](const auto& test) { return test.param.teacher + "_to_" + test.param.student + "_" + test.param.divergence; });
 
 }  // namespace
 }  // namespace limbeck::check
