@@ -13,6 +13,7 @@ from limbeck_runner import Limbeck, LimbeckError
 
 import token_rows
 from token_rows import END
+from token_shards import tokenizer_file
 from token_shards.encoding import EncodedDocument, Stream
 from token_shards.shard_writer import ShardWriter
 from token_shards.tokenizer_file import TokenizerFile
@@ -223,6 +224,40 @@ def test_lengths_that_do_not_add_up_are_refused(place, tmp_path):
 def test_a_chat_marker_more_is_no_other_tokenizer(place):
     [row], _ = checked(place, student="with-a-marker", teacher="with-a-marker", student__init="weights", teacher__init="weights")
     assert row["there"]
+
+
+TEXTS = ["one two three, tw\u00f6 \u2014 \U0001f600 \u4e2d\u6587\t\"quoted\" and \\\\ back", "three two one"] * 9
+KINDS = {
+    "bytes": lambda: tokenizer_file.train(TEXTS, 280),
+    "wordpiece": lambda: tokenizer_file.train_word_pieces(TEXTS, 60),
+    "unigram": lambda: tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("\u2581a", -1.5), ("\u4e2d", -2.25), ("a\tb", -1e-7)], 0)).to_str(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writer_and_reader_agree_on_what_ids_mean(place, tmp_path, kind):
+    """The two languages' fingerprints of each kind of vocabulary; one token renamed is another one."""
+    text = KINDS[kind]()
+    count = tokenizers.Tokenizer.from_str(text).get_vocab_size()
+    folder = model(tmp_path / "model", count, tokenizers.Tokenizer.from_str(text))
+    (tmp_path / "tokenizer.json").write_text(text)
+    file = TokenizerFile(tmp_path / "tokenizer.json")
+    writer = ShardWriter(tmp_path, shard_tokens=100, labelled=False)
+    for number in range(BATCH):
+        writer.add(EncodedDocument(student=stream(4, 4, number), teacher=None, position=None, label=None))
+    writer.finish({"tokenizer": file.manifest_entry()})
+    keys = dict(student=folder, teacher=folder, data=tmp_path, student__init="weights", teacher__init="weights")
+    [row], _ = checked(place, **keys)
+    assert row["vocabulary"] == count
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    if isinstance(vocabulary, list):
+        vocabulary[2][0] = "renamed"
+    else:
+        name = next(name for name, id in vocabulary.items() if id == 20)
+        vocabulary["renamed"] = vocabulary.pop(name)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "another tokenizer" in refused(place, "check", 2, **keys)
 
 
 def test_data_of_before_is_read_and_what_it_lacks_is_said(place):

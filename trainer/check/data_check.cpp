@@ -8,7 +8,9 @@ namespace limbeck::check {
 namespace {
 
 DataRow checked_row(const std::string& key, const data::DataRequest& request, objective::Distillation& objective) {
-  DataRow row{.key = key, .folder = request.folder.string(), .plan = {}, .absent = {}};
+  DataRow row;
+  row.key = key;
+  row.folder = request.folder.string();
   std::error_code unknown;
   const bool there = std::filesystem::exists(request.folder, unknown);
   try {

@@ -120,7 +120,8 @@ void require_rows(const DataRequest& request, int64_t rows, int64_t documents) {
 
 DataPlan plan_data(const DataRequest& request) {
   const ManifestFile manifest = requested_manifest(request);
-  DataPlan plan{.summary = manifest.summary};
+  DataPlan plan;
+  plan.summary = manifest.summary;
   if (request.packing == Packing::kPacked) {
     plan_packed(request, plan);
   } else {
