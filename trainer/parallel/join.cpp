@@ -51,7 +51,7 @@ GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
 
 void refuse_together(const std::exception_ptr& refused) {
   // Long enough for ranks that were started together, short enough for who waits for the message.
-  constexpr double kPatience = 5;
+  constexpr double kPatience = 3;
   Topology topology;
   try {
     topology = detect_topology({}, process_environment());
