@@ -25,8 +25,9 @@ class SeenCasts {
  public:
   SeenCasts() {
     active = this;
-    handle_ = at::addThreadLocalCallback(
-        at::RecordFunctionCallback(&SeenCasts::begin).needsInputs(true).scopes({at::RecordScope::FUNCTION}));
+    handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(&SeenCasts::begin, &SeenCasts::end)
+                                             .needsInputs(true)
+                                             .scopes({at::RecordScope::FUNCTION}));
   }
   ~SeenCasts() {
     at::removeCallback(handle_);
@@ -35,18 +36,29 @@ class SeenCasts {
   std::map<Pair, int64_t> seen;
 
  private:
+  struct Inside : at::ObserverContext {};
+
   static std::unique_ptr<at::ObserverContext> begin(const at::RecordFunction& function) {
+    const std::string name = function.name();
+    if (name.starts_with("limbeck::")) {  // accumulates as wide as it must: the operator's own affair
+      ++active->inside_;
+      return std::make_unique<Inside>();
+    }
     // Every conversion ends in it, that of .to() too. A number that became a tensor is none of ours.
-    if (std::string(function.name()) != "aten::copy_") return nullptr;
+    if (name != "aten::copy_" || active->inside_ > 0) return nullptr;
     const at::Tensor &to = function.inputs()[0].toTensor(), &from = function.inputs()[1].toTensor();
     if (from.dim() > 0) active->add(from.scalar_type(), to.scalar_type());
     return nullptr;
+  }
+  static void end(const at::RecordFunction&, at::ObserverContext* context) {
+    if (dynamic_cast<Inside*>(context) != nullptr) --active->inside_;
   }
   void add(at::ScalarType from, at::ScalarType to) {
     if (from == to || !at::isFloatingType(from) || !at::isFloatingType(to)) return;
     ++seen[{precision::dtype_name(from), precision::dtype_name(to)}];
   }
   static inline thread_local SeenCasts* active = nullptr;
+  int inside_ = 0;  // operators of ours
   at::CallbackHandle handle_;
 };
 
