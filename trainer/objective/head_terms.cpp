@@ -33,7 +33,8 @@ bool fused_knows(const HeadRequest& request) {
          real_rows(request.student) == real_rows(*request.teacher);
 }
 
-// The operator computes logits of half-precision heads in the wide dtype, tile by tile, and rounds their gradients once.
+// The operator computes logits of half-precision heads in the wide dtype, tile by tile, and rounds their gradients
+// once.
 void name_casts(const HeadRequest& request, bool compares) {
   const HeadSide& student = request.student;
   const at::ScalarType own = student.hidden_nd.scalar_type(), wide = wide_type(own);

@@ -156,7 +156,8 @@ void MovingAverage::refresh() {
   for (Entry& entry : entries_) {
     if (entry.average._version() == entry.version) continue;
     entry.version = entry.average._version();
-    if (!entry.average.is_same(entry.teacher)) precision::cast_into(entry.teacher, entry.average, "teacher (from its average)");
+    if (!entry.average.is_same(entry.teacher))
+      precision::cast_into(entry.teacher, entry.average, "teacher (from its average)");
   }
 }
 
