@@ -39,17 +39,6 @@ std::string without_layer(const std::string& path) {
   return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
 }
 
-// Casts that differ only in their layer number share a row.
-void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
-  for (CastRow& row : rows) {
-    if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
-    row.count += cast.count;
-    row.bytes += cast.bytes;
-    return;
-  }
-  rows.push_back(cast);
-}
-
 // Runs one phase; a failure becomes a violation that names the module whose code was running.
 template <typename Phase>
 void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
@@ -257,6 +246,16 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 
 }  // namespace
 
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
+  for (CastRow& row : rows) {
+    if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
+    row.count += cast.count;
+    row.bytes += cast.bytes;
+    return;
+  }
+  rows.push_back(cast);
+}
+
 CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks, const Tamper& tamper) {
   const MetaMemory memory;
   CheckReport report;
@@ -267,6 +266,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
     if (tamper.models) tamper.models(*objective);
   };
   build();
+  report.data = check_data(settings, *objective);
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/check/data_check.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
@@ -24,12 +25,16 @@ struct CastRow {
   int64_t count = 0, bytes = 0;
 };
 
+// To the row of the same place, dtypes and phase, or as a new one.
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows);
+
 struct MemoryRow {
   std::string what;
   int64_t bytes = 0;
 };
 
 struct CheckReport {
+  std::vector<DataRow> data;
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
   int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them

@@ -18,6 +18,7 @@
 #include "modules/errors.h"
 #include "modules/failure.h"
 #include "trainer/cli/app.h"
+#include "trainer/cli/console.h"
 
 namespace {
 
@@ -47,7 +48,10 @@ __attribute__((section(".preinit_array"), used)) void (*const kBeforeAll)() = be
 
 void say(const limbeck::Failure& failure) {
   std::cout.flush();
-  std::cerr << "limbeck: " << failure.message << std::endl;
+  if (failure.told_elsewhere) return;
+  const bool colour = limbeck::cli::coloured(STDERR_FILENO);
+  std::cerr << limbeck::cli::painted("limbeck:", limbeck::cli::Paint::kRed, colour) << " " << failure.message
+            << std::endl;
   const char* trace = std::getenv("LIMBECK_TRACE");
   if (trace && std::strcmp(trace, "1") == 0 && !failure.trace.empty()) std::cerr << failure.trace << std::endl;
 }

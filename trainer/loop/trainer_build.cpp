@@ -127,13 +127,12 @@ void Trainer::State::open_data() {
   if (settings.given("data.validation")) {
     validation = std::make_unique<data::DataSource>(fitted(data::validation_data(settings), *objective));
   }
-  for (const data::DataSource* source : {train.get(), validation.get()}) {
-    if (source == nullptr) continue;
-    const data::Manifest& manifest = source->manifest();
-    objective->accept_data(manifest.vocabulary, manifest.teacher_vocabulary,
-                           "data.train " + settings.where("data.train"));
-    for (const std::string& line : source->notes()) note(line);
-  }
+  const auto take = [&](const std::string& key, const data::DataSource& source) {
+    objective->accept_data(source.manifest(), key + " " + settings.where(key));
+    for (const std::string& line : source.notes()) note(line);
+  };
+  take("data.train", *train);
+  if (validation) take("data.validation", *validation);
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/metrics/phase_clock.h"
 #include "trainer/objective/class_terms.h"
+#include "trainer/objective/data_guard.h"
 #include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
 #include "trainer/objective/masking_guard.h"
@@ -170,12 +172,14 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
   pass.student_taps.keep_adapted = request.adapted;
   const bool taps = request.attention || request.router || request.adapted;
   if (with_teacher) {
+    const metrics::InPhase phase("teacher");
     const at::NoGradGuard no_gradient;
     if (average) average->refresh();
     pass.teacher = teacher->model->encode(
         model_input(batch.teacher ? *batch.teacher : batch.student, taps ? &pass.teacher_taps : nullptr),
         request.hidden);
   }
+  const metrics::InPhase phase("student");
   models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
   if (pass.progress.training && dropout > 0) {
     const at::Tensor& ids = batch.student.ids;
@@ -199,6 +203,7 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
   pass.batch = &batch;
   pass.progress = progress;
   state_->encode(pass, with_teacher);
+  const metrics::InPhase phase("loss");
   TermSum sum;
   for (const auto& group : state_->groups) group->add_terms(pass, state_->weights, sum);
   if (measures != nullptr && !pass.meta) {
@@ -304,44 +309,13 @@ bool Distillation::reads_two_streams() const {
   return s.teacher && s.needs_teacher && s.crosses && !vocabulary_difference(*s.teacher, s.student).empty();
 }
 
-void Distillation::accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin) {
+void Distillation::accept_data(const data::Manifest& manifest, const std::string& origin) {
   State& s = *state_;
-  const int64_t student_rows = s.student.config.architecture.vocabulary;
-  auto fits = [&](int64_t real, int64_t rows, const std::string& role) {
-    if (real <= rows) return;
-    throw UsageError(
-        fmt::format("{} has token ids up to {}, but {} has {} rows for them: prepare the data again with "
-                    "the tokenizer of {}",
-                    origin, real - 1, s.settings.text(role + ".model"), rows, role + ".model"));
-  };
-  fits(vocabulary, student_rows, "student");
-  if (!s.teacher || !s.needs_teacher) {
-    s.vocabulary.student = vocabulary;
-    return;
-  }
-  const int64_t teacher_rows = s.teacher->config.architecture.vocabulary;
-  const std::string& chosen = s.settings.text("objective.divergence");
-  if (teacher_vocabulary > 0) {
-    if (!s.crosses) {
-      throw UsageError(
-          fmt::format("{} was prepared with two tokenizers ({} and {} ids), and objective.divergence = {} "
-                      "compares id by id: set objective.divergence = uld or dskd, or projector.kind = "
-                      "logit, or prepare it with one tokenizer",
-                      origin, vocabulary, teacher_vocabulary, chosen));
-    }
-    fits(teacher_vocabulary, teacher_rows, "teacher");
-    s.vocabulary = {vocabulary, teacher_vocabulary};
-    return;
-  }
-  const std::string difference = vocabulary_difference(*s.teacher, s.student);
-  if (!difference.empty()) {
-    throw UsageError(
-        fmt::format("{} holds the ids of one tokenizer, but {}: prepare it with both "
-                    "(tools/prepare_data.py --teacher-tokenizer)",
-                    origin, difference));
-  }
-  fits(vocabulary, teacher_rows, "teacher");
-  s.vocabulary = {vocabulary, vocabulary};
+  const bool compares = s.teacher && s.needs_teacher;
+  const Vocabulary real =
+      require_fitting_data(manifest, origin, {s.settings, s.student, compares ? &*s.teacher : nullptr, s.crosses});
+  s.vocabulary.student = real.student;
+  if (compares) s.vocabulary.teacher = real.teacher;
 }
 
 }  // namespace limbeck::objective

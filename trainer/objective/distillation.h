@@ -9,6 +9,7 @@
 #include "modules/adapters/adapter_config.h"
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
+#include "trainer/data/data_source.h"
 #include "trainer/objective/measures.h"
 #include "trainer/objective/terms.h"
 #include "trainer/parallel/communicator.h"
@@ -63,7 +64,7 @@ class Distillation {
   // Whether teacher and student read tokens of their own: data prepared with two tokenizers.
   bool reads_two_streams() const;
   // Refuses data whose tokenizers or vocabularies do not fit the pair; UsageError says what to set.
-  void accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin);
+  void accept_data(const data::Manifest& manifest, const std::string& origin);
 
  private:
   struct State;
