@@ -7,26 +7,19 @@
 #include <numbers>
 
 #include "kernels/checks.h"
+#include "kernels/counter_bits.h"
 
 namespace limbeck::kernels {
 namespace {
 
-constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;
 constexpr int64_t kPairsPerTask = 1 << 11;
-
-// The finaliser of SplitMix64: every bit of the result depends on every bit of `x`.
-uint64_t mixed(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-  return x ^ (x >> 31);
-}
 
 // Two normal numbers from one counter (Box and Muller); the largest there can be is 6.8.
 struct Pair {
   double first, second;
 };
 Pair normal_pair(uint64_t key, uint64_t counter) {
-  const uint64_t bits = mixed(key + counter * kGolden);
+  const uint64_t bits = counter_bits(key, counter);
   const double radius = (static_cast<double>(bits >> 32) + 0.5) * 0x1p-32;
   const double turn = (static_cast<double>(bits & 0xffffffff) + 0.5) * 0x1p-32;
   const double length = std::sqrt(-2.0 * std::log(radius)), angle = 2.0 * std::numbers::pi * turn;

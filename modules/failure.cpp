@@ -59,13 +59,25 @@ Failure describe_torch(const c10::Error& error) {
   return {kFaultInLimbeck, internal(text), trace};
 }
 
+template <class Kind>
+struct Told : Kind, ToldElsewhere {
+  using Kind::Kind;
+};
+
+template <class Kind>
+[[noreturn]] void throw_as(const Failure& failure) {
+  if (failure.told_elsewhere) throw Told<Kind>(failure.message);
+  throw Kind(failure.message);
+}
+
 }  // namespace
 
 Failure describe_failure(std::exception_ptr exception) {
   try {
     std::rethrow_exception(exception);
   } catch (const Error& error) {
-    return {code(error.code()), one_line(error.what()), type_of(error)};
+    return {code(error.code()), one_line(error.what()), type_of(error),
+            dynamic_cast<const ToldElsewhere*>(&error) != nullptr};
   } catch (const c10::Error& error) {
     return describe_torch(error);
   } catch (const std::bad_alloc& error) {
@@ -89,21 +101,24 @@ Failure describe_failure(std::exception_ptr exception) {
 void throw_failure(const Failure& failure) {
   switch (static_cast<ExitCode>(failure.exit_code)) {
     case ExitCode::kUsage:
-      throw UsageError(failure.message);
+      throw_as<UsageError>(failure);
     case ExitCode::kInputData:
-      throw InputDataError(failure.message);
+      throw_as<InputDataError>(failure);
     case ExitCode::kWeights:
-      throw WeightsError(failure.message);
+      throw_as<WeightsError>(failure);
     case ExitCode::kNumeric:
-      throw NumericError(failure.message);
+      throw_as<NumericError>(failure);
     case ExitCode::kIo:
-      throw IoError(failure.message);
+      throw_as<IoError>(failure);
     case ExitCode::kDistributed:
-      throw DistributedError(failure.message);
+      throw_as<DistributedError>(failure);
     case ExitCode::kStopped:
-      throw StoppedError(failure.message);
-    default:  // a fault of ours, on another rank: no exception of a kind that anybody handles
-      throw Error(static_cast<ExitCode>(failure.exit_code), failure.message);
+      throw_as<StoppedError>(failure);
+    default: {  // a fault of ours, on another rank: no exception of a kind that anybody handles
+      const auto code = static_cast<ExitCode>(failure.exit_code);
+      if (failure.told_elsewhere) throw Told<Error>(code, failure.message);
+      throw Error(code, failure.message);
+    }
   }
 }
 

@@ -9,8 +9,14 @@ inline constexpr int kFaultInLimbeck = 1;  // an exit code that no Error has: an
 
 struct Failure {
   int exit_code;
-  std::string message;  // one line, without a stack trace
-  std::string trace;    // where it came from, for LIMBECK_TRACE=1
+  std::string message;          // one line, without a stack trace
+  std::string trace;            // where it came from, for LIMBECK_TRACE=1
+  bool told_elsewhere = false;  // another rank prints it
+};
+
+// An exception of modules/errors.h that is this, too, is printed by another rank: here it only ends the process.
+struct ToldElsewhere {
+  virtual ~ToldElsewhere() = default;
 };
 
 // Codes as in modules/errors.h, or kFaultInLimbeck.

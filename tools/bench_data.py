@@ -35,6 +35,7 @@ dtype = {job["teacher_dtype"]}
 kind = lora
 rank = {job["adapter_rank"]}
 alpha = {2 * job["adapter_rank"]}
+dropout = {job["adapter_dropout"]}
 """
     return (teacher if job["kd_weight"] > 0 else "") + (adapter if job["adapter_rank"] else "") + f"""\
 [student]

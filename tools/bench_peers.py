@@ -9,6 +9,7 @@ first step, ratios and losses; --json FILE keeps every number.
   tools/bench_peers.py --dtype float32+float16             a float32 student of a float16 teacher
   tools/bench_peers.py --vocabulary 128000 --only limbeck,plain,chunked
   tools/bench_peers.py --lora 16 --kd-weight 0 --student 512x8     a LoRA step without a teacher, against PEFT
+  tools/bench_peers.py --lora 16 --dropout 0.05 ...                and what dropout costs ours and PEFT's
 
 Run it by .venv/bin/python. TRL is no dependency of Limbeck's: uv pip install --python .venv/bin/python trl
 """
@@ -48,9 +49,13 @@ class Contender:
     job: dict = field(default_factory=dict)
 
 
+WHOLE = {"adapter_dropout": 0.0}
+
 CONTENDERS = [
     Contender("limbeck", "limbeck train", "limbeck"),
+    Contender("limbeck-whole", "  without dropout", "limbeck", {}, WHOLE),
     Contender("plain", "PyTorch as users run it", "plain"),
+    Contender("plain-whole", "  without dropout", "plain", {}, WHOLE),
     Contender("plain-tuned", "  + allocator tuned", "plain", TUNED),
     Contender("chunked", "  + chunked loss", "chunked"),
     Contender("chunked-tuned", "  + both", "chunked", TUNED),
@@ -98,6 +103,7 @@ class Bench:
             "vocabulary": options.vocabulary, "teacher_size": options.teacher, "student_size": options.student,
             "kd_weight": options.kd_weight, "temperature": 1.0, "learning_rate": 1e-4, "weight_decay": 0.01,
             "scratch": str(folder / "scratch"), "adapter_rank": options.lora,
+            "adapter_dropout": options.dropout,
         }  # fmt: skip
         self.environment = {
             "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -121,11 +127,11 @@ class Bench:
             raise RuntimeError(f"exit {code}: {last_line(log)}")
         return json.loads(result.read_text()), peak, launched
 
-    def limbeck(self) -> tuple[dict, int, float]:
+    def limbeck(self, more: dict) -> tuple[dict, int, float]:
         self.count += 1
         run, log = self.folder / f"run{self.count}", self.folder / f"log{self.count}.txt"
         recipe = self.folder / "recipe.ini"
-        recipe.write_text(bench_data.recipe_text(self.job))
+        recipe.write_text(bench_data.recipe_text({**self.job, **more}))
         command = [str(self.options.limbeck), "train", str(recipe), f"--run={run}", f"--threads={self.options.threads}"]
         launched = time.time()
         code, peak = run_measured(command, self.environment, log)
@@ -147,7 +153,7 @@ class Bench:
     def measure(self, contender: Contender, outcome: Outcome) -> None:
         try:
             if contender.kind == "limbeck":
-                result, peak, launched = self.limbeck()
+                result, peak, launched = self.limbeck(contender.job)
             else:
                 result, peak, launched = self.worker(contender.kind, contender.environment, contender.job)
         except (RuntimeError, OSError, ValueError, KeyError) as error:
@@ -191,6 +197,9 @@ def ratios(outcomes: dict[str, Outcome]) -> dict[str, float]:
     for name in ("plain", "trl"):
         if name in done:
             found[f"speed over {name}"] = done[name].median() / ours.median()
+    for name in ("limbeck", "plain"):
+        if f"{name}-whole" in done and name in done:
+            found[f"step of {name} with dropout over without"] = done[name].median() / done[f"{name}-whole"].median()
     best = min((done[n] for n in BEST_OF_PYTORCH if n in done), key=Outcome.median, default=None)
     if best:
         found["speed over the best PyTorch variant"] = best.median() / ours.median()
@@ -245,6 +254,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--kd-weight", type=float, default=1.0, help="the rest is cross-entropy; TRL knows only 1")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="train LoRA on the student; Python's by PEFT")
+    parser.add_argument("--dropout", type=float, default=0.0, metavar="RATE", help="of LoRA; then also without, for its cost")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
@@ -255,6 +265,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options.only = options.only.split(",")
     if unknown := set(options.only) - {c.name for c in CONTENDERS}:
         parser.error(f"--only {','.join(sorted(unknown))}: wanted some of {names}")
+    if options.dropout and not (options.lora and 0 < options.dropout < 1):
+        parser.error(f"--dropout {options.dropout}: wanted between 0 and 1, with --lora")
     if not 0 <= options.warmup < options.steps:
         parser.error(f"--warmup {options.warmup} of --steps {options.steps}: at least one step must be left")
     alone = options.kd_weight < 1 or options.lora > 0
@@ -263,6 +275,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
             parser.error("--kd-weight below 1 and --lora: TRL's loss has no cross-entropy, its student no adapter here; "
                          "leave trl out of --only")  # fmt: skip
         options.only.remove("trl")
+    if not options.dropout:
+        options.only = [name for name in options.only if not name.endswith("-whole")]
     return options
 
 
@@ -283,6 +297,7 @@ def main(arguments: list[str]) -> int:
     if options.kd_weight == 0:
         sizes = sizes.partition(", ")[2] + ", no teacher"
     sizes += f", LoRA of rank {options.lora} (Python: PEFT)" if options.lora else ""
+    sizes += f", dropout {options.dropout}" if options.dropout else ""
     print(f"{sizes}, V={options.vocabulary}, {options.batch}x{options.length} tokens, {options.dtype}, "
           f"{options.threads} threads, {about['cpu']}")  # fmt: skip
     print(table(outcomes, options.batch * options.length))

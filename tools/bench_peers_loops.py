@@ -73,7 +73,7 @@ def load_pair(job: dict):
     if job["adapter_rank"]:
         import peft
 
-        student = peft.get_peft_model(student, peft.LoraConfig(r=job["adapter_rank"], lora_alpha=2 * job["adapter_rank"],
+        student = peft.get_peft_model(student, peft.LoraConfig(r=job["adapter_rank"], lora_alpha=2 * job["adapter_rank"], lora_dropout=job["adapter_dropout"],
                                                                target_modules="all-linear", task_type="CAUSAL_LM"))  # fmt: skip
     return teacher, student
 

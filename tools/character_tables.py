@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes modules/text/character_tables.inc: what Hugging Face's tokenizers take for a letter, a digit, punctuation.
+"""Writes modules/text/character_tables.inc: what Hugging Face's tokenizers take for a letter, a digit, punctuation;
+and modules/text/jinja/case_tables.inc: what Python's str.upper, title and lower do beyond one character for another.
 
 Their library mixes Unicode versions (8 for BERT's categories, 12 for normal forms, 16 for regular expressions), so each
 set is asked of the library itself, one code point at a time, instead of being guessed from a version number.
@@ -16,7 +17,8 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 CODE_POINTS = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 PROPERTIES = ("L", "Lu", "Ll", "Lm", "Lo", "M", "N", "Nd", "P", "S", "Han")
-OUTPUT = pathlib.Path(__file__).resolve().parents[1] / "modules/text/character_tables.inc"
+TEXT = pathlib.Path(__file__).resolve().parents[1] / "modules/text"
+OUTPUT, CASES = TEXT / "character_tables.inc", TEXT / "jinja/case_tables.inc"
 
 
 def ranges(code_points):
@@ -81,26 +83,51 @@ def sets():
         yield "kProperty" + name, alone_among(pre_tokenizers.Split(Regex(r"\p{%s}" % name), "isolated"), "\x01")
 
 
+def table(lines, kind, name, entries):
+    lines.append(f"constexpr {kind} {name}[] = {{")
+    row = "   "
+    for entry in entries:
+        text = " {" + ", ".join(value if isinstance(value, str) else f"0x{value:X}" for value in entry) + "},"
+        if len(row) + len(text) > 118:
+            lines.append(row)
+            row = "   "
+        row += text
+    lines.extend([row, "};"])
+
+
+def is_cased(character):
+    return (character + "A").title()[-1] == "a"
+
+
+def is_case_ignorable(character):
+    """Probed with the one rule that asks for it, the sigma at the end of a word."""
+    if is_cased(character):
+        return ("AΣ" + character).lower()[1] == "ς"
+    return ("AΣ" + character + "A").lower()[1] == "σ"
+
+
+def write_cases(proc):
+    lines = [f"// Written by tools/character_tables.py from Python's Unicode {unicodedata.unidata_version}."]
+    for name, change in (("kFullUppercase", str.upper), ("kFullTitlecase", str.title)):
+        longer = [(c, change(chr(c))) for c in CODE_POINTS if len(change(chr(c))) > 1]
+        escaped = [(c, '"' + "".join(f"\\x{byte:02X}" for byte in text.encode()) + '"') for c, text in longer]
+        table(lines, "FullCase", name, escaped)
+    different = [c for c in CODE_POINTS if len(chr(c).lower()) == 1 and ord(chr(c).lower()) != proc.lower(c)]
+    assert not different, "str.lower is utf8proc's but for I with a dot"
+    table(lines, "CaseRange", "kCased", ranges(c for c in CODE_POINTS if is_cased(chr(c))))
+    table(lines, "CaseRange", "kCaseIgnorable", ranges(c for c in CODE_POINTS if is_case_ignorable(chr(c))))
+    CASES.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main():
     proc, lines = Utf8proc(), [f"// Written by tools/character_tables.py from tokenizers {tokenizers.__version__}."]
-
-    def table(kind, name, entries):
-        lines.append(f"constexpr {kind} {name}[] = {{")
-        row = "   "
-        for entry in entries:
-            text = " {" + ", ".join(f"0x{value:X}" for value in entry) + "},"
-            if len(row) + len(text) > 118:
-                lines.append(row)
-                row = "   "
-            row += text
-        lines.extend([row, "};"])
-
+    write_cases(proc)
     for name, members in (*sets(), ("kBeyondNormalForms", beyond_normal_forms(proc))):
-        table("Range", name, ranges(members))
+        table(lines, "Range", name, ranges(members))
     lower = normalizers.Lowercase()
     told = [(c, lower.normalize_str(chr(c))) for c in CODE_POINTS if c]
     assert [c for c, text in told if len(text) != 1] == [0x130], "only I with a dot becomes two characters"
-    table("Mapping", "kLowercase", [(c, ord(t)) for c, t in told if len(t) == 1 and ord(t) != proc.lower(c)])
+    table(lines, "Mapping", "kLowercase", [(c, ord(t)) for c, t in told if len(t) == 1 and ord(t) != proc.lower(c)])
     OUTPUT.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """test_summary.py JUNIT: the slowest tests, why tests were skipped, and one closing line that counts every case.
 
-ctest counts a pytest file as one test; here its cases are counted one by one.
+ctest counts a GoogleTest suite or a pytest file as one test; here its cases are counted one by one.
 """
 
 import collections
@@ -10,6 +10,17 @@ import xml.etree.ElementTree as ElementTree
 
 PYTEST_COUNT = re.compile(r"(\d+) (passed|failed|skipped|errors?|xfailed|xpassed)\b")
 PYTEST_CLOSING = re.compile(r"^(?:=+ )?(?:no tests ran|\d+ \w+).* in [\d.]+s", re.MULTILINE)
+GTEST_COUNT = re.compile(r"^\[  (PASSED|SKIPPED|FAILED) +\] (\d+) tests?", re.MULTILINE)
+GTEST_SKIPPED = re.compile(r": Skipped\n(.*?)\n(?:\n|\[  SKIPPED)", re.DOTALL)
+
+
+def gtest_counts(output):
+    """The counts below GoogleTest's closing line, or None when it never came to one."""
+    closing = output.rfind("\n[==========]")
+    counts = collections.Counter()
+    for word, number in GTEST_COUNT.findall(output[closing:]) if closing >= 0 else ():
+        counts[word.strip().lower()] += int(number)
+    return counts or None
 
 
 def pytest_counts(output):
@@ -30,8 +41,9 @@ def skip_reasons(name, output):
         for number, reason in re.findall(r"^SKIPPED \[(\d+)\] [^\n]*?:(?:\d+:)? ([^\n]*)$", output, re.MULTILINE):
             yield reason, int(number)
         return
-    match = re.search(r": Skipped\n(.*?)\n(?:\n|\[  SKIPPED)", output, re.DOTALL)
-    yield (match.group(1).strip().replace("\n", " ") if match else "no reason given"), 1
+    reasons = GTEST_SKIPPED.findall(output)
+    for reason in reasons or ["no reason given"]:
+        yield reason.strip().replace("\n", " "), 1
 
 
 def main(path):
@@ -41,7 +53,7 @@ def main(path):
         name, output = case.get("name"), case.findtext("system-out") or ""
         times.append((float(case.get("time") or 0), name))
         status = case.get("status")
-        counts = pytest_counts(output) if name.startswith("python.") else None
+        counts = pytest_counts(output) if name.startswith("python.") else gtest_counts(output)
         if status == "run":
             total += counts or collections.Counter(passed=1)
         elif case.find("skipped") is not None and status == "notrun":
@@ -53,7 +65,7 @@ def main(path):
         if case.find("skipped") is not None or (counts and counts["skipped"]):
             for reason, number in skip_reasons(name, output):
                 reasons[reason] += number
-    for seconds, name in sorted(times, reverse=True)[:5]:
+    for seconds, name in sorted(times, reverse=True)[:10]:
         if seconds >= 1:
             print(f"slowest: {seconds:7.1f} s  {name}")
     for reason, number in sorted(reasons.items()):

@@ -16,4 +16,11 @@ std::string kind_name(const AdapterConfig& config) {
   return peft == nullptr ? "npt" : peft->kind_name();
 }
 
+double dropout_of(const AdapterConfig& config) {
+  const auto* peft = std::get_if<PeftConfig>(&config);
+  return peft == nullptr ? 0 : peft->dropout;
+}
+
+bool kind_has_dropout(const std::string& kind) { return kind == "lora" || kind == "dora"; }
+
 }  // namespace limbeck::adapters

@@ -16,4 +16,7 @@ const std::vector<NamedKind>& adapter_kinds();  // those that a recipe can make
 
 std::string kind_name(const AdapterConfig& config);  // "lora", "dora", "ia3", "npt"
 
+double dropout_of(const AdapterConfig& config);
+bool kind_has_dropout(const std::string& kind);
+
 }  // namespace limbeck::adapters

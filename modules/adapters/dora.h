@@ -13,5 +13,7 @@ inline constexpr const char* kDoraStays =
 
 // [out] in the adapter's output dtype, from its magnitude and wide norms; no gradient goes through the norms.
 at::Tensor dora_factor(const precision::ContractModule& adapter, const at::Tensor& norms);
+// By how much it exceeds 1, rounded once.
+at::Tensor dora_excess(const precision::ContractModule& adapter, const at::Tensor& norms);
 
 }  // namespace limbeck::adapters

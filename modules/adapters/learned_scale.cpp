@@ -12,14 +12,15 @@ LearnedScale::LearnedScale(const precision::Scope& scope, const precision::Preci
   create_parameter("ia3_l", what == Scaled::kInput ? std::vector<int64_t>{1, width} : std::vector<int64_t>{width, 1});
 }
 
-at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host) const {
+at::Tensor LearnedScale::forward(const at::Tensor& x, const models::Linear& host, const models::Draws&) const {
   const precision::ModuleScope scope(path());
   const at::Tensor factor = parameter("ia3_l").flatten();
   if (what_ == Scaled::kInput) return host.base_forward(leave(enter(x) * factor));
   return leave(enter(host.base_forward(x)) * factor);
 }
 
-models::ProductOperands LearnedScale::operands(const at::Tensor& x, const models::Linear& host, bool learns) const {
+models::ProductOperands LearnedScale::operands(const at::Tensor& x, const models::Linear& host, bool learns,
+                                               const models::Draws&) const {
   const precision::ModuleScope scope(path());
   const at::Tensor factor = learns ? parameter("ia3_l") : parameter("ia3_l").detach();  // a row or a column
   if (what_ == Scaled::kInput) return {leave(enter(x) * factor.flatten()), host.weight()};

@@ -10,8 +10,9 @@ enum class Scaled { kInput, kOutput };
 class LearnedScale : public models::LinearAdapter {
  public:
   LearnedScale(const precision::Scope& scope, const precision::Precision& host, Scaled what, int64_t width);
-  at::Tensor forward(const at::Tensor& x, const models::Linear& host) const override;
-  models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns) const override;
+  at::Tensor forward(const at::Tensor& x, const models::Linear& host, const models::Draws& draws) const override;
+  models::ProductOperands operands(const at::Tensor& x, const models::Linear& host, bool learns,
+                                   const models::Draws& draws) const override;
   models::MergedWeight merged(const models::Linear& host) const override;
   models::UnmergedWeight unmerged(const models::Linear& host) const override;
   std::string unmerge_fault() const override;                           // a factor of zero

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/dropout.h"
 #include "kernels/linear.h"
 #include "modules/adapters/dora.h"
 #include "modules/models/initialize.h"
@@ -87,25 +88,39 @@ models::UnmergedWeight LowRank::unmerged(const models::Linear& host) const {
   return unmerged;
 }
 
-at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host) const {
+at::Tensor LowRank::low(const at::Tensor& x, const at::Tensor& a, const models::Draws& draws) const {
+  if (!drops(draws)) return kernels::linear(enter(x), a);
+  return kernels::dropped_linear(enter(x), a, draws.mask(path(), shape_.dropout));
+}
+
+at::Tensor LowRank::forward(const at::Tensor& x, const models::Linear& host, const models::Draws& draws) const {
   const precision::ModuleScope scope(path());
-  const at::Tensor low = kernels::linear(enter(x), parameter("lora_A"));
-  const at::Tensor change = leave(kernels::linear(low, parameter("lora_B")) * shape_.scale);
+  const at::Tensor change =
+      leave(kernels::linear(low(x, parameter("lora_A"), draws), parameter("lora_B")) * shape_.scale);
   if (!shape_.dora) return host.base_forward(x) + change;
-  const at::Tensor y = (host.product(x) + change) * dora_factor(*this, row_norms(host));
+  const at::Tensor norms = row_norms(host), factor = dora_factor(*this, norms);
+  if (drops(draws)) {
+    const at::Tensor left = kernels::dropout(x, draws.mask(path(), shape_.dropout));
+    return host.base_forward(x) + (host.product(left) * dora_excess(*this, norms) + change * factor);
+  }
+  const at::Tensor y = (host.product(x) + change) * factor;
   const auto bias = host.bias();
   return bias ? y + precision::cast(*bias, bias->scalar_type(), precision().output, path() + " (bias)") : y;
 }
 
-models::ProductOperands LowRank::operands(const at::Tensor& x, const models::Linear& host, bool learns) const {
+models::ProductOperands LowRank::operands(const at::Tensor& x, const models::Linear& host, bool learns,
+                                          const models::Draws& draws) const {
   const precision::ModuleScope scope(path());
   const auto own = [&](const at::Tensor& tensor) { return learns ? tensor : tensor.detach(); };
-  const at::Tensor low = leave(kernels::linear(enter(x), own(parameter("lora_A"))) * shape_.scale);
+  const at::Tensor scaled = leave(low(x, own(parameter("lora_A")), draws) * shape_.scale);
   const at::Tensor b =
       precision::cast(own(parameter("lora_B")), precision().storage, host.weight().scalar_type(), path() + " (B)");
-  models::ProductOperands product{at::cat({x, low}, -1), at::cat({host.weight(), b}, 1)};
-  if (shape_.dora) product.weight = product.weight * own(dora_factor(*this, row_norms(host))).unsqueeze(1);
-  return product;
+  if (!shape_.dora) return {at::cat({x, scaled}, -1), at::cat({host.weight(), b}, 1)};
+  const at::Tensor norms = row_norms(host), factor = own(dora_factor(*this, norms)).unsqueeze(1);
+  if (!drops(draws)) return {at::cat({x, scaled}, -1), at::cat({host.weight(), b}, 1) * factor};
+  const at::Tensor left = kernels::dropout(x, draws.mask(path(), shape_.dropout));
+  const at::Tensor excess = own(dora_excess(*this, norms)).unsqueeze(1);
+  return {at::cat({x, left, scaled}, -1), at::cat({host.weight(), host.weight() * excess, b * factor}, 1)};
 }
 
 }  // namespace limbeck::adapters

@@ -77,7 +77,8 @@ LowRankShape low_rank_shape(const AdapterParts& parts, int64_t in, int64_t out) 
           .out = out,
           .rank = parts.config.rank_of(parts.module),
           .scale = parts.config.scale_of(parts.module),
-          .dora = parts.config.dora};
+          .dora = parts.config.dora,
+          .dropout = parts.config.dropout};
 }
 
 Scaled scaled_by_default(const AnyHost& host) {
@@ -90,6 +91,8 @@ Scaled scaled_by_default(const AnyHost& host) {
 std::string misfit(const PeftConfig& config, const AnyHost& host) {
   if (std::holds_alternative<Linear*>(host)) return "";
   const bool stack = std::holds_alternative<models::ExpertStack*>(host);
+  if (stack && config.dropout > 0)
+    return "stacks the weights of experts, on which there is no dropout, here and in PEFT";
   if (config.kind_name() == "lora" || (config.dora && !stack)) return "";
   return fmt::format("{}, on which there is no {}, here and in PEFT",
                      stack ? "stacks the weights of experts" : "is an embedding", config.kind_name());

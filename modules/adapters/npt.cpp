@@ -34,7 +34,7 @@ Npt::Npt(const precision::Scope& scope, const precision::Precision& host, const 
 at::Tensor Npt::forward(const at::Tensor& h, const models::Layer& host, const models::LayerInput& input) const {
   const at::Tensor attended = host.attended(h, input);
   const at::Tensor x = host.normed(h);
-  const auto [gate, up] = host.gated_mlp().gate_and_up(x);
+  const auto [gate, up] = host.gated_mlp().gate_and_up(x, input.draws);
   at::Tensor changed;
   {
     const precision::ModuleScope scope(path());
@@ -46,7 +46,7 @@ at::Tensor Npt::forward(const at::Tensor& h, const models::Layer& host, const mo
     }
     changed = shape_.kind == NptKind::kDelta ? delta(gate, low, said) : outer(gate, x, low, said);
   }
-  return h + host.gated_mlp().join(changed, up);
+  return h + host.gated_mlp().join(changed, up, input.draws);
 }
 
 at::Tensor Npt::delta(const at::Tensor& gate, const at::Tensor& low, Adapted* said) const {

@@ -114,6 +114,8 @@ PeftConfig read_peft_config(const std::filesystem::path& path) {
   config.rslora = file.boolean_or("use_rslora", false);
   config.rank = file.integer("r", 1, kMostRank);
   config.alpha = file.number_or("lora_alpha", 8, -kMostAlpha, kMostAlpha);
+  config.dropout = file.number_or("lora_dropout", 0, 0, 1);
+  if (config.dropout == 1) throw WeightsError(path.string() + ": lora_dropout is 1, which leaves nothing: wanted less");
   config.ranks = read_patterns<int64_t>(file, "rank_pattern", [](const io::JsonFile& patterns, const std::string& key) {
     return patterns.integer(key, 1, kMostRank);
   });

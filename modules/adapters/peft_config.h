@@ -21,6 +21,7 @@ struct PeftConfig {
   bool dora = false, rslora = false;
   int64_t rank = 0;
   double alpha = 0;
+  double dropout = 0;  // of what LoRA and DoRA read in training, on linear modules
   ByPattern<int64_t> ranks;
   ByPattern<double> alphas;
   // Stacked weights of experts, as PEFT's target_parameters names them; whoever reads a folder needs them, no one else.

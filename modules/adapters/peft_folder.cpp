@@ -214,7 +214,9 @@ void require_same_base(const Host& host, const Found& found, const std::string& 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
   if (is_npt_folder(request.folder)) return load_npt(built, request);
   const fs::path path = request.folder / "adapter_model.safetensors";
-  const PeftConfig config = read_peft_config(request.folder / kConfigFile);
+  PeftConfig config = read_peft_config(request.folder / kConfigFile);
+  const double stored_dropout = config.dropout;
+  if (request.dropout && config.kind == PeftKind::kLora) config.dropout = *request.dropout;
   const auto hosts = adapter_hosts_by_any_name(built);
   auto modules = by_module(path);
   if (modules.empty()) throw WeightsError(path.string() + ": holds no tensor of an adapter");
@@ -237,7 +239,9 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
         },
         named->second.host);
   }
-  return loader.loaded();
+  LoadedAdapter loaded = loader.loaded();
+  loaded.stored_dropout = stored_dropout;
+  return loaded;
 }
 
 }  // namespace limbeck::adapters

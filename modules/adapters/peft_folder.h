@@ -1,6 +1,7 @@
 // Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors.
 #pragma once
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct AdapterWeight {
 struct LoadedAdapter {
   AdapterConfig config;
   std::vector<AdapterWeight> weights;
+  double stored_dropout = 0;              // what the folder says, whatever the request
   int64_t modules = 0, cast_tensors = 0;  // stored in another dtype than the host's, converted at loading
 };
 
@@ -25,6 +27,7 @@ struct AdapterRequest {
   std::filesystem::path folder = {};
   std::string name = "default";
   bool trainable = false;
+  std::optional<double> dropout = std::nullopt;  // in place of the folder's, where that is of a kind that has one
   bool merged = false;  // the model has it in its weights already, which are then not those that it was learnt beside
 };
 

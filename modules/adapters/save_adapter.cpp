@@ -97,7 +97,7 @@ json config_json(const models::BuiltModel& built, const PeftConfig& config, cons
   }
   file["r"] = config.rank;
   file["lora_alpha"] = config.alpha;
-  file["lora_dropout"] = 0.0;
+  file["lora_dropout"] = config.dropout;
   file["bias"] = "none";
   file["use_dora"] = config.dora;
   file["use_rslora"] = config.rslora;

@@ -67,10 +67,10 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
   at::Tensor q, k, v;
   if (fused_) {
     const int64_t kv_width = key_value_heads_ * head_dim_;
-    const auto parts = fused_->forward(x).split_with_sizes({heads_ * head_dim_, kv_width, kv_width}, -1);
+    const auto parts = fused_->forward(x, input.draws).split_with_sizes({heads_ * head_dim_, kv_width, kv_width}, -1);
     q = parts[0], k = parts[1], v = parts[2];
   } else {
-    q = query_->forward(x), k = key_->forward(x), v = value_->forward(x);
+    q = query_->forward(x, input.draws), k = key_->forward(x, input.draws), v = value_->forward(x, input.draws);
   }
   q = q.unflatten(-1, {heads_, head_dim_});
   k = k.unflatten(-1, {key_value_heads_, head_dim_});
@@ -88,7 +88,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
   if (input.cache != nullptr) std::tie(k, v) = input.cache->append(layer_, k, v);
   const kernels::AttentionOptions options{scale_, causal_, window_, softcap_};
   const at::Tensor mixed = kernels::attention(q, k, v, input.segments_q, input.segments_k, options);
-  return output_->forward(mixed.flatten(-2));
+  return output_->forward(mixed.flatten(-2), input.draws);
 }
 
 Mlp::Mlp(const Scope& scope, const Architecture& a) : activation_(a.activation) {
@@ -104,23 +104,24 @@ Mlp::Mlp(const Scope& scope, const Architecture& a) : activation_(a.activation) 
   down_ = linear("down_proj", a.intermediate, a.hidden);
 }
 
-at::Tensor Mlp::forward(const at::Tensor& x, const LayerInput&) const {
-  if (gate_module() == nullptr) return down_->forward(activate(up_->forward(x), activation_));
-  const auto [gate_btf, up_btf] = gate_and_up(x);
-  return join(gate_btf, up_btf);
+at::Tensor Mlp::forward(const at::Tensor& x, const LayerInput& input) const {
+  const Draws& draws = input.draws;
+  if (gate_module() == nullptr) return down_->forward(activate(up_->forward(x, draws), activation_), draws);
+  const auto [gate_btf, up_btf] = gate_and_up(x, draws);
+  return join(gate_btf, up_btf, draws);
 }
 
-std::pair<at::Tensor, at::Tensor> Mlp::gate_and_up(const at::Tensor& x) const {
+std::pair<at::Tensor, at::Tensor> Mlp::gate_and_up(const at::Tensor& x, const Draws& draws) const {
   if (fused_) {
-    const auto halves = fused_->forward(x).chunk(2, -1);
+    const auto halves = fused_->forward(x, draws).chunk(2, -1);
     return {halves[0], halves[1]};
   }
-  const at::Tensor up = up_->forward(x);
-  return {gate_->forward(x), up};
+  const at::Tensor up = up_->forward(x, draws);
+  return {gate_->forward(x, draws), up};
 }
 
-at::Tensor Mlp::join(const at::Tensor& gate_btf, const at::Tensor& up_btf) const {
-  return down_->forward(gate(gate_btf, up_btf, activation_));
+at::Tensor Mlp::join(const at::Tensor& gate_btf, const at::Tensor& up_btf, const Draws& draws) const {
+  return down_->forward(gate(gate_btf, up_btf, activation_), draws);
 }
 
 Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer) : path_(scope.path), placement_(a.placement) {

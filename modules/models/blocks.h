@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "modules/models/draws.h"
 #include "modules/models/experts.h"
 #include "modules/models/key_value_cache.h"
 #include "modules/models/layer_adapter.h"
@@ -40,6 +41,7 @@ struct LayerInput {
   std::pair<at::Tensor, at::Tensor> angles, local_angles;  // cos and sin; undefined without rotary positions
   KeyValueCache* cache = nullptr;
   Taps* taps = nullptr;
+  Draws draws;  // of training
 };
 
 class Attention : public torch::nn::Module {
@@ -67,8 +69,8 @@ class Mlp : public FeedForward {
   Mlp(const Scope& scope, const Architecture& architecture);
   at::Tensor forward(const at::Tensor& x, const LayerInput& input) const override;
   // Where it is gated, the two halves of a forward, for what comes between them: W_g x and W_u x, W_d (act(gate) * up).
-  std::pair<at::Tensor, at::Tensor> gate_and_up(const at::Tensor& x) const;
-  at::Tensor join(const at::Tensor& gate_btf, const at::Tensor& up_btf) const;
+  std::pair<at::Tensor, at::Tensor> gate_and_up(const at::Tensor& x, const Draws& draws) const;
+  at::Tensor join(const at::Tensor& gate_btf, const at::Tensor& up_btf, const Draws& draws) const;
   // The linear module whose first rows are W_g; null where nothing is gated.
   const Linear* gate_module() const { return fused_ ? fused_.get() : gate_.get(); }
 

@@ -134,7 +134,7 @@ MixtureOfExperts::MixtureOfExperts(const Scope& scope, const Architecture& a)
 at::Tensor MixtureOfExperts::forward(const at::Tensor& x, const LayerInput& input) const {
   const precision::ModuleScope scope(path_);
   const at::Tensor flat = x.reshape({-1, x.size(-1)});
-  const at::Tensor scores = router_->forward(flat);
+  const at::Tensor scores = router_->forward(flat, input.draws);
   if (input.taps != nullptr && input.taps->keep_router) {
     input.taps->router_logits.push_back(scores.view({x.size(0), x.size(1), -1}));
   }

@@ -58,7 +58,7 @@ at::Tensor Linear::product(const at::Tensor& x) const {
 at::Tensor Linear::frozen_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
   const ProductOperands product =
-      adapter() ? adapter()->operands(x, *this, /*learns=*/false) : ProductOperands{x, weight().detach()};
+      adapter() ? adapter()->operands(x, *this, /*learns=*/false, /*draws=*/{}) : ProductOperands{x, weight().detach()};
   std::optional<at::Tensor> own = bias();
   if (own) own = own->detach();
   return leave(kernels::linear(enter(product.x), product.weight, own));

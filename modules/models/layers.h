@@ -27,10 +27,12 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   // Shares the weight of an embedding (a tied head): the parameter belongs there and is read anew at each forward.
   // A bias is its own.
   Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias = false);
-  at::Tensor forward(const at::Tensor& x) const { return adapter() ? adapter()->forward(x, *this) : base_forward(x); }
+  at::Tensor forward(const at::Tensor& x, const Draws& draws = {}) const {
+    return adapter() ? adapter()->forward(x, *this, draws) : base_forward(x);
+  }
   at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
-  // The same as forward(), but only x gets a gradient.
+  // The same as forward() without draws, but only x gets a gradient.
   at::Tensor frozen_forward(const at::Tensor& x) const;
   const at::Tensor& weight() const;  // throws where it is quantized
   // Rows of the weight; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.

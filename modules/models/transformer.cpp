@@ -106,6 +106,7 @@ LayerInput Transformer::layer_input(const ModelInput& input, const at::Tensor& p
   LayerInput shared;
   shared.cache = input.cache;
   shared.taps = input.taps;
+  shared.draws = input.draws;
   shared.segments_q = segments(input);
   if (input.cache != nullptr) {
     if (input.document_ids) throw ContractError("[" + path_ + "] packed documents are for training, not for a cache");
@@ -162,10 +163,10 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
   return result;
 }
 
-ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns) const {
-  const at::Tensor x = before_head(states, learns);
-  ProductOperands product =
-      head_->adapter() != nullptr ? head_->adapter()->operands(x, *head_, learns) : ProductOperands{x, head_->weight()};
+ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns, const Draws& draws) const {
+  const at::Tensor x = before_head(states, learns, draws);
+  ProductOperands product = head_->adapter() != nullptr ? head_->adapter()->operands(x, *head_, learns, draws)
+                                                        : ProductOperands{x, head_->weight()};
   if (!learns) product.weight = product.weight.detach();
   const std::optional<at::Tensor> bias = head_->bias();
   if (!bias) return product;
@@ -174,24 +175,25 @@ ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns
   return product;
 }
 
-at::Tensor Transformer::before_head(const at::Tensor& last, bool learns) const {
+at::Tensor Transformer::before_head(const at::Tensor& last, bool learns, const Draws& draws) const {
   if (head_dense_ == nullptr) return last;
-  const at::Tensor dense = learns ? head_dense_->forward(last) : head_dense_->frozen_forward(last);
+  const at::Tensor dense = learns ? head_dense_->forward(last, draws) : head_dense_->frozen_forward(last);
   return head_norm_->forward(activate(dense, architecture_.activation), learns);
 }
 
-at::Tensor Transformer::head(const at::Tensor& last) const {
+at::Tensor Transformer::head(const at::Tensor& last, const Draws& draws) const {
   const precision::ModuleScope scope(path_);
+  const auto first = [&] { return draws.of_first_tokens(last.size(0)); };
   switch (architecture_.head) {
     case HeadKind::kLanguageModel: {
-      const at::Tensor logits = head_->forward(before_head(last, /*learns=*/true));
+      const at::Tensor logits = head_->forward(before_head(last, /*learns=*/true, draws), draws);
       if (architecture_.logit_softcap == 0.0) return logits;
       return at::tanh(logits / architecture_.logit_softcap) * architecture_.logit_softcap;
     }
     case HeadKind::kBertClassifier:
-      return head_->forward(at::tanh(pooler_->forward(last.select(1, 0))));
+      return head_->forward(at::tanh(pooler_->forward(last.select(1, 0), first())), first());
     case HeadKind::kDistilBertClassifier:
-      return head_->forward(activate(pre_classifier_->forward(last.select(1, 0)), Activation::kRelu));
+      return head_->forward(activate(pre_classifier_->forward(last.select(1, 0), first()), Activation::kRelu), first());
     case HeadKind::kNone:
       break;
   }

@@ -23,6 +23,7 @@ struct ModelInput {
   Taps* taps = nullptr;                      // what to keep of the inside; appended to
   // Each layer's input, in place of the output of the layer before it.
   const std::vector<at::Tensor>* layer_inputs = nullptr;
+  Draws draws;  // of training: adapters with dropout work by them
 };
 
 struct Encoded {
@@ -39,12 +40,12 @@ class Transformer : public torch::nn::Module {
   const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
   Encoded encode(const ModelInput& input, bool keep_hidden = false) const;
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
-  at::Tensor head(const at::Tensor& last) const;
+  at::Tensor head(const at::Tensor& last, const Draws& draws = {}) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
   const at::Tensor& head_weight() const { return head_->weight(); }
   // Of the head's product with what its transform makes of these states, with the adapters that work there. A bias is
   // part of the product: a column of ones beside the states, and the bias beside the weight.
-  ProductOperands head_operands(const at::Tensor& states, bool learns = true) const;
+  ProductOperands head_operands(const at::Tensor& states, bool learns = true, const Draws& draws = {}) const;
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.
   void set_checkpointing(bool on) { checkpointing_ = on; }
   // Fetches and frees the weights around every layer; null: they are there. The model does not own it.
@@ -53,7 +54,7 @@ class Transformer : public torch::nn::Module {
   at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
  private:
-  at::Tensor before_head(const at::Tensor& last, bool learns) const;
+  at::Tensor before_head(const at::Tensor& last, bool learns, const Draws& draws) const;
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
   LayerInput layer_input(const ModelInput& input, const at::Tensor& positions) const;
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "modules/models/draws.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_module.h"
 
@@ -56,11 +57,11 @@ class WeightAdapter : public precision::ContractModule {
 class LinearAdapter : public WeightAdapter<Linear> {
  public:
   using WeightAdapter::WeightAdapter;
-  // In place of host.base_forward(x), from the same x to the same dtype.
-  virtual at::Tensor forward(const at::Tensor& x, const Linear& host) const = 0;
+  // In place of host.base_forward(x), from the same x to the same dtype. draws: for what drops a part of x in training.
+  virtual at::Tensor forward(const at::Tensor& x, const Linear& host, const Draws& draws) const = 0;
   // Of the product that includes the adapter: differentiable in x and, if `learns`, in the adapter. The host has no
   // bias. Costs a tensor as large as the host's weight.
-  virtual ProductOperands operands(const at::Tensor& x, const Linear& host, bool learns) const = 0;
+  virtual ProductOperands operands(const at::Tensor& x, const Linear& host, bool learns, const Draws& draws) const = 0;
 };
 
 class EmbeddingAdapter : public WeightAdapter<Embedding> {

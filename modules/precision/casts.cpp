@@ -18,18 +18,22 @@ struct NamedCastScope {
 };
 }  // namespace
 
-void log_cast(const std::string& place, const at::Tensor& x, at::ScalarType to) {
+void log_cast(const CastLog::Key& key, int64_t bytes) {
   if (active_log == nullptr) return;
-  auto& cost = active_log->casts_[{place, x.scalar_type(), to}];
+  auto& cost = active_log->casts_[key];
   cost.count += 1;
-  cost.bytes += x.numel() * static_cast<int64_t>(c10::elementSize(x.scalar_type()) + c10::elementSize(to));
+  cost.bytes += bytes;
 }
 
 namespace {
 
+int64_t bytes_moved(const at::Tensor& x, at::ScalarType to) {
+  return x.numel() * static_cast<int64_t>(c10::elementSize(x.scalar_type()) + c10::elementSize(to));
+}
+
 at::Tensor convert(const at::Tensor& x, at::ScalarType to, const std::string& place) {
   const NamedCastScope scope;
-  log_cast(place, x, to);
+  log_cast({place, x.scalar_type(), to}, bytes_moved(x, to));
   return x.to(to);
 }
 
@@ -60,6 +64,16 @@ at::Tensor cast(const at::Tensor& x, at::ScalarType from, at::ScalarType to, con
 void cast_into(at::Tensor& destination, const at::Tensor& source) {
   const NamedCastScope scope;
   destination.copy_(source);
+}
+
+void cast_into(at::Tensor& destination, const at::Tensor& source, const std::string& place) {
+  const at::ScalarType from = source.scalar_type(), to = destination.scalar_type();
+  if (from != to) log_cast({place, from, to}, bytes_moved(source, to));
+  cast_into(destination, source);
+}
+
+void name_inner_cast(const std::string& place, at::ScalarType from, at::ScalarType to) {
+  if (from != to) log_cast({place, from, to}, 0);
 }
 
 at::Tensor integers(const at::Tensor& x, at::ScalarType to) {

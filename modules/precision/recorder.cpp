@@ -10,7 +10,8 @@
 #include "modules/precision/contract_module.h"
 
 #ifndef NDEBUG
-#error "at::RecordFunction has a member more without NDEBUG, and LibTorch was compiled with it (tools/cmake/floor.cmake)"
+#error \
+    "at::RecordFunction has a member more without NDEBUG, and LibTorch was compiled with it (tools/cmake/floor.cmake)"
 #endif
 
 namespace limbeck::precision {

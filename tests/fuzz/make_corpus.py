@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the seed corpus of the fuzz target: corpus/{safetensors,json,index}/{ok,bad}_*.
+"""Writes the seed corpus of the fuzz targets: corpus/{safetensors,json,index,templates}/{ok,bad}_*.
 
 Each bad_ file is one defect that a safetensors or index reader somewhere has had; the replay test holds every
 file against the prefix of its name. Run again after a change here: the output is committed.
@@ -7,6 +7,7 @@ file against the prefix of its name. Run again after a change here: the output i
 import json
 import pathlib
 import struct
+import sys
 
 HERE = pathlib.Path(__file__).parent / "corpus"
 TEXT_LIMIT = 16 << 20
@@ -173,7 +174,38 @@ def index():
     put("index", "bad_duplicate.json", b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}')
 
 
+def templates():
+    """Those of the parity test, and what ends in a refusal; rendered for two turns, see template_input.cpp."""
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "python"))
+    import chat_template_zoo
+
+    for name, text in chat_template_zoo.TEMPLATES.items():
+        put("templates", ("bad_" if name == "gemma" else "ok_") + name, text.encode())
+    bad = {
+        "unclosed": "{% if x %}", "no_utf8": b"{{ '\xff' }}", "steps": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "memory": "{{ 'x' * 9999999999 }}", "doubling": "{% set n = namespace(s='x') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+        "nested_lists": "{% set n = namespace(s=[]) %}{% for a in range(9999) %}{% set n.s = [n.s] %}{% endfor %}",
+        "nested_iterators": "{% set n = namespace(s=[1]) %}{% for a in range(9999) %}{% set n.s = n.s | map('abs') %}{% endfor %}",
+        "shared_tuples": "{% set n = namespace(s=(1,)) %}{% for a in range(90) %}{% set n.s = (n.s, n.s) %}{% endfor %}{{ {n.s: 1} }}",
+        "itself": "{% set n = namespace() %}{% set n.n = n %}{{ n }}", "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "brackets": "{{ " + "(" * 5000, "minuses": "{{ " + "-" * 5000 + "1 }}", "sums": "{{ 1" + " + 1" * 5000 + " }}",
+        "overflow": "{{ 9223372036854775807 + 1 }}", "least": "{{ (-9223372036854775807 - 1) // -1 }}", "slice": "{{ 'a'[::0] }}",
+        "call_itself": "{% macro m() %}{{ caller() }}{% endmacro %}{% call m() %}{{ m(caller) }}{% endcall %}",
+    }  # fmt: skip
+    ok = {
+        "empty": "", "raw": "{% raw %}{{ x }}{% endraw %}", "kept_macro": "{% set n = namespace() %}{% for x in [1, 2] %}{% macro m() %}{{ x }}{% endmacro %}{% set n.m = m %}{% endfor %}{{ n.m() }}",
+        "kept_caller": "{% set n = namespace() %}{% macro m() %}{% set n.c = caller %}{% endmacro %}{% call m() %}x{% endcall %}{{ n.c() }}",
+        "kept_loop": "{% set n = namespace() %}{% for x in [1, 2] %}{% set n.l = loop %}{% endfor %}{{ n.l.last }}{{ n.l.length }}",
+        "slices": "{{ 'abc'[-9223372036854775807:9223372036854775807:9223372036854775807] }}{{ [1, 2, 3][::-9223372036854775807] }}",
+        "filters": "{{ messages | map(attribute='role') | map('upper') | select('string') | unique | sort(reverse=true) | join('-') | indent(2, true) | tojson }}",
+    }  # fmt: skip
+    for prefix, kinds in (("bad_", bad), ("ok_", ok)):
+        for name, text in kinds.items():
+            put("templates", prefix + name, text if isinstance(text, bytes) else text.encode())
+
+
 if __name__ == "__main__":
+    templates()
     safetensors()
     config()
     index()

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "modules/errors.h"
 #include "tests/modules/weights_files.h"
 
 namespace limbeck::adapters {
@@ -39,6 +40,10 @@ TEST(PeftConfig, ScalesByAlphaAndRankOfTheModule) {
     return read_peft_config(folder / "c.json");
   };
   EXPECT_EQ(read("").scale_of("a.q_proj"), 3);
+  EXPECT_EQ(read("").dropout, 0);
+  EXPECT_EQ(read(R"(, "lora_dropout": 0.05)").dropout, 0.05);
+  EXPECT_THROW(read(R"(, "lora_dropout": 1.0)"), WeightsError);
+  EXPECT_THROW(read(R"(, "lora_dropout": -0.1)"), WeightsError);
   EXPECT_EQ(read(R"(, "use_rslora": true)").scale_of("a.q_proj"), 6);
   const PeftConfig patterns = read(R"(, "rank_pattern": {"q_proj": 16}, "alpha_pattern": {"a.v_proj": 2})");
   EXPECT_EQ(patterns.rank_of("a.q_proj"), 16);

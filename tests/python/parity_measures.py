@@ -18,11 +18,6 @@ HALF_SEEDS = 4
 KEY_BIASES = {".key.bias": ".query.bias", ".k_lin.bias": ".q_lin.bias"}  # of models without rotary embedding
 
 
-@lru_cache(maxsize=1)
-def program() -> Limbeck:
-    return Limbeck()
-
-
 def compared(family: Family, inputs: Inputs, tensor: torch.Tensor) -> torch.Tensor:
     """The entries that mean something, in float64.
 
@@ -128,7 +123,7 @@ def float32_parity(family: Family) -> Float32Parity:
             request["labels"] = sent["labels"] = model_zoo.make_labels(family, inputs)
         wanted = reference.forward(model, family, inputs, **request)
         truth = reference.forward(exact, family, inputs, **request)
-        got = program().forward(path, sent, hidden=True, gradients=True)
+        got = Limbeck().forward(path, sent, hidden=True, gradients=True)
     return _compare_float32(family, inputs, got, wanted, truth, request.get("labels"))
 
 
@@ -306,7 +301,7 @@ def half_errors(family: Family, dtype: torch.dtype, seed: int) -> list[float]:
         cotangent = _cotangent(family, inputs, model, seed).to(dtype).float()
         truth = reference.forward(exact, family, inputs, cotangent=cotangent)
         own = reference.forward(model, family, inputs, cotangent=cotangent)
-        got = program().forward(path, {**inputs.tensors, "output_gradient": cotangent}, dtype=dtype, gradients=True)
+        got = Limbeck().forward(path, {**inputs.tensors, "output_gradient": cotangent}, dtype=dtype, gradients=True)
     demand_finite(got)
     if got[family.output].dtype != dtype:
         raise AssertionError(f"{family.output} is {got[family.output].dtype}, wanted the run's {dtype}")

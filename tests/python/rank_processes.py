@@ -36,6 +36,15 @@ class Ended:
         )
         return self
 
+    def said_once(self, code: int, speaker: int = 0) -> str:
+        """All ended with this code, and the speaker alone said why, in this line."""
+        assert self.codes == [code] * len(self.codes), "\n".join(self.errors)
+        assert [bool(text) for text in self.errors] == [rank == speaker for rank in range(len(self.errors))], self.errors
+        [line] = self.errors[speaker].splitlines()
+        assert line.startswith("limbeck: "), line
+        print(line)
+        return line
+
 
 class Ranks:
     """`size` processes of `limbeck train RECIPE FLAGS`; size 1 is one process without a launcher.

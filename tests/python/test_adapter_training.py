@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import dropout_masks
 import model_zoo
 import parity_measures
 import peft
@@ -30,15 +31,19 @@ def work(tmp_path_factory, limbeck) -> Work:
     return Work(tmp_path_factory.mktemp("adapter-training"), limbeck)
 
 
+RATE = 0.3
+
+
 def peft_config(case: str) -> peft.PeftConfig:
-    kind, _, head = case.partition("-")
-    targets = [*TARGETS, "lm_head"] if head else TARGETS
+    kind, *parts = case.split("-")
+    targets = [*TARGETS, "lm_head"] if "head" in parts else TARGETS
+    rate = RATE if "dropout" in parts else 0.0
     if kind == "ia3":
         return peft.IA3Config(target_modules=targets, feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
     more = dict(target_modules=[*targets, "embed_tokens"] if kind == "embedding" else targets)
     if kind == "experts":
         more = dict(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    return peft.LoraConfig(r=4, lora_alpha=8, use_dora=kind == "dora", task_type="CAUSAL_LM", rank_pattern={"down_proj": 2},
+    return peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=rate, use_dora=kind == "dora", task_type="CAUSAL_LM", rank_pattern={"down_proj": 2},
                            init_lora_weights=False, **more)  # fmt: skip
 
 
@@ -56,7 +61,9 @@ def sparse_student(work: Work) -> Path:
 
 
 def keys_of(work: Work, kind: str) -> dict:
-    """Of a recipe that trains this kind: "embedding" and "experts" are LoRA on those."""
+    """Of a recipe that trains this kind: "embedding" and "experts" are LoRA on those, "lora-dropout" is with dropout."""
+    if kind.endswith("-dropout"):
+        return keys_of(work, kind.removesuffix("-dropout")) | dict(adapter__dropout=RATE)
     if kind == "embedding":
         return dict(adapter__kind="lora", adapter__target="embed_tokens|q_proj")
     if kind == "experts":
@@ -69,7 +76,15 @@ def base_of(work: Work, kind: str) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float()
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "embedding", "experts", "lora-head", "dora-head", "ia3-head"])
+def updates_of(work: Work, count: int, place: dict):
+    batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    for step in range(count):
+        place["first"] = step * ROWS
+        yield [batches[step % len(batches)]]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "embedding", "experts", "lora-head", "dora-head", "ia3-head", "lora-dropout",
+                                  "dora-dropout", "dora-head-dropout"])  # fmt: skip
 def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
     torch.manual_seed(4)
     model = peft.get_peft_model(base_of(work, kind), peft_config(kind))
@@ -78,11 +93,13 @@ def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
             parameter.data.mul_(0.1)
     start = work.folder / f"start-{kind}"
     model.save_pretrained(start)
-    batches = token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    dropout = kind.endswith("-dropout")
+    place = dropout_masks.put_on(model) if dropout else {}
     settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=STEPS, warmup_steps=5, weight_decay=0.01,
                                         temperature=2.0)  # fmt: skip
-    wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(STEPS)], settings)
-    own = dict(adapter__from=start, adapter__kind="none", adapter__target=None, optim__learning_rate=1e-2)
+    wanted = torch_distiller.distil(model, work.teacher, updates_of(work, STEPS, place), settings, dropout)
+    # The rate is that of the folder.
+    own = dict(adapter__from=start, adapter__kind="none", adapter__target=None, adapter__dropout=None, optim__learning_rate=1e-2)
     run = work.train(f"parity-{kind}", **(KEYS | keys_of(work, kind) | own))
     for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
         got = run.series(name)
@@ -136,11 +153,11 @@ def test_every_objective_gives_an_adapter_the_gradient_of_the_weight_it_stands_f
         assert not adapter[f"{host}.default.lora_A"].any()
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "dora-dropout"])
 def test_an_adapter_on_the_head_learns_in_a_divided_vocabulary(work, kind):
     """The losses by row chunks, each rank with its part of the head: the curve of one process with the fused loss."""
-    keys = KEYS | dict(adapter__kind=kind, adapter__target="lm_head", train__accumulate=2, train__steps="6 steps",
-                       optim__learning_rate=3e-2)  # fmt: skip
+    keys = KEYS | keys_of(work, kind) | dict(adapter__target="lm_head", train__accumulate=2, train__steps="6 steps",
+                                             optim__learning_rate=3e-2)  # fmt: skip
     one = work.train(f"head-{kind}", **keys)
     run = work.folder / f"head-divided-{kind}"
     Ranks(2, work.recipe(f"head-divided-{kind}", **keys, objective__vocabulary_parallel="yes"), f"--run={run}").end().well()
@@ -294,7 +311,8 @@ def test_another_base_is_not_resumed_on(work):
     assert ended.codes == [4] and "student.model" in ended.errors[0], ended.errors[0]
 
 
-@pytest.mark.parametrize("kind, zero", [*(("lora", zero) for zero in range(4)), ("embedding", 3), ("experts", 2), ("experts", 3)])
+@pytest.mark.parametrize("kind, zero", [*(("lora", zero) for zero in range(4)), ("embedding", 3), ("experts", 2), ("experts", 3),
+                                        ("dora-dropout", 0), ("dora-dropout", 3)])  # fmt: skip
 def test_two_ranks_give_the_bits_of_one(work, kind, zero):
     keys = KEYS | keys_of(work, kind) | dict(train__accumulate=4, train__steps="8 steps", parallel__reduce="tree", checkpoint__every=4)
     one = work.train(f"alone-{kind}-{zero}", threads=1, **keys)
@@ -423,6 +441,13 @@ REFUSED = {
     "no rank": (with_keys(adapter__rank_pattern="q_proj"), 'wanted "MODULE RANK"'),
     "a rank of zero": (with_keys(adapter__rank_pattern="q_proj 0"), "wanted a rank of 1 to"),
     "a pattern of nothing": (with_keys(adapter__rank_pattern="o_prj 3"), "adapter.rank_pattern o_prj names no"),
+    "dropout of IA3": (with_keys(adapter__kind="ia3", adapter__dropout=0.1), "adapter.dropout = 0.1"),
+    "dropout of NPT": (with_keys(adapter__kind="npt", adapter__dropout=0.1), "of kind npt"),
+    "dropout of everything": (with_keys(adapter__dropout=1), "wanted a number from 0 to below 1"),
+    "dropout of experts": (
+        with_keys(adapter__dropout=0.1, adapter__target=r"experts\..*_proj", student__model="sparse"),
+        "stacks the weights of experts, on which there is no dropout, here and in PEFT",
+    ),
     "no folder": (with_keys(adapter__from="/nowhere"), "/nowhere/adapter_config.json"),
 }
 
@@ -430,7 +455,10 @@ REFUSED = {
 @pytest.mark.parametrize("command", ["check", "train"])
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_trained_is_refused_before_anything_runs(work, case, command):
-    refused_before_anything_runs(work, command, *REFUSED[case], code=4 if case == "no folder" else 2)
+    keys, message = REFUSED[case]
+    if keys.get("student__model") == "sparse":
+        keys = keys | dict(student__model=sparse_student(work))
+    refused_before_anything_runs(work, command, keys, message, code=4 if case == "no folder" else 2)
 
 
 @pytest.mark.parametrize("kind", ["dora", "ia3"])
@@ -440,7 +468,7 @@ def test_expert_stacks_take_lora_alone(work, kind):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["embedding", "experts"])
+@pytest.mark.parametrize("kind", ["embedding", "experts", "dora-dropout"])
 def test_checkpointed_layers_give_the_same_bits_and_the_plan_holds(work, kind, dtype):
     keys = KEYS | keys_of(work, kind) | dict(student__dtype=dtype, train__steps="6 steps")
     runs = [work.train(f"{how}-{kind}-{dtype}", threads=1, train__checkpoint_activations=how, **keys) for how in ("no", "yes")]

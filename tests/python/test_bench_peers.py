@@ -11,7 +11,7 @@ import event_file
 import pytest
 import torch
 from limbeck_runner import REPOSITORY
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 TOOLS = REPOSITORY / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -118,6 +118,18 @@ def test_contenders_train_the_same_adapter(tmp_path):
     assert losses["chunked"] == pytest.approx(losses["plain"], rel=1e-4)
     assert losses["limbeck"][0] == pytest.approx(losses["plain"][0], rel=1e-5)  # later ones depend on A's random numbers
     assert "LoRA of rank 4 (Python: PEFT)" in done.stdout and "no teacher" in done.stdout
+
+
+def test_dropout_is_measured_beside_none(tmp_path):
+    done, result = run(tmp_path, "--dtype=float32", "--lora=4", "--dropout=0.5", "--kd-weight=0", "--only=limbeck,limbeck-whole")
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = {name: outcome["losses"][0] for name, outcome in result["contenders"].items()}
+    assert losses["limbeck"][0] == losses["limbeck-whole"][0] and losses["limbeck"][2:] != losses["limbeck-whole"][2:]  # B is zero at first
+    assert result["ratios"]["step of limbeck with dropout over without"] > 0 and "dropout 0.5" in done.stdout
+    LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)).save_pretrained(tmp_path)
+    job = dict(kd_weight=0, student=str(tmp_path), student_dtype="float32", adapter_rank=4, adapter_dropout=0.5)
+    rates = [module.p for module in loops.load_pair(job)[1].modules() if isinstance(module, torch.nn.Dropout)]
+    assert rates == [0.5] * 7
 
 
 def test_the_rows_written_are_the_rows_read(tmp_path):

@@ -1,10 +1,11 @@
 """What `limbeck check` tells of the student: what trains, what is tied, and what a quantized one lacks."""
 
 import json
+import re
 
 import pytest
 import transformers
-from limbeck_runner import Limbeck
+from limbeck_runner import REPOSITORY, Limbeck
 
 from training_work import VOCABULARY, Work
 
@@ -55,3 +56,39 @@ def test_a_quantized_student_without_an_adapter_is_warned_of(work):
     assert 0 < trained < whole
     assert "(" in warned and f"quantized weights are frozen, and only {trained} of {whole} parameters train" in warned
     assert checked(work, student__quantize="nf4", adapter__kind="lora")[2] == ""
+
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.ini"))
+WIDEST = 100
+
+
+def show(recipe, tmp_path, *flags):
+    out = tmp_path / "check.json"
+    done = Limbeck().run("check", str(recipe), *flags, "--json", str(out))
+    return done.stdout, json.loads(out.read_text())["result"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_no_line_is_wider_than_a_page(recipe, tmp_path):
+    said, _ = show(recipe, tmp_path)
+    widest = max(said.splitlines(), key=len)
+    print(len(widest), widest)
+    assert len(widest) <= WIDEST, widest
+
+
+def test_every_dtype_and_place_is_still_said(tmp_path):
+    """Each once: a path below the table, a dtype beside its module, or under it where it is another than the stored one."""
+    recipe = REPOSITORY / "recipes" / "check_small.ini"
+    said, result = show(recipe, tmp_path)
+    numbers = dict(re.findall(r"^ *(\d+)  (\S.*)$", said, re.M))
+    assert said.count("recipes/check_small.ini:") == len(numbers) == len({row["from"] for row in result["modules"]})
+    for row in result["modules"]:
+        line = next(line for line in said.splitlines() if line.startswith(f"{row['module']} "))
+        assert numbers[line.split()[-1]] == row["from"] and line.split()[1] == row["storage"], line
+    lines = said.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("student.layers.*.mlp.up_proj"))
+    assert lines[at].split()[1] == "bfloat16" and lines[at + 1].split() == ["in,", "out", "float32"]
+    assert "all on cpu" in said
+    for cast in result["casts"]:
+        place = re.sub(r"\.hidden\.\d+", ".hidden.*", cast["place"])
+        assert any(line.startswith(place) and cast["from"] in line and cast["to"] in line for line in lines), place

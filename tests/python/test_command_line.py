@@ -103,7 +103,7 @@ def test_list_of_models_and_of_what_is_not_built_yet():
 
 def test_list_of_other_trainers_spellings():
     rows = dict(line.split(maxsplit=1) for line in limbeck("list", "aliases", "--quiet").stdout.splitlines()[2:])
-    assert rows["lora_r"] == "adapter.rank" and rows["bf16"] == "student.dtype = bfloat16"
+    assert rows["lora_r"] == "adapter.rank" and rows["lora_dropout"] == "adapter.dropout" and rows["bf16"] == "student.dtype = bfloat16"
     assert rows["num_train_epochs"] == "train.steps = N epochs"
 
 

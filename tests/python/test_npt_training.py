@@ -153,8 +153,12 @@ def test_every_base_dtype_learns_alike(work, trained, tmp_path):
         print(f"{name}: {curves[name][0]:.5f} to {curves[name][-1]:.5f}; base weights {sizes[name]} bytes")
         assert curves[name][-1] < 0.9 * curves[name][0]
     tail = {name: statistics.mean(curve[-20:]) for name, curve in curves.items()}
-    assert tail["float16"] == pytest.approx(tail["float32"], rel=0.03)
-    assert tail["bfloat16"] == pytest.approx(tail["float32"], rel=0.05)
+    print({name: f"{value / tail['float32'] - 1:+.3%} of float32's tail" for name, value in tail.items()})
+    # They differ by rounding alone: weights and states of base and adapter are rounded to 11 and 8 bits, the masters and
+    # the loss are float32. Each rounding is at most 2^-11 and 2^-8 of its value, as often up as down, so the mean over 20
+    # steps stays within one of them. Measured: +0.006 % and +0.16 % (0.04 % and 0.42 % at the worst of the 150 steps).
+    assert tail["float16"] == pytest.approx(tail["float32"], rel=2**-11)
+    assert tail["bfloat16"] == pytest.approx(tail["float32"], rel=2**-8)
     assert sizes["nf4"] <= 0.4 * sizes["float16"]
 
 
@@ -183,7 +187,7 @@ def test_checkpointed_activations_and_two_ranks_give_the_same_bits(work):
 REFUSED = {
     "no adapter": (KEYS | dict(adapter__kind="none"), "has none: set adapter.kind"),
     "another teacher": (KEYS | dict(teacher__kind="model", teacher__model="TEACHER"), "compares layer by layer"),
-    "no teacher": (KEYS | dict(teacher__kind="model"), "the recipe names none"),
+    "no teacher": (KEYS | dict(teacher__kind="model"), "the recipe has none"),
     "safe mode": (KEYS | dict(train__safe_mode="yes", adapter__modulation="both"), "which has additive alone"),
     "float16 quantized": (KEYS | dict(student__dtype="float16", student__quantize="nf4"), "float16 base without quantization"),
 }

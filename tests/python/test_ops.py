@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import dropout_masks
 import pytest
 import torch
 
@@ -63,6 +64,11 @@ CASES = {
         lambda g, u: torch.nn.functional.gelu(g, approximate="tanh") * u,
         [(3, 37), (3, 37)],
     ),
+    "dropout": (
+        lambda x: ops.dropout(x, torch.arange(6, device=x.device), 9, 0.4),
+        lambda x: x * dropout_masks.kept(6, 37, 9, 0.4).view(x.shape) / 0.6,
+        [(2, 3, 37)],
+    ),
     "rotary_embedding": (
         lambda x: ops.rotary_embedding(x, *angles()),
         lambda x: rotary_reference(x, *angles()),
@@ -97,6 +103,7 @@ def opcheck_samples():
         "layer_norm": (x, w, b, EPS),
         "swiglu": (gate, up),
         "geglu_tanh": (gate, up),
+        "dropout": (x, torch.arange(6), -7, 0.4),
         "rotary_embedding": (heads, *angles()),
     }
 

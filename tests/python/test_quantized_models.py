@@ -12,7 +12,7 @@ import pytest
 import test_adapters
 import torch
 import transformers
-from limbeck_runner import LimbeckError
+from limbeck_runner import Limbeck, LimbeckError
 from safetensors.torch import load_file, save_file
 from test_quantized_ops import FORMATS, ops
 from training_work import Work
@@ -57,7 +57,7 @@ class Quantized:
         return model(**self.inputs.tensors, **extra)[self.family.output]
 
     def ours(self, **options) -> dict[str, torch.Tensor]:
-        return parity_measures.program().forward(self.folder, options.pop("tensors", self.inputs.tensors),
+        return Limbeck().forward(self.folder, options.pop("tensors", self.inputs.tensors),
                                                  quantize=self.form, **options)  # fmt: skip
 
     def compared(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -147,11 +147,33 @@ def test_memory_plan_is_within_ten_percent_of_the_measured_peak(work, keys, chec
     assert planned == pytest.approx(measured, rel=0.10)
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_the_plan_names_the_copy_that_checkpoints_need_beside_the_peak(work, asynchronous):
+    keys = {"train__steps": "3 steps", "checkpoint__async": asynchronous}
+    without = work.train(f"without-copy-{asynchronous}", checkpoint__keep=0, **keys).result
+    run = work.train(f"with-copy-{asynchronous}", checkpoint__every=1, **keys).result
+    assert without["planned_checkpoint_copy_bytes"] == 0
+    more = run["peak_bytes"] - without["peak_bytes"]
+    print(f"planned {run['planned_checkpoint_copy_bytes']} bytes for the copy, measured {more}")
+    assert more == pytest.approx(run["planned_checkpoint_copy_bytes"], rel=0.02)
+
+
 def refused(work: Work, recipe: Path, *flags: str, code: int) -> str:
     program = work.limbeck._program
     done = subprocess.run([program, "train", recipe, *flags, "--quiet"], capture_output=True, text=True, timeout=120)
     assert done.returncode == code, (done.returncode, done.stderr)
     return done.stderr
+
+
+def test_without_its_teacher_a_recipe_trains_as_one_that_names_none(work):
+    """teacher.kind = none is how a distilled student is compared with the same one trained alone."""
+    keys = {"objective__alpha": 0, "train__steps": "4 steps"}
+    unnamed = work.train("unnamed-teacher", teacher__model=None, **keys)
+    put_aside = work.train("teacher-put-aside", teacher__kind="none", **keys)
+    assert put_aside.series("loss") == unnamed.series("loss")
+    assert put_aside.result["planned_peak_bytes"] == unnamed.result["planned_peak_bytes"]
+    message = refused(work, put_aside.recipe, "--objective.alpha=0.5", "--run", str(work.folder / "none"), code=2)
+    assert "compares with a teacher, and the recipe has none" in message
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(work):

@@ -1,5 +1,7 @@
 """Tokenizers with the pipelines of well-known families, trained in seconds on the text this machine has."""
 
+import contextlib
+import gettext
 import json
 import random
 import sysconfig
@@ -39,10 +41,28 @@ def _source_lines(rng: random.Random, wanted: int) -> list[str]:
     return lines[:wanted]
 
 
-def real_lines(count: int = 10_000) -> list[str]:
-    """Source code and licences, names of characters of every script, and everything odd about them."""
+def _translated_lines(rng: random.Random, wanted: int) -> list[str]:
+    """Sentences of this machine's programs in every language that they speak, as many of each."""
+    languages = {}
+    for path in sorted(Path("/usr/share/locale").glob("*/LC_MESSAGES/*.mo")):
+        languages.setdefault(path.parent.parent.name, []).append(path)
+    lines = []
+    for language, paths in languages.items():
+        own = []
+        for path in rng.sample(paths, min(len(paths), 4)):
+            with path.open("rb") as file, contextlib.suppress(UnicodeDecodeError):  # some are of the time before UTF-8
+                own += [text for text in gettext.GNUTranslations(file)._catalog.values() if text]
+        lines += rng.sample(own, min(len(own), wanted // len(languages) + 1))
+    rng.shuffle(lines)
+    return lines[:wanted]
+
+
+def real_lines(count: int = 10_000, odd: int = 2_000) -> list[str]:
+    """Source code, licences and translations; then characters of every script by name, and everything odd about them."""
     rng = random.Random(7)
-    lines = _source_lines(rng, count // 2)
+    lines = _translated_lines(rng, count // 2)
+    lines += _source_lines(rng, count - len(lines))
+    count = len(lines) + odd
     characters = [c for c in map(chr, range(0x110000)) if unicodedata.category(c) not in ("Cs", "Cn", "Co")]
     oddities = SPACES + EMOJI + MARKS + ODD + PHRASES
     blocks = [[chr(c) for c in range(first, first + 128)] for first in range(0, 0x20000, 128) if not 0xD800 <= first < 0xE000]

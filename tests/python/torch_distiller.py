@@ -108,13 +108,15 @@ def distil(
     teacher: torch.nn.Module | None,
     updates: Iterable[Sequence[MicroBatch]],
     settings: Settings,
+    dropout: bool = False,
 ) -> Trajectory:
     """Trains `student` in place, one update for each sequence of micro-batches, and returns what was seen.
 
     Losses are means over the valid targets of the whole update, so a different split into micro-batches is the same
-    update. Without a teacher the cross-entropy alone trains. Neither model is put into training mode: no dropout.
+    update. Without a teacher the cross-entropy alone trains. No model is put into training mode but, where
+    `dropout` is asked for, the student.
     """
-    student.eval()
+    student.train(dropout)
     if teacher is not None:
         teacher.eval()
     optimizer = make_optimizer(student, settings)

@@ -1,7 +1,7 @@
 // abuse_driver: runs the program's own main() for each line of standard input, in a child forked before anything was
 // computed: what a process of its own would do, signals and limits included, without its start. A line is a JSON object
-// {"arguments": [...], "environment": {...}, "output": FILE, "folder": DIR, "seconds": N}; the answer is one with "code", "signal",
-// "seconds", "peak_bytes" and "timed_out". tests/python/test_abuse.py is what speaks to it.
+// {"arguments": [...], "environment": {...}, "output": FILE, "folder": DIR, "seconds": N}; the answer is one with
+// "code", "signal", "seconds", "peak_bytes" and "timed_out". tests/python/test_abuse.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>

@@ -89,6 +89,7 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
     wanted.config.dora = kind() == "dora";
     wanted.config.rank = 4;
     wanted.config.alpha = 8;
+    wanted.config.dropout = 0.2;
     wanted.name = name;
     adapters::create_adapter(built, wanted);
     return wanted.config;
@@ -118,6 +119,7 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
     precision::OperatorRecorder recorder;
     models::ModelInput input;
     input.ids = at::arange(12, at::kLong).reshape({2, 6});
+    input.draws = models::draws_of(1, 0, input.ids.sizes(), c10::kCPU);
     const at::Tensor last = built.model->encode(input).last;
     last.backward(at::ones_like(last) * 0.01);
     EXPECT_TRUE(recorder.violations().empty()) << recorder.violations().front();

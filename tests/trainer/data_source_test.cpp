@@ -121,7 +121,7 @@ TEST(PaddedRows, TruncateOrSplitLongDocumentsAndSaySo) {
   EXPECT_EQ(truncated.samples(), 2);
   EXPECT_EQ(rows_of(truncated.batch(0).student.ids), (Rows{{1, 2, 3}}));
   EXPECT_EQ(truncated.notes()[0],
-            "1 documents are longer than a row of 3 tokens and were truncated: 4 tokens are not used "
+            "1 documents are longer than a row of 3 tokens and are truncated: 4 tokens are not used "
             "(data.long_documents = split keeps them)");
   request.long_documents = LongDocuments::kSplit;
   const DataSource split(request);
@@ -129,7 +129,7 @@ TEST(PaddedRows, TruncateOrSplitLongDocumentsAndSaySo) {
   EXPECT_EQ(rows_of(split.batch(1).student.ids), (Rows{{4, 5, 6}}));
   EXPECT_EQ(rows_of(split.batch(2).student.ids), (Rows{{7, 0, 0}}));
   EXPECT_EQ(rows_of(split.batch(3).student.labels), (Rows{{-100, 9, -100}}));
-  EXPECT_EQ(split.notes()[0], "1 documents are longer than a row of 3 tokens and were split into rows");
+  EXPECT_EQ(split.notes()[0], "1 documents are longer than a row of 3 tokens and are split into rows");
 }
 
 TEST(PaddedRows, CarryTheClasses) {

@@ -197,18 +197,24 @@ TEST(ObjectivePairs, DifferentTokenizersAreRefusedUnlessTheObjectiveCrosses) {
   // A padded table is no other tokenizer, and its padding is masked.
   const auto padded = weighted_model("llama", R"({"vocab_size": 128})", 1);
   Distillation objective = distillation_of(recipe_of(padded, student()));
-  objective.accept_data(95, 0, "data.train (my.ini:3)");
+  const auto ids = [](int64_t student, int64_t teacher) {
+    data::Manifest manifest;
+    manifest.vocabulary = student;
+    manifest.teacher_vocabulary = teacher;
+    return manifest;
+  };
+  objective.accept_data(ids(95, 0), "data.train (my.ini:3)");
   const data::Batch batch = random_batch({.vocabulary = 95}, 3);
   EXPECT_GT(objective.forward(batch, {}).loss.item<double>(), 0.0);
-  EXPECT_EQ(message_of([&] { objective.accept_data(98, 0, "data.train (my.ini:3)"); }),
+  EXPECT_EQ(message_of([&] { objective.accept_data(ids(98, 0), "data.train (my.ini:3)"); }),
             "2: data.train (my.ini:3) has token ids up to 97, but " + student().string() +
                 " has 97 rows for them: prepare the data again with the tokenizer of student.model");
-  EXPECT_NE(message_of([&] { objective.accept_data(95, 300, "d"); }).find("was prepared with two tokenizers"),
+  EXPECT_NE(message_of([&] { objective.accept_data(ids(95, 300), "d"); }).find("was prepared with two tokenizers"),
             std::string::npos);
   Distillation crossing = distillation_of(recipe_of(other_tokenizer(), student(), "[objective]\ndivergence = uld\n"));
-  EXPECT_NE(message_of([&] { crossing.accept_data(95, 0, "d"); }).find("holds the ids of one tokenizer"),
+  EXPECT_NE(message_of([&] { crossing.accept_data(ids(95, 0), "d"); }).find("holds the ids of one tokenizer"),
             std::string::npos);
-  crossing.accept_data(97, 311, "d");
+  crossing.accept_data(ids(97, 311), "d");
 }
 
 TEST(ObjectivePairs, TokenizerFilesDecideWhereSizesAgree) {

@@ -110,6 +110,7 @@ TEST(Option, SaysWhatWasWanted) {
   const Option open{.name = "n", .kind = OptionKind::kInteger, .range = {.low = 0}};
   const Option std_dev{.name = "x", .kind = OptionKind::kNumber, .interval = {.low = 0, .high = 1}};
   const Option top_p{.name = "x", .kind = OptionKind::kNumber, .interval = {.low = 0, .high = 1, .above_low = true}};
+  const Option rate{.name = "x", .kind = OptionKind::kNumber, .interval = {.low = 0, .high = 1, .below_high = true}};
   const Option positive{.name = "x", .kind = OptionKind::kNumber, .interval = {.low = 0}};
   const Option boolean{.name = "b", .kind = OptionKind::kSwitch};
   const Option length{.name = "l", .kind = OptionKind::kCount, .units = {CountUnit::kSteps}};
@@ -124,6 +125,8 @@ TEST(Option, SaysWhatWasWanted) {
                             {device, "cuda:999", devices},
                             {range, "0", "wanted a whole number from 1 to 64"},
                             {range, "65", "wanted a whole number from 1 to 64"},
+                            {rate, "1", "wanted a number from 0 to below 1"},
+                            {rate, "-0.1", "wanted a number from 0 to below 1"},
                             {range, "8.0", "wanted a whole number from 1 to 64"},
                             {range, "8x", "wanted a whole number from 1 to 64"},
                             {range, "", "wanted a whole number from 1 to 64, got nothing"},

@@ -93,6 +93,7 @@ TEST(Settings, SpellingsOfOtherTrainersMeanOurOptions) {
       {"mixed_precision=no", "student.dtype", "auto"},
       {"lora_r=8", "adapter.rank", "8"},
       {"lora_alpha=16", "adapter.alpha", "16"},
+      {"lora_dropout=0.05", "adapter.dropout", "0.05"},
       {"max_seq_length=128", "data.sequence_length", "128"},
       {"per_device_train_batch_size=2", "data.batch_size", "2"},
       {"num_train_epochs=3", "train.steps", "3 epochs"},

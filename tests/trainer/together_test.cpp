@@ -70,6 +70,64 @@ TEST(Together, EveryKindOfExceptionKeepsItsExitCodeOnEveryRank) {
   }
 }
 
+// What each of three ranks prints, or "" where another one does. `says`: what it fails by, "" where it does not.
+std::vector<std::string> printed_by(const std::vector<std::string>& says) {
+  std::vector<std::string> printed(3);
+  test::run_ranks(3, [&](Communicator& ranks) {
+    const auto me = static_cast<size_t>(ranks.rank());
+    try {
+      together(ranks, [&] {
+        if (!says[me].empty()) throw InputDataError(says[me]);
+      });
+    } catch (...) {
+      const Failure failure = describe_failure(std::current_exception());
+      EXPECT_EQ(failure.exit_code, 3);
+      EXPECT_NE(failure.message, "") << "a board or a JSON file may want it all the same";
+      if (!failure.told_elsewhere) printed[me] = failure.message;
+    }
+  });
+  return printed;
+}
+
+TEST(Together, WhatAllWouldSayIsPrintedOnceAndWhatOneSaysByIt) {
+  using Lines = std::vector<std::string>;
+  EXPECT_EQ(printed_by({"a", "a", "a"}), (Lines{"a", "", ""}));
+  EXPECT_EQ(printed_by({"", "a", ""}), (Lines{"", "rank 1: a", ""}));
+  EXPECT_EQ(printed_by({"", "a", "a"}), (Lines{"", "ranks 1, 2: a", ""}));
+  EXPECT_EQ(printed_by({"b", "a", "b"}), (Lines{"ranks 0, 2: b", "rank 1: a", ""}));
+  EXPECT_EQ(printed_by({"a", "b", "c"}), (Lines{"rank 0: a", "rank 1: b", "rank 2: c"}));
+}
+
+TEST(Together, ValuesThatDifferAreSaidByTheFirstRank) {
+  std::vector<int> silent(3);
+  test::run_ranks(3, [&](Communicator& ranks) {
+    try {
+      require_equal(ranks, {{"seed", ranks.rank() == 2 ? "8" : "0"}});
+    } catch (...) {
+      const Failure failure = describe_failure(std::current_exception());
+      EXPECT_EQ(failure.exit_code, 7);
+      silent[static_cast<size_t>(ranks.rank())] = failure.told_elsewhere;
+    }
+  });
+  EXPECT_EQ(silent, (std::vector<int>{0, 1, 1}));
+}
+
+TEST(Together, AlikeKeepsTheKindAndTheFirstRanksWord) {
+  test::run_ranks(2, [&](Communicator& ranks) {
+    EXPECT_THROW(alike(ranks, [] { throw NumericError("x"); }), NumericError);
+    try {
+      alike(ranks, [] { throw NumericError("x"); });
+    } catch (...) {
+      EXPECT_EQ(describe_failure(std::current_exception()).told_elsewhere, ranks.rank() != 0);
+    }
+    try {  // each survivor has a word of its own about the dead
+      alike(ranks, [] { throw DistributedError("gone"); });
+    } catch (...) {
+      EXPECT_FALSE(describe_failure(std::current_exception()).told_elsewhere);
+    }
+  });
+}
+
 TEST(Together, GivesWhatEachRankReturned) {
   const auto thrown = test::run_ranks(3, [](Communicator& ranks) {
     const auto all = on_all_ranks(ranks, [&]() -> nlohmann::json { return 10 * ranks.rank(); });

@@ -1,6 +1,4 @@
-# How tests are registered, so that ctest's closing line counts all of them.
-
-include(GoogleTest)
+# How tests are registered. ctest counts suites and files; tools/test_summary.py counts the cases in them.
 
 # Tests run side by side, so idle OpenMP threads sleep instead of taking a core from the neighbour.
 set(_limbeck_test_environment "OMP_WAIT_POLICY=passive" "PYTHONDONTWRITEBYTECODE=1" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
@@ -11,10 +9,11 @@ if(LIMBECK_SANITIZE)
     "UBSAN_OPTIONS=print_stacktrace=1")
 endif()
 
-# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; each case is a test of ctest's own.
+# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; each suite is a test of ctest's own.
 function(limbeck_test name)
   cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
-  limbeck_program(${name} PCH SOURCES ${F_SOURCES} LINK ${F_LINK} GTest::gtest GTest::gtest_main)
+  limbeck_program(${name} PCH SOURCES ${F_SOURCES} "${PROJECT_SOURCE_DIR}/tests/support/test_main.cpp"
+    LINK ${F_LINK} GTest::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # the libraries are what must be fast
@@ -23,9 +22,15 @@ function(limbeck_test name)
     # GCC bug 105651: in "literal" + std::string these see copies that cannot happen.
     target_compile_options(${name} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-stringop-overread)
   endif()
-  string(REPLACE ";" "\\;" environment "${_limbeck_test_environment}")  # or it would arrive as several properties
-  gtest_discover_tests(${name} NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 LABELS "${F_LABELS}"
-    ENVIRONMENT "${environment}")
+  set(listed "${CMAKE_CURRENT_BINARY_DIR}/${name}_suites.cmake")
+  set(properties "TIMEOUT 1200 LABELS [==[${F_LABELS}]==] ENVIRONMENT [==[${_limbeck_test_environment}]==]")
+  add_custom_command(TARGET ${name} POST_BUILD VERBATIM BYPRODUCTS "${listed}"
+    COMMAND "${CMAKE_COMMAND}" "-DPROGRAM=$<TARGET_FILE:${name}>" "-DWRITE=${listed}" "-DPROPERTIES=${properties}"
+      -P "${PROJECT_SOURCE_DIR}/tools/cmake/list_suites.cmake")
+  set(include "${CMAKE_CURRENT_BINARY_DIR}/${name}_include.cmake")
+  file(WRITE "${include}" "if(EXISTS [==[${listed}]==])\n  include([==[${listed}]==])\nelse()\n"
+    "  add_test([==[${name}: not built, type cmake --build]==] false)\nendif()\n")
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${include}")
 endfunction()
 
 # limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [PROCESSORS N] [SERIAL]): the file's cases as one test named

@@ -4,6 +4,7 @@ an adversary, and both languages have them at hand."""
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -43,6 +44,11 @@ def clear_folder(folder: pathlib.Path, overwrite: bool):
         path.unlink()
 
 
+def _counted(lengths: collections.Counter[int]) -> str:
+    """How many documents have each length, so that `check` knows what a row's length cuts off: 3x2,7,12x40."""
+    return ",".join(str(length) if number == 1 else f"{length}x{number}" for length, number in sorted(lengths.items()))
+
+
 class ShardWriter:
     def __init__(self, folder: pathlib.Path, shard_tokens: int, labelled: bool):
         self.folder = folder
@@ -52,6 +58,8 @@ class ShardWriter:
         self._waiting: list[EncodedDocument] = []
         self._waiting_tokens = 0
         self._shards: list[dict] = []
+        self._lengths: collections.Counter[int] = collections.Counter()
+        self._teacher_lengths: collections.Counter[int] = collections.Counter()
 
     def add(self, document: EncodedDocument):
         length = len(document.student.ids)
@@ -62,6 +70,9 @@ class ShardWriter:
         self.documents += 1
         self.tokens += length
         self.targets += int(document.student.mask.sum())
+        self._lengths[length] += 1
+        if document.teacher is not None:
+            self._teacher_lengths[len(document.teacher.ids)] += 1
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {}
@@ -88,6 +99,7 @@ class ShardWriter:
                  "maximum_id": int(tensors["input_ids"].max(initial=0))}
         if "teacher.input_ids" in tensors:
             shard["teacher_tokens"] = len(tensors["teacher.input_ids"])
+            shard["teacher_maximum_id"] = int(tensors["teacher.input_ids"].max(initial=0))
         self._shards.append(shard)
         self._waiting, self._waiting_tokens = [], 0
 
@@ -96,7 +108,10 @@ class ShardWriter:
         if self._waiting:
             self._flush()
         manifest = {"format": "limbeck-tokens", "version": FORMAT_VERSION, **entries, "documents": self.documents,
-                    "tokens": self.tokens, "targets": self.targets, "shards": self._shards}
+                    "tokens": self.tokens, "targets": self.targets, "lengths": _counted(self._lengths)}
+        if self._teacher_lengths:
+            manifest["teacher_lengths"] = _counted(self._teacher_lengths)
+        manifest["shards"] = self._shards
         # Its own checksum comes last, over every byte before it.
         text = json.dumps(manifest, indent=2, ensure_ascii=True)[: -len("\n}")] + ",\n"
         text += f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n'

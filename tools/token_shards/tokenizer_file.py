@@ -7,6 +7,7 @@ import hashlib
 import json
 import pathlib
 import re
+import zlib
 from collections.abc import Iterable
 
 import tokenizers
@@ -141,8 +142,24 @@ class TokenizerFile:
         special = set(self.special_ids())
         return sorted(id for name, id in self.names.items() if not name.startswith(starts) and id not in special)
 
+    def ids_fingerprint(self) -> str | None:
+        """A checksum of what each id of the model's own vocabulary means (trainer/objective/vocabulary_guard.h). Unlike
+        the digest it stays when the file is written in another form, or tokens are added."""
+        vocabulary = self._content["model"].get("vocab")
+        if isinstance(vocabulary, dict):
+            names = {id: name for name, id in sorted(vocabulary.items())}
+        elif isinstance(vocabulary, list):
+            names = {id: entry[0] for id, entry in enumerate(vocabulary)}
+        else:
+            return None
+        text = "".join(f"{id}\t{names[id]}\n" for id in sorted(names))
+        return f"{zlib.crc32(text.encode()):08x}"
+
     def manifest_entry(self) -> dict:
         entry = {"digest": self.digest, "vocabulary": self.vocabulary, "special": _ranges(self.special_ids())}
+        fingerprint = self.ids_fingerprint()
+        if fingerprint is not None:
+            entry["ids_fingerprint"] = fingerprint
         continuing = self.continuing_ids()
         if continuing is not None:
             entry["continuing"] = _ranges(continuing)

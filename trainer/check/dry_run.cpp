@@ -11,8 +11,10 @@
 #include "modules/precision/casts.h"
 #include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/checkpoint/async_saver.h"
 #include "trainer/data/data_source.h"
 #include "trainer/loop/deal.h"
+#include "trainer/loop/run_state.h"
 #include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
 
@@ -35,17 +37,6 @@ std::string without_layer(const std::string& path) {
   if (at == std::string::npos) return path;
   const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
   return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
-}
-
-// Casts that differ only in their layer number share a row.
-void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
-  for (CastRow& row : rows) {
-    if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
-    row.count += cast.count;
-    row.bytes += cast.bytes;
-    return;
-  }
-  rows.push_back(cast);
 }
 
 // Runs one phase; a failure becomes a violation that names the module whose code was running.
@@ -201,6 +192,10 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   for (const auto& part : optimizer->state_tensors()) state += static_cast<int64_t>(part.part.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
   report.memory.push_back({"gradients", kept.gradients});
+  if (settings.integer("checkpoint.keep") > 0) {
+    report.checkpoint_copy_bytes =
+        checkpoint::staged_bytes(loop::save_request({}, objective, *optimizer, ranks->rank() == 0));
+  }
   const auto update = [&] {
     const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
     loop::run_update(objective, *optimizer, batches, progress, *ranks);
@@ -218,10 +213,13 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
   MetaMemory::reset_peak();
   run_phase("evaluate", report, [&] {
     const at::NoGradGuard no_gradient;
-    objective.forward(batches.front(), loop::update_progress({}, 0, kSteps, 1.0));
+    objective.forward(batches.front(), {.total_steps = kSteps});
   });
   report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
   report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes());
+  if (report.checkpoint_copy_bytes > 0) {
+    report.memory.push_back({"a checkpoint's copy on the host, beside the peak", report.checkpoint_copy_bytes});
+  }
 }
 
 void run_generation(const Transformer& model, const recipe::Settings& settings, CheckReport& report) {
@@ -248,6 +246,16 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 
 }  // namespace
 
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
+  for (CastRow& row : rows) {
+    if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
+    row.count += cast.count;
+    row.bytes += cast.bytes;
+    return;
+  }
+  rows.push_back(cast);
+}
+
 CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks, const Tamper& tamper) {
   const MetaMemory memory;
   CheckReport report;
@@ -258,9 +266,11 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
     if (tamper.models) tamper.models(*objective);
   };
   build();
+  report.data = check_data(settings, *objective);
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
+  report.notes = objective->notes();
   report.modules = module_table(*objective);
   count_trained(*objective, report);
   const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "trainer/check/data_check.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
@@ -24,18 +25,24 @@ struct CastRow {
   int64_t count = 0, bytes = 0;
 };
 
+// To the row of the same place, dtypes and phase, or as a new one.
+void add_cast(const CastRow& cast, std::vector<CastRow>& rows);
+
 struct MemoryRow {
   std::string what;
   int64_t bytes = 0;
 };
 
 struct CheckReport {
+  std::vector<DataRow> data;
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
   int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them
   int ranks = 1;
+  std::vector<std::string> notes;           // what the objective has to say of the recipe
   std::vector<MemoryRow> memory;            // of each rank
   int64_t peak_bytes = 0;                   // of training with its evaluations: what a rank must hold in tensors
+  int64_t checkpoint_copy_bytes = 0;        // on the host beside that, from the first checkpoint on
   int64_t operators = 0;                    // that the recorder saw
   std::vector<std::string> stored_wrongly;  // parameters outside their contract
   std::vector<std::string> ran_wrongly;     // what running it on meta showed

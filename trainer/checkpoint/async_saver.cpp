@@ -20,6 +20,14 @@ int64_t staged_bytes(const Piece& piece) {
 
 }  // namespace
 
+int64_t staged_bytes(const SaveRequest& request) {
+  int64_t bytes = 0;
+  for (const auto* pieces : {&request.model, &request.optimizer}) {
+    for (const Piece& piece : *pieces) bytes += staged_bytes(piece);
+  }
+  return bytes;
+}
+
 AsyncSaver::AsyncSaver(std::filesystem::path folder, parallel::Communicator& ranks, SaverOptions options)
     : saver_(std::move(folder), ranks, options), thread_([this] { work(); }) {}
 
@@ -35,15 +43,14 @@ AsyncSaver::~AsyncSaver() {
 
 void AsyncSaver::stage(SaveRequest& request) {
   const at::NoGradGuard no_gradient;
-  int64_t bytes = 0;
   bool on_device = false;
   for (auto* pieces : {&request.model, &request.optimizer}) {
     for (const Piece& piece : *pieces) {
       if (!piece.data.defined()) throw ContractError("checkpoint: tensor \"" + piece.name + "\" is undefined");
-      bytes += staged_bytes(piece);
       on_device = on_device || !piece.data.is_cpu();
     }
   }
+  const int64_t bytes = staged_bytes(request);
   if (!staging_.defined() || staging_.numel() < bytes) {
     staging_ = at::Tensor();  // the old one first, so that there are never two
     // Pinned for a device: the copy then runs at the speed of the bus.

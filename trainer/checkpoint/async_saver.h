@@ -15,6 +15,8 @@
 
 namespace limbeck::checkpoint {
 
+int64_t staged_bytes(const SaveRequest& request);  // of the copy that a save needs beside what it copies
+
 class AsyncSaver {
  public:
   // ranks: a line of its own (Communicator::line), which nobody else uses while this lives. Every rank makes this and

@@ -16,6 +16,7 @@
 #include "trainer/cli/output_paths.h"
 #include "trainer/cli/plugin_loader.h"
 #include "trainer/cli/worker_threads.h"
+#include "trainer/parallel/join.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -95,6 +96,8 @@ std::string take_operands(const Command& command, std::vector<std::string>& oper
 }  // namespace
 
 App::App(std::vector<std::string> arguments) : arguments_(std::move(arguments)), commands_(builtin_commands()) {
+  const auto colours = values_of("--color", arguments_);
+  if (!colours.empty()) choose_colour(colours.back());
   const auto targets = values_of("--json", arguments_);
   if (!targets.empty()) json_target_ = targets.back();
 }
@@ -147,11 +150,29 @@ int App::run() {
   return static_cast<int>(ExitCode::kDone);
 }
 
+// What a command runs with, once all that was typed is understood.
+struct App::Prepared {
+  recipe::Settings settings;
+  std::vector<std::string> operands;
+};
+
 void App::run_command(const Command& command, std::vector<std::string> arguments) {
   if (std::any_of(arguments.begin(), arguments.end(), asks_for_help)) {
     print(help_of(command, help_width()));
     return;
   }
+  std::optional<Prepared> ready;
+  try {
+    ready.emplace(prepared(command, arguments));
+  } catch (...) {
+    if (command.joins_ranks) parallel::refuse_together(std::current_exception());
+    throw;
+  }
+  if (command.computes) start_worker_threads();
+  execute(command, ready->settings, ready->operands);
+}
+
+App::Prepared App::prepared(const Command& command, const std::vector<std::string>& arguments) {
   if (!json_target_.empty()) {
     const std::string target =
         std::exchange(json_target_, "");  // a target that cannot be written gets no failure either
@@ -169,12 +190,11 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   const std::string recipe_path = take_operands(command, parsed.operands);
   std::optional<recipe::RecipeFile> file;
   if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
-  const recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
+  recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
   if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
   check_json_is_no_input(settings, recipe_path);
   check_outputs(settings, recipe_path);
-  if (command.computes) start_worker_threads();
-  execute(command, settings, parsed.operands);
+  return {std::move(settings), std::move(parsed.operands)};
 }
 
 // What a recipe names is known only now; then not even the refusal may be written there.
@@ -186,7 +206,8 @@ void App::check_json_is_no_input(const recipe::Settings& settings, const std::st
 }
 
 void App::execute(const Command& command, const recipe::Settings& settings, const std::vector<std::string>& operands) {
-  Console console(std::cout, std::cerr, settings.enabled("quiet"), json_target_ != "-");
+  Console console(std::cout, std::cerr, settings.enabled("quiet"), json_target_ != "-",
+                  {.out = coloured(STDOUT_FILENO), .err = coloured(STDERR_FILENO)});
   Invocation call{settings, operands, registries_, console, terminal_width(STDOUT_FILENO)};
   command.run(call);
   if (json_target_.empty() || !call.speaks) return;
@@ -198,7 +219,7 @@ void App::execute(const Command& command, const recipe::Settings& settings, cons
 }
 
 void App::report_failure(const Failure& failure) const {
-  if (json_target_.empty()) return;
+  if (json_target_.empty() || failure.told_elsewhere) return;
   write_json_result(json_target_, {{"command", arguments_.front()},
                                    {"limbeck", LIMBECK_VERSION},
                                    {"exit_code", failure.exit_code},

@@ -20,6 +20,8 @@ class App {
 
  private:
   void run_command(const Command& command, std::vector<std::string> arguments);
+  struct Prepared;
+  Prepared prepared(const Command& command, const std::vector<std::string>& arguments);
   void execute(const Command& command, const recipe::Settings& settings, const std::vector<std::string>& operands);
   void check_json_is_no_input(const recipe::Settings& settings, const std::string& recipe_path);
   const Command& command_named(const std::string& name) const;

@@ -14,15 +14,15 @@ void run_check(Invocation& call) {
   const bool many = call.settings.given("parallel.world_size");
   const check::CheckReport report = check::dry_run(
       call.settings, call.registries, many ? static_cast<int>(call.settings.integer("parallel.world_size")) : 1);
+  for (const std::string& line : report.notes) call.console.note(line);
   print_check(report, call.settings, call.console, call.width);
   call.result = check_json(report);
-  refuse_violations(report, call.console);
+  refuse_violations(report, call.console, call.speaks);
   warn_of_frozen_codes(report, call.settings, call.console);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   call.console.result(
-      fmt::format("passed: {} operators of an update, an evaluation and a generation ran on meta in "
-                  "{:.2f} s; no weight was read",
-                  report.operators, seconds));
+      fmt::format("{} {} operators of update, evaluation and generation ran on meta in {:.2f} s; no weight read",
+                  call.console.good_result("passed:"), report.operators, seconds));
 }
 
 }  // namespace

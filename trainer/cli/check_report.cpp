@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <set>
+
 #include "modules/errors.h"
 #include "trainer/cli/evaluation_table.h"
 #include "trainer/cli/text_table.h"
@@ -12,24 +15,110 @@ namespace {
 
 using check::CheckReport;
 
+// No line is wider: on a terminal, in a letter, in a README.
+constexpr int kWidest = 100;
+int table_width(int terminal) { return terminal > 0 ? std::min(terminal, kWidest) : kWidest; }
+
+// "objective.hidden.3 (teacher)" -> "objective.hidden.* (teacher)": as layers are, which they stand for.
+std::string without_hidden_layer(const std::string& place) {
+  const std::string marker = ".hidden.";
+  const size_t at = place.find(marker);
+  if (at == std::string::npos) return place;
+  const size_t begin = at + marker.size(), end = place.find_first_not_of("0123456789", begin);
+  if (end == begin) return place;
+  return place.substr(0, begin) + "*" + (end == std::string::npos ? "" : place.substr(end));
+}
+
+// What is stored, and below it what differs from it: "in, out float32".
+std::string dtypes_text(const check::ModuleRow& row) {
+  if (row.input == row.compute && row.compute == row.output) {
+    return row.input == row.storage ? row.storage : fmt::format("{}\nruns in {}", row.storage, row.compute);
+  }
+  std::vector<std::pair<std::string, std::string>> others;  // dtype, who has it
+  for (const auto& [name, dtype] :
+       {std::pair{"in", &row.input}, std::pair{"compute", &row.compute}, std::pair{"out", &row.output}}) {
+    if (*dtype == row.storage || *dtype == "ids") continue;
+    const auto same = std::find_if(others.begin(), others.end(), [&](const auto& one) { return one.first == *dtype; });
+    if (same == others.end()) {
+      others.emplace_back(*dtype, name);
+    } else {
+      same->second += fmt::format(", {}", name);
+    }
+  }
+  std::string text = row.storage;
+  for (const auto& [dtype, who] : others) text += fmt::format("\n{} {}", who, dtype);
+  return text;
+}
+
+// Numbers for what came from somewhere, in the order of their coming; each place is said once, below the table.
+class Sources {
+ public:
+  std::string number_of(const std::string& source) {
+    const auto found = std::find(sources_.begin(), sources_.end(), source);
+    const auto number = found - sources_.begin() + 1;
+    if (found == sources_.end()) sources_.push_back(source);
+    return std::to_string(number);
+  }
+  std::string text(int width) const {
+    TextTable table({{"from", Align::kRight}, {"which is"}});
+    for (size_t i = 0; i < sources_.size(); ++i) table.add_row({std::to_string(i + 1), sources_[i]});
+    return table.render(width);
+  }
+
+ private:
+  std::vector<std::string> sources_;
+};
+
 std::string modules_text(const CheckReport& report, int width) {
   TextTable table({{"module"},
-                   {"role"},
-                   {"storage"},
-                   {"in"},
-                   {"compute"},
-                   {"out"},
-                   {"device"},
-                   {"modules", Align::kRight},
+                   {"dtype"},
+                   {"count", Align::kRight},
                    {"parameters", Align::kRight},
                    {"bytes", Align::kRight},
-                   {"from"}});
+                   {"from", Align::kRight}});
+  Sources sources;
+  std::set<std::string> devices;
+  for (const check::ModuleRow& row : report.modules) devices.insert(row.device);
   for (const check::ModuleRow& row : report.modules) {
-    table.add_row({row.path, row.role, row.storage, row.input, row.compute, row.output, row.device,
+    table.add_row({row.path, dtypes_text(row) + (devices.size() > 1 ? "\non " + row.device : ""),
                    std::to_string(row.modules), row.tied ? "tied" : std::to_string(row.parameters),
-                   human_bytes(row.bytes), row.source});
+                   human_bytes(row.bytes), sources.number_of(row.source)});
   }
-  return "Contract (accumulation, softmax, norms and losses in float32 inside the operators)\n" + table.render(width);
+  return fmt::format("Contract (accumulation, softmax and norms in float32 inside the operators){}\n",
+                     devices.size() == 1 ? ", all on " + *devices.begin() : "") +
+         table.render(width) + "\n" + sources.text(width);
+}
+
+std::string known(int64_t number) { return number < 0 ? "?" : std::to_string(number); }
+
+std::string data_text(const CheckReport& report, int width) {
+  if (report.data.empty()) return "";
+  TextTable table({{"data"},
+                   {"documents", Align::kRight},
+                   {"tokens", Align::kRight},
+                   {"greatest id", Align::kRight},
+                   {"tokenizer's ids", Align::kRight},
+                   {"rows", Align::kRight},
+                   {"batches", Align::kRight}});
+  TextTable notes({{"data"}, {"what of it is not used as it is"}});
+  for (const check::DataRow& row : report.data) {
+    if (!row.absent.empty()) {
+      notes.add_row({row.key, fmt::format("not checked: there is no {}", row.folder)});
+      continue;
+    }
+    const data::Manifest& m = row.plan.summary;
+    const auto both = [](const std::string& own, const std::string& teacher, bool two) {
+      return two ? own + "\nteacher " + teacher : own;
+    };
+    const bool two = m.teacher_vocabulary > 0;
+    table.add_row({row.key, std::to_string(m.documents), std::to_string(m.tokens),
+                   both(known(m.largest_id), known(m.teacher_largest_id), two),
+                   both(std::to_string(m.vocabulary), std::to_string(m.teacher_vocabulary), two), known(row.plan.rows),
+                   known(row.plan.batches)});
+    for (const std::string& note : row.plan.notes) notes.add_row({row.key, note});
+  }
+  const std::string read = table.render(width), left = notes.render(width);
+  return "Data\n" + read + (read.empty() || left.empty() ? "" : "\n") + left;
 }
 
 std::string trained_text(const CheckReport& report) {
@@ -40,11 +129,19 @@ std::string trained_text(const CheckReport& report) {
                      report.learned_of, share);
 }
 
+// A change inside an operator moves nothing.
+std::string moved_text(int64_t bytes) { return bytes == 0 ? "inside" : human_bytes(bytes); }
+
 std::string casts_text(const CheckReport& report, int width) {
   if (report.casts.empty()) return "Named casts: none\n";
   TextTable table({{"cast"}, {"from"}, {"to"}, {"in"}, {"count", Align::kRight}, {"bytes moved", Align::kRight}});
-  for (const check::CastRow& row : report.casts) {
-    table.add_row({row.place, row.from, row.to, row.phase, std::to_string(row.count), human_bytes(row.bytes)});
+  std::vector<check::CastRow> rows;
+  for (check::CastRow row : report.casts) {
+    row.place = without_hidden_layer(row.place);
+    check::add_cast(row, rows);
+  }
+  for (const check::CastRow& row : rows) {
+    table.add_row({row.place, row.from, row.to, row.phase, std::to_string(row.count), moved_text(row.bytes)});
   }
   return "Named casts\n" + table.render(width);
 }
@@ -68,12 +165,42 @@ std::vector<std::string> violations_of(const CheckReport& report) {
 
 }  // namespace
 
-void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int width) {
+void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int terminal) {
+  const int width = table_width(terminal);
   console.result(modules_text(report, width));
+  if (!report.data.empty()) console.result(data_text(report, width));
   console.result(trained_text(report));
   console.result(casts_text(report, width));
   console.result(memory_text(report, settings, width));
 }
+
+namespace {
+
+// What is not known is null.
+nlohmann::ordered_json data_json(const check::DataRow& row) {
+  nlohmann::ordered_json json = {{"data", row.key}, {"folder", row.folder}, {"there", row.absent.empty()}};
+  if (!row.absent.empty()) return json;
+  const auto put = [&](const char* key, int64_t number) {
+    json[key] = number < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(number);
+  };
+  const data::Manifest& m = row.plan.summary;
+  put("documents", m.documents);
+  put("tokens", m.tokens);
+  put("vocabulary", m.vocabulary);
+  put("greatest_id", m.largest_id);
+  if (m.teacher_vocabulary > 0) {
+    put("teacher_vocabulary", m.teacher_vocabulary);
+    put("teacher_greatest_id", m.teacher_largest_id);
+  }
+  put("rows", row.plan.rows);
+  put("batches", row.plan.batches);
+  put("truncated_documents", row.plan.truncated);
+  put("tokens_not_used", row.plan.cut_tokens);
+  json["notes"] = row.plan.notes;
+  return json;
+}
+
+}  // namespace
 
 nlohmann::ordered_json check_json(const CheckReport& report) {
   nlohmann::ordered_json json;
@@ -101,10 +228,13 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
                              {"count", row.count},
                              {"bytes", row.bytes}});
   }
+  json["data"] = nlohmann::ordered_json::array();
+  for (const check::DataRow& row : report.data) json["data"].push_back(data_json(row));
   json["trained_parameters"] = report.trained;
   json["ranks"] = report.ranks;
   for (const check::MemoryRow& row : report.memory) json["memory"][row.what] = row.bytes;
   json["peak_bytes"] = report.peak_bytes;
+  json["checkpoint_copy_bytes"] = report.checkpoint_copy_bytes;
   json["operators"] = report.operators;
   json["violations"] = violations_of(report);
   return json;
@@ -118,10 +248,10 @@ void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& set
       settings.text("student.quantize"), settings.where("student.quantize"), report.trained, report.learned_of));
 }
 
-void refuse_violations(const CheckReport& report, Console& console) {
+void refuse_violations(const CheckReport& report, Console& console, bool speaks) {
   const std::vector<std::string> violations = violations_of(report);
   if (violations.empty()) return;
-  for (size_t i = 0; i + 1 < violations.size(); ++i) console.warning(violations[i]);
+  for (size_t i = 0; speaks && i + 1 < violations.size(); ++i) console.warning(violations[i]);
   throw ContractError(violations.back() + fmt::format(" ({} violations in all)", violations.size()));
 }
 

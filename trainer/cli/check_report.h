@@ -11,7 +11,7 @@ void print_check(const check::CheckReport& report, const recipe::Settings& setti
 // {"modules": [...], "casts": [...], "memory": {...}, "peak_bytes", "operators", "violations"}
 nlohmann::ordered_json check_json(const check::CheckReport& report);
 // Throws ContractError with the last violation after warning of the others; returns when there is none.
-void refuse_violations(const check::CheckReport& report, Console& console);
+void refuse_violations(const check::CheckReport& report, Console& console, bool speaks);
 
 // A warning where nearly nothing trains: a quantized student without an adapter.
 void warn_of_frozen_codes(const check::CheckReport& report, const recipe::Settings& settings, Console& console);

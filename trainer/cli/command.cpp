@@ -34,6 +34,12 @@ void declare_common_options(recipe::OptionTable& table) {
        .flag_only = true});
   table.add(
       {.name = "quiet", .kind = OptionKind::kSwitch, .help = "Results, warnings and errors only.", .flag_only = true});
+  table.add({.name = "color",
+             .kind = OptionKind::kChoice,
+             .fallback = "auto",
+             .help = "Colour of errors, warnings and what passed; auto: on a terminal, unless NO_COLOR is set.",
+             .words = {"auto", "always", "never"},
+             .flag_only = true});
   table.add({.name = "help", .kind = OptionKind::kSwitch, .help = "This text.", .letter = 'h', .flag_only = true});
 }
 

@@ -40,6 +40,7 @@ struct Command {
   bool takes_recipe = false;
   // It does tensor work: the allocator is tuned before the first tensor exists.
   bool computes = false;
+  bool joins_ranks = false;                                // as many processes as a launcher starts run it together
   std::vector<Operand> operands = {};                      // after RECIPE
   std::function<void(recipe::OptionTable&)> declare = {};  // options of its own; may be empty
   std::function<void(Invocation&)> run = {};               // throws limbeck::Error

@@ -70,8 +70,7 @@ void run_eval(Invocation& call) {
   objective::Distillation objective(settings, call.registries, objective::Materialize::kWeights);
   if (!what.folder.empty()) loop::load_projectors(what.folder, objective);
   const data::DataSource source(loop::fitted(data::validation_data(settings), objective));
-  objective.accept_data(source.manifest().vocabulary, source.manifest().teacher_vocabulary,
-                        "data.validation " + settings.where("data.validation"));
+  objective.accept_data(source.manifest(), "data.validation " + settings.where("data.validation"));
   for (const std::string& note : source.notes()) call.console.note(note);
 
   objective::Progress at_end;

@@ -1,4 +1,4 @@
-// limbeck generate: a text, or ids, continued by a Hugging Face decoder, greedy or sampled.
+// limbeck generate: a text, a chat, or ids, continued by a Hugging Face decoder, greedy or sampled.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,6 +11,7 @@
 #include "modules/io/safetensors.h"
 #include "modules/models/generator.h"
 #include "modules/precision/casts.h"
+#include "trainer/cli/chats.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/model_options.h"
 #include "trainer/cli/progress.h"
@@ -25,21 +26,26 @@ using recipe::OptionKind;
 struct Request {
   Prompts prompts;
   std::optional<text::Tokenizer> tokenizer;
-  IdRows encoded;  // by the tokenizer; empty for ids that were given
+  IdRows encoded;                   // by the tokenizer; empty for ids that were given
+  std::vector<std::string> places;  // where the text of each of these rows stands
 };
-
-// Where the text of a row stands.
-std::string place_of(const recipe::Settings& settings, size_t row) {
-  return settings.given("prompts") ? fmt::format("{}:{}", settings.path("prompts").string(), row + 1) : "--prompt";
-}
 
 void check_prompts(const recipe::Settings& settings) {
   const int ways = static_cast<int>(!settings.list("prompt").empty()) + static_cast<int>(settings.given("prompts")) +
-                   static_cast<int>(!settings.list("prompt-ids").empty());
-  if (ways == 1) return;
-  throw UsageError(
-      "limbeck generate: wanted one of --prompt=\"some text\", --prompts=FILE (lines of text, or .safetensors with "
-      "input_ids) and --prompt-ids=1,15,7");
+                   static_cast<int>(!settings.list("prompt-ids").empty()) +
+                   static_cast<int>(!settings.list("chat").empty()) + static_cast<int>(settings.given("chats"));
+  if (ways != 1) {
+    throw UsageError(
+        "limbeck generate: wanted one of --prompt=\"some text\", --prompts=FILE (lines of text, or .safetensors with "
+        "input_ids), --prompt-ids=1,15,7, --chat=\"a message\" and --chats=FILE (messages as JSON)");
+  }
+  if (settings.given("system") && !gives_chats(settings))
+    throw UsageError("--system: is the system message of a chat, wanted with --chat=TEXT or --chats=FILE");
+}
+
+void add_text(Request& request, const std::string& text, text::SpecialTokens special, const std::string& place) {
+  request.encoded.push_back(prompt_ids(*request.tokenizer, text, special, place));
+  request.places.push_back(place);
 }
 
 Request read_request(const recipe::Settings& settings) {
@@ -55,12 +61,17 @@ Request read_request(const recipe::Settings& settings) {
   request.tokenizer.emplace(tokenizer_folder(settings));
   const auto special =
       settings.enabled("no-special-tokens") ? text::SpecialTokens::kLeaveOut : text::SpecialTokens::kAdd;
-  const bool file = settings.given("prompts");
-  for (const std::string& text : file ? read_lines(settings.path("prompts")) : settings.list("prompt")) {
-    rows.push_back(prompt_ids(*request.tokenizer, text, special, place_of(settings, rows.size())));
+  if (gives_chats(settings)) {
+    for (const WrittenChat& chat : written_chats(settings, tokenizer_folder(settings), true))
+      add_text(request, chat.text, text::SpecialTokens::kLeaveOut, chat.where);
+  } else if (settings.given("prompts")) {
+    const std::string file = settings.path("prompts").string();
+    for (const std::string& text : read_lines(settings.path("prompts")))
+      add_text(request, text, special, fmt::format("{}:{}", file, request.encoded.size() + 1));
+  } else {
+    for (const std::string& text : settings.list("prompt")) add_text(request, text, special, "--prompt");
   }
-  request.prompts = padded(rows);
-  request.encoded = std::move(rows);
+  request.prompts = padded(request.encoded);
   return request;
 }
 
@@ -115,7 +126,8 @@ models::GenerateOptions options_of(const recipe::Settings& settings) {
 void run_generate(Invocation& call) {
   const auto& settings = call.settings;
   check_prompts(settings);
-  const auto [prompts, tokenizer, encoded] = read_request(settings);  // what is wrong there need not wait for weights
+  const auto [prompts, tokenizer, encoded, places] =
+      read_request(settings);  // what is wrong there need not wait for weights
   const models::GenerateOptions options = options_of(settings);
   const models::ModelRequest request = single_model(settings);
   models::BuiltModel built = models::load_model(request);
@@ -123,7 +135,7 @@ void run_generate(Invocation& call) {
   load_named_adapter(settings, built, {}, call.console);
   const models::Architecture& a = built.model->architecture();
   for (size_t row = 0; row < encoded.size(); ++row) {
-    require_known(*tokenizer, encoded[row], place_of(settings, row), a.vocabulary);
+    require_known(*tokenizer, encoded[row], places[row], a.vocabulary);
   }
   const bool to_file = settings.given("output");
   const bool live = tokenizer && prompts.ids.size(0) == 1 && !to_file;
@@ -184,6 +196,7 @@ void declare_generate(recipe::OptionTable& table) {
                      "attention_mask, padded on the left.",
              .value_name = "FILE",
              .flag_only = true});
+  declare_chats(table);
   declare_tokenizer(table);
   table.add({.name = "output",
              .kind = OptionKind::kPath,
@@ -236,8 +249,8 @@ void declare_generate(recipe::OptionTable& table) {
 
 Command generate_command() {
   return {.name = "generate",
-          .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from a text or ids.",
-          .example = "limbeck generate --model runs/mine/best --prompt \"Once upon a time\" --max-new-tokens 64",
+          .summary = "Tokens of a Hugging Face decoder, greedy or sampled, from a text, a chat or ids.",
+          .example = "limbeck generate --model runs/mine/best --chat \"Name three rivers.\" --max-new-tokens 64",
           .computes = true,
           .declare = declare_generate,
           .run = run_generate};

@@ -1,7 +1,9 @@
 // The program. The only place that catches: below it, errors are exceptions with an exit code (modules/errors.h).
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -9,12 +11,14 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <vector>
 
 #include "modules/errors.h"
 #include "modules/failure.h"
 #include "trainer/cli/app.h"
+#include "trainer/cli/console.h"
 
 namespace {
 
@@ -44,14 +48,15 @@ __attribute__((section(".preinit_array"), used)) void (*const kBeforeAll)() = be
 
 void say(const limbeck::Failure& failure) {
   std::cout.flush();
-  std::cerr << "limbeck: " << failure.message << std::endl;
+  if (failure.told_elsewhere) return;
+  const bool colour = limbeck::cli::coloured(STDERR_FILENO);
+  std::cerr << limbeck::cli::painted("limbeck:", limbeck::cli::Paint::kRed, colour) << " " << failure.message
+            << std::endl;
   const char* trace = std::getenv("LIMBECK_TRACE");
   if (trace && std::strcmp(trace, "1") == 0 && !failure.trace.empty()) std::cerr << failure.trace << std::endl;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
   // Then a write beyond `ulimit -f` is an error with a name and a place, as on a full disk, and no death without a
   // word.
   std::signal(SIGXFSZ, SIG_IGN);
@@ -69,4 +74,18 @@ int main(int argc, char** argv) {
     say(limbeck::describe_failure(std::current_exception()));
   }
   return failure.exit_code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int code = run(argc, argv);
+  // LibTorch's tables would now be taken down one by one, which is a third of a short command. A plug-in's own objects
+  // may have something to do at the end.
+  const bool plugins = std::any_of(argv + (argc > 0), argv + argc,
+                                   [](std::string_view argument) { return argument.starts_with("--plugin"); });
+  if (plugins) return code;
+  std::cout.flush();
+  std::fflush(nullptr);
+  std::_Exit(code);
 }

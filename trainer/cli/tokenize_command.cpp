@@ -1,10 +1,12 @@
-// limbeck tokenize: the token ids of lines of text, and what each of them decodes to.
+// limbeck tokenize: the token ids of lines of text or of chats, and what each of them decodes to.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <chrono>
 
+#include "modules/errors.h"
 #include "modules/text/tokenizer.h"
+#include "trainer/cli/chats.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/prompts.h"
 
@@ -22,19 +24,45 @@ nlohmann::ordered_json pieces_of(const text::Tokenizer& tokenizer, const text::I
   return pieces;
 }
 
+using Line = WrittenChat;  // a text and where it stands
+
+void check_source(const recipe::Settings& settings) {
+  const int ways = static_cast<int>(settings.given("input")) + static_cast<int>(!settings.list("chat").empty()) +
+                   static_cast<int>(settings.given("chats"));
+  if (ways != 1) {
+    throw UsageError(
+        "limbeck tokenize: wanted one of --input=FILE (lines of text), --chat=\"a message\" and --chats=FILE "
+        "(messages as JSON)");
+  }
+  for (const char* of_chats : {"system", "no-generation-prompt"}) {
+    if (settings.given(of_chats) && settings.given("input"))
+      throw UsageError(fmt::format("--{}: is about chats, wanted with --chat=TEXT or --chats=FILE", of_chats));
+  }
+}
+
+std::vector<Line> lines_of(const recipe::Settings& settings) {
+  if (gives_chats(settings))
+    return written_chats(settings, tokenizer_folder(settings), !settings.enabled("no-generation-prompt"));
+  const auto input = settings.required_path("input");
+  std::vector<Line> lines;
+  for (std::string& text : read_lines(input))
+    lines.push_back({std::move(text), fmt::format("{}:{}", input.string(), lines.size() + 1)});
+  return lines;
+}
+
 void run_tokenize(Invocation& call) {
   const auto& settings = call.settings;
-  const auto input = settings.required_path("input");
+  check_source(settings);
   const text::Tokenizer tokenizer(tokenizer_folder(settings));
-  const auto special =
-      settings.enabled("no-special-tokens") ? text::SpecialTokens::kLeaveOut : text::SpecialTokens::kAdd;
-  const std::vector<std::string> lines = read_lines(input);
+  std::vector<Line> lines = lines_of(settings);
+  const bool bare = gives_chats(settings) || settings.enabled("no-special-tokens");
+  const auto special = bare ? text::SpecialTokens::kLeaveOut : text::SpecialTokens::kAdd;
   std::vector<text::Ids> rows;
   rows.reserve(lines.size());
   size_t tokens = 0;
   const auto begin = std::chrono::steady_clock::now();
-  for (const std::string& line : lines) {
-    rows.push_back(tokenizer.encode(line, special, fmt::format("{}:{}", input.string(), rows.size() + 1)));
+  for (const Line& line : lines) {
+    rows.push_back(tokenizer.encode(line.text, special, line.where));
     tokens += rows.back().size();
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -47,6 +75,11 @@ void run_tokenize(Invocation& call) {
     pieces.push_back(pieces_of(tokenizer, ids, settings.enabled("skip-special-tokens")));
   }
   call.result["ids"] = rows;
+  if (gives_chats(settings)) {
+    auto texts = nlohmann::ordered_json::array();
+    for (Line& line : lines) texts.push_back(std::move(line.text));
+    call.result["texts"] = std::move(texts);
+  }
   call.result["pieces"] = std::move(pieces);
   call.result["seconds"] = seconds;
   call.console.note(
@@ -67,6 +100,11 @@ void declare_tokenize(recipe::OptionTable& table) {
              .help = "Text, tokenized line by line; .jsonl: a JSON string on each line.",
              .value_name = "FILE",
              .flag_only = true});
+  declare_chats(table);
+  table.add({.name = "no-generation-prompt",
+             .kind = OptionKind::kSwitch,
+             .help = "Write a chat as it is, without the beginning of an answer.",
+             .flag_only = true});
   table.add({.name = "skip-special-tokens",
              .kind = OptionKind::kSwitch,
              .help = "Leave special tokens out of the pieces that --json decodes.",
@@ -77,7 +115,7 @@ void declare_tokenize(recipe::OptionTable& table) {
 
 Command tokenize_command() {
   return {.name = "tokenize",
-          .summary = "Token ids of lines of text; with --json also the text of each token.",
+          .summary = "Token ids of lines of text or of chats; with --json also the text of each token and chat.",
           .example = "limbeck tokenize --model models/small --input lines.txt",
           .declare = declare_tokenize,
           .run = run_tokenize};

@@ -29,6 +29,14 @@ extern "C" void ask_to_stop(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+// "peak 1.20 GiB  ms: data 0  teacher 21  student 25  loss 9  backward 44  update 3"
+std::string phases_text(const loop::StepRecord& record) {
+  std::string text = fmt::format("peak {}  ms:", human_bytes(record.peak_bytes));
+  for (const auto& [phase, seconds] : record.phases) text += fmt::format(" {} {:.0f} ", phase, 1000 * seconds);
+  text.pop_back();
+  return text;
+}
+
 class ConsoleObserver : public loop::TrainObserver {
  public:
   explicit ConsoleObserver(Invocation& call) : call_(call) {}
@@ -47,8 +55,9 @@ class ConsoleObserver : public loop::TrainObserver {
           call_.console.err(), "train", "steps", record.total_steps,
           ProgressStyle{.width = terminal_width(2), .quiet = call_.console.quiet(), .before = record.step - 1});
     }
-    progress_->update(record.step,
-                      fmt::format("loss {:.4f}  {:.0f} tokens/s", record.update.loss, record.tokens_per_second));
+    std::string said = fmt::format("loss {:.4f}  {:.0f} tokens/s", record.update.loss, record.tokens_per_second);
+    if (!record.phases.empty()) said += "  " + phases_text(record);
+    progress_->update(record.step, said);
   }
   void evaluated(int64_t step, const evaluate::Evaluation& evaluation, bool best) override {
     const auto [name, value] = evaluate::judged_by(evaluation, call_.settings.text("eval.best"));
@@ -79,24 +88,31 @@ class SilentObserver : public loop::TrainObserver {
 // A recipe that would fail is refused before a weight is read.
 check::CheckReport check_first(Invocation& call, int ranks) {
   check::CheckReport report = check::dry_run(call.settings, call.registries, ranks);
-  refuse_violations(report, call.console);
+  for (const check::DataRow& row : report.data) {
+    if (!row.absent.empty()) throw InputDataError(row.absent);
+  }
+  refuse_violations(report, call.console, call.speaks);
   if (call.speaks) {
     warn_of_frozen_codes(report, call.settings, call.console);
-    call.console.note(fmt::format("check passed: {} operators, {} named casts, peak {} planned{}", report.operators,
-                                  report.casts.size(), human_bytes(report.peak_bytes),
-                                  ranks > 1 ? " on each rank" : ""));
+    const int64_t copy = report.checkpoint_copy_bytes;
+    call.console.note(
+        fmt::format("{} {} operators, {} named casts, peak {} planned{}{}", call.console.good_note("check passed:"),
+                    report.operators, report.casts.size(), human_bytes(report.peak_bytes),
+                    copy > 0 ? fmt::format(", {} more from the first checkpoint on", human_bytes(copy)) : "",
+                    ranks > 1 ? ", on each rank" : ""));
   }
   return report;
 }
 
 void report_result(Invocation& call, const loop::Trainer& trainer, const loop::TrainResult& result,
-                   int64_t planned_bytes) {
+                   const check::CheckReport& plan) {
   call.result["run"] = trainer.folder().path().string();
   call.result["steps"] = result.steps;
   call.result["seconds"] = result.seconds;
   call.result["skipped"] = result.skipped;
   call.result["peak_bytes"] = result.peak_bytes;
-  call.result["planned_peak_bytes"] = planned_bytes;
+  call.result["planned_peak_bytes"] = plan.peak_bytes;
+  call.result["planned_checkpoint_copy_bytes"] = plan.checkpoint_copy_bytes;
   call.result["final_model"] = result.final_model.string();
   call.result["stopped_early"] = result.early;
   if (!result.best_model.empty()) {
@@ -145,13 +161,14 @@ void train(Invocation& call, const parallel::Joined& joined) {
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, ask_to_stop);
   const loop::TrainResult result = trainer.run(stop_requested);
   console.finish();
-  if (call.speaks) report_result(call, trainer, result, checked.peak_bytes);
-  if (result.stopped) {
+  if (call.speaks) report_result(call, trainer, result, checked);
+  if (!result.stopped) return;
+  parallel::alike(*joined.ranks, [&] {
     throw StoppedError(
         fmt::format("stopped by a signal after step {}, with everything saved in {}: the same command goes "
                     "on from there",
                     result.steps, trainer.folder().path().string()));
-  }
+  });
 }
 
 void run_train(Invocation& call) {
@@ -174,6 +191,7 @@ Command train_command() {
           .example = "limbeck train my.ini --run=runs/mine",
           .takes_recipe = true,
           .computes = true,
+          .joins_ranks = true,
           .declare = recipe::declare_resume_options,
           .run = run_train};
 }

@@ -28,7 +28,8 @@ struct Batch {
   // [B, T of student] when `teacher` is set: the position of the teacher's stream that ends at the same character (or
   // is the last to end before it), -1 where there is none.
   at::Tensor teacher_position;
-  at::Tensor classes;  // [B] for classifiers, undefined otherwise; -100 = unlabelled
+  at::Tensor classes;     // [B] for classifiers, undefined otherwise; -100 = unlabelled
+  int64_t first_row = 0;  // its number among all rows since training began
 };
 
 // Targets that a language-model loss counts: labels[:, 1:] that are not -100, in a masked stream labels.

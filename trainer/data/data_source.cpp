@@ -8,6 +8,7 @@
 
 #include "modules/errors.h"
 #include "modules/id_range.h"
+#include "trainer/data/data_plan.h"
 #include "trainer/data/masking.h"
 #include "trainer/data/permutation.h"
 #include "trainer/data/row_maker.h"
@@ -29,22 +30,10 @@ void check_vocabulary(const Shards& shards, Which which, int64_t vocabulary, con
   }
 }
 
-ManifestFile manifest_of(const DataRequest& request) {
-  if (request.batch_size < 1 || request.sequence_length < 1 || request.teacher_sequence_length < 0) {
-    throw std::logic_error(
-        fmt::format("DataRequest: batch_size {}, sequence_length {}", request.batch_size, request.sequence_length));
-  }
-  try {
-    return read_manifest(request.folder);
-  } catch (const InputDataError& error) {
-    throw InputDataError(fmt::format("{}: {}", request.origin, error.what()));
-  }
-}
-
 }  // namespace
 
 struct DataSource::State {
-  explicit State(const DataRequest& wanted) : request(wanted), manifest(manifest_of(wanted)) {
+  explicit State(const DataRequest& wanted) : request(wanted), manifest(requested_manifest(wanted)) {
     take_shards();
     check_shards();
     if (request.masking.unit != MaskUnit::kNone) masking.emplace(request, manifest.summary);
@@ -52,12 +41,7 @@ struct DataSource::State {
                                                : make_padded_rows(shards, manifest, request, notes);
     const int64_t count = rows->rows(), size = request.batch_size;
     batches = request.whole_epoch ? (count + size - 1) / size : count / size;
-    if (count == 0) refuse(fmt::format("no sample in {} documents", manifest.summary.documents));
-    if (batches > 0) return;
-    refuse(
-        fmt::format("{} samples of {} tokens, wanted at least data.batch_size = {}: lower data.batch_size or "
-                    "data.sequence_length, or prepare more data",
-                    count, request.sequence_length, size));
+    require_rows(request, count, manifest.summary.documents);
   }
 
   [[noreturn]] void refuse(const std::string& fault) const {
@@ -140,6 +124,7 @@ Batch DataSource::batch(int64_t index) const {
     rows.push_back(state_->request.shuffle ? order(i) : i);
   }
   Batch made = state_->rows->make(rows);
+  made.first_row = index * size;
   if (state_->masking) state_->masking->apply(made.student, rows, epoch);
   return made;
 }

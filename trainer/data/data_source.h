@@ -51,7 +51,10 @@ struct Manifest {
   std::vector<int64_t> special;  // ids that stand for no text
   bool knows_words = false;      // the tokenizer says which tokens go on with the word before them:
   std::vector<bool> continues;   // by id
-  std::string digest;            // of the shards in use and the tokenizers; a resume compares it
+  // What its ids mean, as a checksum; "": the manifest does not say.
+  std::string ids_fingerprint, teacher_ids_fingerprint;
+  int64_t largest_id = -1, teacher_largest_id = -1;  // in use, by the manifest; -1: it does not say
+  std::string digest;                                // of the shards in use and the tokenizers; a resume compares it
 };
 
 class DataSource {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/crc.hpp>
 #include <charconv>
 #include <limits>
@@ -119,13 +120,47 @@ void parse_words(const io::JsonFile& file, Manifest& summary) {
     summary.continues[static_cast<size_t>(id)] = true;
 }
 
+// "3x2,7,12x40": ascending lengths, each with the number of documents that have it.
+LengthCounts parse_lengths(const io::JsonFile& file, const std::string& key, int64_t documents, int64_t tokens) {
+  LengthCounts lengths;
+  if (!file.has(key)) return lengths;
+  const std::string text = file.string(key);
+  const char *at = text.data(), *end = at + text.size();
+  const auto refuse = [&] {
+    throw InputDataError(
+        fmt::format("{}: key \"{}\" = {}, wanted ascending lengths such as 3x2,7 of {} documents and {} tokens; {}",
+                    file.where(), key, io::in_quotes(text.substr(0, 80)), documents, tokens, kAgain));
+  };
+  const auto number = [&](int64_t least) {
+    int64_t value = 0;
+    const auto [next, fault] = std::from_chars(at, end, value);
+    if (fault != std::errc() || value < least || value > kMostOfShard) refuse();
+    at = next;
+    return value;
+  };
+  int64_t documents_of = 0, tokens_of = 0;
+  while (at < end) {
+    if (!lengths.empty() && *at++ != ',') refuse();
+    const int64_t length = number(lengths.empty() ? 0 : lengths.back().first + 1);
+    const bool several = at < end && *at == 'x';
+    if (several) ++at;
+    lengths.emplace_back(length, several ? number(1) : 1);
+    documents_of += lengths.back().second;
+    tokens_of += length * lengths.back().second;
+    if (documents_of > documents || tokens_of > tokens) refuse();
+  }
+  if (documents_of != documents || tokens_of != tokens) refuse();
+  return lengths;
+}
+
 struct Tokenizer {
-  std::string digest;
+  std::string digest, fingerprint;
   int64_t vocabulary, end_of_sequence, padding;
 };
 
 Tokenizer parse_tokenizer(const io::JsonFile& file) {
-  Tokenizer out{file.string("digest"), file.integer("vocabulary", 1, kMostVocabulary), -1, -1};
+  Tokenizer out{file.string("digest"), file.string_or("ids_fingerprint", ""),
+                file.integer("vocabulary", 1, kMostVocabulary), -1, -1};
   if (file.has("end_of_sequence")) out.end_of_sequence = file.integer("end_of_sequence", 0, out.vocabulary - 1);
   if (file.has("padding")) out.padding = file.integer("padding", 0, out.vocabulary - 1);
   return out;
@@ -149,6 +184,10 @@ ShardRecord parse_shard(const io::JsonFile& file, bool has_teacher) {
   shard.tokens = file.integer("tokens", 0, kMostOfShard);
   shard.targets = file.integer("targets", 0, shard.tokens);
   shard.teacher_tokens = has_teacher ? file.integer("teacher_tokens", 0, kMostOfShard) : 0;
+  if (file.has("maximum_id")) shard.largest_id = file.integer("maximum_id", 0, kMostVocabulary);
+  if (has_teacher && file.has("teacher_maximum_id")) {
+    shard.teacher_largest_id = file.integer("teacher_maximum_id", 0, kMostVocabulary);
+  }
   return shard;
 }
 
@@ -169,6 +208,8 @@ void parse_shards(const io::JsonFile& file, ManifestFile& out) {
     }
     documents += shard.documents;
     tokens += shard.tokens;
+    out.summary.largest_id = std::max(out.summary.largest_id, shard.largest_id);
+    out.summary.teacher_largest_id = std::max(out.summary.teacher_largest_id, shard.teacher_largest_id);
   }
   if (documents == out.summary.documents && tokens == out.summary.tokens) return;
   throw InputDataError(fmt::format("{}: {} documents and {} tokens, but its shards have {} and {}; {}", file.where(),
@@ -183,6 +224,7 @@ ManifestFile parse(const io::JsonFile& file) {
   summary.vocabulary = student.vocabulary;
   summary.end_of_sequence = student.end_of_sequence;
   summary.padding = student.padding;
+  summary.ids_fingerprint = student.fingerprint;
   parse_words(file.child("tokenizer"), summary);
   out.has_teacher = file.has("teacher_tokenizer");
   if (out.has_teacher) {
@@ -191,11 +233,18 @@ ManifestFile parse(const io::JsonFile& file) {
     summary.teacher_vocabulary = teacher.vocabulary;
     summary.teacher_end_of_sequence = teacher.end_of_sequence;
     summary.teacher_padding = teacher.padding;
+    summary.teacher_ids_fingerprint = teacher.fingerprint;
   }
   summary.documents = file.integer("documents", 0, kMostTokens);
   summary.tokens = file.integer("tokens", 0, kMostTokens);
   if (file.has("classes")) summary.classes = file.integer("classes", 1, kMostVocabulary);
   parse_shards(file, out);
+  out.lengths = parse_lengths(file, "lengths", summary.documents, summary.tokens);
+  if (out.has_teacher) {
+    int64_t tokens = 0;
+    for (const ShardRecord& shard : out.shards) tokens += shard.teacher_tokens;
+    out.teacher_lengths = parse_lengths(file, "teacher_lengths", summary.documents, tokens);
+  }
   summary.digest = digest_of(summary, out.shards);
   return out;
 }

@@ -18,12 +18,16 @@ struct ShardRecord {
   uint32_t crc32 = 0;  // of the whole file, as zlib computes it
   int64_t documents = 0, tokens = 0, targets = 0;
   int64_t teacher_tokens = 0;
+  int64_t largest_id = -1, teacher_largest_id = -1;  // -1: not kept
 };
+
+using LengthCounts = std::vector<std::pair<int64_t, int64_t>>;  // ascending lengths, documents of each
 
 struct ManifestFile {
   Manifest summary;  // digest: of all shards
   std::vector<ShardRecord> shards;
-  bool has_teacher = false;  // a second tokenizer, and with it a second stream
+  LengthCounts lengths, teacher_lengths;  // empty: data prepared before they were kept
+  bool has_teacher = false;               // a second tokenizer, and with it a second stream
 };
 
 // InputDataError when it is missing, damaged or of another version.

@@ -1,10 +1,9 @@
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 
 #include <algorithm>
 
-#include "modules/errors.h"
 #include "modules/models/token_loss.h"
+#include "trainer/data/data_plan.h"
 #include "trainer/data/row_maker.h"
 
 namespace limbeck::data {
@@ -20,10 +19,8 @@ class PackedRows : public RowMaker {
         padding_(padding_id(manifest.summary.padding, manifest.summary.end_of_sequence)) {
     begins_.push_back(0);
     for (const Shard& shard : shards) begins_.push_back(begins_.back() + shard.tokens(Which::kStudent));
-    const int64_t rest = begins_.back() % length_;
-    rows_ = begins_.back() / length_;
-    if (rest == 1) notes.push_back("the last token was left over after packing and is not used");
-    if (rest > 1) ++rows_;
+    rows_ = packed_rows_of(begins_.back(), length_);
+    if (begins_.back() % length_ == 1) notes.push_back(kOneTokenLeft);
   }
 
   int64_t rows() const override { return rows_; }
@@ -97,16 +94,6 @@ int64_t padding_id(int64_t padding, int64_t end_of_sequence) {
 
 std::unique_ptr<RowMaker> make_packed_rows(const Shards& shards, const ManifestFile& manifest,
                                            const DataRequest& request, std::vector<std::string>& notes) {
-  if (manifest.has_teacher) {
-    throw UsageError(
-        fmt::format("{}: the data holds the tokens of two tokenizers, whose rows cannot be cut at the "
-                    "same place: set data.packing = padded",
-                    request.origin));
-  }
-  if (manifest.summary.classes > 0) {
-    throw UsageError(fmt::format("{}: the documents are labelled with classes, one a row: set data.packing = padded",
-                                 request.origin));
-  }
   return std::make_unique<PackedRows>(shards, manifest, request, notes);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "modules/models/token_loss.h"
+#include "trainer/data/data_plan.h"
 #include "trainer/data/row_maker.h"
 
 namespace limbeck::data {
@@ -42,7 +43,7 @@ class PaddedRows : public RowMaker {
         add_document(static_cast<uint32_t>(shard), static_cast<uint32_t>(document), splits, counts);
       }
     }
-    report(counts, notes);
+    report(counts, manifest, notes);
   }
 
   int64_t rows() const override { return static_cast<int64_t>(pieces_.size()); }
@@ -144,18 +145,11 @@ class PaddedRows : public RowMaker {
     return out;
   }
 
-  void report(const Counts& counts, std::vector<std::string>& notes) const {
+  void report(const Counts& counts, const ManifestFile& manifest, std::vector<std::string>& notes) const {
     if (counts.truncated > 0) {
-      notes.push_back(
-          fmt::format("{} documents are longer than a row of {} tokens and were truncated: {} tokens are "
-                      "not used{}",
-                      counts.truncated, length_, counts.lost,
-                      has_teacher_ || has_classes_ ? "" : " (data.long_documents = split keeps them)"));
+      notes.push_back(truncated_line(counts.truncated, length_, counts.lost, manifest));
     }
-    if (counts.split > 0) {
-      notes.push_back(fmt::format("{} documents are longer than a row of {} tokens and were split into rows",
-                                  counts.split, length_));
-    }
+    if (counts.split > 0) notes.push_back(split_line(counts.split, length_));
     if (counts.empty > 0) notes.push_back(fmt::format("{} empty documents were skipped", counts.empty));
   }
 

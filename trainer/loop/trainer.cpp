@@ -7,12 +7,15 @@
 #include <algorithm>
 #include <exception>
 #include <map>
+#include <optional>
 
 #include "kernels/adamw.h"
 #include "modules/errors.h"
+#include "modules/failure.h"
 #include "modules/io/crc32c.h"
 #include "modules/precision/host_memory.h"
 #include "trainer/loop/trainer_state.h"
+#include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/together.h"
 
 namespace limbeck::loop {
@@ -160,11 +163,13 @@ void Trainer::State::save(bool wait) {
   take_outcomes();
   const auto names = ranks.all_gather(spoiled);
   const auto first = std::find_if(names.begin(), names.end(), [](const std::string& name) { return !name.empty(); });
-  throw NumericError(
-      fmt::format("step {}: {} is not finite; the state is kept aside as {}/diverged-{:08}, and the last "
-                  "good checkpoint is as it was: lower optim.learning_rate, or look at the data of the "
-                  "steps before",
-                  run.step, *first, folder->checkpoints().string(), run.step));
+  parallel::alike(ranks, [&] {
+    throw NumericError(
+        fmt::format("step {}: {} is not finite; the state is kept aside as {}/diverged-{:08}, and the last "
+                    "good checkpoint is as it was: lower optim.learning_rate, or look at the data of the "
+                    "steps before",
+                    run.step, *first, folder->checkpoints().string(), run.step));
+  });
 }
 
 // Silent corruption: ranks that hold the same weights must hold the same bits.
@@ -180,9 +185,11 @@ void Trainer::State::compare_replicas(int64_t step) const {
     std::map<uint32_t, std::vector<size_t>> holders;
     for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank].at(name).get<uint32_t>()].push_back(rank);
     if (holders.size() == 1) continue;
-    throw DistributedError(
-        fmt::format("after step {} the ranks hold different {}: {}; go on from the last checkpoint without it", step,
-                    name, odd_ones(holders)));
+    throw_failure(
+        {static_cast<int>(ExitCode::kDistributed),
+         fmt::format("after step {} the ranks hold different {}: {}; go on from the last checkpoint without it", step,
+                     name, odd_ones(holders)),
+         "", ranks.rank() != 0});
   }
 }
 
@@ -207,14 +214,18 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
       s.deal.micro_batches * s.settings.integer("data.batch_size") * s.settings.integer("data.sequence_length");
   data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
   s.begin = std::chrono::steady_clock::now();
+  const bool shows_phases = s.settings.text("train.progress") == "phases";
   bool stopped = false;
   while (s.run.step < s.total_steps && !s.patience_is_over()) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
     precision::HostMemory::reset_peak();
+    std::optional<metrics::PhaseClock> clock;
+    if (shows_phases) clock.emplace();
     std::vector<data::Batch> batches;
     std::exception_ptr failure;
     try {
+      const metrics::InPhase phase("data");
       batches = s.own_batches(prefetched);
     } catch (const std::exception&) {
       failure = std::current_exception();  // the others learn it where they meet
@@ -223,8 +234,10 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     stopped = boundary.stop;
     if (stopped) break;
     if (boundary.give_up) {
-      throw IoError(fmt::format("{} checkpoints in a row failed (checkpoint.max_failures): {}",
-                                s.settings.integer("checkpoint.max_failures"), s.saver->last_failure()));
+      parallel::alike(s.ranks, [&] {
+        throw IoError(fmt::format("{} checkpoints in a row failed (checkpoint.max_failures): {}",
+                                  s.settings.integer("checkpoint.max_failures"), s.saver->last_failure()));
+      });
     }
     StepRecord record = s.update(batches, boundary);
     s.run.step = record.step;
@@ -232,6 +245,11 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     record.seconds = seconds_since(step_begin);
     record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
     s.run.peak_bytes = std::max(s.run.peak_bytes, precision::HostMemory::peak_bytes());
+    if (clock) {
+      record.phases = clock->seconds();
+      record.peak_bytes = precision::HostMemory::peak_bytes();
+      clock.reset();
+    }
     s.record(record, s.ranks.time().waited_s - waited_before);
     if (s.run.step == first + 1) s.ranks.settle();
     s.compare_replicas(s.run.step);

@@ -19,6 +19,9 @@ struct StepRecord {
   double seconds = 0;                 // of this update, waiting for data and other ranks included
   double tokens_per_second = 0;       // tokens that went through the student, on all ranks
   UpdateResult update;
+  // With train.progress = phases, on this rank:
+  std::vector<std::pair<std::string, double>> phases;  // seconds of each
+  int64_t peak_bytes = 0;                              // of tensors, during the step
 };
 
 // Only the first rank's is called.

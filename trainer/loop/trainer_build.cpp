@@ -85,6 +85,9 @@ Trainer::State::State(const TrainRequest& request)
   if (ranks.size() > 1) precision::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
+  // Of a folder, where the recipe leaves it to that.
+  if (objective->adapter())
+    run.recipe["adapter.dropout"] = fmt::format("{}", adapters::dropout_of(*objective->adapter()));
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
   // Else the number of ranks does not show in the sums.
@@ -116,6 +119,7 @@ void Trainer::State::open_folder() {
 void Trainer::State::build_models() {
   objective = std::make_unique<objective::Distillation>(settings, registries, objective::Materialize::kWeights);
   objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  for (const std::string& line : objective->notes()) note(line);
 }
 
 void Trainer::State::open_data() {
@@ -123,13 +127,12 @@ void Trainer::State::open_data() {
   if (settings.given("data.validation")) {
     validation = std::make_unique<data::DataSource>(fitted(data::validation_data(settings), *objective));
   }
-  for (const data::DataSource* source : {train.get(), validation.get()}) {
-    if (source == nullptr) continue;
-    const data::Manifest& manifest = source->manifest();
-    objective->accept_data(manifest.vocabulary, manifest.teacher_vocabulary,
-                           "data.train " + settings.where("data.train"));
-    for (const std::string& line : source->notes()) note(line);
-  }
+  const auto take = [&](const std::string& key, const data::DataSource& source) {
+    objective->accept_data(source.manifest(), key + " " + settings.where(key));
+    for (const std::string& line : source.notes()) note(line);
+  };
+  take("data.train", *train);
+  if (validation) take("data.validation", *validation);
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {

@@ -2,7 +2,9 @@
 
 #include <ATen/ops/full_like.h>
 
+#include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/named_sums.h"
+#include "trainer/parallel/together.h"
 
 namespace limbeck::loop {
 
@@ -22,6 +24,7 @@ void add_terms(const objective::Terms& terms, parallel::NamedSums& sums) {
 objective::Progress update_progress(const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps,
                                     double loss_scale) {
   objective::Progress progress;
+  progress.training = true;
   progress.step = step;
   progress.total_steps = total_steps;
   progress.loss_scale = loss_scale;
@@ -38,6 +41,7 @@ UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& op
   parallel::NamedSums sums;
   for (const data::Batch& batch : batches) {
     const objective::Terms terms = objective.forward(batch, progress);
+    const metrics::InPhase phase("backward");
     // A batch without a target (all labels masked) may have no path to a weight: its share is nothing.
     if (terms.loss.requires_grad()) terms.loss.backward(at::full_like(terms.loss, progress.loss_scale));
     add_terms(terms, sums);
@@ -45,7 +49,8 @@ UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& op
   }
   UpdateResult result;
   result.targets = progress.update_targets;
-  result.step = optimizer.step(progress.step);
+  const metrics::InPhase phase("update");
+  parallel::alike(ranks, [&] { result.step = optimizer.step(progress.step); });
   if (!result.step.skipped) {
     if (objective.follows_student()) optimizer.shares().gather_all();
     objective.after_update(progress);

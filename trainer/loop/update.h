@@ -20,7 +20,7 @@ struct UpdateResult {
 };
 
 // Targets and sequences of these micro-batches: known before the first forward, because what every term is divided by
-// is their sum over the whole update, other ranks included.
+// is their sum over the whole update, other ranks included. Of training, evaluation has its own.
 objective::Progress update_progress(const std::vector<data::Batch>& batches, int64_t step, int64_t total_steps,
                                     double loss_scale);
 

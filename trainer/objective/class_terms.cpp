@@ -40,7 +40,7 @@ class ClassTerms : public HeadTermGroup {
     const double kd = pass.has_teacher ? weight_in(pass, weights, TermKind::kKd) : 0;
     const double ce = weight_in(pass, weights, TermKind::kCe);
     if (kd == 0 && ce == 0) return;
-    const at::Tensor zs = logits(*pair_.student, pass.student.last, pass.wide);
+    const at::Tensor zs = logits(*pair_.student, pass.student.last, pass.wide, pass.draws);
     if (kd > 0) {
       const double t = weights.temperature(pass.progress.fraction());
       const auto softened = [&](const at::Tensor& z) {
@@ -75,8 +75,9 @@ class ClassTerms : public HeadTermGroup {
   }
 
  private:
-  static at::Tensor logits(const models::BuiltModel& model, const at::Tensor& last, at::ScalarType wide) {
-    return widened(model.model->head(last), wide, "objective.classes (" + model.model->path() + " logits)");
+  static at::Tensor logits(const models::BuiltModel& model, const at::Tensor& last, at::ScalarType wide,
+                           const models::Draws& draws = {}) {
+    return widened(model.model->head(last, draws), wide, "objective.classes (" + model.model->path() + " logits)");
   }
 
   static at::Tensor labelled_rows(const at::Tensor& classes, const at::Tensor& like) {

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/metrics/phase_clock.h"
 #include "trainer/objective/class_terms.h"
+#include "trainer/objective/data_guard.h"
 #include "trainer/objective/equivalence_terms.h"
 #include "trainer/objective/inner_terms.h"
 #include "trainer/objective/masking_guard.h"
@@ -48,7 +50,9 @@ struct Distillation::State {
   recipe::Settings settings;
   bool meta;
   models::BuiltModel student;
+  std::vector<std::string> notes;
   std::optional<adapters::AdapterConfig> adapter;
+  double dropout = 0;
   bool shares_weights = false;
   std::optional<models::BuiltModel> teacher;
   TermWeights weights;
@@ -68,7 +72,8 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
     : settings(recipe),
       meta(on_meta),
       student(build_student(recipe, on_meta)),
-      adapter(adapt_student(recipe, student)),
+      adapter(adapt_student(recipe, student, notes)),
+      dropout(adapter ? adapters::dropout_of(*adapter) : 0),
       weights(recipe, student.model->architecture().head == HeadKind::kNone) {
   BuiltTeacher built = build_teacher(recipe, student, on_meta);
   teacher = std::move(built.model);
@@ -99,9 +104,9 @@ void Distillation::State::check_pair() const {
   if (!teacher) {
     if (!needs_teacher) return;
     throw UsageError(
-        fmt::format("objective.alpha = {} {} compares with a teacher, and the recipe names none: set teacher.model, or "
-                    "teacher.kind "
-                    "= self or ema, or train without one by objective.alpha = 0 (and no other teacher term)",
+        fmt::format("objective.alpha = {} {} compares with a teacher, and the recipe has none: set teacher.model, or "
+                    "teacher.kind = self or ema, or train without one by objective.alpha = 0 (and no other teacher "
+                    "term)",
                     settings.number("objective.alpha"), settings.where("objective.alpha")));
   }
   if (needs_teacher && has_language_head(student) && weights.full(TermKind::kKd) > 0 && !has_language_head(*teacher) &&
@@ -167,13 +172,21 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
   pass.student_taps.keep_adapted = request.adapted;
   const bool taps = request.attention || request.router || request.adapted;
   if (with_teacher) {
+    const metrics::InPhase phase("teacher");
     const at::NoGradGuard no_gradient;
     if (average) average->refresh();
     pass.teacher = teacher->model->encode(
         model_input(batch.teacher ? *batch.teacher : batch.student, taps ? &pass.teacher_taps : nullptr),
         request.hidden);
   }
+  const metrics::InPhase phase("student");
   models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
+  if (pass.progress.training && dropout > 0) {
+    const at::Tensor& ids = batch.student.ids;
+    pass.draws =
+        models::draws_of(static_cast<uint64_t>(settings.integer("seed")), batch.first_row, ids.sizes(), ids.device());
+    input.draws = pass.draws;
+  }
   if (request.guided && with_teacher) input.layer_inputs = &pass.teacher.hidden;
   pass.student = student.model->encode(input, request.hidden);
   count_tokens(pass);
@@ -190,6 +203,7 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
   pass.batch = &batch;
   pass.progress = progress;
   state_->encode(pass, with_teacher);
+  const metrics::InPhase phase("loss");
   TermSum sum;
   for (const auto& group : state_->groups) group->add_terms(pass, state_->weights, sum);
   if (measures != nullptr && !pass.meta) {
@@ -273,6 +287,8 @@ std::vector<std::pair<std::string, at::Tensor>> Distillation::kept_tensors() con
 
 const std::optional<adapters::AdapterConfig>& Distillation::adapter() const { return state_->adapter; }
 
+const std::vector<std::string>& Distillation::notes() const { return state_->notes; }
+
 bool Distillation::teacher_shares_weights() const { return state_->shares_weights; }
 
 bool Distillation::follows_student() const { return state_->average.has_value(); }
@@ -293,44 +309,13 @@ bool Distillation::reads_two_streams() const {
   return s.teacher && s.needs_teacher && s.crosses && !vocabulary_difference(*s.teacher, s.student).empty();
 }
 
-void Distillation::accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin) {
+void Distillation::accept_data(const data::Manifest& manifest, const std::string& origin) {
   State& s = *state_;
-  const int64_t student_rows = s.student.config.architecture.vocabulary;
-  auto fits = [&](int64_t real, int64_t rows, const std::string& role) {
-    if (real <= rows) return;
-    throw UsageError(
-        fmt::format("{} has token ids up to {}, but {} has {} rows for them: prepare the data again with "
-                    "the tokenizer of {}",
-                    origin, real - 1, s.settings.text(role + ".model"), rows, role + ".model"));
-  };
-  fits(vocabulary, student_rows, "student");
-  if (!s.teacher || !s.needs_teacher) {
-    s.vocabulary.student = vocabulary;
-    return;
-  }
-  const int64_t teacher_rows = s.teacher->config.architecture.vocabulary;
-  const std::string& chosen = s.settings.text("objective.divergence");
-  if (teacher_vocabulary > 0) {
-    if (!s.crosses) {
-      throw UsageError(
-          fmt::format("{} was prepared with two tokenizers ({} and {} ids), and objective.divergence = {} "
-                      "compares id by id: set objective.divergence = uld or dskd, or projector.kind = "
-                      "logit, or prepare it with one tokenizer",
-                      origin, vocabulary, teacher_vocabulary, chosen));
-    }
-    fits(teacher_vocabulary, teacher_rows, "teacher");
-    s.vocabulary = {vocabulary, teacher_vocabulary};
-    return;
-  }
-  const std::string difference = vocabulary_difference(*s.teacher, s.student);
-  if (!difference.empty()) {
-    throw UsageError(
-        fmt::format("{} holds the ids of one tokenizer, but {}: prepare it with both "
-                    "(tools/prepare_data.py --teacher-tokenizer)",
-                    origin, difference));
-  }
-  fits(vocabulary, teacher_rows, "teacher");
-  s.vocabulary = {vocabulary, vocabulary};
+  const bool compares = s.teacher && s.needs_teacher;
+  const Vocabulary real =
+      require_fitting_data(manifest, origin, {s.settings, s.student, compares ? &*s.teacher : nullptr, s.crosses});
+  s.vocabulary.student = real.student;
+  if (compares) s.vocabulary.teacher = real.teacher;
 }
 
 }  // namespace limbeck::objective

@@ -9,6 +9,7 @@
 #include "modules/adapters/adapter_config.h"
 #include "modules/models/load_model.h"
 #include "trainer/data/batch.h"
+#include "trainer/data/data_source.h"
 #include "trainer/objective/measures.h"
 #include "trainer/objective/terms.h"
 #include "trainer/parallel/communicator.h"
@@ -48,6 +49,8 @@ class Distillation {
   std::vector<std::pair<std::string, at::Tensor>> projector_tensors() const;
   // What of the student trains, where that is an adapter alone.
   const std::optional<adapters::AdapterConfig>& adapter() const;
+  // What the recipe's user should know of it: one line each.
+  const std::vector<std::string>& notes() const;
   // The teacher is the student without its adapter, and has its weights.
   bool teacher_shares_weights() const;
   // Every tensor that a checkpoint keeps, by unique name: those of the student by their paths (of an adapted student
@@ -61,7 +64,7 @@ class Distillation {
   // Whether teacher and student read tokens of their own: data prepared with two tokenizers.
   bool reads_two_streams() const;
   // Refuses data whose tokenizers or vocabularies do not fit the pair; UsageError says what to set.
-  void accept_data(int64_t vocabulary, int64_t teacher_vocabulary, const std::string& origin);
+  void accept_data(const data::Manifest& manifest, const std::string& origin);
 
  private:
   struct State;

@@ -50,6 +50,7 @@ struct ForwardPass {
   bool has_teacher = false;
   models::Encoded student, teacher;
   models::Taps student_taps, teacher_taps;
+  models::Draws draws;  // of the student, in training
   TokenAlignment align;
   double targets = 1, sequences = 1;  // what terms are divided by
   at::Tensor labels_n;                // [B T]: the token that each position predicts, -100 = none

@@ -1,5 +1,8 @@
 #include "trainer/objective/head_terms.h"
 
+#include <ATen/core/grad_mode.h>
+
+#include "modules/precision/casts.h"
 #include "trainer/objective/chunked_head.h"
 #include "trainer/objective/row_chunks.h"
 
@@ -30,6 +33,21 @@ bool fused_knows(const HeadRequest& request) {
          real_rows(request.student) == real_rows(*request.teacher);
 }
 
+// The operator computes logits of half-precision heads in the wide dtype, tile by tile, and rounds their gradients
+// once.
+void name_casts(const HeadRequest& request, bool compares) {
+  const HeadSide& student = request.student;
+  const at::ScalarType own = student.hidden_nd.scalar_type(), wide = wide_type(own);
+  precision::name_inner_cast(student.place + " (logits)", own, wide);
+  if (compares) {
+    precision::name_inner_cast(request.teacher->place + " (logits)", request.teacher->hidden_nd.scalar_type(), wide);
+  }
+  if (!at::GradMode::is_enabled()) return;
+  if (student.hidden_nd.requires_grad() || student.weight_vd.requires_grad()) {
+    precision::name_inner_cast(student.place + " (gradient)", wide, own);
+  }
+}
+
 kernels::HeadLoss fused_head_terms(const HeadRequest& request) {
   kernels::HeadLossOptions options;
   const bool compares = request.divergence != nullptr && request.teacher.has_value();
@@ -48,6 +66,7 @@ kernels::HeadLoss fused_head_terms(const HeadRequest& request) {
     teacher_weight = request.teacher->weight_vd.detach();
   }
   if (request.labels_n.defined()) labels = request.labels_n;
+  name_casts(request, compares);
   return kernels::head_loss(request.student.hidden_nd, request.student.weight_vd, teacher_hidden, teacher_weight,
                             labels, request.divergence_weight_n, request.ce_weight_n, options);
 }

@@ -10,8 +10,8 @@
 namespace limbeck::objective {
 
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
-                   const std::string& place, bool learns) {
-  const models::ProductOperands product = model.model->head_operands(last_btd.flatten(0, 1), learns);
+                   const std::string& place, bool learns, const models::Draws& draws) {
+  const models::ProductOperands product = model.model->head_operands(last_btd.flatten(0, 1), learns, draws);
   return {.hidden_nd = product.x,
           .weight_vd = product.weight,
           .softcap = model.model->architecture().logit_softcap,
@@ -101,7 +101,7 @@ class HeadedTerms : public HeadTermGroup {
 
  private:
   HeadSide student_side(const ForwardPass& pass, const std::string& place) const {
-    return head_side(*pair_.student, pass.student.last, vocabulary_.student, place);
+    return head_side(*pair_.student, pass.student.last, vocabulary_.student, place, /*learns=*/true, pass.draws);
   }
 
   // States of the student's width read by the student's own head, which learns nothing from them.

@@ -24,8 +24,8 @@ std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, 
                                               const ModelPair& pair, const Vocabulary& vocabulary,
                                               const VocabularyRanks& divided, Projectors& projectors);
 
-// learns: the model's own head and its adapter get gradients, where they train.
+// learns: the model's own head and its adapter get gradients, where they train. draws: of training, for its dropout.
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,
-                   const std::string& place, bool learns = true);
+                   const std::string& place, bool learns = true, const models::Draws& draws = {});
 
 }  // namespace limbeck::objective

@@ -60,6 +60,7 @@ adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
   wanted.config.rslora = settings.enabled("adapter.rslora");
   wanted.config.rank = settings.integer("adapter.rank");
   wanted.config.alpha = settings.number("adapter.alpha");
+  wanted.config.dropout = settings.number("adapter.dropout");
   wanted.config.ranks = patterns_of<int64_t>(settings, "adapter.rank_pattern", "RANK",
                                              fmt::format("a rank of 1 to {}", adapters::kMostRank), rank_of);
   wanted.config.alphas = patterns_of<double>(settings, "adapter.alpha_pattern", "ALPHA", "a number", alpha_of);
@@ -128,23 +129,45 @@ void check_recipe(const recipe::Settings& settings) {
   }
 }
 
+void require_dropout_fits(const recipe::Settings& settings, const std::string& kind, const char* decided_by) {
+  if (settings.number("adapter.dropout") == 0 || adapters::kind_has_dropout(kind)) return;
+  throw UsageError(fmt::format(
+      "adapter.dropout = {} {} with an adapter of kind {} {}: only lora and dora have one: leave it out",
+      settings.text("adapter.dropout"), settings.where("adapter.dropout"), kind, settings.where(decided_by)));
+}
+
+adapters::AdapterConfig read_from_folder(const recipe::Settings& settings, models::BuiltModel& student,
+                                         std::vector<std::string>& notes) {
+  adapters::AdapterRequest request;
+  request.name = kAdapterName;
+  request.folder = settings.required_path("adapter.from");
+  request.trainable = true;
+  if (settings.given("adapter.dropout")) request.dropout = settings.number("adapter.dropout");
+  const adapters::LoadedAdapter loaded = adapters::load_adapter(student, request);
+  require_dropout_fits(settings, adapters::kind_name(loaded.config), "adapter.from");
+  const double own = adapters::dropout_of(loaded.config);
+  if (loaded.stored_dropout != own) {
+    notes.push_back(fmt::format("adapter.dropout = {} {} in place of lora_dropout = {} of {}", own,
+                                settings.where("adapter.dropout"), loaded.stored_dropout, request.folder.string()));
+  }
+  return loaded.config;
+}
+
 }  // namespace
 
 bool trains_adapter(const recipe::Settings& settings) {
   return settings.text("adapter.kind") != "none" || !settings.text("adapter.from").empty();
 }
 
-std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student) {
+std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student,
+                                                     std::vector<std::string>& notes) {
   if (!trains_adapter(settings)) return std::nullopt;
   check_recipe(settings);
   std::optional<adapters::AdapterConfig> config;
   if (!settings.text("adapter.from").empty()) {
-    adapters::AdapterRequest request;
-    request.name = kAdapterName;
-    request.folder = settings.required_path("adapter.from");
-    request.trainable = true;
-    config = adapters::load_adapter(student, request).config;
+    config = read_from_folder(settings, student, notes);
   } else {
+    require_dropout_fits(settings, settings.text("adapter.kind"), "adapter.kind");
     config = create(settings, student);
   }
   student.policy->require_all_rules_used(student.model->path());

@@ -96,6 +96,7 @@ models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
 
 BuiltTeacher build_teacher(const recipe::Settings& settings, const models::BuiltModel& student, bool meta) {
   const std::string& kind = settings.text("teacher.kind");
+  if (kind == "none") return {};
   const bool frozen_student = trains_adapter(settings);
   if (kind != "model") {
     if (settings.given("teacher.model")) {
@@ -145,7 +146,7 @@ void MovingAverage::follow() {
     at::Tensor now = entry.student.detach();
     if (now.scalar_type() != entry.average.scalar_type()) {
       now = at::empty(entry.average.sizes(), entry.average.options());
-      precision::cast_into(now, entry.student);
+      precision::cast_into(now, entry.student, "teacher (average, the student's weights)");
     }
     entry.average.lerp_(now, 1.0 - decay_);
   }
@@ -156,7 +157,8 @@ void MovingAverage::refresh() {
   for (Entry& entry : entries_) {
     if (entry.average._version() == entry.version) continue;
     entry.version = entry.average._version();
-    if (!entry.average.is_same(entry.teacher)) precision::cast_into(entry.teacher, entry.average);
+    if (!entry.average.is_same(entry.teacher))
+      precision::cast_into(entry.teacher, entry.average, "teacher (from its average)");
   }
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/crc.hpp>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -61,6 +62,18 @@ std::string tokenizer_difference(const models::BuiltModel& teacher, const models
 }
 
 }  // namespace
+
+std::optional<std::string> ids_fingerprint(const std::filesystem::path& folder) {
+  const auto text = tokenizer_text(folder);
+  const auto ids = text ? token_ids(*text, folder) : std::nullopt;
+  if (!ids) return std::nullopt;
+  boost::crc_32_type crc;
+  for (const auto& [id, token] : *ids) {
+    const std::string line = fmt::format("{}\t{}\n", id, token);
+    crc.process_bytes(line.data(), line.size());
+  }
+  return fmt::format("{:08x}", crc.checksum());
+}
 
 bool is_padding(int64_t rows, int64_t real) {
   // Tables are padded to a multiple of at most some hundreds, or by a share of a large vocabulary.

@@ -174,6 +174,10 @@ void Optimizer::State::update(int64_t step, double gradient_scale) {
         slot.master.defined() ? std::optional<at::Tensor>(slot.master) : std::nullopt;
     slot.updates += 1;
     if (gradient.numel() == 0) continue;
+    if (master) {
+      precision::name_inner_cast("update (gradients)", gradient.scalar_type(), master->scalar_type());
+      precision::name_inner_cast("update (weights of masters)", master->scalar_type(), slot.share.weight.scalar_type());
+    }
     kernels::adamw_step_(slot.share.weight, gradient, master, slot.first, slot.second, options);
   }
   for (Slot& slot : slots) {

@@ -30,7 +30,7 @@ void GradientUnit::put(size_t member, const at::Tensor& gradient) {
     kernels::accumulate_(slot, gradient);
     return;
   }
-  precision::cast_into(slot, gradient);
+  precision::cast_into(slot, gradient, "update (sum of gradients)");
   filled_[member] = true;
 }
 

@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 
 #include "kernels/cuda_library.h"
+#include "modules/errors.h"
+#include "modules/failure.h"
 #include "trainer/parallel/gloo.h"
 #include "trainer/parallel/meeting.h"
 #include "trainer/parallel/nccl.h"
@@ -26,7 +28,7 @@ std::optional<int> gpus_to_divide(const std::optional<c10::Device>& gpu) {
   return c10::impl::VirtualGuardImpl(c10::kCUDA).deviceCount();
 }
 
-GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
+GlooOptions gloo_options(const Topology& t) {
   GlooOptions options;
   options.rank = t.rank;
   options.size = t.size;
@@ -34,6 +36,11 @@ GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
   options.port = t.master_port;
   options.agent_store = t.agent_store;
   options.run_id = t.run_id;
+  return options;
+}
+
+GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
+  GlooOptions options = gloo_options(t);
   options.first_timeout_s = settings.number("parallel.first_timeout");
   options.timeout_s = settings.number("parallel.timeout");
   options.verify_calls = settings.enabled("parallel.verify_calls");
@@ -41,6 +48,27 @@ GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
 }
 
 }  // namespace
+
+void refuse_together(const std::exception_ptr& refused) {
+  // Long enough for ranks that were started together, short enough for who waits for the message.
+  constexpr double kPatience = 3;
+  Topology topology;
+  try {
+    topology = detect_topology({}, process_environment());
+  } catch (const Error&) {
+    return;
+  }
+  if (topology.size == 1) return;
+  GlooOptions options = gloo_options(topology);
+  options.first_timeout_s = kPatience;
+  try {
+    meet(options, refused);
+  } catch (const DistributedError&) {  // nobody else is there to say it
+    Failure failure = describe_failure(refused);
+    failure.message = fmt::format("rank {}: {}", topology.rank, failure.message);
+    throw_failure(failure);
+  }
+}
 
 Joined join_ranks(const recipe::Settings& settings) {
   Joined joined;

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <sstream>
 #include <thread>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "modules/errors.h"
+#include "trainer/parallel/together.h"
 #include "trainer/parallel/topology.h"
 
 namespace limbeck::parallel {
@@ -162,9 +164,31 @@ class Gathering {
   std::string me_, word_, round_, named_;
 };
 
+// Whether all of those who met can go on.
+void require_ready(c10d::Store& store, const GlooOptions& options, const std::exception_ptr& refused) {
+  const auto key = [](int rank) { return fmt::format("ready/{}", rank); };
+  const std::string mine = refused ? outcome_text(failed_outcome(refused)) : "{}";
+  store.set(key(options.rank), std::vector<uint8_t>(mine.begin(), mine.end()));
+  std::vector<nlohmann::json> of_rank;
+  bool all = true;
+  for (int rank = 0; rank < options.size; ++rank) {
+    const std::vector<uint8_t> bytes = store.get(key(rank));
+    of_rank.push_back(nlohmann::json::parse(bytes.begin(), bytes.end()));
+    all = all && !of_rank.back().contains("error");
+  }
+  if (all) return;
+  store.add(kTold, 1);
+  const auto deadline = std::chrono::steady_clock::now() + kFarewell;
+  while (options.rank == 0 && !options.agent_store && store.add(kTold, 0) < options.size &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(kBetweenLooks);  // who keeps the store leaves as the last
+  }
+  end_alike(of_rank, options.rank, refused);
+}
+
 }  // namespace
 
-Meeting meet(const GlooOptions& options) {
+Meeting meet(const GlooOptions& options, const std::exception_ptr& refused) {
   quieten_libtorch();
   // Gloo and the store write to whoever may just have died: that is an error to report, and no reason to vanish.
   std::signal(SIGPIPE, SIG_IGN);
@@ -184,6 +208,7 @@ Meeting meet(const GlooOptions& options) {
     Gathering gathering(*hall, options, self.me);
     const std::string round = run + "/" + gathering.wait();
     met.store = within(round, tcp);
+    require_ready(*met.store, options, refused);
     self.keeper = options.agent_store ? fmt::format("torchrun's agent at {}:{}", options.host, options.port)
                                       : fmt::format("rank 0 ({})", gathering.first_rank());
     met.board = std::make_shared<Board>(within(round, tcp->clone()), self);

@@ -5,6 +5,7 @@
 #pragma once
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <exception>
 #include <memory>
 
 #include "trainer/parallel/board.h"
@@ -17,7 +18,8 @@ struct Meeting {
   std::shared_ptr<Board> board;           // of it, over a connection of its own
 };
 
-// DistributedError names what cannot be reached, who is missing and who came twice.
-Meeting meet(const GlooOptions& options);
+// DistributedError names what cannot be reached, who is missing and who came twice. `refused`: why this rank cannot go
+// on; then all who have met end by it, instead of waiting for a rank that is gone.
+Meeting meet(const GlooOptions& options, const std::exception_ptr& refused = nullptr);
 
 }  // namespace limbeck::parallel

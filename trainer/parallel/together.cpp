@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <exception>
-#include <optional>
 
 #include "modules/errors.h"
 #include "modules/failure.h"
@@ -31,24 +30,52 @@ Outcomes outcomes_of(Communicator& ranks, const std::function<json()>& part) {
     throw;  // the ranks have parted already
   } catch (...) {
     outcomes.own = std::current_exception();
-    const Failure failure = describe_failure(outcomes.own);
-    mine = {{"error", failure.message}, {"code", failure.exit_code}};
+    mine = failed_outcome(outcomes.own);
   }
-  // A path in a message need not be UTF-8.
-  for (const std::string& text : ranks.all_gather(mine.dump(-1, ' ', false, json::error_handler_t::replace))) {
+  for (const std::string& text : ranks.all_gather(outcome_text(mine))) {
     outcomes.of_rank.push_back(json::parse(text));
   }
   return outcomes;
 }
 
-// Fails as the first failing rank did. A fault of the program is better shown as it is, where it happened.
-[[noreturn]] void fail(const Outcomes& outcomes, const Communicator& ranks, size_t first, const std::string& message) {
-  const int code = outcomes.of_rank[first]["code"].get<int>();
-  if (static_cast<int>(first) == ranks.rank() && code == kFaultInLimbeck) std::rethrow_exception(outcomes.own);
-  throw_failure({code, message, ""});
+std::vector<size_t> failed_ranks(const std::vector<json>& of_rank) {
+  std::vector<size_t> failed;
+  for (size_t rank = 0; rank < of_rank.size(); ++rank) {
+    if (of_rank[rank].contains("error")) failed.push_back(rank);
+  }
+  return failed;
 }
 
+std::string error_of(const json& outcome) { return outcome["error"].get<std::string>(); }
+
 }  // namespace
+
+json failed_outcome(const std::exception_ptr& thrown) {
+  const Failure failure = describe_failure(thrown);
+  return {{"error", failure.message}, {"code", failure.exit_code}};
+}
+
+// A path in a message need not be UTF-8.
+std::string outcome_text(const json& outcome) { return outcome.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+void end_alike(const std::vector<json>& of_rank, int rank, const std::exception_ptr& own) {
+  const std::vector<size_t> failed = failed_ranks(of_rank);
+  if (failed.empty()) return;
+  const auto me = static_cast<size_t>(rank);
+  const json& first = of_rank[failed.front()];
+  const int code = first["code"].get<int>();
+  // A fault of the program is better shown as it is, where it happened.
+  if (me == failed.front() && code == kFaultInLimbeck && own) std::rethrow_exception(own);
+  const json& mine = of_rank[me].contains("error") ? of_rank[me] : first;
+  std::vector<size_t> same;  // who failed as this rank did, or as the first one that did
+  for (const size_t one : failed) {
+    if (of_rank[one] == mine) same.push_back(one);
+  }
+  const std::string who = same.size() == of_rank.size()
+                              ? ""
+                              : fmt::format("rank{} {}: ", same.size() > 1 ? "s" : "", fmt::join(same, ", "));
+  throw_failure({code, who + error_of(mine), "", me != same.front()});
+}
 
 void together(Communicator& ranks, const std::function<void()>& step) {
   if (ranks.size() == 1) return step();
@@ -56,10 +83,19 @@ void together(Communicator& ranks, const std::function<void()>& step) {
     step();
     return nullptr;
   });
-  for (size_t rank = 0; rank < outcomes.of_rank.size(); ++rank) {
-    const json& outcome = outcomes.of_rank[rank];
-    if (!outcome.contains("error")) continue;
-    fail(outcomes, ranks, rank, fmt::format("rank {}: {}", rank, outcome["error"].get<std::string>()));
+  end_alike(outcomes.of_rank, ranks.rank(), outcomes.own);
+}
+
+void alike(const Communicator& ranks, const std::function<void()>& step) {
+  if (ranks.rank() == 0) return step();
+  try {
+    step();
+  } catch (const DistributedError&) {
+    throw;
+  } catch (const Error&) {
+    Failure failure = describe_failure(std::current_exception());
+    failure.told_elsewhere = true;
+    throw_failure(failure);
   }
 }
 
@@ -70,20 +106,20 @@ std::vector<json> on_all_ranks(Communicator& ranks, const std::function<json()>&
     return values;
   }
   Outcomes outcomes = outcomes_of(ranks, part);
-  std::vector<std::string> failed;
-  std::optional<size_t> first;
-  for (size_t rank = 0; rank < outcomes.of_rank.size(); ++rank) {
-    json& outcome = outcomes.of_rank[rank];
-    if (!outcome.contains("error")) {
-      values.push_back(std::move(outcome["value"]));
-      continue;
-    }
-    if (!first) first = rank;
-    failed.push_back(
-        fmt::format("rank {} of {}: {}", rank, outcomes.of_rank.size(), outcome["error"].get<std::string>()));
+  const std::vector<size_t> failed = failed_ranks(outcomes.of_rank);
+  if (failed.empty()) {
+    for (json& outcome : outcomes.of_rank) values.push_back(std::move(outcome["value"]));
+    return values;
   }
-  if (first) fail(outcomes, ranks, *first, fmt::format("{}", fmt::join(failed, "; ")));
-  return values;
+  const int code = outcomes.of_rank[failed.front()]["code"].get<int>();
+  if (ranks.rank() == static_cast<int>(failed.front()) && code == kFaultInLimbeck) {
+    std::rethrow_exception(outcomes.own);
+  }
+  std::vector<std::string> all;
+  for (const size_t rank : failed) {
+    all.push_back(fmt::format("rank {} of {}: {}", rank, outcomes.of_rank.size(), error_of(outcomes.of_rank[rank])));
+  }
+  throw_failure({code, fmt::format("{}", fmt::join(all, "; ")), "", ranks.rank() != 0});
 }
 
 void require_equal(Communicator& ranks, const std::map<std::string, std::string>& mine) {
@@ -102,8 +138,10 @@ void require_equal(Communicator& ranks, const std::map<std::string, std::string>
     for (const auto& [key, value] : other) found.push_back(fmt::format("{} = {} on rank {} alone", key, value, rank));
   }
   if (found.empty()) return;
-  throw DistributedError(fmt::format("the ranks disagree: {}: start all of them with the same recipe, data and build",
-                                     fmt::join(found, "; ")));
+  throw_failure({static_cast<int>(ExitCode::kDistributed),
+                 fmt::format("the ranks disagree: {}: start all of them with the same recipe, data and build",
+                             fmt::join(found, "; ")),
+                 "", ranks.rank() != 0});
 }
 
 std::string of_first_rank(Communicator& ranks, const std::string& text) { return ranks.all_gather(text)[0]; }

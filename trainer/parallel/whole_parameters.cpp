@@ -50,7 +50,7 @@ class WholeParameters : public ParameterShares {
       sum.accumulator = at::empty(gradient.sizes(), gradient.options().dtype(wide_dtype(gradient)));
     }
     sum.gradient = sum.accumulator;
-    precision::cast_into(sum.gradient, gradient);
+    precision::cast_into(sum.gradient, gradient, "update (sum of gradients)");
   }
 
   std::vector<Sum> sums_;

@@ -12,7 +12,9 @@ void declare_adapter_options(OptionTable& table) {
              .words = none_or(adapters::adapter_kinds())});
   table.add({.name = "adapter.from",
              .kind = OptionKind::kPath,
-             .help = "PEFT folder of the adapter to start from; what it says replaces kind, rank, alpha and target.",
+             .help = "PEFT folder of the adapter to start from; what it says replaces kind, rank, alpha and target, "
+                     "and dropout where "
+                     "adapter.dropout is not set.",
              .value_name = "DIR"});
   table.add({.name = "adapter.rank",
              .kind = OptionKind::kInteger,
@@ -24,6 +26,11 @@ void declare_adapter_options(OptionTable& table) {
              .fallback = "32",
              .help = "The change is scaled by alpha / rank.",
              .interval = {.low = -1e9, .high = 1e9}});
+  table.add({.name = "adapter.dropout",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "Of what LoRA and DoRA read on linear modules, in training: the share that becomes zero.",
+             .interval = {.low = 0, .high = 1, .below_high = true}});
   table.add({.name = "adapter.rslora",
              .kind = OptionKind::kSwitch,
              .fallback = "false",

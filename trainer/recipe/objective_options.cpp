@@ -24,8 +24,10 @@ void declare_teacher(OptionTable& table) {
       {.name = "teacher.kind",
        .kind = OptionKind::kChoice,
        .fallback = "model",
-       .help = "model: teacher.model; self: the student as it starts, frozen; ema: a moving average of the student.",
-       .words = {"model", "self", "ema"}});
+       .help =
+           "model: teacher.model; self: the student as it starts, frozen; ema: a moving average of the student; none: "
+           "the student alone, whatever teacher.model says.",
+       .words = {"model", "self", "ema", "none"}});
   share(table, "ema_decay", "0.9999", "Of teacher.kind = ema: share of the old average kept at each update.");
 }
 

@@ -45,9 +45,15 @@ std::string integer_wanted(const IntegerRange& range) {
 std::string number_wanted(const Interval& interval) {
   const bool low = std::isfinite(interval.low), high = std::isfinite(interval.high);
   if (!low) return high ? fmt::format("a number up to {}", interval.high) : "a number";
+  const bool below = interval.below_high;
   const std::string from = fmt::format("{}{}", interval.above_low ? "above " : "from ", interval.low);
   return fmt::format("a number {}{}", from,
-                     high ? fmt::format("{}{}", interval.above_low ? " and up to " : " to ", interval.high) : " on");
+                     high ? fmt::format("{}{}",
+                                        below                ? " to below "
+                                        : interval.above_low ? " and up to "
+                                                             : " to ",
+                                        interval.high)
+                          : " on");
 }
 
 std::string integer_fault(const Option& option, const std::string& value) {
@@ -59,7 +65,10 @@ std::string integer_fault(const Option& option, const std::string& value) {
 std::string number_fault(const Option& option, const std::string& value) {
   const auto number = to_number(value);
   const Interval& in = option.interval;
-  if (number && *number <= in.high && (in.above_low ? *number > in.low : *number >= in.low)) return "";
+  const auto inside = [&](double x) {
+    return (in.below_high ? x < in.high : x <= in.high) && (in.above_low ? x > in.low : x >= in.low);
+  };
+  if (number && inside(*number)) return "";
   return "wanted " + number_wanted(in);
 }
 

@@ -29,7 +29,7 @@ struct IntegerRange {
 
 struct Interval {
   double low = -std::numeric_limits<double>::infinity(), high = std::numeric_limits<double>::infinity();
-  bool above_low = false;  // low itself is outside
+  bool above_low = false, below_high = false;  // low or high itself is outside
 };
 
 // Another name under which the option is set by another kind of value: a switch that, when on, says `when_on`

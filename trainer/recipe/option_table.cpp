@@ -48,7 +48,8 @@ std::string range_text(const Option& option) {
     return fmt::format(" [{}, {}]", option.range.low, endless ? "..." : std::to_string(option.range.high));
   }
   if (option.kind == OptionKind::kNumber) {
-    return fmt::format(" {}{}, {}]", option.interval.above_low ? "(" : "[", option.interval.low, option.interval.high);
+    return fmt::format(" {}{}, {}{}", option.interval.above_low ? "(" : "[", option.interval.low, option.interval.high,
+                       option.interval.below_high ? ")" : "]");
   }
   const std::string accepted = accepted_values(option);
   const bool tells = option.kind == OptionKind::kChoice || option.kind == OptionKind::kDtype ||

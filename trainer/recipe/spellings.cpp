@@ -19,6 +19,7 @@ const std::vector<Plain>& plain() {
       {{"output_dir"}, "run"},
       {{"adapter_rank", "lora_r", "lora_rank"}, "adapter.rank"},
       {{"lora_alpha"}, "adapter.alpha"},
+      {{"lora_dropout"}, "adapter.dropout"},
       {{"use_rslora"}, "adapter.rslora"},
       {{"target_modules", "lora_target_modules"}, "adapter.target"},
       {{"batch_size", "per_device_train_batch_size"}, "data.batch_size"},

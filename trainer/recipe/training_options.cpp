@@ -34,6 +34,12 @@ void declare_training_options(OptionTable& table) {
              .fallback = "1",
              .help = "Updates between lines of metrics.jsonl.",
              .range = {1, 1 << 30}});
+  table.add({.name = "train.progress",
+             .kind = OptionKind::kChoice,
+             .fallback = "loss",
+             .help = "What the line of a running training shows; phases: also the peak of its memory and the times of "
+                     "the step's parts.",
+             .words = {"loss", "phases"}});
   table.add({.name = "eval.every",
              .kind = OptionKind::kInteger,
              .fallback = "0",
