@@ -54,6 +54,13 @@ TEST(Settings, FlagWinsOverRecipeAndRecipeOverDefault) {
   EXPECT_EQ(settings.text("projector.dtype"), "teacher");
 }
 
+TEST(Settings, AValueThatIsTakenBackIsNotGiven) {
+  const auto settings = resolved("[objective]\nembedding_weight =\n[student]\nmodel =\n[train]\nnote =\n");
+  for (const char* name : {"objective.embedding_weight", "student.model", "train.note"}) {
+    EXPECT_FALSE(settings.given(name)) << name;
+  }
+}
+
 TEST(Settings, ShorthandsSayWhatAnotherOptionIs) {
   const auto settings = resolved("use_quantization = true\n", {"--use_fp16", "--num_samples=900"});
   EXPECT_EQ(settings.dtype("student.dtype"), c10::kHalf);

@@ -146,8 +146,8 @@ void Settings::put(const Option& option, const std::string& text, const Origin& 
     }
     return;
   }
-  if (text.empty() && option.fallback.empty()) {  // `model =` takes a value back
-    values = {{"", origin}};
+  if (text.empty() && option.fallback.empty()) {  // `model =` takes a value back, as if none had been given
+    values = {{"", Origin::of_default()}};
     return;
   }
   const bool is_path = option.kind == OptionKind::kPath && !text.empty();
