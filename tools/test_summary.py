@@ -19,7 +19,7 @@ def gtest_counts(output):
     closing = output.rfind("\n[==========]")
     counts = collections.Counter()
     for word, number in GTEST_COUNT.findall(output[closing:]) if closing >= 0 else ():
-        counts[word.strip().lower()] += int(number)
+        counts[word.lower()] += int(number)
     return counts or None
 
 

@@ -18,9 +18,9 @@ struct NamedCastScope {
 };
 }  // namespace
 
-void log_cast(const CastLog::Key& key, int64_t bytes) {
+void log_cast(std::string_view place, at::ScalarType from, at::ScalarType to, int64_t bytes) {
   if (active_log == nullptr) return;
-  auto& cost = active_log->casts_[key];
+  auto& cost = active_log->casts_[{std::string(place), from, to}];
   cost.count += 1;
   cost.bytes += bytes;
 }
@@ -33,7 +33,7 @@ int64_t bytes_moved(const at::Tensor& x, at::ScalarType to) {
 
 at::Tensor convert(const at::Tensor& x, at::ScalarType to, const std::string& place) {
   const NamedCastScope scope;
-  log_cast({place, x.scalar_type(), to}, bytes_moved(x, to));
+  log_cast(place, x.scalar_type(), to, bytes_moved(x, to));
   return x.to(to);
 }
 
@@ -66,14 +66,14 @@ void cast_into(at::Tensor& destination, const at::Tensor& source) {
   destination.copy_(source);
 }
 
-void cast_into(at::Tensor& destination, const at::Tensor& source, const std::string& place) {
+void cast_into(at::Tensor& destination, const at::Tensor& source, std::string_view place) {
   const at::ScalarType from = source.scalar_type(), to = destination.scalar_type();
-  if (from != to) log_cast({place, from, to}, bytes_moved(source, to));
+  if (from != to) log_cast(place, from, to, bytes_moved(source, to));
   cast_into(destination, source);
 }
 
-void name_inner_cast(const std::string& place, at::ScalarType from, at::ScalarType to) {
-  if (from != to) log_cast({place, from, to}, 0);
+void name_inner_cast(std::string_view place, at::ScalarType from, at::ScalarType to) {
+  if (from != to) log_cast(place, from, to, 0);
 }
 
 at::Tensor integers(const at::Tensor& x, at::ScalarType to) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 namespace limbeck::precision {
@@ -18,11 +19,11 @@ at::Tensor cast(const at::Tensor& x, at::ScalarType from, at::ScalarType to, con
 void cast_into(at::Tensor& destination, const at::Tensor& source);
 
 // The same while a step runs: listed under its place where the dtypes differ.
-void cast_into(at::Tensor& destination, const at::Tensor& source, const std::string& place);
+void cast_into(at::Tensor& destination, const at::Tensor& source, std::string_view place);
 
 // Lists a change that an operator of ours makes inside itself, in registers and tiles: no tensor of the other dtype
 // exists, so no bytes move.
-void name_inner_cast(const std::string& place, at::ScalarType from, at::ScalarType to);
+void name_inner_cast(std::string_view place, at::ScalarType from, at::ScalarType to);
 
 // Integers carry no precision: masks, ids and segments in the integer type that an operator wants.
 at::Tensor integers(const at::Tensor& x, at::ScalarType to);
@@ -58,7 +59,7 @@ class CastLog {
   const std::map<Key, Cost>& casts() const { return casts_; }
 
  private:
-  friend void log_cast(const Key& key, int64_t bytes);
+  friend void log_cast(std::string_view place, at::ScalarType from, at::ScalarType to, int64_t bytes);
   std::map<Key, Cost> casts_;
   CastLog* outer_;
 };

@@ -30,12 +30,17 @@ def trained_or_evaluated(stock: Stock, folder: Path, dice: random.Random, masked
     return Case([command, recipe, f"--data.{key}={folder / 'data'}", *flags, *extra])
 
 
+def copied_data(stock: Stock, folder: Path, masked: bool) -> tuple[Path, dict]:
+    """Where the manifest of the copy lies, and what it holds."""
+    shutil.copytree(stock.masked_data if masked else stock.folder / "work" / "validation", folder / "data")
+    path = folder / "data" / "manifest.json"
+    return path, json.loads(path.read_text())
+
+
 @kind
 def manifest(stock: Stock, folder: Path, dice: random.Random) -> Case:
     masked = dice.random() < 0.4
-    shutil.copytree(stock.masked_data if masked else stock.folder / "work" / "validation", folder / "data")
-    path = folder / "data" / "manifest.json"
-    value = json.loads(path.read_text())
+    path, value = copied_data(stock, folder, masked)
     if masked and dice.random() < 0.5:
         value["tokenizer"][dice.choice(["special", "continuing"])] = dice.choice(ID_LISTS)
         value["tokenizer"]["vocabulary"] = dice.choice([517, 517, 1, 2**31 - 1, 10**6])
@@ -52,9 +57,7 @@ def manifest(stock: Stock, folder: Path, dice: random.Random) -> Case:
 @kind
 def shard(stock: Stock, folder: Path, dice: random.Random) -> Case:
     masked = dice.random() < 0.3
-    shutil.copytree(stock.masked_data if masked else stock.folder / "work" / "validation", folder / "data")
-    path = folder / "data" / "manifest.json"
-    value = json.loads(path.read_text())
+    path, value = copied_data(stock, folder, masked)
     one = folder / "data" / value["shards"][0]["file"]
     mutate_safetensors(one, dice)
     data = one.read_bytes()

@@ -1,5 +1,5 @@
 // Runs a binary's cases as gtest_main does, and ends without taking LibTorch's tables down, which is a third of what
-// the process of a short case takes; ctest starts one for each case.
+// the process of a short suite takes; ctest starts one for each suite.
 #include <gtest/gtest.h>
 
 #include <cstdio>

@@ -30,14 +30,7 @@ using precision::MetaMemory;
 // The first line of an ATen error says what happened; the rest is its stack.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
-// "teacher.layers.12.mlp.up_proj" -> "teacher.layers.*.mlp.up_proj"
-std::string without_layer(const std::string& path) {
-  const std::string marker = ".layers.";
-  const size_t at = path.find(marker);
-  if (at == std::string::npos) return path;
-  const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
-  return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
-}
+std::string without_layer(const std::string& path) { return without_number(path, ".layers."); }
 
 // Runs one phase; a failure becomes a violation that names the module whose code was running.
 template <typename Phase>
@@ -245,6 +238,14 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 }
 
 }  // namespace
+
+std::string without_number(const std::string& path, const std::string& marker) {
+  const size_t at = path.find(marker);
+  if (at == std::string::npos) return path;
+  const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
+  if (end == begin) return path;
+  return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
+}
 
 void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
   for (CastRow& row : rows) {

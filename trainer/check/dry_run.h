@@ -25,6 +25,9 @@ struct CastRow {
   int64_t count = 0, bytes = 0;
 };
 
+// "teacher.layers.12.mlp.up_proj", ".layers." -> "teacher.layers.*.mlp.up_proj": rows that differ in a number alone.
+std::string without_number(const std::string& path, const std::string& marker);
+
 // To the row of the same place, dtypes and phase, or as a new one.
 void add_cast(const CastRow& cast, std::vector<CastRow>& rows);
 

@@ -162,7 +162,7 @@ void declare_chats(recipe::OptionTable& table) {
              .flag_only = true});
 }
 
-bool gives_chats(const recipe::Settings& settings) { return settings.given("chats") || !settings.list("chat").empty(); }
+bool gives_chats(const recipe::Settings& settings) { return settings.given("chats") || settings.given("chat"); }
 
 std::vector<WrittenChat> written_chats(const recipe::Settings& settings, const fs::path& tokenizer,
                                        bool add_generation_prompt) {

@@ -19,16 +19,6 @@ using check::CheckReport;
 constexpr int kWidest = 100;
 int table_width(int terminal) { return terminal > 0 ? std::min(terminal, kWidest) : kWidest; }
 
-// "objective.hidden.3 (teacher)" -> "objective.hidden.* (teacher)": as layers are, which they stand for.
-std::string without_hidden_layer(const std::string& place) {
-  const std::string marker = ".hidden.";
-  const size_t at = place.find(marker);
-  if (at == std::string::npos) return place;
-  const size_t begin = at + marker.size(), end = place.find_first_not_of("0123456789", begin);
-  if (end == begin) return place;
-  return place.substr(0, begin) + "*" + (end == std::string::npos ? "" : place.substr(end));
-}
-
 // What is stored, and below it what differs from it: "in, out float32".
 std::string dtypes_text(const check::ModuleRow& row) {
   if (row.input == row.compute && row.compute == row.output) {
@@ -137,7 +127,7 @@ std::string casts_text(const CheckReport& report, int width) {
   TextTable table({{"cast"}, {"from"}, {"to"}, {"in"}, {"count", Align::kRight}, {"bytes moved", Align::kRight}});
   std::vector<check::CastRow> rows;
   for (check::CastRow row : report.casts) {
-    row.place = without_hidden_layer(row.place);
+    row.place = check::without_number(row.place, ".hidden.");  // as layers are, which they stand for
     check::add_cast(row, rows);
   }
   for (const check::CastRow& row : rows) {
@@ -162,19 +152,6 @@ std::vector<std::string> violations_of(const CheckReport& report) {
   violations.insert(violations.end(), report.ran_wrongly.begin(), report.ran_wrongly.end());
   return violations;
 }
-
-}  // namespace
-
-void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int terminal) {
-  const int width = table_width(terminal);
-  console.result(modules_text(report, width));
-  if (!report.data.empty()) console.result(data_text(report, width));
-  console.result(trained_text(report));
-  console.result(casts_text(report, width));
-  console.result(memory_text(report, settings, width));
-}
-
-namespace {
 
 // What is not known is null.
 nlohmann::ordered_json data_json(const check::DataRow& row) {
@@ -201,6 +178,15 @@ nlohmann::ordered_json data_json(const check::DataRow& row) {
 }
 
 }  // namespace
+
+void print_check(const CheckReport& report, const recipe::Settings& settings, Console& console, int terminal) {
+  const int width = table_width(terminal);
+  console.result(modules_text(report, width));
+  if (!report.data.empty()) console.result(data_text(report, width));
+  console.result(trained_text(report));
+  console.result(casts_text(report, width));
+  console.result(memory_text(report, settings, width));
+}
 
 nlohmann::ordered_json check_json(const CheckReport& report) {
   nlohmann::ordered_json json;

@@ -31,10 +31,7 @@ struct Request {
 };
 
 void check_prompts(const recipe::Settings& settings) {
-  const int ways = static_cast<int>(!settings.list("prompt").empty()) + static_cast<int>(settings.given("prompts")) +
-                   static_cast<int>(!settings.list("prompt-ids").empty()) +
-                   static_cast<int>(!settings.list("chat").empty()) + static_cast<int>(settings.given("chats"));
-  if (ways != 1) {
+  if (given_among(settings, {"prompt", "prompts", "prompt-ids", "chat", "chats"}) != 1) {
     throw UsageError(
         "limbeck generate: wanted one of --prompt=\"some text\", --prompts=FILE (lines of text, or .safetensors with "
         "input_ids), --prompt-ids=1,15,7, --chat=\"a message\" and --chats=FILE (messages as JSON)");

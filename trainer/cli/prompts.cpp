@@ -104,6 +104,10 @@ std::vector<std::string> read_lines(const std::filesystem::path& path) {
   return lines;
 }
 
+int given_among(const recipe::Settings& settings, std::initializer_list<const char*> names) {
+  return static_cast<int>(std::count_if(names.begin(), names.end(), [&](const char* n) { return settings.given(n); }));
+}
+
 std::filesystem::path tokenizer_folder(const recipe::Settings& settings) {
   return settings.given("tokenizer") ? settings.path("tokenizer") : settings.required_path("model");
 }

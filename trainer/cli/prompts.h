@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,8 @@ Prompts padded(const IdRows& rows);
 Prompts prompts_from_tensors(const std::filesystem::path& path);
 // The lines of a text file, without their "\n"; those of a .jsonl are JSON strings.
 std::vector<std::string> read_lines(const std::filesystem::path& path);
+// How many of these options are given, where one of them is wanted.
+int given_among(const recipe::Settings& settings, std::initializer_list<const char*> names);
 // --tokenizer, else --model.
 std::filesystem::path tokenizer_folder(const recipe::Settings& settings);
 void declare_tokenizer(recipe::OptionTable& table);

@@ -27,9 +27,7 @@ nlohmann::ordered_json pieces_of(const text::Tokenizer& tokenizer, const text::I
 using Line = WrittenChat;  // a text and where it stands
 
 void check_source(const recipe::Settings& settings) {
-  const int ways = static_cast<int>(settings.given("input")) + static_cast<int>(!settings.list("chat").empty()) +
-                   static_cast<int>(settings.given("chats"));
-  if (ways != 1) {
+  if (given_among(settings, {"input", "chat", "chats"}) != 1) {
     throw UsageError(
         "limbeck tokenize: wanted one of --input=FILE (lines of text), --chat=\"a message\" and --chats=FILE "
         "(messages as JSON)");

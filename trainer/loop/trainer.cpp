@@ -11,7 +11,6 @@
 
 #include "kernels/adamw.h"
 #include "modules/errors.h"
-#include "modules/failure.h"
 #include "modules/io/crc32c.h"
 #include "modules/precision/host_memory.h"
 #include "trainer/loop/trainer_state.h"
@@ -185,11 +184,9 @@ void Trainer::State::compare_replicas(int64_t step) const {
     std::map<uint32_t, std::vector<size_t>> holders;
     for (size_t rank = 0; rank < all.size(); ++rank) holders[all[rank].at(name).get<uint32_t>()].push_back(rank);
     if (holders.size() == 1) continue;
-    throw_failure(
-        {static_cast<int>(ExitCode::kDistributed),
-         fmt::format("after step {} the ranks hold different {}: {}; go on from the last checkpoint without it", step,
-                     name, odd_ones(holders)),
-         "", ranks.rank() != 0});
+    parallel::throw_disagreement(
+        ranks, fmt::format("after step {} the ranks hold different {}: {}; go on from the last checkpoint without it",
+                           step, name, odd_ones(holders)));
   }
 }
 

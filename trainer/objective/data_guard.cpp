@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "modules/errors.h"
-#include "trainer/objective/vocabulary_guard.h"
 
 namespace limbeck::objective {
 
@@ -21,8 +20,12 @@ struct Ids {
 
 class Reader {
  public:
-  Reader(const recipe::Settings& settings, const models::BuiltModel& model, const std::string& role)
-      : settings_(settings), model_(model), role_(role) {}
+  Reader(const DataReaders& readers, const models::BuiltModel& model, Reads who)
+      : settings_(readers.settings),
+        pair_(readers.pair),
+        model_(model),
+        who_(who),
+        role_(who == Reads::kStudent ? "student" : "teacher") {}
 
   int64_t rows() const { return model_.config.architecture.vocabulary; }
 
@@ -47,7 +50,7 @@ class Reader {
   void require_same_meaning(const Ids& ids, const std::string& origin) const {
     const std::string init = role_ + ".init";
     if (ids.fingerprint.empty() || settings_.text(init) == "random") return;
-    const auto own = ids_fingerprint(model_.config.folder);
+    const std::optional<std::string>& own = pair_.fingerprint(who_);
     if (!own || *own == ids.fingerprint) return;
     const std::string folder = model_.config.folder.string();
     throw UsageError(
@@ -58,18 +61,20 @@ class Reader {
   }
 
   const recipe::Settings& settings_;
+  PairVocabulary& pair_;
   const models::BuiltModel& model_;
+  Reads who_;
   std::string role_;
 };
 
 }  // namespace
 
 Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin, const DataReaders& readers) {
-  const Reader student(readers.settings, readers.student, "student");
+  const Reader student(readers, readers.student, Reads::kStudent);
   const Ids ids{manifest.vocabulary, manifest.largest_id, manifest.ids_fingerprint, "--tokenizer"};
   student.require(ids, origin);
   if (readers.teacher == nullptr) return {manifest.vocabulary, 0};
-  const Reader teacher(readers.settings, *readers.teacher, "teacher");
+  const Reader teacher(readers, *readers.teacher, Reads::kTeacher);
   if (manifest.teacher_vocabulary > 0) {
     if (!readers.crosses) {
       throw UsageError(fmt::format(
@@ -83,7 +88,7 @@ Vocabulary require_fitting_data(const data::Manifest& manifest, const std::strin
                     origin);
     return {manifest.vocabulary, manifest.teacher_vocabulary};
   }
-  const std::string difference = vocabulary_difference(*readers.teacher, readers.student);
+  const std::string& difference = readers.pair.difference();
   if (!difference.empty()) {
     throw UsageError(
         fmt::format("{} holds the ids of one tokenizer, but {}: prepare it with both "

@@ -6,12 +6,14 @@
 #include "modules/models/load_model.h"
 #include "trainer/data/data_source.h"
 #include "trainer/objective/language_terms.h"
+#include "trainer/objective/vocabulary_guard.h"
 #include "trainer/recipe/settings.h"
 
 namespace limbeck::objective {
 
 struct DataReaders {
   const recipe::Settings& settings;
+  PairVocabulary& pair;
   const models::BuiltModel& student;
   const models::BuiltModel* teacher;  // that is compared with; null: none
   bool crosses;                       // the objective compares models of different tokenizers

@@ -43,7 +43,7 @@ bool any_needs_teacher(const TermWeights& weights) {
 struct Distillation::State {
   State(const recipe::Settings& recipe, const Registries& registries, bool on_meta);
 
-  void check_pair() const;
+  void check_pair();
   void make_groups();
   void encode(ForwardPass& pass, bool with_teacher) const;
 
@@ -60,6 +60,7 @@ struct Distillation::State {
   bool needs_teacher, crosses;
   std::unique_ptr<Projectors> projectors;
   mutable std::optional<MovingAverage> average;
+  std::optional<PairVocabulary> tokenizers;
   Vocabulary vocabulary;
   VocabularyRanks divided;
   std::vector<std::unique_ptr<TermGroup>> groups;
@@ -84,6 +85,7 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   needs_teacher = any_needs_teacher(weights);
   crosses = divergence.crosses_vocabularies || settings.text("projector.kind") == "logit";
   require_fitting_masks(settings, weights, student, teacher && needs_teacher ? &*teacher : nullptr);
+  tokenizers.emplace(student, teacher ? &*teacher : nullptr);
   check_pair();
   if (settings.enabled("objective.vocabulary_parallel")) {
     require_divisible_vocabulary(settings, divergence, has_language_head(student));
@@ -100,7 +102,7 @@ Distillation::State::State(const recipe::Settings& recipe, const Registries& reg
   if (teacher) teacher->model->eval();
 }
 
-void Distillation::State::check_pair() const {
+void Distillation::State::check_pair() {
   if (!teacher) {
     if (!needs_teacher) return;
     throw UsageError(
@@ -129,7 +131,7 @@ void Distillation::State::check_pair() const {
                     teacher->policy->device().str(), settings.where("teacher.device"), student.policy->device().str()));
   }
   if (crosses || !has_language_head(student)) return;
-  const std::string difference = vocabulary_difference(*teacher, student);
+  const std::string& difference = tokenizers->difference();
   if (difference.empty() || !needs_teacher) return;
   throw UsageError(
       fmt::format("{}, and objective.divergence = {} {} compares them id by id: set objective.divergence "
@@ -305,15 +307,15 @@ void Distillation::divide_vocabulary(parallel::Communicator& ranks) {
 }
 
 bool Distillation::reads_two_streams() const {
-  const State& s = *state_;
-  return s.teacher && s.needs_teacher && s.crosses && !vocabulary_difference(*s.teacher, s.student).empty();
+  State& s = *state_;
+  return s.teacher && s.needs_teacher && s.crosses && !s.tokenizers->difference().empty();
 }
 
 void Distillation::accept_data(const data::Manifest& manifest, const std::string& origin) {
   State& s = *state_;
   const bool compares = s.teacher && s.needs_teacher;
-  const Vocabulary real =
-      require_fitting_data(manifest, origin, {s.settings, s.student, compares ? &*s.teacher : nullptr, s.crosses});
+  const Vocabulary real = require_fitting_data(
+      manifest, origin, {s.settings, *s.tokenizers, s.student, compares ? &*s.teacher : nullptr, s.crosses});
   s.vocabulary.student = real.student;
   if (compares) s.vocabulary.teacher = real.teacher;
 }

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <boost/crc.hpp>
 #include <filesystem>
-#include <map>
 #include <nlohmann/json.hpp>
 
 #include "modules/io/json_file.h"
@@ -16,7 +15,6 @@ namespace limbeck::objective {
 namespace {
 
 using Json = nlohmann::json;
-using Ids = std::map<int64_t, std::string>;
 
 std::optional<std::string> tokenizer_text(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
@@ -24,11 +22,29 @@ std::optional<std::string> tokenizer_text(const std::filesystem::path& folder) {
   return io::read_json_text(path, text::kTokenizerLimits);
 }
 
+}  // namespace
+
+bool is_padding(int64_t rows, int64_t real) {
+  // Tables are padded to a multiple of at most some hundreds, or by a share of a large vocabulary.
+  constexpr int64_t kUsual = 64, kOneIn = 50;
+  return rows >= real && rows - real <= std::max(kUsual, rows / kOneIn);
+}
+
+PairVocabulary::PairVocabulary(const models::BuiltModel& student, const models::BuiltModel* teacher)
+    : student_{.folder = student.config.folder, .rows = student.config.architecture.vocabulary} {
+  if (teacher != nullptr)
+    teacher_ = Side{.folder = teacher->config.folder, .rows = teacher->config.architecture.vocabulary};
+}
+
 // The ids that a tokenizer.json gives out; none for a kind that we do not read.
-std::optional<Ids> token_ids(const std::string& text, const std::filesystem::path& folder) {
+std::optional<PairVocabulary::Ids> PairVocabulary::ids_in(const std::string& text,
+                                                          const std::filesystem::path& folder) {
   const Json json = io::parse_json(text, (folder / "tokenizer.json").string(), text::kTokenizerLimits);
   if (!json.is_object() || !json.contains("model") || !json["model"].is_object()) return std::nullopt;
-  const Json vocabulary = json["model"].value("vocab", Json());
+  const Json& model = json["model"];
+  const auto held = model.find("vocab");
+  if (held == model.end()) return std::nullopt;
+  const Json& vocabulary = *held;
   Ids ids;
   if (vocabulary.is_object()) {
     for (const auto& [token, id] : vocabulary.items()) {
@@ -41,19 +57,53 @@ std::optional<Ids> token_ids(const std::string& text, const std::filesystem::pat
         ids[static_cast<int64_t>(i)] = entry[0].get<std::string>();
     }
   }
-  return ids.empty() ? std::nullopt : std::optional<Ids>(ids);
+  if (ids.empty()) return std::nullopt;
+  return ids;
 }
 
-std::string tokenizer_difference(const models::BuiltModel& teacher, const models::BuiltModel& student) {
-  const auto &there = teacher.config.folder, &here = student.config.folder;
-  const auto theirs = tokenizer_text(there), ours = tokenizer_text(here);
+void PairVocabulary::parse(Side& side, const std::string& text) {
+  if (side.parsed) return;
+  side.ids = ids_in(text, side.folder);
+  side.parsed = true;
+  if (!side.ids) return;
+  boost::crc_32_type crc;
+  for (const auto& [id, token] : *side.ids) {
+    const std::string line = fmt::format("{}\t{}\n", id, token);
+    crc.process_bytes(line.data(), line.size());
+  }
+  side.fingerprint = fmt::format("{:08x}", crc.checksum());
+  if (!teacher_ || difference_) side.ids.reset();
+}
+
+const std::optional<std::string>& PairVocabulary::fingerprint(Reads who) {
+  Side& side = who == Reads::kStudent ? student_ : teacher_.value();
+  if (side.parsed) return side.fingerprint;
+  const auto text = tokenizer_text(side.folder);
+  if (!text) {
+    side.parsed = true;
+    return side.fingerprint;
+  }
+  if (teacher_) {
+    const Side& other = who == Reads::kStudent ? *teacher_ : student_;
+    if (other.parsed && tokenizer_text(other.folder) == text) {
+      side.parsed = true;
+      return side.fingerprint = other.fingerprint;
+    }
+  }
+  parse(side, *text);
+  return side.fingerprint;
+}
+
+std::string PairVocabulary::differing_meaning() {
+  const auto theirs = tokenizer_text(teacher_->folder), ours = tokenizer_text(student_.folder);
   if (!theirs || !ours || *theirs == *ours) return "";
-  const auto t = token_ids(*theirs, there), s = token_ids(*ours, here);
-  if (!t || !s) return "";
+  parse(*teacher_, *theirs);
+  parse(student_, *ours);
+  if (!teacher_->ids || !student_.ids) return "";
   // Ids that one of them has beyond the other's are additions (chat markers); an id with two meanings is a difference.
-  for (const auto& [id, token] : *s) {
-    const auto found = t->find(id);
-    if (found != t->end() && found->second != token) {
+  for (const auto& [id, token] : *student_.ids) {
+    const auto found = teacher_->ids->find(id);
+    if (found != teacher_->ids->end() && found->second != token) {
       return fmt::format("id {} is \"{}\" in the teacher's tokenizer.json and \"{}\" in the student's", id,
                          found->second, token);
     }
@@ -61,31 +111,16 @@ std::string tokenizer_difference(const models::BuiltModel& teacher, const models
   return "";
 }
 
-}  // namespace
-
-std::optional<std::string> ids_fingerprint(const std::filesystem::path& folder) {
-  const auto text = tokenizer_text(folder);
-  const auto ids = text ? token_ids(*text, folder) : std::nullopt;
-  if (!ids) return std::nullopt;
-  boost::crc_32_type crc;
-  for (const auto& [id, token] : *ids) {
-    const std::string line = fmt::format("{}\t{}\n", id, token);
-    crc.process_bytes(line.data(), line.size());
-  }
-  return fmt::format("{:08x}", crc.checksum());
-}
-
-bool is_padding(int64_t rows, int64_t real) {
-  // Tables are padded to a multiple of at most some hundreds, or by a share of a large vocabulary.
-  constexpr int64_t kUsual = 64, kOneIn = 50;
-  return rows >= real && rows - real <= std::max(kUsual, rows / kOneIn);
-}
-
-std::string vocabulary_difference(const models::BuiltModel& teacher, const models::BuiltModel& student) {
-  const int64_t t = teacher.config.architecture.vocabulary, s = student.config.architecture.vocabulary;
-  if (!is_padding(std::max(t, s), std::min(t, s)))
-    return fmt::format("the teacher's vocabulary has {} ids, the student's {}", t, s);
-  return tokenizer_difference(teacher, student);
+const std::string& PairVocabulary::difference() {
+  if (difference_) return *difference_;
+  if (!teacher_) return difference_.emplace();
+  const int64_t t = teacher_->rows, s = student_.rows;
+  difference_ = is_padding(std::max(t, s), std::min(t, s))
+                    ? differing_meaning()
+                    : fmt::format("the teacher's vocabulary has {} ids, the student's {}", t, s);
+  student_.ids.reset();
+  teacher_->ids.reset();
+  return *difference_;
 }
 
 }  // namespace limbeck::objective

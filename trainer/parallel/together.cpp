@@ -122,6 +122,10 @@ std::vector<json> on_all_ranks(Communicator& ranks, const std::function<json()>&
   throw_failure({code, fmt::format("{}", fmt::join(all, "; ")), "", ranks.rank() != 0});
 }
 
+void throw_disagreement(const Communicator& ranks, const std::string& message) {
+  throw_failure({static_cast<int>(ExitCode::kDistributed), message, "", ranks.rank() != 0});
+}
+
 void require_equal(Communicator& ranks, const std::map<std::string, std::string>& mine) {
   if (ranks.size() == 1) return;
   const auto all = ranks.all_gather(nlohmann::json(mine).dump());
@@ -138,10 +142,9 @@ void require_equal(Communicator& ranks, const std::map<std::string, std::string>
     for (const auto& [key, value] : other) found.push_back(fmt::format("{} = {} on rank {} alone", key, value, rank));
   }
   if (found.empty()) return;
-  throw_failure({static_cast<int>(ExitCode::kDistributed),
-                 fmt::format("the ranks disagree: {}: start all of them with the same recipe, data and build",
-                             fmt::join(found, "; ")),
-                 "", ranks.rank() != 0});
+  throw_disagreement(ranks,
+                     fmt::format("the ranks disagree: {}: start all of them with the same recipe, data and build",
+                                 fmt::join(found, "; ")));
 }
 
 std::string of_first_rank(Communicator& ranks, const std::string& text) { return ranks.all_gather(text)[0]; }

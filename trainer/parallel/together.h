@@ -31,6 +31,9 @@ nlohmann::json failed_outcome(const std::exception_ptr& thrown);
 std::string outcome_text(const nlohmann::json& outcome);
 void end_alike(const std::vector<nlohmann::json>& of_rank, int rank, const std::exception_ptr& own);
 
+// DistributedError of what all ranks see alike, by numbers that all of them have; the first prints it.
+[[noreturn]] void throw_disagreement(const Communicator& ranks, const std::string& message);
+
 // The same values under the same keys on every rank, or DistributedError naming keys, ranks and values.
 void require_equal(Communicator& ranks, const std::map<std::string, std::string>& mine);
 

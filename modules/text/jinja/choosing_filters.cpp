@@ -49,18 +49,27 @@ Value mapped(Evaluator& evaluator, const Value& item, const Arguments& arguments
   return evaluator.filter(*name, item, rest);
 }
 
-Value map_filter(Evaluator& evaluator, const Value& value, const Arguments& arguments) {
+// What `make` finds in what is left of `value`, which is looked at when the first item is asked for; empty of what is
+// false.
+template <class Make>
+Value lazily(Work& work, const Value& value, Make make) {
   Next next;
   return iterator(
-      evaluator.work(),
-      [&evaluator, value, arguments, next]() mutable -> std::optional<Value> {
+      work,
+      [&work, value, make, next]() mutable -> std::optional<Value> {
         if (!truth(value)) return std::nullopt;
-        if (!next) next = iterate(evaluator.work(), value);
-        const auto item = next();
-        if (!item) return std::nullopt;
-        return mapped(evaluator, *item, arguments);
+        if (!next) next = iterate(work, value);
+        return make(next);
       },
       depth_of(value));
+}
+
+Value map_filter(Evaluator& evaluator, const Value& value, const Arguments& arguments) {
+  return lazily(evaluator.work(), value, [&evaluator, arguments](Next& next) -> std::optional<Value> {
+    const auto item = next();
+    if (!item) return std::nullopt;
+    return mapped(evaluator, *item, arguments);
+  });
 }
 
 bool chosen(Evaluator& evaluator, const Value& item, const Arguments& arguments, bool by_attribute) {
@@ -78,18 +87,12 @@ bool chosen(Evaluator& evaluator, const Value& item, const Arguments& arguments,
 
 template <bool kWanted, bool kByAttribute>
 Value choose(Evaluator& evaluator, const Value& value, const Arguments& arguments) {
-  Next next;
-  return iterator(
-      evaluator.work(),
-      [&evaluator, value, arguments, next]() mutable -> std::optional<Value> {
-        if (!truth(value)) return std::nullopt;
-        if (!next) next = iterate(evaluator.work(), value);
-        while (auto item = next()) {
-          if (chosen(evaluator, *item, arguments, kByAttribute) == kWanted) return item;
-        }
-        return std::nullopt;
-      },
-      depth_of(value));
+  return lazily(evaluator.work(), value, [&evaluator, arguments](Next& next) -> std::optional<Value> {
+    while (auto item = next()) {
+      if (chosen(evaluator, *item, arguments, kByAttribute) == kWanted) return item;
+    }
+    return std::nullopt;
+  });
 }
 
 }  // namespace

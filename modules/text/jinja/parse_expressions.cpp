@@ -37,23 +37,31 @@ ExpressionPointer Parser::binary(Operator op, ExpressionPointer left, Expression
   return out;
 }
 
-ExpressionPointer Parser::tuple(bool with_condition, Words ends, bool parenthesized) {
-  const Deeper deeper(*this);
+ExpressionPointer Parser::comma_separated(Words ends, const std::function<ExpressionPointer()>& part) {
   const int line = now().line;
   std::vector<ExpressionPointer> parts;
   bool is_tuple = false;
   for (;;) {
     if (!parts.empty()) expect_symbol(",");
     if (sees(TokenKind::kPrintEnd) || sees(TokenKind::kTagEnd) || sees_symbol(")") || sees_one_of(ends)) break;
-    parts.push_back(expression(with_condition));
+    parts.push_back(part());
     if (!sees_symbol(",")) break;
     is_tuple = true;
   }
-  if (!is_tuple && !parts.empty()) return std::move(parts.front());
-  if (!is_tuple && !parenthesized) refuse(now(), "unexpected " + shown(now()) + ", wanted an expression");
+  if (parts.empty()) return nullptr;
+  if (!is_tuple) return std::move(parts.front());
   ExpressionPointer out = node(ExpressionKind::kTuple, line);
-  for (ExpressionPointer& part : parts) add(*out, std::move(part));
+  for (ExpressionPointer& one : parts) add(*out, std::move(one));
   return out;
+}
+
+ExpressionPointer Parser::tuple(bool with_condition, Words ends, bool parenthesized) {
+  const Deeper deeper(*this);
+  const int line = now().line;
+  ExpressionPointer out = comma_separated(ends, [&] { return expression(with_condition); });
+  if (out) return out;
+  if (!parenthesized) refuse(now(), "unexpected " + shown(now()) + ", wanted an expression");
+  return node(ExpressionKind::kTuple, line);
 }
 
 ExpressionPointer Parser::expression(bool with_condition) {

@@ -282,23 +282,8 @@ Statement Parser::call_statement(int line) {
 }
 
 ExpressionPointer Parser::target(bool with_namespace, Words ends) {
-  const int line = now().line;
-  std::vector<ExpressionPointer> parts;
-  bool is_tuple = false;
-  for (;;) {
-    if (!parts.empty()) expect_symbol(",");
-    if (sees(TokenKind::kPrintEnd) || sees(TokenKind::kTagEnd) || sees_symbol(")") || sees_one_of(ends)) break;
-    parts.push_back(primary(with_namespace));
-    if (!sees_symbol(",")) break;
-    is_tuple = true;
-  }
-  if (parts.empty()) refuse(now(), "unexpected " + shown(now()) + ", wanted a name to assign to");
-  ExpressionPointer out = std::move(parts.front());
-  if (is_tuple) {
-    parts.front() = std::move(out);
-    out = node(ExpressionKind::kTuple, line);
-    for (ExpressionPointer& part : parts) add(*out, std::move(part));
-  }
+  ExpressionPointer out = comma_separated(ends, [&] { return primary(with_namespace); });
+  if (!out) refuse(now(), "unexpected " + shown(now()) + ", wanted a name to assign to");
   check_target(*out);
   return out;
 }

@@ -1,6 +1,7 @@
 // Tokens to the tree. What Jinja refuses is refused; what Limbeck lacks is refused by name, where it is certain to be
 // reached.
 #pragma once
+#include <functional>
 #include <initializer_list>
 #include <string>
 #include <string_view>
@@ -57,6 +58,8 @@ class Parser {
   ExpressionPointer node(ExpressionKind kind, int line);
   void add(Expression& parent, ExpressionPointer child);
   void deepen(Expression& parent, const Expression& child);
+  // Parts up to one of `ends`: a tuple where there is a comma, the part itself where there is none, null of no part.
+  ExpressionPointer comma_separated(Words ends, const std::function<ExpressionPointer()>& part);
   ExpressionPointer tuple(bool with_condition, Words ends = {}, bool parenthesized = false);
   ExpressionPointer expression(bool with_condition = true);
   ExpressionPointer condition();
