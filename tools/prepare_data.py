@@ -80,7 +80,7 @@ def parsed_arguments(arguments):
     tokens.add_argument("--tokenizer", metavar="FILE|FOLDER|ORG/NAME[@REVISION]",
                         help="tokenizer.json, its folder, or its name on the hub, which is looked up in the local cache")
     tokens.add_argument("--train-vocabulary", type=positive, metavar="N",
-                        help="train a tokenizer of N tokens on the texts instead; OUT/tokenizer.json")
+                        help="train a tokenizer of N tokens on the texts instead")
     tokens.add_argument("--train-kind", choices=["bytes", "wordpiece"], default="bytes",
                         help="of --train-vocabulary: byte-level BPE (default), or WordPiece as BERT's, for masked "
                         "language models")
@@ -97,7 +97,8 @@ def parsed_arguments(arguments):
     tokens.add_argument("--chat-template", choices=["auto", "builtin", "tokenizer"], default="auto",
                         help="builtin: 'User: ...' in plain text; auto: the tokenizer's if it has one (default)")
     out = parser.add_argument_group("what to write")
-    out.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR")
+    out.add_argument("--out", type=pathlib.Path, required=True, metavar="DIR",
+                     help="shards and manifest.json; the tokenizer's files go to OUT/tokenizer")
     out.add_argument("--validation-fraction", type=fraction, metavar="F",
                      help="this share of the documents, chosen by content, goes to OUT/validation, the rest to OUT/train")
     out.add_argument("--shard-tokens", type=positive, default=16 << 20, metavar="N", help="tokens a shard (default: 16M, 80 MB)")
@@ -159,11 +160,10 @@ def trained_tokenizer(a, files, reading, progress):
         guarded_work.step("training a tokenizer on its texts", a.out, 120 + a.train_characters * 2e-4,
                           2 * GIB + a.train_characters * 200, "train it on less with --train-characters N")
 
-    path = a.out / "tokenizer.json"
     train = tokenizer_file.train_word_pieces if a.train_kind == "wordpiece" else tokenizer_file.train
-    shard_writer.write_atomically(path, train(texts(), a.train_vocabulary).encode())
-    file = tokenizer_file.TokenizerFile(path, a.eos)
-    progress.say(f"{path}: a tokenizer of {file.vocabulary} tokens, {time.monotonic() - begin:.1f} s")
+    folder = shard_writer.put_tokenizer(a.out, train(texts(), a.train_vocabulary))
+    file = tokenizer_file.TokenizerFile(folder, a.eos)
+    progress.say(f"{file.path}: a tokenizer of {file.vocabulary} tokens, {time.monotonic() - begin:.1f} s")
     return file
 
 
@@ -256,6 +256,8 @@ def prepare(a):
         required_end(student, "--eos")
         if teacher:
             required_end(teacher, "--teacher-eos")
+    if a.tokenizer:
+        shard_writer.put_tokenizer(a.out, student.files())
     writers = [shard_writer.ShardWriter(a.out / name, a.shard_tokens, bool(a.label_key)) for name in names]
     counted = write_all(a, documents.documents_of(files, reading), student, teacher, writers, progress)
     entries = {"tokenizer": student.manifest_entry()}

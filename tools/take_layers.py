@@ -17,10 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
+from token_shards import TOKENIZER_FILES  # noqa: E402
 
 LAYER = re.compile(r"^((?:.*\.)?(?:layers|layer|h)\.)(\d{1,9})(\..+)$")  # the names of every family that Limbeck reads
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+BESIDE = (*TOKENIZER_FILES, "generation_config.json")
 ADVICE = "wanted the folder of a Hugging Face model"
 
 

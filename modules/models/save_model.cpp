@@ -17,19 +17,24 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What belongs to a tokenizer or to generation; everything else of the source folder is about its weights.
-constexpr const char* kCopied[] = {"tokenizer.json",
-                                   "tokenizer_config.json",
-                                   "special_tokens_map.json",
-                                   "added_tokens.json",
-                                   "vocab.json",
-                                   "vocab.txt",
-                                   "merges.txt",
-                                   "tokenizer.model",
-                                   "spiece.model",
-                                   "chat_template.json",
-                                   "generation_config.json",
-                                   "chat_template.jinja"};
+// Everything else of a folder is about its weights.
+constexpr const char* kOfTokenizer[] = {"tokenizer.json",
+                                        "tokenizer_config.json",
+                                        "special_tokens_map.json",
+                                        "added_tokens.json",
+                                        "vocab.json",
+                                        "vocab.txt",
+                                        "merges.txt",
+                                        "tokenizer.model",
+                                        "spiece.model",
+                                        "chat_template.json",
+                                        "chat_template.jinja"};
+constexpr const char* kOfGeneration = "generation_config.json";
+
+void copy_if_there(const fs::path& from, const fs::path& to, const char* name) {
+  std::error_code absent;
+  if (fs::is_regular_file(from / name, absent)) io::write_atomically(to / name, io::InputFile(from / name).whole());
+}
 
 // The dtype that holds every stored value: the one of all tensors, or where rules mix them the one that loses nothing.
 at::ScalarType stored_dtype(const io::NamedTensors& tensors) {
@@ -78,8 +83,7 @@ class TemporaryFolder {
 
 }  // namespace
 
-void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_shard_bytes,
-                const io::BeforeTensor& before) {
+void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptions& options) {
   const fs::path target = folder.has_filename() ? folder : folder.parent_path();  // "out/" is "out"
   std::error_code error;
   const bool there = fs::exists(target, error);
@@ -92,12 +96,11 @@ void save_model(const BuiltModel& built, const fs::path& folder, uint64_t max_sh
   }
   const fs::path& source = built.config.folder;
   TemporaryFolder temporary(target);
-  io::write_weights_folder(temporary.path(), tensors, max_shard_bytes, before);
+  io::write_weights_folder(temporary.path(), tensors, options.max_shard_bytes, options.before);
   io::write_atomically(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
-  for (const char* name : kCopied) {
-    if (fs::is_regular_file(source / name, error))
-      io::write_atomically(temporary.path() / name, io::InputFile(source / name).whole());
-  }
+  copy_if_there(source, temporary.path(), kOfGeneration);
+  for (const char* name : kOfTokenizer)
+    copy_if_there(options.tokenizer.empty() ? source : options.tokenizer, temporary.path(), name);
   temporary.put_in_place();
 }
 

@@ -29,7 +29,7 @@ int main(int argc, char** argv) {
         throw limbeck::UsageError("unknown flag " + flag);
       }
     }
-    models::save_model(models::load_model(request), argv[2], shard);
+    models::save_model(models::load_model(request), argv[2], {.max_shard_bytes = shard});
   } catch (const limbeck::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());

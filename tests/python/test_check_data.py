@@ -230,8 +230,8 @@ def test_a_chat_marker_more_is_no_other_tokenizer(place):
 
 TEXTS = ["one two three, tw\u00f6 \u2014 \U0001f600 \u4e2d\u6587\t\"quoted\" and \\\\ back", "three two one"] * 9
 KINDS = {
-    "bytes": lambda: tokenizer_file.train(TEXTS, 280),
-    "wordpiece": lambda: tokenizer_file.train_word_pieces(TEXTS, 60),
+    "bytes": lambda: tokenizer_file.train(TEXTS, 280)["tokenizer.json"].decode(),
+    "wordpiece": lambda: tokenizer_file.train_word_pieces(TEXTS, 60)["tokenizer.json"].decode(),
     "unigram": lambda: tokenizers.Tokenizer(tokenizers.models.Unigram([("<unk>", 0.0), ("\u2581a", -1.5), ("\u4e2d", -2.25), ("a\tb", -1e-7)], 0)).to_str(),
 }
 

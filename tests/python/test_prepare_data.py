@@ -300,7 +300,7 @@ def test_the_python_standard_library(tmp_path):
     for name in ("one", "two"):
         prepare(*flags, "--out", tmp_path / name)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
-    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "one" / "tokenizer.json"))
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "one" / "tokenizer" / "tokenizer.json"))
     manifest, documents = read(tmp_path / "one" / "train")
     assert manifest["tokenizer"]["vocabulary"] == 400
     assert manifest["documents"] + read(tmp_path / "one" / "validation")[0]["documents"] <= 30
@@ -358,7 +358,9 @@ def test_the_digest_is_that_of_the_content(tmp_path, bpe, texts):
     again.write_text(json.dumps(content, indent=3))
     for name, path in (("one", bpe), ("two", again)):
         prepare("--tokenizer", path, "--out", tmp_path / name, texts)
-    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+    one, two = bytes_of(tmp_path / "one"), bytes_of(tmp_path / "two")
+    assert one.pop("tokenizer/tokenizer.json") == bpe.read_bytes() and two.pop("tokenizer/tokenizer.json") == again.read_bytes()
+    assert one == two
 
 
 BAD_FILES = {
@@ -416,11 +418,11 @@ def test_what_is_there_is_not_overwritten_unasked(tmp_path, texts, bpe):
     out = tmp_path / "out"
     prepare("--tokenizer", bpe, "--out", out, "--shard-tokens", 1, texts)
     before = bytes_of(out)
-    assert len(before) == len(TEXTS) + 1
+    assert len(before) == len(TEXTS) + 2  # the manifest and the tokenizer
     assert "manifest.json: is there already" in refused("--tokenizer", bpe, "--out", out, texts, code=2)
     assert bytes_of(out) == before
     prepare("--tokenizer", bpe, "--out", out, "--overwrite", texts)
-    assert len(bytes_of(out)) == 2  # no shard of the first run stays
+    assert len(bytes_of(out)) == 3  # no shard of the first run stays
 
 
 def test_an_interrupted_run_leaves_no_manifest(tmp_path, bpe):

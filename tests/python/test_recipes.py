@@ -82,7 +82,7 @@ def data(tmp_path_factory):
         if not two_tokenizers:
             return one
         prepare("--train-vocabulary", TEACHER_IDS, "--out", root / "teacher")
-        prepare("--tokenizer", one / "tokenizer.json", "--teacher-tokenizer", root / "teacher" / "tokenizer.json",
+        prepare("--tokenizer", one / "tokenizer", "--teacher-tokenizer", root / "teacher" / "tokenizer",
                 "--validation-fraction", 0.2, "--out", root / "two")  # fmt: skip
         return root / "two"
 

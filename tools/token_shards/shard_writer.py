@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 import safetensors.numpy
 
-from token_shards import UsageFault
+from token_shards import TOKENIZER_FILES, UsageFault
 from token_shards.encoding import EncodedDocument
 
 FORMAT_VERSION = 1  # trainer/data/manifest_file.h: kDataFormatVersion
@@ -31,6 +31,18 @@ def write_atomically(path: pathlib.Path, data: bytes):
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def put_tokenizer(out: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
+    """The folder where trainer/objective/saved_tokenizer.h finds it; what an earlier run left there goes."""
+    folder = out / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if name in files:
+            write_atomically(folder / name, files[name])
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return folder
 
 
 def clear_folder(folder: pathlib.Path, overwrite: bool):

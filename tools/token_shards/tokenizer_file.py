@@ -13,13 +13,14 @@ from collections.abc import Iterable
 import tokenizers
 from guarded_work import is_panic, one_line, step
 
-from token_shards import DataFault, UsageFault
+from token_shards import TOKENIZER_FILES, DataFault, UsageFault
 
 END_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "<end_of_turn>")
 PADDING_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 MASK_NAMES = ("[MASK]", "<mask>", "<|mask|>")
 MOST_BYTES, MOST_BYTES_BESIDE, MOST_BYTES_OF_TEMPLATE, LARGEST_ID = 1 << 29, 1 << 26, 1 << 20, 2**31 - 2
 TRAINED_END, TRAINED_PADDING = "<|endoftext|>", "<|pad|>"
+WORD_PIECE_KEYS = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 WORD_PIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 BYTE_SPACES = ("\u0120", "\u010a", "\u0109", "\u010d")  # how byte-level tokenizers write blank, newline, tab, return
 
@@ -66,7 +67,7 @@ class TokenizerFile:
         self.end = self._named(end) if end is not None else self._find("eos_token", END_NAMES)
         self.padding = self._find("pad_token", PADDING_NAMES)
         self.mask = self._find("mask_token", MASK_NAMES)
-        self._content = content
+        self._content, self._text = content, text
 
     def _beside(self, name: str) -> dict:
         path = self.path.parent / name
@@ -79,6 +80,15 @@ class TokenizerFile:
         if not isinstance(content, dict):
             raise DataFault(f"{path}: {type(content).__name__}, wanted an object")
         return content
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer as a folder that stands for itself: from file name to content."""
+        files = {"tokenizer.json": self._text}
+        for name in TOKENIZER_FILES[1:]:
+            path = self.path.parent / name
+            if path.is_file():
+                files[name] = _read(path, MOST_BYTES_BESIDE)
+        return files
 
     def special(self, key: str) -> str | None:
         value = self.config.get(key)
@@ -207,8 +217,14 @@ def _word_pieces(words: collections.Counter, most: int) -> list[str]:
     return list(dict.fromkeys([*by_count[0][: most // 2], *by_count[1]]))[:most]
 
 
-def train_word_pieces(texts: Iterable[str], vocabulary: int) -> str:
-    """A WordPiece tokenizer as BERT's, lower case, whose special tokens are [CLS] text [SEP] and [MASK]."""
+def _trained_files(tokenizer: tokenizers.Tokenizer, special: dict[str, str]) -> dict[str, bytes]:
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special}
+    return {"tokenizer.json": tokenizer.to_str(pretty=False).encode(),
+            "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def train_word_pieces(texts: Iterable[str], vocabulary: int) -> dict[str, bytes]:
+    """The files of a WordPiece tokenizer as BERT's, lower case, whose special tokens are [CLS] text [SEP] and [MASK]."""
     least = len(WORD_PIECE_SPECIALS) + 1
     if vocabulary < least:
         raise UsageFault(f"--train-vocabulary {vocabulary}, wanted at least {least}: the special tokens and a letter")
@@ -225,11 +241,11 @@ def train_word_pieces(texts: Iterable[str], vocabulary: int) -> str:
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
-    return tokenizer.to_str(pretty=False)
+    return _trained_files(tokenizer, {key: f"[{key[:-6].upper()}]" for key in WORD_PIECE_KEYS})
 
 
-def train(texts: Iterable[str], vocabulary: int) -> str:
-    """A byte-level BPE tokenizer of exactly the bytes, merges and two special tokens, as the text of tokenizer.json."""
+def train(texts: Iterable[str], vocabulary: int) -> dict[str, bytes]:
+    """The files of a byte-level BPE tokenizer of exactly the bytes, merges and two special tokens."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     least = len(alphabet) + 2
     if vocabulary < least:
@@ -240,4 +256,4 @@ def train(texts: Iterable[str], vocabulary: int) -> str:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[TRAINED_END, TRAINED_PADDING],
                                              initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.to_str(pretty=False)
+    return _trained_files(tokenizer, {"eos_token": TRAINED_END, "pad_token": TRAINED_PADDING})

@@ -112,7 +112,7 @@ fs::path RunFolder::save_student(const std::string& name, const objective::Disti
     fs::create_directories(fresh);
     adapters::save_adapter(objective.student(), *objective.adapter(), objective::kAdapterName, fresh, before);
   } else {
-    models::save_model(objective.student(), fresh, models::kMaxShardBytes, before);
+    models::save_model(objective.student(), fresh, {.before = before, .tokenizer = tokenizer_});
   }
   const auto projectors = objective.projector_tensors();
   if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors, {}, before);

@@ -28,6 +28,8 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path checkpoints() const { return path_ / checkpoint::kCheckpointsFolder; }
+  // Whose files stand beside the students that are saved from now on; empty: their own folder's.
+  void set_tokenizer(std::filesystem::path folder) { tokenizer_ = std::move(folder); }
   void write_text(const std::string& name, const std::string& text) const;
   // The student as a Hugging Face folder NAME (replacing an older one), its adapter as a PEFT folder where that is what
   // trains; projectors.safetensors beside the weights.
@@ -36,7 +38,7 @@ class RunFolder {
                                      const io::BeforeTensor& before) const;
 
  private:
-  std::filesystem::path path_;
+  std::filesystem::path path_, tokenizer_;
   std::vector<std::filesystem::path> made_;  // for this run, the deepest first
   int lock_ = -1;
 };

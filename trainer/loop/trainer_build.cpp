@@ -10,6 +10,7 @@
 #include "trainer/data/data_request.h"
 #include "trainer/loop/resume.h"
 #include "trainer/loop/trainer_state.h"
+#include "trainer/objective/saved_tokenizer.h"
 #include "trainer/parallel/together.h"
 
 namespace limbeck::loop {
@@ -133,6 +134,11 @@ void Trainer::State::open_data() {
   };
   take("data.train", *train);
   if (validation) take("data.validation", *validation);
+  if (leads()) {
+    folder->set_tokenizer(objective::tokenizer_of_data(settings.path("data.train"), train->manifest(),
+                                                       objective->student().config.folder,
+                                                       settings.text("student.init") == "random"));
+  }
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {

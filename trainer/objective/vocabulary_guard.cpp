@@ -22,30 +22,15 @@ std::optional<std::string> tokenizer_text(const std::filesystem::path& folder) {
   return io::read_json_text(path, text::kTokenizerLimits);
 }
 
-}  // namespace
-
-bool is_padding(int64_t rows, int64_t real) {
-  // Tables are padded to a multiple of at most some hundreds, or by a share of a large vocabulary.
-  constexpr int64_t kUsual = 64, kOneIn = 50;
-  return rows >= real && rows - real <= std::max(kUsual, rows / kOneIn);
-}
-
-PairVocabulary::PairVocabulary(const models::BuiltModel& student, const models::BuiltModel* teacher)
-    : student_{.folder = student.config.folder, .rows = student.config.architecture.vocabulary} {
-  if (teacher != nullptr)
-    teacher_ = Side{.folder = teacher->config.folder, .rows = teacher->config.architecture.vocabulary};
-}
-
 // The ids that a tokenizer.json gives out; none for a kind that we do not read.
-std::optional<PairVocabulary::Ids> PairVocabulary::ids_in(const std::string& text,
-                                                          const std::filesystem::path& folder) {
+std::optional<MeaningOfIds> ids_in(const std::string& text, const std::filesystem::path& folder) {
   const Json json = io::parse_json(text, (folder / "tokenizer.json").string(), text::kTokenizerLimits);
   if (!json.is_object() || !json.contains("model") || !json["model"].is_object()) return std::nullopt;
   const Json& model = json["model"];
   const auto held = model.find("vocab");
   if (held == model.end()) return std::nullopt;
   const Json& vocabulary = *held;
-  Ids ids;
+  MeaningOfIds ids;
   if (vocabulary.is_object()) {
     for (const auto& [token, id] : vocabulary.items()) {
       if (id.is_number_integer()) ids[id.get<int64_t>()] = token;
@@ -61,17 +46,42 @@ std::optional<PairVocabulary::Ids> PairVocabulary::ids_in(const std::string& tex
   return ids;
 }
 
+std::string checksum(const MeaningOfIds& ids) {
+  boost::crc_32_type crc;
+  for (const auto& [id, token] : ids) {
+    const std::string line = fmt::format("{}\t{}\n", id, token);
+    crc.process_bytes(line.data(), line.size());
+  }
+  return fmt::format("{:08x}", crc.checksum());
+}
+
+}  // namespace
+
+std::optional<std::string> ids_fingerprint(const std::filesystem::path& folder) {
+  const auto text = tokenizer_text(folder);
+  const auto ids = text ? ids_in(*text, folder) : std::nullopt;
+  if (!ids) return std::nullopt;
+  return checksum(*ids);
+}
+
+bool is_padding(int64_t rows, int64_t real) {
+  // Tables are padded to a multiple of at most some hundreds, or by a share of a large vocabulary.
+  constexpr int64_t kUsual = 64, kOneIn = 50;
+  return rows >= real && rows - real <= std::max(kUsual, rows / kOneIn);
+}
+
+PairVocabulary::PairVocabulary(const models::BuiltModel& student, const models::BuiltModel* teacher)
+    : student_{.folder = student.config.folder, .rows = student.config.architecture.vocabulary} {
+  if (teacher != nullptr)
+    teacher_ = Side{.folder = teacher->config.folder, .rows = teacher->config.architecture.vocabulary};
+}
+
 void PairVocabulary::parse(Side& side, const std::string& text) {
   if (side.parsed) return;
   side.ids = ids_in(text, side.folder);
   side.parsed = true;
   if (!side.ids) return;
-  boost::crc_32_type crc;
-  for (const auto& [id, token] : *side.ids) {
-    const std::string line = fmt::format("{}\t{}\n", id, token);
-    crc.process_bytes(line.data(), line.size());
-  }
-  side.fingerprint = fmt::format("{:08x}", crc.checksum());
+  side.fingerprint = checksum(*side.ids);
   if (!teacher_ || difference_) side.ids.reset();
 }
 

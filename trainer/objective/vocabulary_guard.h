@@ -13,6 +13,8 @@ namespace limbeck::objective {
 
 enum class Reads { kStudent, kTeacher };
 
+using MeaningOfIds = std::map<int64_t, std::string>;
+
 // What the tokenizers of a pair say. A tokenizer.json is large: each is parsed when a question needs it, and once.
 class PairVocabulary {
  public:
@@ -29,15 +31,13 @@ class PairVocabulary {
   const std::optional<std::string>& fingerprint(Reads who);
 
  private:
-  using Ids = std::map<int64_t, std::string>;  // what each id means
   struct Side {
     std::filesystem::path folder = {};
     int64_t rows = 0;  // of the model's table
     bool parsed = false;
     std::optional<std::string> fingerprint = std::nullopt;
-    std::optional<Ids> ids = std::nullopt;  // until the difference is known
+    std::optional<MeaningOfIds> ids = std::nullopt;  // until the difference is known
   };
-  static std::optional<Ids> ids_in(const std::string& text, const std::filesystem::path& folder);
   void parse(Side& side, const std::string& text);
   std::string differing_meaning();
 
@@ -45,6 +45,9 @@ class PairVocabulary {
   std::optional<Side> teacher_;
   std::optional<std::string> difference_;
 };
+
+// PairVocabulary::fingerprint of a folder that is no model's.
+std::optional<std::string> ids_fingerprint(const std::filesystem::path& folder);
 
 // Whether a table of `rows` can be a padded one of `real` ids.
 bool is_padding(int64_t rows, int64_t real);
