@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes modules/text/character_tables.inc: what Hugging Face's tokenizers take for a letter, a digit, punctuation;
+"""Writes modules/text/characters/character_tables.inc: what Hugging Face's tokenizers take for a letter, a digit, punctuation;
 and modules/text/jinja/case_tables.inc: what Python's str.upper, title and lower do beyond one character for another.
 
 Their library mixes Unicode versions (8 for BERT's categories, 12 for normal forms, 16 for regular expressions), so each

@@ -1,9 +1,9 @@
 #include "trainer/registry.h"
 
 #include "modules/adapters/adapter_config.h"
-#include "modules/models/family.h"
+#include "modules/models/family/family.h"
 #include "modules/quantization/quantized_weight.h"
-#include "trainer/objective/divergence.h"
+#include "trainer/objective/head/divergence.h"
 
 namespace limbeck {
 

@@ -4,8 +4,8 @@
 #include <variant>
 #include <vector>
 
-#include "modules/adapters/create_npt.h"
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/npt/create_npt.h"
+#include "modules/adapters/peft/peft_config.h"
 #include "modules/named_kind.h"
 
 namespace limbeck::adapters {

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "modules/adapters/low_rank.h"
-#include "modules/adapters/low_rank_embedding.h"
-#include "modules/adapters/low_rank_experts.h"
+#include "modules/adapters/low_rank/low_rank.h"
+#include "modules/adapters/low_rank/low_rank_embedding.h"
+#include "modules/adapters/low_rank/low_rank_experts.h"
 #include "modules/errors.h"
 #include "modules/nearest_name.h"
 

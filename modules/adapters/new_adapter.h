@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "modules/adapters/adapter_hosts.h"
-#include "modules/adapters/learned_scale.h"
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/hosts/adapter_hosts.h"
+#include "modules/adapters/low_rank/learned_scale.h"
+#include "modules/adapters/peft/peft_config.h"
 
 namespace limbeck::adapters {
 

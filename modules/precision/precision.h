@@ -6,7 +6,7 @@
 #include <optional>
 #include <string>
 
-#include "kernels/quantized_matrix.h"
+#include "kernels/quantized/quantized_matrix.h"
 
 namespace limbeck::precision {
 

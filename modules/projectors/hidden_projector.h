@@ -3,7 +3,7 @@
 #pragma once
 #include <memory>
 
-#include "modules/models/layers.h"
+#include "modules/models/network/parameter_modules.h"
 
 namespace limbeck::projectors {
 

@@ -4,7 +4,7 @@
 #pragma once
 #include <memory>
 
-#include "modules/models/transformer.h"
+#include "modules/models/network/transformer.h"
 
 namespace limbeck::projectors {
 

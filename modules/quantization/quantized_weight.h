@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/quantized_matrix.h"
+#include "kernels/quantized/quantized_matrix.h"
 #include "modules/named_kind.h"
 
 namespace limbeck::quantization {

@@ -6,7 +6,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
-#include "modules/text/unicode.h"
+#include "modules/text/characters/unicode.h"
 
 namespace limbeck::text {
 namespace {

@@ -13,7 +13,7 @@
 #include "modules/io/input_file.h"
 #include "modules/io/json_file.h"
 #include "modules/io/tensor_name.h"
-#include "modules/text/unicode.h"
+#include "modules/text/characters/unicode.h"
 
 namespace limbeck::text {
 namespace {

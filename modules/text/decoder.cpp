@@ -7,10 +7,10 @@
 #include <unordered_map>
 
 #include "modules/errors.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/normalizer.h"
 #include "modules/text/pattern.h"
 #include "modules/text/pre_tokenizer.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text {
 namespace {

@@ -9,8 +9,8 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/growth.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text {
 namespace {

@@ -6,8 +6,8 @@
 
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/normalizer.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text {
 namespace {

@@ -7,8 +7,8 @@
 
 #include "modules/errors.h"
 #include "modules/io/json_text.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/growth.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text {
 namespace {

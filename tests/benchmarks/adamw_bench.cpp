@@ -6,7 +6,7 @@
 #include <malloc.h>
 
 #include "benchmarks/paired.h"
-#include "kernels/adamw.h"
+#include "kernels/adamw/adamw.h"
 
 namespace limbeck::bench {
 namespace {

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "benchmarks/paired.h"
-#include "kernels/head_loss.h"
+#include "kernels/head_loss/head_loss.h"
 #include "support/cpu_memory.h"
 
 namespace {

@@ -7,9 +7,9 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "benchmarks/paired.h"
-#include "kernels/gated_activation.h"
-#include "kernels/norm.h"
-#include "kernels/rotary.h"
+#include "kernels/gated/gated_activation.h"
+#include "kernels/norm/norm.h"
+#include "kernels/rotary/rotary.h"
 
 namespace limbeck::bench {
 namespace {

@@ -11,8 +11,8 @@
 #include <functional>
 #include <vector>
 
-#include "kernels/half_gemm_cpu.h"
-#include "kernels/linear.h"
+#include "kernels/linear/half_gemm_cpu.h"
+#include "kernels/linear/linear.h"
 
 namespace {
 

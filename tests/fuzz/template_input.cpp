@@ -6,8 +6,8 @@
 #include <string>
 
 #include "modules/errors.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/rendering.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::fuzz {
 namespace {

@@ -1,5 +1,5 @@
 // A program of a user's: one operator of Limbeck's, called through an installed header and library.
-#include <kernels/linear.h>
+#include <kernels/linear/linear.h>
 #include <modules/errors.h>
 
 #include <ATen/ops/full.h>

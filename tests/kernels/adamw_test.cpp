@@ -1,4 +1,4 @@
-#include "kernels/adamw.h"
+#include "kernels/adamw/adamw.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

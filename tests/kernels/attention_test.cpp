@@ -1,4 +1,4 @@
-#include "kernels/attention.h"
+#include "kernels/attention/attention.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/attention_operands.h"
+#include "kernels/attention/attention_operands.h"
 #include "tests/kernels/gpu_case.h"
 
 namespace limbeck::kernels {

@@ -1,9 +1,9 @@
-#include "kernels/cuda_library.h"
+#include "kernels/operator/cuda_library.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "kernels/norm.h"
+#include "kernels/norm/norm.h"
 
 namespace limbeck::test {
 namespace {

@@ -1,4 +1,4 @@
-#include "kernels/dropout.h"
+#include "kernels/dropout/dropout.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -6,8 +6,8 @@
 
 #include <cmath>
 
-#include "kernels/linear.h"
-#include "kernels/normal_values.h"
+#include "kernels/linear/linear.h"
+#include "kernels/random/normal_values.h"
 #include "support/device_dtype.h"
 #include "support/operator_checks.h"
 

@@ -1,4 +1,4 @@
-#include "kernels/gated_activation.h"
+#include "kernels/gated/gated_activation.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

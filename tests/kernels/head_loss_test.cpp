@@ -1,4 +1,4 @@
-#include "kernels/head_loss.h"
+#include "kernels/head_loss/head_loss.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -12,7 +12,7 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/head_loss_cpu.h"
+#include "kernels/head_loss/head_loss_cpu.h"
 #include "support/cpu_memory.h"
 #include "support/head_loss_reference.h"
 #include "support/operator_checks.h"

@@ -1,4 +1,4 @@
-#include "kernels/linear.h"
+#include "kernels/linear/linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <tuple>
 
-#include "kernels/half_gemm_cpu.h"
+#include "kernels/linear/half_gemm_cpu.h"
 #include "tests/kernels/gpu_case.h"
 
 namespace limbeck::kernels {

@@ -1,10 +1,10 @@
-#include "kernels/norm.h"
+#include "kernels/norm/norm.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "kernels/norm_loops.h"
+#include "kernels/norm/norm_loops.h"
 #include "support/device_dtype.h"
 #include "support/operator_checks.h"
 

@@ -1,4 +1,4 @@
-#include "kernels/normal_values.h"
+#include "kernels/random/normal_values.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>

@@ -1,4 +1,4 @@
-#include "kernels/quantized_linear.h"
+#include "kernels/quantized/quantized_linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -7,7 +7,7 @@
 
 #include <tuple>
 
-#include "kernels/quantized_operands.h"
+#include "kernels/quantized/quantized_operands.h"
 #include "tests/support/cpu_memory.h"
 #include "tests/support/operator_checks.h"
 

@@ -1,6 +1,6 @@
 // Formats, parts and refusals of quantized matrices. Values are held against Python's formulas and bitsandbytes in
 // tests/python/test_quantized_ops.py.
-#include "kernels/quantized_matrix.h"
+#include "kernels/quantized/quantized_matrix.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -8,7 +8,7 @@
 
 #include <limits>
 
-#include "kernels/quantized_operands.h"
+#include "kernels/quantized/quantized_operands.h"
 #include "tests/support/operator_checks.h"
 
 namespace limbeck::kernels {

@@ -1,4 +1,4 @@
-#include "kernels/rotary.h"
+#include "kernels/rotary/rotary.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "kernels/rotary_loops.h"
+#include "kernels/rotary/rotary_loops.h"
 #include "support/device_dtype.h"
 #include "support/operator_checks.h"
 

@@ -18,7 +18,7 @@ pid_t start_first_call() {
   _exit(127);
 }
 
-// The race that this guards against is one of oneMKL (kernels/vector_math.cpp): one new process of 20 lost it.
+// The race that this guards against is one of oneMKL (kernels/cpu/vector_math.cpp): one new process of 20 lost it.
 TEST(VectorMath, FirstCallHasTheBitsOfTheSecondInNewProcesses) {
   int differ = 0;
   for (int round = 0; round < 20; ++round) {

@@ -6,9 +6,9 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "kernels/normal_values.h"
+#include "kernels/random/normal_values.h"
+#include "modules/adapters/folder/peft_folder.h"
 #include "modules/adapters/new_adapter.h"
-#include "modules/adapters/peft_folder.h"
 #include "modules/errors.h"
 #include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_models.h"

@@ -7,9 +7,9 @@
 #include <tuple>
 #include <vector>
 
+#include "modules/adapters/folder/peft_folder.h"
+#include "modules/adapters/hosts/use_adapter.h"
 #include "modules/adapters/new_adapter.h"
-#include "modules/adapters/peft_folder.h"
-#include "modules/adapters/use_adapter.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 #include "tests/support/temporary_folder.h"

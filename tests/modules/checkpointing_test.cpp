@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "modules/errors.h"
-#include "modules/models/checkpointed_layer.h"
-#include "modules/models/load_model.h"
-#include "modules/precision/meta_memory.h"
+#include "modules/memory/meta_memory.h"
+#include "modules/models/network/checkpointed_layer.h"
+#include "modules/models/weights/load_model.h"
 #include "modules/precision/recorder.h"
 #include "tests/support/tiny_models.h"
 
@@ -182,7 +182,7 @@ struct MetaStep {
 };
 
 MetaStep step_on_meta(const std::string& family, bool checkpointing) {
-  const precision::MetaMemory memory;
+  const memory::MetaMemory memory;
   ModelRequest request;
   request.folder = test::tiny_model(family);
   request.dtype = at::kBFloat16;
@@ -190,14 +190,14 @@ MetaStep step_on_meta(const std::string& family, bool checkpointing) {
   const BuiltModel built = build_on_meta(request);
   built.model->set_checkpointing(checkpointing);
   const precision::OperatorRecorder recorder;
-  const int64_t before = precision::MetaMemory::live_bytes();
+  const int64_t before = memory::MetaMemory::live_bytes();
   ModelInput input;
   input.ids = at::empty({4, 60}, at::TensorOptions().dtype(at::kLong).device(at::kMeta));
   const at::Tensor loss = built.model->encode(input).last.sum();
   MetaStep result;
-  result.kept = precision::MetaMemory::live_bytes() - before;
+  result.kept = memory::MetaMemory::live_bytes() - before;
   loss.backward();
-  result.peak = precision::MetaMemory::peak_bytes() - before;
+  result.peak = memory::MetaMemory::peak_bytes() - before;
   result.violations = recorder.violations();
   return result;
 }

@@ -1,13 +1,13 @@
-#include "modules/models/initialize.h"
+#include "modules/models/weights/initialize.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "kernels/cuda_library.h"
+#include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
-#include "modules/models/load_model.h"
+#include "modules/models/weights/load_model.h"
 #include "tests/support/tiny_models.h"
 
 namespace limbeck::models {

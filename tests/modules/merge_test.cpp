@@ -1,15 +1,15 @@
 // Merging in memory and back: the bits that were there.
-#include "modules/adapters/merge.h"
+#include "modules/adapters/merge/merge.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <map>
 
-#include "modules/adapters/adapted_hosts.h"
-#include "modules/adapters/merge_quantized.h"
+#include "modules/adapters/merge/adapted_hosts.h"
+#include "modules/adapters/merge/merge_quantized.h"
+#include "modules/adapters/merge/unmerge.h"
 #include "modules/adapters/new_adapter.h"
-#include "modules/adapters/unmerge.h"
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
 #include "modules/precision/casts.h"

@@ -1,4 +1,4 @@
-#include "modules/adapters/npt_folder.h"
+#include "modules/adapters/folder/npt_folder.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -7,8 +7,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "modules/adapters/consolidate.h"
-#include "modules/adapters/merge.h"
+#include "modules/adapters/merge/merge.h"
+#include "modules/adapters/npt/consolidate.h"
 #include "tests/modules/weights_files.h"
 #include "tests/support/npt_models.h"
 #include "tests/support/tiny_models.h"

@@ -2,9 +2,9 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "modules/adapters/use_adapter.h"
-#include "modules/models/generator.h"
-#include "modules/models/kept_layer.h"
+#include "modules/adapters/hosts/use_adapter.h"
+#include "modules/models/network/fetched_layer.h"
+#include "modules/models/network/generator.h"
 #include "tests/support/npt_models.h"
 
 namespace limbeck::adapters {

@@ -1,12 +1,12 @@
-#include "modules/adapters/npt.h"
+#include "modules/adapters/npt/npt.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <set>
 
-#include "modules/adapters/create_npt.h"
-#include "modules/adapters/use_adapter.h"
+#include "modules/adapters/hosts/use_adapter.h"
+#include "modules/adapters/npt/create_npt.h"
 #include "modules/errors.h"
 #include "modules/precision/recorder.h"
 #include "tests/modules/weights_files.h"

@@ -1,4 +1,4 @@
-#include "modules/adapters/peft_config.h"
+#include "modules/adapters/peft/peft_config.h"
 
 #include <gtest/gtest.h>
 

@@ -6,12 +6,12 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "modules/adapters/low_rank.h"
-#include "modules/adapters/merge.h"
-#include "modules/adapters/merge_quantized.h"
+#include "modules/adapters/low_rank/low_rank.h"
+#include "modules/adapters/merge/merge.h"
+#include "modules/adapters/merge/merge_quantized.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/errors.h"
-#include "modules/models/save_model.h"
+#include "modules/models/weights/save_model.h"
 #include "tests/support/cpu_memory.h"
 #include "tests/support/tiny_models.h"
 

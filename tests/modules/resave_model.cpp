@@ -4,7 +4,7 @@
 #include <string>
 
 #include "modules/errors.h"
-#include "modules/models/save_model.h"
+#include "modules/models/weights/save_model.h"
 
 int main(int argc, char** argv) {
   namespace models = limbeck::models;

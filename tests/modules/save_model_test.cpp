@@ -1,4 +1,4 @@
-#include "modules/models/save_model.h"
+#include "modules/models/weights/save_model.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

@@ -6,6 +6,7 @@ from functools import lru_cache
 import model_zoo
 import pytest
 import torch
+from limbeck_runner import LimbeckError
 from model_zoo import Family
 
 NEW_TOKENS = 64
@@ -150,3 +151,15 @@ def test_sampled_tokens_come_from_the_allowed_set(limbeck, folders, restriction)
     else:  # a token is in the nucleus while the ones above it hold less than top-p together
         assert float((probability * better).sum(-1).max()) < 0.3 + 1e-3
     assert int(rank.max()) > 0  # it did sample: not all tokens are the best one
+
+
+def test_a_prompt_longer_than_the_model_is_refused_before_it_is_read(limbeck, tmp_path):
+    """100,000 tokens of a stranger's tokenizer took minutes of attention; a dynamic rope is made for more."""
+    spec = model_zoo.BY_NAME["llama3"]
+    model_zoo.write_model(spec, tmp_path, max_position_embeddings=16)
+    short, long = (",".join(["7"] * count) for count in (16, 17))
+    limbeck.run("generate", f"--model={tmp_path}", f"--prompt-ids={short}", "--max-new-tokens=1", "--ignore-eos")
+    with pytest.raises(LimbeckError) as refusal:
+        limbeck.run("generate", f"--model={tmp_path}", "--prompt-ids=7,8", f"--prompt-ids={long}", "--max-new-tokens=1")
+    assert "exit 3" in str(refusal.value)
+    assert "prompt 2 has 17 tokens, and the model reads at most 16 (max_position_embeddings" in str(refusal.value)

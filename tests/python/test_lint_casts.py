@@ -78,7 +78,7 @@ def test_legal_form_passes(tmp_path, form):
 
 
 def test_precision_and_kernels_may_cast(tmp_path):
-    for path in ("modules/precision/casts.cpp", "modules/precision/deep/er.cpp", "kernels/linear_cpu.cpp"):
+    for path in ("modules/precision/casts.cpp", "modules/precision/deep/er.cpp", "kernels/linear/linear_cpu.cpp"):
         write(tmp_path, path, "return x.to(at::kHalf);")
     assert lint(tmp_path).returncode == 0
 

@@ -10,8 +10,8 @@ LINT = pathlib.Path(__file__).resolve().parents[2] / "tools" / "lint_tree"
 HEADER = "// Role and invariant.\n#pragma once\n"
 
 REFUSED = {
-    "kernels/norm.cpp": '#include "modules/errors.h"',
-    "kernels/norm.cu": "#include <trainer/recipe/recipe.h>",
+    "kernels/norm/norm.cpp": '#include "modules/errors.h"',
+    "kernels/norm/norm.cu": "#include <trainer/recipe/recipe.h>",
     "modules/models/llama.cpp": '#include "trainer/recipe/recipe.h"',
     "modules/io/reader.cpp": '#include "tests/support/files.h"',
     "modules/models/llama.h": HEADER + "#include <torch/torch.h>",
@@ -23,8 +23,8 @@ REFUSED = {
     "tests/helpers.cpp": "",
 }
 ACCEPTED = {
-    "trainer/loop/loop.cpp": '#include <torch/torch.h>\n#include "modules/errors.h"\n#include "kernels/norm.h"',
-    "modules/models/llama.h": HEADER + '#include <torch/nn/module.h>\n#include "kernels/norm.h"',
+    "trainer/loop/loop.cpp": '#include <torch/torch.h>\n#include "modules/errors.h"\n#include "kernels/norm/norm.h"',
+    "modules/models/llama.h": HEADER + '#include <torch/nn/module.h>\n#include "kernels/norm/norm.h"',
     "tests/modules/llama_test.cpp": '#include "tests/support/files.h"\n#include "trainer/recipe/recipe.h"',
     "modules/commonmark/utility_function.h": HEADER,
     "build/release/common/utils.h": "",

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "kernels/cuda_library.h"
+#include "kernels/operator/cuda_library.h"
 
 namespace limbeck::test {
 

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "trainer/parallel/gloo.h"
-#include "trainer/parallel/meeting.h"
+#include "trainer/parallel/ranks/gloo.h"
+#include "trainer/parallel/ranks/meeting.h"
 
 namespace limbeck::test {
 

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "kernels/head_loss.h"
+#include "kernels/head_loss/head_loss.h"
 
 namespace limbeck::test {
 

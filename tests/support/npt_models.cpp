@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "kernels/normal_values.h"
+#include "kernels/random/normal_values.h"
 #include "tests/support/tiny_models.h"
 
 namespace limbeck::test {

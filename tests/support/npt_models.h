@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "modules/adapters/create_npt.h"
-#include "modules/models/load_model.h"
+#include "modules/adapters/npt/create_npt.h"
+#include "modules/models/weights/load_model.h"
 
 namespace limbeck::test {
 

@@ -9,12 +9,12 @@
 #include <memory>
 #include <string>
 
-#include "modules/adapters/create_npt.h"
-#include "modules/adapters/merge.h"
-#include "modules/adapters/merge_quantized.h"
+#include "modules/adapters/folder/peft_folder.h"
+#include "modules/adapters/hosts/use_adapter.h"
+#include "modules/adapters/merge/merge.h"
+#include "modules/adapters/merge/merge_quantized.h"
 #include "modules/adapters/new_adapter.h"
-#include "modules/adapters/peft_folder.h"
-#include "modules/adapters/use_adapter.h"
+#include "modules/adapters/npt/create_npt.h"
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 #include "modules/precision/recorder.h"

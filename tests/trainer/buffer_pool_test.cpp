@@ -1,4 +1,4 @@
-#include "trainer/parallel/buffer_pool.h"
+#include "trainer/parallel/sharing/buffer_pool.h"
 
 #include <ATen/ops/empty.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "modules/precision/meta_memory.h"
+#include "modules/memory/meta_memory.h"
 #include "trainer/parallel/communicator.h"
 
 namespace limbeck::parallel {
@@ -66,17 +66,17 @@ TEST(BufferPool, ServesThreads) {
 }
 
 TEST(BufferPool, OnMetaWhatItKeepsIsCounted) {
-  const precision::MetaMemory memory;
+  const memory::MetaMemory memory;
   {
     BufferPool pool;
     at::Tensor lent = pool.tensor(1000, at::TensorOptions(kFloats).device(at::kMeta));
-    EXPECT_EQ(precision::MetaMemory::live_bytes(), 4000);
+    EXPECT_EQ(memory::MetaMemory::live_bytes(), 4000);
     lent.reset();
-    EXPECT_EQ(precision::MetaMemory::live_bytes(), 4000);  // as a real pool keeps it
+    EXPECT_EQ(memory::MetaMemory::live_bytes(), 4000);  // as a real pool keeps it
     lent = pool.tensor(1000, at::TensorOptions(kFloats).device(at::kMeta));
-    EXPECT_EQ(precision::MetaMemory::live_bytes(), 4000);
+    EXPECT_EQ(memory::MetaMemory::live_bytes(), 4000);
   }
-  EXPECT_EQ(precision::MetaMemory::live_bytes(), 0);
+  EXPECT_EQ(memory::MetaMemory::live_bytes(), 0);
 }
 
 TEST(PlannedRanks, TakeTensorsOnMetaInEqualPartsAlone) {

@@ -11,8 +11,8 @@
 #include "modules/precision/precision.h"
 #include "tests/support/recipe_settings.h"
 #include "tests/trainer/tiny_distillation.h"
+#include "trainer/build/model_sharing.h"
 #include "trainer/check/dry_run.h"
-#include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
 
 namespace limbeck::check {

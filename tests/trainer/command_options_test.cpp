@@ -8,7 +8,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "trainer/cli/commands.h"
+#include "trainer/cli/commands/commands.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::cli {

@@ -7,8 +7,8 @@
 #include "tests/support/gloo_ranks.h"
 #include "tests/support/thread_ranks.h"
 #include "tests/trainer/communicator_cases.h"
-#include "trainer/parallel/nccl.h"
-#include "trainer/parallel/same_call.h"
+#include "trainer/parallel/ranks/nccl.h"
+#include "trainer/parallel/ranks/same_call.h"
 
 namespace limbeck::parallel {
 namespace {

@@ -1,6 +1,6 @@
 // Every divergence through row chunks of float32 logits: values and gradients against the textbook formula in float64,
 // for all storage dtypes and for students near the teacher and far from it.
-#include "trainer/objective/divergence.h"
+#include "trainer/objective/head/divergence.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@
 #include <iostream>
 
 #include "tests/trainer/textbook_divergences.h"
-#include "trainer/objective/head_terms.h"
+#include "trainer/objective/head/head_terms.h"
 
 namespace limbeck::objective {
 namespace {

@@ -1,5 +1,5 @@
 // Sums that do not depend on the order of their terms, against sums that are exact by other means.
-#include "trainer/parallel/exact_sum.h"
+#include "trainer/parallel/sums/exact_sum.h"
 
 #include <gtest/gtest.h>
 

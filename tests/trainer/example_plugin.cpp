@@ -1,7 +1,7 @@
 // A plug-in as a user writes one: a divergence of their own, chosen by objective.divergence = absolute_error.
 #include <ATen/ATen.h>
 
-#include "trainer/objective/divergence.h"
+#include "trainer/objective/head/divergence.h"
 #include "trainer/plugin.h"
 
 LIMBECK_PLUGIN(host) {

@@ -1,5 +1,5 @@
 // Two ranks over real Gloo on the loopback, each on a thread: what they say when they part.
-#include "trainer/parallel/gloo.h"
+#include "trainer/parallel/ranks/gloo.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

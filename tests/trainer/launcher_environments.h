@@ -4,7 +4,7 @@
 #include <string>
 
 #include "message_of.h"
-#include "trainer/parallel/topology.h"
+#include "trainer/parallel/launch/topology.h"
 
 namespace limbeck::parallel {
 

@@ -1,6 +1,6 @@
 // NCCL between two GPUs of this machine: two ranks that are threads, each operation against the CPU's result, and the
 // tree's bits against Gloo's.
-#include "trainer/parallel/nccl.h"
+#include "trainer/parallel/ranks/nccl.h"
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -8,7 +8,7 @@
 
 #include <cstdlib>
 
-#include "kernels/cuda_library.h"
+#include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "tests/support/gloo_ranks.h"
 #include "tests/trainer/communicator_cases.h"

@@ -10,9 +10,10 @@
 #include "modules/precision/recorder.h"
 #include "tests/trainer/message_of.h"
 #include "tests/trainer/tiny_distillation.h"
+#include "trainer/objective/attention_terms.h"
 #include "trainer/objective/hidden_terms.h"
-#include "trainer/objective/inner_terms.h"
 #include "trainer/objective/layer_map.h"
+#include "trainer/objective/routing_terms.h"
 
 namespace limbeck::objective {
 namespace {

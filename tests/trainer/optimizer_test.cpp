@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "modules/precision/meta_memory.h"
+#include "modules/memory/meta_memory.h"
 #include "modules/precision/recorder.h"
 #include "tests/trainer/message_of.h"
 #include "trainer/recipe/recipe_options.h"
@@ -361,15 +361,15 @@ TEST(Optimizer, AParameterWithoutGradientStaysAndKeepsItsOwnCount) {
 }
 
 TEST(Optimizer, OnMetaItsMemoryIsCountedAndNothingIsMixed) {
-  const precision::MetaMemory memory;
+  const memory::MetaMemory memory;
   const auto on_meta = [](const at::Tensor& t) {
     return at::empty(t.sizes(), t.options().device(at::kMeta).requires_grad(false)).requires_grad_(true);
   };
   std::vector<Parameter> parameters = two(at::kBFloat16);
   for (Parameter& p : parameters) p.tensor = on_meta(p.tensor);
-  const int64_t before = precision::MetaMemory::live_bytes();
+  const int64_t before = memory::MetaMemory::live_bytes();
   Optimizer optimizer(settings("ema = 0.9\n"), parameters, 20);
-  EXPECT_EQ(precision::MetaMemory::live_bytes() - before, (1200 + 30) * 4 * 4);  // master, two moments, EMA
+  EXPECT_EQ(memory::MetaMemory::live_bytes() - before, (1200 + 30) * 4 * 4);  // master, two moments, EMA
   const precision::OperatorRecorder recorder;
   for (const Parameter& p : parameters) p.tensor.mutable_grad() = at::empty_like(p.tensor.detach());
   optimizer.accumulate(2);

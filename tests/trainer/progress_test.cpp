@@ -1,4 +1,4 @@
-#include "trainer/cli/progress.h"
+#include "trainer/cli/console/progress.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "trainer/parallel/slurm_lists.h"
+#include "trainer/parallel/launch/slurm_lists.h"
 
 #include <gtest/gtest.h>
 

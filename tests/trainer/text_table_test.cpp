@@ -1,4 +1,4 @@
-#include "trainer/cli/text_table.h"
+#include "trainer/cli/console/text_table.h"
 
 #include <gtest/gtest.h>
 

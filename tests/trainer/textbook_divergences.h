@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "trainer/objective/divergence.h"
+#include "trainer/objective/head/divergence.h"
 
 namespace limbeck::test {
 

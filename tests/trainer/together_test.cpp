@@ -1,5 +1,5 @@
 // What fails on one rank fails on all of them, as what it is: the exit code of every kind of exception, on every rank.
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
 
 #include <c10/util/Exception.h>
 #include <gtest/gtest.h>

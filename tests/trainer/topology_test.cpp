@@ -1,5 +1,5 @@
 // Who am I: every launcher's environment, and which one wins.
-#include "trainer/parallel/topology.h"
+#include "trainer/parallel/launch/topology.h"
 
 #include <gtest/gtest.h>
 

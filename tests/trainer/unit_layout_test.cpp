@@ -1,10 +1,10 @@
 // How parameters are laid out in units and cut among shards: nothing lost, nothing twice, cuts on whole runs.
-#include "trainer/parallel/unit_layout.h"
+#include "trainer/parallel/sharing/unit_layout.h"
 
 #include <ATen/ops/empty.h>
 #include <gtest/gtest.h>
 
-#include "kernels/square_run.h"
+#include "kernels/adamw/square_sums_run.h"
 
 namespace limbeck::parallel {
 namespace {

@@ -1,6 +1,6 @@
 // The vocabulary divided among ranks: values and gradients of every divergence and of the cross-entropy against the
 // textbook in float64, with 1 rank alone and 2, 3 and 4 ranks joined by Gloo; and what cannot be divided.
-#include "trainer/objective/vocabulary_parallel.h"
+#include "trainer/objective/head/vocabulary_parallel.h"
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>

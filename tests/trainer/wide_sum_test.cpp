@@ -1,5 +1,5 @@
 // Sums of gradients: the order of additions, bit by bit, and how many tensors are held for it.
-#include "trainer/parallel/wide_sum.h"
+#include "trainer/parallel/sums/wide_sum.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>

@@ -34,7 +34,7 @@ def write_atomically(path: pathlib.Path, data: bytes):
 
 
 def put_tokenizer(out: pathlib.Path, files: dict[str, bytes]) -> pathlib.Path:
-    """The folder where trainer/objective/saved_tokenizer.h finds it; what an earlier run left there goes."""
+    """The folder where trainer/agreement/saved_tokenizer.h finds it; what an earlier run left there goes."""
     folder = out / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:

@@ -153,7 +153,7 @@ class TokenizerFile:
         return sorted(id for name, id in self.names.items() if not name.startswith(starts) and id not in special)
 
     def ids_fingerprint(self) -> str | None:
-        """A checksum of what each id of the model's own vocabulary means (trainer/objective/vocabulary_guard.h). Unlike
+        """A checksum of what each id of the model's own vocabulary means (trainer/agreement/vocabulary_guard.h). Unlike
         the digest it stays when the file is written in another form, or tokens are added."""
         vocabulary = self._content["model"].get("vocab")
         if isinstance(vocabulary, dict):

@@ -8,24 +8,24 @@
 #include <memory>
 
 #include "modules/errors.h"
+#include "modules/memory/meta_memory.h"
 #include "modules/precision/casts.h"
-#include "modules/precision/meta_memory.h"
 #include "modules/precision/recorder.h"
+#include "trainer/build/model_sharing.h"
 #include "trainer/checkpoint/async_saver.h"
 #include "trainer/data/data_source.h"
-#include "trainer/loop/deal.h"
+#include "trainer/loop/micro_batch_division.h"
 #include "trainer/loop/run_state.h"
-#include "trainer/loop/sharing.h"
 #include "trainer/loop/update.h"
 
 namespace limbeck::check {
 
 namespace {
 
+using memory::MetaMemory;
 using models::HeadKind;
 using models::Transformer;
 using objective::Distillation;
-using precision::MetaMemory;
 
 // The first line of an ATen error says what happened; the rest is its stack.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }

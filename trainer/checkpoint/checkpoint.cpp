@@ -10,7 +10,7 @@
 #include "modules/io/tensor_dtype.h"
 #include "modules/io/tensor_name.h"
 #include "modules/nearest_name.h"
-#include "trainer/checkpoint/blocks.h"
+#include "trainer/checkpoint/checked_blocks.h"
 
 namespace limbeck::checkpoint {
 

@@ -14,10 +14,10 @@
 #include "modules/io/json_file.h"
 #include "modules/io/json_text.h"
 #include "modules/io/tensor_name.h"
-#include "trainer/checkpoint/blocks.h"
+#include "trainer/checkpoint/checked_blocks.h"
 #include "trainer/checkpoint/shard_file.h"
 #include "trainer/checkpoint/verify.h"
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
 
 namespace limbeck::checkpoint {
 namespace {

@@ -9,7 +9,7 @@
 #include "modules/errors.h"
 #include "modules/io/input_file.h"
 #include "modules/io/json_file.h"
-#include "trainer/checkpoint/blocks.h"
+#include "trainer/checkpoint/checked_blocks.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
 #include "trainer/checkpoint/manifest.h"
 

@@ -10,13 +10,13 @@
 #include <utility>
 
 #include "modules/errors.h"
-#include "trainer/cli/allocator.h"
-#include "trainer/cli/commands.h"
-#include "trainer/cli/json_result.h"
-#include "trainer/cli/output_paths.h"
+#include "modules/memory/allocator.h"
+#include "trainer/cli/commands/commands.h"
+#include "trainer/cli/commands/output_paths.h"
+#include "trainer/cli/console/json_result.h"
 #include "trainer/cli/plugin_loader.h"
 #include "trainer/cli/worker_threads.h"
-#include "trainer/parallel/join.h"
+#include "trainer/parallel/ranks/join.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -181,7 +181,7 @@ App::Prepared App::prepared(const Command& command, const std::vector<std::strin
     if (target != "-" && !is_json_result(target)) check_output_file({"--json", target}, typed_paths(arguments));
     json_target_ = target;
   }
-  if (command.computes) tune_allocator();
+  if (command.computes) memory::tune_allocator();
   register_builtins(registries_);
   for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
 

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "modules/failure.h"
-#include "trainer/cli/command.h"
+#include "trainer/cli/commands/command.h"
 #include "trainer/registry.h"
 
 namespace limbeck::cli {

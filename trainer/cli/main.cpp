@@ -18,7 +18,7 @@
 #include "modules/errors.h"
 #include "modules/failure.h"
 #include "trainer/cli/app.h"
-#include "trainer/cli/console.h"
+#include "trainer/cli/console/console.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include "modules/models/token_loss.h"
+#include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::data {

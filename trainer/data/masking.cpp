@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "modules/errors.h"
-#include "modules/models/token_loss.h"
+#include "modules/models/network/token_loss.h"
 
 namespace limbeck::data {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "modules/models/token_loss.h"
+#include "modules/models/network/token_loss.h"
 #include "trainer/data/data_plan.h"
 #include "trainer/data/row_maker.h"
 

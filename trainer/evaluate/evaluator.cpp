@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "trainer/objective/measures.h"
-#include "trainer/parallel/named_sums.h"
+#include "trainer/parallel/sums/named_sums.h"
 
 namespace limbeck::evaluate {
 

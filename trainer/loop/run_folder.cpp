@@ -9,15 +9,15 @@
 #include <cstring>
 #include <iterator>
 
-#include "modules/adapters/peft_folder.h"
+#include "modules/adapters/folder/peft_folder.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
 #include "modules/io/folder_in_place.h"
 #include "modules/io/safetensors.h"
-#include "modules/models/save_model.h"
+#include "modules/models/weights/save_model.h"
 #include "modules/precision/casts.h"
-#include "trainer/objective/recipe_adapter.h"
-#include "trainer/parallel/topology.h"
+#include "trainer/build/recipe_adapter.h"
+#include "trainer/parallel/launch/topology.h"
 
 namespace limbeck::loop {
 

@@ -9,13 +9,13 @@
 #include <map>
 #include <optional>
 
-#include "kernels/adamw.h"
+#include "kernels/adamw/adamw.h"
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
-#include "modules/precision/host_memory.h"
+#include "modules/memory/host_memory.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/metrics/phase_clock.h"
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
 
 namespace limbeck::loop {
 
@@ -216,7 +216,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   while (s.run.step < s.total_steps && !s.patience_is_over()) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
-    precision::HostMemory::reset_peak();
+    memory::HostMemory::reset_peak();
     std::optional<metrics::PhaseClock> clock;
     if (shows_phases) clock.emplace();
     std::vector<data::Batch> batches;
@@ -241,10 +241,10 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     s.run.tokens += tokens;
     record.seconds = seconds_since(step_begin);
     record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
-    s.run.peak_bytes = std::max(s.run.peak_bytes, precision::HostMemory::peak_bytes());
+    s.run.peak_bytes = std::max(s.run.peak_bytes, memory::HostMemory::peak_bytes());
     if (clock) {
       record.phases = clock->seconds();
-      record.peak_bytes = precision::HostMemory::peak_bytes();
+      record.peak_bytes = memory::HostMemory::peak_bytes();
       clock.reset();
     }
     s.record(record, s.ranks.time().waited_s - waited_before);

@@ -6,12 +6,12 @@
 #include <random>
 
 #include "modules/errors.h"
-#include "modules/precision/host_memory.h"
+#include "modules/memory/host_memory.h"
+#include "trainer/agreement/saved_tokenizer.h"
 #include "trainer/data/data_request.h"
 #include "trainer/loop/resume.h"
 #include "trainer/loop/trainer_state.h"
-#include "trainer/objective/saved_tokenizer.h"
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
 
 namespace limbeck::loop {
 namespace {
@@ -83,7 +83,7 @@ Trainer::State::State(const TrainRequest& request)
   });
   objective->divide_vocabulary(ranks);
   // What the whole models took until they were divided.
-  if (ranks.size() > 1) precision::HostMemory::give_back();
+  if (ranks.size() > 1) memory::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
   // Of a folder, where the recipe leaves it to that.

@@ -1,9 +1,9 @@
 // What a Trainer tells: of each step, and of the checkpoints that were written beside it.
 #include <fmt/format.h>
 
-#include "modules/precision/host_memory.h"
+#include "modules/memory/host_memory.h"
 #include "trainer/loop/trainer_state.h"
-#include "trainer/parallel/named_sums.h"
+#include "trainer/parallel/sums/named_sums.h"
 
 namespace limbeck::loop {
 
@@ -47,7 +47,7 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
                                {"targets", static_cast<double>(update.targets)},
                                {"seconds", record.seconds},
                                {"tokens_per_s", record.tokens_per_second},
-                               {"peak_bytes", static_cast<double>(precision::HostMemory::peak_bytes())}});
+                               {"peak_bytes", static_cast<double>(memory::HostMemory::peak_bytes())}});
   add_rank_times(record.seconds - waited_s, values);
   log(record.step, values, "train");
 }

@@ -4,10 +4,10 @@
 #include <memory>
 #include <vector>
 
-#include "trainer/loop/deal.h"
+#include "trainer/build/model_sharing.h"
+#include "trainer/loop/micro_batch_division.h"
 #include "trainer/loop/run_saver.h"
 #include "trainer/loop/run_state.h"
-#include "trainer/loop/sharing.h"
 #include "trainer/loop/trainer.h"
 #include "trainer/metrics/metrics_log.h"
 

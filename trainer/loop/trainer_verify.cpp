@@ -7,7 +7,7 @@
 #include "modules/io/crc32c.h"
 #include "trainer/checkpoint/saver.h"
 #include "trainer/loop/trainer_state.h"
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
 
 namespace limbeck::loop {
 namespace {

@@ -3,8 +3,8 @@
 #include <ATen/ops/full_like.h>
 
 #include "trainer/metrics/phase_clock.h"
-#include "trainer/parallel/named_sums.h"
-#include "trainer/parallel/together.h"
+#include "trainer/parallel/ranks/together.h"
+#include "trainer/parallel/sums/named_sums.h"
 
 namespace limbeck::loop {
 

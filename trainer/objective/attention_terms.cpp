@@ -3,7 +3,7 @@
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 #include "modules/projectors/attention_projector.h"
-#include "trainer/objective/inner_terms.h"
+#include "trainer/objective/attention_terms.h"
 #include "trainer/objective/layer_map.h"
 
 namespace limbeck::objective {

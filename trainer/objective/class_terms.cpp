@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
-#include "modules/models/token_loss.h"
+#include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
-#include "trainer/objective/row_chunks.h"
+#include "trainer/objective/head/row_chunks.h"
 
 namespace limbeck::objective {
 

@@ -3,15 +3,16 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/agreement/data_guard.h"
+#include "trainer/agreement/masking_guard.h"
+#include "trainer/agreement/vocabulary_guard.h"
+#include "trainer/build/recipe_adapter.h"
+#include "trainer/build/recipe_models.h"
 #include "trainer/metrics/phase_clock.h"
+#include "trainer/objective/attention_terms.h"
 #include "trainer/objective/class_terms.h"
-#include "trainer/objective/data_guard.h"
 #include "trainer/objective/equivalence_terms.h"
-#include "trainer/objective/inner_terms.h"
-#include "trainer/objective/masking_guard.h"
-#include "trainer/objective/recipe_adapter.h"
-#include "trainer/objective/recipe_models.h"
-#include "trainer/objective/vocabulary_guard.h"
+#include "trainer/objective/routing_terms.h"
 
 namespace limbeck::objective {
 

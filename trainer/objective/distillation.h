@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "modules/adapters/adapter_config.h"
-#include "modules/models/load_model.h"
+#include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/data/data_source.h"
 #include "trainer/objective/measures.h"

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "modules/precision/casts.h"
-#include "trainer/objective/row_chunks.h"
+#include "trainer/objective/head/row_chunks.h"
 
 namespace limbeck::objective {
 

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
-#include "trainer/objective/row_chunks.h"
+#include "trainer/objective/head/row_chunks.h"
 
 namespace limbeck::objective {
 namespace {

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "modules/models/load_model.h"
+#include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
-#include "trainer/objective/head_terms.h"
+#include "trainer/objective/head/head_terms.h"
 #include "trainer/objective/terms.h"
 #include "trainer/objective/weights.h"
 

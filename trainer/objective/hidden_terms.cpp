@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/objective/head/row_chunks.h"
 #include "trainer/objective/layer_map.h"
-#include "trainer/objective/row_chunks.h"
 
 namespace limbeck::objective {
 

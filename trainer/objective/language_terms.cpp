@@ -2,10 +2,10 @@
 
 #include <fmt/format.h>
 
-#include "modules/models/token_loss.h"
+#include "modules/models/network/token_loss.h"
 #include "modules/projectors/logit_projector.h"
 #include "trainer/objective/dual_space.h"
-#include "trainer/objective/row_chunks.h"
+#include "trainer/objective/head/row_chunks.h"
 
 namespace limbeck::objective {
 

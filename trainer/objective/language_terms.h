@@ -2,9 +2,9 @@
 #pragma once
 #include <memory>
 
+#include "trainer/objective/head/vocabulary_parallel.h"
 #include "trainer/objective/hidden_terms.h"
 #include "trainer/objective/measures.h"
-#include "trainer/objective/vocabulary_parallel.h"
 
 namespace limbeck::objective {
 

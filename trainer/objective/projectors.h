@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "modules/models/load_model.h"
+#include "modules/models/weights/load_model.h"
 #include "modules/projectors/hidden_projector.h"
 #include "modules/projectors/initial_values.h"
 #include "trainer/recipe/settings.h"

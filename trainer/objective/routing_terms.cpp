@@ -3,9 +3,9 @@
 #include <cmath>
 
 #include "modules/errors.h"
-#include "trainer/objective/inner_terms.h"
+#include "trainer/objective/head/row_chunks.h"
 #include "trainer/objective/layer_map.h"
-#include "trainer/objective/row_chunks.h"
+#include "trainer/objective/routing_terms.h"
 
 namespace limbeck::objective {
 

@@ -10,7 +10,7 @@
 #include <set>
 #include <stdexcept>
 
-#include "kernels/adamw.h"
+#include "kernels/adamw/adamw.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 #include "trainer/optim/optimizer_settings.h"

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "trainer/parallel/parameter_shares.h"
+#include "trainer/parallel/sharing/parameter_shares.h"
 #include "trainer/recipe/settings.h"
 
 namespace limbeck::optim {

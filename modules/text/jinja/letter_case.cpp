@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <iterator>
 
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/python_text.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

@@ -6,9 +6,9 @@
 #include <charconv>
 
 #include "modules/io/tensor_name.h"
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/python_text.h"
 #include "modules/text/jinja/string_literal.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

@@ -7,7 +7,7 @@
 #include <charconv>
 #include <cmath>
 
-#include "modules/text/unicode.h"
+#include "modules/text/characters/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

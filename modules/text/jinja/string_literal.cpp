@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <charconv>
 
-#include "modules/text/unicode.h"
+#include "modules/text/characters/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

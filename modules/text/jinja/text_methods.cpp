@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <map>
 
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/arguments.h"
 #include "modules/text/jinja/format_text.h"
 #include "modules/text/jinja/methods.h"
 #include "modules/text/jinja/python_text.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

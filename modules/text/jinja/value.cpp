@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/loop_state.h"
 #include "modules/text/jinja/python_text.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
-#include "modules/text/unicode.h"
+#include "modules/text/characters/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "modules/text/characters/unicode.h"
 #include "modules/text/jinja/python_text.h"
-#include "modules/text/unicode.h"
 
 namespace limbeck::text::jinja {
 namespace {

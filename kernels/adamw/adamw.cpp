@@ -1,0 +1,201 @@
+// Schemas, checks and Meta kernels of the optimizer's operators.
+#include "kernels/adamw/adamw.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "kernels/adamw/adamw_operators.h"
+#include "kernels/operator/checks.h"
+#include "kernels/operator/operator_handle.h"
+
+namespace limbeck::kernels {
+namespace {
+
+bool is_half(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+}
+
+void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.is_contiguous(), "[", op, "] ", name, " is ", described(tensor), " with strides ",
+              tensor.strides(), ", wanted it contiguous: it is written in place");
+}
+
+}  // namespace
+
+void check_adamw(const AdamWTensors& t, int64_t step) {
+  const char* op = "adamw_step_";
+  check_floating(op, "parameter", t.parameter);
+  check_floating(op, "gradient", t.gradient);
+  check_floating(op, "first_moment", t.first);
+  TORCH_CHECK(step >= 1, "[adamw_step_] step ", step, ", wanted 1 or more");
+  TORCH_CHECK(t.first.scalar_type() == compute_type(t.parameter), "[adamw_step_] first_moment is ", described(t.first),
+              ", wanted ", compute_type(t.parameter) == at::kDouble ? "float64" : "float32", " beside a parameter ",
+              described(t.parameter));
+  check_matches(op, "second_moment", t.second, "first_moment", t.first);
+  if (is_half(t.parameter)) {
+    TORCH_CHECK(t.master.has_value() && t.master->defined(), "[adamw_step_] parameter is ", described(t.parameter),
+                " without a master, wanted a float32 one: half weights do not move at small learning rates");
+    check_matches(op, "master", *t.master, "first_moment", t.first);
+    check_same_shape(op, "master", *t.master, "parameter", t.parameter);
+    check_contiguous(op, "master", *t.master);
+  } else {
+    TORCH_CHECK(!t.master.has_value(), "[adamw_step_] parameter is ", described(t.parameter),
+                " with a master, wanted none: it is its own");
+  }
+  if (t.gradient.scalar_type() != t.first.scalar_type()) {
+    check_matches(op, "gradient", t.gradient, "parameter", t.parameter);
+  }
+  TORCH_CHECK(t.first.device() == t.parameter.device() && t.gradient.device() == t.parameter.device(),
+              "[adamw_step_] gradient on ", t.gradient.device(), " and first_moment on ", t.first.device(),
+              ", wanted both on ", t.parameter.device(), " as parameter");
+  for (const auto& [name, tensor] : {std::pair<const char*, const at::Tensor&>{"gradient", t.gradient},
+                                     {"first_moment", t.first},
+                                     {"second_moment", t.second}}) {
+    check_same_shape(op, name, tensor, "parameter", t.parameter);
+  }
+  check_contiguous(op, "parameter", t.parameter);
+  check_contiguous(op, "first_moment", t.first);
+  check_contiguous(op, "second_moment", t.second);
+}
+
+AdamWArguments adamw_arguments(const AdamWTensors& t, const at::Tensor& gradient, int64_t step, double learning_rate,
+                               double beta1, double beta2, double epsilon, double weight_decay, double gradient_scale) {
+  const auto n = static_cast<double>(step);
+  AdamWArguments a{};
+  a.factors.gradient_scale = gradient_scale;
+  a.factors.kept = 1.0 - learning_rate * weight_decay;
+  a.factors.new_first = 1.0 - beta1;
+  a.factors.old_second = beta2;
+  a.factors.new_second = 1.0 - beta2;
+  a.factors.inverse_root_of_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, n));
+  a.factors.step_size = learning_rate / (1.0 - std::pow(beta1, n));
+  a.factors.epsilon = epsilon;
+  a.gradient_storage = storage_of(gradient);
+  a.gradient = gradient.const_data_ptr();
+  a.weight = t.master ? t.master->mutable_data_ptr() : t.parameter.mutable_data_ptr();
+  a.first = t.first.mutable_data_ptr();
+  a.second = t.second.mutable_data_ptr();
+  a.narrow = t.master ? t.parameter.mutable_data_ptr() : nullptr;
+  a.narrow_storage = storage_of(t.parameter);
+  return a;
+}
+
+at::Tensor square_sums_output(const at::Tensor& x) {
+  check_floating("square_sums", "x", x);
+  return at::empty({(x.numel() + kSquareRun - 1) / kSquareRun}, x.options().dtype(at::kDouble));
+}
+
+void check_accumulate(const at::Tensor& sum, const at::Tensor& x) {
+  check_floating("accumulate_", "sum", sum);
+  check_floating("accumulate_", "x", x);
+  TORCH_CHECK(sum.scalar_type() == compute_type(x) && sum.device() == x.device(), "[accumulate_] sum is ",
+              described(sum), ", wanted ", compute_type(x) == at::kDouble ? "float64" : "float32", " on ", x.device(),
+              " to add ", described(x));
+  check_same_shape("accumulate_", "sum", sum, "x", x);
+  check_contiguous("accumulate_", "sum", sum);
+}
+
+namespace {
+
+using Step = void(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
+                  const at::Tensor&, int64_t, double, double, double, double, double, double);
+using SquareSums = at::Tensor(const at::Tensor&);
+using Accumulate = void(const at::Tensor&, const at::Tensor&);
+
+const auto& step_operator() {
+  static const auto op = typed_operator<Step>("limbeck::adamw_step_");
+  return op;
+}
+const auto& square_sums_operator() {
+  static const auto op = typed_operator<SquareSums>("limbeck::square_sums");
+  return op;
+}
+const auto& accumulate_operator() {
+  static const auto op = typed_operator<Accumulate>("limbeck::accumulate_");
+  return op;
+}
+
+void meta_step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
+               const at::Tensor& first, const at::Tensor& second, int64_t step, double, double, double, double, double,
+               double) {
+  check_adamw({parameter, gradient, master, first, second}, step);
+}
+
+// Updating is no part of any graph; saved tensors learn from the version that they have changed.
+void refuse_graph(const char* op, std::initializer_list<at::Tensor> tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.requires_grad(), "[", op, "] ", described(tensor),
+                " requires a gradient, wanted the call without recording: NoGradGuard, or torch.no_grad()");
+  }
+}
+void mark_changed(std::initializer_list<at::Tensor> tensors) {
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined() && !tensor.is_inference()) torch::autograd::impl::bump_version(tensor);
+  }
+}
+
+void autograd_step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
+                   const at::Tensor& first, const at::Tensor& second, int64_t step, double learning_rate, double beta1,
+                   double beta2, double epsilon, double weight_decay, double gradient_scale) {
+  refuse_graph("adamw_step_", {parameter, gradient});
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    step_operator().call(parameter, gradient, master, first, second, step, learning_rate, beta1, beta2, epsilon,
+                         weight_decay, gradient_scale);
+  }
+  mark_changed({parameter, master.value_or(at::Tensor()), first, second});
+}
+
+at::Tensor autograd_square_sums(const at::Tensor& x) {
+  refuse_graph("square_sums", {x});
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return square_sums_operator().call(x);
+}
+
+void autograd_accumulate(const at::Tensor& sum, const at::Tensor& x) {
+  refuse_graph("accumulate_", {sum, x});
+  {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    accumulate_operator().call(sum, x);
+  }
+  mark_changed({sum});
+}
+
+TORCH_LIBRARY_FRAGMENT(limbeck, m) {
+  m.def(
+      "adamw_step_(Tensor(a!) parameter, Tensor gradient, Tensor(b!)? master, Tensor(c!) first_moment, "
+      "Tensor(d!) second_moment, int step, float learning_rate, float beta1=0.9, float beta2=0.999, "
+      "float epsilon=1e-08, float weight_decay=0., float gradient_scale=1.) -> ()");
+  m.def("square_sums(Tensor x) -> Tensor");
+  m.def("accumulate_(Tensor(a!) sum, Tensor x) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(limbeck, Meta, m) {
+  m.impl("adamw_step_", meta_step);
+  m.impl("square_sums", square_sums_output);
+  m.impl("accumulate_", check_accumulate);
+}
+
+TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
+  m.impl("adamw_step_", autograd_step);
+  m.impl("square_sums", autograd_square_sums);
+  m.impl("accumulate_", autograd_accumulate);
+}
+
+}  // namespace
+
+void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
+                 const at::Tensor& first_moment, const at::Tensor& second_moment, const AdamWOptions& o) {
+  step_operator().call(parameter, gradient, master, first_moment, second_moment, o.step, o.learning_rate, o.beta1,
+                       o.beta2, o.epsilon, o.weight_decay, o.gradient_scale);
+}
+
+at::Tensor square_sums(const at::Tensor& x) { return square_sums_operator().call(x); }
+
+void accumulate_(const at::Tensor& sum, const at::Tensor& x) { accumulate_operator().call(sum, x); }
+
+}  // namespace limbeck::kernels

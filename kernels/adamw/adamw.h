@@ -1,0 +1,35 @@
+// What an optimizer does with gradients and weights, each in one pass over memory: the sums of squares of a gradient,
+// its addition to a wider sum, and the AdamW update of weight, master and moments. The first two read half gradients as
+// they are; results do not depend on the number of threads.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "kernels/adamw/square_sums_run.h"
+
+namespace limbeck::kernels {
+
+struct AdamWOptions {
+  int64_t step = 1;  // of this parameter, counted from 1: for the bias corrections, which are computed in float64
+  double learning_rate = 1e-3;
+  double beta1 = 0.9, beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0.0;    // decoupled, as torch.optim.AdamW has it
+  double gradient_scale = 1.0;  // multiplies the gradient first: unscaling and clipping
+};
+
+// Updates in place. `parameter` float32, float64, or bfloat16 or float16 with a float32 `master`, of which it becomes
+// the rounding; moments in float32 (float64); `gradient` in the dtype of the parameter or of the moments.
+void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
+                 const at::Tensor& first_moment, const at::Tensor& second_moment, const AdamWOptions& options);
+
+// Sums of the squares of each run of kSquareRun elements, in float64 [runs]. Not finite exactly where an element of the
+// run is not.
+at::Tensor square_sums(const at::Tensor& x);
+
+// sum += x, where the sum is float32 (float64 for float64) and x may be narrower.
+void accumulate_(const at::Tensor& sum, const at::Tensor& x);
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,58 @@
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include "kernels/adamw/adamw_operators.h"
+#include "kernels/cpu/task_grain.h"
+#include "kernels/operator/checks.h"
+
+namespace limbeck::kernels {
+namespace {
+
+const AdamWLoops& adamw_loops() {
+  static const AdamWLoops& chosen = adamw_loops_for(cpu_isa());
+  return chosen;
+}
+
+void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
+          const at::Tensor& first, const at::Tensor& second, int64_t number, double learning_rate, double beta1,
+          double beta2, double epsilon, double weight_decay, double gradient_scale) {
+  const AdamWTensors tensors{parameter, gradient, master, first, second};
+  check_adamw(tensors, number);
+  const at::Tensor dense = gradient.contiguous();
+  const AdamWArguments arguments =
+      adamw_arguments(tensors, dense, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
+  at::parallel_for(0, parameter.numel(), kElementsPerTask,
+                   [&](int64_t begin, int64_t end) { adamw_loops().step(arguments, begin, end); });
+}
+
+at::Tensor square_sums(const at::Tensor& x) {
+  const at::Tensor out = square_sums_output(x);
+  const at::Tensor dense = x.contiguous();
+  const int64_t count = dense.numel();
+  auto* totals = out.mutable_data_ptr<double>();
+  const void* data = dense.const_data_ptr();
+  const Storage storage = storage_of(dense);
+  at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
+    adamw_loops().square_sums(storage, data, count, totals, begin, end);
+  });
+  return out;
+}
+
+void accumulate(const at::Tensor& sum, const at::Tensor& x) {
+  check_accumulate(sum, x);
+  const at::Tensor dense = x.contiguous();
+  const Storage storage = storage_of(dense);
+  const void* from = dense.const_data_ptr();
+  void* to = sum.mutable_data_ptr();
+  at::parallel_for(0, sum.numel(), kElementsPerTask,
+                   [&](int64_t begin, int64_t end) { adamw_loops().accumulate(storage, from, to, begin, end); });
+}
+
+TORCH_LIBRARY_IMPL(limbeck, CPU, m) {
+  m.impl("adamw_step_", step);
+  m.impl("square_sums", square_sums);
+  m.impl("accumulate_", accumulate);
+}
+
+}  // namespace
+}  // namespace limbeck::kernels

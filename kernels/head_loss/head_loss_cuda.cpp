@@ -1,0 +1,230 @@
+// The fused head under the CUDA key, and for float64 on the CPU: a composition of ATen operators over runs of tokens,
+// so that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/abs.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/expm1.h>
+#include <ATen/ops/log1p.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sign.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/head_loss/head_loss_operands.h"
+
+namespace limbeck::kernels {
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;  // of one run and one head: 64 MB in float32
+
+// a b in the wide dtype; half operands are not widened where cuBLAS gives its float32 sums away.
+Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType wide) {
+  const bool half = a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16;
+  if (a.is_cuda() && half && a.scalar_type() == b.scalar_type()) return at::mm(a, b, wide);
+  return at::mm(a.to(wide), b.to(wide));
+}
+
+struct Logits {
+  Tensor plain, plain_slope;  // after scale and softcap; slopes are undefined where they are the constant scale
+  Tensor tempered, inside;    // of the divergence; inside is undefined without a clamp
+};
+
+Logits logits_of(const Tensor& hidden, const Tensor& weight, at::ScalarType wide, double scale, double cap,
+                 const HeadLossOptions& o) {
+  Logits z;
+  z.plain = wide_product(hidden, weight.t(), wide).mul_(scale);
+  if (cap > 0) {
+    const auto t = at::tanh(z.plain.div_(cap));
+    z.plain_slope = (1.0 - t) * (1.0 + t);
+    z.plain = t * cap;
+  }
+  z.tempered = o.divergence == Divergence::kLogitMse ? z.plain : z.plain / o.temperature;
+  if (o.clamp > 0) {
+    z.inside = z.tempered.abs() <= o.clamp;
+    z.tempered = z.tempered.clamp(-o.clamp, o.clamp);
+  }
+  return z;
+}
+
+struct Divergences {
+  Tensor value;     // [run]
+  Tensor gradient;  // [run, V] by the tempered student logits
+};
+
+// p (y - log(1 + y)), y and log(1 + y) with y = kappa (q / p - 1); see head_loss_formula.inc.
+struct Mixed {
+  Tensor value, y, log;
+};
+Mixed mixed(const Tensor& p, const Tensor& q, const Tensor& log_ratio, double kappa) {
+  const auto y = at::expm1(log_ratio.clamp_max(80.0)) * kappa;
+  const auto log = at::log1p(y);
+  return {at::where(log_ratio > 30.0, (q - p) * kappa, p * (y - log).clamp_min(0.0)), y, log};
+}
+
+Divergences divergence_of(const Tensor& a, const Tensor& b, const HeadLossOptions& o, int64_t vocabulary) {
+  if (o.divergence == Divergence::kLogitMse) {
+    const auto d = a - b;
+    return {d.square().mean(-1), d * (2.0 / static_cast<double>(vocabulary))};
+  }
+  const auto lse_a = at::logsumexp(a, -1, true), lse_b = at::logsumexp(b, -1, true);
+  const auto d = (a - b) - (lse_a - lse_b);
+  const auto p_s = at::exp(a - lse_a), p_t = at::exp(b - lse_b);
+  const auto far = d.abs() > 0.5;
+  const auto ratio = at::expm1(d.clamp(-0.5, 0.5));  // p_s / p_t - 1 where the two are near
+  if (o.divergence == Divergence::kForwardKl) {
+    const auto value = at::where(far, (p_s - p_t) - p_t * d, p_t * (ratio - d).clamp_min(0.0));
+    return {value.sum(-1), at::where(far, p_s - p_t, p_t * ratio)};
+  }
+  Tensor value, slope;
+  if (o.divergence == Divergence::kReverseKl) {
+    const auto near = p_s * (at::expm1(d.clamp(-0.5, 0.5).neg()) + d).clamp_min(0.0);
+    value = at::where(far, (p_t - p_s) + p_s * d, near);
+    slope = d;
+  } else if (o.divergence == Divergence::kTotalVariation) {
+    value = at::where(far, p_s - p_t, p_t * ratio).abs() * 0.5;
+    slope = at::sign(d) * 0.5;
+  } else if (o.divergence == Divergence::kJensenShannon) {
+    const auto of_teacher = mixed(p_t, p_s, d, 1.0 - o.mix), of_student = mixed(p_s, p_t, -d, o.mix);
+    value = of_teacher.value * o.mix + of_student.value * (1.0 - o.mix);
+    slope = of_student.log * (o.mix - 1.0);
+  } else if (o.divergence == Divergence::kSkewForwardKl) {
+    const auto m = mixed(p_t, p_s, d, 1.0 - o.mix);
+    value = m.value;
+    slope = m.y / (1.0 + m.y) * (1.0 - o.mix);
+  } else {
+    const auto m = mixed(p_s, p_t, -d, 1.0 - o.mix);
+    value = m.value;
+    slope = m.y / (1.0 + m.y) * o.mix - m.log;
+  }
+  return {value.sum(-1), p_s * (slope - (p_s * slope).sum(-1, true))};
+}
+
+class Composition {
+ public:
+  Composition(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient, bool weight_gradient);
+  HeadLossResults results();
+
+ private:
+  void run(const Tensor& tokens);
+  Tensor divergence_part(const Tensor& tokens, const Logits& student);
+  Tensor cross_entropy_part(const Tensor& tokens, const Logits& student);
+  void add_gradients(const Tensor& tokens, const Tensor& hidden, Tensor dz);
+
+  const HeadLossInputs& in_;
+  const HeadLossOptions& options_;
+  at::ScalarType wide_, student_wide_;
+  bool wants_hidden_, wants_weight_;
+  Tensor student_weight_, divergence_, cross_entropy_, hidden_gradient_, weight_sums_;
+};
+
+Composition::Composition(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
+                         bool weight_gradient)
+    : in_(in),
+      options_(options),
+      wide_(head_loss_type(in)),
+      wants_hidden_(hidden_gradient),
+      wants_weight_(weight_gradient) {
+  const bool any_double = in.student_hidden.scalar_type() == at::kDouble ||
+                          (in.teacher_hidden && in.teacher_hidden->scalar_type() == at::kDouble);
+  student_wide_ = any_double ? at::kDouble : at::kFloat;
+  student_weight_ = in.student_weight.narrow(0, 0, options.vocabulary);
+  divergence_ = at::zeros({in.student_hidden.size(0)}, in.divergence_weight.options());
+  cross_entropy_ = at::zeros_like(divergence_);
+  const int64_t tokens = hidden_gradient ? in.student_hidden.size(0) : 0;
+  hidden_gradient_ = at::zeros({tokens, in.student_hidden.size(1)}, in.student_hidden.options());
+  const int64_t rows = weight_gradient ? in.student_weight.size(0) : 0;
+  weight_sums_ = at::zeros({rows, in.student_weight.size(1)}, in.student_weight.options().dtype(student_wide_));
+}
+
+// The weighted gradient by the plain student logits; fills divergence_.
+Tensor Composition::divergence_part(const Tensor& tokens, const Logits& student) {
+  const auto& o = options_;
+  const auto weights = in_.divergence_weight.index_select(0, tokens).to(student_wide_);
+  const auto teacher =
+      logits_of(in_.teacher_hidden->index_select(0, tokens), in_.teacher_weight->narrow(0, 0, o.vocabulary),
+                student_wide_, o.teacher_scale, o.teacher_softcap, o);
+  auto [value, gradient] = divergence_of(student.tempered, teacher.tempered, o, o.vocabulary);
+  const double t = o.divergence == Divergence::kLogitMse ? 1.0 : o.temperature;
+  divergence_.index_copy_(0, tokens, (value * (t * t)).masked_fill(weights == 0.0, 0.0).to(wide_));
+  if (student.inside.defined()) gradient = gradient * student.inside;
+  return gradient * (weights * t).unsqueeze(1);  // T^2 of the value, 1 / T of the logits
+}
+
+Tensor Composition::cross_entropy_part(const Tensor& tokens, const Logits& student) {
+  const auto labels = in_.labels->index_select(0, tokens);
+  const auto counts = labels >= 0;
+  const auto weights = in_.ce_weight.index_select(0, tokens).to(student_wide_).masked_fill(counts.logical_not(), 0.0);
+  const auto column = labels.clamp_min(0).unsqueeze(1);
+  const auto lse = at::logsumexp(student.plain, -1, true);
+  const double smoothing = options_.label_smoothing;
+  const auto value =
+      (lse - student.plain.gather(1, column) * (1.0 - smoothing)).squeeze(1) - student.plain.mean(-1) * smoothing;
+  cross_entropy_.index_copy_(0, tokens, value.masked_fill(weights == 0.0, 0.0).to(wide_));
+  auto gradient = at::exp(student.plain - lse).sub_(smoothing / static_cast<double>(options_.vocabulary));
+  gradient.scatter_add_(1, column, at::empty_like(column, gradient.options()).fill_(smoothing - 1.0));
+  return gradient * weights.unsqueeze(1);
+}
+
+// The largest weight is taken out while dz is in the storage dtype: products with 1 / tokens would vanish in float16.
+void Composition::add_gradients(const Tensor& tokens, const Tensor& hidden, Tensor dz) {
+  const auto size = dz.abs().amax().clamp_min(1e-30);
+  const auto storage = in_.student_hidden.scalar_type();
+  const auto narrow = dz.div_(size).to(storage);
+  const auto factor = size * options_.gradient_scale;
+  if (wants_hidden_) {
+    const auto rows = wide_product(narrow, student_weight_, student_wide_).mul_(factor);
+    hidden_gradient_.index_copy_(0, tokens, rows.to(storage));
+  }
+  if (wants_weight_) {
+    weight_sums_.narrow(0, 0, options_.vocabulary).add_(wide_product(narrow.t(), hidden, student_wide_).mul_(factor));
+  }
+}
+
+void Composition::run(const Tensor& tokens) {
+  const auto hidden = in_.student_hidden.index_select(0, tokens);
+  const auto student =
+      logits_of(hidden, student_weight_, student_wide_, options_.student_scale, options_.student_softcap, options_);
+  Tensor dz;
+  if (options_.divergence != Divergence::kNone) dz = divergence_part(tokens, student);
+  if (in_.labels) {
+    const auto part = cross_entropy_part(tokens, student);
+    dz = dz.defined() ? dz.add_(part) : part;
+  }
+  if (!wants_hidden_ && !wants_weight_) return;
+  dz.mul_(options_.student_scale);
+  if (student.plain_slope.defined()) dz.mul_(student.plain_slope);
+  add_gradients(tokens, hidden, dz);
+}
+
+HeadLossResults Composition::results() {
+  auto counts = at::zeros_like(in_.divergence_weight, in_.divergence_weight.options().dtype(at::kBool));
+  if (options_.divergence != Divergence::kNone) counts = counts.logical_or(in_.divergence_weight != 0.0);
+  if (in_.labels) counts = counts.logical_or((in_.ce_weight != 0.0).logical_and(*in_.labels >= 0));
+  const auto tokens = in_.student_hidden.is_cpu() ? counted_tokens(in_, options_) : counts.nonzero().squeeze(1);
+  const int64_t step = std::max<int64_t>(kLogitsAtOnce / options_.vocabulary, 1);
+  for (int64_t i = 0; i < tokens.size(0); i += step) run(tokens.narrow(0, i, std::min(step, tokens.size(0) - i)));
+  const auto total = [&](const Tensor& weight, const Tensor& value) {
+    return (weight.to(at::kDouble) * value.to(at::kDouble)).sum();
+  };
+  const auto loss = total(in_.divergence_weight, divergence_) + total(in_.ce_weight, cross_entropy_);
+  return {loss.to(wide_), divergence_, cross_entropy_, hidden_gradient_,
+          weight_sums_.to(in_.student_weight.scalar_type())};
+}
+
+}  // namespace
+
+HeadLossResults composed_head_loss(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
+                                   bool weight_gradient) {
+  return Composition(in, options, hidden_gradient, weight_gradient).results();
+}
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,44 @@
+// What the bodies of head_loss (CPU, CUDA, Meta) share: the checks, done once, and the operators
+//   limbeck::head_loss          -> loss, divergence_n, cross_entropy_n     with autograd
+//   limbeck::head_loss_forward  -> the same, and the gradients asked for, multiplied by gradient_scale (else empty)
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/string_view.h>
+
+#include <optional>
+#include <tuple>
+
+#include "kernels/head_loss/head_loss.h"
+
+namespace limbeck::kernels {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct HeadLossInputs {
+  at::Tensor student_hidden, student_weight;
+  OptionalTensor teacher_hidden, teacher_weight, labels;
+  at::Tensor divergence_weight, ce_weight;
+};
+
+// loss, divergence_n, cross_entropy_n, gradient of the student's hidden states, gradient of its weight
+using HeadLossResults = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// Refuses what cannot be computed; returns the options with the vocabulary filled in.
+HeadLossOptions check_head_loss(const HeadLossInputs& in, const HeadLossOptions& options);
+
+// As Python names them: none, forward_kl, reverse_kl, jensen_shannon, skew_forward_kl, skew_reverse_kl,
+// total_variation, logit_mse. An unknown name is refused with all of them.
+c10::string_view divergence_name(Divergence divergence);
+Divergence divergence_named(c10::string_view name);
+
+// float64 when all heads are, float32 otherwise.
+at::ScalarType head_loss_type(const HeadLossInputs& in);
+
+// Tokens that count, ascending: one of their weights is not 0. Checks the labels where cross-entropy needs them (CPU).
+at::Tensor counted_tokens(const HeadLossInputs& in, const HeadLossOptions& options);
+
+// A composition of ATen operators over runs of tokens: the body of CUDA, and of float64 on the CPU.
+HeadLossResults composed_head_loss(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
+                                   bool weight_gradient);
+
+}  // namespace limbeck::kernels

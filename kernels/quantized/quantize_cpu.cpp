@@ -1,0 +1,211 @@
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mean.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+#include "kernels/cpu/task_grain.h"
+#include "kernels/operator/checks.h"
+#include "kernels/quantized/quantized_operands.h"
+
+#ifndef _OPENMP
+#error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
+#endif
+
+namespace limbeck::kernels {
+namespace {
+
+constexpr float kSmallestScale = 1e-38F;  // bitsandbytes divides by no less
+
+float largest_magnitude(const float* w, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(w[i]));
+  return largest;
+}
+
+bool all_finite(const float* w, int64_t count) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) finite = finite && std::isfinite(w[i]);
+  return finite;
+}
+
+void quantize_row(const float* w, int64_t columns, int8_t* codes, float& scale) {
+  scale = largest_magnitude(w, columns) / 127.0F;
+  for (int64_t i = 0; i < columns; ++i) {
+    const float code = scale > 0 ? std::nearbyint(w[i] / scale) : 0.0F;
+    codes[i] = static_cast<int8_t>(std::clamp(code, -127.0F, 127.0F));
+  }
+}
+
+// Codes are or-ed into bytes that hold zeros, so that a byte whose halves belong to two calls gets both.
+inline void put_code(uint8_t* codes, int64_t i, unsigned code) {
+  codes[i / 2] = static_cast<uint8_t>(codes[i / 2] | (i % 2 == 0 ? code << 4 : code));
+}
+
+void quantize_group(const float* w, int64_t count, uint8_t* codes, int64_t first, float& scale, float& low) {
+  const auto [least, most] = std::minmax_element(w, w + count);
+  low = *least;
+  scale = (*most - low) / 15.0F;
+  for (int64_t i = 0; i < count; ++i) {
+    const float code = scale > 0 && std::isfinite(scale) ? std::nearbyint((w[i] - low) / scale) : 0.0F;
+    put_code(codes, first + i, static_cast<unsigned>(std::clamp(code, 0.0F, 15.0F)));
+  }
+}
+
+// Index of the nearest level, of the lower one at equal distance.
+template <size_t N>
+int64_t nearest(const std::array<float, N>& middles, float value) {
+  return std::lower_bound(middles.begin(), middles.end(), value) - middles.begin();
+}
+
+template <size_t N>
+std::array<float, N - 1> middles_of(const std::array<float, N>& levels) {
+  std::array<float, N - 1> middles{};
+  for (size_t i = 0; i + 1 < N; ++i) middles[i] = (levels[i] + levels[i + 1]) / 2.0F;
+  return middles;
+}
+
+// value / scale within ±1: in whole blocks as a product with the reciprocal, in a shorter last one as a quotient, which
+// is what bitsandbytes computes.
+struct Scaled {
+  Scaled(float largest, bool whole_block)
+      : scale(whole_block ? largest : std::max(largest, kSmallestScale)),
+        reciprocal(1.0F / std::max(largest, kSmallestScale)),
+        whole(whole_block) {}
+  float operator()(float value) const { return std::clamp(whole ? value * reciprocal : value / scale, -1.0F, 1.0F); }
+  float scale, reciprocal;
+  bool whole;
+};
+
+void quantize_block(const float* w, int64_t count, uint8_t* codes, int64_t first, float& scale) {
+  static const auto middles = middles_of(kNf4Levels);
+  const Scaled scaled(largest_magnitude(w, count), count == kNf4Block);
+  scale = scaled.scale;
+  // The nearest level's index is the number of middles below: all values at once, which the compiler vectorises.
+  std::array<float, kNf4Block> values{};
+  std::array<int32_t, kNf4Block> below{};
+  for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i)] = scaled(w[i]);
+  for (const float middle : middles) {
+    for (size_t i = 0; i < below.size(); ++i) below[i] += values[i] > middle ? 1 : 0;
+  }
+  // The unused half of a last byte holds the code of 0.
+  for (int64_t i = 0; i < count + count % 2; ++i)
+    put_code(codes, first + i, static_cast<unsigned>(below[static_cast<size_t>(i)]));
+}
+
+// Of a few values as ATen has it, of many from the means of runs that are the same on any number of threads.
+at::Tensor mean_of(const at::Tensor& values) {
+  constexpr int64_t kRun = 1 << 14;
+  if (values.numel() <= kRun) return values.mean().view({1});
+  double sum = 0;
+  for (int64_t i = 0; i < values.numel(); i += kRun) {
+    const at::Tensor run = values.narrow(0, i, std::min(kRun, values.numel() - i));
+    sum += run.mean().item<double>() * static_cast<double>(run.numel());
+  }
+  return at::empty({1}, values.options()).fill_(sum / static_cast<double>(values.numel()));
+}
+
+void quantize_scales(const at::Tensor& exact, std::vector<at::Tensor>& parts) {
+  static const auto middles = middles_of(dynamic_levels());
+  const at::Tensor offset = mean_of(exact), centred = exact - offset;
+  parts[3].copy_(offset);
+  const float* values = centred.const_data_ptr<float>();
+  auto* codes = parts[1].mutable_data_ptr<uint8_t>();
+  auto* scales = parts[2].mutable_data_ptr<float>();
+  for (int64_t begin = 0; begin < exact.numel(); begin += kScaleBlock) {
+    const int64_t count = std::min(kScaleBlock, exact.numel() - begin);
+    const Scaled scaled(largest_magnitude(values + begin, count), count == kScaleBlock);
+    scales[begin / kScaleBlock] = scaled.scale;
+    for (int64_t i = begin; i < begin + count; ++i)
+      codes[i] = static_cast<uint8_t>(nearest(middles, scaled(values[i])));
+  }
+}
+
+void quantize_int8(const float* w, int64_t rows, int64_t columns, std::vector<at::Tensor>& parts) {
+  auto* codes = parts[0].mutable_data_ptr<int8_t>();
+  auto* scales = parts[1].mutable_data_ptr<float>();
+  at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      quantize_row(w + row * columns, columns, codes + row * columns, scales[row]);
+  });
+}
+
+void quantize_int4(const float* w, int64_t rows, int64_t columns, std::vector<at::Tensor>& parts) {
+  auto* codes = parts[0].zero_().mutable_data_ptr<uint8_t>();
+  auto* scales = parts[1].mutable_data_ptr<float>();
+  auto* lows = parts[2].mutable_data_ptr<float>();
+  const int64_t groups = (columns + kInt4Group - 1) / kInt4Group, bytes = (columns + 1) / 2;
+  at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = g * kInt4Group, count = std::min(kInt4Group, columns - first);
+        quantize_group(w + row * columns + first, count, codes + row * bytes, first, scales[row * groups + g],
+                       lows[row * groups + g]);
+      }
+    }
+  });
+}
+
+void quantize_nf4(const float* w, int64_t values, at::Tensor& packed, at::Tensor& scales) {
+  auto* codes = packed.zero_().mutable_data_ptr<uint8_t>();
+  auto* scale = scales.mutable_data_ptr<float>();
+  // A block is 32 whole bytes: threads share none.
+  at::parallel_for(0, scales.numel(), items_per_task(kNf4Block), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * kNf4Block;
+      quantize_block(w + first, std::min(kNf4Block, values - first), codes, first, scale[block]);
+    }
+  });
+}
+
+std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view name) {
+  const QuantizedFormat format = format_named(name);
+  const auto dtype = weight.scalar_type();
+  TORCH_CHECK(weight.dim() == 2 && (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf),
+              "[quantize_weight] weight is ", described(weight),
+              ", wanted float32, bfloat16 or float16 [rows, columns]");
+  const at::Tensor wide = weight.to(at::kFloat).contiguous();
+  const int64_t rows = wide.size(0), columns = wide.size(1);
+  const float* w = wide.const_data_ptr<float>();
+  for (int64_t row = 0; row < rows; ++row) {
+    TORCH_CHECK(all_finite(w + row * columns, columns), "[quantize_weight] row ", row, " of ", described(weight),
+                " holds NaN or infinity, which no ", name, " code stands for");
+  }
+  std::vector<at::Tensor> parts;
+  for (const QuantizedPart& part : parts_of(format, rows, columns))
+    parts.push_back(at::empty(part.shape, wide.options().dtype(part.dtype)));
+  if (wide.numel() == 0) {
+    for (at::Tensor& part : parts) part.zero_();
+    return parts;
+  }
+  switch (format) {
+    case QuantizedFormat::kInt8:
+      quantize_int8(w, rows, columns, parts);
+      break;
+    case QuantizedFormat::kInt4:
+      quantize_int4(w, rows, columns, parts);
+      TORCH_CHECK(parts[1].isfinite().all().item<bool>(), "[quantize_weight] ", described(weight),
+                  " holds values whose difference overflows float32");
+      break;
+    case QuantizedFormat::kNf4:
+      quantize_nf4(w, wide.numel(), parts[0], parts[1]);
+      break;
+    case QuantizedFormat::kNf4Double: {
+      at::Tensor scales = at::empty(parts[1].sizes(), wide.options());
+      quantize_nf4(w, wide.numel(), parts[0], scales);
+      quantize_scales(scales, parts);
+      break;
+    }
+  }
+  return parts;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(limbeck, CPU, m) { m.impl("quantize_weight", &quantize_cpu); }
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,120 @@
+#include "kernels/quantized/quantized_linear.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "kernels/operator/checks.h"
+#include "kernels/operator/operator_handle.h"
+#include "kernels/quantized/quantized_operands.h"
+
+namespace limbeck::kernels {
+namespace {
+
+void check_activations(const char* op, const char* name, const at::Tensor& x, int64_t width,
+                       const QuantizedMatrix& weight) {
+  const auto dtype = x.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "[", op, "] ", name, " is ",
+              described(x), ", wanted float32, bfloat16 or float16 beside a quantized weight");
+  TORCH_CHECK(x.dim() >= 1 && x.size(-1) == width, "[", op, "] ", name, " is ", described(x), ", wanted [..., ", width,
+              "] for a weight [", weight.rows, ", ", weight.columns, "]");
+  TORCH_CHECK(x.device() == weight.parts[0].device(), "[", op, "] the weight is on ", weight.parts[0].device(),
+              ", wanted ", x.device(), " as ", name, " (", described(x), ")");
+}
+
+at::Tensor like_with_width(const at::Tensor& x, int64_t width) {
+  auto sizes = x.sym_sizes().vec();
+  sizes.back() = width;
+  return at::empty_symint(sizes, x.options());
+}
+
+at::Tensor quantized_outputs(const at::Tensor& x, at::TensorList parts, c10::string_view format, int64_t rows,
+                             int64_t columns, const OptionalBias& bias) {
+  const QuantizedMatrix weight = checked_matrix("quantized_linear", parts, format, rows, columns);
+  check_quantized_linear(x, weight, bias);
+  return like_with_width(x, rows);
+}
+
+at::Tensor quantized_gradients(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t rows,
+                               int64_t columns) {
+  const QuantizedMatrix weight = checked_matrix("quantized_linear_backward", parts, format, rows, columns);
+  check_quantized_backward(dy, weight);
+  return like_with_width(dy, columns);
+}
+
+at::Tensor call_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
+  static const auto op = typed_operator<decltype(quantized_outputs)>("limbeck::quantized_linear");
+  return op.call(x, weight.parts, format_name(weight.format), weight.rows, weight.columns, bias);
+}
+
+at::Tensor call_backward(const at::Tensor& dy, const QuantizedMatrix& weight) {
+  static const auto op = typed_operator<decltype(quantized_gradients)>("limbeck::quantized_linear_backward");
+  return op.call(dy, weight.parts, format_name(weight.format), weight.rows, weight.columns);
+}
+
+class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const OptionalBias& bias,
+                            const QuantizedMatrix& weight) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward(weight.parts);
+    ctx->saved_data["format"] = std::string(format_name(weight.format));
+    ctx->saved_data["rows"] = weight.rows;
+    ctx->saved_data["columns"] = weight.columns;
+    ctx->saved_data["has_bias"] = bias.has_value();  // without one, autograd knows of one input
+    return call_linear(x, weight, bias);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const QuantizedMatrix weight{format_named(ctx->saved_data["format"].toStringView()),
+                                 ctx->saved_data["rows"].toInt(), ctx->saved_data["columns"].toInt(),
+                                 ctx->get_saved_variables()};
+    at::Tensor dx, dbias;
+    if (ctx->needs_input_grad(0)) dx = call_backward(grads[0], weight);
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(1))
+      dbias = grads[0].reshape({-1, weight.rows}).sum(0);
+    return {dx, dbias, {}};
+  }
+};
+
+at::Tensor quantized_autograd(const at::Tensor& x, at::TensorList parts, c10::string_view format, int64_t rows,
+                              int64_t columns, const OptionalBias& bias) {
+  const QuantizedMatrix weight = checked_matrix("quantized_linear", parts, format, rows, columns);
+  check_quantized_linear(x, weight, bias);
+  return QuantizedLinear::apply(x, bias, weight);
+}
+
+}  // namespace
+
+void check_quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
+  check_activations("quantized_linear", "x", x, weight.columns, weight);
+  if (!bias) return;
+  check_matches("quantized_linear", "bias", *bias, "x", x);
+  TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.rows, "[quantized_linear] bias is ", described(*bias),
+              ", wanted [", weight.rows, "]");
+}
+
+void check_quantized_backward(const at::Tensor& dy, const QuantizedMatrix& weight) {
+  check_activations("quantized_linear_backward", "dy", dy, weight.rows, weight);
+}
+
+at::Tensor quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
+  return call_linear(x, weight, bias);
+}
+
+TORCH_LIBRARY_FRAGMENT(limbeck, m) {
+  m.def("quantized_linear(Tensor x, Tensor[] parts, str format, int rows, int columns, Tensor? bias=None) -> Tensor");
+  m.def("quantized_linear_backward(Tensor dy, Tensor[] parts, str format, int rows, int columns) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(limbeck, Meta, m) {
+  m.impl("quantized_linear", &quantized_outputs);
+  m.impl("quantized_linear_backward", &quantized_gradients);
+}
+TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
+  m.impl("quantized_linear", &quantized_autograd);
+  m.impl("quantized_linear_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+}  // namespace limbeck::kernels

@@ -1,0 +1,14 @@
+// y = x W'^T + b with a frozen W in 8 or 4 bits, of which at most a few hundred rows by a few hundred columns exist in
+// float32 at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b.
+#pragma once
+#include <optional>
+
+#include "kernels/quantized/quantized_matrix.h"
+
+namespace limbeck::kernels {
+
+// x [..., columns] float32, bfloat16 or float16, bias [rows] of the same dtype or none -> [..., rows]
+at::Tensor quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight,
+                            const std::optional<at::Tensor>& bias = std::nullopt);
+
+}  // namespace limbeck::kernels

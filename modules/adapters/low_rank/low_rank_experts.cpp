@@ -1,0 +1,60 @@
+#include "modules/adapters/low_rank/low_rank_experts.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/ones.h>
+
+#include <vector>
+
+#include "kernels/linear/linear.h"
+#include "modules/models/network/experts.h"
+
+namespace limbeck::adapters {
+
+LowRankExperts::LowRankExperts(const precision::Scope& scope, const precision::Precision& host,
+                               const LowRankShape& shape, int64_t experts)
+    : ExpertAdapter(scope, host), shape_(shape), experts_(experts) {
+  create_parameter("lora_A", {experts * shape.rank, shape.in});
+  create_parameter("lora_B", {shape.out, shape.rank * experts});
+}
+
+at::Tensor LowRankExperts::by_expert_a(const at::Tensor& a) const { return a.view({experts_, shape_.rank, shape_.in}); }
+
+at::Tensor LowRankExperts::by_expert_b(const at::Tensor& b) const {
+  return b.view({shape_.out, shape_.rank, experts_}).permute({2, 0, 1});
+}
+
+models::ExpertProduct LowRankExperts::change() const {
+  // One node of the graph for all experts, so that backward has no gradient of the whole stack for each.
+  const std::vector<at::Tensor> a = by_expert_a(parameter("lora_A")).unbind(0);
+  const std::vector<at::Tensor> b = by_expert_b(parameter("lora_B")).contiguous().unbind(0);
+  return [this, a, b](const at::Tensor& rows, int64_t expert) {
+    const precision::ModuleScope scope(path());
+    const auto e = static_cast<size_t>(expert);
+    return leave(kernels::linear(kernels::linear(enter(rows), a[e]), b[e]) * shape_.scale);
+  };
+}
+
+void LowRankExperts::initialize(const models::ExpertStack&, uint64_t seed) {
+  if (placement().is_meta()) return;
+  fill_low_rank(*this, seed, shape_.in);
+}
+
+at::Tensor LowRankExperts::whole_change() const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor a = by_expert_a(widened(parameter("lora_A"))), b = by_expert_b(widened(parameter("lora_B")));
+  return at::bmm(b, a).mul_(shape_.scale);
+}
+
+models::MergedWeight LowRankExperts::merged(const models::ExpertStack& host) const {
+  const at::NoGradGuard no_gradient;
+  return {whole_change().add_(widened(host.weight())), std::nullopt};
+}
+
+models::UnmergedWeight LowRankExperts::unmerged(const models::ExpertStack& host) const {
+  const at::NoGradGuard no_gradient;
+  const at::Tensor weight = widened(host.weight()) - whole_change();
+  return {weight, std::nullopt, at::ones({1}, weight.options())};
+}
+
+}  // namespace limbeck::adapters

@@ -1,0 +1,43 @@
+// The supported model families: one declarative row each. A row reads config.json into an Architecture and says how the
+// checkpoint names the parameters. To add a family, add a row in family.cpp and a case in tests/python/model_zoo.py.
+#pragma once
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "modules/io/json_file.h"
+#include "modules/models/family/architecture.h"
+
+namespace limbeck::models {
+
+// How a parameter of ours is stored in the checkpoint.
+struct NameRule {
+  std::string ours;         // path of a module or parameter below the model root; {} matches a layer or expert number
+  std::string theirs;       // the checkpoint's name with the same {}
+  bool transposed = false;  // GPT-2 stores [in, out]
+};
+
+struct Family {
+  std::string name;
+  std::vector<std::string> architectures;  // of config.json
+  Architecture (*read)(const io::JsonFile& config, const std::string& architecture);
+  std::vector<NameRule> names;  // first match wins; without one, the name stays as it is
+  std::string prefix;           // of everything but the heads; a bare encoder checkpoint may lack it
+  std::vector<std::string>
+      ignored;  // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
+};
+
+const std::vector<Family>& families();
+std::vector<std::string> family_names();
+
+struct ModelConfig {
+  Architecture architecture;
+  const Family* family = nullptr;
+  std::filesystem::path folder;
+};
+
+// Reads FOLDER/config.json (and generation_config.json where there is one). Throws WeightsError for an unknown family
+// (all are listed) or an option that is not supported, naming file and key.
+ModelConfig read_model_config(const std::filesystem::path& folder);
+
+}  // namespace limbeck::models

@@ -1,0 +1,149 @@
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/topk.h>
+
+#include "kernels/linear/linear.h"
+#include "modules/models/network/blocks.h"
+#include "modules/models/network/experts.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::models {
+
+namespace {
+
+// Tokens of each expert. On meta there are no ids to count: an even split stands for them in the memory plan.
+std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t count) {
+  const int64_t total = sorted_experts.numel();
+  std::vector<int64_t> tokens(static_cast<size_t>(count), 0);
+  if (sorted_experts.is_meta()) {
+    for (int64_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = total / count + (i < total % count ? 1 : 0);
+    return tokens;
+  }
+  const at::Tensor ids = sorted_experts.cpu();
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < total; ++i) ++tokens[static_cast<size_t>(id[i])];
+  return tokens;
+}
+
+// oneDNN compiles a bfloat16 product anew for each number of rows: above a few they are rounded up, so that it meets
+// the same ones again.
+int64_t padded(int64_t rows) { return rows <= 16 ? rows : (rows + 31) / 32 * 32; }
+
+at::Tensor indices(const std::vector<int64_t>& values, const at::Tensor& where) {
+  if (where.is_meta()) return where.new_empty({static_cast<int64_t>(values.size())});
+  return precision::move(at::tensor(values, at::kLong), where.device());
+}
+
+// The sorted tokens with those of each expert together, and rows between them whose results nobody reads.
+struct Groups {
+  std::vector<int64_t> rows;      // of each expert; 0 where it has no token
+  at::Tensor token_of, place_of;  // [rows]: which sorted token; [N K]: which row
+};
+
+Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
+  Groups groups;
+  std::vector<int64_t> token_of, place_of;
+  int64_t token = 0;
+  for (const int64_t n : tokens_per_expert(sorted, count)) {
+    const int64_t rows = pads ? padded(n) : n;
+    for (int64_t i = 0; i < n; ++i) place_of.push_back(static_cast<int64_t>(token_of.size()) + i);
+    for (int64_t i = 0; i < rows; ++i) token_of.push_back(token + (i < n ? i : 0));
+    groups.rows.push_back(rows);
+    token += n;
+  }
+  groups.token_of = indices(token_of, sorted);
+  groups.place_of = indices(place_of, sorted);
+  return groups;
+}
+
+}  // namespace
+
+ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter)
+    : owner_(owner), parameter_(parameter), path_(owner.path() + "." + parameter) {}
+
+ExpertProduct ExpertStack::product() const {
+  ExpertProduct base = [weight = weight()](const at::Tensor& rows, int64_t expert) {
+    return kernels::linear(rows, weight.select(0, expert));
+  };
+  if (adapter() == nullptr) return base;
+  return [base, change = adapter()->change()](const at::Tensor& rows, int64_t expert) {
+    return base(rows, expert) + change(rows, expert);
+  };
+}
+
+const at::Tensor& ExpertStack::weight() const { return owner_.parameter(parameter_); }
+
+precision::Precision ExpertStack::precision() const {
+  precision::Precision inside = owner_.precision();
+  inside.input = inside.output = inside.compute;
+  return inside;
+}
+
+c10::Device ExpertStack::placement() const { return owner_.placement(); }
+
+ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
+    : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
+  create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
+  create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
+  gate_up_ = register_module("gate_up_proj", std::make_shared<ExpertStack>(*this, "gate_up_proj"));
+  down_ = register_module("down_proj", std::make_shared<ExpertStack>(*this, "down_proj"));
+}
+
+at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
+                                  const at::Tensor& weights_nk) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor input = enter(x_nd);
+  const ExpertProduct gate_up = gate_up_->product(), down = down_->product();
+  const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
+  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
+  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
+  const at::Tensor rows = input.index_select(0, order.index_select(0, groups.token_of).div(per_token, "floor"));
+  std::vector<at::Tensor> outputs;
+  int64_t begin = 0, expert = 0;
+  for (const int64_t n : groups.rows) {
+    if (n > 0) {
+      const auto halves = gate_up(rows.narrow(0, begin, n), expert).chunk(2, -1);
+      outputs.push_back(down(gate(halves[0], halves[1], activation_), expert));
+    }
+    begin += n;
+    ++expert;
+  }
+  // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
+  // instead of one for each expert.
+  const at::Tensor unsorted =
+      at::cat(outputs).index_select(0, groups.place_of.index_select(0, order.argsort())).view({tokens, per_token, -1});
+  const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
+  const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
+  const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
+  return leave(precision::cast(mixed, wide, narrow, path() + " (sum)"));
+}
+
+MixtureOfExperts::MixtureOfExperts(const Scope& scope, const Architecture& a)
+    : path_(scope.path), per_token_(a.experts.per_token), normalize_(a.experts.normalize) {
+  router_ = register_module(
+      "gate", std::make_shared<Linear>(scope.child("gate"), Role::kRouter, a.hidden, a.experts.count, false));
+  experts_ = register_module("experts", std::make_shared<ExpertWeights>(scope.child("experts"), a));
+}
+
+at::Tensor MixtureOfExperts::forward(const at::Tensor& x, const LayerInput& input) const {
+  const precision::ModuleScope scope(path_);
+  const at::Tensor flat = x.reshape({-1, x.size(-1)});
+  const at::Tensor scores = router_->forward(flat, input.draws);
+  if (input.taps != nullptr && input.taps->keep_router) {
+    input.taps->router_logits.push_back(scores.view({x.size(0), x.size(1), -1}));
+  }
+  const at::ScalarType stream = scores.scalar_type();
+  const at::ScalarType wide = stream == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor logits = precision::cast(scores, stream, wide, path_ + ".gate (softmax input)");
+  auto [weights, chosen] = at::softmax(logits, -1).topk(per_token_, -1);
+  if (normalize_) weights = weights / weights.sum(-1, /*keepdim=*/true);
+  return experts_->forward(flat, chosen, weights).view(x.sizes());
+}
+
+}  // namespace limbeck::models

@@ -1,0 +1,148 @@
+#include "modules/models/network/parameter_modules.h"
+
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/relu.h>
+#include <ATen/ops/silu.h>
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "kernels/gated/gated_activation.h"
+#include "kernels/linear/linear.h"
+#include "kernels/norm/norm.h"
+#include "kernels/quantized/quantized_linear.h"
+#include "modules/errors.h"
+
+namespace limbeck::models {
+
+namespace {
+std::optional<at::Tensor> bias_of(const ContractModule& module) {
+  return module.has_parameter("bias") ? std::optional<at::Tensor>(module.parameter("bias")) : std::nullopt;
+}
+}  // namespace
+
+Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias)
+    : ContractModule(scope, role), in_(in), out_(out) {
+  if (precision().quantized)
+    quantized_.emplace(*precision().quantized, out, in, placement());
+  else
+    create_parameter("weight", {out, in});
+  if (bias) create_parameter("bias", {out});
+}
+
+Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias)
+    : ContractModule(scope, role), tied_(std::move(tied)) {
+  out_ = weight().size(0), in_ = weight().size(1);
+  if (bias) create_parameter("bias", {out_});
+  if (weight().scalar_type() != precision().storage) {
+    throw ContractError(fmt::format(
+        "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover both",
+        path(), precision::dtype_name(weight().scalar_type()), precision().source,
+        precision::dtype_name(precision().storage)));
+  }
+}
+
+at::Tensor Linear::base_forward(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path());
+  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix(), bias()));
+  return leave(kernels::linear(enter(x), weight(), bias()));
+}
+
+at::Tensor Linear::product(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path());
+  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix()));
+  return leave(kernels::linear(enter(x), weight()));
+}
+
+at::Tensor Linear::frozen_forward(const at::Tensor& x) const {
+  const precision::ModuleScope scope(path());
+  const ProductOperands product =
+      adapter() ? adapter()->operands(x, *this, /*learns=*/false, /*draws=*/{}) : ProductOperands{x, weight().detach()};
+  std::optional<at::Tensor> own = bias();
+  if (own) own = own->detach();
+  return leave(kernels::linear(enter(product.x), product.weight, own));
+}
+
+std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
+
+const at::Tensor& Linear::weight() const {
+  if (quantized_) {
+    throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),
+                                    kernels::format_name(quantized_->format()), precision().source));
+  }
+  return tied_ ? tied_->weight() : parameter("weight");
+}
+
+at::Tensor Linear::weight_rows(int64_t row, int64_t count) const {
+  return quantized_ ? kernels::dequantize_rows(quantized_->matrix(), row, count) : weight().narrow(0, row, count);
+}
+
+const quantization::QuantizedWeight& Linear::quantized_weight() const { return quantized_.value(); }
+
+void Linear::set_quantized_weight(quantization::QuantizedWeight weight) {
+  if (!quantized_) throw ContractError(fmt::format("[{}] has no quantized weight ({})", path(), precision().source));
+  quantized_ = std::move(weight);
+}
+
+std::vector<std::string> Linear::violations() const {
+  std::vector<std::string> found = ContractModule::violations();
+  if (!quantized_) return found;
+  for (const std::string& line : quantized_->violations(*precision().quantized, out_, in_, placement()))
+    found.push_back(fmt::format("[{}] {} (contract from {})", path(), line, precision().source));
+  return found;
+}
+
+precision::Footprint Linear::footprint() const {
+  precision::Footprint sum = ContractModule::footprint();
+  if (quantized_) sum.values += quantized_->values(), sum.bytes += quantized_->bytes();
+  return sum;
+}
+
+Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)
+    : ContractModule(scope, Role::kEmbedding), padding_id_(padding_id < rows ? padding_id : -1) {
+  create_parameter("weight", {rows, width});
+}
+
+at::Tensor Embedding::base_forward(const at::Tensor& ids) const {
+  const precision::ModuleScope scope(path());
+  accept_ids(ids);
+  return leave(at::embedding(weight(), ids, padding_id_));
+}
+
+Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)
+    : ContractModule(scope, Role::kNorm), kind_(kind), epsilon_(epsilon) {
+  create_parameter("weight", {width});
+  if (kind == NormKind::kLayer) create_parameter("bias", {width});
+}
+
+at::Tensor Norm::forward(const at::Tensor& x, bool learns) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor input = enter(x);
+  const auto own = [&](const at::Tensor& tensor) { return learns ? tensor : tensor.detach(); };
+  const at::Tensor weight = own(parameter("weight"));
+  if (kind_ == NormKind::kLayer) return leave(kernels::layer_norm(input, weight, own(parameter("bias")), epsilon_));
+  return leave(kernels::rms_norm(input, weight, epsilon_, kind_ == NormKind::kRmsUnitOffset));
+}
+
+at::Tensor activate(const at::Tensor& x, Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return at::silu(x);
+    case Activation::kGelu:
+      return at::gelu(x);
+    case Activation::kGeluTanh:
+      return at::gelu(x, "tanh");
+    case Activation::kRelu:
+      return at::relu(x);
+  }
+  throw ContractError("activation outside the known kinds");
+}
+
+at::Tensor gate(const at::Tensor& gate, const at::Tensor& up, Activation activation) {
+  if (activation == Activation::kSilu) return kernels::swiglu(gate, up);
+  if (activation == Activation::kGeluTanh) return kernels::geglu_tanh(gate, up);
+  return activate(gate, activation) * up;
+}
+
+}  // namespace limbeck::models

@@ -1,0 +1,91 @@
+#include "modules/models/weights/initialize.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
+#include "kernels/random/normal_values.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::models {
+
+namespace {
+
+// Row p, columns 2j and 2j+1: sine and cosine of p / 10000^(2j / width).
+void fill_sinusoidal(at::Tensor& table) {
+  const int64_t rows = table.size(0), width = table.size(1);
+  const at::Tensor values = at::empty({rows, width}, at::TensorOptions().dtype(at::kDouble));
+  auto* value = values.mutable_data_ptr<double>();
+  for (int64_t p = 0; p < rows; ++p) {
+    for (int64_t j = 0; j < width; ++j) {
+      const double exponent = static_cast<double>(j - j % 2) / static_cast<double>(width);
+      const double angle = static_cast<double>(p) / std::pow(10000.0, exponent);
+      value[p * width + j] = j % 2 == 0 ? std::sin(angle) : std::cos(angle);
+    }
+  }
+  precision::cast_into(table, values);
+}
+
+// Numbers are drawn on the CPU and copied, so that they are the same on every device.
+at::Tensor on_cpu(const at::Tensor& placed) {
+  return placed.is_cpu() ? placed : at::empty(placed.sizes(), placed.options().device(c10::kCPU));
+}
+
+// What the residual stream sums once a layer starts smaller in GPT-2, so that the sum does not grow with the depth.
+double deviation_of(const Architecture& a, const std::string& path) {
+  const bool residual = path.ends_with(".o_proj") || path.ends_with(".down_proj");
+  const double scale = a.scaled_residual_init && residual ? std::sqrt(2.0 * static_cast<double>(a.layers)) : 1.0;
+  return a.initializer_range / scale;
+}
+
+// The codes of what the float weight would have drawn.
+void initialize_quantized(Linear& linear, const Architecture& a, uint64_t seed) {
+  const at::Tensor drawn =
+      at::empty({linear.out_features(), linear.in_features()}, at::TensorOptions().dtype(at::kFloat));
+  kernels::fill_normal_(drawn, kernels::key_of(seed, linear.path() + ".weight"), deviation_of(a, linear.path()));
+  linear.set_quantized_weight(quantization::QuantizedWeight(drawn, *linear.precision().quantized, linear.placement()));
+}
+
+void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
+  const Architecture& a = model.architecture();
+  for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
+    at::Tensor placed = entry.value().detach();
+    at::Tensor parameter = on_cpu(placed);
+    if (module.role() == Role::kNorm) {
+      const bool one = entry.key() == "weight" && a.norm != NormKind::kRmsUnitOffset;
+      parameter.fill_(one ? 1.0 : 0.0);
+    } else if (entry.key() == "bias") {
+      parameter.zero_();
+    } else if (a.sinusoidal_positions && module.path() == model.path() + ".embed_positions") {
+      fill_sinusoidal(parameter);
+    } else {
+      const std::string path = module.path() + "." + entry.key();
+      kernels::fill_normal_(parameter, kernels::key_of(seed, path), deviation_of(a, module.path()));
+      const bool tokens = module.path() == model.path() + ".embed_tokens";
+      if (tokens && a.padding_id >= 0 && a.padding_id < parameter.size(0)) parameter.select(0, a.padding_id).zero_();
+    }
+    if (!placed.is_cpu()) precision::cast_into(placed, parameter);
+  }
+}
+
+}  // namespace
+
+void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& path, double deviation) {
+  at::Tensor placed = parameter.detach();
+  at::Tensor drawn = on_cpu(placed);
+  kernels::fill_normal_(drawn, kernels::key_of(seed, path), deviation);
+  if (!placed.is_cpu()) precision::cast_into(placed, drawn);
+}
+
+void initialize_weights(const Transformer& model, uint64_t seed) {
+  const at::NoGradGuard no_gradient;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    const auto* owner = dynamic_cast<const ContractModule*>(module.get());
+    if (owner != nullptr) initialize(*owner, model, seed);
+    auto* linear = dynamic_cast<Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) initialize_quantized(*linear, model.architecture(), seed);
+  }
+}
+
+}  // namespace limbeck::models

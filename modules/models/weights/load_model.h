@@ -1,0 +1,41 @@
+// From a Hugging Face folder to a Transformer in the dtypes that were asked for; with weights, or on meta without.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "modules/models/weights/weights.h"
+
+namespace limbeck::models {
+
+struct ModelRequest {
+  std::filesystem::path folder;
+  std::string root = "model";            // first part of every module path: "teacher", "student"
+  std::optional<at::ScalarType> dtype;   // none: what config.json (or the weights) say
+  std::string dtype_source = "default";  // where the choice came from
+  c10::Device device = c10::Device(c10::kCPU);
+  std::vector<precision::Rule> rules;
+  std::optional<precision::Quantization> quantize;  // of linear weights, which are then frozen
+  bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
+  bool trainable = false;
+  bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used
+  bool allow_nonfinite = false;
+  bool random_init = false;  // fresh weights from `seed` instead of the folder's: it may hold config.json alone
+  uint64_t seed = 0;
+};
+
+struct BuiltModel {
+  ModelConfig config;
+  std::shared_ptr<precision::PrecisionPolicy> policy;
+  std::shared_ptr<Transformer> model;
+  LoadReport report;  // bindings always; the rest is empty when no weights were read
+};
+
+// Structure and contract alone, every tensor on meta: no weights are read, the folder may hold config.json only.
+BuiltModel build_on_meta(const ModelRequest& request);
+// With its weights, read or drawn, on the request's device.
+BuiltModel load_model(const ModelRequest& request);
+
+}  // namespace limbeck::models

@@ -1,0 +1,24 @@
+// A model as a Hugging Face folder that transformers and our own loader read: weights by the checkpoint's names (tied
+// ones once, experts one by one), config.json with the dtype that is stored, the tokenizer's files as they are.
+#pragma once
+#include <cstdint>
+#include <filesystem>
+
+#include "modules/io/safetensors.h"
+#include "modules/models/weights/load_model.h"
+
+namespace limbeck::models {
+
+inline constexpr uint64_t kMaxShardBytes = uint64_t{5} << 30;
+
+struct SaveOptions {
+  uint64_t max_shard_bytes = kMaxShardBytes;
+  io::BeforeTensor before = {};          // see modules/io/safetensors.h
+  std::filesystem::path tokenizer = {};  // the folder of its tokenizer's files; empty: the model's own
+};
+
+// Writes `folder`, which must not exist or be empty; it appears complete or not at all. config.json comes from the
+// folder that the model was read from. UsageError, IoError.
+void save_model(const BuiltModel& built, const std::filesystem::path& folder, const SaveOptions& options = {});
+
+}  // namespace limbeck::models

@@ -1,0 +1,285 @@
+#include "modules/models/weights/weights.h"
+
+#include <ATen/ops/empty.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "modules/errors.h"
+#include "modules/io/finite_check.h"
+#include "modules/nearest_name.h"
+#include "modules/precision/casts.h"
+
+namespace limbeck::models {
+
+namespace {
+
+// Replaces what the {} of `rule.ours` match by the same numbers in `rule.theirs`; false when the path does not match.
+bool apply(const NameRule& rule, const std::string& path, std::string& result) {
+  std::vector<std::string> numbers;
+  size_t at = 0, in_rule = 0;
+  while (in_rule < rule.ours.size()) {
+    if (rule.ours.compare(in_rule, 2, "{}") == 0) {
+      const size_t end = path.find_first_not_of("0123456789", at);
+      const size_t stop = end == std::string::npos ? path.size() : end;
+      if (stop == at) return false;
+      numbers.push_back(path.substr(at, stop - at));
+      at = stop;
+      in_rule += 2;
+    } else if (at < path.size() && path[at] == rule.ours[in_rule]) {
+      ++at, ++in_rule;
+    } else {
+      return false;
+    }
+  }
+  if (at != path.size()) return false;
+  result = rule.theirs;
+  for (const std::string& number : numbers) result.replace(result.find("{}"), 2, number);
+  return true;
+}
+
+bool is_head(const std::string& module) {
+  return module == "lm_head" || module == "head_dense" || module == "head_norm" || module == "classifier" ||
+         module == "pre_classifier";
+}
+
+// Old BERT files call the LayerNorm parameters gamma and beta.
+std::string old_norm_spelling(const std::string& name) {
+  for (const auto& [now, before] : {std::pair<std::string, std::string>{"LayerNorm.weight", "LayerNorm.gamma"},
+                                    {"LayerNorm.bias", "LayerNorm.beta"}}) {
+    if (name.ends_with(now)) return name.substr(0, name.size() - now.size()) + before;
+  }
+  return "";
+}
+
+WeightBinding bind_one(const std::string& root, const std::string& module, const std::string& leaf,
+                       const at::Tensor& parameter, const Family& family, bool bare) {
+  WeightBinding binding;
+  binding.path = root + "." + module + "." + leaf;
+  binding.parameter = parameter;
+  std::string theirs = module;
+  for (const NameRule& rule : family.names) {
+    if (!apply(rule, module, theirs)) continue;
+    binding.transposed = rule.transposed && leaf == "weight";
+    break;
+  }
+  theirs += "." + leaf;
+  const std::string ordinary = theirs;
+  for (const NameRule& rule : family.names) {  // a parameter that is stored apart from its module
+    if (rule.ours == module + "." + leaf) theirs = rule.theirs;
+  }
+  const bool prefixed = !is_head(module);
+  binding.name = prefixed && !bare ? family.prefix + theirs : theirs;
+  if (prefixed) binding.other_names.push_back(bare ? family.prefix + theirs : theirs);
+  if (ordinary != theirs) binding.other_names.push_back(ordinary);
+  for (const std::string& name : {binding.name, prefixed ? binding.other_names[0] : std::string()}) {
+    const std::string old = old_norm_spelling(name);
+    if (!old.empty()) binding.other_names.push_back(old);
+  }
+  return binding;
+}
+
+void bind_experts(std::vector<WeightBinding>& bindings, const std::string& root, const std::string& module,
+                  const at::Tensor& gate_up, const at::Tensor& down, const Family& family) {
+  const int64_t intermediate = gate_up.size(1) / 2;
+  for (int64_t expert = 0; expert < gate_up.size(0); ++expert) {
+    const std::string path = module + "." + std::to_string(expert);
+    auto add = [&](const std::string& part, const at::Tensor& parameter, int64_t row, int64_t rows) {
+      WeightBinding binding = bind_one(root, path + "." + part, "weight", parameter, family, false);
+      binding.expert = expert;
+      binding.row = row;
+      binding.rows = rows;
+      bindings.push_back(std::move(binding));
+    };
+    add("gate_proj", gate_up, 0, intermediate);
+    add("up_proj", gate_up, intermediate, intermediate);
+    add("down_proj", down, 0, 0);
+  }
+}
+
+}  // namespace
+
+std::string stored_head_name(const Family& family) {
+  std::string name = "lm_head";
+  for (const NameRule& rule : family.names) {
+    if (apply(rule, "lm_head", name)) break;
+  }
+  return name;
+}
+
+at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
+  at::Tensor part = expert < 0 ? whole : whole.select(0, expert);
+  if (rows > 0) part = part.narrow(0, row, rows);
+  return transposed ? part.t() : part;
+}
+
+at::Tensor WeightBinding::values() const {
+  if (quantized == nullptr) return part_of(parameter.detach());
+  return part_of(quantized->weight_rows(0, quantized->out_features()));
+}
+
+std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family) {
+  std::vector<WeightBinding> bindings;
+  const std::string& root = model.path();
+  const bool bare = model.architecture().head == HeadKind::kNone;
+  for (const auto& module : model.modules(/*include_self=*/false)) {
+    const auto* owner = dynamic_cast<const ContractModule*>(module.get());
+    if (owner == nullptr || owner->role() == Role::kAdapter) continue;
+    const std::string path = owner->path().substr(root.size() + 1);
+    const auto parameters = owner->named_parameters(/*recurse=*/false);
+    if (owner->role() == Role::kExpert) {
+      bind_experts(bindings, root, path, parameters["gate_up_proj"], parameters["down_proj"], family);
+      continue;
+    }
+    auto* linear = dynamic_cast<Linear*>(module.get());
+    if (linear != nullptr && linear->is_quantized()) {
+      bindings.push_back(bind_one(root, path, "weight", at::Tensor(), family, bare));
+      bindings.back().quantized = linear;
+    }
+    for (const auto& entry : parameters)
+      bindings.push_back(bind_one(root, path, entry.key(), entry.value(), family, bare));
+  }
+  return bindings;
+}
+
+namespace {
+
+void check_shape(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+  std::vector<int64_t> wanted;
+  if (binding.quantized != nullptr) {
+    wanted = {binding.quantized->out_features(), binding.quantized->in_features()};
+    if (binding.transposed) std::swap(wanted[0], wanted[1]);
+  } else {
+    wanted = binding.part_of(binding.parameter).sizes().vec();
+  }
+  if (wanted == entry.shape) return;
+  throw WeightsError(
+      fmt::format("{}: tensor {} has shape [{}], wanted [{}] for {}: config.json and weights are not of "
+                  "one model",
+                  weights.file_of(entry.name).string(), entry.name, fmt::join(entry.shape, ","), fmt::join(wanted, ","),
+                  binding.path));
+}
+
+void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+  const auto bad = io::first_nonfinite(tensor);
+  if (!bad) return;
+  throw WeightsError(
+      fmt::format("{}: tensor {} is not finite at element {}: say --allow-nonfinite to load it all the "
+                  "same",
+                  weights.file_of(entry.name).string(), entry.name, *bad));
+}
+
+// Reads one tensor, keeps its codes and lets it go.
+void load_quantized(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+  check_shape(binding, entry, weights);
+  Linear& linear = *binding.quantized;
+  at::Tensor stored = weights.read(entry.name);
+  if (!at::isFloatingType(entry.dtype) || io::first_nonfinite(stored)) {
+    throw WeightsError(
+        fmt::format("{}: tensor {} is {}{}, wanted finite floats to quantize to {} for {}: load it "
+                    "without quantization, or keep this module out of it by a precision.rule",
+                    weights.file_of(entry.name).string(), entry.name, precision::dtype_name(entry.dtype),
+                    at::isFloatingType(entry.dtype) ? " with NaN or infinity" : "",
+                    precision::storage_name(linear.precision()), binding.path));
+  }
+  if (entry.dtype == at::kDouble) {
+    at::Tensor narrow = at::empty(stored.sizes(), stored.options().dtype(at::kFloat));
+    precision::cast_into(narrow, stored);
+    stored = narrow;
+  }
+  linear.set_quantized_weight(quantization::QuantizedWeight(binding.transposed ? stored.t() : stored,
+                                                            *linear.precision().quantized, linear.placement()));
+}
+
+// Reads one tensor into its parameter; straight into place where layout and dtype allow it.
+bool load_one(WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights,
+              const LoadOptions& options) {
+  check_shape(binding, entry, weights);
+  at::Tensor target = binding.part_of(binding.parameter.detach());
+  const bool same_dtype = entry.dtype == target.scalar_type();
+  if (!same_dtype && (!options.cast || !at::isFloatingType(entry.dtype))) {
+    throw WeightsError(
+        fmt::format("{}: tensor {} is {}, wanted {} for {}: say the dtype of the run (--dtype, or "
+                    "student.dtype in the recipe) to convert at loading",
+                    weights.file_of(entry.name).string(), entry.name, precision::dtype_name(entry.dtype),
+                    precision::dtype_name(target.scalar_type()), binding.path));
+  }
+  if (same_dtype && !binding.transposed && target.is_cpu() && target.is_contiguous()) {
+    weights.read_into(entry.name, target);
+  } else {
+    precision::cast_into(target, weights.read(entry.name));
+    // The reader has looked at the file's values; the conversion may have overflowed.
+    if (!options.allow_nonfinite) check_finite(precision::move(target, c10::kCPU), entry, weights);
+  }
+  return !same_dtype;
+}
+
+// A tied head may be stored as well; it must then say the same as the embedding.
+void check_tied_head(const Transformer& model, const io::WeightsFolder& weights, const std::string& embedding,
+                     const std::string& head) {
+  const auto* stored = weights.find(head);
+  if (stored == nullptr || weights.find(embedding) == nullptr) return;
+  if (weights.read(head).equal(weights.read(embedding))) return;
+  throw WeightsError(
+      fmt::format("{}: {} differs from {}, but config.json ties them (\"tie_word_embeddings\""
+                  "): set it to false to use both, for {}",
+                  weights.file_of(head).string(), head, embedding, model.path()));
+}
+
+}  // namespace
+
+LoadReport load_weights(Transformer& model, const Family& family, const io::WeightsFolder& weights,
+                        const LoadOptions& options) {
+  LoadReport report;
+  report.bindings = bind_weights(model, family);
+  std::set<std::string> unused;
+  for (const std::string& name : weights.names()) unused.insert(name);
+  const std::vector<std::string> known = weights.names();
+  std::vector<std::string> missing;
+  std::string embedding;
+  for (WeightBinding& binding : report.bindings) {
+    const io::TensorEntry* entry = weights.find(binding.name);
+    for (const std::string& other : binding.other_names) {
+      if (entry != nullptr) break;
+      entry = weights.find(other);
+      if (entry != nullptr) binding.name = other;
+    }
+    if (entry == nullptr) {
+      missing.push_back(binding.name + offer_nearest(binding.name, known, 1, {.before = " (nearest: ", .behind = ")"}));
+      continue;
+    }
+    unused.erase(binding.name);
+    if (binding.path == model.path() + ".embed_tokens.weight") embedding = binding.name;
+    if (binding.quantized != nullptr) {
+      load_quantized(binding, *entry, weights);
+      ++report.quantized_tensors;
+      continue;
+    }
+    report.cast_tensors += load_one(binding, *entry, weights, options) ? 1 : 0;
+  }
+  if (!missing.empty()) {
+    throw WeightsError(fmt::format("[{}] {} tensors are missing from the checkpoint: {}", model.path(), missing.size(),
+                                   fmt::join(missing, ", ")));
+  }
+  if (model.architecture().tied) {
+    const std::string head = stored_head_name(family) + ".weight";
+    check_tied_head(model, weights, embedding, head);
+    unused.erase(head);
+  }
+  std::vector<std::string> extra;
+  for (const std::string& name : unused) {
+    const bool known_extra = std::any_of(family.ignored.begin(), family.ignored.end(),
+                                         [&](const std::string& pattern) { return precision::matches(pattern, name); });
+    (known_extra ? report.ignored : extra).push_back(name);
+  }
+  if (!extra.empty()) {
+    throw WeightsError(fmt::format("[{}] the checkpoint holds {} tensors that a {} model has no place for: {}",
+                                   model.path(), extra.size(), family.name, fmt::join(extra, ", ")));
+  }
+  return report;
+}
+
+}  // namespace limbeck::models

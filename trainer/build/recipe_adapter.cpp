@@ -1,0 +1,177 @@
+#include "trainer/build/recipe_adapter.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "modules/adapters/folder/peft_folder.h"
+#include "modules/adapters/new_adapter.h"
+#include "modules/errors.h"
+#include "trainer/recipe/message.h"
+#include "trainer/recipe/value.h"
+
+namespace limbeck::objective {
+namespace {
+
+adapters::ModulePattern checked_pattern(const recipe::Value& entry, const std::string& key, const std::string& text) {
+  adapters::ModulePattern pattern(text);
+  if (pattern.fault().empty()) return pattern;
+  throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), pattern.fault()));
+}
+
+// "down_proj 8", once or more often: the value is what follows the last space. read(text) gives it, or nothing where it
+// is not `wanted`.
+template <class Value, class Read>
+adapters::ByPattern<Value> patterns_of(const recipe::Settings& settings, const std::string& key,
+                                       const std::string& word, const std::string& wanted, const Read& read) {
+  adapters::ByPattern<Value> found;
+  for (const recipe::Value& entry : settings.values(key)) {
+    const auto refuse = [&](const std::string& what) {
+      throw UsageError(
+          fmt::format("{} = {} ({}): wanted {}", key, recipe::shown(entry.text), entry.origin.to_string(), what));
+    };
+    const size_t space = entry.text.rfind(' ');
+    if (space == std::string::npos || space == 0) {
+      refuse(fmt::format("\"MODULE {}\", for example \"down_proj 8\"", word));
+    }
+    const adapters::ModulePattern module = checked_pattern(entry, key, entry.text.substr(0, space));
+    const std::optional<Value> value = read(entry.text.substr(space + 1));
+    if (!value) refuse(wanted + " after the module");
+    found.emplace_back(module, *value);
+  }
+  return found;
+}
+
+std::optional<int64_t> rank_of(const std::string& text) {
+  const auto rank = recipe::to_integer(text);
+  return rank && *rank >= 1 && *rank <= adapters::kMostRank ? rank : std::nullopt;
+}
+
+std::optional<double> alpha_of(const std::string& text) {
+  const auto alpha = recipe::to_number(text);
+  return alpha && std::abs(*alpha) <= adapters::kMostAlpha ? alpha : std::nullopt;
+}
+
+adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
+  adapters::NewAdapter wanted;
+  const std::string& kind = settings.text("adapter.kind");
+  wanted.config.kind = kind == "ia3" ? adapters::PeftKind::kIa3 : adapters::PeftKind::kLora;
+  wanted.config.dora = kind == "dora";
+  wanted.config.rslora = settings.enabled("adapter.rslora");
+  wanted.config.rank = settings.integer("adapter.rank");
+  wanted.config.alpha = settings.number("adapter.alpha");
+  wanted.config.dropout = settings.number("adapter.dropout");
+  wanted.config.ranks = patterns_of<int64_t>(settings, "adapter.rank_pattern", "RANK",
+                                             fmt::format("a rank of 1 to {}", adapters::kMostRank), rank_of);
+  wanted.config.alphas = patterns_of<double>(settings, "adapter.alpha_pattern", "ALPHA", "a number", alpha_of);
+  for (const recipe::Value& target : settings.values("adapter.target")) {
+    wanted.targets.push_back(checked_pattern(target, "adapter.target", target.text));
+  }
+  wanted.name = kAdapterName;
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
+adapters::NptOptions npt_options(const recipe::Settings& settings) {
+  adapters::NptOptions wanted;
+  const std::string &modulation = settings.text("adapter.modulation"),
+                    &curve = settings.text("adapter.modulation_curve");
+  const bool safe = settings.enabled("train.safe_mode");
+  if (safe && settings.given("adapter.modulation") && modulation != "additive") {
+    throw UsageError(
+        fmt::format("adapter.modulation = {} {} with train.safe_mode {}, which has additive alone: remove one "
+                    "of the two",
+                    modulation, settings.where("adapter.modulation"), settings.where("train.safe_mode")));
+  }
+  wanted.kind = settings.text("adapter.npt") == "outer" ? adapters::NptKind::kOuter : adapters::NptKind::kDelta;
+  wanted.modulation = safe || modulation == "additive" ? adapters::Modulation::kAdditive
+                      : modulation == "multiplicative" ? adapters::Modulation::kMultiplicative
+                                                       : adapters::Modulation::kBoth;
+  wanted.curve = curve == "legacy" ? adapters::ModulationCurve::kLegacy : adapters::ModulationCurve::kNeutral;
+  wanted.rank = settings.integer("adapter.rank");
+  wanted.scale = settings.number("adapter.scale");
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
+// Of the recipe's kind, with first values.
+adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltModel& student) {
+  const auto named = [&](const auto& make) {
+    try {
+      make();
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("{} (adapter.kind = {} {})", error.what(), settings.text("adapter.kind"),
+                                   settings.where("adapter.kind")));
+    }
+  };
+  if (settings.text("adapter.kind") == "npt") {
+    const adapters::NptOptions wanted = npt_options(settings);
+    named([&] { adapters::create_npt(student, wanted, kAdapterName); });
+    return wanted;
+  }
+  const adapters::NewAdapter wanted = new_adapter(settings);
+  named([&] { adapters::create_adapter(student, wanted); });
+  return wanted.config;
+}
+
+void check_recipe(const recipe::Settings& settings) {
+  if (settings.text("student.init") == "random") {
+    throw UsageError(
+        fmt::format("student.init = random {} with an adapter: the random weights below it would neither be trained "
+                    "nor saved; train the student first, or set student.init = weights",
+                    settings.where("student.init")));
+  }
+  if (settings.text("teacher.kind") == "ema") {
+    throw UsageError(
+        fmt::format("teacher.kind = ema {} averages the student's own weights, which stay as they are under an "
+                    "adapter: set teacher.kind = self (the student without its adapter), or name a teacher.model",
+                    settings.where("teacher.kind")));
+  }
+}
+
+void require_dropout_fits(const recipe::Settings& settings, const std::string& kind, const char* decided_by) {
+  if (settings.number("adapter.dropout") == 0 || adapters::kind_has_dropout(kind)) return;
+  throw UsageError(fmt::format(
+      "adapter.dropout = {} {} with an adapter of kind {} {}: only lora and dora have one: leave it out",
+      settings.text("adapter.dropout"), settings.where("adapter.dropout"), kind, settings.where(decided_by)));
+}
+
+adapters::AdapterConfig read_from_folder(const recipe::Settings& settings, models::BuiltModel& student,
+                                         std::vector<std::string>& notes) {
+  adapters::AdapterRequest request;
+  request.name = kAdapterName;
+  request.folder = settings.required_path("adapter.from");
+  request.trainable = true;
+  if (settings.given("adapter.dropout")) request.dropout = settings.number("adapter.dropout");
+  const adapters::LoadedAdapter loaded = adapters::load_adapter(student, request);
+  require_dropout_fits(settings, adapters::kind_name(loaded.config), "adapter.from");
+  const double own = adapters::dropout_of(loaded.config);
+  if (loaded.stored_dropout != own) {
+    notes.push_back(fmt::format("adapter.dropout = {} {} in place of lora_dropout = {} of {}", own,
+                                settings.where("adapter.dropout"), loaded.stored_dropout, request.folder.string()));
+  }
+  return loaded.config;
+}
+
+}  // namespace
+
+bool trains_adapter(const recipe::Settings& settings) {
+  return settings.text("adapter.kind") != "none" || !settings.text("adapter.from").empty();
+}
+
+std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student,
+                                                     std::vector<std::string>& notes) {
+  if (!trains_adapter(settings)) return std::nullopt;
+  check_recipe(settings);
+  std::optional<adapters::AdapterConfig> config;
+  if (!settings.text("adapter.from").empty()) {
+    config = read_from_folder(settings, student, notes);
+  } else {
+    require_dropout_fits(settings, settings.text("adapter.kind"), "adapter.kind");
+    config = create(settings, student);
+  }
+  student.policy->require_all_rules_used(student.model->path());
+  return config;
+}
+
+}  // namespace limbeck::objective

@@ -1,0 +1,171 @@
+#include "trainer/build/recipe_models.h"
+
+#include <fmt/format.h>
+
+#include "modules/errors.h"
+#include "modules/models/weights/shared_weights.h"
+#include "modules/precision/casts.h"
+#include "trainer/build/recipe_adapter.h"
+#include "trainer/objective/head/head_terms.h"
+
+namespace limbeck::objective {
+
+namespace {
+
+std::string source_of(const recipe::Settings& settings, const std::string& key) {
+  const recipe::Origin origin = settings.origin(key);
+  return origin.flag.empty() ? origin.to_string() : "--" + origin.flag;
+}
+
+// The student's structure under another root.
+models::BuiltModel structure_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
+  models::BuiltModel copy;
+  copy.config = student.config;
+  const auto asked = settings.dtype("teacher.dtype");
+  const at::ScalarType dtype = asked ? *asked : student.policy->stream_dtype();
+  copy.policy = std::make_shared<precision::PrecisionPolicy>(
+      dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype",
+      std::vector<precision::Rule>{}, student.policy->quantization());
+  const precision::Scope scope{copy.policy.get(), "teacher",
+                               meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
+  copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
+  return copy;
+}
+
+// Filled with the student's present weights.
+models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
+  models::BuiltModel copy = structure_of(student, settings, meta);
+  if (meta) return copy;
+  const at::NoGradGuard no_gradient;
+  const auto theirs = student.model->named_parameters();
+  for (auto& entry : copy.model->named_parameters()) precision::cast_into(entry.value(), theirs[entry.key()]);
+  const std::string unlike = models::share_quantized_weights(copy, student);
+  if (!unlike.empty()) {
+    throw UsageError(
+        fmt::format("teacher.kind = {} with a precision.rule that keeps [{}] out of student.quantize: name the "
+                    "teacher's folder (teacher.model), or drop the rule",
+                    settings.text("teacher.kind"), unlike));
+  }
+  return copy;
+}
+
+// `borrower`, built on meta, with the student's weights where it can have them.
+std::optional<models::BuiltModel> sharing(models::BuiltModel borrower, const models::BuiltModel& student) {
+  if (!models::can_share_weights(borrower, student)) return std::nullopt;
+  models::share_weights(borrower, student);
+  return borrower;
+}
+
+bool same_weights(const models::ModelRequest& teacher, const models::ModelRequest& student) {
+  std::error_code absent;
+  return !teacher.random_init && !student.random_init && teacher.device == student.device &&
+         std::filesystem::equivalent(teacher.folder, student.folder, absent);
+}
+
+}  // namespace
+
+std::optional<models::ModelRequest> model_request(const recipe::Settings& settings, const std::string& role) {
+  if (!settings.given(role + ".model")) return std::nullopt;
+  models::ModelRequest request;
+  request.folder = settings.path_here(role + ".model");
+  request.root = role;
+  request.dtype = settings.dtype(role + ".dtype");
+  request.dtype_source = source_of(settings, role + ".dtype");
+  const auto device = settings.device(role + ".device");
+  request.device = device ? *device : *settings.device("device");
+  request.adapted = role == "student" && trains_adapter(settings);
+  request.trainable = role == "student" && !request.adapted;
+  request.for_training = role == "student";
+  const std::string& format = settings.text(role + ".quantize");
+  if (format != "none") {
+    request.quantize = {kernels::format_named(format), source_of(settings, role + ".quantize")};
+  }
+  request.random_init = settings.text(role + ".init") == "random";
+  request.seed = settings.integer("seed");
+  for (const recipe::Value& rule : settings.values("precision.rule")) {
+    request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
+  }
+  return request;
+}
+
+models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
+  settings.required_path("student.model");
+  const models::ModelRequest request = *model_request(settings, "student");
+  return meta ? models::build_on_meta(request) : models::load_model(request);
+}
+
+BuiltTeacher build_teacher(const recipe::Settings& settings, const models::BuiltModel& student, bool meta) {
+  const std::string& kind = settings.text("teacher.kind");
+  if (kind == "none") return {};
+  const bool frozen_student = trains_adapter(settings);
+  if (kind != "model") {
+    if (settings.given("teacher.model")) {
+      throw UsageError(
+          fmt::format("teacher.kind = {} {} and teacher.model {} exclude each other: the teacher is made "
+                      "from the student; remove one of the two",
+                      kind, settings.where("teacher.kind"), settings.where("teacher.model")));
+    }
+    if (settings.given("teacher.quantize")) {
+      throw UsageError(
+          fmt::format("teacher.kind = {} {} makes the teacher from the student, and stores it as the student "
+                      "is: remove teacher.quantize {}",
+                      kind, settings.where("teacher.kind"), settings.where("teacher.quantize")));
+    }
+    auto shared = frozen_student ? sharing(structure_of(student, settings, /*meta=*/true), student) : std::nullopt;
+    if (shared) return {std::move(shared), /*shares_weights=*/true};
+    return {copy_of(student, settings, meta)};
+  }
+  const auto request = model_request(settings, "teacher");
+  if (!request) return {};
+  if (frozen_student && same_weights(*request, *model_request(settings, "student"))) {
+    auto shared = sharing(models::build_on_meta(*request), student);
+    if (shared) return {std::move(shared), /*shares_weights=*/true};
+  }
+  return {meta ? models::build_on_meta(*request) : models::load_model(*request)};
+}
+
+MovingAverage::MovingAverage(models::BuiltModel& teacher, const models::BuiltModel& student, double decay)
+    : decay_(decay) {
+  const at::NoGradGuard no_gradient;
+  const auto theirs = student.model->named_parameters();
+  for (auto& entry : teacher.model->named_parameters()) {
+    const at::Tensor& own = entry.value();
+    const at::ScalarType wide = wide_type(own.scalar_type());
+    at::Tensor average = own;
+    if (own.scalar_type() != wide) {
+      average = at::empty(own.sizes(), own.options().dtype(wide));
+      precision::cast_into(average, theirs[entry.key()]);
+    }
+    entries_.push_back({"teacher_ema." + entry.key(), own, theirs[entry.key()], average, average._version()});
+  }
+}
+
+void MovingAverage::follow() {
+  const at::NoGradGuard no_gradient;
+  for (Entry& entry : entries_) {
+    at::Tensor now = entry.student.detach();
+    if (now.scalar_type() != entry.average.scalar_type()) {
+      now = at::empty(entry.average.sizes(), entry.average.options());
+      precision::cast_into(now, entry.student, "teacher (average, the student's weights)");
+    }
+    entry.average.lerp_(now, 1.0 - decay_);
+  }
+}
+
+void MovingAverage::refresh() {
+  const at::NoGradGuard no_gradient;
+  for (Entry& entry : entries_) {
+    if (entry.average._version() == entry.version) continue;
+    entry.version = entry.average._version();
+    if (!entry.average.is_same(entry.teacher))
+      precision::cast_into(entry.teacher, entry.average, "teacher (from its average)");
+  }
+}
+
+std::vector<std::pair<std::string, at::Tensor>> MovingAverage::tensors() const {
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  for (const Entry& entry : entries_) found.emplace_back(entry.name, entry.average);
+  return found;
+}
+
+}  // namespace limbeck::objective

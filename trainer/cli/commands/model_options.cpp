@@ -1,0 +1,108 @@
+#include "trainer/cli/commands/model_options.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "modules/errors.h"
+#include "modules/precision/casts.h"
+#include "modules/quantization/quantized_weight.h"
+#include "trainer/recipe/recipe_options.h"
+
+namespace limbeck::cli {
+
+using recipe::OptionKind;
+
+void declare_single_model(recipe::OptionTable& table) {
+  table.group("Model");
+  table.add({.name = "model",
+             .kind = OptionKind::kPath,
+             .help = "Hugging Face folder (config.json and safetensors), or ORG/NAME[@REVISION] in the local cache.",
+             .value_name = "DIR",
+             .flag_only = true,
+             .on_hub = true});
+  table.add({.name = "dtype",
+             .kind = OptionKind::kDtype,
+             .fallback = "auto",
+             .help = "Dtype of the run; weights in another one are converted at loading. auto: config.json's.",
+             .words = {"auto", "float32", "bfloat16", "float16", "float64"},
+             .flag_only = true});
+  table.add({.name = "quantize",
+             .kind = OptionKind::kChoice,
+             .fallback = "none",
+             .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
+             .words = recipe::none_or(quantization::quantized_formats()),
+             .flag_only = true});
+  table.add(
+      {.name = "adapter",
+       .kind = OptionKind::kPath,
+       .help =
+           "PEFT folder of a LoRA, DoRA or IA3 adapter, or an NPT folder, for this model; it computes in its dtype.",
+       .value_name = "DIR",
+       .flag_only = true});
+  table.add({.name = "allow-nonfinite",
+             .kind = OptionKind::kSwitch,
+             .help = "Let NaN and infinity through, in weights that are read and in results of forward and generate.",
+             .flag_only = true});
+}
+
+void declare_output_folder(recipe::OptionTable& table) {
+  table.group("Result");
+  table.add({.name = "output",
+             .kind = OptionKind::kPath,
+             .help = "The Hugging Face folder to write; must not exist yet, or be empty.",
+             .value_name = "DIR",
+             .writes = recipe::Writes::kFolder,
+             .flag_only = true});
+}
+
+at::Tensor integer_input(const std::filesystem::path& file, const std::string& name, const at::Tensor& tensor) {
+  if (!at::isFloatingType(tensor.scalar_type()) && !at::isComplexType(tensor.scalar_type())) {
+    return precision::integers(tensor, at::kLong);
+  }
+  throw InputDataError(fmt::format("{}: tensor {} is {}, wanted integers such as int64", file.string(), name,
+                                   precision::dtype_name(tensor.scalar_type())));
+}
+
+models::ModelRequest single_model(const recipe::Settings& settings) {
+  models::ModelRequest request;
+  request.folder = settings.required_path("model");
+  request.dtype = settings.dtype("dtype");
+  request.dtype_source = "--dtype";
+  request.device = *settings.device("device");
+  const std::string& format = settings.text("quantize");
+  if (format != "none") request.quantize = {kernels::format_named(format), "--quantize"};
+  request.allow_nonfinite = settings.enabled("allow-nonfinite");
+  return request;
+}
+
+std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
+                                                          adapters::AdapterRequest request, Console& console) {
+  if (!settings.given("adapter")) return std::nullopt;
+  request.folder = settings.required_path("adapter");
+  auto loaded = adapters::load_adapter(built, request);
+  console.note(fmt::format("{} adapter on {} modules{}", adapters::kind_name(loaded.config), loaded.modules,
+                           loaded.cast_tensors == 0 ? ""
+                                                    : fmt::format(", {} tensors were converted to the dtype of their "
+                                                                  "modules",
+                                                                  loaded.cast_tensors)));
+  return loaded;
+}
+
+void report_load(const models::BuiltModel& built, Console& console) {
+  const models::LoadReport& report = built.report;
+  for (const std::string& note : report.notes) console.warning(note);
+  if (report.cast_tensors > 0) {
+    console.note(fmt::format("{} tensors were converted to {} at loading", report.cast_tensors,
+                             precision::dtype_name(built.policy->stream_dtype())));
+  }
+  if (report.quantized_tensors > 0) {
+    console.note(fmt::format("{} linear weights were quantized to {}", report.quantized_tensors,
+                             kernels::format_name(built.policy->quantization()->format)));
+  }
+  if (!report.ignored.empty()) {
+    console.note(fmt::format("left aside, of no use to a {} model: {}", built.config.architecture.family,
+                             fmt::join(report.ignored, ", ")));
+  }
+}
+
+}  // namespace limbeck::cli

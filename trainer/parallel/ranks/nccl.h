@@ -1,0 +1,30 @@
+// Ranks as processes with a GPU each: tensors go by NCCL, control by a Gloo line. The body is liblimbeck_nccl.so, which
+// needs libtorch_cuda and is opened only when a run with several ranks asks for GPUs.
+// Compiled and linked, but never run: the machines that built it had no GPU (tests/trainer/nccl_test.cpp is the test).
+#pragma once
+#include <memory>
+
+#include "trainer/parallel/ranks/gloo.h"
+#include "trainer/parallel/ranks/meeting.h"
+
+namespace limbeck::parallel {
+
+struct NcclOptions {
+  int device = 0;  // which GPU of those that this process sees
+  double first_timeout_s = 1800, timeout_s = 600;
+  bool verify_calls = false;
+};
+
+// `control` is a line of `meeting`. UsageError when two ranks have one GPU.
+std::unique_ptr<Communicator> make_nccl(std::unique_ptr<Communicator> control, const Meeting& meeting,
+                                        const NcclOptions& options);
+
+// A rank's word on its GPU, "host nodeA, GPU 0000:3b:00.0": UsageError when another rank says the same.
+void refuse_shared_gpu(Communicator& ranks, const std::string& mine);
+
+// What the library exports under this name.
+inline constexpr const char* kNcclLibrary = "liblimbeck_nccl.so";
+inline constexpr const char* kNcclFactory = "limbeck_make_nccl";
+using NcclFactory = Communicator* (*)(Communicator* control, const Meeting* meeting, const NcclOptions* options);
+
+}  // namespace limbeck::parallel
