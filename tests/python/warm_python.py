@@ -157,6 +157,9 @@ def run(arguments: list[str]) -> None:
 def load() -> None:
     """Everything that takes long and that several files of tests import; no thread may have been started by it."""
     os.environ.update(SETTINGS | os.environ | {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"})
+    import logging
+
+    logging.disable(logging.WARNING)  # of what these libraries would like to have
     import bitsandbytes.functional  # noqa: F401
     import numpy.ctypeslib  # noqa: F401
     import peft  # noqa: F401
@@ -170,6 +173,7 @@ def load() -> None:
     for name in ("AutoModelForCausalLM", "PreTrainedTokenizerFast", *(f"{family}Model" for family in FAMILIES)):
         getattr(transformers, name)  # here it is loaded
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    logging.disable(logging.NOTSET)
 
 
 # Of model_zoo.py.
