@@ -136,7 +136,7 @@ def test_json_holds_the_error_of_a_run_that_failed(tmp_path):
 def test_json_target_is_tried_before_the_work(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    targets = ((tmp_path / "no" / "out.json", "No such file or directory"), (tmp_path, "it is a folder"),
+    targets = ((tmp_path / "no" / "out.json", "cannot be created: No such file or directory"), (tmp_path, "it is a folder"),
                (fifo, "it is no regular file (standard output is --json=-)"))
     for target, reason in targets:
         for arguments in (("list", "models"), ("list", "modls"), ("lst",)):  # also when the run fails for another reason

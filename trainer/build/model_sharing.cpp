@@ -100,7 +100,8 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
   auto shares = shares_nothing(settings, ranks.size()) ? parallel::make_whole(named)
                                                        : parallel::make_shared_out(ranks, options, named);
   objective.student().model->set_weight_keeper(shares->keeper());
-  return std::make_unique<optim::Optimizer>(settings, std::move(parameters), total_steps, std::move(shares));
+  return std::make_unique<optim::Optimizer>(optim::read_optimizer_options(settings, total_steps), std::move(parameters),
+                                            std::move(shares));
 }
 
 TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& objective, parallel::Communicator& ranks) {

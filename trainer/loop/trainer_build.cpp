@@ -66,6 +66,7 @@ data::DataRequest fitted(data::DataRequest request, const objective::Distillatio
 
 Trainer::State::State(const TrainRequest& request)
     : settings(request.settings),
+      options(read_run_options(request.settings)),
       registries(request.registries),
       observer(request.observer),
       ranks(request.ranks),
@@ -92,12 +93,12 @@ Trainer::State::State(const TrainRequest& request)
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
   // Else the number of ranks does not show in the sums.
-  if (settings.text("parallel.reduce") == "fast" || settings.enabled("objective.vocabulary_parallel"))
+  if (options.parallel.order == parallel::Order::kFast || settings.enabled("objective.vocabulary_parallel"))
     run.build["ranks"] = std::to_string(ranks.size());
   agree();
   if (!from.empty()) go_on_from_checkpoint();
   parallel::together(ranks, [&] { begin_logs(); });
-  saver = std::make_unique<RunSaver>(settings, folder->checkpoints(), ranks);
+  saver = std::make_unique<RunSaver>(options.checkpoint, folder->checkpoints(), ranks);
 }
 
 void Trainer::State::note(const std::string& line) const {
@@ -152,7 +153,7 @@ void Trainer::State::agree() const {
   std::map<std::string, std::string> mine = run.recipe;
   for (const auto& [key, value] : run.data) mine["digest of " + key] = value;
   for (const char* key : {"limbeck", "libtorch", "reduce"}) mine[key] = run.build.at(key);
-  mine["parallel.zero"] = settings.text("parallel.zero");
+  mine["parallel.zero"] = std::to_string(options.parallel.zero);
   parallel::require_equal(ranks, mine);
 }
 

@@ -6,6 +6,7 @@
 
 #include "trainer/build/model_sharing.h"
 #include "trainer/loop/micro_batch_division.h"
+#include "trainer/loop/run_options.h"
 #include "trainer/loop/run_saver.h"
 #include "trainer/loop/run_state.h"
 #include "trainer/loop/trainer.h"
@@ -55,6 +56,7 @@ struct Trainer::State {
   TrainResult result() const;
 
   const recipe::Settings& settings;
+  const RunOptions options;
   const Registries& registries;
   TrainObserver& observer;
   parallel::Communicator& ranks;

@@ -1,4 +1,4 @@
-#include "trainer/optim/optimizer_settings.h"
+#include "trainer/optim/optimizer_options.h"
 
 #include <fmt/format.h>
 
@@ -11,18 +11,12 @@ namespace {
 
 constexpr double kSafeRate = 1e-4, kSafeClip = 0.5;
 
-}  // namespace
-
-namespace {
-
 // A share is rounded up to whole updates.
 int64_t warmup_steps_of(const recipe::Count& count, int64_t total_steps) {
   if (count.unit != recipe::CountUnit::kPercent) return count.amount;
   const int64_t whole = recipe::kWholeShare;
   return total_steps / whole * count.amount + (total_steps % whole * count.amount + whole - 1) / whole;
 }
-
-}  // namespace
 
 Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
   Schedule schedule;
@@ -38,7 +32,7 @@ Schedule read_schedule(const recipe::Settings& settings, int64_t total_steps) {
   return schedule;
 }
 
-LossScale read_loss_scale(const recipe::Settings& settings, bool needed) {
+LossScale::Options read_loss_scale(const recipe::Settings& settings) {
   LossScale::Options options;
   options.start = settings.number("optim.loss_scale_start");
   options.growth_interval = settings.integer("optim.loss_scale_growth_interval");
@@ -50,24 +44,45 @@ LossScale read_loss_scale(const recipe::Settings& settings, bool needed) {
                     options.start, settings.where("optim.loss_scale_start"), options.floor,
                     settings.where("optim.loss_scale_floor")));
   }
-  return needed ? LossScale(options) : LossScale();
+  return options;
 }
 
-double read_rate(const recipe::Settings& settings, const std::string& name, double factor) {
+double read_rate(const recipe::Settings& settings, const std::string& name, double factor = 1) {
   const double rate = factor * settings.number(name);
   return settings.enabled("train.safe_mode") ? std::min(rate, kSafeRate) : rate;
 }
 
 double read_clip(const recipe::Settings& settings) {
-  const double clip = settings.number("optim.clip");  // 0: none
+  const double clip = settings.number("optim.clip");
   if (!settings.enabled("train.safe_mode")) return clip;
   return clip > 0 ? std::min(clip, kSafeClip) : kSafeClip;
 }
 
+// A share in [0, 1). A beta of 1 would never move, and its bias correction would divide by zero.
 double read_share(const recipe::Settings& settings, const std::string& name) {
   const double share = settings.number(name);
   if (share >= 1.0) throw UsageError(fmt::format("{} = {} {}: wanted less than 1", name, share, settings.where(name)));
   return share;
+}
+
+}  // namespace
+
+OptimizerOptions read_optimizer_options(const recipe::Settings& settings, int64_t total_steps) {
+  OptimizerOptions options;
+  const double factor = settings.number("optim.projector_factor");
+  options.base_rate = {{"student", read_rate(settings, "optim.learning_rate")},
+                       {"projector", read_rate(settings, "optim.learning_rate", factor)},
+                       {"router", read_rate(settings, "optim.router_learning_rate")}};
+  options.schedule = read_schedule(settings, total_steps);
+  options.adamw.beta1 = read_share(settings, "optim.beta1");
+  options.adamw.beta2 = read_share(settings, "optim.beta2");
+  options.adamw.epsilon = settings.number("optim.epsilon");
+  options.weight_decay = settings.number("optim.weight_decay");
+  options.clip = read_clip(settings);
+  options.ema_decay = read_share(settings, "optim.ema");
+  options.loss_scale = read_loss_scale(settings);
+  options.max_skipped = settings.integer("optim.max_skipped");
+  return options;
 }
 
 }  // namespace limbeck::optim
