@@ -1,5 +1,5 @@
-// A pair of models that exists already is given objectives, one after the other: each is as if it had the pair alone. And
-// the agreement of a pair with its data, which an objective is made with.
+// A pair of models that exists already is given objectives, one after the other: each is as if it had the pair alone.
+// And the agreement of a pair with its data, which an objective is made with.
 #include "trainer/objective/model_pair.h"
 
 #include <ATen/ATen.h>
@@ -95,12 +95,22 @@ TEST(ModelPair, AForwardChangesNoTensorOfAnAveragedTeacher) {
   objective.after_update({});
   std::vector<std::pair<at::Tensor, int64_t>> before;
   for (const auto& module : objective.contract_modules()) {
-    for (const at::Tensor& tensor : module->parameters(/*recurse=*/false)) before.emplace_back(tensor, tensor._version());
+    for (const at::Tensor& tensor : module->parameters(/*recurse=*/false))
+      before.emplace_back(tensor, tensor._version());
   }
   const at::Tensor loss = objective.forward(random_batch({}, 3), {}).loss;
   EXPECT_GT(loss.item<double>(), 0.0);
   for (const auto& [tensor, version] : before) EXPECT_EQ(tensor._version(), version);
   EXPECT_GT(before.size(), 40u);
+}
+
+// As a run's own recipe.ini says it, with every default written out.
+TEST(ModelPair, ATeacherOfTheStudentMaySayThatItIsNotQuantized) {
+  for (const char* kind : {"kind = self\n", "kind = ema\n"}) {
+    const RecipePair given(recipe_of("", std::string(kind) + "quantize = none\n"));
+    EXPECT_TRUE(given.pair->teacher.has_value());
+    EXPECT_EQ(given.pair->average.has_value(), std::string(kind) == "kind = ema\n");
+  }
 }
 
 TEST(ModelPair, OptionsOfAnotherPairAreAFaultOfTheCaller) {

@@ -267,7 +267,8 @@ TEST(ObjectivePairs, WhatCannotWorkIsRefusedWithTheWayOut) {
 TEST(ObjectivePairs, LayerMapIsTheFloorOfTheRatio) {
   using Pairs = std::vector<std::pair<int64_t, int64_t>>;
   EXPECT_EQ(layer_map(read_layer_map(settings_of("")), 4, 10), (Pairs{{1, 2}, {2, 5}, {3, 7}}));
-  EXPECT_EQ(layer_map(read_layer_map(settings_of("[objective]\nlayer_map = 0:0 2:9 4:10\n")), 4, 10), (Pairs{{0, 0}, {2, 9}, {4, 10}}));
+  EXPECT_EQ(layer_map(read_layer_map(settings_of("[objective]\nlayer_map = 0:0 2:9 4:10\n")), 4, 10),
+            (Pairs{{0, 0}, {2, 9}, {4, 10}}));
 }
 
 TEST(ObjectivePairs, ContrastIsDefinedForOneRowAndRightForTwo) {

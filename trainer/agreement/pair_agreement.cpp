@@ -43,8 +43,8 @@ objective::Vocabulary PairAgreement::of_tables() const {
 objective::Vocabulary PairAgreement::vocabulary(const std::vector<DataInUse>& sets) {
   objective::Vocabulary ids = of_tables(), largest;
   for (const DataInUse& set : sets) {
-    const objective::Vocabulary real = require_fitting_data(
-        set.manifest, set.origin, {settings_, tokenizers_, pair_.student, compared_, crosses_});
+    const objective::Vocabulary real =
+        require_fitting_data(set.manifest, set.origin, {settings_, tokenizers_, pair_.student, compared_, crosses_});
     // An id that one data set has is real for all.
     largest.student = std::max(largest.student, real.student);
     largest.teacher = std::max(largest.teacher, real.teacher);

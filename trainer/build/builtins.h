@@ -1,5 +1,5 @@
-// What ships with Limbeck, by name. Above the rooms that make these things: trainer/registry.h, which they include, knows
-// none of them.
+// What ships with Limbeck, by name. Above the rooms that make these things: trainer/registry.h, which they include,
+// knows none of them.
 #pragma once
 #include "trainer/registry.h"
 

@@ -33,8 +33,7 @@ parallel::Order order_of(const recipe::Settings& settings) {
 
 bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
   // Weights that are the student's as well stay with it.
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() &&
-         !objective.pair().shares_weights;
+  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() && !objective.pair().shares_weights;
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.

@@ -104,7 +104,7 @@ BuiltTeacher build_teacher(const recipe::Settings& settings, const models::Built
                       "from the student; remove one of the two",
                       kind, settings.where("teacher.kind"), settings.where("teacher.model")));
     }
-    if (settings.given("teacher.quantize")) {
+    if (settings.text("teacher.quantize") != "none") {
       throw UsageError(
           fmt::format("teacher.kind = {} {} makes the teacher from the student, and stores it as the student "
                       "is: remove teacher.quantize {}",

@@ -87,8 +87,8 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
 // GPU, because meta is no less another device than the CPU.
 std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Rehearsal& run, int64_t count,
                                            const Tamper& tamper) {
-  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, run.objective, run.two_streams); }, 0,
-                              count, /*depth=*/0, run.objective.device());
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, run.objective, run.two_streams); }, 0, count,
+                              /*depth=*/0, run.objective.device());
   std::vector<data::Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
     batches.push_back(prefetched.next());

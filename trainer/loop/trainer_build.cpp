@@ -143,8 +143,7 @@ void Trainer::State::make_objective(std::shared_ptr<objective::ModelPair> pair, 
   std::vector<agreement::DataInUse> sets = {{train->manifest(), "data.train " + settings.where("data.train")}};
   if (validation) sets.push_back({validation->manifest(), "data.validation " + settings.where("data.validation")});
   const objective::Vocabulary vocabulary = agreement::PairAgreement(settings, options, *pair).vocabulary(sets);
-  objective =
-      std::make_unique<objective::Distillation>(options, std::move(pair), vocabulary, std::move(divided));
+  objective = std::make_unique<objective::Distillation>(options, std::move(pair), vocabulary, std::move(divided));
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {

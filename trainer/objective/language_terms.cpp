@@ -116,7 +116,8 @@ class HeadedTerms : public HeadTermGroup {
                          double ce, TermSum& sum) const {
     const double n = pass.targets;
     at::Tensor compared = dual_ ? pass.target_n : pass.compared_n;
-    if (teacher != nullptr && dual_ && options_.only_right) compared = right_predictions(*teacher, pass.labels_n, compared);
+    if (teacher != nullptr && dual_ && options_.only_right)
+      compared = right_predictions(*teacher, pass.labels_n, compared);
     HeadRequest request{.student = student_side(pass, "objective.kd (student head)")};
     if (teacher != nullptr) {
       request.teacher = *teacher;

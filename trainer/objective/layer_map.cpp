@@ -65,8 +65,8 @@ LayerPairs layer_map(const LayerMap& map, int64_t student_layers, int64_t teache
     }
     if ((s == student_layers) != (t == teacher_layers)) {
       refuse(
-          fmt::format("{}:{} pairs a state after the final norm with one before it; the last state, {}, goes with {}", s,
-                      t, student_layers, teacher_layers));
+          fmt::format("{}:{} pairs a state after the final norm with one before it; the last state, {}, goes with {}",
+                      s, t, student_layers, teacher_layers));
     }
   }
   return pairs;

@@ -56,22 +56,22 @@ HeadOptions head_options(const Settings& settings) {
 }
 
 HiddenOptions hidden_options(const Settings& settings, const TermWeights& weights) {
-  using Projector = HiddenOptions::Projector;
+  using Wanted = HiddenOptions::Projector;
   const std::string& kind = settings.text("objective.hidden_projector");
   HiddenOptions options;
   options.cosine = settings.text("objective.hidden_loss") == "cosine";
-  options.projector = kind == "none" ? Projector::kNone : kind == "mlp" ? Projector::kMlp : Projector::kLinear;
+  options.projector = kind == "none" ? Wanted::kNone : kind == "mlp" ? Wanted::kMlp : Wanted::kLinear;
   options.projector_where = settings.where("objective.hidden_projector");
   if (weights.full(TermKind::kLayer) > 0) options.layers = read_layer_map(settings);
   return options;
 }
 
 EquivalenceOptions equivalence_options(const Settings& settings) {
-  using Distance = EquivalenceOptions::Distance;
+  using Measure = EquivalenceOptions::Distance;
   const std::string& loss = settings.text("objective.equivalence_loss");
-  return {.distance = loss == "normalised" ? Distance::kNormalised
-                      : loss == "relative" ? Distance::kRelative
-                                           : Distance::kDirect,
+  return {.distance = loss == "normalised" ? Measure::kNormalised
+                      : loss == "relative" ? Measure::kRelative
+                                           : Measure::kDirect,
           .guided = settings.enabled("objective.equivalence_guided"),
           .regularization = settings.number("objective.regularization"),
           .weight_where = settings.where("objective.equivalence_weight")};

@@ -15,9 +15,9 @@ namespace limbeck::objective {
 
 struct HeadOptions {
   double clamp = 0.0, label_smoothing = 0.0;
-  bool logit_projector = false;        // the teacher's states are read by the student's head
+  bool logit_projector = false;         // the teacher's states are read by the student's head
   bool projector_learns_labels = true;  // else from the divergence
-  bool only_right = false;             // of dskd: tokens that the projected teacher predicts rightly
+  bool only_right = false;              // of dskd: tokens that the projected teacher predicts rightly
 };
 
 struct HiddenOptions {

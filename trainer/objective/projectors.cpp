@@ -20,7 +20,8 @@ Projectors::Projectors(const ProjectorOptions& options, const ModelPair& pair)
 
 precision::Scope Projectors::scope(const std::string& path, Side side) const {
   const auto& policy = side == Side::kStudent ? student_side_ : teacher_side_;
-  return {policy.get(), path, pair_.on_meta() ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/true};
+  return {policy.get(), path, pair_.on_meta() ? std::optional<c10::Device>(c10::kMeta) : std::nullopt,
+          /*trainable=*/true};
 }
 
 std::shared_ptr<projectors::HiddenProjector> Projectors::from_student(const std::string& path, int64_t out,

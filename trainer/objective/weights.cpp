@@ -56,8 +56,7 @@ TermWeights::TermWeights(const recipe::Settings& settings, bool headless) {
     if (!curriculum) continue;
     weight.begin = span.begin;
     weight.end = span.end;
-    if (row.ramp == Ramp::kKd)
-      weight.start = std::min(settings.number("objective.curriculum_kd_start"), weight.full);
+    if (row.ramp == Ramp::kKd) weight.start = std::min(settings.number("objective.curriculum_kd_start"), weight.full);
   }
   temperature_begin_ = given_or(settings, "objective.temperature", curriculum ? 2.0 : 1.0);
   const bool falls = curriculum && !settings.given("objective.temperature");

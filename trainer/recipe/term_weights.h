@@ -26,12 +26,12 @@ enum class Ramp { kNone, kKd, kFeature, kLayer, kContrastive };
 
 struct TermRow {
   TermKind kind;
-  const char* key;              // objective.KEY
-  const char* fallback = "";    // as a user would type it; "": the two below, else 0
-  double in_curriculum = 0;     // unless the recipe says otherwise
-  double headless = 0;          // of a student without a head, unless the recipe says otherwise
-  Ramp ramp = Ramp::kNone;      // with a curriculum
-  bool of_a_head = false;       // a student without one does not have it, whatever the recipe says
+  const char* key;            // objective.KEY
+  const char* fallback = "";  // as a user would type it; "": the two below, else 0
+  double in_curriculum = 0;   // unless the recipe says otherwise
+  double headless = 0;        // of a student without a head, unless the recipe says otherwise
+  Ramp ramp = Ramp::kNone;    // with a curriculum
+  bool of_a_head = false;     // a student without one does not have it, whatever the recipe says
   bool needs_teacher = true;
   double most = 1e6;
   const char* help;

@@ -112,11 +112,11 @@ std::string data_text(const CheckReport& report, int width) {
 }
 
 std::string trained_text(const CheckReport& report) {
-  const double share = report.learning.of == 0
-                           ? 0.0
-                           : 100.0 * static_cast<double>(report.learning.trained) / static_cast<double>(report.learning.of);
-  return fmt::format("Trained: {} of {} parameters of the student and its projectors ({:.3g} %)\n", report.learning.trained,
-                     report.learning.of, share);
+  const double share = report.learning.of == 0 ? 0.0
+                                               : 100.0 * static_cast<double>(report.learning.trained) /
+                                                     static_cast<double>(report.learning.of);
+  return fmt::format("Trained: {} of {} parameters of the student and its projectors ({:.3g} %)\n",
+                     report.learning.trained, report.learning.of, share);
 }
 
 // A change inside an operator moves nothing.
@@ -228,10 +228,11 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
 
 void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& settings, Console& console) {
   if (settings.text("student.quantize") == "none" || build::trains_adapter(settings)) return;
-  console.warning(fmt::format(
-      "student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
-      "parameters train; add --adapter.kind=lora to train beside them",
-      settings.text("student.quantize"), settings.where("student.quantize"), report.learning.trained, report.learning.of));
+  console.warning(
+      fmt::format("student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
+                  "parameters train; add --adapter.kind=lora to train beside them",
+                  settings.text("student.quantize"), settings.where("student.quantize"), report.learning.trained,
+                  report.learning.of));
 }
 
 void refuse_violations(const CheckReport& report, Console& console, bool speaks) {

@@ -33,8 +33,8 @@ std::string evaluation_table(const evaluate::Evaluation& evaluation, const objec
                     {"accuracy", Align::kRight}});
   auto row = [&](const char* name, const models::BuiltModel& built, const char* perplexity, const char* accuracy) {
     const precision::Footprint weight = precision::total_footprint(*built.model);
-    models.add_row({name, built.config.architecture.family, std::to_string(weight.values),
-                    human_bytes(weight.bytes), number(evaluation.find(perplexity)), number(evaluation.find(accuracy))});
+    models.add_row({name, built.config.architecture.family, std::to_string(weight.values), human_bytes(weight.bytes),
+                    number(evaluation.find(perplexity)), number(evaluation.find(accuracy))});
   };
   if (objective.teacher()) row("teacher", *objective.teacher(), "teacher_perplexity", "teacher_accuracy");
   row("student", objective.student(), "perplexity", "accuracy");
@@ -52,9 +52,8 @@ nlohmann::ordered_json evaluation_json(const evaluate::Evaluation& evaluation,
   for (const auto& [name, value] : evaluation.values) json[name] = value;
   auto add = [&](const char* name, const models::BuiltModel& built) {
     const precision::Footprint weight = precision::total_footprint(*built.model);
-    json[name] = {{"family", built.config.architecture.family},
-                  {"parameters", weight.values},
-                  {"storage_bytes", weight.bytes}};
+    json[name] = {
+        {"family", built.config.architecture.family}, {"parameters", weight.values}, {"storage_bytes", weight.bytes}};
   };
   if (objective.teacher()) add("teacher", *objective.teacher());
   add("student", objective.student());
