@@ -214,10 +214,14 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   const auto planned = ranks > 1 ? parallel::make_planned(ranks) : parallel::make_solo();
   auto pair = build::build_pair(settings, objective::Materialize::kMeta);
   const objective::ObjectiveOptions options = objective::read_options(settings, registries, *pair);
-  agreement::PairAgreement agreement(settings, options, *pair);
-  report.data = check_data(settings);
-  const objective::Vocabulary vocabulary = agreement.vocabulary(in_use(report.data));
-  const bool two_streams = agreement.reads_two_streams();
+  objective::Vocabulary vocabulary;
+  bool two_streams = false;
+  {
+    agreement::PairAgreement agreement(settings, options, *pair);
+    report.data = check_data(settings);
+    vocabulary = agreement.vocabulary(in_use(report.data));
+    two_streams = agreement.reads_two_streams();
+  }
   const auto make = [&] {
     auto made =
         std::make_unique<Distillation>(options, pair, vocabulary, objective::vocabulary_ranks(settings, *planned));

@@ -69,6 +69,14 @@ void declare_divergence(OptionTable& table) {
              .words = {"none", "right"}});
 }
 
+void declare_smoothing(OptionTable& table) {
+  table.add({.name = "objective.label_smoothing",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "Of the cross-entropy: probability spread over all ids.",
+             .interval = {.low = 0, .high = 0.99}});
+}
+
 void declare_weights(OptionTable& table) {
   for (const TermRow& row : kTermRows) {
     table.add({.name = std::string("objective.") + row.key,
@@ -76,12 +84,8 @@ void declare_weights(OptionTable& table) {
                .fallback = row.fallback,
                .help = row.help,
                .interval = {.low = 0, .high = row.most}});
+    if (row.kind == TermKind::kCe) declare_smoothing(table);  // beside what it is of
   }
-  table.add({.name = "objective.label_smoothing",
-             .kind = OptionKind::kNumber,
-             .fallback = "0",
-             .help = "Of the cross-entropy: probability spread over all ids.",
-             .interval = {.low = 0, .high = 0.99}});
   table.add({.name = "objective.equivalence_loss",
              .kind = OptionKind::kChoice,
              .fallback = "direct",
