@@ -10,7 +10,7 @@
 #include "modules/io/json_file.h"
 #include "modules/text/tokenizer.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 namespace {
 
@@ -133,4 +133,4 @@ const std::string& PairVocabulary::difference() {
   return *difference_;
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

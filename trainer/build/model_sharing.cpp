@@ -9,7 +9,7 @@
 #include "modules/errors.h"
 #include "trainer/parallel/sums/wide_sum.h"
 
-namespace limbeck::loop {
+namespace limbeck::build {
 namespace {
 
 using objective::Distillation;
@@ -17,13 +17,7 @@ using parallel::NamedParameter;
 
 std::vector<NamedParameter> named_parameters(const models::BuiltModel& model) {
   std::vector<NamedParameter> found;
-  for (const auto& module : model.model->modules()) {
-    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
-    if (owner == nullptr) continue;
-    for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
-      found.push_back({owner->path() + "." + entry.key(), entry.value()});
-    }
-  }
+  for (const auto& [name, tensor] : precision::path_parameters(*model.model)) found.push_back({name, tensor});
   return found;
 }
 
@@ -39,8 +33,7 @@ parallel::Order order_of(const recipe::Settings& settings) {
 
 bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
   // Weights that are the student's as well stay with it.
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() &&
-         !objective.teacher_shares_weights();
+  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() && !objective.pair().shares_weights;
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.
@@ -54,14 +47,9 @@ int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
   return bytes;
 }
 
-// Of quantized weights, which every rank has whole.
-int64_t quantized_bytes(const models::BuiltModel& model) {
-  int64_t bytes = 0;
-  for (const auto& module : model.model->modules()) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear != nullptr && linear->is_quantized()) bytes += linear->quantized_weight().bytes();
-  }
-  return bytes;
+// Of what is no parameter (quantized weights), which every rank has whole.
+int64_t bytes_beside_parameters(const models::BuiltModel& model) {
+  return precision::total_footprint(*model.model).bytes - whole_bytes(named_parameters(model));
 }
 
 // Units with their padding; `wide`: each element in the dtype that gradients are summed in.
@@ -123,15 +111,15 @@ KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objec
   for (const NamedParameter& parameter : named_parameters(objective.student())) {
     (parameter.tensor.requires_grad() ? student : frozen).push_back(parameter);
   }
-  if (objective.teacher() && !objective.teacher_shares_weights()) {
+  if (objective.teacher() && !objective.pair().shares_weights) {
     const auto teacher = named_parameters(*objective.teacher());
     kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
                                                                : whole_bytes(teacher);
-    kept.teacher += quantized_bytes(*objective.teacher());
+    kept.teacher += bytes_beside_parameters(*objective.teacher());
   }
   kept.student = whole_bytes(frozen);
   kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
-  kept.student += quantized_bytes(objective.student());
+  kept.student += bytes_beside_parameters(objective.student());
   kept.gradients = whole_bytes(trained);
   if (!shares_nothing(settings, ranks)) {
     kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (zero >= 2 ? ranks : 1);
@@ -139,4 +127,4 @@ KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objec
   return kept;
 }
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::build

@@ -9,7 +9,7 @@
 #include "trainer/optim/optimizer.h"
 #include "trainer/parallel/sharing/unit_weights.h"
 
-namespace limbeck::loop {
+namespace limbeck::build {
 
 // Of what trains, less `unreached`; the student fetches its weights from the optimizer's shares from then on.
 std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& settings, objective::Distillation& objective,
@@ -33,4 +33,4 @@ struct KeptBytes {
 };
 KeptBytes kept_bytes(const recipe::Settings& settings, const objective::Distillation& objective, int ranks);
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::build

@@ -11,6 +11,7 @@
 
 #include "modules/errors.h"
 #include "modules/memory/allocator.h"
+#include "trainer/build/builtins.h"
 #include "trainer/cli/commands/commands.h"
 #include "trainer/cli/commands/output_paths.h"
 #include "trainer/cli/console/json_result.h"
@@ -182,7 +183,7 @@ App::Prepared App::prepared(const Command& command, const std::vector<std::strin
     json_target_ = target;
   }
   if (command.computes) memory::tune_allocator();
-  register_builtins(registries_);
+  build::register_builtins(registries_);
   for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
 
   const recipe::OptionTable table = options_of(command);

@@ -40,7 +40,7 @@ namespace {
 class AttentionTerms : public TermGroup {
  public:
   AttentionTerms(const ModelPair& pair, Projectors& all)
-      : student_(pair.student->model->architecture()), teacher_(pair.teacher->model->architecture()) {
+      : student_(pair.student.model->architecture()), teacher_(pair.teacher->model->architecture()) {
     for (int64_t s = 0; s < student_.layers; ++s) {
       const std::string path = fmt::format("projector.attention.{}", s);
       pairs_.push_back({s, layer_at_same_place(s, student_.layers, teacher_.layers),
@@ -88,8 +88,9 @@ class AttentionTerms : public TermGroup {
 
 }  // namespace
 
-std::unique_ptr<TermGroup> attention_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors) {
-  if (weights.full(TermKind::kAttention) == 0) return nullptr;
+std::unique_ptr<TermGroup> attention_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                           Projectors& projectors) {
+  if (options.weights.full(TermKind::kAttention) == 0) return nullptr;
   return std::make_unique<AttentionTerms>(pair, projectors);
 }
 

@@ -1,11 +1,11 @@
-#include "trainer/registry.h"
+#include "trainer/build/builtins.h"
 
 #include "modules/adapters/adapter_config.h"
 #include "modules/models/family/family.h"
 #include "modules/quantization/quantized_weight.h"
 #include "trainer/objective/head/divergence.h"
 
-namespace limbeck {
+namespace limbeck::build {
 
 void register_builtins(Registries& registries) {
   std::vector<NamedKind> families;
@@ -18,4 +18,4 @@ void register_builtins(Registries& registries) {
   registries.attach(std::make_unique<BorrowedNames>("optimizers", std::vector<NamedKind>{{"adamw", ""}}));
 }
 
-}  // namespace limbeck
+}  // namespace limbeck::build
