@@ -14,6 +14,7 @@ namespace {
 
 using objective::Distillation;
 using parallel::NamedParameter;
+using parallel::ParallelOptions;
 
 std::vector<NamedParameter> named_parameters(const models::BuiltModel& model) {
   std::vector<NamedParameter> found;
@@ -27,18 +28,14 @@ std::vector<NamedParameter> trained_parameters(const Distillation& objective) {
   return found;
 }
 
-parallel::Order order_of(const recipe::Settings& settings) {
-  return settings.text("parallel.reduce") == "tree" ? parallel::Order::kTree : parallel::Order::kFast;
-}
-
-bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
+bool divides_teacher(const ParallelOptions& options, const Distillation& objective, int ranks) {
   // Weights that are the student's as well stay with it.
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() && !objective.pair().shares_weights;
+  return options.zero >= 3 && ranks > 1 && objective.teacher() && !objective.pair().shares_weights;
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.
-bool shares_nothing(const recipe::Settings& settings, int ranks) {
-  return ranks == 1 && order_of(settings) == parallel::Order::kFast;
+bool shares_nothing(const ParallelOptions& options, int ranks) {
+  return ranks == 1 && options.order == parallel::Order::kFast;
 }
 
 int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
@@ -75,9 +72,10 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
     parameters.push_back({p.name, p.tensor, p.group, p.decays});
     named.push_back({p.name, p.tensor});
   }
+  const ParallelOptions asked = parallel::read_parallel_options(settings);
   parallel::SharingOptions options;
-  options.zero = static_cast<int>(settings.integer("parallel.zero"));
-  options.order = order_of(settings);
+  options.zero = asked.zero;
+  options.order = asked.order;
   options.micro_batches = own_micro_batches;
   if (options.zero >= 3 && objective.follows_student()) {
     throw UsageError(
@@ -85,15 +83,15 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
                     "them whole: set parallel.zero = 2",
                     settings.where("parallel.zero"), settings.where("teacher.kind")));
   }
-  auto shares = shares_nothing(settings, ranks.size()) ? parallel::make_whole(named)
-                                                       : parallel::make_shared_out(ranks, options, named);
+  auto shares = shares_nothing(asked, ranks.size()) ? parallel::make_whole(named)
+                                                    : parallel::make_shared_out(ranks, options, named);
   objective.student().model->set_weight_keeper(shares->keeper());
   return std::make_unique<optim::Optimizer>(optim::read_optimizer_options(settings, total_steps), std::move(parameters),
                                             std::move(shares));
 }
 
-TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& objective, parallel::Communicator& ranks) {
-  if (!divides_teacher(settings, objective, ranks.size())) return;
+TeacherShards::TeacherShards(const ParallelOptions& options, Distillation& objective, parallel::Communicator& ranks) {
+  if (!divides_teacher(options, objective, ranks.size())) return;
   const at::NoGradGuard no_gradient;
   const auto frozen = named_parameters(*objective.teacher());
   for (const parallel::UnitLayout& layout : parallel::lay_out(frozen, ranks.size())) {
@@ -103,9 +101,8 @@ TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& obj
   objective.teacher()->model->set_weight_keeper(&keeper_);
 }
 
-KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objective, int ranks) {
+KeptBytes kept_bytes(const ParallelOptions& options, const Distillation& objective, int ranks) {
   KeptBytes kept;
-  const int64_t zero = settings.integer("parallel.zero");
   const auto trained = trained_parameters(objective);
   std::vector<NamedParameter> student, frozen;
   for (const NamedParameter& parameter : named_parameters(objective.student())) {
@@ -113,16 +110,17 @@ KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objec
   }
   if (objective.teacher() && !objective.pair().shares_weights) {
     const auto teacher = named_parameters(*objective.teacher());
-    kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
-                                                               : whole_bytes(teacher);
+    kept.teacher = divides_teacher(options, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
+                                                              : whole_bytes(teacher);
     kept.teacher += bytes_beside_parameters(*objective.teacher());
   }
   kept.student = whole_bytes(frozen);
-  kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student +=
+      options.zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
   kept.student += bytes_beside_parameters(objective.student());
   kept.gradients = whole_bytes(trained);
-  if (!shares_nothing(settings, ranks)) {
-    kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (zero >= 2 ? ranks : 1);
+  if (!shares_nothing(options, ranks)) {
+    kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (options.zero >= 2 ? ranks : 1);
   }
   return kept;
 }

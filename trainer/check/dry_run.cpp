@@ -138,7 +138,7 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
     report.memory.push_back({"activations kept for backward", MetaMemory::live_bytes() - before});
   });
   const auto optimizer = build::make_optimizer(settings, objective, ranks, own, kSteps);
-  const build::TeacherShards teacher(settings, objective, ranks);
+  const build::TeacherShards teacher(parallel::read_parallel_options(settings), objective, ranks);
   int64_t state = 0;
   for (const auto& part : optimizer->state_tensors()) state += static_cast<int64_t>(part.part.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
@@ -235,7 +235,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   report.notes = pair->notes;
   report.modules = module_table(*objective);
   report.learning = count_learning(*objective);
-  const build::KeptBytes kept = build::kept_bytes(settings, *objective, ranks);
+  const build::KeptBytes kept = build::kept_bytes(parallel::read_parallel_options(settings), *objective, ranks);
   plan_weights(*objective, kept, report);
   pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
   run_training(settings, {*objective, *planned, two_streams}, kept, tamper, report);

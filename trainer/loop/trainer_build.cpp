@@ -150,7 +150,7 @@ void Trainer::State::make_objective(std::shared_ptr<objective::ModelPair> pair, 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {
   if (!unreached.empty()) note(fmt::format("no loss reaches {}: left as they are", fmt::join(unreached, ", ")));
   optimizer = build::make_optimizer(settings, *objective, ranks, deal.own, total_steps, unreached);
-  teacher_shards = std::make_unique<build::TeacherShards>(settings, *objective, ranks);
+  teacher_shards = std::make_unique<build::TeacherShards>(options.parallel, *objective, ranks);
 }
 
 // Everything that must be the same on every rank for their sums to mean anything.
