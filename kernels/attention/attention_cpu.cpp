@@ -16,6 +16,7 @@
 #include "kernels/attention/attention_operands.h"
 #include "kernels/cpu/scratch_buffer.h"
 #include "kernels/cpu/vector_targets.h"
+#include "kernels/operator/wide_type.h"
 
 #ifndef _OPENMP
 #error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
@@ -116,7 +117,7 @@ std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& q, const Tensor& 
                                                  double scale, bool causal, int64_t window, double softcap) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   auto out = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
-  auto lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(wide_dtype(q)));
+  auto lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(wide_type(q)));
   if (out.numel() == 0) return {out, lse};
   const auto q_rows = rows_contiguous(q), k_rows = rows_contiguous(k), v_rows = rows_contiguous(v);
   const auto own = contiguous(segments_q), theirs = contiguous(segments_k);
@@ -139,8 +140,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& dout, co
       dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type(),
       "[attention] gradient is ", dout.scalar_type(), " ", dout.sizes(), ", wanted ", q.scalar_type(), " ",
       out.sizes());
-  TORCH_CHECK(lse.scalar_type() == wide_dtype(q) && lse.numel() == q.size(0) * q.size(1) * q.size(2),
-              "[attention] lse is ", lse.scalar_type(), " ", lse.sizes(), ", wanted ", wide_dtype(q), " [B, Hq, T]");
+  TORCH_CHECK(lse.scalar_type() == wide_type(q) && lse.numel() == q.size(0) * q.size(1) * q.size(2),
+              "[attention] lse is ", lse.scalar_type(), " ", lse.sizes(), ", wanted ", wide_type(q), " [B, Hq, T]");
   auto dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   auto dv = at::empty(v.sizes(), v.options());
   if (out.numel() == 0) return {dq.zero_(), dk.zero_(), dv.zero_()};

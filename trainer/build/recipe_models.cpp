@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
 #include "trainer/build/recipe_adapter.h"
-#include "trainer/objective/head/head_terms.h"
 
 namespace limbeck::objective {
 
@@ -130,7 +130,7 @@ MovingAverage::MovingAverage(models::BuiltModel& teacher, const models::BuiltMod
   const auto theirs = student.model->named_parameters();
   for (auto& entry : teacher.model->named_parameters()) {
     const at::Tensor& own = entry.value();
-    const at::ScalarType wide = wide_type(own.scalar_type());
+    const at::ScalarType wide = kernels::wide_type(own.scalar_type());
     at::Tensor average = own;
     if (own.scalar_type() != wide) {
       average = at::empty(own.sizes(), own.options().dtype(wide));
