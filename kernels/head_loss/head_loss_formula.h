@@ -1,13 +1,18 @@
-// The divergences of the fused head, for one vector of logits: value, and derivative by the student's logit. Differences
-// of the two distributions come from the difference d of the log-probabilities and not from the probabilities, which
-// would cancel when student and teacher are close; every summand of a value is nonnegative. No include guard on purpose.
+// The divergences of the fused head, for one vector of logits: value, and derivative by the student's logit.
+// Differences of the two distributions come from the difference d of the log-probabilities and not from the
+// probabilities, which would cancel when student and teacher are close; every summand of a value is nonnegative.
+#pragma once
+#include "kernels/cpu/elementary.h"
+#include "kernels/head_loss/head_loss_loops.h"
 
-using F = Vec<float>;
+namespace limbeck::kernels::LIMBECK_ISA {
 
-inline bool any_lane(Vec<int32_t> mask) {
-#if LIMBECK_ISA == 2
+using F = F32;
+
+LIMBECK_INLINE bool any_lane(I32 mask) {
+#if defined(__AVX512F__)
   return _mm512_movepi32_mask((__m512i)mask) != 0;
-#elif LIMBECK_ISA == 1
+#elif defined(__AVX2__)
   return _mm256_movemask_ps((__m256)mask) != 0;
 #else
   bool any = false;
@@ -16,11 +21,11 @@ inline bool any_lane(Vec<int32_t> mask) {
 #endif
 }
 
-inline F absolute(F x) { return (F)((Vec<uint32_t>)x & 0x7fffffffu); }
-inline F larger(F a, F b) { return a > b ? a : b; }
+LIMBECK_INLINE F absolute(F x) { return (F)((U32)x & 0x7fffffffu); }
+LIMBECK_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
 // (exp(x) - 1 - x) / x^2 for |x| <= 0.5: positive; the first term left out is below 2^-24 of the sum.
-inline F exponential_rest(F x) {
+LIMBECK_INLINE F exponential_rest(F x) {
   F p = splat(1.0f / 40320);
   p = fused(p, x, splat(1.0f / 5040));
   p = fused(p, x, splat(1.0f / 720));
@@ -31,7 +36,7 @@ inline F exponential_rest(F x) {
 }
 
 // exp(x) - 1 for |x| <= 80; beyond, as at 80.
-inline F exponential_minus_one(F x) {
+LIMBECK_INLINE F exponential_minus_one(F x) {
   x = x > 80.0f ? splat(80.0f) : x;
   const F small = fused(x * x, exponential_rest(x), x);
   const F e = exp_negative(-absolute(x));
@@ -40,11 +45,11 @@ inline F exponential_minus_one(F x) {
 }
 
 // log(1 + y) for y > -1, and rest = y - log(1 + y) >= 0 without cancellation.
-inline F log_of_one_plus(F y, F* rest) {
+LIMBECK_INLINE F log_of_one_plus(F y, F* rest) {
   // 1 + y = 2^e f with f in [0.707, 1.414); where e is 0, y itself keeps the low bits that 1 + y loses.
   const F u = y + 1.0f;
-  const Vec<int32_t> bits = (Vec<int32_t>)u;
-  const Vec<int32_t> e = (bits - 0x3f3504f3) >> 23;
+  const I32 bits = (I32)u;
+  const I32 e = (bits - 0x3f3504f3) >> 23;
   const F f = (F)(bits - (e << 23));
   const F z = e == 0 ? y : f - 1.0f;
   const F s = z / (z + 2.0f), q = s * s;  // log(1 + z) = 2 atanh(s), |s| <= 0.172
@@ -61,7 +66,7 @@ inline F log_of_one_plus(F y, F* rest) {
 }
 
 // z * scale, softly capped; slope receives the derivative by z.
-inline F plain_logit(F z, float scale, float cap, F* slope) {
+LIMBECK_INLINE F plain_logit(F z, float scale, float cap, F* slope) {
   *slope = splat(scale);
   z = z * scale;
   if (cap == 0.0f) return z;
@@ -71,7 +76,7 @@ inline F plain_logit(F z, float scale, float cap, F* slope) {
 }
 
 // The logit of the divergence from a plain one; slope receives the derivative by the plain one.
-inline F tempered_logit(F plain, const HeadFormula& f, F* slope) {
+LIMBECK_INLINE F tempered_logit(F plain, const HeadFormula& f, F* slope) {
   const F t = plain * f.inverse_temperature;
   *slope = splat(f.inverse_temperature);
   if (f.clamp == 0.0f) return t;
@@ -95,7 +100,7 @@ struct Mixed {
   F value;  // p (y - log(1 + y)), whose sum is KL(p || m)
   F y, log;
 };
-inline Mixed mixed(F p, F q, F log_ratio, float kappa) {
+LIMBECK_INLINE Mixed mixed(F p, F q, F log_ratio, float kappa) {
   Mixed m;
   m.y = kappa * exponential_minus_one(log_ratio);
   F rest;
@@ -105,7 +110,7 @@ inline Mixed mixed(F p, F q, F log_ratio, float kappa) {
 }
 
 template <Divergence Kind>
-inline Terms divergence_terms(F a, F b, const RowLanes& row, float mix, bool wants_student) {
+LIMBECK_INLINE Terms divergence_terms(F a, F b, const RowLanes& row, float mix, bool wants_student) {
   Terms t{};
   if constexpr (Kind == Divergence::kNone) return t;
   if constexpr (Kind == Divergence::kLogitMse) {
@@ -156,3 +161,5 @@ inline Terms divergence_terms(F a, F b, const RowLanes& row, float mix, bool wan
   t.gradient = p_s * (slope - row.mean_slope);
   return t;
 }
+
+}  // namespace limbeck::kernels::LIMBECK_ISA
