@@ -1,6 +1,9 @@
-// The divergences that the head knows, without torch's headers.
+// The divergences that the head knows, without torch's headers. A new one is a line of each of these, its formula in
+// divergence_formula.h, and its name (head_loss_checks.cpp).
 #pragma once
 #include <cstdint>
+
+#include "kernels/operator/storage.h"
 
 namespace limbeck::kernels {
 
@@ -18,6 +21,56 @@ enum class Divergence : int64_t {
 // Whether the gradient needs a sum over the vocabulary beyond the log-sum-exps.
 constexpr bool needs_mean_slope(Divergence d) {
   return d != Divergence::kNone && d != Divergence::kForwardKl && d != Divergence::kLogitMse;
+}
+
+// D(p_s, p_t) as a divergence of the same list from p_t to p_s, whose slope is then the teacher's.
+struct DivergenceKind {
+  Divergence divergence;
+  double mix;  // beta or alpha above
+};
+constexpr DivergenceKind with_roles_exchanged(DivergenceKind kind) {
+  switch (kind.divergence) {
+    case Divergence::kForwardKl:
+      return {Divergence::kReverseKl, kind.mix};
+    case Divergence::kReverseKl:
+      return {Divergence::kForwardKl, kind.mix};
+    case Divergence::kJensenShannon:
+      return {Divergence::kJensenShannon, 1.0 - kind.mix};
+    case Divergence::kSkewForwardKl:
+      return {Divergence::kSkewReverseKl, kind.mix};
+    case Divergence::kSkewReverseKl:
+      return {Divergence::kSkewForwardKl, kind.mix};
+    default:
+      return kind;
+  }
+}
+
+template <Divergence Kind>
+struct DivergenceTag {
+  static constexpr Divergence kKind = Kind;
+};
+
+// Calls body(tag), decltype(tag)::kKind being the divergence.
+template <class Body>
+LIMBECK_INLINE auto with_divergence(Divergence divergence, const Body& body) {
+  switch (divergence) {
+    case Divergence::kForwardKl:
+      return body(DivergenceTag<Divergence::kForwardKl>{});
+    case Divergence::kReverseKl:
+      return body(DivergenceTag<Divergence::kReverseKl>{});
+    case Divergence::kJensenShannon:
+      return body(DivergenceTag<Divergence::kJensenShannon>{});
+    case Divergence::kSkewForwardKl:
+      return body(DivergenceTag<Divergence::kSkewForwardKl>{});
+    case Divergence::kSkewReverseKl:
+      return body(DivergenceTag<Divergence::kSkewReverseKl>{});
+    case Divergence::kTotalVariation:
+      return body(DivergenceTag<Divergence::kTotalVariation>{});
+    case Divergence::kLogitMse:
+      return body(DivergenceTag<Divergence::kLogitMse>{});
+    default:
+      return body(DivergenceTag<Divergence::kNone>{});
+  }
 }
 
 }  // namespace limbeck::kernels

@@ -1,13 +1,15 @@
-// The divergences of the fused head, for one vector of logits: value, and derivative by the student's logit.
-// Differences of the two distributions come from the difference d of the log-probabilities and not from the
-// probabilities, which would cancel when student and teacher are close; every summand of a value is nonnegative.
+// The fused head's formulas for one vector of logits: the operations of divergence_formula.h, the logits, and from them
+// the divergence's value and gradient.
 #pragma once
 #include "kernels/cpu/elementary.h"
+#include "kernels/head_loss/divergence_formula.h"
 #include "kernels/head_loss/head_loss_loops.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
 using F = F32;
+
+LIMBECK_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
 LIMBECK_INLINE bool any_lane(I32 mask) {
 #if defined(__AVX512F__)
@@ -22,7 +24,6 @@ LIMBECK_INLINE bool any_lane(I32 mask) {
 }
 
 LIMBECK_INLINE F absolute(F x) { return (F)((U32)x & 0x7fffffffu); }
-LIMBECK_INLINE F larger(F a, F b) { return a > b ? a : b; }
 
 // (exp(x) - 1 - x) / x^2 for |x| <= 0.5: positive; the first term left out is below 2^-24 of the sum.
 LIMBECK_INLINE F exponential_rest(F x) {
@@ -65,6 +66,22 @@ LIMBECK_INLINE F log_of_one_plus(F y, F* rest) {
   return result;
 }
 
+struct VectorOps {
+  using Value = F;
+  using Number = float;
+
+  static LIMBECK_INLINE I32 far(F d) { return absolute(d) > 0.5f; }
+  static LIMBECK_INLINE I32 above(F x, float number) { return x > number; }
+  static LIMBECK_INLINE bool any(I32 mask) { return any_lane(mask); }
+  static LIMBECK_INLINE F either(I32 mask, F a, F b) { return mask ? a : b; }
+  static LIMBECK_INLINE F size(F x) { return absolute(x); }
+  static LIMBECK_INLINE F sign(F x) { return x > 0.0f ? splat(1.0f) : x < 0.0f ? splat(-1.0f) : x; }
+  static LIMBECK_INLINE F excess(F d) { return d * d * exponential_rest(d); }
+  static LIMBECK_INLINE F less_one_near(F d) { return d + excess(d); }
+  static LIMBECK_INLINE F less_one(F x) { return exponential_minus_one(x); }
+  static LIMBECK_INLINE F log_of_one_plus(F y, F* rest) { return kernels::LIMBECK_ISA::log_of_one_plus(y, rest); }
+};
+
 // z * scale, softly capped; slope receives the derivative by z.
 LIMBECK_INLINE F plain_logit(F z, float scale, float cap, F* slope) {
   *slope = splat(scale);
@@ -95,70 +112,26 @@ struct Terms {
   F student;   // p_s
 };
 
-// The families with a mixture m = (1 - kappa) p + kappa q: y = m / p - 1 = kappa (q / p - 1).
-struct Mixed {
-  F value;  // p (y - log(1 + y)), whose sum is KL(p || m)
-  F y, log;
-};
-LIMBECK_INLINE Mixed mixed(F p, F q, F log_ratio, float kappa) {
-  Mixed m;
-  m.y = kappa * exponential_minus_one(log_ratio);
-  F rest;
-  m.log = log_of_one_plus(m.y, &rest);
-  m.value = log_ratio > 30.0f ? kappa * (q - p) : p * rest;  // there the logarithm's share is below 1e-11 of q
-  return m;
-}
-
 template <Divergence Kind>
-LIMBECK_INLINE Terms divergence_terms(F a, F b, const RowLanes& row, float mix, bool wants_student) {
+LIMBECK_INLINE Terms logit_terms(F a, F b, const RowLanes& row, float mix, bool wants_student) {
   Terms t{};
   if constexpr (Kind == Divergence::kNone) return t;
-  if constexpr (Kind == Divergence::kLogitMse) {
-    t.gradient = a - b;
-    t.value = t.gradient * t.gradient;
-    return t;
-  }
-  const F d = (a - b) - row.shift;
-  const F p_t = exp_negative(b - row.teacher_max) * row.teacher_inverse;
-  const auto far = absolute(d) > 0.5f;
-  const F square = d * d;
-  if constexpr (Kind == Divergence::kForwardKl) {
-    const F rest = square * exponential_rest(d);
-    t.value = p_t * rest;
-    t.gradient = p_t * (d + rest);
-    if (wants_student || any_lane(far)) {
-      t.student = exp_negative(a - row.student_max) * row.student_inverse;
-      const F difference = t.student - p_t;
-      t.value = far ? difference - p_t * d : t.value;
-      t.gradient = far ? difference : t.gradient;
-    }
-    // Not finite logits: whatever the series made of them, the result must be NaN.
-    return t;
-  }
-  const F p_s = exp_negative(a - row.student_max) * row.student_inverse;
-  t.student = p_s;
-  F slope{};
-  if constexpr (Kind == Divergence::kReverseKl) {
-    t.value = far ? (p_t - p_s) + p_s * d : p_s * (square * exponential_rest(-d));
-    slope = d;
-  } else if constexpr (Kind == Divergence::kTotalVariation) {
-    t.value = 0.5f * absolute(far ? p_s - p_t : p_t * fused(square, exponential_rest(d), d));
-    slope = d > 0.0f ? splat(0.5f) : d < 0.0f ? splat(-0.5f) : d;  // NaN stays
-  } else if constexpr (Kind == Divergence::kJensenShannon) {
-    const Mixed of_teacher = mixed(p_t, p_s, d, 1.0f - mix), of_student = mixed(p_s, p_t, -d, mix);
-    t.value = mix * of_teacher.value + (1.0f - mix) * of_student.value;
-    slope = (mix - 1.0f) * of_student.log;
-  } else if constexpr (Kind == Divergence::kSkewForwardKl) {
-    const Mixed m = mixed(p_t, p_s, d, 1.0f - mix);
-    t.value = m.value;
-    slope = (1.0f - mix) * m.y / (1.0f + m.y);
+  const F d = Kind == Divergence::kLogitMse ? a - b : (a - b) - row.shift;
+  const F p_t = Kind == Divergence::kLogitMse ? F{} : exp_negative(b - row.teacher_max) * row.teacher_inverse;
+  bool has_student = false;
+  const auto student = [&]() {
+    has_student = true;
+    return t.student = exp_negative(a - row.student_max) * row.student_inverse;
+  };
+  const auto of_kind = divergence_terms<Kind, VectorOps>(d, p_t, mix, student);
+  t.value = of_kind.value;
+  if constexpr (needs_mean_slope(Kind)) {
+    t.slope = t.student * of_kind.slope;
+    t.gradient = t.student * (of_kind.slope - row.mean_slope);
   } else {
-    const Mixed m = mixed(p_s, p_t, -d, 1.0f - mix);
-    t.value = m.value;
-    slope = mix * m.y / (1.0f + m.y) - m.log;
+    t.gradient = of_kind.slope;
+    if (wants_student && !has_student) student();
   }
-  t.slope = p_s * slope;
-  t.gradient = p_s * (slope - row.mean_slope);
   return t;
 }
 

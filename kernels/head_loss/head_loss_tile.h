@@ -168,7 +168,7 @@ LIMBECK_INLINE void block_terms(const HeadFormula& f, const HeadChunk& chunk, in
     if constexpr (Kind != Divergence::kNone) {
       const F a = tempered_logit(u, f, &slope);
       const F w = plain_logit(load(teacher + v * kHeadBlock), f.teacher_scale, f.teacher_cap, &unused);
-      t = divergence_terms<Kind>(a, tempered_logit(w, f, &unused), lanes, f.mix, with_ce && f.ce_shares);
+      t = logit_terms<Kind>(a, tempered_logit(w, f, &unused), lanes, f.mix, with_ce && f.ce_shares);
     }
     if constexpr (Value) {
       value += t.value;
@@ -213,24 +213,7 @@ void tile_of_kind(const HeadFormula& f, const HeadChunk& chunk) {
 }
 
 inline void tile_pass(const HeadFormula& f, const HeadChunk& chunk) {
-  switch (f.divergence) {
-    case Divergence::kNone:
-      return tile_of_kind<Divergence::kNone>(f, chunk);
-    case Divergence::kForwardKl:
-      return tile_of_kind<Divergence::kForwardKl>(f, chunk);
-    case Divergence::kReverseKl:
-      return tile_of_kind<Divergence::kReverseKl>(f, chunk);
-    case Divergence::kJensenShannon:
-      return tile_of_kind<Divergence::kJensenShannon>(f, chunk);
-    case Divergence::kSkewForwardKl:
-      return tile_of_kind<Divergence::kSkewForwardKl>(f, chunk);
-    case Divergence::kSkewReverseKl:
-      return tile_of_kind<Divergence::kSkewReverseKl>(f, chunk);
-    case Divergence::kTotalVariation:
-      return tile_of_kind<Divergence::kTotalVariation>(f, chunk);
-    case Divergence::kLogitMse:
-      return tile_of_kind<Divergence::kLogitMse>(f, chunk);
-  }
+  with_divergence(f.divergence, [&](auto tag) { tile_of_kind<decltype(tag)::kKind>(f, chunk); });
 }
 
 }  // namespace limbeck::kernels::LIMBECK_ISA
