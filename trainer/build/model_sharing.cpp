@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
-#include "trainer/parallel/sums/wide_sum.h"
 
 namespace limbeck::build {
 namespace {
@@ -54,7 +54,7 @@ int64_t unit_bytes(const std::vector<NamedParameter>& parameters, int ranks, boo
   int64_t bytes = 0;
   for (const parallel::UnitLayout& unit : parallel::lay_out(parameters, ranks)) {
     const at::Tensor& like = parameters[unit.members.front().parameter].tensor;
-    const at::ScalarType dtype = wide ? parallel::wide_dtype(like) : like.scalar_type();
+    const at::ScalarType dtype = wide ? kernels::wide_type(like) : like.scalar_type();
     bytes += unit.length * static_cast<int64_t>(c10::elementSize(dtype));
   }
   return bytes;

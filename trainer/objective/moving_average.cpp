@@ -1,7 +1,7 @@
 #include "trainer/objective/moving_average.h"
 
+#include "kernels/operator/wide_type.h"
 #include "modules/precision/casts.h"
-#include "trainer/objective/head/head_terms.h"
 
 namespace limbeck::objective {
 
@@ -11,7 +11,7 @@ MovingAverage::MovingAverage(models::BuiltModel& teacher, const models::BuiltMod
   const auto theirs = student.model->named_parameters();
   for (auto& entry : teacher.model->named_parameters()) {
     const at::Tensor& own = entry.value();
-    const at::ScalarType wide = wide_type(own.scalar_type());
+    const at::ScalarType wide = kernels::wide_type(own.scalar_type());
     at::Tensor average = own;
     if (own.scalar_type() != wide) {
       average = at::empty(own.sizes(), own.options().dtype(wide));

@@ -10,6 +10,7 @@
 #include <set>
 #include <stdexcept>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 
@@ -29,10 +30,6 @@ struct Slot {
   const at::Tensor& weight() const { return master.defined() ? master : share.weight; }
 };
 
-at::ScalarType wide_of(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 void check_trainable(const Parameter& parameter) {
   const at::Tensor& tensor = parameter.tensor;
   if (!tensor.defined() || !tensor.requires_grad() || !tensor.is_leaf() || !at::isFloatingType(tensor.scalar_type())) {
@@ -45,8 +42,8 @@ Slot make_slot(const Parameter& parameter, const parallel::Share& share, bool wi
   Slot slot;
   slot.parameter = parameter;
   slot.share = share;
-  const auto wide = tensor.options().dtype(wide_of(tensor)).requires_grad(false);
-  if (tensor.scalar_type() != wide_of(tensor)) {
+  const auto wide = tensor.options().dtype(kernels::wide_type(tensor)).requires_grad(false);
+  if (tensor.scalar_type() != kernels::wide_type(tensor)) {
     slot.master = at::empty(tensor.sizes(), wide);
     precision::cast_into(slot.master, tensor);
   }

@@ -1,11 +1,12 @@
-// What the passes of the fused head (head_loss.inc, compiled once for each instruction set) and their driver share. A
+// The loops of the fused head on plain pointers, without torch's headers, and what they share with their driver. A
 // tile is 224 columns of the vocabulary, a block 32 tokens; logits of a tile and a block lie as [column][token], so
 // that sums over the vocabulary are sums of vectors and never of lanes.
 #pragma once
 #include <cstdint>
 
+#include "kernels/cpu/cpu_isa.h"
 #include "kernels/cpu/tile_product.h"
-#include "kernels/head_loss/head_loss.h"
+#include "kernels/head_loss/divergence.h"
 #include "kernels/operator/storage.h"
 
 namespace limbeck::kernels {
@@ -22,8 +23,8 @@ struct HeadOperand {
   Storage storage = Storage::kFloat32;
   bool pairs = false;  // multiplied as pairs of bfloat16; else widened to float32
 
-  int64_t element() const { return pairs ? 2 : 4; }
-  int64_t blocks() const { return (depth + kHeadBlock - 1) / kHeadBlock; }
+  LIMBECK_INLINE int64_t element() const { return pairs ? 2 : 4; }
+  LIMBECK_INLINE int64_t blocks() const { return (depth + kHeadBlock - 1) / kHeadBlock; }
 };
 
 struct HeadFormula {
@@ -35,13 +36,8 @@ struct HeadFormula {
   float student_scale = 1, teacher_scale = 1, student_cap = 0, teacher_cap = 0;
   int64_t vocabulary = 0;
 
-  bool has_divergence() const { return divergence != Divergence::kNone; }
+  LIMBECK_INLINE bool has_divergence() const { return divergence != Divergence::kNone; }
 };
-
-// Whether the gradient needs a sum over the vocabulary beyond the log-sum-exps.
-constexpr bool needs_mean_slope(Divergence d) {
-  return d != Divergence::kNone && d != Divergence::kForwardKl && d != Divergence::kLogitMse;
-}
 
 // Of one tile and one block, [kHeadStatistics][32].
 enum HeadStatistic : int64_t {
@@ -95,5 +91,26 @@ struct HeadChunk {
   void* by_token;   // [7][32 tokens][32 columns]
   bool pairs;
 };
+
+struct HeadLoops {
+  void (*float_tile_product)(const TileProduct&);
+  // Weight rows as the left operand: [depth / 32][kHeadTile][32], zeros behind the `count` rows.
+  void (*pack_left)(const HeadOperand&, int64_t first, int64_t count, void* to);
+  // 32 rows (zeros behind `count`) as one block of K of a right operand: for each 32 of depth a block, `stride`
+  // elements apart. Rows are first + i, or index[i].
+  void (*pack_right)(const HeadOperand&, const int64_t* index, int64_t first, int64_t count, void* to, int64_t stride);
+  // 32 rows transposed, as the right operand over the depth: [depth / 32][32 / P][32 rows][P].
+  void (*pack_right_transposed)(const HeadOperand&, const int64_t* index, int64_t count, void* to);
+  // Blocks of columns, each [rows][32] and `stride` floats apart, rounded into one row of a tensor.
+  void (*store_row)(const float* from, int64_t stride, int64_t width, Storage, void* to);
+  // Maxima and sums of one tile.
+  void (*tile_statistics)(const HeadFormula&, const float* student, const float* teacher, const int32_t* labels,
+                          int64_t first_column, int64_t columns, float* out);
+  void (*merge_statistics)(const float* tile, HeadRunning& all);
+  // Values or gradients of one tile and one block, as the chunk asks.
+  void (*tile_pass)(const HeadFormula&, const HeadChunk&);
+};
+
+LIMBECK_LOOPS(HeadLoops, head_loops)
 
 }  // namespace limbeck::kernels

@@ -1,14 +1,23 @@
 // Softmax attention forward for one (batch, key head) and a run of queries, online over blocks of keys.
-// No include guard on purpose; follows attention_math.inc.
 //
 // Key blocks start at multiples of kKeyBlock counted from key 0, and keys that a row does not see add exact zeros. So a
 // row's bits depend on its query, its keys and its index alone: not on the other rows, nor on how queries were cut.
+#pragma once
+#include <algorithm>
+#include <limits>
+
+#include "kernels/attention/attention_lanes.h"
+#include "kernels/attention/attention_loops.h"
+#include "kernels/cpu/elementary.h"
+#include "kernels/cpu/panels.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
 
 constexpr int64_t kKeyBlock = 256;
 
 template <class T>
 class ForwardRun {
-  using Acc = Wide<T>;
+  using Acc = Compute<T>;
   static constexpr int64_t width = kWidth<Acc>, lanes = kLanes<Acc>;
 
  public:
@@ -17,12 +26,17 @@ class ForwardRun {
       : f_(f), s_(f.shape), b_(b), head_(head), q0_(q0), q1_(q1), rows_((q1 - q0) * s_.group()) {
     const int64_t depth_panels = panels<Acc>(s_.depth), value_panels = panels<Acc>(s_.value_depth);
     const int64_t row = rows_ * width;
-    const int64_t sizes[] = {depth_panels * row, value_panels * row, s_.depth * kKeyBlock, value_panels * width * kKeyBlock,
-                             kRows * kKeyBlock,  rows_,              rows_};
+    const int64_t sizes[] = {depth_panels * row,
+                             value_panels * row,
+                             s_.depth * kKeyBlock,
+                             value_panels * width * kKeyBlock,
+                             kRows * kKeyBlock,
+                             rows_,
+                             rows_};
     Acc** const parts[] = {&q_, &out_, &k_, &v_, &scores_, &max_, &sum_};
     int64_t floats = 0;
     for (const int64_t size : sizes) floats += (size + 15) / 16 * 16;
-    Acc* next = static_cast<Acc*>(ScratchBuffer<ForwardRun>::at_least(floats * sizeof(Acc)));
+    Acc* next = static_cast<Acc*>(f.scratch(static_cast<size_t>(floats) * sizeof(Acc)));
     for (int i = 0; i < 7; ++i) {
       *parts[i] = next;
       next += (sizes[i] + 15) / 16 * 16;
@@ -101,7 +115,8 @@ class ForwardRun {
     const int64_t from = first_panel * width;
     for (int64_t p = 0; p < panels<Acc>(s_.value_depth); ++p) {
       multiply_rows<Acc, kRows>(rows, scores_ + first_panel * kRows * width, kRows * width,
-                                v_ + p * kKeyBlock * width + from * width, out_ + (p * rows_ + r) * width, hi - from, true);
+                                v_ + p * kKeyBlock * width + from * width, out_ + (p * rows_ + r) * width, hi - from,
+                                true);
     }
   }
 
@@ -144,7 +159,7 @@ class ForwardRun {
       }
     }
     const Acc shrink = now == before ? Acc{1} : exp_negative(splat(before - base))[0];
-    sum_[row] = sum_[row] * shrink + total<Acc>(sum);
+    sum_[row] = fused(splat(sum_[row]), splat(shrink), splat(total<Acc>(sum)))[0];
     max_[row] = now;
     if (now == before) return;
     for (int64_t p = 0; p < panels<Acc>(s_.value_depth); ++p) {
@@ -160,9 +175,9 @@ class ForwardRun {
     T* to = f_.out.at(b_, query(row), query_head(row));
     for (int64_t d = 0; d < s_.value_depth; d += lanes) {
       const Acc* from = out_ + ((d / width) * rows_ + row) * width + d % width;
-      store_narrow_some<Acc>(to + d, empty ? Vec<Acc>{} : load(from) / sum, s_.value_depth - d);
+      store_narrow_some(to + d, empty ? Vec<Acc>{} : load(from) / sum, s_.value_depth - d);
     }
-    f_.lse[(b_ * s_.query_heads + query_head(row)) * s_.queries + query(row)] = max_[row] + std::log(sum);
+    f_.lse[(b_ * s_.query_heads + query_head(row)) * s_.queries + query(row)] = max_[row] + log_of(sum);
   }
 
   const AttentionForward<T>& f_;
@@ -173,7 +188,4 @@ class ForwardRun {
   int32_t lowest_segment_ = 0, highest_segment_ = 0;
 };
 
-template <class T>
-void forward_run(const AttentionForward<T>& f, int64_t b, int64_t head, int64_t q0, int64_t q1) {
-  ForwardRun<T>(f, b, head, q0, q1).run();
-}
+}  // namespace limbeck::kernels::LIMBECK_ISA

@@ -1,18 +1,24 @@
-// The passes over the logits of one tile and one block, in cache. No include guard on purpose.
+// The passes over the logits of one tile and one block, in cache.
+#pragma once
+#include <algorithm>
+
+#include "kernels/cpu/panels.h"
+#include "kernels/head_loss/head_loss_formula.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
 
 // Kahan's sum: `lost` is what the roundings have added too much.
-inline void add_keeping_error(F& sum, F& lost, F x) {
+LIMBECK_INLINE void add_keeping_error(F& sum, F& lost, F x) {
   const F y = x - lost, t = sum + y;
   lost = (t - sum) - y;
   sum = t;
 }
 
-// Maxima and sums of one tile.
-void tile_statistics(const HeadFormula& f, const float* student, const float* teacher, const int32_t* labels,
-                     int64_t first_column, int64_t columns, float* out) {
+inline void tile_statistics(const HeadFormula& f, const float* student, const float* teacher, const int32_t* labels,
+                            int64_t first_column, int64_t columns, float* out) {
   const bool plain_softmax = f.has_ce && !f.ce_shares;
   for (int64_t j = 0; j < kHeadBlock; j += kLanes<float>) {
-    F highest_s = splat(-INFINITY), highest_t = highest_s, highest_p = highest_s;
+    F highest_s = splat(-__builtin_inff()), highest_t = highest_s, highest_p = highest_s;
     F slope;
     for (int64_t v = 0; v < columns; ++v) {
       const F u = plain_logit(load(student + v * kHeadBlock + j), f.student_scale, f.student_cap, &slope);
@@ -24,7 +30,7 @@ void tile_statistics(const HeadFormula& f, const float* student, const float* te
       }
     }
     F sum_s{}, sum_t{}, sum_p{}, total_p{}, label_logit{};
-    Vec<int32_t> label;
+    I32 label;
     __builtin_memcpy(&label, labels + j, sizeof label);
     label -= static_cast<int32_t>(first_column);
     // Sums of 8 columns, added with their rounding errors kept: a chain of 224 roundings would shift the two
@@ -66,7 +72,7 @@ void tile_statistics(const HeadFormula& f, const float* student, const float* te
   }
 }
 
-void merge_statistics(const float* tile, HeadRunning& all) {
+inline void merge_statistics(const float* tile, HeadRunning& all) {
   for (int64_t which = 0; which < 3; ++which) {
     alignas(64) float mine[kHeadBlock], theirs[kHeadBlock];
     const float* max = tile + 3 * which * kHeadBlock;
@@ -90,20 +96,18 @@ void merge_statistics(const float* tile, HeadRunning& all) {
 
 // ---- dz into the forms of the two products ------------------------------------------------------------------------
 
-inline void store_bits(uint16_t* to, F rounded) {
-  typedef uint16_t Narrow __attribute__((vector_size(LIMBECK_VBYTES / 2)));
-  const Narrow narrow = __builtin_convertvector((Vec<uint32_t>)rounded >> 16, Narrow);
-  __builtin_memcpy(to, &narrow, sizeof narrow);
+LIMBECK_INLINE void store_bits(uint16_t* to, F rounded) {
+  const U16 raw = upper_halves((U32)rounded);
+  __builtin_memcpy(to, &raw, sizeof raw);
 }
 
-inline F rounded_to_bf16(F x) {
-  const auto bits = (Vec<uint32_t>)x;
-  const auto rounded = (F)((bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u);
+LIMBECK_INLINE F rounded_to_bf16(F x) {
+  const auto rounded = (F)(rounded_to_upper_half((U32)x) & 0xffff0000u);
   return x == x ? rounded : x + x;  // a NaN is quiet, so that its upper half remains one
 }
 
 // dz [32 columns][32 tokens] of the block number `block` of the tile.
-inline void put_gradients(const HeadChunk& chunk, int64_t block, const float* dz) {
+LIMBECK_INLINE void put_gradients(const HeadChunk& chunk, int64_t block, const float* dz) {
   constexpr int64_t lanes = kLanes<float>;
   const int64_t at = block * kProductArea;
   if (chunk.by_column) {
@@ -140,8 +144,8 @@ inline void put_gradients(const HeadChunk& chunk, int64_t block, const float* dz
 
 // Up to 32 columns of `columns` for the lanes from j on; dz [32][32].
 template <Divergence Kind, bool Value, bool Gradient>
-inline void block_terms(const HeadFormula& f, const HeadChunk& chunk, int64_t block, int64_t columns, int64_t j,
-                        float* dz) {
+LIMBECK_INLINE void block_terms(const HeadFormula& f, const HeadChunk& chunk, int64_t block, int64_t columns, int64_t j,
+                                float* dz) {
   const auto row = [&](int64_t what) { return load(chunk.constants + what * kHeadBlock + j); };
   const RowLanes lanes{row(kRowStudentMax),     row(kRowStudentInverse), row(kRowTeacherMax),
                        row(kRowTeacherInverse), row(kRowShift),          row(kRowMeanSlope)};
@@ -150,7 +154,7 @@ inline void block_terms(const HeadFormula& f, const HeadChunk& chunk, int64_t bl
   const bool with_ce = Gradient && f.has_ce;
   const F even_share = splat(f.smoothing / static_cast<float>(f.vocabulary));
   const F label_share = splat(1.0f - f.smoothing) + even_share;
-  Vec<int32_t> label;
+  I32 label;
   __builtin_memcpy(&label, chunk.labels + j, sizeof label);
   label -= static_cast<int32_t>(chunk.first_column + block * kHeadBlock);
   F value{}, mean_slope{};
@@ -164,7 +168,7 @@ inline void block_terms(const HeadFormula& f, const HeadChunk& chunk, int64_t bl
     if constexpr (Kind != Divergence::kNone) {
       const F a = tempered_logit(u, f, &slope);
       const F w = plain_logit(load(teacher + v * kHeadBlock), f.teacher_scale, f.teacher_cap, &unused);
-      t = divergence_terms<Kind>(a, tempered_logit(w, f, &unused), lanes, f.mix, with_ce && f.ce_shares);
+      t = logit_terms<Kind>(a, tempered_logit(w, f, &unused), lanes, f.mix, with_ce && f.ce_shares);
     }
     if constexpr (Value) {
       value += t.value;
@@ -208,23 +212,8 @@ void tile_of_kind(const HeadFormula& f, const HeadChunk& chunk) {
   tile_terms<Kind, !needs_mean_slope(Kind), true>(f, chunk);
 }
 
-void tile_pass(const HeadFormula& f, const HeadChunk& chunk) {
-  switch (f.divergence) {
-    case Divergence::kNone:
-      return tile_of_kind<Divergence::kNone>(f, chunk);
-    case Divergence::kForwardKl:
-      return tile_of_kind<Divergence::kForwardKl>(f, chunk);
-    case Divergence::kReverseKl:
-      return tile_of_kind<Divergence::kReverseKl>(f, chunk);
-    case Divergence::kJensenShannon:
-      return tile_of_kind<Divergence::kJensenShannon>(f, chunk);
-    case Divergence::kSkewForwardKl:
-      return tile_of_kind<Divergence::kSkewForwardKl>(f, chunk);
-    case Divergence::kSkewReverseKl:
-      return tile_of_kind<Divergence::kSkewReverseKl>(f, chunk);
-    case Divergence::kTotalVariation:
-      return tile_of_kind<Divergence::kTotalVariation>(f, chunk);
-    case Divergence::kLogitMse:
-      return tile_of_kind<Divergence::kLogitMse>(f, chunk);
-  }
+inline void tile_pass(const HeadFormula& f, const HeadChunk& chunk) {
+  with_divergence(f.divergence, [&](auto tag) { tile_of_kind<decltype(tag)::kKind>(f, chunk); });
 }
+
+}  // namespace limbeck::kernels::LIMBECK_ISA

@@ -1,32 +1,53 @@
 // Gradients of attention for one (batch, key head), from q, k, v, out and the saved log-sum-exp.
-// No include guard on purpose; follows attention_math.inc.
 //
 // Tiles hold keys as rows and queries as columns: the statistics of a query are then vectors beside the tile, and the
-// tile is both the left operand of dK, dV and the right operand of dQ^T without being moved. Each sum runs in one order,
-// inside one thread. Scratch a thread, kept: about 4 (3 D + 2 Dv) S bytes in float32, and fixed tiles.
+// tile is both the left operand of dK, dV and the right operand of dQ^T without being moved. Each sum runs in one
+// order, inside one thread. Scratch a thread, kept: about 4 (3 D + 2 Dv) S bytes in float32, and fixed tiles.
+#pragma once
+#include <algorithm>
+#include <limits>
+
+#include "kernels/attention/attention_lanes.h"
+#include "kernels/attention/attention_loops.h"
+#include "kernels/cpu/elementary.h"
+#include "kernels/cpu/panels.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
 
 constexpr int64_t kBackwardKeys = 128;
 constexpr int64_t kBackwardQueries = 128;
 
 template <class T>
 class BackwardRun {
-  using Acc = Wide<T>;
+  using Acc = Compute<T>;
   static constexpr int64_t width = kWidth<Acc>, lanes = kLanes<Acc>;
 
  public:
   BackwardRun(const AttentionBackward<T>& f, int64_t b, int64_t head)
-      : f_(f), s_(f.shape), b_(b), head_(head), depth_cols_(panels<Acc>(s_.depth) * width),
-        value_cols_(panels<Acc>(s_.value_depth) * width), blocks_((s_.keys + kBackwardKeys - 1) / kBackwardKeys) {
+      : f_(f),
+        s_(f.shape),
+        b_(b),
+        head_(head),
+        depth_cols_(panels<Acc>(s_.depth) * width),
+        value_cols_(panels<Acc>(s_.value_depth) * width),
+        blocks_((s_.keys + kBackwardKeys - 1) / kBackwardKeys) {
     const int64_t padded = blocks_ * kBackwardKeys, tile = kBackwardQueries * std::max(kBackwardKeys, depth_cols_);
-    const int64_t sizes[] = {padded * depth_cols_,  padded * depth_cols_,  padded * value_cols_, padded * depth_cols_,
-                             padded * value_cols_,  tile,                  tile,
-                             kBackwardQueries * depth_cols_,  kBackwardQueries * depth_cols_,
-                             kBackwardQueries * value_cols_,  kBackwardQueries * value_cols_,
+    const int64_t sizes[] = {padded * depth_cols_,
+                             padded * depth_cols_,
+                             padded * value_cols_,
+                             padded * depth_cols_,
+                             padded * value_cols_,
+                             tile,
+                             tile,
+                             kBackwardQueries * depth_cols_,
+                             kBackwardQueries * depth_cols_,
+                             kBackwardQueries * value_cols_,
+                             kBackwardQueries * value_cols_,
                              kBackwardQueries * depth_cols_};
     Acc** const parts[] = {&k_, &k_t_, &v_, &dk_, &dv_, &p_, &ds_, &q_, &q_t_, &dout_, &dout_t_, &dq_t_};
     int64_t floats = 0;
     for (const int64_t size : sizes) floats += (size + 15) / 16 * 16;
-    Acc* next = static_cast<Acc*>(ScratchBuffer<BackwardRun>::at_least(floats * sizeof(Acc)));
+    Acc* next = static_cast<Acc*>(f.scratch(static_cast<size_t>(floats) * sizeof(Acc)));
     for (int i = 0; i < 12; ++i) {
       *parts[i] = next;
       next += (sizes[i] + 15) / 16 * 16;
@@ -57,11 +78,12 @@ class BackwardRun {
   Acc* k_of(Acc* base, int64_t block) const { return base + block * kBackwardKeys * depth_cols_; }
   Acc* v_of(Acc* base, int64_t block) const { return base + block * kBackwardKeys * value_cols_; }
 
-  static void write_rows(T* to, int64_t row_stride, const Acc* panel, int64_t panel_stride, int64_t rows, int64_t cols) {
+  static void write_rows(T* to, int64_t row_stride, const Acc* panel, int64_t panel_stride, int64_t rows,
+                         int64_t cols) {
     for (int64_t c = 0; c < cols; c += lanes) {
       const Acc* from = panel + (c / width) * panel_stride + c % width;
       for (int64_t r = 0; r < rows; ++r) {
-        store_narrow_some<Acc>(to + r * row_stride + c, load(from + r * width), cols - c);
+        store_narrow_some(to + r * row_stride + c, load(from + r * width), cols - c);
       }
     }
   }
@@ -84,7 +106,7 @@ class BackwardRun {
   Acc dot(const T* x, const T* y) const {
     Vec<Acc> sum{};
     for (int64_t d = 0; d < s_.value_depth; d += lanes) {
-      sum = fused(load_wide_some<Acc>(x + d, s_.value_depth - d), load_wide_some<Acc>(y + d, s_.value_depth - d), sum);
+      sum = fused(load_wide_some(x + d, s_.value_depth - d), load_wide_some(y + d, s_.value_depth - d), sum);
     }
     return total<Acc>(sum);
   }
@@ -208,11 +230,11 @@ class BackwardRun {
     const auto scale = splat(static_cast<Acc>(s_.scale));
     const Acc cap = static_cast<Acc>(s_.softcap);
     for (int64_t half = 0; half < 2; ++half, i += lanes, p += lanes, ds += lanes) {
-      Vec<Acc> score = load(p) * scale, slope = scale;
+      Vec<Acc> a = load(p), b = scale, slope = scale;  // the score is a b
       if constexpr (Capped) {
-        const Vec<Acc> t = tanh_of(score / cap);
-        score = cap * t;
-        slope = scale * (Acc{1} - t * t);
+        const Vec<Acc> t = tanh_of(a * scale / cap);
+        a = t, b = splat(cap);
+        slope = scale * fused(-t, t, splat(Acc{1}));
       }
       const auto index = splat_int<Acc>(key);
       auto sees = (load_ints<Acc>(first_ + i) <= index) & (index < load_ints<Acc>(last_ + i));
@@ -220,7 +242,7 @@ class BackwardRun {
         const int32_t theirs = s_.segments_k[b_ * s_.keys + key];
         sees = sees & (load_ints<Acc>(segment_ + i) == splat_int<Acc>(theirs)) & (splat_int<Acc>(theirs) != 0);
       }
-      const Vec<Acc> probability = sees ? exp_negative(score - load(lse_ + i)) : Vec<Acc>{};
+      const Vec<Acc> probability = sees ? exp_negative(fused(a, b, -load(lse_ + i))) : Vec<Acc>{};
       store(p, probability);
       store(ds, sees ? probability * (load(ds) - load(delta_ + i)) * slope : Vec<Acc>{});
     }
@@ -234,7 +256,4 @@ class BackwardRun {
   Acc lse_[kBackwardQueries], delta_[kBackwardQueries];
 };
 
-template <class T>
-void backward_run(const AttentionBackward<T>& f, int64_t b, int64_t head) {
-  BackwardRun<T>(f, b, head).run();
-}
+}  // namespace limbeck::kernels::LIMBECK_ISA

@@ -1,15 +1,23 @@
-// Hidden states and weights into the blocks of tile_product.h, and the results back. No include guard on purpose.
+// Hidden states and weights into the blocks of tile_product.h, the product of those that are float32, and the results
+// back.
+#pragma once
+#include <algorithm>
+
+#include "kernels/cpu/panels.h"
+#include "kernels/head_loss/head_loss_loops.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
 
 // ---- the product for widened operands -----------------------------------------------------------------------------
 
 template <int Rows>
 __attribute__((noinline)) void float_rows(const TileProduct& p, int64_t row, int64_t column) {
   constexpr int64_t lanes = kLanes<float>;
-  F sum[Rows][2];
+  F32 sum[Rows][2];
   float* c = p.c + row * p.c_stride + column;
   bool add = p.accumulate;
 #pragma GCC unroll 16
-  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = F{};
+  for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = F32{};
   const float* a_start = static_cast<const float*>(p.a) + row * kProductBlock;
   const float* b_start = static_cast<const float*>(p.b) + column;
   for (int64_t s = 0; s < p.segments; ++s) {
@@ -17,10 +25,10 @@ __attribute__((noinline)) void float_rows(const TileProduct& p, int64_t row, int
     const float* b = b_start + s * p.b_segment_stride;
     for (int64_t k = 0; k < p.blocks; ++k, a += p.a_block_stride) {
       for (int64_t i = 0; i < kProductBlock; ++i, b += kProductBlock) {
-        const F b0 = load(b), b1 = load(b + lanes);
+        const F32 b0 = load(b), b1 = load(b + lanes);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
-          const F x = splat(a[r * kProductBlock + i]);
+          const F32 x = splat(a[r * kProductBlock + i]);
           sum[r][0] = fused(x, b0, sum[r][0]);
           sum[r][1] = fused(x, b1, sum[r][1]);
         }
@@ -32,7 +40,7 @@ __attribute__((noinline)) void float_rows(const TileProduct& p, int64_t row, int
         float* to = c + r * p.c_stride;
         store(to, add ? load(to) + sum[r][0] : sum[r][0]);
         store(to + lanes, add ? load(to + lanes) + sum[r][1] : sum[r][1]);
-        sum[r][0] = sum[r][1] = F{};
+        sum[r][0] = sum[r][1] = F32{};
       }
       add = true;
     }
@@ -45,7 +53,7 @@ void float_some_rows(const TileProduct& p, int64_t row, int64_t rows, int64_t co
   if constexpr (Rows > 1) float_some_rows<Rows - 1>(p, row, rows, column);
 }
 
-void float_rows_in_turn(const TileProduct& p) {
+inline void float_rows_in_turn(const TileProduct& p) {
   const int64_t parts = (p.rows + kRows - 1) / kRows;
   for (int64_t column = 0; column < kProductBlock; column += kWidth<float>) {
     for (int64_t i = 0; i < parts; ++i) {
@@ -55,7 +63,7 @@ void float_rows_in_turn(const TileProduct& p) {
   }
 }
 
-void float_tile_product(const TileProduct& p) {
+inline void float_tile_product(const TileProduct& p) {
   constexpr int64_t kBlocks = 7;  // of B: 28 KB, which stay in the first-level cache from one group of rows to the next
   if (p.blocks == 1) return float_rows_in_turn(p);
   TileProduct some = p;
@@ -74,27 +82,27 @@ void float_tile_product(const TileProduct& p) {
 // ---- operands ------------------------------------------------------------------------------------------------------
 
 template <class T>
-inline void widen_block(float* to, const T* from, int64_t count) {
+LIMBECK_INLINE void widen_block(float* to, const T* from, int64_t count) {
   for (int64_t i = 0; i < kProductBlock; i += kLanes<float>) {
     const int64_t some = std::clamp<int64_t>(count - i, 0, kLanes<float>);
-    store(to + i, some > 0 ? load_wide_some<float>(from + i, some) : F{});
+    store(to + i, some > 0 ? load_wide_some(from + i, some) : F32{});
   }
 }
 
-// Calls body(row pointer maker): elements [k, k + count) of a row as 32 floats, zeros behind.
-inline void read_floats(const HeadOperand& op, int64_t row, int64_t k, float* to) {
+// Elements [k, k + count) of a row as 32 floats, zeros behind.
+LIMBECK_INLINE void read_floats(const HeadOperand& op, int64_t row, int64_t k, float* to) {
   const int64_t count = std::min(kProductBlock, op.depth - k), at = row * op.row_stride + k;
   switch (op.storage) {
     case Storage::kBFloat16:
-      return widen_block(to, static_cast<const c10::BFloat16*>(op.data) + at, count);
+      return widen_block(to, static_cast<const BFloat16Bits*>(op.data) + at, count);
     case Storage::kFloat16:
-      return widen_block(to, static_cast<const c10::Half*>(op.data) + at, count);
+      return widen_block(to, static_cast<const Float16Bits*>(op.data) + at, count);
     default:
       return widen_block(to, static_cast<const float*>(op.data) + at, count);
   }
 }
 
-inline void read_bits(const HeadOperand& op, int64_t row, int64_t k, uint16_t* to) {
+LIMBECK_INLINE void read_bits(const HeadOperand& op, int64_t row, int64_t k, uint16_t* to) {
   const int64_t count = op.depth - k;
   const auto* from = static_cast<const uint16_t*>(op.data) + row * op.row_stride + k;
   if (count >= kProductBlock) {
@@ -104,8 +112,7 @@ inline void read_bits(const HeadOperand& op, int64_t row, int64_t k, uint16_t* t
   for (int64_t i = 0; i < kProductBlock; ++i) to[i] = i < count ? from[i] : uint16_t{0};
 }
 
-// Weight rows as the left operand: [depth / 32][kHeadTile][32], zeros behind the `count` rows.
-void pack_left(const HeadOperand& op, int64_t first, int64_t count, void* to) {
+inline void pack_left(const HeadOperand& op, int64_t first, int64_t count, void* to) {
   for (int64_t d = 0; d < op.blocks(); ++d) {
     char* block = static_cast<char*>(to) + d * kHeadArea * op.element();
     for (int64_t r = 0; r < count; ++r) {
@@ -120,9 +127,8 @@ void pack_left(const HeadOperand& op, int64_t first, int64_t count, void* to) {
   }
 }
 
-// 32 rows (zeros behind `count`) as one block of K of a right operand: for each 32 of depth a block, `stride` elements
-// apart. Rows are first + i, or index[i].
-void pack_right(const HeadOperand& op, const int64_t* index, int64_t first, int64_t count, void* to, int64_t stride) {
+inline void pack_right(const HeadOperand& op, const int64_t* index, int64_t first, int64_t count, void* to,
+                       int64_t stride) {
   const auto row = [&](int64_t i) { return index ? index[i] : first + i; };
   for (int64_t d = 0; d < op.blocks(); ++d) {
     if (op.pairs) {
@@ -132,12 +138,10 @@ void pack_right(const HeadOperand& op, const int64_t* index, int64_t first, int6
         if (i < count) read_bits(op, row(i), d * kProductBlock, even);
         if (i + 1 < count) read_bits(op, row(i + 1), d * kProductBlock, odd);
         for (int64_t k = 0; k < kProductBlock; k += kLanes<float>) {
-          typedef uint16_t Narrow __attribute__((vector_size(LIMBECK_VBYTES / 2)));
-          Narrow low, high;
+          U16 low, high;
           __builtin_memcpy(&low, even + k, sizeof low);
           __builtin_memcpy(&high, odd + k, sizeof high);
-          const auto both = __builtin_convertvector(low, Vec<uint32_t>) |
-                            (__builtin_convertvector(high, Vec<uint32_t>) << 16);
+          const U32 both = widen(low) | (widen(high) << 16);
           __builtin_memcpy(block + k, &both, sizeof both);
         }
       }
@@ -154,8 +158,7 @@ void pack_right(const HeadOperand& op, const int64_t* index, int64_t first, int6
   }
 }
 
-// 32 rows transposed, as the right operand over the depth: [depth / 32][32 / P][32 rows][P].
-void pack_right_transposed(const HeadOperand& op, const int64_t* index, int64_t count, void* to) {
+inline void pack_right_transposed(const HeadOperand& op, const int64_t* index, int64_t count, void* to) {
   for (int64_t d = 0; d < op.blocks(); ++d) {
     if (op.pairs) {
       auto* block = static_cast<uint32_t*>(to) + d * kProductArea / 2;
@@ -179,19 +182,20 @@ void pack_right_transposed(const HeadOperand& op, const int64_t* index, int64_t 
 
 // ---- results -------------------------------------------------------------------------------------------------------
 
-// Blocks of columns, each [rows][32] and `stride` floats apart, rounded into one row of a tensor.
 inline void store_row(const float* from, int64_t stride, int64_t width, Storage storage, void* to) {
   for (int64_t d = 0; d < width; d += kProductBlock, from += stride) {
     for (int64_t i = 0; i < std::min(kProductBlock, width - d); i += kLanes<float>) {
       const int64_t count = std::min(kLanes<float>, width - d - i);
-      const F x = load(from + i);
+      const F32 x = load(from + i);
       if (storage == Storage::kBFloat16) {
-        store_narrow_some<float>(static_cast<c10::BFloat16*>(to) + d + i, x, count);
+        store_narrow_some(static_cast<BFloat16Bits*>(to) + d + i, x, count);
       } else if (storage == Storage::kFloat16) {
-        store_narrow_some<float>(static_cast<c10::Half*>(to) + d + i, x, count);
+        store_narrow_some(static_cast<Float16Bits*>(to) + d + i, x, count);
       } else {
-        store_narrow_some<float>(static_cast<float*>(to) + d + i, x, count);
+        store_narrow_some(static_cast<float*>(to) + d + i, x, count);
       }
     }
   }
 }
+
+}  // namespace limbeck::kernels::LIMBECK_ISA
