@@ -8,14 +8,14 @@
 namespace limbeck::build {
 
 void register_builtins(Registries& registries) {
-  std::vector<NamedKind> families;
-  for (const std::string& name : models::family_names()) families.push_back({name, ""});
-  registries.attach(std::make_unique<BorrowedNames>("models", std::move(families)));
+  registries.attach(std::make_unique<BorrowedNames>("models", models::family_names));
   objective::register_divergences(registries);
-  registries.attach(std::make_unique<BorrowedNames>("adapters", adapters::adapter_kinds()));
-  registries.attach(std::make_unique<BorrowedNames>("quantizers", quantization::quantized_formats()));
+  registries.attach(std::make_unique<BorrowedNames>("adapters", adapters::adapter_kinds));
+  registries.attach(std::make_unique<BorrowedNames>("quantizers", quantization::quantized_formats));
   // One, chosen by nothing yet: trainer/optim/optimizer.h.
-  registries.attach(std::make_unique<BorrowedNames>("optimizers", std::vector<NamedKind>{{"adamw", ""}}));
+  registries.attach(std::make_unique<BorrowedNames>("optimizers", [] {
+    return std::vector<NamedKind>{{"adamw", ""}};
+  }));
 }
 
 }  // namespace limbeck::build

@@ -181,7 +181,7 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
                              : prompt;
   run_phase("generate", report, [&] {
     const c10::InferenceMode inference;
-    models::KeyValueCache cache(model.architecture().layers, rows, room);
+    models::TokenCache cache(model.architecture().layers, rows, room);
     const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
     for (const int64_t tokens : {length, int64_t{1}}) {
       models::ModelInput input;

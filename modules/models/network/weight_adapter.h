@@ -39,7 +39,9 @@ class WeightAdapter : public precision::ContractModule {
   // Stored and computed as `host` is, unless a rule names this path.
   WeightAdapter(const precision::Scope& scope, const precision::Precision& host)
       : ContractModule(scope, precision::Role::kAdapter, &host) {}
-  virtual MergedWeight merged(const Host& host) const = 0;
+  virtual MergedWeight merged(const Host& host) const = 0;  // where merge_fault() is empty
+  // Why no weight does what it does: "bends its output, which no weight does".
+  virtual std::string merge_fault() const { return ""; }
   // The way back from a host whose weight is merged, where unmerge_fault() is empty: else it says why the weight does
   // not tell what was there before.
   virtual UnmergedWeight unmerged(const Host& host) const = 0;
