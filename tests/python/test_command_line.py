@@ -175,11 +175,11 @@ def test_faulty_plugins(plugins, tmp_path):
     path = plugins["not_a_plugin"]
     assert refused("list", "--plugin", path) == (
         f"--plugin={path}: is no limbeck plug-in: it lacks limbeck_register_plugin; write it with LIMBECK_PLUGIN "
-        "(trainer/plugin.h)")
+        "(trainer/plugin/plugin.h)")
     assert refused("list", "--plugin=") == (
-        "--plugin=: names no file, wanted a shared library built against trainer/plugin.h")
+        "--plugin=: names no file, wanted a shared library built against trainer/plugin/plugin.h")
     assert refused("list", "--plugin=nothere.so") == (
-        "--plugin=nothere.so: no such file, wanted a shared library built against trainer/plugin.h")
+        "--plugin=nothere.so: no such file, wanted a shared library built against trainer/plugin/plugin.h")
     text = tmp_path / "text.so"
     text.write_text("not a library")
     assert refused("list", "--plugin", text).startswith(f"--plugin={text}: cannot load it: ")

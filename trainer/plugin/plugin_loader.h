@@ -5,9 +5,9 @@
 
 #include "trainer/registry.h"
 
-namespace limbeck::cli {
+namespace limbeck::plugin {
 
 // `path` as typed, relative to the current directory. UsageError says what the library lacks.
 void load_plugin(const std::string& path, Registries& registries);
 
-}  // namespace limbeck::cli
+}  // namespace limbeck::plugin

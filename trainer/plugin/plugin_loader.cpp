@@ -1,4 +1,4 @@
-#include "trainer/cli/plugin_loader.h"
+#include "trainer/plugin/plugin_loader.h"
 
 #include <dlfcn.h>
 #include <fmt/format.h>
@@ -9,10 +9,10 @@
 #include <iostream>
 
 #include "modules/errors.h"
-#include "trainer/plugin.h"
+#include "trainer/plugin/plugin.h"
 #include "trainer/recipe/message.h"
 
-namespace limbeck::cli {
+namespace limbeck::plugin {
 
 namespace {
 
@@ -43,12 +43,14 @@ void* open_library(const std::filesystem::path& file, const std::string& name) {
 
 void load_plugin(const std::string& path, Registries& registries) {
   const std::string name = "--plugin=" + recipe::shown(path);
-  if (path.empty()) throw UsageError(name + ": names no file, wanted a shared library built against trainer/plugin.h");
+  if (path.empty())
+    throw UsageError(name + ": names no file, wanted a shared library built against trainer/plugin/plugin.h");
   // Absolute: dlopen looks a bare name up in the system's folders, and LIB.so means the one that lies here.
   const std::filesystem::path file = std::filesystem::absolute(path);
   std::error_code ignored;
   if (!std::filesystem::is_regular_file(file, ignored)) {
-    throw UsageError(fmt::format("{}: no such file, wanted a shared library built against trainer/plugin.h", name));
+    throw UsageError(
+        fmt::format("{}: no such file, wanted a shared library built against trainer/plugin/plugin.h", name));
   }
   void* library = open_library(file, name);
   if (!library) throw UsageError(fmt::format("{}: cannot load it: {}", name, ::dlerror()));
@@ -59,7 +61,7 @@ void load_plugin(const std::string& path, Registries& registries) {
   if (!interface || !register_plugin) {
     throw UsageError(
         fmt::format("{}: is no limbeck plug-in: it lacks limbeck_register_plugin; write it with LIMBECK_PLUGIN "
-                    "(trainer/plugin.h)",
+                    "(trainer/plugin/plugin.h)",
                     name));
   }
   if (*interface != kPluginInterface) {
@@ -78,4 +80,4 @@ void load_plugin(const std::string& path, Registries& registries) {
   }
 }
 
-}  // namespace limbeck::cli
+}  // namespace limbeck::plugin

@@ -4,7 +4,7 @@
 // divergence by objective.divergence, an adapter by adapter.kind and by "peft_type" of its folder; `limbeck list` shows
 // them. A command that reads what was made with a plug-in (eval, generate, merge, train --resume) needs it as well.
 //
-//   #include "trainer/plugin.h"
+//   #include "trainer/plugin/plugin.h"
 //   LIMBECK_PLUGIN(host) {
 //     host.add_family({.name = "mine", .architectures = {"MineForCausalLM"}, .read = read_mine, .prefix = "model."});
 //     host.add_objective("mine", "what it does", make_mine);
