@@ -3,6 +3,7 @@
 #pragma once
 #include <fmt/format.h>
 
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -31,15 +32,16 @@ class NameList {
   std::string kind_;
 };
 
-// Names that another floor of the house keeps: modules/models knows its families without knowing the trainer.
+// Names that another floor of the house keeps: modules/models knows its families without knowing the trainer. They are
+// asked for anew each time: a plug-in may have added to them.
 class BorrowedNames : public NameList {
  public:
-  BorrowedNames(std::string kind, std::vector<Entry> entries)
+  BorrowedNames(std::string kind, std::function<std::vector<Entry>()> entries)
       : NameList(std::move(kind)), entries_(std::move(entries)) {}
-  std::vector<Entry> entries() const override { return entries_; }
+  std::vector<Entry> entries() const override { return entries_(); }
 
  private:
-  std::vector<Entry> entries_;
+  std::function<std::vector<Entry>()> entries_;
 };
 
 // Product: what a name stands for, as a rule a factory.
@@ -109,8 +111,5 @@ class Registries {
  private:
   std::vector<std::unique_ptr<NameList>> lists_;
 };
-
-// Everything that ships with Limbeck: one line a kind.
-void register_builtins(Registries& registries);
 
 }  // namespace limbeck

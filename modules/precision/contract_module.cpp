@@ -9,6 +9,7 @@
 
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/observer.h"
 
 namespace limbeck::precision {
 
@@ -68,15 +69,27 @@ at::Tensor ContractModule::enter(const at::Tensor& x) const {
         path_, dtype_name(x.scalar_type()), fmt::join(x.sizes(), ","), x.device().str(), dtype_name(precision_.input),
         placement_.str(), precision_.source, path_));
   }
+  if (ModuleObserver* observer = current_observer()) observer->input(*this, x);
   return precision_.input == precision_.compute ? x : cast(x, precision_.input, precision_.compute, input_place_);
 }
 
 at::Tensor ContractModule::leave(const at::Tensor& y) const {
-  return precision_.compute == precision_.output ? y : cast(y, precision_.compute, precision_.output, output_place_);
+  if (y.scalar_type() != precision_.compute) {
+    throw ContractError(fmt::format(
+        "[{}] computes {} [{}], wanted {} (contract from {}): an operand of its forward is of another dtype", path_,
+        dtype_name(y.scalar_type()), fmt::join(y.sizes(), ","), dtype_name(precision_.compute), precision_.source));
+  }
+  const at::Tensor given =
+      precision_.compute == precision_.output ? y : cast(y, precision_.compute, precision_.output, output_place_);
+  if (ModuleObserver* observer = current_observer()) observer->output(*this, given);
+  return given;
 }
 
 void ContractModule::accept_ids(const at::Tensor& ids) const {
-  if (ids.device() == placement_ && !at::isFloatingType(ids.scalar_type())) return;
+  if (ids.device() == placement_ && !at::isFloatingType(ids.scalar_type())) {
+    if (ModuleObserver* observer = current_observer()) observer->input(*this, ids);
+    return;
+  }
   throw ContractError(fmt::format("[{}] ids {} [{}] on {}, wanted integers on {}: place the batch with the model",
                                   path_, dtype_name(ids.scalar_type()), fmt::join(ids.sizes(), ","), ids.device().str(),
                                   placement_.str()));
@@ -119,9 +132,11 @@ const std::string& failed_module() { return failed_path; }
 ModuleScope::ModuleScope(const std::string& path) : outer_(module_path), exceptions_(std::uncaught_exceptions()) {
   module_path = &path;
   unwinding = false;
+  if (ModuleObserver* observer = current_observer()) observer->begin(path);
 }
 
 ModuleScope::~ModuleScope() {
+  if (ModuleObserver* observer = current_observer()) observer->end(*module_path);
   if (std::uncaught_exceptions() > exceptions_ && !unwinding) {
     failed_path = *module_path;
     unwinding = true;

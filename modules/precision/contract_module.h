@@ -56,7 +56,7 @@ class ContractModule : public torch::nn::Module {
   void create_parameter(const std::string& name, at::IntArrayRef shape);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.
   at::Tensor enter(const at::Tensor& x) const;
-  // Gives the result in the output dtype.
+  // Gives the result, which must be of the compute dtype, in the output dtype.
   at::Tensor leave(const at::Tensor& y) const;
   // For modules whose input is ids: only the device is checked.
   void accept_ids(const at::Tensor& ids) const;
@@ -76,6 +76,7 @@ const std::string& current_module();
 const std::string& failed_module();
 
 // Marks the code of one module (by path) on this thread.
+// An observer of this thread (observer.h) hears of its begin and end.
 class ModuleScope {
  public:
   explicit ModuleScope(const std::string& path);

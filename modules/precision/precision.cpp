@@ -24,6 +24,8 @@ const char* role_name(Role role) {
       return "norm";
     case Role::kAttention:
       return "attention";
+    case Role::kMixer:
+      return "mixer";
     case Role::kMlp:
       return "mlp";
     case Role::kRouter:

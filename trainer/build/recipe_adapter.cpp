@@ -4,13 +4,14 @@
 
 #include <cmath>
 
+#include "modules/adapters/added/create_added.h"
 #include "modules/adapters/folder/peft_folder.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/errors.h"
 #include "trainer/recipe/message.h"
 #include "trainer/recipe/value.h"
 
-namespace limbeck::objective {
+namespace limbeck::build {
 namespace {
 
 adapters::ModulePattern checked_pattern(const recipe::Value& entry, const std::string& key, const std::string& text) {
@@ -94,6 +95,26 @@ adapters::NptOptions npt_options(const recipe::Settings& settings) {
   return wanted;
 }
 
+adapters::NewAdded new_added(const recipe::Settings& settings, const adapters::AddedKind& kind) {
+  for (const char* key : {"adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"}) {
+    if (!settings.given(key)) continue;
+    throw UsageError(fmt::format("{} {} with an adapter of kind {} {}: only lora and dora have it: leave it out", key,
+                                 settings.where(key), kind.name, settings.where("adapter.kind")));
+  }
+  adapters::NewAdded wanted;
+  wanted.config = {&kind,
+                   {.rank = settings.integer("adapter.rank"),
+                    .alpha = settings.number("adapter.alpha"),
+                    .dropout = settings.number("adapter.dropout"),
+                    .scale = settings.number("adapter.scale")}};
+  for (const recipe::Value& target : settings.values("adapter.target")) {
+    wanted.targets.push_back(checked_pattern(target, "adapter.target", target.text));
+  }
+  wanted.name = kAdapterName;
+  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
+  return wanted;
+}
+
 // Of the recipe's kind, with first values.
 adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltModel& student) {
   const auto named = [&](const auto& make) {
@@ -108,6 +129,11 @@ adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltMo
     const adapters::NptOptions wanted = npt_options(settings);
     named([&] { adapters::create_npt(student, wanted, kAdapterName); });
     return wanted;
+  }
+  if (const adapters::AddedKind* kind = adapters::find_added(settings.text("adapter.kind"))) {
+    const adapters::NewAdded wanted = new_added(settings, *kind);
+    named([&] { adapters::create_added(student, wanted); });
+    return wanted.config;
   }
   const adapters::NewAdapter wanted = new_adapter(settings);
   named([&] { adapters::create_adapter(student, wanted); });
@@ -174,4 +200,4 @@ std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& set
   return config;
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::build

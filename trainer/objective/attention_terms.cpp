@@ -37,10 +37,22 @@ at::Tensor visible_keys(const data::TokenStream& stream, const models::Architect
 
 namespace {
 
+void require_attention(const models::Transformer& model) {
+  for (const auto& layer : model.layers()) {
+    if (layer->has_attention()) continue;
+    throw UsageError(
+        fmt::format("[{}] mixes its tokens by {}, which has no attention maps to transfer: set "
+                    "objective.attention_weight = 0",
+                    layer->path(), layer->mixer_name()));
+  }
+}
+
 class AttentionTerms : public TermGroup {
  public:
   AttentionTerms(const ModelPair& pair, Projectors& all)
-      : student_(pair.student->model->architecture()), teacher_(pair.teacher->model->architecture()) {
+      : student_(pair.student.model->architecture()), teacher_(pair.teacher->model->architecture()) {
+    require_attention(*pair.student.model);
+    require_attention(*pair.teacher->model);
     for (int64_t s = 0; s < student_.layers; ++s) {
       const std::string path = fmt::format("projector.attention.{}", s);
       pairs_.push_back({s, layer_at_same_place(s, student_.layers, teacher_.layers),
@@ -88,8 +100,9 @@ class AttentionTerms : public TermGroup {
 
 }  // namespace
 
-std::unique_ptr<TermGroup> attention_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors) {
-  if (weights.full(TermKind::kAttention) == 0) return nullptr;
+std::unique_ptr<TermGroup> attention_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                           Projectors& projectors) {
+  if (options.weights.full(TermKind::kAttention) == 0) return nullptr;
   return std::make_unique<AttentionTerms>(pair, projectors);
 }
 

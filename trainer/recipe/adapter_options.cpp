@@ -54,7 +54,7 @@ void declare_adapter_options(OptionTable& table) {
   table.add({.name = "adapter.scale",
              .kind = OptionKind::kNumber,
              .fallback = "0.1",
-             .help = "Of what NPT adds to the gate.",
+             .help = "Of what NPT adds to the gate; kinds of a plug-in may use it as well.",
              .interval = {.low = 0, .high = 1e9, .above_low = true}});
   table.add(
       {.name = "adapter.target",

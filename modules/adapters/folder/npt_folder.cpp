@@ -19,8 +19,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kTensorFile = "adapter_model.safetensors";
-
 std::string stored_name(const models::BuiltModel& built, size_t layer, const std::string& parameter) {
   return fmt::format("base_model.model.{}layers.{}.npt.{}.weight", built.config.family->prefix, layer, parameter);
 }

@@ -10,8 +10,10 @@
 #include <string_view>
 #include <type_traits>
 
+#include "modules/adapters/folder/added_folder.h"
 #include "modules/adapters/folder/npt_folder.h"
 #include "modules/adapters/new_adapter.h"
+#include "modules/adapters/npt/npt_config.h"
 #include "modules/adapters/peft/adapter_names.h"
 #include "modules/errors.h"
 #include "modules/io/tensor_name.h"
@@ -62,7 +64,7 @@ std::map<std::string, Found> by_module(const fs::path& path) {
 // says which they are.
 void name_stacks(std::map<std::string, Found>& modules, const PeftConfig& config,
                  const std::map<std::string, NamedHost>& hosts, const fs::path& folder) {
-  const std::string file = (folder / "adapter_model.safetensors").string();
+  const std::string file = (folder / kTensorFile).string();
   for (const auto& [module, found] : modules) {
     const auto host = hosts.find(module);
     if (host == hosts.end() || !host->second.is_stack()) continue;
@@ -123,7 +125,7 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
 class Loader {
  public:
   Loader(models::BuiltModel& built, const AdapterRequest& request, const PeftConfig& config)
-      : built_(built), request_(request), config_(config), file_(request.folder / "adapter_model.safetensors") {
+      : built_(built), request_(request), config_(config), file_(request.folder / kTensorFile) {
     loaded_.config = config;
   }
 
@@ -209,11 +211,24 @@ void require_same_base(const Host& host, const Found& found, const std::string& 
                   file, name, host.path()));
 }
 
+// What is none of PEFT's either is refused by read_peft_config().
+void refuse_misspelt(const std::string& type, const fs::path& folder) {
+  std::vector<std::string> added;
+  for (const AddedKind& kind : added_kinds()) added.push_back(kind.name);
+  const std::string guess = offer_nearest(type, added, 1, {.before = "did you mean ", .behind = "?"});
+  if (guess.empty()) return;
+  throw WeightsError(
+      fmt::format("{}: peft_type is {}, {}", (folder / kConfigFile).string(), io::in_quotes(type), guess));
+}
+
 }  // namespace
 
 LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& request) {
-  if (is_npt_folder(request.folder)) return load_npt(built, request);
-  const fs::path path = request.folder / "adapter_model.safetensors";
+  const std::string type = io::JsonFile(request.folder / kConfigFile).string("peft_type");
+  if (type == kNptType) return load_npt(built, request);
+  if (const AddedKind* added = find_added(type)) return load_added(built, *added, request);
+  refuse_misspelt(type, request.folder);
+  const fs::path path = request.folder / kTensorFile;
   PeftConfig config = read_peft_config(request.folder / kConfigFile);
   const double stored_dropout = config.dropout;
   if (request.dropout && config.kind == PeftKind::kLora) config.dropout = *request.dropout;

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "modules/adapters/folder/added_folder.h"
 #include "modules/adapters/folder/npt_folder.h"
 #include "modules/adapters/folder/peft_folder.h"
 #include "modules/adapters/hosts/adapter_hosts.h"
@@ -112,12 +113,13 @@ json config_json(const models::BuiltModel& built, const PeftConfig& config, cons
 void save_adapter(const models::BuiltModel& built, const AdapterConfig& any, const std::string& name,
                   const std::filesystem::path& folder, const io::BeforeTensor& before) {
   if (std::holds_alternative<NptOptions>(any)) return save_npt(built, name, folder, before);
+  if (const auto* added = std::get_if<AddedConfig>(&any)) return save_added(built, *added, name, folder, before);
   const PeftConfig& config = std::get<PeftConfig>(any);
   const auto hosts = adapter_hosts(built);
   const Adapted adapted = what_is_adapted(hosts, name);
   if (adapted.tensors.empty())
     throw UsageError(folder.string() + ": there is no adapter " + name + " that could be saved");
-  io::write_safetensors(folder / "adapter_model.safetensors", adapted.tensors, {{"format", "pt"}}, before);
+  io::write_safetensors(folder / kTensorFile, adapted.tensors, {{"format", "pt"}}, before);
   io::write_atomically(folder / kConfigFile, config_json(built, config, adapted, hosts).dump(2) + "\n");
 }
 

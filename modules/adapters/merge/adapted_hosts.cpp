@@ -33,15 +33,20 @@ std::vector<AnyHost> adapted_hosts(const models::BuiltModel& built) {
   for (const auto& layer : built.model->layers()) {
     if (layer->adapter() == nullptr) continue;
     throw UsageError(
-        fmt::format("[{}] has an adapter that changes what the layer does and no weight (NPT), which cannot be merged: "
+        fmt::format("[{}] has an adapter that changes what the layer does and no weight ({}), which cannot be merged: "
                     "use it beside the model (--adapter)",
-                    layer->path()));
+                    layer->path(), layer->adapter()->kind_name()));
   }
   std::vector<AnyHost> adapted;
   for (const auto& [name, named] : adapter_hosts(built)) {
     std::visit(
         [&](auto* host) {
           if (host->adapter() == nullptr) return;
+          const std::string fault = host->adapter()->merge_fault();
+          if (!fault.empty()) {
+            throw UsageError(fmt::format(
+                "[{}] its adapter {}, and cannot be merged: use it beside the model (--adapter)", host->path(), fault));
+          }
           require_own_weight(*host, built);
           adapted.emplace_back(host);
         },

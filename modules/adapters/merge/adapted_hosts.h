@@ -8,8 +8,8 @@
 
 namespace limbeck::adapters {
 
-// The hosts whose adapters work now. UsageError, by name, for an adapter of a whole layer, which changes no weight, and
-// where head and embedding share the weight.
+// The hosts whose adapters work now. UsageError, by name, for an adapter of a whole layer, which changes no weight, for
+// one whose merge_fault() says so, and where head and embedding share the weight.
 std::vector<AnyHost> adapted_hosts(const models::BuiltModel& built);
 
 // Where the weight is packed: its format, "nf4"; else "".

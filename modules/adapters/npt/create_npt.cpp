@@ -1,11 +1,9 @@
 #include "modules/adapters/npt/create_npt.h"
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include "modules/adapters/hosts/use_adapter.h"
 #include "modules/errors.h"
-#include "modules/models/weights/initialize.h"
 
 namespace limbeck::adapters {
 namespace {
@@ -18,18 +16,6 @@ void require_layers_of_its_kind(const models::BuiltModel& built) {
         fmt::format("[{}] {}: NPT wants pre-norm layers with a gated MLP, as Llama, Mistral, Qwen and Phi-3 have; this "
                     "is a {} model",
                     layer->path(), kind, built.config.architecture.family));
-  }
-}
-
-void fill_first_values(const Npt& adapter, uint64_t seed) {
-  if (adapter.placement().is_meta()) return;
-  for (const NptShape::Parameter& one : adapter.shape().parameters()) {
-    const at::Tensor& parameter = adapter.parameter(one.name);
-    if (one.deviation == 0) {
-      parameter.detach().zero_();
-    } else {
-      models::fill_normal(parameter, seed, adapter.path() + "." + one.name, one.deviation);
-    }
   }
 }
 
@@ -68,8 +54,7 @@ void put_on(const models::BuiltModel& built, const std::vector<std::shared_ptr<N
 
 void create_npt(models::BuiltModel& built, const NptOptions& options, const std::string& name) {
   const auto made = make_npt(built, options, name);
-  const at::NoGradGuard no_gradient;
-  for (const auto& adapter : made) fill_first_values(*adapter, options.seed);
+  for (size_t i = 0; i < made.size(); ++i) made[i]->initialize(*built.model->layers()[i], options.seed);
   put_on(built, made, name);
 }
 

@@ -1,10 +1,13 @@
 #include "modules/adapters/npt/npt.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/tanh.h>
 
 #include "kernels/linear/linear.h"
+#include "kernels/operator/wide_type.h"
+#include "modules/models/weights/initialize.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::adapters {
@@ -29,6 +32,19 @@ at::Tensor modulated(const at::Tensor& gate, const at::Tensor& bent, ModulationC
 Npt::Npt(const precision::Scope& scope, const precision::Precision& host, const NptShape& shape)
     : LayerAdapter(scope, host), shape_(shape) {
   for (const NptShape::Parameter& one : shape.parameters()) create_parameter(one.name, {one.rows, one.columns});
+}
+
+void Npt::initialize(const models::Layer&, uint64_t seed) {
+  if (placement().is_meta()) return;
+  const at::NoGradGuard no_gradient;
+  for (const NptShape::Parameter& one : shape_.parameters()) {
+    const at::Tensor& own = parameter(one.name);
+    if (one.deviation == 0) {
+      own.detach().zero_();
+    } else {
+      models::fill_normal(own, seed, path() + "." + one.name, one.deviation);
+    }
+  }
 }
 
 at::Tensor Npt::forward(const at::Tensor& h, const models::Layer& host, const models::LayerInput& input) const {
@@ -72,7 +88,7 @@ at::Tensor Npt::outer(const at::Tensor& gate, const at::Tensor& x, const at::Ten
 }
 
 at::Tensor Npt::squared_length(const at::Tensor& value) const {
-  const at::ScalarType own = value.scalar_type(), wide = own == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType own = value.scalar_type(), wide = kernels::wide_type(own);
   const at::Tensor widened = precision::cast(value, own, wide, path() + " (penalty)");
   return (widened * widened).sum(-1);
 }

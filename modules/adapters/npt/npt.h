@@ -41,6 +41,8 @@ class Npt : public models::LayerAdapter {
   Npt(const precision::Scope& scope, const precision::Precision& host, const NptShape& shape);
   const NptShape& shape() const { return shape_; }
   at::Tensor forward(const at::Tensor& h, const models::Layer& host, const models::LayerInput& input) const override;
+  void initialize(const models::Layer& host, uint64_t seed) override;  // by the path of each parameter
+  std::string kind_name() const override { return "npt"; }
 
  private:
   using Adapted = models::Taps::Adapted;

@@ -7,6 +7,7 @@
 namespace limbeck::adapters {
 
 inline constexpr const char* kConfigFile = "adapter_config.json";  // what a folder has that is an adapter
+inline constexpr const char* kTensorFile = "adapter_model.safetensors";
 inline constexpr std::string_view kPrefix = "base_model.model.";
 inline constexpr std::string_view kBase = "base_layer";  // the host's weight, which PEFT stores of embeddings and heads
 

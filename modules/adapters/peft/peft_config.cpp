@@ -103,7 +103,8 @@ PeftConfig read_peft_config(const std::filesystem::path& path) {
   const std::string type = file.string("peft_type");
   if (type != "LORA" && type != "IA3") {
     throw WeightsError(
-        fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own", path.string(), io::in_quotes(type)));
+        fmt::format("{}: peft_type is {}, wanted LORA or IA3, or NPT of our own; another kind comes with --plugin",
+                    path.string(), io::in_quotes(type)));
   }
   PeftConfig config;
   config.kind = type == "LORA" ? PeftKind::kLora : PeftKind::kIa3;

@@ -1,9 +1,16 @@
 // What distinguishes one supported transformer from another, as data. A family reads it from config.json; the blocks
-// are built from it. Nothing here names a family's code path: a new model is a new row of values.
+// are built from it. Nothing here names a family's code path: a new model is a new row of values; what no value can say
+// is made by a function that the family gives (other_mixer).
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
+
+namespace limbeck::precision {
+struct Scope;
+}
 
 namespace limbeck::models {
 
@@ -33,6 +40,16 @@ struct Experts {
   int64_t per_token = 0;
   int64_t intermediate = 0;
   bool normalize = true;  // the chosen weights sum to one
+};
+
+struct Architecture;
+class TokenMixer;
+
+// What some or all layers have in place of attention (modules/models/network/token_mixer.h).
+struct OtherMixer {
+  std::string name;  // of the module in its layer, where attention is "self_attn"
+  // Of the layer of this number, built in `scope`; null: that layer has attention. Empty: every layer has.
+  std::function<std::shared_ptr<TokenMixer>(const precision::Scope& scope, const Architecture&, int64_t layer)> make;
 };
 
 struct Architecture {
@@ -76,7 +93,8 @@ struct Architecture {
   std::string dtype;                  // as config.json says, or empty
   std::vector<int64_t> end_of_sequence;
   int64_t padding_id = -1;  // row of the embedding without gradient; -1: none
-  int64_t pad_with = -1;    // fills finished rows of a generation; -1: the end-of-sequence id
+  OtherMixer other_mixer;
+  int64_t pad_with = -1;  // fills finished rows of a generation; -1: the end-of-sequence id
 
   // Predicts each token from both of its sides, where a decoder predicts the next one.
   bool masked_language_model() const { return kind == ModelKind::kEncoder && head == HeadKind::kLanguageModel; }

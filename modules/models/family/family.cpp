@@ -1,12 +1,8 @@
 #include "modules/models/family/family.h"
 
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <cmath>
 
-#include "modules/errors.h"
 #include "modules/models/family/config_reader.h"
 
 namespace limbeck::models {
@@ -249,7 +245,9 @@ Architecture read_distilbert(const io::JsonFile& config, const std::string& arch
 
 const std::vector<std::string> kOldRotaryBuffers = {"**.rotary_emb.inv_freq"};
 
-std::vector<Family> make_families() {
+}  // namespace
+
+std::deque<Family> shipped_families() {
   const std::vector<NameRule> same = {};
   return {
       {"llama", {"LlamaForCausalLM"}, read_llama, same, "model.", kOldRotaryBuffers},
@@ -325,52 +323,6 @@ std::vector<Family> make_families() {
        "distilbert.",
        {"**.position_ids", "vocab_*.*"}},
   };
-}
-
-}  // namespace
-
-const std::vector<Family>& families() {
-  static const std::vector<Family> table = make_families();
-  return table;
-}
-
-std::vector<std::string> family_names() {
-  std::vector<std::string> names;
-  for (const Family& family : families()) names.push_back(family.name);
-  return names;
-}
-
-ModelConfig read_model_config(const std::filesystem::path& folder) {
-  const io::JsonFile config(folder / "config.json");
-  std::vector<std::string> known;
-  std::string name = "absent";
-  if (config.has("architectures") && config.value().at("architectures").is_array() &&
-      config.value().at("architectures").size() == 1 && config.value().at("architectures")[0].is_string()) {
-    name = config.value().at("architectures")[0].get<std::string>();
-  }
-  for (const Family& family : families()) {
-    for (const std::string& architecture : family.architectures) {
-      known.push_back(architecture);
-      if (architecture != name) continue;
-      ModelConfig result{family.read(config, name), &family, folder};
-      Architecture& a = result.architecture;
-      a.family = family.name;
-      a.initializer_range = config.number_or("initializer_range", 0.02, 0.0, 10.0);
-      if (a.initializer_range == 0.0) a.initializer_range = 0.02;  // as transformers reads a 0
-      a.dtype = config.string_or("dtype", config.string_or("torch_dtype", ""));
-      if (a.hidden % a.heads != 0 && !config.has("head_dim")) {
-        throw WeightsError(
-            fmt::format("{}: hidden size {} over {} heads, wanted a multiple", config.where(), a.hidden, a.heads));
-      }
-      read_end_of_sequence(config, a);
-      const std::filesystem::path generation = folder / "generation_config.json";
-      std::error_code ignored;
-      if (std::filesystem::exists(generation, ignored)) read_end_of_sequence(io::JsonFile(generation), a);
-      return result;
-    }
-  }
-  throw WeightsError(fmt::format("{}: \"architectures\" = {} is not supported: wanted one of {}", config.where(), name,
-                                 fmt::join(known, ", ")));
 }
 
 }  // namespace limbeck::models

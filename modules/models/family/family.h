@@ -1,12 +1,16 @@
 // The supported model families: one declarative row each. A row reads config.json into an Architecture and says how the
-// checkpoint names the parameters. To add a family, add a row in family.cpp and a case in tests/python/model_zoo.py.
+// checkpoint names the parameters. To add a family, add a row in family.cpp and a case in tests/python/model_zoo.py; a
+// plug-in adds one by add_family(), in every process that is to know it, before a model is built.
 #pragma once
+#include <deque>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "modules/io/json_file.h"
 #include "modules/models/family/architecture.h"
+#include "modules/named_kind.h"
 
 namespace limbeck::models {
 
@@ -20,15 +24,20 @@ struct NameRule {
 struct Family {
   std::string name;
   std::vector<std::string> architectures;  // of config.json
-  Architecture (*read)(const io::JsonFile& config, const std::string& architecture);
+  std::function<Architecture(const io::JsonFile& config, const std::string& architecture)> read;
   std::vector<NameRule> names;  // first match wins; without one, the name stays as it is
   std::string prefix;           // of everything but the heads; a bare encoder checkpoint may lack it
   std::vector<std::string>
-      ignored;  // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
+      ignored;               // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
+  std::string summary = {};  // for `limbeck list models`
 };
 
-const std::vector<Family>& families();
-std::vector<std::string> family_names();
+std::deque<Family> shipped_families();
+// Those, then the ones that were added. A deque: a model keeps a pointer to its family.
+const std::deque<Family>& families();
+// UsageError where its name, or an architecture of its, is another family's, or where it cannot be read.
+void add_family(Family family);
+std::vector<NamedKind> family_names();
 
 struct ModelConfig {
   Architecture architecture;

@@ -1,62 +1,16 @@
-// The blocks of a transformer: attention, MLP, mixture of experts, and the layer that joins them with its norms.
+// The blocks of a transformer: MLP, mixture of experts, and the layer that joins one of them and a token mixer with its
+// norms.
 #pragma once
-#include <map>
 #include <memory>
-#include <optional>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "modules/models/network/draws.h"
 #include "modules/models/network/experts.h"
-#include "modules/models/network/key_value_cache.h"
 #include "modules/models/network/layer_adapter.h"
 #include "modules/models/network/parameter_modules.h"
+#include "modules/models/network/token_mixer.h"
 
 namespace limbeck::models {
-
-// What distillation terms ask a forward to keep beside its result; filled in the order of the layers. Differentiable.
-struct Taps {
-  struct Operands {
-    at::Tensor query_bthd, key_bshd;  // as attention sees them: after their norms and rotary positions
-  };
-  // What a layer's adapter says of itself.
-  struct Adapted {
-    at::Tensor low_btr;                           // what its rank leaves of its input, in its compute dtype
-    std::map<std::string, at::Tensor> penalties;  // by name: [B, T] in float32 or wider, for a mean over tokens
-  };
-  bool keep_attention = false, keep_router = false, keep_adapted = false;
-  std::vector<Operands> attention;        // one a layer
-  std::vector<at::Tensor> router_logits;  // [B, T, E] in the model's dtype, one a sparse layer
-  std::vector<Adapted> adapted;           // one a layer whose adapter works
-
-  Taps asking_the_same() const;       // with nothing kept yet
-  std::vector<at::Tensor*> kept();    // every tensor, in an order that the same layers always give
-  void take_over(const Taps& later);  // what later layers kept, behind what is here
-};
-
-// What every layer of one forward shares.
-struct LayerInput {
-  std::optional<at::Tensor> segments_q, segments_k;        // int32 [B, T], [B, S]; 0 = padding
-  std::pair<at::Tensor, at::Tensor> angles, local_angles;  // cos and sin; undefined without rotary positions
-  KeyValueCache* cache = nullptr;
-  Taps* taps = nullptr;
-  Draws draws;  // of training
-};
-
-class Attention : public torch::nn::Module {
- public:
-  Attention(const Scope& scope, const Architecture& architecture, int64_t layer);
-  at::Tensor forward(const at::Tensor& x, const LayerInput& input) const;
-
- private:
-  const std::string path_;
-  int64_t layer_, heads_, key_value_heads_, head_dim_, window_;
-  bool causal_, local_;
-  double scale_, softcap_;
-  std::shared_ptr<Linear> fused_, query_, key_, value_, output_;
-  std::shared_ptr<Norm> query_norm_, key_norm_;
-};
 
 // Either of the two feed-forward kinds.
 class FeedForward : public torch::nn::Module {
@@ -100,18 +54,24 @@ class Layer : public torch::nn::Module, public NamedAdapters<LayerAdapter> {
   }
   at::Tensor base_forward(const at::Tensor& x, const LayerInput& input) const;  // without an adapter
   const std::string& path() const { return path_; }
+  int64_t width() const { return width_; }                       // of the stream that it reads and writes
+  const std::string& mixer_name() const { return mixer_name_; }  // of its module; attention's is "self_attn"
+  bool has_attention() const;                                    // which alone fills Taps::attention
 
   // What makes it another layer than a pre-norm one with a gated MLP: "is post-norm"; empty where nothing does.
   std::string other_kind() const;
   // The parts of such a layer.
-  at::Tensor attended(const at::Tensor& h, const LayerInput& input) const;  // attention to the first norm's result
-  at::Tensor normed(const at::Tensor& h) const;                             // by the norm before the MLP
+  at::Tensor attended(const at::Tensor& h,
+                      const LayerInput& input) const;  // what the mixer makes of the first norm's result
+  at::Tensor normed(const at::Tensor& h) const;        // by the norm before the MLP
   const Mlp& gated_mlp() const;
 
  private:
   std::string path_;
+  int64_t width_;
   NormPlacement placement_;
-  std::shared_ptr<Attention> attention_;
+  std::string mixer_name_ = "self_attn";
+  std::shared_ptr<TokenMixer> mixer_;
   std::shared_ptr<FeedForward> feed_forward_;
   std::shared_ptr<Norm> input_norm_, post_attention_norm_, pre_feed_forward_norm_, post_feed_forward_norm_;
 };

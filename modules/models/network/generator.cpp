@@ -125,7 +125,7 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
   at::Tensor finished = at::zeros({batch}, prompt.options().dtype(at::kBool));
   const int64_t pad = a.pad_with >= 0 ? a.pad_with : (a.end_of_sequence.empty() ? 0 : a.end_of_sequence[0]);
 
-  std::optional<KeyValueCache> cache;
+  std::optional<TokenCache> cache;
   if (options.cache) cache.emplace(a.layers, batch, length + options.max_new_tokens);
   for (int64_t step = 0; step < options.max_new_tokens; ++step) {
     if (cache && !cache_stays_valid(a, ids.size(1), length)) cache.reset();

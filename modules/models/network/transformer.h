@@ -19,7 +19,7 @@ struct ModelInput {
   std::optional<at::Tensor> document_ids;    // [B, T], packed documents: no attention across; 0 = padding
   std::optional<at::Tensor> position_ids;    // [B, T]; default: counted per row (decoders skip padding) and document
   std::optional<at::Tensor> token_type_ids;  // [B, T]
-  KeyValueCache* cache = nullptr;            // decoders: the tokens before these
+  TokenCache* cache = nullptr;               // decoders: the tokens before these
   Taps* taps = nullptr;                      // what to keep of the inside; appended to
   // Each layer's input, in place of the output of the layer before it.
   const std::vector<at::Tensor>* layer_inputs = nullptr;

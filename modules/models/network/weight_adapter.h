@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/models/network/draws.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_module.h"
@@ -38,7 +39,9 @@ class WeightAdapter : public precision::ContractModule {
   // Stored and computed as `host` is, unless a rule names this path.
   WeightAdapter(const precision::Scope& scope, const precision::Precision& host)
       : ContractModule(scope, precision::Role::kAdapter, &host) {}
-  virtual MergedWeight merged(const Host& host) const = 0;
+  virtual MergedWeight merged(const Host& host) const = 0;  // where merge_fault() is empty
+  // Why no weight does what it does: "bends its output, which no weight does".
+  virtual std::string merge_fault() const { return ""; }
   // The way back from a host whose weight is merged, where unmerge_fault() is empty: else it says why the weight does
   // not tell what was there before.
   virtual UnmergedWeight unmerged(const Host& host) const = 0;
@@ -49,7 +52,7 @@ class WeightAdapter : public precision::ContractModule {
  protected:
   // A weight in the dtype of MergedWeight.
   at::Tensor widened(const at::Tensor& weight) const {
-    const at::ScalarType from = weight.scalar_type(), to = from == at::kDouble ? at::kDouble : at::kFloat;
+    const at::ScalarType from = weight.scalar_type(), to = kernels::wide_type(from);
     return precision::cast(weight.detach(), from, to, path() + " (widened)");
   }
 };

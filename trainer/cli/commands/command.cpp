@@ -29,7 +29,7 @@ void declare_common_options(recipe::OptionTable& table) {
   table.add(
       {.name = "plugin",
        .kind = OptionKind::kList,
-       .help = "A shared library that registers more objectives (models and adapters cannot be yet). May be repeated.",
+       .help = "A shared library that registers more model families, objectives and adapters. May be repeated.",
        .value_name = "LIB.so",
        .flag_only = true});
   table.add(
