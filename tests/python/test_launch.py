@@ -1,6 +1,7 @@
 """tools/launch/: what starts many ranks. The scripts really run, with a stand-in for limbeck that says what it was given;
 the flags they pass are held against the programs that read them."""
 
+import functools
 import os
 import pathlib
 import re
@@ -113,17 +114,21 @@ def test_scripts_parse_and_stop_at_the_first_error(path):
     assert "\nset -euo pipefail\n" in path.read_text() and os.access(path, os.X_OK)
 
 
+@functools.cache
+def flags_known_to(*command):
+    return {flag.rstrip(".") for flag in re.findall(r"--[\w.-]+", run(*command, "--help").stdout)}
+
+
 @pytest.mark.parametrize("path", SCRIPTS + JOBS, ids=named)
 def test_every_flag_exists(path):
     starter, arguments = words_of(path)
     assert "--resume=auto" in arguments
-    known = set(re.findall(r"--[\w.-]+", run(LIMBECK, "train", "--help").stdout))
+    known = flags_known_to(LIMBECK, "train")
     assert "--device" in known
     missing = flags_in(arguments) - known
     assert not missing, f"limbeck train knows no {missing}"
     if "srun" not in starter:
-        torchruns = set(re.findall(r"--[\w-]+", run(TORCHRUN, "--help").stdout))
-        assert flags_in(starter) <= torchruns
+        assert flags_in(starter) <= flags_known_to(TORCHRUN)
         assert "--no-python" in starter
         assert starter[-2] == "--", "torchrun takes --run=DIR for an option of its own that is cut short"
         assert "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" in starter
