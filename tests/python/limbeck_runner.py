@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+import atexit
 import json
 import os
+import select
+import signal
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import torch
@@ -32,60 +35,122 @@ def build_folder() -> Path:
 
 
 class ForkedProgram:
-    """The program, loaded once and forked for each run, as tests/trainer/forked_program.cpp says."""
+    """The program, loaded once and forked for one run after the other, as tests/trainer/forked_program.cpp says."""
 
     def __init__(self, **more: str):
         program = build_folder() / "bin" / "forked_program"
         assert program.is_file(), f"{program}: not built: cmake --build {build_folder()} --target forked_program"
         self.environment = dict(os.environ) | more
-        self._one_by_one = threading.Lock()
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment)
+        self.idle = True
+        self._server = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment)
+        self._said = b""
 
-    def changes_to(self, environment: dict[str, str]) -> dict[str, str | None]:
-        """What makes the program's environment this one."""
-        return {name: None for name in self.environment if name not in environment} | {
-            name: value for name, value in environment.items() if self.environment.get(name) != value
-        }
+    def start(self, **request) -> ForkedRun:
+        assert self.idle, "one run at a time"
+        self.idle = False
+        self._server.stdin.write(json.dumps(request).encode() + b"\n")
+        self._server.stdin.flush()
+        return ForkedRun(self, self.answer(None)["process"])
 
     def run(self, **request) -> dict:
-        with self._one_by_one:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
-        if not answer:
-            raise LimbeckError(f"forked_program itself ended: exit {self._process.wait(30)}, asked for {request}")
-        return json.loads(answer)
+        run = self.start(**request)
+        run.wait()
+        return run.outcome
+
+    def answer(self, timeout: float | None) -> dict | None:
+        """The next line, or None when none comes in time."""
+        deadline = time.monotonic() + (timeout or 0)
+        while b"\n" not in self._said:
+            left = None if timeout is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._server.stdout], [], [], left)[0]:
+                return None
+            part = os.read(self._server.stdout.fileno(), 65536)
+            if not part:
+                raise LimbeckError(f"forked_program itself ended: exit {self._server.wait(30)}")
+            self._said += part
+        line, _, self._said = self._said.partition(b"\n")
+        return json.loads(line)
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
+        if not self.idle:
+            self._server.kill()
+        self._server.stdin.close()
+        self._server.wait(30)
+        self._server.stdout.close()
 
 
-@functools.cache
-def forked_program() -> ForkedProgram:
-    """One for all of a pytest process; it ends when its standard input does."""
-    return ForkedProgram()
+class ForkedRun:
+    """What a Popen is, of one run of a ForkedProgram; `outcome` has what else is known at its end."""
+
+    def __init__(self, program: ForkedProgram, pid: int):
+        self._program, self.pid = program, pid
+        self.outcome: dict | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self.outcome is None else -self.outcome["signal"] or self.outcome["code"]
+
+    def poll(self, timeout: float | None = 0) -> int | None:
+        if self.outcome is None:
+            self.outcome = self._program.answer(timeout)
+            self._program.idle = self.outcome is not None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.poll(timeout) is None:
+            raise subprocess.TimeoutExpired("limbeck", timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+_programs: list[ForkedProgram] = []  # of this pytest process
+_choosing = threading.Lock()
+
+
+def fork_program(arguments, environment: dict[str, str], folder, out: str, err: str, seconds: float = 3600) -> ForkedRun | None:
+    """A run of the program, forked from one that is loaded; None when the environment is one that it was not loaded in."""
+    with _choosing:
+        program = next((one for one in _programs if one.idle), None)
+        if program is None:
+            program = ForkedProgram()
+            _programs.append(program)
+            atexit.register(program.close)
+        was = program.environment
+        changes = {name: None for name in was if name not in environment}
+        changes |= {name: value for name, value in environment.items() if was.get(name) != value}
+        if any(name.startswith(LOADING) for name in changes):
+            return None
+        return program.start(arguments=[str(word) for word in arguments], environment=changes, folder=str(folder or os.getcwd()),
+                             stdout=out, stderr=err, seconds=seconds)  # fmt: skip
+
+
+def name_of(file) -> str:
+    """Another process of ours opens this file by this name."""
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
 def run_program(*arguments, cwd=None, env: dict[str, str] | None = None, timeout: float = 120.0) -> subprocess.CompletedProcess:
     """subprocess.run of the program, stdin empty, both outputs captured as text, but forked from one that is loaded.
 
-    What is about processes themselves (signals, ranks, limits, the loading of libraries) starts a process of its own.
+    What is about processes themselves (signals, limits, the loading of libraries) starts a process of its own.
     """
     command = [str(build_folder() / "bin" / "limbeck"), *map(str, arguments)]
-    changes = forked_program().changes_to(dict(os.environ) if env is None else env)
-    if any(name.startswith(LOADING) for name in changes):
-        return subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                              timeout=timeout, check=False)  # fmt: skip
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        out_name, err_name = (f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err))
-        ended = forked_program().run(arguments=command[1:], environment=changes, folder=str(cwd or os.getcwd()), stdout=out_name,
-                                     stderr=err_name, seconds=timeout)  # fmt: skip
+        run = fork_program(arguments, dict(os.environ) if env is None else env, cwd, name_of(out), name_of(err), timeout)
+        if run is None:
+            return subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                                  timeout=timeout, check=False)  # fmt: skip
+        run.wait()
         said = out.read(), err.read()
-    if ended["timed_out"]:
-        raise subprocess.TimeoutExpired(command, timeout, *said)
-    return subprocess.CompletedProcess(command, -ended["signal"] if ended["signal"] else ended["code"], *said)
+        if run.outcome["timed_out"]:
+            raise subprocess.TimeoutExpired(command, timeout, *said)
+        return subprocess.CompletedProcess(command, run.returncode, *said)
 
 
 class LimbeckError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Real `limbeck train` processes as ranks of one run, on the loopback."""
+"""Real processes of `limbeck train` as ranks of one run, on the loopback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck_runner import Limbeck
+from limbeck_runner import Limbeck, fork_program, name_of
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -50,10 +50,13 @@ class Ranks:
     """`size` processes of `limbeck train RECIPE FLAGS`; size 1 is one process without a launcher.
 
     By rank, where given: `per_rank` are more flags, `variables` more environment, `before` words in front of the program.
+    They are forked from programs that are loaded, which is a third of a short run of ranks, unless `started`: then each is
+    loaded as a user's is, for what is about processes, or about what happens while they start.
     """
 
     def __init__(self, size: int, recipe: Path, *flags: str, program: Path | None = None, per_rank=None, env=None,
-                 variables=None, before=None):  # fmt: skip
+                 variables=None, before=None, started: bool = False):  # fmt: skip
+        started = started or bool(program or before)
         program = program or Limbeck()._program
         base = {key: value for key, value in os.environ.items() if key not in LAUNCHER_VARIABLES} | (env or {})
         self.port = free_port()
@@ -69,8 +72,9 @@ class Ranks:
             command += per_rank(rank) if per_rank else []
             # A file and no pipe: a rank that says much must not stand still until somebody reads it.
             self.errors.append(tempfile.TemporaryFile(mode="w+"))
+            process = None if started else fork_program(command[1:], own, None, "/dev/null", name_of(self.errors[-1]))
             self.processes.append(
-                subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1])
+                process or subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1])
             )
 
     def __enter__(self) -> "Ranks":

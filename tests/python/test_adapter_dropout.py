@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 
 import dropout_masks
@@ -16,7 +15,7 @@ import peft
 import pytest
 import torch
 import torch_distiller
-from limbeck_runner import Limbeck
+from limbeck_runner import run_program
 from rank_processes import Ranks
 from test_adapter_training import KEYS, RATE, base_of, peft_config, updates_of
 from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, joined_state, newest_checkpoint
@@ -125,7 +124,7 @@ def test_a_folder_brings_its_dropout_and_the_recipe_may_replace_it(work, begun):
     for name, text in said.items():
         assert ("in place of lora_dropout = 0.3 of " in text) == (name in ("other", "none")), text
     assert f"adapter.dropout = 0.1 ({work.folder}/dropout-other.ini:" in said["other"], said["other"]
-    checked = subprocess.run([Limbeck()._program, "check", work.folder / "dropout-other.ini"], capture_output=True, text=True, timeout=60)
+    checked = run_program("check", work.folder / "dropout-other.ini")
     assert "adapter.dropout = 0.1 (" in checked.stderr, checked.stderr
 
 

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 import google_crc32c
+from limbeck_runner import run_program
 from rank_processes import Ranks
 from safetensors.torch import load_file, save_file
 from training_work import LENGTH, VOCABULARY, Outcome, Work, checkpoints, llama, newest_checkpoint, saved
@@ -340,8 +341,7 @@ def _(case):
         time.sleep(0.001)
     ranks.signal(0, signal.SIGTERM)
     ended = ranks.end(30)
-    assert subprocess.run([case.work.limbeck._program, "verify", newest_checkpoint(case.run), "--quiet"],
-                          stdout=subprocess.DEVNULL, timeout=60).returncode == 0  # fmt: skip
+    assert run_program("verify", newest_checkpoint(case.run), "--quiet").returncode == 0
     return ended.codes[0], ended.errors[0]
 
 

@@ -2,14 +2,13 @@
 shards are gone in most of these tests, and the models have no weights."""
 
 import json
-import subprocess
 
 import google_crc32c
 import numpy
 import pytest
 import tokenizers
 import transformers
-from limbeck_runner import Limbeck, LimbeckError
+from limbeck_runner import Limbeck, LimbeckError, run_program
 
 import token_rows
 from token_rows import END
@@ -157,9 +156,7 @@ def test_training_counts_the_same_from_the_shards(place, packing, splits):
     keys = dict(data="whole", data__packing=packing, data__long_documents=splits, train__steps="1 epochs", optim__warmup="0 steps")
     [row], _ = checked(place, **keys)
     out = place / "train.json"
-    program = Limbeck()._program
-    done = subprocess.run([program, "train", recipe_of(place, **keys), f"--run={place / f'run-{packing}-{splits}'}", "--json", out],
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = run_program("train", recipe_of(place, **keys), f"--run={place / f'run-{packing}-{splits}'}", "--json", out)
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["result"]["steps"] == row["batches"]
     for note in row["notes"]:

@@ -11,7 +11,7 @@ import termios
 import time
 
 import pytest
-from limbeck_runner import REPOSITORY, Limbeck
+from limbeck_runner import REPOSITORY, Limbeck, run_program
 from training_work import Work
 
 RED, YELLOW, GREEN, PLAIN = "\033[31m", "\033[33m", "\033[32m", "\033[0m"
@@ -53,7 +53,7 @@ def on_terminal(*arguments, columns=240, seconds=120, **more):
 
 
 def piped(*arguments, **more):
-    done = subprocess.run([Limbeck()._program, *map(str, arguments)], capture_output=True, text=True, env=environment(**more), timeout=120)
+    done = run_program(*arguments, env=environment(**more))
     return done.stdout + done.stderr, done.returncode
 
 

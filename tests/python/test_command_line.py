@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 
 import pytest
+from limbeck_runner import run_program
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("LIMBECK_BUILD", "build/release"))
@@ -15,6 +16,8 @@ LIMBECK = BUILD / "bin" / "limbeck"
 
 def limbeck(*arguments, cwd=None, env=None, stdout=subprocess.PIPE, timeout=120):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LIMBECK_")} | (env or {})
+    if stdout is subprocess.PIPE:
+        return run_program(*arguments, cwd=cwd, env=environment, timeout=timeout)
     return subprocess.run([str(LIMBECK), *map(str, arguments)], cwd=cwd, env=environment, text=True, stdout=stdout,
                           stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=timeout)
 

@@ -7,11 +7,11 @@ import json
 import os
 import random
 import re
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from limbeck_runner import run_program
 from rank_processes import Ranks
 from training_work import Outcome, Work, checkpoints
 
@@ -44,20 +44,20 @@ def acknowledged(run: Path) -> int:
     return max(steps)
 
 
-def verify_all(program: Path, run: Path) -> int:
+def verify_all(run: Path) -> int:
     """Every committed checkpoint is whole; how many there are."""
     found = checkpoints(run)
     for checkpoint in found:
-        done = subprocess.run([program, "verify", checkpoint, "--quiet"], capture_output=True, text=True, timeout=60)
+        done = run_program("verify", checkpoint, "--quiet", timeout=60)
         assert done.returncode == 0, f"{checkpoint}: committed and not whole: {done.stderr}"
     return len(found)
 
 
-def killed_run(program: Path, recipe: Path, run: Path, ranks: int, planned: int, chance: random.Random):
+def killed_run(recipe: Path, run: Path, ranks: int, planned: int, chance: random.Random):
     """Kills and resumes one run until it ends: how many kills it met, half-written folders, the steps it went on from."""
     kills, leftovers, resumed_from = 0, 0, []
     for attempt in range(20 * planned + 20):
-        process = Ranks(ranks, recipe, f"--run={run}", "--resume=auto")
+        process = Ranks(ranks, recipe, f"--run={run}", "--resume=auto", started=True)
         before = acknowledged(run)
         if kills < planned:
             # Up to a moment after the first new checkpoint, so that the run is killed often and yet goes on.
@@ -76,7 +76,7 @@ def killed_run(program: Path, recipe: Path, run: Path, ranks: int, planned: int,
             resumed_from.append(int(found[1]))
             assert int(found[1]) >= before, f"acknowledged step {before} is lost, resumed from {found[1]}"
         leftovers += len(list((run / "checkpoints").glob(".tmp-*")))
-        verify_all(program, run)
+        verify_all(run)
         if ended.codes == [0] * ranks:
             return kills, leftovers, resumed_from
         assert all(code in (-9, 7) for code in ended.codes), (ended.codes, text)
@@ -84,13 +84,13 @@ def killed_run(program: Path, recipe: Path, run: Path, ranks: int, planned: int,
 
 
 @pytest.mark.parametrize(("dtype", "ranks"), CASES, ids=[f"{dtype}-{ranks}" for dtype, ranks in CASES])
-def test_every_kill_costs_only_the_steps_since_the_last_checkpoint(work, limbeck, dtype, ranks):
+def test_every_kill_costs_only_the_steps_since_the_last_checkpoint(work, dtype, ranks):
     keys = KEYS | dict(student__dtype=dtype, teacher__dtype=dtype)
     name = f"{dtype}-{ranks}"
     whole = work.folder / f"whole-{name}"
-    straight = Ranks(ranks, work.recipe(f"whole-{name}", **keys), f"--run={whole}").end().well()
+    straight = Ranks(ranks, work.recipe(f"whole-{name}", **keys), f"--run={whole}", started=True).end().well()
     wanted = Outcome.of(whole)
-    assert verify_all(limbeck._program, whole) == 2
+    assert verify_all(whole) == 2
 
     chance = random.Random(f"{name} {KILLS}")
     wanted_kills, kills, leftovers, resumed_from, differences = -(-KILLS // len(CASES)), 0, 0, [], []
@@ -98,7 +98,7 @@ def test_every_kill_costs_only_the_steps_since_the_last_checkpoint(work, limbeck
     while kills < wanted_kills:  # a run has room for a few kills; then the next run takes the rest
         run = work.folder / f"killed-{name}-{runs}"
         planned = min(wanted_kills - kills, KILLS_A_RUN)
-        done, left, resumed = killed_run(limbeck._program, recipe, run, ranks, planned, chance)
+        done, left, resumed = killed_run(recipe, run, ranks, planned, chance)
         kills, leftovers, resumed_from, runs = kills + done, leftovers + left, resumed_from + resumed, runs + 1
         differences += Outcome.of(run).differences(wanted)
     scales = {line["loss_scale"] for line in wanted.lines if line["phase"] == "train"}

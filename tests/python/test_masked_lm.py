@@ -1,12 +1,12 @@
 """Masked language models end to end: what is hidden, what is learned from it, what is saved, and what is refused."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 import transformers
+import warm_python
 from limbeck_runner import REPOSITORY, Limbeck, LimbeckError
 from rank_processes import Ranks
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ ALONE = {"objective.alpha": 0, "objective.ce_weight": 0.25}  # the same without 
 
 
 def tool(name, *arguments):
-    subprocess.run([sys.executable, str(REPOSITORY / "tools" / name), *map(str, arguments)], check=True, timeout=120)
+    warm_python.completed([REPOSITORY / "tools" / name, *arguments], code=0)
 
 
 def config(layers, **more):

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers
+import warm_python
 from safetensors.numpy import load_file
 from test_command_line import limbeck
 
@@ -27,10 +28,7 @@ END, PADDING = "<|endoftext|>", "<|pad|>"
 
 
 def prepare(*arguments, code=0):
-    done = subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], text=True, capture_output=True,
-                          stdin=subprocess.DEVNULL, timeout=300, check=False)
-    assert done.returncode == code, (done.returncode, done.stderr)
-    return done
+    return warm_python.completed([TOOL, *arguments], timeout=300, code=code)
 
 
 def refused(*arguments, code):

@@ -1,11 +1,10 @@
 """Texts to learn from in the forms that others keep them in, and files of strangers: one line, never a traceback."""
 import json
 import pickle
-import subprocess
-import sys
 
 import pytest
 import tokenizers
+import warm_python
 from limbeck_runner import REPOSITORY as SOURCE
 from test_command_line import limbeck
 from test_prepare_data import CHATML, bpe, hub_folder, prepare, read, refused, target_runs, write_lines  # noqa: F401
@@ -125,8 +124,8 @@ def test_parquet_that_lies(tmp_path, bpe):  # noqa: F811
         cut = bytearray(data)
         cut[at] ^= 0xFF
         (tmp_path / "flipped.parquet").write_bytes(cut)
-        ended = subprocess.run([sys.executable, SOURCE / "tools/prepare_data.py", "--tokenizer", bpe, "--overwrite", "--out",
-                                tmp_path / "flipped", tmp_path / "flipped.parquet"], text=True, capture_output=True)  # fmt: skip
+        ended = warm_python.completed([SOURCE / "tools/prepare_data.py", "--tokenizer", bpe, "--overwrite", "--out",
+                                       tmp_path / "flipped", tmp_path / "flipped.parquet"])  # fmt: skip
         assert ended.returncode in (0, 3) and "Traceback" not in ended.stderr, ended.stderr
         assert ended.returncode == 0 or "flipped.parquet" in ended.stderr
 
@@ -174,7 +173,7 @@ def test_pickles_that_are_none(tmp_path):
     driver = ("import runpy, safetensors.torch, sys\nfor path in sys.argv[2:]:\n  sys.argv[1:] = [path]\n"
               "  try: runpy.run_path(script, run_name='__main__')\n  except SystemExit as end: print(path, end.code)\n")
     driver = f"script = {str(SOURCE / 'tools/convert_pickle.py')!r}\n" + driver.replace("sys.argv[2:]", "list(sys.argv[1:])")
-    ended = subprocess.run([sys.executable, "-c", driver, *map(str, wrong)], text=True, capture_output=True)
+    ended = warm_python.completed(["-c", driver, *wrong])
     assert "Traceback" not in ended.stderr, ended.stderr
     assert [line.rsplit(" ", 1)[1] for line in ended.stdout.splitlines()] == ["4"] * len(wrong), ended.stdout + ended.stderr
     said = [line for line in ended.stderr.splitlines() if line.startswith("convert_pickle: ")]

@@ -3,14 +3,13 @@
 import configparser
 import json
 import math
-import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import event_file
 import pytest
 import torch
+import warm_python
 from limbeck_runner import REPOSITORY, Limbeck
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -67,8 +66,8 @@ def data(tmp_path_factory):
     texts = [path for path in (REPOSITORY / "recipes").iterdir() if path.is_file()] * 2
 
     def prepare(*arguments):
-        command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--quiet", *map(str, arguments)]
-        subprocess.run([*command, "--split-blank", *map(str, texts)], check=True, timeout=120, stdin=subprocess.DEVNULL)
+        command = [REPOSITORY / "tools" / "prepare_data.py", "--quiet", *arguments]
+        warm_python.completed([*command, "--split-blank", *texts], code=0)
 
     @lru_cache(maxsize=None)
     def folder(two_tokenizers: bool, hides: bool) -> Path:

@@ -5,11 +5,10 @@ import math
 import os
 import re
 import statistics
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import pytest
+import warm_python
 from limbeck_runner import REPOSITORY
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "circle", "line", "path"}
@@ -78,8 +77,7 @@ def training_lines(perplexity, steps=20, **extra):
 
 
 def report(*arguments):
-    command = [sys.executable, str(REPOSITORY / "tools" / "report.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return warm_python.completed([REPOSITORY / "tools" / "report.py", *arguments], timeout=60)
 
 
 def made(folder, *arguments):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from limbeck_runner import run_program
 from rank_processes import Ranks
 from training_work import Outcome, Work, checkpoints, newest_checkpoint
 
@@ -191,7 +192,7 @@ def test_weights_that_are_not_finite_are_kept_aside(work):
     assert code == 5 and "not finite" in text and "diverged-" in text and "optim.learning_rate" in text, text
     assert list((run / "checkpoints").glob("diverged-*")) and not (run / "final").exists()
     for checkpoint in checkpoints(run):
-        assert subprocess.run([work.limbeck._program, "verify", checkpoint, "--quiet"], timeout=60).returncode == 0
+        assert run_program("verify", checkpoint, "--quiet").returncode == 0
 
 
 def wait_for(condition, ranks: Ranks, seconds: float = 60) -> None:
@@ -231,7 +232,7 @@ def newest_verifies(work, run: Path) -> bool:
     """One that a later save pushed out while it was being read was not the newest."""
     for _ in range(50):
         newest = newest_checkpoint(run)
-        if subprocess.run([work.limbeck._program, "verify", newest, "--quiet"], timeout=60).returncode == 0:
+        if run_program("verify", newest, "--quiet").returncode == 0:
             return True
         if newest == newest_checkpoint(run):
             return False
@@ -267,7 +268,7 @@ def test_a_disk_that_stays_full_ends_the_run_with_6(work, small_disk):
     fill(ballast)
     ended = ranks.end(60)
     assert ended.codes == [6] and "2 checkpoints in a row failed (checkpoint.max_failures)" in ended.errors[0], ended
-    assert subprocess.run([work.limbeck._program, "verify", newest_checkpoint(run), "--quiet"], timeout=60).returncode == 0
+    assert run_program("verify", newest_checkpoint(run), "--quiet").returncode == 0
 
 
 def test_a_read_only_disk_is_refused_at_the_start_and_survived_later(work, small_disk):
@@ -287,4 +288,4 @@ def test_a_vanished_folder_is_survived_until_checkpoints_fail_too_often(work, tm
     assert ended.codes == [6] and "3 checkpoints in a row failed" in ended.errors[0], ended
     assert "No such file" in ended.errors[0]
     for checkpoint in checkpoints(tmp_path / "away"):
-        assert subprocess.run([work.limbeck._program, "verify", checkpoint, "--quiet"], timeout=60).returncode == 0
+        assert run_program("verify", checkpoint, "--quiet").returncode == 0

@@ -1,22 +1,20 @@
 """A student that is saved can be asked in words: whose tokenizer stands in best/ and final/."""
 
 import json
-import subprocess
-import sys
 
 import chat_template_zoo
 import model_zoo
 import pytest
 import tokenizer_zoo
 import transformers
+import warm_python
 from limbeck_runner import REPOSITORY
 
 TEXT = "def main(argv):"
 
 
 def prepare(*arguments):
-    command = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "--quiet", *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=120, stdin=subprocess.DEVNULL)
+    warm_python.completed([REPOSITORY / "tools" / "prepare_data.py", "--quiet", *arguments], code=0)
 
 
 @pytest.fixture(scope="module")

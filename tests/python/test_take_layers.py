@@ -2,11 +2,10 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm_python
 from limbeck_runner import REPOSITORY
 from transformers import (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, BertConfig, DistilBertConfig,
                           Gemma3TextConfig, GPT2Config, LlamaConfig)  # fmt: skip
@@ -25,8 +24,7 @@ LAYER_LISTS = ("model.layers", "transformer.h", "encoder.layer", "transformer.la
 
 
 def take(*arguments):
-    command = [sys.executable, str(REPOSITORY / "tools" / "take_layers.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return warm_python.completed([REPOSITORY / "tools" / "take_layers.py", *arguments], timeout=60)
 
 
 def kind_of(name):

@@ -1,11 +1,11 @@
 """Text to ids and back equals Hugging Face's tokenizers, for 10,000 lines of real text, 2,000 odd ones and six tokenizers."""
 
 import json
-import subprocess
 import time
 
 import pytest
 import tokenizer_zoo
+from limbeck_runner import run_program
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,6 @@ def test_text_that_is_not_utf8_is_refused_with_its_place(limbeck, trained):
     _, folder = trained
     source = folder / "bad.txt"
     source.write_bytes(b"fine\nab\xff\n")
-    command = [str(limbeck._program), "tokenize", "--model", str(folder), "--input", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = run_program("tokenize", "--model", folder, "--input", source)
     assert done.returncode == 3
     assert "bad.txt:2: byte 2 (0xFF) is not UTF-8" in done.stderr

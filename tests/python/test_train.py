@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from limbeck_runner import Limbeck
+from limbeck_runner import Limbeck, run_program
 from safetensors.torch import load_file
 
 import token_rows
@@ -159,8 +158,7 @@ def test_the_plan_names_the_copy_that_checkpoints_need_beside_the_peak(work, asy
 
 
 def refused(work: Work, recipe: Path, *flags: str, code: int) -> str:
-    program = work.limbeck._program
-    done = subprocess.run([program, "train", recipe, *flags, "--quiet"], capture_output=True, text=True, timeout=120)
+    done = run_program("train", recipe, *flags, "--quiet")
     assert done.returncode == code, (done.returncode, done.stderr)
     return done.stderr
 

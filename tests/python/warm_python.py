@@ -70,6 +70,28 @@ def answer(connection: socket.socket) -> int:
         return CODE.unpack(exactly(connection, CODE.size))[0]
 
 
+def completed(arguments, *, env=None, cwd=None, timeout: float = 120.0, code: int | None = None):
+    """subprocess.run of `python ARGUMENTS`, stdin empty, both outputs captured as text; `code` is the exit code demanded."""
+    import subprocess
+    import tempfile
+
+    command = [sys.executable, *map(str, arguments)]
+    with open(os.devnull) as nothing, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        connection = ask(arguments, env, (nothing.fileno(), out.fileno(), err.fileno()), cwd)
+        if connection is None:
+            done = subprocess.run(command, env=env, cwd=cwd, stdin=nothing, capture_output=True, text=True, timeout=timeout)
+        else:
+            connection.settimeout(timeout)
+            try:
+                ended = answer(connection)  # the server ends what nobody waits for any more
+            except TimeoutError:
+                raise subprocess.TimeoutExpired(command, timeout) from None
+            out.seek(0), err.seek(0)
+            done = subprocess.CompletedProcess(command, ended, out.read(), err.read())
+    assert code in (None, done.returncode), (done.args, done.returncode, done.stdout, done.stderr)
+    return done
+
+
 def run_here_or_there(arguments: list[str]) -> None:
     connection = ask(arguments)
     if connection is None:
@@ -99,7 +121,7 @@ def become(request: dict, streams: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """python [-m MODULE | FILE] WORD..."""
+    """python [-m MODULE | -c TEXT | FILE] WORD..."""
     import atexit
     import runpy
     import threading
@@ -110,6 +132,9 @@ def run(arguments: list[str]) -> None:
         if arguments[0] == "-m":
             sys.argv, sys.path[0] = arguments[1:], os.getcwd()
             runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        elif arguments[0] == "-c":
+            sys.argv, sys.path[0] = ["-c", *arguments[2:]], ""
+            exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.realpath(arguments[0]))
             runpy.run_path(arguments[0], run_name="__main__")
@@ -132,6 +157,9 @@ def run(arguments: list[str]) -> None:
 def load() -> None:
     """Everything that takes long and that several files of tests import; no thread may have been started by it."""
     os.environ.update(SETTINGS | os.environ | {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"})
+    import logging
+
+    logging.disable(logging.WARNING)  # of what these libraries would like to have
     import bitsandbytes.functional  # noqa: F401
     import numpy.ctypeslib  # noqa: F401
     import peft  # noqa: F401
@@ -145,6 +173,7 @@ def load() -> None:
     for name in ("AutoModelForCausalLM", "PreTrainedTokenizerFast", *(f"{family}Model" for family in FAMILIES)):
         getattr(transformers, name)  # here it is loaded
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    logging.disable(logging.NOTSET)
 
 
 # Of model_zoo.py.

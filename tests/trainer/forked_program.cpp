@@ -2,20 +2,20 @@
 // computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of loading
 // LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
 // "stderr": FILE, "seconds": N}; a variable that is null is taken away, both files may be one; "data_bytes" and
-// "file_bytes", where given, are limits. The answer is a line with "code", "signal", "seconds", "peak_bytes" and
-// "timed_out". tests/python/limbeck_runner.py and test_abuse.py are what speaks to it.
+// "file_bytes", where given, are limits. The answer is a line with the child's "process", and at its end one with "code",
+// "signal", "seconds", "peak_bytes" and "timed_out". tests/python/limbeck_runner.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 #include <vector>
 
 int limbeck_main(int argc, char** argv);  // trainer/cli/main.cpp, compiled under this name
@@ -59,18 +59,30 @@ void become(int descriptor, const std::string& file, int how) {
   std::exit(limbeck_main(static_cast<int>(words.size()), pointers.data()));
 }
 
+sigset_t end_of_a_child() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCHLD);
+  return set;
+}
+
 json outcome(pid_t child, double seconds_allowed) {
   const auto begin = Clock::now();
   const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - begin).count(); };
+  const sigset_t ends = end_of_a_child();
   bool timed_out = false;
   int status = 0;
   rusage used{};
   while (wait4(child, &status, WNOHANG, &used) == 0) {
-    if (!timed_out && seconds() > seconds_allowed) {
+    const double left = timed_out ? 1 : seconds_allowed - seconds();
+    if (left <= 0) {
       timed_out = true;
       kill(child, SIGKILL);
+      continue;
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const auto whole = static_cast<time_t>(std::min(left, 3600.0));
+    const timespec most{whole, static_cast<long>((std::min(left, 3600.0) - static_cast<double>(whole)) * 1e9)};
+    sigtimedwait(&ends, nullptr, &most);
   }
   return {{"code", WIFEXITED(status) ? WEXITSTATUS(status) : -1},
           {"signal", WIFSIGNALED(status) ? WTERMSIG(status) : 0},
@@ -90,11 +102,18 @@ bool alone() {
 int main() {
   const auto program = std::filesystem::read_symlink("/proc/self/exe").replace_filename("limbeck").string();
   limit(RLIMIT_CORE, 0);
+  const sigset_t ends = end_of_a_child();
+  sigset_t before;
+  sigprocmask(SIG_BLOCK, &ends, &before);  // so that none is missed between a look and a wait
   for (std::string line; std::getline(std::cin, line);) {
     const json request = json::parse(line);
     const pid_t child = alone() ? fork() : -1;
     if (child < 0) return 1;
-    if (child == 0) run_child(request, program);
+    if (child == 0) {
+      sigprocmask(SIG_SETMASK, &before, nullptr);
+      run_child(request, program);
+    }
+    std::cout << json{{"process", child}}.dump() << std::endl;
     std::cout << outcome(child, request.at("seconds").get<double>()).dump() << std::endl;
   }
   return 0;

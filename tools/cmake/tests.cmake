@@ -34,21 +34,17 @@ function(limbeck_test name)
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${include}")
 endfunction()
 
-# limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [PROCESSORS N] [SERIAL]): the file's cases as one test named
-# python.FILE. PROCESSORS: how many of the machine's it keeps busy.
+# limbeck_pytest(FILE [LABELS ...] [TIMEOUT SECONDS] [SERIAL]): the file's cases as one test named python.FILE.
 function(limbeck_pytest file)
-  cmake_parse_arguments(F "SERIAL" "TIMEOUT;PROCESSORS" "LABELS" ${ARGN})
+  cmake_parse_arguments(F "SERIAL" "TIMEOUT" "LABELS" ${ARGN})
   get_filename_component(path "${file}" ABSOLUTE)
   get_filename_component(stem "${file}" NAME_WE)
   if(NOT F_TIMEOUT)
     set(F_TIMEOUT 1200)
   endif()
-  if(NOT F_PROCESSORS)
-    set(F_PROCESSORS 1)
-  endif()
   add_test(NAME python.${stem} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
     COMMAND "${LIMBECK_PYTHON}" -S "${PROJECT_SOURCE_DIR}/tests/python/warm_python.py" -m pytest -q -rs -p no:cacheprovider "${path}")
-  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} PROCESSORS ${F_PROCESSORS} LABELS "python;${F_LABELS}"
+  set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} LABELS "python;${F_LABELS}"
     ENVIRONMENT "${_limbeck_test_environment}")
   if(F_SERIAL)
     set_tests_properties(python.${stem} PROPERTIES RUN_SERIAL ON)
