@@ -112,7 +112,4 @@ class Registries {
   std::vector<std::unique_ptr<NameList>> lists_;
 };
 
-// Everything that ships with Limbeck: one line a kind.
-void register_builtins(Registries& registries);
-
 }  // namespace limbeck

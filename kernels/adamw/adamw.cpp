@@ -32,8 +32,8 @@ void check_adamw(const AdamWTensors& t, int64_t step) {
   check_floating(op, "gradient", t.gradient);
   check_floating(op, "first_moment", t.first);
   TORCH_CHECK(step >= 1, "[adamw_step_] step ", step, ", wanted 1 or more");
-  TORCH_CHECK(t.first.scalar_type() == compute_type(t.parameter), "[adamw_step_] first_moment is ", described(t.first),
-              ", wanted ", compute_type(t.parameter) == at::kDouble ? "float64" : "float32", " beside a parameter ",
+  TORCH_CHECK(t.first.scalar_type() == wide_type(t.parameter), "[adamw_step_] first_moment is ", described(t.first),
+              ", wanted ", wide_type(t.parameter) == at::kDouble ? "float64" : "float32", " beside a parameter ",
               described(t.parameter));
   check_matches(op, "second_moment", t.second, "first_moment", t.first);
   if (is_half(t.parameter)) {
@@ -92,9 +92,9 @@ at::Tensor square_sums_output(const at::Tensor& x) {
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x) {
   check_floating("accumulate_", "sum", sum);
   check_floating("accumulate_", "x", x);
-  TORCH_CHECK(sum.scalar_type() == compute_type(x) && sum.device() == x.device(), "[accumulate_] sum is ",
-              described(sum), ", wanted ", compute_type(x) == at::kDouble ? "float64" : "float32", " on ", x.device(),
-              " to add ", described(x));
+  TORCH_CHECK(sum.scalar_type() == wide_type(x) && sum.device() == x.device(), "[accumulate_] sum is ", described(sum),
+              ", wanted ", wide_type(x) == at::kDouble ? "float64" : "float32", " on ", x.device(), " to add ",
+              described(x));
   check_same_shape("accumulate_", "sum", sum, "x", x);
   check_contiguous("accumulate_", "sum", sum);
 }

@@ -8,11 +8,6 @@
 namespace limbeck::kernels {
 namespace {
 
-const AdamWLoops& adamw_loops() {
-  static const AdamWLoops& chosen = adamw_loops_for(cpu_isa());
-  return chosen;
-}
-
 void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
           const at::Tensor& first, const at::Tensor& second, int64_t number, double learning_rate, double beta1,
           double beta2, double epsilon, double weight_decay, double gradient_scale) {
@@ -22,7 +17,7 @@ void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::op
   const AdamWArguments arguments =
       adamw_arguments(tensors, dense, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
   at::parallel_for(0, parameter.numel(), kElementsPerTask,
-                   [&](int64_t begin, int64_t end) { adamw_loops().step(arguments, begin, end); });
+                   [&](int64_t begin, int64_t end) { adamw_loops_here().step(arguments, begin, end); });
 }
 
 at::Tensor square_sums(const at::Tensor& x) {
@@ -33,7 +28,7 @@ at::Tensor square_sums(const at::Tensor& x) {
   const void* data = dense.const_data_ptr();
   const Storage storage = storage_of(dense);
   at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
-    adamw_loops().square_sums(storage, data, count, totals, begin, end);
+    adamw_loops_here().square_sums(storage, data, count, totals, begin, end);
   });
   return out;
 }
@@ -45,7 +40,7 @@ void accumulate(const at::Tensor& sum, const at::Tensor& x) {
   const void* from = dense.const_data_ptr();
   void* to = sum.mutable_data_ptr();
   at::parallel_for(0, sum.numel(), kElementsPerTask,
-                   [&](int64_t begin, int64_t end) { adamw_loops().accumulate(storage, from, to, begin, end); });
+                   [&](int64_t begin, int64_t end) { adamw_loops_here().accumulate(storage, from, to, begin, end); });
 }
 
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) {

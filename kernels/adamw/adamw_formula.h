@@ -2,13 +2,7 @@
 // explicit constructor from a constant, and square_root().
 #pragma once
 
-#if !defined(LIMBECK_FORMULA)
-#if defined(__CUDACC__)
-#define LIMBECK_FORMULA __host__ __device__ __forceinline__
-#else
-#define LIMBECK_FORMULA inline __attribute__((always_inline))
-#endif
-#endif
+#include "kernels/operator/formula.h"
 
 namespace limbeck::kernels {
 

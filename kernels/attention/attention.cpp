@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "kernels/attention/attention_operands.h"
+#include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -44,7 +45,7 @@ std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor&
                                                   double, bool, int64_t window, double softcap) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   auto out = at::empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, q.options());
-  auto lse = at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1)}, q.options().dtype(wide_dtype(q)));
+  auto lse = at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1)}, q.options().dtype(wide_type(q)));
   return {out, lse};
 }
 

@@ -1,28 +1,21 @@
-#include "kernels/attention/attention_cpu.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
 #include <utility>
 
+#include "kernels/attention/attention_loops.h"
 #include "kernels/attention/attention_operands.h"
 #include "kernels/cpu/scratch_buffer.h"
-#include "kernels/cpu/vector_targets.h"
+#include "kernels/operator/checks.h"
+#include "kernels/operator/wide_type.h"
 
 #ifndef _OPENMP
 #error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
 #endif
-
-#define LIMBECK_VECTOR_BODY "kernels/attention/attention.inc"
-#include "kernels/cpu/vector_bodies.inc"
 
 namespace limbeck::kernels {
 namespace {
@@ -39,30 +32,16 @@ void take_turns(int64_t count, const Work& work) {
   });
 }
 
-template <class Call>
-void with_dtype(at::ScalarType dtype, const Call& call) {
-  switch (dtype) {
-    case at::kDouble:
-      return call(double{});
-    case at::kBFloat16:
-      return call(c10::BFloat16{});
-    case at::kHalf:
-      return call(c10::Half{});
-    default:
-      return call(float{});
-  }
-}
-
 Tensor rows_contiguous(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : t.contiguous(); }
 OptionalTensor contiguous(const OptionalTensor& t) { return t ? OptionalTensor(t->contiguous()) : std::nullopt; }
 
 template <class T>
 HeadView<const T> reading(const Tensor& t) {
-  return {t.const_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
+  return {static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
 }
 template <class T>
 HeadView<T> writing(Tensor& t) {
-  return {t.mutable_data_ptr<T>(), t.stride(0), t.stride(1), t.stride(2)};
+  return {static_cast<T*>(t.mutable_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
 }
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
@@ -93,6 +72,11 @@ int64_t queries_per_run(const AttentionShape& s) {
 }
 
 template <class T>
+const AttentionRuns<T>& runs() {
+  return attention_loops_here();
+}
+
+template <class T>
 void run_forward(const AttentionForward<T>& f) {
   const auto& s = f.shape;
   const int64_t step = queries_per_run(s), heads = s.batch * s.key_heads;
@@ -100,15 +84,14 @@ void run_forward(const AttentionForward<T>& f) {
   take_turns(blocks * heads, [&](int64_t i) {
     const int64_t q0 = (blocks - 1 - i / heads) * step;  // causal: the last queries see most, so they go first
     const int64_t b = i % heads / s.key_heads, head = i % s.key_heads;
-    LIMBECK_ON_VECTOR_TARGET(forward_run(f, b, head, q0, std::min(q0 + step, s.queries)));
+    runs<T>().forward(f, b, head, q0, std::min(q0 + step, s.queries));
   });
 }
 
 template <class T>
 void run_backward(const AttentionBackward<T>& f) {
   const auto& s = f.shape;
-  take_turns(s.batch * s.key_heads,
-             [&](int64_t i) { LIMBECK_ON_VECTOR_TARGET(backward_run(f, i / s.key_heads, i % s.key_heads)); });
+  take_turns(s.batch * s.key_heads, [&](int64_t i) { runs<T>().backward(f, i / s.key_heads, i % s.key_heads); });
 }
 
 std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -116,15 +99,15 @@ std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& q, const Tensor& 
                                                  double scale, bool causal, int64_t window, double softcap) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   auto out = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
-  auto lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(wide_dtype(q)));
+  auto lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(wide_type(q)));
   if (out.numel() == 0) return {out, lse};
   const auto q_rows = rows_contiguous(q), k_rows = rows_contiguous(k), v_rows = rows_contiguous(v);
   const auto own = contiguous(segments_q), theirs = contiguous(segments_k);
   const auto shape = shape_of(q, k, v, own, theirs, scale, causal, window, softcap);
-  with_dtype(q.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
+  with_storage(storage_of(q), [&](auto tag) {
+    using T = typename decltype(tag)::Type;
     run_forward<T>({shape, reading<T>(q_rows), reading<T>(k_rows), reading<T>(v_rows), writing<T>(out),
-                    lse.mutable_data_ptr<Wide<T>>()});
+                    lse.mutable_data_ptr<Compute<T>>(), &ScratchBuffer<AttentionForward<T>>::at_least});
   });
   return {out, lse};
 }
@@ -139,8 +122,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& dout, co
       dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type(),
       "[attention] gradient is ", dout.scalar_type(), " ", dout.sizes(), ", wanted ", q.scalar_type(), " ",
       out.sizes());
-  TORCH_CHECK(lse.scalar_type() == wide_dtype(q) && lse.numel() == q.size(0) * q.size(1) * q.size(2),
-              "[attention] lse is ", lse.scalar_type(), " ", lse.sizes(), ", wanted ", wide_dtype(q), " [B, Hq, T]");
+  TORCH_CHECK(lse.scalar_type() == wide_type(q) && lse.numel() == q.size(0) * q.size(1) * q.size(2),
+              "[attention] lse is ", lse.scalar_type(), " ", lse.sizes(), ", wanted ", wide_type(q), " [B, Hq, T]");
   auto dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   auto dv = at::empty(v.sizes(), v.options());
   if (out.numel() == 0) return {dq.zero_(), dk.zero_(), dv.zero_()};
@@ -148,11 +131,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& dout, co
   const auto out_rows = rows_contiguous(out), dout_rows = rows_contiguous(dout), lse_rows = lse.contiguous();
   const auto own = contiguous(segments_q), theirs = contiguous(segments_k);
   const auto shape = shape_of(q, k, v, own, theirs, scale, causal, window, softcap);
-  with_dtype(q.scalar_type(), [&](auto zero) {
-    using T = decltype(zero);
+  with_storage(storage_of(q), [&](auto tag) {
+    using T = typename decltype(tag)::Type;
     run_backward<T>({shape, reading<T>(q_rows), reading<T>(k_rows), reading<T>(v_rows), reading<T>(out_rows),
-                     reading<T>(dout_rows), lse_rows.const_data_ptr<Wide<T>>(), writing<T>(dq), writing<T>(dk),
-                     writing<T>(dv)});
+                     reading<T>(dout_rows), lse_rows.const_data_ptr<Compute<T>>(), writing<T>(dq), writing<T>(dk),
+                     writing<T>(dv), &ScratchBuffer<AttentionBackward<T>>::at_least});
   });
   return {dq, dk, dv};
 }

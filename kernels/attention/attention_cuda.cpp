@@ -16,6 +16,7 @@
 #include <limits>
 
 #include "kernels/attention/attention_operands.h"
+#include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -97,7 +98,7 @@ std::tuple<Tensor, Tensor> composed_attention_forward(const Tensor& q, const Ten
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   const Options o{scale, softcap, causal, window};
   const int64_t batch = q.size(0), queries = q.size(1), heads = q.size(2), key_heads = k.size(2);
-  const auto wide = wide_dtype(q);
+  const auto wide = wide_type(q);
   auto out = at::empty({batch, queries, heads, v.size(3)}, q.options());
   auto lse = at::empty({batch, heads, queries}, q.options().dtype(wide));
   if (out.numel() == 0) return {out, lse};
@@ -126,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> composed_attention_backward(const Tensor& dou
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   const Options o{scale, softcap, causal, window};
   const int64_t batch = q.size(0), queries = q.size(1), heads = q.size(2), key_heads = k.size(2);
-  const auto wide = wide_dtype(q);
+  const auto wide = wide_type(q);
   auto dq = at::empty(q.sizes(), q.options());
   const auto k_wide = by_key_head(k, key_heads, wide), v_wide = by_key_head(v, key_heads, wide);
   auto dk = at::zeros(k_wide.sizes(), k_wide.options()), dv = at::zeros(v_wide.sizes(), v_wide.options());

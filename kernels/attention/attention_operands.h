@@ -15,10 +15,6 @@ using OptionalTensor = std::optional<at::Tensor>;
 void check_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const OptionalTensor& segments_q,
                      const OptionalTensor& segments_k, int64_t window, double softcap);
 
-inline at::ScalarType wide_dtype(const at::Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // The CUDA bodies: a composition of ATen operators over runs of queries. They run on any device (tests do, on the CPU).
 std::tuple<at::Tensor, at::Tensor> composed_attention_forward(const at::Tensor& q, const at::Tensor& k,
                                                               const at::Tensor& v, const OptionalTensor& segments_q,

@@ -1,18 +1,15 @@
-// Sixteen values at a time, for the *_loops.cpp files, which are built once for each instruction set (LIMBECK_ISA names
-// the namespace). The number of lanes is 16 on every machine, and products are fused with sums in exp_of_nonpositive
-// and reciprocal_of_one_plus alone, so all else has the same bits on all instruction sets. Include nothing here that
-// could emit a shared inline function: the linker would keep one copy for all, perhaps the AVX-512 one.
+// Vectors of one register, for what is built once for each instruction set: *_loops.cpp and the headers they include
+// (LIMBECK_ISA names the namespace). Include nothing in them that could emit a shared inline function: the linker would
+// keep one copy for all, perhaps the AVX-512 one (the test loops_share_no_function looks for such). Products are fused
+// with sums by fused() alone, so that a formula has the same bits wherever it stands.
 #pragma once
 #include "kernels/operator/storage.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-#define LIMBECK_INLINE inline __attribute__((always_inline))
-
 namespace limbeck::kernels::LIMBECK_ISA {
 
-inline constexpr int kLanes = 16;
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
 #elif defined(__AVX2__)
@@ -21,86 +18,37 @@ inline constexpr int kVectorBytes = 32;
 inline constexpr int kVectorBytes = 16;
 #endif
 
-typedef float F32 __attribute__((vector_size(kVectorBytes)));
-typedef double F64 __attribute__((vector_size(kVectorBytes)));
-typedef int32_t I32 __attribute__((vector_size(kVectorBytes)));
-typedef uint32_t U32 __attribute__((vector_size(kVectorBytes)));
+template <class T>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::Type;
+using F32 = Vec<float>;
+using F64 = Vec<double>;
+using I32 = Vec<int32_t>;
+using U32 = Vec<uint32_t>;
 typedef uint16_t U16 __attribute__((vector_size(kVectorBytes / 2)));
 
-template <class S>
-struct NativeOf;
-template <>
-struct NativeOf<float> {
-  using Type = F32;
-};
-template <>
-struct NativeOf<double> {
-  using Type = F64;
-};
+template <class T>
+inline constexpr int64_t kLanes = kVectorBytes / static_cast<int64_t>(sizeof(T));
 
-template <class S>
-struct Block {
-  using Native = typename NativeOf<S>::Type;
-  static constexpr int kPerPart = kVectorBytes / static_cast<int>(sizeof(S));
-  static constexpr int kParts = kLanes / kPerPart;
-  Native part[kParts];
-
-  Block() = default;
-  LIMBECK_INLINE explicit Block(double value) {
-    for (int k = 0; k < kParts; ++k) part[k] = Native{} + static_cast<S>(value);
-  }
-};
-
-#define LIMBECK_BLOCK_OPERATOR(op)                                                 \
-  template <class S>                                                               \
-  LIMBECK_INLINE Block<S> operator op(Block<S> a, const Block<S>& b) {             \
-    for (int k = 0; k < Block<S>::kParts; ++k) a.part[k] = a.part[k] op b.part[k]; \
-    return a;                                                                      \
-  }
-LIMBECK_BLOCK_OPERATOR(+)
-LIMBECK_BLOCK_OPERATOR(-)
-LIMBECK_BLOCK_OPERATOR(*)
-LIMBECK_BLOCK_OPERATOR(/)
-#undef LIMBECK_BLOCK_OPERATOR
-
-template <class S>
-LIMBECK_INLINE Block<S> operator-(Block<S> a) {
-  for (int k = 0; k < Block<S>::kParts; ++k) a.part[k] = -a.part[k];
-  return a;
+template <class T>
+LIMBECK_INLINE Vec<T> load(const T* from) {
+  Vec<T> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+template <class T>
+LIMBECK_INLINE void store(T* to, Vec<T> v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+template <class T>
+LIMBECK_INLINE Vec<T> splat(T x) {
+  return x - Vec<T>{};
 }
 
-// condition >= 0 ? yes : no, lane by lane (a NaN condition takes `no`).
-template <class S>
-LIMBECK_INLINE Block<S> where_nonnegative(const Block<S>& condition, Block<S> yes, const Block<S>& no) {
-  using Native = typename Block<S>::Native;
-  for (int k = 0; k < Block<S>::kParts; ++k) yes.part[k] = condition.part[k] >= Native{} ? yes.part[k] : no.part[k];
-  return yes;
-}
-
-template <class S>
-LIMBECK_INLINE Block<S> clamp_keeping_nan(Block<S> a, double low, double high) {
-  using Native = typename Block<S>::Native;
-  const Native lo = Native{} + static_cast<S>(low), hi = Native{} + static_cast<S>(high);
-  for (int k = 0; k < Block<S>::kParts; ++k) {
-    a.part[k] = a.part[k] < lo ? lo : a.part[k];
-    a.part[k] = a.part[k] > hi ? hi : a.part[k];
-  }
-  return a;
-}
-
-// The sum over the lanes, always as the same tree.
-template <class S>
-LIMBECK_INLINE S sum_of_lanes(const Block<S>& a) {
-  S lane[kLanes];
-  __builtin_memcpy(lane, a.part, sizeof(lane));
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int j = 0; j < width; ++j) lane[j] += lane[j + width];
-  }
-  return lane[0];
-}
-
-// a * b + c, with one rounding where the machine can. Only approximations with error to spare use it, so that all other
-// results are the same on every machine.
+// a * b + c, with one rounding where the processor can.
 LIMBECK_INLINE F32 fused(F32 a, F32 b, F32 c) {
 #if defined(__AVX512F__)
   return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -110,98 +58,17 @@ LIMBECK_INLINE F32 fused(F32 a, F32 b, F32 c) {
   return a * b + c;
 #endif
 }
-LIMBECK_INLINE F32 splat(float value) { return F32{} + value; }
-
-// exp(a) for a <= 0, within 2 units in the last place; 0 below -87, where results turn subnormal. For NaN anything may
-// come out: the gated formulas multiply by the NaN itself.
-LIMBECK_INLINE Block<float> exp_of_nonpositive(Block<float> a) {
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    const F32 x = a.part[k];
-    // n = round(x / ln 2): adding 1.5 * 2^23 leaves n in the low bits of the sum.
-    const F32 shifted = fused(x, splat(1.44269504088896f), splat(12582912.0f));
-    const F32 n = shifted - 12582912.0f;
-    const F32 r = fused(n, splat(2.12194440e-4f), fused(n, splat(-0.693359375f), x));  // ln 2 in two parts
-    // exp(r) = 1 + r + r^2 p(r), p fitted to the least greatest relative error on |r| <= ln 2 / 2: 3e-9.
-    F32 p = fused(r, splat(0.00138145394f), splat(0.00836874545f));
-    p = fused(p, r, splat(0.0416683890f));
-    p = fused(p, r, splat(0.166665211f));
-    p = fused(p, r, splat(0.49999994f));
-    p = fused(fused(p, r, splat(1.0f)), r, splat(1.0f));
-    const F32 scaled = (F32)((U32)p + ((U32)shifted << 23));
-    a.part[k] = x < -87.0f ? F32{} : scaled;
-  }
-  return a;
-}
-
-LIMBECK_INLINE Block<double> exp_of_nonpositive(Block<double> a) {
-  for (int k = 0; k < Block<double>::kParts; ++k) {
-    for (int j = 0; j < Block<double>::kPerPart; ++j) a.part[k][j] = __builtin_exp(a.part[k][j]);
-  }
-  return a;
-}
-
-// 1 / (1 + t) for 0 <= t <= 1. Machines divide 16 lanes in 16 cycles or more; the best quadratic (off by 1 %) and two
-// steps of Newton's iteration (1e-4, 1e-8) take 4, and come as close: within 1.5 units in the last place.
-LIMBECK_INLINE Block<float> reciprocal_of_one_plus(Block<float> t) {
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    const F32 x = t.part[k], minus_d = -1.0f - x;
-    F32 y = fused(fused(x, splat(0.323232323f), splat(-0.808080808f)), x, splat(0.989898990f));
-    for (int step = 0; step < 2; ++step) {
-      y = fused(y, fused(minus_d, y, splat(1.0f)), y);
-    }
-    t.part[k] = y;
-  }
-  return t;
-}
-LIMBECK_INLINE Block<double> reciprocal_of_one_plus(Block<double> t) {
-  return Block<double>(1.0) / (Block<double>(1.0) + t);
-}
-
-LIMBECK_INLINE Block<float> minus_magnitude(Block<float> a) {
-  for (int k = 0; k < Block<float>::kParts; ++k) a.part[k] = (F32)((U32)a.part[k] | 0x80000000u);
-  return a;
-}
-LIMBECK_INLINE Block<double> minus_magnitude(Block<double> a) {
-  for (int k = 0; k < Block<double>::kParts; ++k) a.part[k] = a.part[k] > F64{} ? -a.part[k] : a.part[k];
-  return a;
-}
-
-LIMBECK_INLINE Block<float> square_root(Block<float> a) {
-  for (int k = 0; k < Block<float>::kParts; ++k) {
+LIMBECK_INLINE F64 fused(F64 a, F64 b, F64 c) {
 #if defined(__AVX512F__)
-    a.part[k] = (F32)_mm512_maskz_sqrt_ps(0xffff, (__m512)a.part[k]);
+  return (F64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 #elif defined(__AVX2__)
-    a.part[k] = (F32)_mm256_sqrt_ps((__m256)a.part[k]);
+  return (F64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 #else
-    for (int j = 0; j < Block<float>::kPerPart; ++j) a.part[k][j] = __builtin_sqrtf(a.part[k][j]);
+  return a * b + c;
 #endif
-  }
-  return a;
-}
-LIMBECK_INLINE Block<double> square_root(Block<double> a) {
-  for (int k = 0; k < Block<double>::kParts; ++k) {
-    for (int j = 0; j < Block<double>::kPerPart; ++j) a.part[k][j] = __builtin_sqrt(a.part[k][j]);
-  }
-  return a;
 }
 
-// ---- memory: widening loads and stores that round to nearest even, a NaN staying a NaN ----
-
-struct Whole {};  // all 16 lanes
-struct Front {    // the first n lanes; the rest load as zero and are not stored
-  int n;
-};
-
-template <class T>
-LIMBECK_INLINE auto load_direct(const T* from) {
-  Block<T> block;
-  __builtin_memcpy(block.part, from, sizeof(block.part));
-  return block;
-}
-LIMBECK_INLINE Block<float> load(const float* from, Whole) { return load_direct(from); }
-LIMBECK_INLINE Block<double> load(const double* from, Whole) { return load_direct(from); }
-LIMBECK_INLINE void store(float* to, const Block<float>& a, Whole) { __builtin_memcpy(to, a.part, sizeof(a.part)); }
-LIMBECK_INLINE void store(double* to, const Block<double>& a, Whole) { __builtin_memcpy(to, a.part, sizeof(a.part)); }
+// ---- 16-bit storage: to nearest even, a NaN stays a NaN ------------------------------------------------------------
 
 // GCC 12 splits __builtin_convertvector into halves; these are one instruction.
 LIMBECK_INLINE U32 widen(U16 raw) {
@@ -242,23 +109,10 @@ LIMBECK_INLINE U32 rounded_to_upper_half(U32 bits) {
 #endif
 }
 
-LIMBECK_INLINE Block<float> load(const BFloat16Bits* from, Whole) {
-  Block<float> block;
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    U16 raw;
-    __builtin_memcpy(&raw, from + k * Block<float>::kPerPart, sizeof(raw));
-    block.part[k] = (F32)(widen(raw) << 16);
-  }
-  return block;
-}
-
-// A NaN needs no care here: rounding could only carry one with all low 16 bits set into the sign, and the NaNs that
-// reach a bfloat16 result came from bfloat16 elements (low bits clear) or from the machine's own default.
-LIMBECK_INLINE void store(BFloat16Bits* to, const Block<float>& a, Whole) {
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    const U16 raw = upper_halves(rounded_to_upper_half((U32)a.part[k]));
-    __builtin_memcpy(to + k * Block<float>::kPerPart, &raw, sizeof(raw));
-  }
+LIMBECK_INLINE F32 widen_bfloat16(U16 raw) { return (F32)(widen(raw) << 16); }
+LIMBECK_INLINE U16 narrow_to_bfloat16(F32 value) {
+  const U32 rounded = rounded_to_upper_half((U32)value);  // could carry a NaN into the sign
+  return upper_halves(value != value ? U32{} + 0x7fc00000u : rounded);
 }
 
 // The maskz forms: the plain ones trip a false -Wmaybe-uninitialized in GCC 12.
@@ -296,65 +150,49 @@ LIMBECK_INLINE U16 narrow_to_float16(F32 value) {
 #endif
 }
 
-LIMBECK_INLINE Block<float> load(const Float16Bits* from, Whole) {
-  Block<float> block;
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    U16 raw;
-    __builtin_memcpy(&raw, from + k * Block<float>::kPerPart, sizeof(raw));
-    block.part[k] = widen_float16(raw);
-  }
-  return block;
+// ---- memory: widening loads and rounding stores
+// ------------------------------------------------------------------------
+
+LIMBECK_INLINE F32 load_wide(const float* from) { return load(from); }
+LIMBECK_INLINE F64 load_wide(const double* from) { return load(from); }
+LIMBECK_INLINE F32 load_wide(const BFloat16Bits* from) {
+  U16 raw;
+  __builtin_memcpy(&raw, from, sizeof raw);
+  return widen_bfloat16(raw);
+}
+LIMBECK_INLINE F32 load_wide(const Float16Bits* from) {
+  U16 raw;
+  __builtin_memcpy(&raw, from, sizeof raw);
+  return widen_float16(raw);
 }
 
-LIMBECK_INLINE void store(Float16Bits* to, const Block<float>& a, Whole) {
-  for (int k = 0; k < Block<float>::kParts; ++k) {
-    const U16 raw = narrow_to_float16(a.part[k]);
-    __builtin_memcpy(to + k * Block<float>::kPerPart, &raw, sizeof(raw));
-  }
+LIMBECK_INLINE void store_narrow(float* to, F32 v) { store(to, v); }
+LIMBECK_INLINE void store_narrow(double* to, F64 v) { store(to, v); }
+LIMBECK_INLINE void store_narrow(BFloat16Bits* to, F32 v) {
+  const U16 raw = narrow_to_bfloat16(v);
+  __builtin_memcpy(to, &raw, sizeof raw);
+}
+LIMBECK_INLINE void store_narrow(Float16Bits* to, F32 v) {
+  const U16 raw = narrow_to_float16(v);
+  __builtin_memcpy(to, &raw, sizeof raw);
 }
 
+// The first `n` elements, zeros behind them; never touches what is past the end.
 template <class T>
-LIMBECK_INLINE Block<Compute<T>> load(const T* from, Front front) {
-  T padded[kLanes] = {};
-  for (int j = 0; j < front.n; ++j) padded[j] = from[j];
-  return load(padded, Whole{});
+LIMBECK_INLINE Vec<Compute<T>> load_wide_some(const T* from, int64_t n) {
+  constexpr int64_t lanes = kLanes<Compute<T>>;
+  if (n >= lanes) return load_wide(from);
+  alignas(64) T whole[lanes] = {};
+  for (int64_t i = 0; i < n; ++i) whole[i] = from[i];
+  return load_wide(whole);
 }
-
 template <class T>
-LIMBECK_INLINE void store(T* to, const Block<Compute<T>>& a, Front front) {
-  T padded[kLanes];
-  store(padded, a, Whole{});
-  for (int j = 0; j < front.n; ++j) to[j] = padded[j];
+LIMBECK_INLINE void store_narrow_some(T* to, Vec<Compute<T>> v, int64_t n) {
+  constexpr int64_t lanes = kLanes<Compute<T>>;
+  if (n >= lanes) return store_narrow(to, v);
+  alignas(64) T whole[lanes];
+  store_narrow(whole, v);
+  for (int64_t i = 0; i < n; ++i) to[i] = whole[i];
 }
-
-// body(first index, Whole or Front, accumulator number) over [0, width). Four accumulators taken in turn hide the
-// latency of the adder; which element goes to which depends on the width alone.
-inline constexpr int kAccumulators = 4;
-template <int number>
-struct Accumulator {};
-
-template <class Body>
-LIMBECK_INLINE void for_blocks(int64_t width, Body body) {
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= width; i += 4 * kLanes) {
-    body(i, Whole{}, Accumulator<0>{});
-    body(i + kLanes, Whole{}, Accumulator<1>{});
-    body(i + 2 * kLanes, Whole{}, Accumulator<2>{});
-    body(i + 3 * kLanes, Whole{}, Accumulator<3>{});
-  }
-  for (; i + kLanes <= width; i += kLanes) body(i, Whole{}, Accumulator<0>{});
-  if (i < width) body(i, Front{static_cast<int>(width - i)}, Accumulator<1>{});
-}
-
-template <class S>
-struct Sum {
-  Block<S> part[kAccumulators] = {Block<S>(0.0), Block<S>(0.0), Block<S>(0.0), Block<S>(0.0)};
-
-  template <int number>
-  LIMBECK_INLINE void add(Accumulator<number>, const Block<S>& value) {
-    part[number] = part[number] + value;
-  }
-  LIMBECK_INLINE S total() const { return sum_of_lanes((part[0] + part[1]) + (part[2] + part[3])); }
-};
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

@@ -26,12 +26,7 @@ struct TileProduct {
   int64_t c_stride = kProductBlock;  // another one: float32 only
 };
 
-// Whether and how this processor multiplies bfloat16. LIMBECK_VECTOR caps it: amx (no cap), avx512_bf16, and anything
-// below has neither.
-enum class MatrixTarget { kNone, kAvx512Bf16, kAmx };
-MatrixTarget matrix_target();
-
-// For bfloat16 operands, with matrix_target() != kNone.
+// For bfloat16 operands, where product_isa() is kAvx512Bf16 or kAmx.
 void bf16_tile_product(const TileProduct& p);
 
 }  // namespace limbeck::kernels

@@ -7,17 +7,12 @@
 namespace limbeck::kernels {
 namespace {
 
-const DropoutLoops& loops_of_dropout() {
-  static const DropoutLoops& chosen = dropout_loops_for(cpu_isa());
-  return chosen;
-}
-
 at::Tensor dropout_on_cpu(const at::Tensor& x, const at::Tensor& tokens, int64_t key, double rate) {
   const at::Tensor out = dropout_output(x, tokens, key, rate);
   const DropoutWork work(x, tokens, key, rate, out);
   const Storage storage = storage_of(x);
   at::parallel_for(0, work.rows.count, items_per_task(2 * work.rows.width),
-                   [&](int64_t begin, int64_t end) { loops_of_dropout().drop(storage, work.arguments, begin, end); });
+                   [&](int64_t begin, int64_t end) { dropout_loops_here().drop(storage, work.arguments, begin, end); });
   return out;
 }
 

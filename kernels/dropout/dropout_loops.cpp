@@ -1,6 +1,6 @@
 #include "kernels/dropout/dropout_loops.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/blocks.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 namespace {

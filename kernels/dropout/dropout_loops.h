@@ -19,10 +19,10 @@ struct DropoutArguments {
 };
 
 // 64 bits decide on two elements, the lower half on the first of them.
-LIMBECK_COUNTER uint64_t row_key(uint64_t key, int64_t token) {
+LIMBECK_FORMULA uint64_t row_key(uint64_t key, int64_t token) {
   return counter_bits(key, static_cast<uint64_t>(token));
 }
-LIMBECK_COUNTER uint64_t pair_bits(uint64_t row_key, int64_t pair) {
+LIMBECK_FORMULA uint64_t pair_bits(uint64_t row_key, int64_t pair) {
   return counter_bits(row_key, static_cast<uint64_t>(pair));
 }
 

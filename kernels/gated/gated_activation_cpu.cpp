@@ -8,11 +8,6 @@
 namespace limbeck::kernels {
 namespace {
 
-const GatedLoops& gated_loops() {
-  static const GatedLoops& chosen = gated_loops_for(cpu_isa());
-  return chosen;
-}
-
 template <class Loop>
 void for_rows(const Rows& rows, const Loop& loop) {
   at::parallel_for(0, rows.count, items_per_task(2 * rows.width), loop);  // gate and up
@@ -25,7 +20,7 @@ at::Tensor forward(const at::Tensor& gate, const at::Tensor& up) {
   const GatedForward args{kind,           gate_rows.data,         gate_rows.stride, up_rows.data,
                           up_rows.stride, out.mutable_data_ptr(), gate_rows.width};
   const Storage storage = storage_of(gate);
-  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops().forward(storage, args, begin, end); });
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops_here().forward(storage, args, begin, end); });
   return out;
 }
 
@@ -44,7 +39,7 @@ std::tuple<at::Tensor, at::Tensor> backward(const at::Tensor& grad, const at::Te
                            grad_up.mutable_data_ptr(),
                            gate_rows.width};
   const Storage storage = storage_of(gate);
-  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops().backward(storage, args, begin, end); });
+  for_rows(gate_rows, [&](int64_t begin, int64_t end) { gated_loops_here().backward(storage, args, begin, end); });
   return {grad_gate, grad_up};
 }
 

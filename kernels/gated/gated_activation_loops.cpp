@@ -1,6 +1,6 @@
 #include "kernels/gated/gated_activation_loops.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/blocks.h"
 #include "kernels/gated/gated_formula.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {

@@ -3,11 +3,7 @@
 // reciprocal_of_one_plus and where_nonnegative. Both activations are gate * sigmoid(inner(gate)).
 #pragma once
 
-#if defined(__CUDACC__)
-#define LIMBECK_FORMULA __host__ __device__ __forceinline__
-#else
-#define LIMBECK_FORMULA inline __attribute__((always_inline))
-#endif
+#include "kernels/operator/formula.h"
 
 namespace limbeck::kernels {
 

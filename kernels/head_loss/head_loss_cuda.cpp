@@ -2,21 +2,17 @@
 // so that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/abs.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
-#include <ATen/ops/expm1.h>
-#include <ATen/ops/log1p.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/sign.h>
 #include <ATen/ops/tanh.h>
-#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <utility>
 
+#include "kernels/head_loss/divergence_tensors.h"
 #include "kernels/head_loss/head_loss_operands.h"
 
 namespace limbeck::kernels {
@@ -60,52 +56,17 @@ struct Divergences {
   Tensor gradient;  // [run, V] by the tempered student logits
 };
 
-// p (y - log(1 + y)), y and log(1 + y) with y = kappa (q / p - 1); see head_loss_formula.inc.
-struct Mixed {
-  Tensor value, y, log;
-};
-Mixed mixed(const Tensor& p, const Tensor& q, const Tensor& log_ratio, double kappa) {
-  const auto y = at::expm1(log_ratio.clamp_max(80.0)) * kappa;
-  const auto log = at::log1p(y);
-  return {at::where(log_ratio > 30.0, (q - p) * kappa, p * (y - log).clamp_min(0.0)), y, log};
-}
-
 Divergences divergence_of(const Tensor& a, const Tensor& b, const HeadLossOptions& o, int64_t vocabulary) {
+  const DivergenceKind kind{o.divergence, o.mix};
   if (o.divergence == Divergence::kLogitMse) {
-    const auto d = a - b;
-    return {d.square().mean(-1), d * (2.0 / static_cast<double>(vocabulary))};
+    const auto terms = divergence_terms(kind, a - b, {}, {});
+    return {terms.value.mean(-1), terms.slope * (2.0 / static_cast<double>(vocabulary))};
   }
   const auto lse_a = at::logsumexp(a, -1, true), lse_b = at::logsumexp(b, -1, true);
-  const auto d = (a - b) - (lse_a - lse_b);
   const auto p_s = at::exp(a - lse_a), p_t = at::exp(b - lse_b);
-  const auto far = d.abs() > 0.5;
-  const auto ratio = at::expm1(d.clamp(-0.5, 0.5));  // p_s / p_t - 1 where the two are near
-  if (o.divergence == Divergence::kForwardKl) {
-    const auto value = at::where(far, (p_s - p_t) - p_t * d, p_t * (ratio - d).clamp_min(0.0));
-    return {value.sum(-1), at::where(far, p_s - p_t, p_t * ratio)};
-  }
-  Tensor value, slope;
-  if (o.divergence == Divergence::kReverseKl) {
-    const auto near = p_s * (at::expm1(d.clamp(-0.5, 0.5).neg()) + d).clamp_min(0.0);
-    value = at::where(far, (p_t - p_s) + p_s * d, near);
-    slope = d;
-  } else if (o.divergence == Divergence::kTotalVariation) {
-    value = at::where(far, p_s - p_t, p_t * ratio).abs() * 0.5;
-    slope = at::sign(d) * 0.5;
-  } else if (o.divergence == Divergence::kJensenShannon) {
-    const auto of_teacher = mixed(p_t, p_s, d, 1.0 - o.mix), of_student = mixed(p_s, p_t, -d, o.mix);
-    value = of_teacher.value * o.mix + of_student.value * (1.0 - o.mix);
-    slope = of_student.log * (o.mix - 1.0);
-  } else if (o.divergence == Divergence::kSkewForwardKl) {
-    const auto m = mixed(p_t, p_s, d, 1.0 - o.mix);
-    value = m.value;
-    slope = m.y / (1.0 + m.y) * (1.0 - o.mix);
-  } else {
-    const auto m = mixed(p_s, p_t, -d, 1.0 - o.mix);
-    value = m.value;
-    slope = m.y / (1.0 + m.y) * o.mix - m.log;
-  }
-  return {value.sum(-1), p_s * (slope - (p_s * slope).sum(-1, true))};
+  const auto terms = divergence_terms(kind, (a - b) - (lse_a - lse_b), p_s, p_t);
+  if (!needs_mean_slope(o.divergence)) return {terms.value.sum(-1), terms.slope};
+  return {terms.value.sum(-1), p_s * (terms.slope - (p_s * terms.slope).sum(-1, true))};
 }
 
 class Composition {

@@ -103,7 +103,7 @@ void set_head_loss_path(HeadLossPath path) { chosen_head_path().store(path, std:
 HeadOperand head_operand(Storage storage, int64_t depth) {
   return {.depth = depth,
           .storage = storage,
-          .pairs = storage == Storage::kBFloat16 && matrix_target() != MatrixTarget::kNone};
+          .pairs = storage == Storage::kBFloat16 && product_isa() >= CpuIsa::kAvx512Bf16};
 }
 
 HeadPlan head_plan(const HeadShape& s) {
@@ -114,8 +114,8 @@ HeadPlan head_plan(const HeadShape& s) {
   if (path != HeadLossPath::kAutomatic) return path == HeadLossPath::kKept ? kept : anew;
   // Tile registers multiply faster than memory gives the logits back: 1.5 against 1.8 times the products alone. With
   // vector registers it is 1.6 against 1.2.
-  const bool tiles = s.student.pairs && matrix_target() == MatrixTarget::kAmx && !s.two_steps &&
-                     (s.teacher.depth == 0 || s.teacher.pairs);
+  const bool tiles =
+      s.student.pairs && product_isa() == CpuIsa::kAmx && !s.two_steps && (s.teacher.depth == 0 || s.teacher.pairs);
   const bool fits = kept.bytes <= kScratchLimit && kept.run >= std::min(kLeastRun, kept.blocks);
   return fits && !tiles ? kept : anew;
 }

@@ -5,7 +5,7 @@
 #pragma once
 #include <cstdint>
 
-#include "kernels/head_loss/head_loss_passes.h"
+#include "kernels/head_loss/head_loss_loops.h"
 
 namespace limbeck::kernels {
 

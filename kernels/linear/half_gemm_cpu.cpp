@@ -2,23 +2,17 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <string_view>
-#include <type_traits>
 
 #ifndef _OPENMP
 #error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
 #endif
 
 #include "kernels/cpu/scratch_buffer.h"
-#include "kernels/cpu/vector_targets.h"
-
-#define LIMBECK_VECTOR_BODY "kernels/linear/half_gemm.inc"
-#include "kernels/cpu/vector_bodies.inc"
 
 namespace limbeck::kernels {
 
@@ -35,7 +29,8 @@ void half_gemm(const HalfGemm& g) {
     const int64_t from = begin * unit, to = std::min(end * unit, length);
     const int64_t m0 = by_rows ? from : 0, m1 = by_rows ? to : g.m;
     const int64_t n0 = by_rows ? 0 : from, n1 = by_rows ? g.n : to;
-    LIMBECK_ON_VECTOR_TARGET(half_gemm_share(g, m0, m1, n0, n1));
+    const auto& loops = half_gemm_loops_here();
+    loops.share(g, m0, m1, n0, n1, ScratchBuffer<HalfGemm>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });
 }
 

@@ -2,25 +2,9 @@
 // The same bits for every number of threads, and for a row whatever other rows are in the call.
 // Scratch: 2.1 MB a thread, kept, whatever the shape.
 #pragma once
-#include <c10/util/Half.h>
-
-#include <cstdint>
+#include "kernels/linear/half_gemm_loops.h"
 
 namespace limbeck::kernels {
-
-// C [m, n] = A [m, k] B [k, n] + bias [n] or nullptr; rows lie ld* elements apart.
-struct HalfGemm {
-  const c10::Half* a;
-  int64_t lda;
-  bool a_transposed;  // a holds A^T [k, m]
-  const c10::Half* b;
-  int64_t ldb;
-  bool b_transposed;  // b holds B^T [n, k]
-  c10::Half* c;
-  int64_t ldc;
-  const c10::Half* bias;
-  int64_t m, n, k;
-};
 
 void half_gemm(const HalfGemm& g);
 

@@ -27,7 +27,7 @@ struct Operand {
       row_stride = t.size(1);
     }
   }
-  const c10::Half* data() const { return tensor.const_data_ptr<c10::Half>(); }
+  const Float16Bits* data() const { return static_cast<const Float16Bits*>(tensor.const_data_ptr()); }
 };
 
 at::Tensor half_linear(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
@@ -44,9 +44,9 @@ at::Tensor half_linear(const at::Tensor& x, const at::Tensor& weight, const std:
              .b = w.data(),
              .ldb = w.row_stride,
              .b_transposed = !w.transposed,  // the weight [out, in] is the right operand transposed
-             .c = y.mutable_data_ptr<c10::Half>(),
+             .c = static_cast<Float16Bits*>(y.mutable_data_ptr()),
              .ldc = out,
-             .bias = bias ? b.const_data_ptr<c10::Half>() : nullptr,
+             .bias = bias ? static_cast<const Float16Bits*>(b.const_data_ptr()) : nullptr,
              .m = a.tensor.size(0),
              .n = out,
              .k = in});

@@ -32,15 +32,15 @@ void check_gradient(const char* op, const at::Tensor& grad, const at::Tensor& x)
 
 void check_statistic(const char* op, const char* name, const at::Tensor& statistic, const at::Tensor& x) {
   const auto leading = x.sym_sizes().slice(0, x.dim() - 1);
-  TORCH_CHECK(statistic.scalar_type() == compute_type(x) && statistic.device() == x.device() &&
-                  statistic.sym_sizes() == leading,
-              "[", op, "] ", name, " is ", described(statistic), ", wanted the one saved for x (", described(x), ")");
+  TORCH_CHECK(
+      statistic.scalar_type() == wide_type(x) && statistic.device() == x.device() && statistic.sym_sizes() == leading,
+      "[", op, "] ", name, " is ", described(statistic), ", wanted the one saved for x (", described(x), ")");
 }
 
 at::Tensor empty_like_dense(const at::Tensor& x) { return at::empty_symint(x.sym_sizes(), x.options()); }
 
 at::Tensor empty_statistic(const at::Tensor& x) {
-  return at::empty_symint(x.sym_sizes().slice(0, x.dim() - 1), x.options().dtype(compute_type(x)));
+  return at::empty_symint(x.sym_sizes().slice(0, x.dim() - 1), x.options().dtype(wide_type(x)));
 }
 
 }  // namespace

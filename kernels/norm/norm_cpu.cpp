@@ -14,11 +14,6 @@ namespace {
 
 constexpr int64_t kSumsPerTask = 1 << 17;
 
-const NormLoops& norm_loops() {
-  static const NormLoops& chosen = norm_loops_for(cpu_isa());
-  return chosen;
-}
-
 std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const at::Tensor& weight, double eps,
                                                     bool unit_offset) {
   auto [y, rstd] = rms_norm_outputs(x, weight, eps, unit_offset);
@@ -36,7 +31,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_forward(const at::Tensor& x, const a
                          unit_offset};
   const Storage storage = storage_of(x);
   at::parallel_for(0, rows.count, items_per_task(rows.width),
-                   [&](int64_t begin, int64_t end) { norm_loops().rms_forward(storage, args, begin, end); });
+                   [&](int64_t begin, int64_t end) { norm_loops_here().rms_forward(storage, args, begin, end); });
   return {y, rstd};
 }
 
@@ -58,7 +53,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_forward(const at::Tens
                          false};
   const Storage storage = storage_of(x);
   at::parallel_for(0, rows.count, items_per_task(rows.width),
-                   [&](int64_t begin, int64_t end) { norm_loops().layer_forward(storage, args, begin, end); });
+                   [&](int64_t begin, int64_t end) { norm_loops_here().layer_forward(storage, args, begin, end); });
   return {y, mean, rstd};
 }
 
@@ -67,7 +62,7 @@ class PartialSums {
  public:
   PartialSums(const at::Tensor& x, int64_t rows, int64_t width, bool wanted)
       : blocks_(row_blocks(rows)), width_(width), storage_(storage_of(x)) {
-    if (wanted) sums_ = at::empty({blocks_, width}, x.options().dtype(compute_type(x)));
+    if (wanted) sums_ = at::empty({blocks_, width}, x.options().dtype(wide_type(x)));
   }
 
   void* data() const { return sums_.defined() ? sums_.mutable_data_ptr() : nullptr; }
@@ -77,7 +72,8 @@ class PartialSums {
     // A small sum is done before a second thread has woken up.
     const int64_t columns = std::max<int64_t>(64, kSumsPerTask / std::max<int64_t>(1, blocks_));
     at::parallel_for(0, width_, columns, [&](int64_t begin, int64_t end) {
-      norm_loops().sum_blocks(storage_, sums_.const_data_ptr(), blocks_, width_, out.mutable_data_ptr(), begin, end);
+      norm_loops_here().sum_blocks(storage_, sums_.const_data_ptr(), blocks_, width_, out.mutable_data_ptr(), begin,
+                                   end);
     });
   }
 
@@ -119,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor> rms_norm_backward(const at::Tensor& grad, con
                           unit_offset};
   const Storage storage = storage_of(x);
   for_row_blocks(x_rows.count, x_rows.width, [&](int64_t begin, int64_t end, int64_t block) {
-    norm_loops().rms_backward(storage, args, begin, end, block);
+    norm_loops_here().rms_backward(storage, args, begin, end, block);
   });
   partial_weight.reduce_into(grad_weight);
   return {grad_x, grad_weight};
@@ -147,7 +143,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
                           false};
   const Storage storage = storage_of(x);
   for_row_blocks(x_rows.count, x_rows.width, [&](int64_t begin, int64_t end, int64_t block) {
-    norm_loops().layer_backward(storage, args, begin, end, block);
+    norm_loops_here().layer_backward(storage, args, begin, end, block);
   });
   partial_weight.reduce_into(grad_weight);
   partial_bias.reduce_into(grad_bias);

@@ -60,7 +60,7 @@ class PartialSums {
  public:
   PartialSums(const at::Tensor& x, int64_t rows, int64_t width, bool wanted)
       : blocks_(row_blocks(rows)), width_(width), storage_(storage_of(x)) {
-    if (wanted) sums_ = at::empty({blocks_, width}, x.options().dtype(compute_type(x)));
+    if (wanted) sums_ = at::empty({blocks_, width}, x.options().dtype(wide_type(x)));
   }
 
   void* data() const { return sums_.defined() ? sums_.mutable_data_ptr() : nullptr; }

@@ -1,6 +1,6 @@
 #include "kernels/norm/norm_loops.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/blocks.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 namespace {
@@ -56,15 +56,15 @@ LIMBECK_INLINE void layer_forward_rows(const NormForward& a, int64_t row_begin, 
     const Block<S> center(mean);
     // A second pass over the row, which is still in cache: the difference of sums would cancel.
     Sum<S> squares;
-    const int64_t whole = a.width / kLanes * kLanes;
+    const int64_t whole = a.width / kBlockLanes * kBlockLanes;
     for_blocks(whole, [&](int64_t i, auto extent, auto slot) {
       const Block<S> v = load(x + i, extent) - center;
       squares.add(slot, v * v);
     });
     S variance = squares.total();
-    for (int64_t i = whole; i < a.width; i += kLanes) {  // the tail: its padding must not count as -mean
+    for (int64_t i = whole; i < a.width; i += kBlockLanes) {  // the tail: its padding must not count as -mean
       Block<S> v = load(x + i, Front{static_cast<int>(a.width - i)}) - center;
-      S lane[kLanes];
+      S lane[kBlockLanes];
       store(lane, v, Whole{});
       for (int64_t j = 0; j < a.width - i; ++j) variance += lane[j] * lane[j];
     }

@@ -87,10 +87,6 @@ void check_same_shape(const char* op, const char* name, const at::Tensor& tensor
               c10::str(like.sym_sizes()), " as ", like_name);
 }
 
-at::ScalarType compute_type(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 Storage storage_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kFloat:

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/operator/storage.h"
+#include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
 
@@ -22,9 +23,6 @@ void check_matches(const char* op, const char* name, const at::Tensor& tensor, c
 // The shape of `tensor` is that of `like`.
 void check_same_shape(const char* op, const char* name, const at::Tensor& tensor, const char* like_name,
                       const at::Tensor& like);
-
-// The dtype of float32 statistics and partial sums: float32, or float64 beside float64 tensors.
-at::ScalarType compute_type(const at::Tensor& tensor);
 
 Storage storage_of(const at::Tensor& tensor);
 

@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 
+// A function that is never emitted, so that no instruction set's code stands in for another's.
+#define LIMBECK_INLINE inline __attribute__((always_inline))
+
 namespace limbeck::kernels {
 
 enum class Storage : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
@@ -33,7 +36,7 @@ struct StorageTag {
 
 // Calls body(tag), decltype(tag)::Type being the element type.
 template <class Body>
-inline __attribute__((always_inline)) void with_storage(Storage storage, Body body) {
+LIMBECK_INLINE void with_storage(Storage storage, Body body) {
   switch (storage) {
     case Storage::kFloat32:
       return body(StorageTag<float>{});

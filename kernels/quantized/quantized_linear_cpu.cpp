@@ -1,16 +1,14 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/cpu/scratch_buffer.h"
-#include "kernels/cpu/vector_targets.h"
+#include "kernels/operator/checks.h"
 #include "kernels/quantized/quantized_cpu.h"
+#include "kernels/quantized/quantized_linear_loops.h"
 #include "kernels/quantized/quantized_operands.h"
 
 #ifndef _OPENMP
@@ -20,28 +18,7 @@
 namespace limbeck::kernels {
 namespace {
 
-// C [m, n] = A [m, k] B [k, n] + bias [n] or nullptr; B is the matrix, or its transpose. A and C have no gaps.
-template <class T>
-struct QuantizedProduct {
-  const T* a;
-  const QuantizedView& b;
-  bool transposed;
-  T* c;
-  const T* bias;
-  int64_t m, n, k;
-};
-
-}  // namespace
-}  // namespace limbeck::kernels
-
-#define LIMBECK_VECTOR_BODY "kernels/quantized/quantized_linear.inc"
-#include "kernels/cpu/vector_bodies.inc"
-
-namespace limbeck::kernels {
-namespace {
-
-template <class T>
-void quantized_product(const QuantizedProduct<T>& g) {
+void quantized_product(const QuantizedProduct& g) {
   // The longer side of C is cut among the threads.
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   const bool by_rows = g.m >= g.n;
@@ -54,23 +31,9 @@ void quantized_product(const QuantizedProduct<T>& g) {
     const int64_t from = begin * unit, to = std::min(end * unit, length);
     const int64_t m0 = by_rows ? from : 0, m1 = by_rows ? to : g.m;
     const int64_t n0 = by_rows ? 0 : from, n1 = by_rows ? g.n : to;
-    LIMBECK_ON_VECTOR_TARGET(quantized_share(g, m0, m1, n0, n1));
+    const auto& loops = quantized_loops_here();
+    loops.share(g, m0, m1, n0, n1, ScratchBuffer<QuantizedProduct>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });
-}
-
-template <class T>
-void run_product(const at::Tensor& a, const QuantizedMatrix& matrix, bool transposed, at::Tensor& c,
-                 const at::Tensor& bias) {
-  const QuantizedView view(matrix);
-  const int64_t n = c.size(-1), k = a.size(-1);
-  quantized_product<T>({.a = a.const_data_ptr<T>(),
-                        .b = view,
-                        .transposed = transposed,
-                        .c = c.mutable_data_ptr<T>(),
-                        .bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr,
-                        .m = c.numel() / n,
-                        .n = n,
-                        .k = k});
 }
 
 // transposed: a [..., columns] -> [..., rows]; otherwise a [..., rows] -> [..., columns].
@@ -81,16 +44,17 @@ at::Tensor product_with(const at::Tensor& a, const QuantizedMatrix& matrix, bool
   if (c.numel() == 0) return c;
   const at::Tensor dense = a.contiguous(), b = bias ? bias->contiguous() : at::Tensor();
   if (dense.size(-1) == 0) return b.defined() ? c.copy_(b.expand_as(c)) : c.zero_();
-  switch (a.scalar_type()) {
-    case at::kBFloat16:
-      run_product<c10::BFloat16>(dense, matrix, transposed, c, b);
-      break;
-    case at::kHalf:
-      run_product<c10::Half>(dense, matrix, transposed, c, b);
-      break;
-    default:
-      run_product<float>(dense, matrix, transposed, c, b);
-  }
+  const QuantizedView view(matrix);
+  quantized_product({.storage = storage_of(a),
+                     .a = dense.const_data_ptr(),
+                     .b = view,
+                     .dequantize = &dequantize_rectangle,
+                     .transposed = transposed,
+                     .c = c.mutable_data_ptr(),
+                     .bias = b.defined() ? b.const_data_ptr() : nullptr,
+                     .m = c.numel() / c.size(-1),
+                     .n = c.size(-1),
+                     .k = dense.size(-1)});
   return c;
 }
 

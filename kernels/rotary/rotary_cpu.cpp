@@ -9,13 +9,13 @@ namespace limbeck::kernels {
 namespace {
 
 at::Tensor rotate(const char* op, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool inverse) {
-  static const RotaryLoops& loops = rotary_loops_for(cpu_isa());
   const at::Tensor y = rotary_output(op, x, cos, sin);
   const RotaryWork work(x, cos, sin, y, inverse);
   const Storage storage = storage_of(x);
   const int64_t per_position = work.arguments.heads * work.arguments.width;
-  at::parallel_for(0, work.positions, items_per_task(per_position),
-                   [&](int64_t begin, int64_t end) { loops.rotate(storage, work.arguments, begin, end); });
+  at::parallel_for(0, work.positions, items_per_task(per_position), [&](int64_t begin, int64_t end) {
+    rotary_loops_here().rotate(storage, work.arguments, begin, end);
+  });
   return y;
 }
 

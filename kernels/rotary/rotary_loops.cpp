@@ -1,6 +1,6 @@
 #include "kernels/rotary/rotary_loops.h"
 
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/blocks.h"
 #include "kernels/rotary/rotary_formula.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
@@ -13,10 +13,10 @@ LIMBECK_INLINE Block<float> load_angle(const float* from, Extent extent, float*)
 }
 template <class Extent>
 LIMBECK_INLINE Block<double> load_angle(const float* from, Extent extent, double*) {
-  float lane[kLanes];
+  float lane[kBlockLanes];
   store(lane, load(from, extent), Whole{});
-  double wide[kLanes];
-  for (int j = 0; j < kLanes; ++j) wide[j] = lane[j];
+  double wide[kBlockLanes];
+  for (int j = 0; j < kBlockLanes; ++j) wide[j] = lane[j];
   return load(wide, Whole{});
 }
 

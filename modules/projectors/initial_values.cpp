@@ -3,7 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "modules/precision/casts.h"
-#include "modules/precision/contract_module.h"
+#include "modules/precision/contract_modules.h"
 #include "modules/projectors/attention_projector.h"
 
 namespace limbeck::projectors {
@@ -35,9 +35,7 @@ void fill(precision::ContractModule& module, double standard_deviation, int64_t 
 
 void fill_initial_values(torch::nn::Module& root, double standard_deviation, int64_t seed) {
   at::NoGradGuard no_gradient;
-  for (const auto& module : root.modules(/*include_self=*/false)) {
-    if (auto* owner = dynamic_cast<precision::ContractModule*>(module.get())) fill(*owner, standard_deviation, seed);
-  }
+  for (const auto& module : precision::contract_modules(root)) fill(*module, standard_deviation, seed);
   if (auto* attention = dynamic_cast<AttentionProjector*>(&root)) {
     if (!attention->parameter("weight").is_meta()) attention->reset_parameters();
   }

@@ -1,4 +1,4 @@
-#include "trainer/plugin.h"
+#include "trainer/plugin/plugin.h"
 #include "own_kinds.h"
 
 LIMBECK_PLUGIN(host) {

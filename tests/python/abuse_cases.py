@@ -18,7 +18,7 @@ import chat_template_zoo
 import torch
 from abuse_mutators import WORDS, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from abuse_stock import KINDS, Case, Stock, copied_model, kind
-from crc32c import crc32c
+import google_crc32c
 from safetensors.torch import load_file, save_file
 
 # Pairs that draw a third of the recipes: what is parsed as more than one number or word.
@@ -155,7 +155,7 @@ def checkpoint(stock: Stock, folder: Path, dice: random.Random) -> Case:
         for _ in range(dice.choice([1, 1, 2])):
             value = mutate_json(value, dice)
         body = json.dumps(value, separators=(",", ":")).encode().removesuffix(b"}") + b","
-        manifest.write_bytes(body + mark + b'%08x"}\n' % crc32c(body))
+        manifest.write_bytes(body + mark + b'%08x"}\n' % google_crc32c.value(body))
     else:
         one = dice.choice(sorted(newest.iterdir()))
         one.write_bytes(mutate_bytes(one.read_bytes(), dice))

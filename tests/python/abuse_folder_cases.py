@@ -3,7 +3,6 @@ and the hub's cache. Kinds as in abuse_cases.py."""
 
 from __future__ import annotations
 
-import binascii
 import json
 import os
 import random
@@ -14,7 +13,7 @@ from abuse_mutators import WORDS, edge, mutate_bytes, mutate_json, mutate_json_f
 from abuse_stock import Case, Stock, kind, sealed_manifest
 from abuse_tokenizers import LINES
 from abuse_tool_cases import PIPELINES
-from crc32c import crc32c
+import google_crc32c
 
 SHORT = ["--train.steps=2 steps", "--threads=1"]
 RESUME = ["--train.steps=6 steps", "--resume.allow=train.steps", "--threads=1"]
@@ -61,7 +60,7 @@ def shard(stock: Stock, folder: Path, dice: random.Random) -> Case:
     one = folder / "data" / value["shards"][0]["file"]
     mutate_safetensors(one, dice)
     data = one.read_bytes()
-    value["shards"][0] |= {"bytes": len(data), "crc32": f"{binascii.crc32(data):08x}"}
+    value["shards"][0] |= {"bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}"}
     sealed_manifest(path, value)
     return trained_or_evaluated(stock, folder, dice, masked)
 
@@ -73,9 +72,9 @@ def sealed_checkpoint(step: Path, changed: Path) -> None:
     value, data = json.loads(body.rstrip().rstrip(b",") + b"}"), changed.read_bytes()
     record = next(record for record in value["files"] if record["file"] == changed.name)
     length = len(data) if changed.suffix == ".json" else min(len(data), 8 + int.from_bytes(data[:8], "little"))
-    record |= {"bytes": len(data), "head_bytes": length, "crc32c": f"{crc32c(data[:length]):08x}"}
+    record |= {"bytes": len(data), "head_bytes": length, "crc32c": f"{google_crc32c.value(data[:length]):08x}"}
     body = json.dumps(value, separators=(",", ":")).encode().removesuffix(b"}") + b","
-    path.write_bytes(body + mark + b'%08x"}\n' % crc32c(body))
+    path.write_bytes(body + mark + b'%08x"}\n' % google_crc32c.value(body))
 
 
 @kind

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Callable
 
 import abuse_tokenizers
+import google_crc32c
 import model_zoo
 import token_rows
 import torch
@@ -35,9 +35,9 @@ class Case:
 
 def sealed_manifest(path: Path, value: dict) -> None:
     """A manifest of data with its last key, its checksum, right again."""
-    value.pop("crc32", None)
+    value.pop("crc32c", None)
     body = json.dumps(value, indent=2).removesuffix("\n}") + ",\n"
-    path.write_text(f'{body}  "crc32": "{binascii.crc32(body.encode()):08x}"\n}}\n')
+    path.write_text(f'{body}  "crc32c": "{google_crc32c.value(body.encode()):08x}"\n}}\n')
 
 
 class Stock:

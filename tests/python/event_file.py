@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterator
 
+import google_crc32c
+
 
 class BrokenEventFile(ValueError):
     pass
@@ -21,15 +23,6 @@ class Event:
     scalars: dict[str, float] = field(default_factory=dict)
 
 
-def crc32c(data: bytes) -> int:
-    remainder = 0xFFFFFFFF
-    for byte in data:
-        remainder ^= byte
-        for _ in range(8):
-            remainder = (remainder >> 1) ^ (0x82F63B78 if remainder & 1 else 0)
-    return remainder ^ 0xFFFFFFFF
-
-
 def masked(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -41,13 +34,13 @@ def records(path: Path) -> Iterator[bytes]:
         if len(head) < 12:
             raise BrokenEventFile(f"{path}: {len(head)} bytes at {at}, wanted a record's 12")
         length, head_crc = struct.unpack("<QI", head)
-        if masked(crc32c(head[:8])) != head_crc:
+        if masked(google_crc32c.value(head[:8])) != head_crc:
             raise BrokenEventFile(f"{path}: checksum of the length at {at}")
         body = data[at + 12 : at + 12 + length]
         tail = data[at + 12 + length : at + 16 + length]
         if len(body) < length or len(tail) < 4:
             raise BrokenEventFile(f"{path}: a record of {length} bytes at {at} is cut")
-        if masked(crc32c(body)) != struct.unpack("<I", tail)[0]:
+        if masked(google_crc32c.value(body)) != struct.unpack("<I", tail)[0]:
             raise BrokenEventFile(f"{path}: checksum of the record at {at}")
         yield body
         at += 16 + length

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
@@ -19,6 +22,72 @@ DTYPE_NAMES = {
 }
 
 
+# Read while libraries are loaded, so a program that was loaded without them is not what they ask for.
+LOADING = ("ASAN_", "ATEN_", "CUDA_", "GOMP_", "KMP_", "LD_", "LSAN_", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "TORCH_", "UBSAN_")
+
+
+def build_folder() -> Path:
+    build = Path(os.environ.get("LIMBECK_BUILD", "build/release"))
+    return build if build.is_absolute() else REPOSITORY / build
+
+
+class ForkedProgram:
+    """The program, loaded once and forked for each run, as tests/trainer/forked_program.cpp says."""
+
+    def __init__(self, **more: str):
+        program = build_folder() / "bin" / "forked_program"
+        assert program.is_file(), f"{program}: not built: cmake --build {build_folder()} --target forked_program"
+        self.environment = dict(os.environ) | more
+        self._one_by_one = threading.Lock()
+        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment)
+
+    def changes_to(self, environment: dict[str, str]) -> dict[str, str | None]:
+        """What makes the program's environment this one."""
+        return {name: None for name in self.environment if name not in environment} | {
+            name: value for name, value in environment.items() if self.environment.get(name) != value
+        }
+
+    def run(self, **request) -> dict:
+        with self._one_by_one:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        if not answer:
+            raise LimbeckError(f"forked_program itself ended: exit {self._process.wait(30)}, asked for {request}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+
+@functools.cache
+def forked_program() -> ForkedProgram:
+    """One for all of a pytest process; it ends when its standard input does."""
+    return ForkedProgram()
+
+
+def run_program(*arguments, cwd=None, env: dict[str, str] | None = None, timeout: float = 120.0) -> subprocess.CompletedProcess:
+    """subprocess.run of the program, stdin empty, both outputs captured as text, but forked from one that is loaded.
+
+    What is about processes themselves (signals, ranks, limits, the loading of libraries) starts a process of its own.
+    """
+    command = [str(build_folder() / "bin" / "limbeck"), *map(str, arguments)]
+    changes = forked_program().changes_to(dict(os.environ) if env is None else env)
+    if any(name.startswith(LOADING) for name in changes):
+        return subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              timeout=timeout, check=False)  # fmt: skip
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        out_name, err_name = (f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in (out, err))
+        ended = forked_program().run(arguments=command[1:], environment=changes, folder=str(cwd or os.getcwd()), stdout=out_name,
+                                     stderr=err_name, seconds=timeout)  # fmt: skip
+        said = out.read(), err.read()
+    if ended["timed_out"]:
+        raise subprocess.TimeoutExpired(command, timeout, *said)
+    return subprocess.CompletedProcess(command, -ended["signal"] if ended["signal"] else ended["code"], *said)
+
+
 class LimbeckError(RuntimeError):
     """The program ended with another code than 0; the message holds the command and what it printed."""
 
@@ -27,8 +96,7 @@ class Limbeck:
     """The built program. One instance serves a whole test session; it keeps no state between calls."""
 
     def __init__(self, threads: int = 2, timeout: float = 120.0):
-        build = Path(os.environ.get("LIMBECK_BUILD", "build/release"))
-        self._program = (build if build.is_absolute() else REPOSITORY / build) / "bin" / "limbeck"
+        self._program = build_folder() / "bin" / "limbeck"
         self._threads = threads
         self._timeout = timeout
         if not self._program.is_file():
@@ -38,10 +106,9 @@ class Limbeck:
             )
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
-        command = [str(self._program), *arguments, "--threads", str(self._threads), "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=self._timeout, check=False)
+        done = run_program(*arguments, "--threads", self._threads, "--quiet", timeout=self._timeout)
         if done.returncode != 0:
-            raise LimbeckError(f"exit {done.returncode}: {' '.join(command)}\n{done.stdout}{done.stderr}")
+            raise LimbeckError(f"exit {done.returncode}: {' '.join(done.args)}\n{done.stdout}{done.stderr}")
         return done
 
     def forward(

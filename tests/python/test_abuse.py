@@ -3,24 +3,22 @@ a message and a documented code, in time and in little memory.
 
     LIMBECK_ABUSE=5000 pytest tests/python/test_abuse.py            # so many cases of each kind, from seed 0
     LIMBECK_ABUSE_CASE="config 17" pytest -s tests/python/test_abuse.py   # one again, with what it printed
-    cmake --preset asan && cmake --build build/asan --target abuse_driver limbeck
+    cmake --preset asan && cmake --build build/asan --target forked_program limbeck
     LIMBECK_BUILD=build/asan LIMBECK_ABUSE=500 pytest tests/python/test_abuse.py   # under ASan and UBSan
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import abuse_cases
 import pytest
 import torch
-from limbeck_runner import REPOSITORY
+from limbeck_runner import ForkedProgram, build_folder
 from safetensors.torch import load_file
 
 CASES = int(os.environ.get("LIMBECK_ABUSE", "15"))  # of each kind
@@ -39,31 +37,24 @@ os.environ.setdefault("UBSAN_OPTIONS", "print_stacktrace=1:halt_on_error=1")
 
 
 class Driver:
-    """The program, forked for each case, as tests/trainer/abuse_driver.cpp says."""
+    """The program, forked for each case, within bars that it and a runaway allocation meet before the machine does."""
+
+    LIMITS = {"data_bytes": 4 << 30, "file_bytes": 256 << 20}
 
     def __init__(self):
-        build = REPOSITORY / os.environ.get("LIMBECK_BUILD", "build/release")
-        program = build / "bin" / "abuse_driver"
-        assert program.is_file(), f"{program}: not built: cmake --build {build} --target abuse_driver"
         self.slowest = self.largest = 0  # of the kind that is being tried
-        self.sanitized = b"LIMBECK_SANITIZE:BOOL=ON" in (build / "CMakeCache.txt").read_bytes()
-        self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                         env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        self.sanitized = b"LIMBECK_SANITIZE:BOOL=ON" in (build_folder() / "CMakeCache.txt").read_bytes()
+        # The shadow of ASan is larger than any limit.
+        self._limits = {name: most for name, most in self.LIMITS.items() if not (self.sanitized and name == "data_bytes")}
+        self._program = ForkedProgram(OMP_NUM_THREADS="1")
+        self.close = self._program.close
 
     def run(self, case: abuse_cases.Case, folder: Path) -> tuple[dict, str]:
         output, seconds = folder / "printed", SANITIZED_SECONDS if self.sanitized else MOST_SECONDS
-        request = {"arguments": case.arguments, "environment": case.environment, "output": str(output), "folder": str(folder),
-                   "seconds": seconds}  # fmt: skip
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        ended = json.loads(self._process.stdout.readline())
+        ended = self._program.run(arguments=case.arguments, environment=case.environment, stdout=str(output), stderr=str(output),
+                                  folder=str(folder), seconds=seconds, **self._limits)  # fmt: skip
         self.slowest, self.largest = max(self.slowest, ended["seconds"]), max(self.largest, ended["peak_bytes"])
         return ended, output.read_text(errors="replace")
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
 
 
 @pytest.fixture(scope="module")

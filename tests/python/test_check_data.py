@@ -3,8 +3,8 @@ shards are gone in most of these tests, and the models have no weights."""
 
 import json
 import subprocess
-import zlib
 
+import google_crc32c
 import numpy
 import pytest
 import tokenizers
@@ -65,10 +65,10 @@ def rewritten(folder, change):
     """The manifest after `change`, with the checksum that it then must have."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
-    del manifest["crc32"]
+    del manifest["crc32c"]
     change(manifest)
     text = json.dumps(manifest, indent=2)[: -len("\n}")] + ",\n"
-    path.write_text(text + f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n')
+    path.write_text(text + f'  "crc32c": "{google_crc32c.value(text.encode()):08x}"\n}}\n')
 
 
 def older(manifest):
@@ -215,7 +215,7 @@ class TestWhatIsRefused:
 
 def test_lengths_that_do_not_add_up_are_refused(place, tmp_path):
     for lengths in ("3x2", "5,3", "3x", "x", "3,,5", "3-5", f"{sum(LENGTHS)}x1,", "9999999999999999999", f"0x{len(LENGTHS)}"):
-        folder = tmp_path / f"lengths-{zlib.crc32(lengths.encode())}"
+        folder = tmp_path / f"lengths-{google_crc32c.value(lengths.encode())}"
         folder.mkdir()
         (folder / "manifest.json").write_text((place / "single" / "manifest.json").read_text())
         rewritten(folder, lambda manifest: manifest.update(lengths=lengths))

@@ -136,7 +136,7 @@ def test_json_holds_the_error_of_a_run_that_failed(tmp_path):
 def test_json_target_is_tried_before_the_work(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    targets = ((tmp_path / "no" / "out.json", "No such file or directory"), (tmp_path, "it is a folder"),
+    targets = ((tmp_path / "no" / "out.json", "cannot be created: No such file or directory"), (tmp_path, "it is a folder"),
                (fifo, "it is no regular file (standard output is --json=-)"))
     for target, reason in targets:
         for arguments in (("list", "models"), ("list", "modls"), ("lst",)):  # also when the run fails for another reason
@@ -175,11 +175,11 @@ def test_faulty_plugins(plugins, tmp_path):
     path = plugins["not_a_plugin"]
     assert refused("list", "--plugin", path) == (
         f"--plugin={path}: is no limbeck plug-in: it lacks limbeck_register_plugin; write it with LIMBECK_PLUGIN "
-        "(trainer/plugin.h)")
+        "(trainer/plugin/plugin.h)")
     assert refused("list", "--plugin=") == (
-        "--plugin=: names no file, wanted a shared library built against trainer/plugin.h")
+        "--plugin=: names no file, wanted a shared library built against trainer/plugin/plugin.h")
     assert refused("list", "--plugin=nothere.so") == (
-        "--plugin=nothere.so: no such file, wanted a shared library built against trainer/plugin.h")
+        "--plugin=nothere.so: no such file, wanted a shared library built against trainer/plugin/plugin.h")
     text = tmp_path / "text.so"
     text.write_text("not a library")
     assert refused("list", "--plugin", text).startswith(f"--plugin={text}: cannot load it: ")

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 from limbeck_runner import Limbeck, LimbeckError
+from rank_processes import Ranks
 
 from training_work import Outcome, Work
 
@@ -48,6 +49,19 @@ def test_a_resumed_run_ends_at_the_same_step_with_the_same_bits(work, early):
             early.folder / "final" / "model.safetensors"
         ).read_bytes()
         assert [line["step"] for line in map(dict, Outcome.of(folder).lines)][-1] == early.result["steps"]
+
+
+def test_two_ranks_end_where_one_does(work):
+    recipe = work.recipe("ranks", train__accumulate=2, parallel__reduce="tree", **KEYS)
+    alone, divided = work.folder / "ranks-1", work.folder / "ranks-2"
+    Limbeck(threads=1).run("train", str(recipe), f"--run={alone}")
+    with Ranks(2, recipe, f"--run={divided}") as ranks:
+        said = ranks.end().well().errors
+    one, two = Outcome.of(alone), Outcome.of(divided)
+    assert one.lines[-1]["step"] < 60, "it ended early"
+    assert one.differences(two) == []
+    told = f"stopped early after step {one.lines[-1]['step']}"
+    assert [text.count(told) for text in said] == [1, 0]
 
 
 def test_patience_without_evaluations_is_refused(work):

@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-import zlib
 
+import google_crc32c
 import pytest
 from limbeck_runner import Limbeck
 from rank_processes import LAUNCHER_VARIABLES, Ranks, free_port
@@ -79,10 +79,10 @@ def with_a_stranger(folder, told):
     token_rows.write(folder, documents, VOCABULARY)
     if not told:
         manifest = json.loads((folder / "manifest.json").read_text())
-        del manifest["crc32"]
+        del manifest["crc32c"]
         manifest["shards"][0]["maximum_id"] = VOCABULARY - 1
         text = json.dumps(manifest, indent=2)[: -len("\n}")] + ",\n"
-        (folder / "manifest.json").write_text(text + f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n')
+        (folder / "manifest.json").write_text(text + f'  "crc32c": "{google_crc32c.value(text.encode()):08x}"\n}}\n')
     return folder
 
 

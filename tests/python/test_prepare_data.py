@@ -454,7 +454,7 @@ def test_limbeck_verify_reads_what_was_written(tmp_path, bpe):
     shard.write_bytes(data)
     done = limbeck("verify", out)
     assert done.returncode == 3 and "BAD" in done.stdout
-    assert "1 of 16 shards are bad" in done.stderr and "its CRC-32 is" in done.stderr
+    assert "1 of 16 shards are bad" in done.stderr and "its CRC-32C is" in done.stderr
     shard.unlink()
     assert "shard-00000.safetensors: no such file" in limbeck("verify", out / "train").stderr
 

@@ -4,9 +4,9 @@
 #include <utility>
 #include <vector>
 
+#include "trainer/build/builtins.h"
 #include "trainer/recipe/recipe_options.h"
 #include "trainer/recipe/settings.h"
-#include "trainer/registry.h"
 
 namespace limbeck::test {
 
@@ -26,7 +26,7 @@ inline recipe::Settings recipe_settings(const RecipeKeys& keys) {
 inline const Registries& builtin_registries() {
   static const auto* registries = [] {
     auto* made = new Registries;
-    register_builtins(*made);
+    build::register_builtins(*made);
     return made;
   }();
   return *registries;

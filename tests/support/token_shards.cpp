@@ -3,8 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <boost/crc.hpp>
-
+#include "modules/io/crc32c.h"
 #include "modules/io/safetensors.h"
 #include "tests/modules/weights_files.h"
 
@@ -56,7 +55,7 @@ nlohmann::ordered_json write_shard(const std::filesystem::path& path, const std:
   for (const uint8_t bit : student.mask) targets += bit;
   return {{"file", path.filename().string()},
           {"bytes", std::filesystem::file_size(path)},
-          {"crc32", fmt::format("{:08x}", crc32_of_file(path))},
+          {"crc32c", fmt::format("{:08x}", crc_of_file(path))},
           {"documents", documents.size()},
           {"tokens", student.ids.size()},
           {"targets", targets},
@@ -72,23 +71,19 @@ nlohmann::ordered_json tokenizer_of(const char* digest, int64_t vocabulary, cons
 
 }  // namespace
 
-uint32_t crc32_of_text(const std::string& text) {
-  boost::crc_32_type crc;
-  crc.process_bytes(text.data(), text.size());
-  return crc.checksum();
-}
+uint32_t crc_of_text(const std::string& text) { return io::crc32c(text.data(), text.size()); }
 
-uint32_t crc32_of_file(const std::filesystem::path& path) { return crc32_of_text(read_bytes(path)); }
+uint32_t crc_of_file(const std::filesystem::path& path) { return crc_of_text(read_bytes(path)); }
 
 void write_manifest(const std::filesystem::path& folder, const nlohmann::ordered_json& manifest) {
   std::string text = manifest.dump(2);
   text.replace(text.size() - 2, 2, ",\n");
-  write_bytes(folder / "manifest.json", text + fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", crc32_of_text(text)));
+  write_bytes(folder / "manifest.json", text + fmt::format("  \"crc32c\": \"{:08x}\"\n}}\n", crc_of_text(text)));
 }
 
 nlohmann::ordered_json write_token_set(const std::filesystem::path& folder, const TokenSet& set) {
   std::filesystem::create_directories(folder);
-  nlohmann::ordered_json manifest = {{"format", "limbeck-tokens"}, {"version", 1}};
+  nlohmann::ordered_json manifest = {{"format", "limbeck-tokens"}, {"version", 2}};
   manifest["tokenizer"] = tokenizer_of("aa11", set.vocabulary, set);
   if (set.teacher_vocabulary > 0) manifest["teacher_tokenizer"] = tokenizer_of("bb22", set.teacher_vocabulary, set);
   if (set.classes > 0) manifest["classes"] = set.classes;

@@ -27,7 +27,7 @@ struct TokenSet {
 nlohmann::ordered_json write_token_set(const std::filesystem::path& folder, const TokenSet& set);
 // manifest.json of such an object, with the checksum it must have.
 void write_manifest(const std::filesystem::path& folder, const nlohmann::ordered_json& manifest);
-uint32_t crc32_of_text(const std::string& text);
-uint32_t crc32_of_file(const std::filesystem::path& path);
+uint32_t crc_of_text(const std::string& text);
+uint32_t crc_of_file(const std::filesystem::path& path);
 
 }  // namespace limbeck::test

@@ -133,7 +133,8 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
   // Through the optimizer's own resume: what one kept fills another, made for the same parameters.
   std::string master_of(const std::vector<optim::Parameter>& trained) const {
     const auto settings = recipe_settings({{"student.model", model_.string()}});
-    const Optimizer before(settings, trained, 10), after(settings, trained, 10);
+    const optim::OptimizerOptions options = optim::read_optimizer_options(settings, 10);
+    const Optimizer before(options, trained), after(options, trained);
     std::set<std::string> masters;
     const auto kept = before.state_tensors(), filled = after.state_tensors();
     for (size_t i = 0; i < kept.size(); ++i) {

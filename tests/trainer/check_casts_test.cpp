@@ -12,6 +12,7 @@
 #include "tests/support/recipe_settings.h"
 #include "tests/trainer/tiny_distillation.h"
 #include "trainer/build/model_sharing.h"
+#include "trainer/build/recipe_pair.h"
 #include "trainer/check/dry_run.h"
 #include "trainer/loop/update.h"
 
@@ -84,9 +85,12 @@ struct RealStep {
 };
 
 RealStep real_update(const recipe::Settings& settings) {
-  objective::Distillation objective(settings, test::builtin_registries(), objective::Materialize::kWeights);
+  const auto pair = build::build_pair(settings, objective::Materialize::kWeights);
+  const auto options = objective::read_options(settings, test::builtin_registries(), *pair);
+  agreement::PairAgreement agreement(settings, options, *pair);
+  objective::Distillation objective(options, pair, agreement.vocabulary({}));
   const auto ranks = parallel::make_solo();
-  const auto optimizer = loop::make_optimizer(settings, objective, *ranks, 1, 1000);
+  const auto optimizer = build::make_optimizer(settings, objective, *ranks, 1, 1000);
   const std::vector<data::Batch> batches = {test::random_batch({.rows = 3, .length = 10}, 3)};
   const auto progress = loop::update_progress(batches, 0, 1000, optimizer->loss_scale());
   RealStep step;

@@ -173,7 +173,7 @@ TEST_P(CheckAdapter, HasTheDtypeOfItsHostAndTrainsAlone) {
   const auto& [kind, dtype] = GetParam();
   int64_t adapters = 0;
   const CheckReport report = check(keys(), [&, &wanted = dtype](Distillation& objective) {
-    EXPECT_TRUE(objective.teacher_shares_weights());
+    EXPECT_TRUE(objective.pair().shares_weights);
     for (const auto& module : objective.contract_modules()) {
       const bool adapter = module->role() == precision::Role::kAdapter;
       adapters += adapter ? 1 : 0;

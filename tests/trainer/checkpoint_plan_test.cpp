@@ -9,7 +9,9 @@
 namespace limbeck::loop {
 namespace {
 
-CheckpointPlan plan(const test::RecipeKeys& keys) { return CheckpointPlan(test::recipe_settings(keys)); }
+CheckpointPlan plan(const test::RecipeKeys& keys) {
+  return CheckpointPlan(read_checkpoint_options(test::recipe_settings(keys)));
+}
 
 TEST(CheckpointPlan, EverySoManyUpdatesWhateverTheClockSays) {
   const CheckpointPlan every = plan({{"checkpoint.every", "10"}});

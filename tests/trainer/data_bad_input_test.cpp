@@ -61,7 +61,7 @@ void expect_bad_manifest(const std::function<void(Json&)>& change, const std::ve
 void relist(const std::filesystem::path& folder, Json manifest, size_t shard) {
   const auto path = folder / manifest["shards"][shard]["file"].get<std::string>();
   manifest["shards"][shard]["bytes"] = std::filesystem::file_size(path);
-  manifest["shards"][shard]["crc32"] = fmt::format("{:08x}", crc32_of_file(path));
+  manifest["shards"][shard]["crc32c"] = fmt::format("{:08x}", crc_of_file(path));
   write_manifest(folder, manifest);
 }
 
@@ -89,9 +89,9 @@ TEST(BadData, ManifestThatIsNone) {
 }
 
 TEST(BadData, OtherFormatVersion) {
-  expect_bad_manifest([](Json& m) { m["version"] = 2; },
-                      {"manifest.json: format version 2, wanted 1", "newer limbeck"});
-  expect_bad_manifest([](Json& m) { m["version"] = 0; }, {"format version 0, wanted 1", "prepare the data again"});
+  expect_bad_manifest([](Json& m) { m["version"] = 3; },
+                      {"manifest.json: format version 3, wanted 2", "newer limbeck"});
+  expect_bad_manifest([](Json& m) { m["version"] = 1; }, {"format version 1, wanted 2", "prepare the data again"});
   expect_bad_manifest([](Json& m) { m["format"] = "arrow"; }, {"format \"arrow\", wanted \"limbeck-tokens\""});
 }
 
@@ -102,9 +102,9 @@ TEST(BadData, ManifestChangedByHand) {
   std::string changed = text;
   changed.replace(changed.find("\"vocabulary\": 100"), 17, "\"vocabulary\": 101");
   write_bytes(folder / "manifest.json", changed);
-  expect_bad_data(request_of(folder), {"manifest.json: its crc32 is", "prepare the data again"});
+  expect_bad_data(request_of(folder), {"manifest.json: its crc32c is", "prepare the data again"});
   write_bytes(folder / "manifest.json", text + "\n");
-  expect_bad_data(request_of(folder), {"does not end with its crc32"});
+  expect_bad_data(request_of(folder), {"does not end with its crc32c"});
 }
 
 TEST(BadData, ManifestValuesOutOfRange) {
@@ -114,7 +114,7 @@ TEST(BadData, ManifestValuesOutOfRange) {
   expect_bad_manifest([](Json& m) { m["tokens"] = 20; }, {"20 tokens, but its shards have 5 and 19"});
   expect_bad_manifest([](Json& m) { m.erase("shards"); }, {"\"shards\" is no list"});
   expect_bad_manifest([](Json& m) { m["shards"][1] = 7; }, {"shard 1: is no object"});
-  expect_bad_manifest([](Json& m) { m["shards"][1]["crc32"] = "12"; }, {"\"crc32\" = \"12\""});
+  expect_bad_manifest([](Json& m) { m["shards"][1]["crc32c"] = "12"; }, {"\"crc32c\" = \"12\""});
   expect_bad_manifest([](Json& m) { m["shards"][1]["file"] = "shard-00000.safetensors"; }, {"is listed twice"});
   for (const char* name :
        {"../shard-00000.safetensors", "/etc/passwd", "a/b.safetensors", ".safetensors", "", "x.bin"}) {
@@ -208,8 +208,8 @@ TEST(BadData, DamagedShards) {
       {[](std::string& b) { b.resize(b.size() - 1); }, "bytes, wanted"},
       {[](std::string& b) { b.clear(); }, "0 bytes, wanted"},
       {[](std::string& b) { b += '\0'; }, "bytes, wanted"},
-      {[](std::string& b) { b.back() = static_cast<char>(b.back() ^ 1); }, "its CRC-32 is"},
-      {[](std::string& b) { b[20] = static_cast<char>(b[20] ^ 0x40); }, "its CRC-32 is"},
+      {[](std::string& b) { b.back() = static_cast<char>(b.back() ^ 1); }, "its CRC-32C is"},
+      {[](std::string& b) { b[20] = static_cast<char>(b[20] ^ 0x40); }, "its CRC-32C is"},
   };
   for (const auto& [damage, fault] : damages) {
     const TemporaryFolder folder;
@@ -231,7 +231,7 @@ TEST(BadData, EveryFlippedBitOfAShardIsFound) {
     std::string damaged = bytes;
     damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ (1 << (bit % 8)));
     write_bytes(folder / "shard-00000.safetensors", damaged);
-    EXPECT_NE(check_data_set(folder.path()).shards[0].fault.find("its CRC-32 is"), std::string::npos) << bit;
+    EXPECT_NE(check_data_set(folder.path()).shards[0].fault.find("its CRC-32C is"), std::string::npos) << bit;
   }
 }
 
@@ -316,7 +316,7 @@ TEST(BadData, NoChangedByteOfAManifestDoesHarm) {
   const TemporaryFolder folder;
   write_token_set(folder.path(), good_set());
   const std::string whole = read_bytes(folder / "manifest.json");
-  const std::string body = whole.substr(0, whole.rfind("  \"crc32\""));
+  const std::string body = whole.substr(0, whole.rfind("  \"crc32c\""));
   const std::string letters = "0123456789-.e\"{}[],:truefalsn\\/ \x80";
   std::mt19937 random(6);
   int refused = 0;
@@ -324,7 +324,7 @@ TEST(BadData, NoChangedByteOfAManifestDoesHarm) {
     std::string changed = body;
     changed[random() % changed.size()] = letters[random() % letters.size()];
     write_bytes(folder / "manifest.json",
-                changed + fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", crc32_of_text(changed)));
+                changed + fmt::format("  \"crc32c\": \"{:08x}\"\n}}\n", crc_of_text(changed)));
     try {
       DataSource(request_of(folder)).batch(0);
     } catch (const InputDataError&) {

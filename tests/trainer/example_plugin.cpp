@@ -2,7 +2,7 @@
 // a family and adapters is in tests/out_of_tree/.
 #include <ATen/ATen.h>
 
-#include "trainer/plugin.h"
+#include "trainer/plugin/plugin.h"
 
 LIMBECK_PLUGIN(host) {
   using limbeck::objective::Divergence;

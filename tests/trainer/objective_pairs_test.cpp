@@ -197,25 +197,30 @@ TEST(ObjectivePairs, DifferentTokenizersAreRefusedUnlessTheObjectiveCrosses) {
       "= logit, and prepare data with both tokenizers");
   // A padded table is no other tokenizer, and its padding is masked.
   const auto padded = weighted_model("llama", R"({"vocab_size": 128})", 1);
-  Distillation objective = distillation_of(recipe_of(padded, student()));
+  test::RecipePair pair(recipe_of(padded, student()));
   const auto ids = [](int64_t student, int64_t teacher) {
     data::Manifest manifest;
     manifest.vocabulary = student;
     manifest.teacher_vocabulary = teacher;
     return manifest;
   };
-  objective.accept_data(ids(95, 0), "data.train (my.ini:3)");
+  const auto agreed = [](test::RecipePair& with, const data::Manifest& manifest, const std::string& origin) {
+    return with.agreement.vocabulary({{manifest, origin}});
+  };
+  const Distillation objective(pair.options, pair.pair, agreed(pair, ids(95, 0), "data.train (my.ini:3)"));
   const data::Batch batch = random_batch({.vocabulary = 95}, 3);
   EXPECT_GT(objective.forward(batch, {}).loss.item<double>(), 0.0);
-  EXPECT_EQ(message_of([&] { objective.accept_data(ids(98, 0), "data.train (my.ini:3)"); }),
+  EXPECT_EQ(message_of([&] { agreed(pair, ids(98, 0), "data.train (my.ini:3)"); }),
             "2: data.train (my.ini:3) has token ids up to 97, but " + student().string() +
                 " has 97 rows for them: prepare the data again with the tokenizer of student.model");
-  EXPECT_NE(message_of([&] { objective.accept_data(ids(95, 300), "d"); }).find("was prepared with two tokenizers"),
+  EXPECT_NE(message_of([&] { agreed(pair, ids(95, 300), "d"); }).find("was prepared with two tokenizers"),
             std::string::npos);
-  Distillation crossing = distillation_of(recipe_of(other_tokenizer(), student(), "[objective]\ndivergence = uld\n"));
-  EXPECT_NE(message_of([&] { crossing.accept_data(ids(95, 0), "d"); }).find("holds the ids of one tokenizer"),
+  test::RecipePair crossing(recipe_of(other_tokenizer(), student(), "[objective]\ndivergence = uld\n"));
+  EXPECT_NE(message_of([&] { agreed(crossing, ids(95, 0), "d"); }).find("holds the ids of one tokenizer"),
             std::string::npos);
-  crossing.accept_data(ids(97, 311), "d");
+  const Vocabulary both = agreed(crossing, ids(97, 311), "d");
+  EXPECT_EQ(both.student, 97);
+  EXPECT_EQ(both.teacher, 311);
 }
 
 TEST(ObjectivePairs, TokenizerFilesDecideWhereSizesAgree) {
@@ -261,8 +266,9 @@ TEST(ObjectivePairs, WhatCannotWorkIsRefusedWithTheWayOut) {
 
 TEST(ObjectivePairs, LayerMapIsTheFloorOfTheRatio) {
   using Pairs = std::vector<std::pair<int64_t, int64_t>>;
-  EXPECT_EQ(layer_map(settings_of(""), 4, 10), (Pairs{{1, 2}, {2, 5}, {3, 7}}));
-  EXPECT_EQ(layer_map(settings_of("[objective]\nlayer_map = 0:0 2:9 4:10\n"), 4, 10), (Pairs{{0, 0}, {2, 9}, {4, 10}}));
+  EXPECT_EQ(layer_map(read_layer_map(settings_of("")), 4, 10), (Pairs{{1, 2}, {2, 5}, {3, 7}}));
+  EXPECT_EQ(layer_map(read_layer_map(settings_of("[objective]\nlayer_map = 0:0 2:9 4:10\n")), 4, 10),
+            (Pairs{{0, 0}, {2, 9}, {4, 10}}));
 }
 
 TEST(ObjectivePairs, ContrastIsDefinedForOneRowAndRightForTwo) {

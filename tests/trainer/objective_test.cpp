@@ -381,7 +381,7 @@ TEST(Objective, AverageTeacherFollowsTheStudentInFloat32) {
   EXPECT_LT((average - wanted).abs().max().item<double>(), 1e-6);
   EXPECT_TRUE(at::equal(objective.teacher()->model->head_weight(), average.to(at::kBFloat16)));
   // A checkpoint fills the averages in place: the teacher is made anew from them.
-  average.copy_(before);
+  objective.fill([&] { average.copy_(before); });
   objective.forward(batch, {});
   EXPECT_TRUE(at::equal(objective.teacher()->model->head_weight(), before.to(at::kBFloat16)));
 }

@@ -25,6 +25,10 @@ recipe::Settings settings(const std::string& keys) {
   return recipe::Settings(table, &file, {});
 }
 
+OptimizerOptions options(const std::string& keys, int64_t total_steps) {
+  return read_optimizer_options(settings(keys), total_steps);
+}
+
 at::Tensor values(at::IntArrayRef shape, int64_t seed, double scale) {
   auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(seed));
   return at::randn(shape, generator, at::TensorOptions().dtype(at::kFloat)) * scale;
@@ -97,7 +101,7 @@ class Reference {
 
 TEST(Optimizer, FiftyUpdatesEqualTorchAdamWWithClipping) {
   const auto parameters = two(at::kFloat);
-  Optimizer optimizer(settings("weight_decay = 0.1\nclip = 1.0\n"), parameters, 50);
+  Optimizer optimizer(options("weight_decay = 0.1\nclip = 1.0\n", 50), parameters);
   Reference reference(parameters);
   for (int64_t step = 0; step < 50; ++step) {
     give_gradients(parameters, 10 + 7 * step, 1.0);
@@ -119,7 +123,7 @@ TEST(Optimizer, EightMicroBatchesEqualOne) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const auto split = two(dtype), whole = two(dtype);
     const recipe::Settings s = settings("loss_scale_start = 1\n");
-    Optimizer by_eight(s, split, 10), by_one(s, whole, 10);
+    Optimizer by_eight(read_optimizer_options(s, 10), split), by_one(read_optimizer_options(s, 10), whole);
     std::vector<at::Tensor> sums{at::zeros({40, 30}), at::zeros({30})};
     for (int64_t micro = 0; micro < 8; ++micro) {
       give_gradients(split, 100 + 2 * micro, 1.0);
@@ -144,7 +148,7 @@ TEST(Optimizer, EightMicroBatchesEqualOne) {
 
 TEST(Optimizer, OverflowLeavesEveryBitHalvesTheScaleAndNamesTheTensor) {
   const auto parameters = two(at::kHalf);
-  Optimizer optimizer(settings("ema = 0.9\n"), parameters, 100);
+  Optimizer optimizer(options("ema = 0.9\n", 100), parameters);
   EXPECT_EQ(optimizer.loss_scale(), 65536.0);
   for (int64_t step = 0; step < 3; ++step) EXPECT_FALSE(one_update(optimizer, parameters, step).skipped);
   const auto before = copies(parameters, optimizer);
@@ -172,8 +176,7 @@ TEST(Optimizer, OverflowLeavesEveryBitHalvesTheScaleAndNamesTheTensor) {
 
 TEST(Optimizer, UnscalingIsExact) {
   const auto scaled = two(at::kHalf), plain = two(at::kHalf);
-  Optimizer with(settings("loss_scale_start = 64\n"), scaled, 10),
-      without(settings("loss_scale_start = 1\n"), plain, 10);
+  Optimizer with(options("loss_scale_start = 64\n", 10), scaled), without(options("loss_scale_start = 1\n", 10), plain);
   for (int64_t step = 0; step < 5; ++step) {
     give_gradients(scaled, 50 + step, 1.0);
     give_gradients(plain, 50 + step, 1.0);
@@ -186,7 +189,7 @@ TEST(Optimizer, UnscalingIsExact) {
 
 TEST(Optimizer, TheScaleGrowsAfterGoodUpdates) {
   const auto parameters = two(at::kHalf);
-  Optimizer optimizer(settings("loss_scale_start = 16\nloss_scale_growth_interval = 4\n"), parameters, 10);
+  Optimizer optimizer(options("loss_scale_start = 16\nloss_scale_growth_interval = 4\n", 10), parameters);
   for (int64_t step = 0; step < 3; ++step) one_update(optimizer, parameters, step);
   EXPECT_EQ(optimizer.loss_scale(), 16.0);
   EXPECT_EQ(one_update(optimizer, parameters, 3).loss_scale, 32.0);
@@ -194,7 +197,7 @@ TEST(Optimizer, TheScaleGrowsAfterGoodUpdates) {
 
 TEST(Optimizer, TheScaleStaysAtItsFloorAndTheRunStopsAfterAFewThere) {
   const auto parameters = two(at::kHalf);
-  Optimizer optimizer(settings("loss_scale_start = 4\nloss_scale_floor = 2\nmax_skipped = 4\n"), parameters, 10);
+  Optimizer optimizer(options("loss_scale_start = 4\nloss_scale_floor = 2\nmax_skipped = 4\n", 10), parameters);
   const auto overflow = [&](int64_t step) {
     give_gradients(parameters, step, 1.0);
     parameters[0].tensor.mutable_grad()[0][0] = std::nan("");
@@ -215,7 +218,7 @@ TEST(Optimizer, TheScaleStaysAtItsFloorAndTheRunStopsAfterAFewThere) {
 TEST(Optimizer, TenSkipsInARowStopInEveryDtype) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const auto parameters = two(dtype);
-    Optimizer optimizer(settings(""), parameters, 100);
+    Optimizer optimizer(options("", 100), parameters);
     const auto before = copies(parameters, optimizer);
     const auto spoiled = [&](int64_t step) {
       give_gradients(parameters, step, 1.0);
@@ -237,7 +240,7 @@ TEST(Optimizer, GroupsHaveTheirRatesAndOnlySomeDecay) {
                                              {"b", trained({8}, at::kFloat, 1), "projector", false},
                                              {"c", trained({8}, at::kFloat, 1), "router", false},
                                              {"d", trained({8}, at::kFloat, 1), "student", true}};
-  Optimizer optimizer(settings("router_learning_rate = 1e-4\nweight_decay = 0.5\nwarmup = 4 steps\n"), parameters, 10);
+  Optimizer optimizer(options("router_learning_rate = 1e-4\nweight_decay = 0.5\nwarmup = 4 steps\n", 10), parameters);
   EXPECT_DOUBLE_EQ(optimizer.learning_rate(5, "student"), 1e-3);
   EXPECT_DOUBLE_EQ(optimizer.learning_rate(5, "projector"), 5e-3);
   EXPECT_DOUBLE_EQ(optimizer.learning_rate(5, "router"), 1e-4);
@@ -256,7 +259,7 @@ TEST(Optimizer, GroupsHaveTheirRatesAndOnlySomeDecay) {
 
 TEST(Optimizer, BFloat16WeightsMoveThroughTheirMasters) {
   const auto parameters = two(at::kBFloat16);
-  Optimizer optimizer(settings("learning_rate = 1e-5\nweight_decay = 0\n"), parameters, 1000);
+  Optimizer optimizer(options("learning_rate = 1e-5\nweight_decay = 0\n", 1000), parameters);
   const at::Tensor start = parameters[0].tensor.detach().to(at::kFloat);
   for (int64_t step = 0; step < 400; ++step) {
     for (const Parameter& p : parameters) p.tensor.mutable_grad() = at::full_like(p.tensor.detach(), 0.01);
@@ -274,7 +277,7 @@ TEST(Optimizer, BFloat16WeightsMoveThroughTheirMasters) {
 TEST(Optimizer, EmaFollowsAndSwapsBackToTheSameBits) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     const auto parameters = two(dtype);
-    Optimizer optimizer(settings("ema = 0.75\n"), parameters, 10);
+    Optimizer optimizer(options("ema = 0.75\n", 10), parameters);
     ASSERT_TRUE(optimizer.has_ema());
     at::Tensor wanted = parameters[0].tensor.detach().to(at::kFloat).clone();
     for (int64_t step = 0; step < 6; ++step) {
@@ -299,9 +302,9 @@ TEST(Optimizer, EmaFollowsAndSwapsBackToTheSameBits) {
 TEST(Optimizer, AResumedRunHasTheBitsOfTheUninterruptedOne) {
   const recipe::Settings s = settings("ema = 0.9\nloss_scale_growth_interval = 4\n");
   const auto straight = two(at::kHalf), resumed = two(at::kHalf);
-  Optimizer first(s, straight, 20);
+  Optimizer first(read_optimizer_options(s, 20), straight);
   for (int64_t step = 0; step < 5; ++step) one_update(first, straight, step);
-  Optimizer second(s, resumed, 20);
+  Optimizer second(read_optimizer_options(s, 20), resumed);
   {
     const at::NoGradGuard no_gradient;
     for (size_t i = 0; i < 2; ++i) resumed[i].tensor.copy_(straight[i].tensor);
@@ -320,7 +323,7 @@ TEST(Optimizer, AResumedRunHasTheBitsOfTheUninterruptedOne) {
 }
 
 TEST(Optimizer, ForeignOrIncompleteScalarsAreRefused) {
-  Optimizer optimizer(settings(""), two(at::kFloat), 20);
+  Optimizer optimizer(options("", 20), two(at::kFloat));
   auto scalars = optimizer.state_scalars();
   scalars["updates.student.other"] = 3;
   EXPECT_NE(
@@ -339,7 +342,7 @@ TEST(Optimizer, ThreadsDoNotMatter) {
   for (const int count : {1, 2}) {
     at::set_num_threads(count);
     const std::vector<Parameter> parameters = {{"w", trained({300, 301}, at::kBFloat16, 1), "student", true}};
-    Optimizer optimizer(settings(""), parameters, 20);
+    Optimizer optimizer(options("", 20), parameters);
     for (int64_t step = 0; step < 3; ++step) norms.push_back(one_update(optimizer, parameters, step).gradient_norm);
     results.push_back(copies(parameters, optimizer));
   }
@@ -350,7 +353,7 @@ TEST(Optimizer, ThreadsDoNotMatter) {
 
 TEST(Optimizer, AParameterWithoutGradientStaysAndKeepsItsOwnCount) {
   const auto parameters = two(at::kFloat);
-  Optimizer optimizer(settings(""), parameters, 20);
+  Optimizer optimizer(options("", 20), parameters);
   const at::Tensor before = parameters[1].tensor.detach().clone();
   parameters[0].tensor.mutable_grad() = at::ones({40, 30});
   optimizer.accumulate(1);
@@ -368,7 +371,7 @@ TEST(Optimizer, OnMetaItsMemoryIsCountedAndNothingIsMixed) {
   std::vector<Parameter> parameters = two(at::kBFloat16);
   for (Parameter& p : parameters) p.tensor = on_meta(p.tensor);
   const int64_t before = memory::MetaMemory::live_bytes();
-  Optimizer optimizer(settings("ema = 0.9\n"), parameters, 20);
+  Optimizer optimizer(options("ema = 0.9\n", 20), parameters);
   EXPECT_EQ(memory::MetaMemory::live_bytes() - before, (1200 + 30) * 4 * 4);  // master, two moments, EMA
   const precision::OperatorRecorder recorder;
   for (const Parameter& p : parameters) p.tensor.mutable_grad() = at::empty_like(p.tensor.detach());
@@ -381,21 +384,21 @@ TEST(Optimizer, OnMetaItsMemoryIsCountedAndNothingIsMixed) {
 
 TEST(Optimizer, MisuseIsAFaultOfTheProgram) {
   const auto parameters = two(at::kFloat);
-  Optimizer optimizer(settings(""), parameters, 20);
+  Optimizer optimizer(options("", 20), parameters);
   EXPECT_THROW(optimizer.step(0), std::logic_error);
   give_gradients(parameters, 1, 1.0);
   optimizer.accumulate(2);
   EXPECT_THROW(optimizer.step(0), std::logic_error);
   EXPECT_THROW(optimizer.accumulate(3), std::logic_error);
   EXPECT_THROW(optimizer.swap_ema(), std::logic_error);
-  EXPECT_THROW(Optimizer(settings(""), {parameters[0], parameters[0]}, 20), std::logic_error);
-  EXPECT_THROW(Optimizer(settings(""), {{"x", parameters[0].tensor, "teacher", true}}, 20), std::logic_error);
-  EXPECT_THROW(Optimizer(settings(""), {{"x", at::ones({3}), "student", true}}, 20), std::logic_error);
+  EXPECT_THROW(Optimizer(options("", 20), {parameters[0], parameters[0]}), std::logic_error);
+  EXPECT_THROW(Optimizer(options("", 20), {{"x", parameters[0].tensor, "teacher", true}}), std::logic_error);
+  EXPECT_THROW(Optimizer(options("", 20), {{"x", at::ones({3}), "student", true}}), std::logic_error);
 }
 
 TEST(Optimizer, RecipesThatCannotWorkAreRefusedWithTheirLine) {
   const auto message = [](const std::string& keys) {
-    return message_of([&] { Optimizer(settings(keys), two(at::kFloat), 20); });
+    return message_of([&] { Optimizer(options(keys, 20), two(at::kFloat)); });
   };
   EXPECT_NE(message("loss_scale_start = 0.5\n").find("2: optim.loss_scale_start = 0.5 (my.ini:4)"), std::string::npos);
   EXPECT_NE(message("beta2 = 1\n").find("2: optim.beta2 = 1 (my.ini:4): wanted less than 1"), std::string::npos);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/trainer/message_of.h"
+#include "trainer/build/builtins.h"
 
 namespace limbeck {
 namespace {
@@ -44,7 +45,7 @@ TEST(Registry, RefusesAnotherTypeUnderTheSameKind) {
 
 TEST(Registry, BuiltinsHoldTheModelFamilies) {
   Registries registries;
-  register_builtins(registries);
+  build::register_builtins(registries);
   ASSERT_NE(registries.find("models"), nullptr);
   EXPECT_FALSE(registries.find("models")->entries().empty());
   EXPECT_EQ(registries.find("nothing"), nullptr);

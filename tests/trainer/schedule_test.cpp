@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numbers>
 
-#include "trainer/optim/optimizer_settings.h"
+#include "trainer/optim/optimizer_options.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::optim {
@@ -28,7 +28,7 @@ TEST(Schedule, AWarmupIsUpdatesOrTheirShareRoundedUp) {
   recipe::declare_recipe_options(table);
   const auto warmup = [&](const std::string& text, int64_t total) {
     const auto flags = table.parse({"--optim.warmup=" + text}, "test").flags;
-    return read_schedule(recipe::Settings(table, nullptr, flags), total).warmup_steps;
+    return read_optimizer_options(recipe::Settings(table, nullptr, flags), total).schedule.warmup_steps;
   };
   EXPECT_EQ(warmup("7 steps", 100), 7);
   EXPECT_EQ(warmup("3 %", 1000), 30);

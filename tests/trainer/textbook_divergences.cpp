@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/trainer/tiny_distillation.h"
-#include "trainer/registry.h"
+#include "trainer/build/builtins.h"
 
 namespace limbeck::test {
 namespace {
@@ -15,7 +15,7 @@ at::Tensor log_p(const at::Tensor& z) { return z.log_softmax(-1); }
 
 objective::Divergence divergence_named(const std::string& name, const std::string& recipe) {
   Registries registries;
-  register_builtins(registries);
+  build::register_builtins(registries);
   return registries.of<objective::DivergenceFactory>("objectives").find(name)(settings_of(recipe));
 }
 

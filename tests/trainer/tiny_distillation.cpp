@@ -7,7 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "modules/io/safetensors.h"
+#include "tests/support/recipe_settings.h"
 #include "tests/support/tiny_models.h"
+#include "trainer/build/recipe_pair.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::test {
@@ -106,10 +108,15 @@ data::Batch rows_of(const data::Batch& batch, int64_t begin, int64_t count) {
   return changed(batch, [&](const at::Tensor& x) { return x.narrow(0, begin, count).contiguous(); });
 }
 
+RecipePair::RecipePair(const std::string& ini, objective::Materialize how)
+    : settings(settings_of(ini)),
+      pair(build::build_pair(settings, how)),
+      options(objective::read_options(settings, builtin_registries(), *pair)),
+      agreement(settings, options, *pair) {}
+
 objective::Distillation distillation_of(const std::string& ini, objective::Materialize how) {
-  Registries registries;
-  register_builtins(registries);
-  return objective::Distillation(settings_of(ini), registries, how);
+  RecipePair built(ini, how);
+  return objective::Distillation(built.options, built.pair, built.agreement.vocabulary({}));
 }
 
 }  // namespace limbeck::test

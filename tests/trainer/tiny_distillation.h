@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <string>
 
+#include "trainer/agreement/pair_agreement.h"
 #include "trainer/objective/distillation.h"
 
 namespace limbeck::test {
@@ -28,6 +29,16 @@ data::Batch on_meta(const data::Batch& batch);
 // Rows [begin, begin + count).
 data::Batch rows_of(const data::Batch& batch, int64_t begin, int64_t count);
 
+// A pair of models, what a recipe asks of it, and what it agrees on with data.
+struct RecipePair {
+  explicit RecipePair(const std::string& ini, objective::Materialize how = objective::Materialize::kWeights);
+  recipe::Settings settings;
+  std::shared_ptr<objective::ModelPair> pair;
+  objective::ObjectiveOptions options;
+  agreement::PairAgreement agreement;
+};
+
+// Over a pair of its own, without data.
 objective::Distillation distillation_of(const std::string& ini,
                                         objective::Materialize how = objective::Materialize::kWeights);
 

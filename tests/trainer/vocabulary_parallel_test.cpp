@@ -10,7 +10,7 @@
 #include "tests/trainer/message_of.h"
 #include "tests/trainer/textbook_divergences.h"
 #include "tests/trainer/tiny_distillation.h"
-#include "trainer/registry.h"
+#include "trainer/build/builtins.h"
 
 namespace limbeck::objective {
 namespace {
@@ -237,7 +237,7 @@ TEST(VocabularyParallel, FewerIdsThanRanksAreRefused) {
 void require_divisible(const std::string& ini, bool has_head = true) {
   const recipe::Settings settings = test::settings_of("[objective]\nvocabulary_parallel = yes\n" + ini);
   Registries registries;
-  register_builtins(registries);
+  build::register_builtins(registries);
   const Divergence divergence =
       registries.of<DivergenceFactory>("objectives").find(settings.text("objective.divergence"))(settings);
   require_divisible_vocabulary(settings, divergence, has_head);

@@ -2,7 +2,8 @@
 
 # Tests run side by side, so idle OpenMP threads sleep instead of taking a core from the neighbour.
 set(_limbeck_test_environment "OMP_WAIT_POLICY=passive" "PYTHONDONTWRITEBYTECODE=1" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
-  "LIMBECK_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/limbeck" "LIMBECK_SOURCE=${PROJECT_SOURCE_DIR}")
+  "LIMBECK_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/limbeck" "LIMBECK_SOURCE=${PROJECT_SOURCE_DIR}"
+  "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1")
 if(LIMBECK_SANITIZE)
   # libtorch keeps what it allocates while it is loaded, and is not instrumented itself.
   list(APPEND _limbeck_test_environment "ASAN_OPTIONS=detect_leaks=0:detect_odr_violation=0"
@@ -46,7 +47,7 @@ function(limbeck_pytest file)
     set(F_PROCESSORS 1)
   endif()
   add_test(NAME python.${stem} WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
-    COMMAND "${LIMBECK_PYTHON}" -m pytest -q -rs -p no:cacheprovider "${path}")
+    COMMAND "${LIMBECK_PYTHON}" -S "${PROJECT_SOURCE_DIR}/tests/python/warm_python.py" -m pytest -q -rs -p no:cacheprovider "${path}")
   set_tests_properties(python.${stem} PROPERTIES TIMEOUT ${F_TIMEOUT} PROCESSORS ${F_PROCESSORS} LABELS "python;${F_LABELS}"
     ENVIRONMENT "${_limbeck_test_environment}")
   if(F_SERIAL)

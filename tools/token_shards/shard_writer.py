@@ -1,5 +1,5 @@
 """Writes token shards and their manifest. A file appears under its name whole or not at all, the manifest last; a
-folder without a manifest is an unfinished one. Checksums are CRC-32 (zlib's): they guard against damage, not against
+folder without a manifest is an unfinished one. Checksums are CRC-32C, as in checkpoints: they guard against damage, not against
 an adversary, and both languages have them at hand."""
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ import collections
 import json
 import os
 import pathlib
-import zlib
 
+import google_crc32c
 import numpy as np
 import safetensors.numpy
 
 from token_shards import TOKENIZER_FILES, UsageFault
 from token_shards.encoding import EncodedDocument
 
-FORMAT_VERSION = 1  # trainer/data/manifest_file.h: kDataFormatVersion
+FORMAT_VERSION = 2  # trainer/data/manifest_file.h: kDataFormatVersion
 
 
 def write_atomically(path: pathlib.Path, data: bytes):
@@ -105,7 +105,7 @@ class ShardWriter:
         data = safetensors.numpy.save(tensors)
         name = f"shard-{len(self._shards):05d}.safetensors"
         write_atomically(self.folder / name, data)
-        shard = {"file": name, "bytes": len(data), "crc32": f"{zlib.crc32(data):08x}", "documents": len(self._waiting),
+        shard = {"file": name, "bytes": len(data), "crc32c": f"{google_crc32c.value(data):08x}", "documents": len(self._waiting),
                  "tokens": len(tensors["input_ids"]), "targets": int(tensors["target_mask"].sum()),
                  "minimum_id": int(tensors["input_ids"].min(initial=0)),
                  "maximum_id": int(tensors["input_ids"].max(initial=0))}
@@ -126,5 +126,5 @@ class ShardWriter:
         manifest["shards"] = self._shards
         # Its own checksum comes last, over every byte before it.
         text = json.dumps(manifest, indent=2, ensure_ascii=True)[: -len("\n}")] + ",\n"
-        text += f'  "crc32": "{zlib.crc32(text.encode()):08x}"\n}}\n'
+        text += f'  "crc32c": "{google_crc32c.value(text.encode()):08x}"\n}}\n'
         write_atomically(self.folder / "manifest.json", text.encode())

@@ -7,9 +7,9 @@ import hashlib
 import json
 import pathlib
 import re
-import zlib
 from collections.abc import Iterable
 
+import google_crc32c
 import tokenizers
 from guarded_work import is_panic, one_line, step
 
@@ -163,7 +163,7 @@ class TokenizerFile:
         else:
             return None
         text = "".join(f"{id}\t{names[id]}\n" for id in sorted(names))
-        return f"{zlib.crc32(text.encode()):08x}"
+        return f"{google_crc32c.value(text.encode()):08x}"
 
     def manifest_entry(self) -> dict:
         entry = {"digest": self.digest, "vocabulary": self.vocabulary, "special": _ranges(self.special_ids())}

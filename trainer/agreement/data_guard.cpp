@@ -6,7 +6,7 @@
 
 #include "modules/errors.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 namespace {
 
@@ -22,7 +22,7 @@ class Reader {
  public:
   Reader(const DataReaders& readers, const models::BuiltModel& model, Reads who)
       : settings_(readers.settings),
-        pair_(readers.pair),
+        tokenizers_(readers.tokenizers),
         model_(model),
         who_(who),
         role_(who == Reads::kStudent ? "student" : "teacher") {}
@@ -50,7 +50,7 @@ class Reader {
   void require_same_meaning(const Ids& ids, const std::string& origin) const {
     const std::string init = role_ + ".init";
     if (ids.fingerprint.empty() || settings_.text(init) == "random") return;
-    const std::optional<std::string>& own = pair_.fingerprint(who_);
+    const std::optional<std::string>& own = tokenizers_.fingerprint(who_);
     if (!own || *own == ids.fingerprint) return;
     const std::string folder = model_.config.folder.string();
     throw UsageError(
@@ -61,7 +61,7 @@ class Reader {
   }
 
   const recipe::Settings& settings_;
-  PairVocabulary& pair_;
+  PairVocabulary& tokenizers_;
   const models::BuiltModel& model_;
   Reads who_;
   std::string role_;
@@ -69,7 +69,8 @@ class Reader {
 
 }  // namespace
 
-Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin, const DataReaders& readers) {
+objective::Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin,
+                                           const DataReaders& readers) {
   const Reader student(readers, readers.student, Reads::kStudent);
   const Ids ids{manifest.vocabulary, manifest.largest_id, manifest.ids_fingerprint, "--tokenizer"};
   student.require(ids, origin);
@@ -88,7 +89,7 @@ Vocabulary require_fitting_data(const data::Manifest& manifest, const std::strin
                     origin);
     return {manifest.vocabulary, manifest.teacher_vocabulary};
   }
-  const std::string& difference = readers.pair.difference();
+  const std::string& difference = readers.tokenizers.difference();
   if (!difference.empty()) {
     throw UsageError(
         fmt::format("{} holds the ids of one tokenizer, but {}: prepare it with both "
@@ -99,4 +100,10 @@ Vocabulary require_fitting_data(const data::Manifest& manifest, const std::strin
   return {manifest.vocabulary, manifest.vocabulary};
 }
 
-}  // namespace limbeck::objective
+data::DataRequest fitted(data::DataRequest request, const objective::ModelPair& pair) {
+  request.student_vocabulary = pair.student.config.architecture.vocabulary;
+  if (pair.teacher) request.teacher_vocabulary = pair.teacher->config.architecture.vocabulary;
+  return request;
+}
+
+}  // namespace limbeck::agreement

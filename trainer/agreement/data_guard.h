@@ -3,17 +3,17 @@
 #pragma once
 #include <string>
 
-#include "modules/models/weights/load_model.h"
 #include "trainer/agreement/vocabulary_guard.h"
 #include "trainer/data/data_source.h"
-#include "trainer/objective/language_terms.h"
+#include "trainer/objective/model_pair.h"
+#include "trainer/objective/vocabulary.h"
 #include "trainer/recipe/settings.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 struct DataReaders {
   const recipe::Settings& settings;
-  PairVocabulary& pair;
+  PairVocabulary& tokenizers;
   const models::BuiltModel& student;
   const models::BuiltModel* teacher;  // that is compared with; null: none
   bool crosses;                       // the objective compares models of different tokenizers
@@ -22,6 +22,10 @@ struct DataReaders {
 // Tokenizers, number of ids and the greatest one in use against both models. The error names both sides and what to
 // type: UsageError of a tokenizer that does not fit, InputDataError of an id that no model has. What comes back is the
 // real ids of each head.
-Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin, const DataReaders& readers);
+objective::Vocabulary require_fitting_data(const data::Manifest& manifest, const std::string& origin,
+                                           const DataReaders& readers);
 
-}  // namespace limbeck::objective
+// The request with the vocabularies of the pair, which every id must be below.
+data::DataRequest fitted(data::DataRequest request, const objective::ModelPair& pair);
+
+}  // namespace limbeck::agreement

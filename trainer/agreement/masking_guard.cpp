@@ -4,7 +4,7 @@
 
 #include "modules/errors.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 namespace {
 
@@ -21,7 +21,7 @@ void require_sound_shares(const recipe::Settings& settings) {
 
 // Who fills in hidden tokens learns nothing where none is hidden, and who predicts the next token must not see a hidden
 // one.
-void require_fitting_masks(const recipe::Settings& settings, const TermWeights& weights,
+void require_fitting_masks(const recipe::Settings& settings, const objective::TermWeights& weights,
                            const models::BuiltModel& student, const models::BuiltModel* teacher) {
   require_sound_shares(settings);
   const models::Architecture& a = student.model->architecture();
@@ -34,7 +34,7 @@ void require_fitting_masks(const recipe::Settings& settings, const TermWeights& 
         a.kind == models::ModelKind::kDecoder ? "a decoder, which predicts the next token"
                                               : "an encoder without such a head"));
   }
-  if (fills && !hides && (weights.full(TermKind::kKd) > 0 || weights.full(TermKind::kCe) > 0)) {
+  if (fills && !hides && (weights.full(recipe::TermKind::kKd) > 0 || weights.full(recipe::TermKind::kCe) > 0)) {
     throw UsageError(
         fmt::format("student.model {} is a masked language model, and no token is hidden for it to fill in: set "
                     "data.masking = whole_word (or token), or objective.alpha = 0 and objective.ce_weight = 0",
@@ -49,4 +49,4 @@ void require_fitting_masks(const recipe::Settings& settings, const TermWeights& 
                   settings.where("teacher.model"), settings.where("student.model")));
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

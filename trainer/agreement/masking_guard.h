@@ -4,10 +4,10 @@
 #include "trainer/objective/weights.h"
 #include "trainer/recipe/settings.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 // teacher: the one that is compared with, or null. UsageError says what to set.
-void require_fitting_masks(const recipe::Settings& settings, const TermWeights& weights,
+void require_fitting_masks(const recipe::Settings& settings, const objective::TermWeights& weights,
                            const models::BuiltModel& student, const models::BuiltModel* teacher);
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

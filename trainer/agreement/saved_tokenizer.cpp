@@ -3,7 +3,7 @@
 #include "modules/errors.h"
 #include "trainer/agreement/vocabulary_guard.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 namespace fs = std::filesystem;
 
@@ -34,4 +34,4 @@ fs::path tokenizer_of_data(const fs::path& data, const data::Manifest& manifest,
   return {};
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

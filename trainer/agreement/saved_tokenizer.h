@@ -5,7 +5,7 @@
 
 #include "trainer/data/data_source.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 // Of a student that is drawn at random, or whose folder holds no tokenizer.json: the one that packed its data, which
 // tools/prepare_data.py left in `tokenizer/` in the data's folder or above it. It is taken only when its ids mean what
@@ -13,4 +13,4 @@ namespace limbeck::objective {
 std::filesystem::path tokenizer_of_data(const std::filesystem::path& data, const data::Manifest& manifest,
                                         const std::filesystem::path& student, bool drawn_at_random);
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

@@ -3,14 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/crc.hpp>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "modules/io/crc32c.h"
 #include "modules/io/json_file.h"
 #include "modules/text/tokenizer.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 namespace {
 
@@ -47,12 +47,12 @@ std::optional<MeaningOfIds> ids_in(const std::string& text, const std::filesyste
 }
 
 std::string checksum(const MeaningOfIds& ids) {
-  boost::crc_32_type crc;
+  uint32_t crc = 0;
   for (const auto& [id, token] : ids) {
     const std::string line = fmt::format("{}\t{}\n", id, token);
-    crc.process_bytes(line.data(), line.size());
+    crc = io::crc32c(line.data(), line.size(), crc);
   }
-  return fmt::format("{:08x}", crc.checksum());
+  return fmt::format("{:08x}", crc);
 }
 
 }  // namespace
@@ -133,4 +133,4 @@ const std::string& PairVocabulary::difference() {
   return *difference_;
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

@@ -9,7 +9,7 @@
 
 #include "modules/models/weights/load_model.h"
 
-namespace limbeck::objective {
+namespace limbeck::agreement {
 
 enum class Reads { kStudent, kTeacher };
 
@@ -52,4 +52,4 @@ std::optional<std::string> ids_fingerprint(const std::filesystem::path& folder);
 // Whether a table of `rows` can be a padded one of `real` ids.
 bool is_padding(int64_t rows, int64_t real);
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::agreement

@@ -6,24 +6,19 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
-#include "trainer/parallel/sums/wide_sum.h"
 
-namespace limbeck::loop {
+namespace limbeck::build {
 namespace {
 
 using objective::Distillation;
 using parallel::NamedParameter;
+using parallel::ParallelOptions;
 
 std::vector<NamedParameter> named_parameters(const models::BuiltModel& model) {
   std::vector<NamedParameter> found;
-  for (const auto& module : model.model->modules()) {
-    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
-    if (owner == nullptr) continue;
-    for (const auto& entry : owner->named_parameters(/*recurse=*/false)) {
-      found.push_back({owner->path() + "." + entry.key(), entry.value()});
-    }
-  }
+  for (const auto& [name, tensor] : precision::path_parameters(*model.model)) found.push_back({name, tensor});
   return found;
 }
 
@@ -33,19 +28,14 @@ std::vector<NamedParameter> trained_parameters(const Distillation& objective) {
   return found;
 }
 
-parallel::Order order_of(const recipe::Settings& settings) {
-  return settings.text("parallel.reduce") == "tree" ? parallel::Order::kTree : parallel::Order::kFast;
-}
-
-bool divides_teacher(const recipe::Settings& settings, const Distillation& objective, int ranks) {
+bool divides_teacher(const ParallelOptions& options, const Distillation& objective, int ranks) {
   // Weights that are the student's as well stay with it.
-  return settings.integer("parallel.zero") >= 3 && ranks > 1 && objective.teacher() &&
-         !objective.teacher_shares_weights();
+  return options.zero >= 3 && ranks > 1 && objective.teacher() && !objective.pair().shares_weights;
 }
 
 // One rank alone has nothing to share, unless sums must come in the order that any number of ranks has.
-bool shares_nothing(const recipe::Settings& settings, int ranks) {
-  return ranks == 1 && order_of(settings) == parallel::Order::kFast;
+bool shares_nothing(const ParallelOptions& options, int ranks) {
+  return ranks == 1 && options.order == parallel::Order::kFast;
 }
 
 int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
@@ -54,14 +44,9 @@ int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
   return bytes;
 }
 
-// Of quantized weights, which every rank has whole.
-int64_t quantized_bytes(const models::BuiltModel& model) {
-  int64_t bytes = 0;
-  for (const auto& module : model.model->modules()) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear != nullptr && linear->is_quantized()) bytes += linear->quantized_weight().bytes();
-  }
-  return bytes;
+// Of what is no parameter (quantized weights), which every rank has whole.
+int64_t bytes_beside_parameters(const models::BuiltModel& model) {
+  return precision::total_footprint(*model.model).bytes - whole_bytes(named_parameters(model));
 }
 
 // Units with their padding; `wide`: each element in the dtype that gradients are summed in.
@@ -69,7 +54,7 @@ int64_t unit_bytes(const std::vector<NamedParameter>& parameters, int ranks, boo
   int64_t bytes = 0;
   for (const parallel::UnitLayout& unit : parallel::lay_out(parameters, ranks)) {
     const at::Tensor& like = parameters[unit.members.front().parameter].tensor;
-    const at::ScalarType dtype = wide ? parallel::wide_dtype(like) : like.scalar_type();
+    const at::ScalarType dtype = wide ? kernels::wide_type(like) : like.scalar_type();
     bytes += unit.length * static_cast<int64_t>(c10::elementSize(dtype));
   }
   return bytes;
@@ -87,9 +72,10 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
     parameters.push_back({p.name, p.tensor, p.group, p.decays});
     named.push_back({p.name, p.tensor});
   }
+  const ParallelOptions asked = parallel::read_parallel_options(settings);
   parallel::SharingOptions options;
-  options.zero = static_cast<int>(settings.integer("parallel.zero"));
-  options.order = order_of(settings);
+  options.zero = asked.zero;
+  options.order = asked.order;
   options.micro_batches = own_micro_batches;
   if (options.zero >= 3 && objective.follows_student()) {
     throw UsageError(
@@ -97,14 +83,15 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
                     "them whole: set parallel.zero = 2",
                     settings.where("parallel.zero"), settings.where("teacher.kind")));
   }
-  auto shares = shares_nothing(settings, ranks.size()) ? parallel::make_whole(named)
-                                                       : parallel::make_shared_out(ranks, options, named);
+  auto shares = shares_nothing(asked, ranks.size()) ? parallel::make_whole(named)
+                                                    : parallel::make_shared_out(ranks, options, named);
   objective.student().model->set_weight_keeper(shares->keeper());
-  return std::make_unique<optim::Optimizer>(settings, std::move(parameters), total_steps, std::move(shares));
+  return std::make_unique<optim::Optimizer>(optim::read_optimizer_options(settings, total_steps), std::move(parameters),
+                                            std::move(shares));
 }
 
-TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& objective, parallel::Communicator& ranks) {
-  if (!divides_teacher(settings, objective, ranks.size())) return;
+TeacherShards::TeacherShards(const ParallelOptions& options, Distillation& objective, parallel::Communicator& ranks) {
+  if (!divides_teacher(options, objective, ranks.size())) return;
   const at::NoGradGuard no_gradient;
   const auto frozen = named_parameters(*objective.teacher());
   for (const parallel::UnitLayout& layout : parallel::lay_out(frozen, ranks.size())) {
@@ -114,28 +101,28 @@ TeacherShards::TeacherShards(const recipe::Settings& settings, Distillation& obj
   objective.teacher()->model->set_weight_keeper(&keeper_);
 }
 
-KeptBytes kept_bytes(const recipe::Settings& settings, const Distillation& objective, int ranks) {
+KeptBytes kept_bytes(const ParallelOptions& options, const Distillation& objective, int ranks) {
   KeptBytes kept;
-  const int64_t zero = settings.integer("parallel.zero");
   const auto trained = trained_parameters(objective);
   std::vector<NamedParameter> student, frozen;
   for (const NamedParameter& parameter : named_parameters(objective.student())) {
     (parameter.tensor.requires_grad() ? student : frozen).push_back(parameter);
   }
-  if (objective.teacher() && !objective.teacher_shares_weights()) {
+  if (objective.teacher() && !objective.pair().shares_weights) {
     const auto teacher = named_parameters(*objective.teacher());
-    kept.teacher = divides_teacher(settings, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
-                                                               : whole_bytes(teacher);
-    kept.teacher += quantized_bytes(*objective.teacher());
+    kept.teacher = divides_teacher(options, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
+                                                              : whole_bytes(teacher);
+    kept.teacher += bytes_beside_parameters(*objective.teacher());
   }
   kept.student = whole_bytes(frozen);
-  kept.student += zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
-  kept.student += quantized_bytes(objective.student());
+  kept.student +=
+      options.zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
+  kept.student += bytes_beside_parameters(objective.student());
   kept.gradients = whole_bytes(trained);
-  if (!shares_nothing(settings, ranks)) {
-    kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (zero >= 2 ? ranks : 1);
+  if (!shares_nothing(options, ranks)) {
+    kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (options.zero >= 2 ? ranks : 1);
   }
   return kept;
 }
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::build

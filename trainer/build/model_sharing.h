@@ -7,9 +7,10 @@
 
 #include "trainer/objective/distillation.h"
 #include "trainer/optim/optimizer.h"
+#include "trainer/parallel/parallel_options.h"
 #include "trainer/parallel/sharing/unit_weights.h"
 
-namespace limbeck::loop {
+namespace limbeck::build {
 
 // Of what trains, less `unreached`; the student fetches its weights from the optimizer's shares from then on.
 std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& settings, objective::Distillation& objective,
@@ -19,7 +20,8 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
 // The weights of a frozen teacher, divided where parallel.zero = 3 says so and fetched layer by layer.
 class TeacherShards {
  public:
-  TeacherShards(const recipe::Settings& settings, objective::Distillation& objective, parallel::Communicator& ranks);
+  TeacherShards(const parallel::ParallelOptions& options, objective::Distillation& objective,
+                parallel::Communicator& ranks);
 
  private:
   parallel::BufferPool pool_;  // before the units
@@ -31,6 +33,6 @@ class TeacherShards {
 struct KeptBytes {
   int64_t teacher = 0, student = 0, gradients = 0;  // gradients: from the first backward to the update
 };
-KeptBytes kept_bytes(const recipe::Settings& settings, const objective::Distillation& objective, int ranks);
+KeptBytes kept_bytes(const parallel::ParallelOptions& options, const objective::Distillation& objective, int ranks);
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::build

@@ -11,7 +11,7 @@
 #include "trainer/recipe/message.h"
 #include "trainer/recipe/value.h"
 
-namespace limbeck::objective {
+namespace limbeck::build {
 namespace {
 
 adapters::ModulePattern checked_pattern(const recipe::Value& entry, const std::string& key, const std::string& text) {
@@ -200,4 +200,4 @@ std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& set
   return config;
 }
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::build

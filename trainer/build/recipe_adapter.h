@@ -8,7 +8,7 @@
 #include "modules/models/weights/load_model.h"
 #include "trainer/recipe/settings.h"
 
-namespace limbeck::objective {
+namespace limbeck::build {
 
 inline constexpr const char* kAdapterName = "default";
 
@@ -19,4 +19,4 @@ bool trains_adapter(const recipe::Settings& settings);
 std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student,
                                                      std::vector<std::string>& notes);
 
-}  // namespace limbeck::objective
+}  // namespace limbeck::build

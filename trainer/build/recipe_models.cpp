@@ -6,9 +6,8 @@
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
 #include "trainer/build/recipe_adapter.h"
-#include "trainer/objective/head/head_terms.h"
 
-namespace limbeck::objective {
+namespace limbeck::build {
 
 namespace {
 
@@ -105,7 +104,7 @@ BuiltTeacher build_teacher(const recipe::Settings& settings, const models::Built
                       "from the student; remove one of the two",
                       kind, settings.where("teacher.kind"), settings.where("teacher.model")));
     }
-    if (settings.given("teacher.quantize")) {
+    if (settings.text("teacher.quantize") != "none") {
       throw UsageError(
           fmt::format("teacher.kind = {} {} makes the teacher from the student, and stores it as the student "
                       "is: remove teacher.quantize {}",
@@ -124,48 +123,4 @@ BuiltTeacher build_teacher(const recipe::Settings& settings, const models::Built
   return {meta ? models::build_on_meta(*request) : models::load_model(*request)};
 }
 
-MovingAverage::MovingAverage(models::BuiltModel& teacher, const models::BuiltModel& student, double decay)
-    : decay_(decay) {
-  const at::NoGradGuard no_gradient;
-  const auto theirs = student.model->named_parameters();
-  for (auto& entry : teacher.model->named_parameters()) {
-    const at::Tensor& own = entry.value();
-    const at::ScalarType wide = wide_type(own.scalar_type());
-    at::Tensor average = own;
-    if (own.scalar_type() != wide) {
-      average = at::empty(own.sizes(), own.options().dtype(wide));
-      precision::cast_into(average, theirs[entry.key()]);
-    }
-    entries_.push_back({"teacher_ema." + entry.key(), own, theirs[entry.key()], average, average._version()});
-  }
-}
-
-void MovingAverage::follow() {
-  const at::NoGradGuard no_gradient;
-  for (Entry& entry : entries_) {
-    at::Tensor now = entry.student.detach();
-    if (now.scalar_type() != entry.average.scalar_type()) {
-      now = at::empty(entry.average.sizes(), entry.average.options());
-      precision::cast_into(now, entry.student, "teacher (average, the student's weights)");
-    }
-    entry.average.lerp_(now, 1.0 - decay_);
-  }
-}
-
-void MovingAverage::refresh() {
-  const at::NoGradGuard no_gradient;
-  for (Entry& entry : entries_) {
-    if (entry.average._version() == entry.version) continue;
-    entry.version = entry.average._version();
-    if (!entry.average.is_same(entry.teacher))
-      precision::cast_into(entry.teacher, entry.average, "teacher (from its average)");
-  }
-}
-
-std::vector<std::pair<std::string, at::Tensor>> MovingAverage::tensors() const {
-  std::vector<std::pair<std::string, at::Tensor>> found;
-  for (const Entry& entry : entries_) found.emplace_back(entry.name, entry.average);
-  return found;
-}
-
-}  // namespace limbeck::objective
+}  // namespace limbeck::build

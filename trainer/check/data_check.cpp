@@ -7,10 +7,11 @@ namespace limbeck::check {
 
 namespace {
 
-DataRow checked_row(const std::string& key, const data::DataRequest& request, objective::Distillation& objective) {
+DataRow checked_row(const std::string& key, const data::DataRequest& request) {
   DataRow row;
   row.key = key;
   row.folder = request.folder.string();
+  row.origin = request.origin;
   std::error_code unknown;
   const bool there = std::filesystem::exists(request.folder, unknown);
   try {
@@ -20,21 +21,28 @@ DataRow checked_row(const std::string& key, const data::DataRequest& request, ob
     row.absent = error.what();
     return row;
   }
-  objective.accept_data(row.plan.summary, request.origin);
   return row;
 }
 
 }  // namespace
 
-std::vector<DataRow> check_data(const recipe::Settings& settings, objective::Distillation& objective) {
+std::vector<DataRow> check_data(const recipe::Settings& settings) {
   std::vector<DataRow> rows;
   if (settings.given("data.train")) {
-    rows.push_back(checked_row("data.train", data::training_data(settings), objective));
+    rows.push_back(checked_row("data.train", data::training_data(settings)));
   }
   if (settings.given("data.validation")) {
-    rows.push_back(checked_row("data.validation", data::validation_data(settings), objective));
+    rows.push_back(checked_row("data.validation", data::validation_data(settings)));
   }
   return rows;
+}
+
+std::vector<agreement::DataInUse> in_use(const std::vector<DataRow>& rows) {
+  std::vector<agreement::DataInUse> sets;
+  for (const DataRow& row : rows) {
+    if (row.absent.empty()) sets.push_back({row.plan.summary, row.origin});
+  }
+  return sets;
 }
 
 }  // namespace limbeck::check

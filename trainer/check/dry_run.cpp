@@ -3,15 +3,15 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
-#include <cctype>
-#include <map>
 #include <memory>
 
 #include "modules/errors.h"
 #include "modules/memory/meta_memory.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/recorder.h"
+#include "trainer/agreement/pair_agreement.h"
 #include "trainer/build/model_sharing.h"
+#include "trainer/build/recipe_pair.h"
 #include "trainer/checkpoint/async_saver.h"
 #include "trainer/data/data_source.h"
 #include "trainer/loop/micro_batch_division.h"
@@ -29,8 +29,6 @@ using objective::Distillation;
 
 // The first line of an ATen error says what happened; the rest is its stack.
 std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
-
-std::string without_layer(const std::string& path) { return without_number(path, ".layers."); }
 
 // Runs one phase; a failure becomes a violation that names the module whose code was running.
 template <typename Phase>
@@ -54,53 +52,16 @@ void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
   }
 }
 
-std::vector<ModuleRow> module_table(const Distillation& objective) {
-  std::vector<ModuleRow> rows;
-  std::map<std::string, size_t> known;
-  for (const auto& module : objective.contract_modules()) {
-    const precision::Precision& p = module->precision();
-    ModuleRow row{without_layer(module->path()),
-                  precision::role_name(module->role()),
-                  precision::storage_name(p),
-                  precision::dtype_name(p.input),
-                  precision::dtype_name(p.compute),
-                  precision::dtype_name(p.output),
-                  p.device.str(),
-                  p.source};
-    row.modules = 1;
-    const precision::Footprint own = module->footprint();
-    row.parameters = own.values;
-    row.bytes = own.bytes;
-    if (row.role == "embedding") row.input = "ids";
-    row.tied = row.role == "head" && own.values == 0;
-    const std::string key = fmt::format("{}|{}|{}|{}|{}|{}|{}", row.path, row.storage, row.input, row.compute,
-                                        row.output, row.device, row.source);
-    const auto [where, fresh] = known.emplace(key, rows.size());
-    if (fresh) {
-      rows.push_back(row);
-    } else {
-      ModuleRow& sum = rows[where->second];
-      sum.modules += 1;
-      sum.parameters += row.parameters;
-      sum.bytes += row.bytes;
-    }
-  }
-  return rows;
-}
-
-void count_trained(const Distillation& objective, CheckReport& report) {
-  for (const auto& module : objective.contract_modules()) {
-    if (module->path().starts_with("teacher.")) continue;
-    report.learned_of += module->footprint().values;
-    for (const at::Tensor& parameter : module->parameters(/*recurse=*/false)) {
-      if (parameter.requires_grad()) report.trained += parameter.numel();
-    }
-  }
-}
+// What `train` has before its first update, on meta.
+struct Rehearsal {
+  Distillation& objective;
+  parallel::Communicator& ranks;
+  bool two_streams;  // the models read tokens of their own
+};
 
 // A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
 // follows data.packing and the student's head.
-data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& objective) {
+data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& objective, bool two_streams) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCPU);
   const int64_t rows = settings.integer("data.batch_size"), length = settings.integer("data.sequence_length");
   auto stream = [&] {
@@ -114,11 +75,8 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
   };
   data::Batch batch;
   batch.student = stream();
-  const HeadKind head = objective.student().config.architecture.head;
-  if (head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier) {
-    batch.classes = at::zeros({rows}, options);
-  }
-  if (objective.reads_two_streams()) {
+  if (objective::is_classifier(objective.student())) batch.classes = at::zeros({rows}, options);
+  if (two_streams) {
     batch.teacher = stream();
     batch.teacher_position = at::zeros({rows, length}, options);
   }
@@ -127,10 +85,10 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
 
 // By the way on which training gets its own: who forgets to place a batch on the models' device is found here, as on a
 // GPU, because meta is no less another device than the CPU.
-std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Distillation& objective,
-                                           int64_t count, const Tamper& tamper) {
-  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, objective); }, 0, count, /*depth=*/0,
-                              objective.device());
+std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Rehearsal& run, int64_t count,
+                                           const Tamper& tamper) {
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, run.objective, run.two_streams); }, 0, count,
+                              /*depth=*/0, run.objective.device());
   std::vector<data::Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
     batches.push_back(prefetched.next());
@@ -139,8 +97,8 @@ std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, con
   return batches;
 }
 
-void plan_weights(const Distillation& objective, const loop::KeptBytes& kept, CheckReport& report) {
-  const bool shared = objective.teacher_shares_weights();
+void plan_weights(const Distillation& objective, const build::KeptBytes& kept, CheckReport& report) {
+  const bool shared = objective.pair().shares_weights;
   if (objective.teacher()) {
     report.memory.push_back({shared ? "teacher weights: the student's, shared" : "teacher weights", kept.teacher});
   }
@@ -157,12 +115,13 @@ int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::
 }
 
 // One update of the recipe as training runs it.
-void run_training(const recipe::Settings& settings, Distillation& objective, const loop::KeptBytes& kept,
+void run_training(const recipe::Settings& settings, const Rehearsal& run, const build::KeptBytes& kept,
                   const Tamper& tamper, CheckReport& report) {
+  Distillation& objective = run.objective;
+  parallel::Communicator& ranks = run.ranks;
   constexpr int64_t kSteps = 1000;  // the schedule's length changes no dtype and no size
-  const auto ranks = report.ranks > 1 ? parallel::make_planned(report.ranks) : parallel::make_solo();
-  const int64_t own = telling_micro_batches(settings, *ranks);
-  const std::vector<data::Batch> batches = batches_of_update(settings, objective, own, tamper);
+  const int64_t own = telling_micro_batches(settings, ranks);
+  const std::vector<data::Batch> batches = batches_of_update(settings, run, own, tamper);
   const int64_t before = MetaMemory::live_bytes();
   std::string unsaid;  // what failed outside the recorded run, which then says it better: where, and of which dtypes
   const auto rehearse = [&](const auto& part) {
@@ -178,22 +137,21 @@ void run_training(const recipe::Settings& settings, Distillation& objective, con
     const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
     report.memory.push_back({"activations kept for backward", MetaMemory::live_bytes() - before});
   });
-  const auto optimizer = loop::make_optimizer(settings, objective, *ranks, own, kSteps);
-  const loop::TeacherShards teacher(settings, objective, *ranks);
-  objective.divide_vocabulary(*ranks);
+  const auto optimizer = build::make_optimizer(settings, objective, ranks, own, kSteps);
+  const build::TeacherShards teacher(parallel::read_parallel_options(settings), objective, ranks);
   int64_t state = 0;
   for (const auto& part : optimizer->state_tensors()) state += static_cast<int64_t>(part.part.nbytes());
   report.memory.push_back({"masters, moments and EMA", state});
   report.memory.push_back({"gradients", kept.gradients});
   if (settings.integer("checkpoint.keep") > 0) {
     report.checkpoint_copy_bytes =
-        checkpoint::staged_bytes(loop::save_request({}, objective, *optimizer, ranks->rank() == 0));
+        checkpoint::staged_bytes(loop::save_request({}, objective, *optimizer, ranks.rank() == 0));
   }
   const auto update = [&] {
     const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
-    loop::run_update(objective, *optimizer, batches, progress, *ranks);
+    loop::run_update(objective, *optimizer, batches, progress, ranks);
   };
-  if (ranks->size() > 1) rehearse(update);  // from the second one on, buffers of the one before wait beside activations
+  if (ranks.size() > 1) rehearse(update);  // from the second one on, buffers of the one before wait beside activations
   MetaMemory::reset_peak();
   run_phase("train", report, update);
   if (!unsaid.empty() && report.ran_wrongly.empty()) report.ran_wrongly.push_back(unsaid);
@@ -239,14 +197,6 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
 
 }  // namespace
 
-std::string without_number(const std::string& path, const std::string& marker) {
-  const size_t at = path.find(marker);
-  if (at == std::string::npos) return path;
-  const size_t begin = at + marker.size(), end = path.find_first_not_of("0123456789", begin);
-  if (end == begin) return path;
-  return path.substr(0, begin) + "*" + (end == std::string::npos ? "" : path.substr(end));
-}
-
 void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
   for (CastRow& row : rows) {
     if (row.place != cast.place || row.from != cast.from || row.to != cast.to || row.phase != cast.phase) continue;
@@ -261,32 +211,45 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   const MetaMemory memory;
   CheckReport report;
   report.ranks = ranks;
-  std::unique_ptr<Distillation> objective;
-  const auto build = [&] {
-    objective = std::make_unique<Distillation>(settings, registries, objective::Materialize::kMeta);
-    if (tamper.models) tamper.models(*objective);
+  const auto planned = ranks > 1 ? parallel::make_planned(ranks) : parallel::make_solo();
+  auto pair = build::build_pair(settings, objective::Materialize::kMeta);
+  const objective::ObjectiveOptions options = objective::read_options(settings, registries, *pair);
+  objective::Vocabulary vocabulary;
+  bool two_streams = false;
+  {
+    agreement::PairAgreement agreement(settings, options, *pair);
+    report.data = check_data(settings);
+    vocabulary = agreement.vocabulary(in_use(report.data));
+    two_streams = agreement.reads_two_streams();
+  }
+  const auto make = [&] {
+    auto made =
+        std::make_unique<Distillation>(options, pair, vocabulary, objective::vocabulary_ranks(settings, *planned));
+    if (tamper.models) tamper.models(*made);
+    return made;
   };
-  build();
-  report.data = check_data(settings, *objective);
+  auto objective = make();
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }
-  report.notes = objective->notes();
+  report.notes = pair->notes;
   report.modules = module_table(*objective);
-  count_trained(*objective, report);
-  const loop::KeptBytes kept = loop::kept_bytes(settings, *objective, ranks);
+  report.learning = count_learning(*objective);
+  const build::KeptBytes kept = build::kept_bytes(parallel::read_parallel_options(settings), *objective, ranks);
   plan_weights(*objective, kept, report);
-  objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
-  run_training(settings, *objective, kept, tamper, report);
-  const models::Architecture& student = objective->student().config.architecture;
+  pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  run_training(settings, {*objective, *planned, two_streams}, kept, tamper, report);
+  const models::Architecture& student = pair->student.config.architecture;
   if (student.head != HeadKind::kLanguageModel || student.masked_language_model()) return report;
   if (ranks > 1) {  // whose weights went with their ranks; who generates has them all
     objective.reset();
-    build();
+    pair.reset();
+    pair = build::build_pair(settings, objective::Materialize::kMeta);
+    objective = make();
   }
-  objective->student().model->set_weight_keeper(nullptr);
+  pair->student.model->set_weight_keeper(nullptr);
   MetaMemory::reset_peak();
-  run_generation(*objective->student().model, settings, report);
+  run_generation(*pair->student.model, settings, report);
   report.memory.push_back({"peak of generation with its cache", MetaMemory::peak_bytes()});
   return report;
 }

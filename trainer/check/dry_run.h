@@ -7,26 +7,17 @@
 #include <vector>
 
 #include "trainer/check/data_check.h"
+#include "trainer/check/module_table.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
 
 namespace limbeck::check {
 
-// One row of the contract's table; modules that differ only in their layer number share a row.
-struct ModuleRow {
-  std::string path, role, storage, input, compute, output, device, source;
-  int64_t modules = 0, parameters = 0, bytes = 0;
-  bool tied = false;  // a head whose weight is the embedding's
-};
-
 struct CastRow {
   std::string place, from, to, phase;
   int64_t count = 0, bytes = 0;
 };
-
-// "teacher.layers.12.mlp.up_proj", ".layers." -> "teacher.layers.*.mlp.up_proj": rows that differ in a number alone.
-std::string without_number(const std::string& path, const std::string& marker);
 
 // To the row of the same place, dtypes and phase, or as a new one.
 void add_cast(const CastRow& cast, std::vector<CastRow>& rows);
@@ -40,7 +31,7 @@ struct CheckReport {
   std::vector<DataRow> data;
   std::vector<ModuleRow> modules;
   std::vector<CastRow> casts;
-  int64_t trained = 0, learned_of = 0;  // of the numbers of student and projectors: what updates move, and all of them
+  Learning learning;
   int ranks = 1;
   std::vector<std::string> notes;           // what the objective has to say of the recipe
   std::vector<MemoryRow> memory;            // of each rank

@@ -11,12 +11,13 @@
 
 #include "modules/errors.h"
 #include "modules/memory/allocator.h"
+#include "trainer/build/builtins.h"
 #include "trainer/cli/commands/commands.h"
 #include "trainer/cli/commands/output_paths.h"
 #include "trainer/cli/console/json_result.h"
-#include "trainer/cli/plugin_loader.h"
 #include "trainer/cli/worker_threads.h"
 #include "trainer/parallel/ranks/join.h"
+#include "trainer/plugin/plugin_loader.h"
 #include "trainer/recipe/message.h"
 
 namespace limbeck::cli {
@@ -182,8 +183,8 @@ App::Prepared App::prepared(const Command& command, const std::vector<std::strin
     json_target_ = target;
   }
   if (command.computes) memory::tune_allocator();
-  register_builtins(registries_);
-  for (const std::string& library : values_of("--plugin", arguments)) load_plugin(library, registries_);
+  build::register_builtins(registries_);
+  for (const std::string& library : values_of("--plugin", arguments)) plugin::load_plugin(library, registries_);
 
   const recipe::OptionTable table = options_of(command);
   recipe::ParsedCommandLine parsed = table.parse(arguments, "limbeck " + command.name);

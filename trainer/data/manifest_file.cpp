@@ -3,11 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/crc.hpp>
 #include <charconv>
 #include <limits>
 #include <set>
 
+#include "modules/io/crc32c.h"
 #include "modules/io/input_file.h"
 #include "modules/io/json_file.h"
 #include "modules/io/json_text.h"
@@ -24,16 +24,12 @@ constexpr int64_t kMostOfShard = std::numeric_limits<int32_t>::max();  // docume
 constexpr int64_t kMostVocabulary = int64_t{1} << 24;  // as of a tokenizer.json; lists of ids are held in memory
 constexpr const char* kAgain = "prepare the data again with tools/prepare_data.py";
 
-uint32_t crc32_of(std::string_view text) {
-  boost::crc_32_type crc;
-  crc.process_bytes(text.data(), text.size());
-  return crc.checksum();
-}
+uint32_t crc_of(std::string_view text) { return io::crc32c(text.data(), text.size()); }
 
-uint32_t parse_crc32(const io::JsonFile& file) {
-  const std::string text = file.string("crc32");
+uint32_t parse_crc(const io::JsonFile& file) {
+  const std::string text = file.string("crc32c");
   if (text.size() != 8 || text.find_first_not_of("0123456789abcdef") != text.npos) {
-    throw InputDataError(fmt::format("{}: key \"crc32\" = {}, wanted 8 hexadecimal digits; {}", file.where(),
+    throw InputDataError(fmt::format("{}: key \"crc32c\" = {}, wanted 8 hexadecimal digits; {}", file.where(),
                                      io::in_quotes(text), kAgain));
   }
   return static_cast<uint32_t>(std::stoul(text, nullptr, 16));
@@ -55,16 +51,16 @@ std::string read_text(const fs::path& folder) {
   return file.whole();
 }
 
-// The last key holds the CRC-32 of every byte before its line, so that the writer knows it when it gets there.
+// The last key holds the CRC-32C of every byte before its line, so that the writer knows it when it gets there.
 void check_own_crc(const io::JsonFile& file, const std::string& text) {
-  const uint32_t wanted = parse_crc32(file);
-  const std::string ending = fmt::format("  \"crc32\": \"{:08x}\"\n}}\n", wanted);
+  const uint32_t wanted = parse_crc(file);
+  const std::string ending = fmt::format("  \"crc32c\": \"{:08x}\"\n}}\n", wanted);
   const bool placed = text.size() > ending.size() && text.compare(text.size() - ending.size(), text.npos, ending) == 0;
-  const uint32_t got = placed ? crc32_of(std::string_view(text).substr(0, text.size() - ending.size())) : 0;
+  const uint32_t got = placed ? crc_of(std::string_view(text).substr(0, text.size() - ending.size())) : 0;
   if (placed && got == wanted) return;
   throw InputDataError(fmt::format("{}: {}: the file was changed after it was written; {}", file.where(),
-                                   placed ? fmt::format("its crc32 is {:08x}, wanted {:08x}", got, wanted)
-                                          : std::string("it does not end with its crc32"),
+                                   placed ? fmt::format("its crc32c is {:08x}, wanted {:08x}", got, wanted)
+                                          : std::string("it does not end with its crc32c"),
                                    kAgain));
 }
 
@@ -179,7 +175,7 @@ ShardRecord parse_shard(const io::JsonFile& file, bool has_teacher) {
   ShardRecord shard;
   shard.file = parse_name(file);
   shard.bytes = file.integer("bytes", 0, std::numeric_limits<int64_t>::max());
-  shard.crc32 = parse_crc32(file);
+  shard.crc32c = parse_crc(file);
   shard.documents = file.integer("documents", 0, kMostOfShard);
   shard.tokens = file.integer("tokens", 0, kMostOfShard);
   shard.targets = file.integer("targets", 0, shard.tokens);
@@ -255,10 +251,10 @@ std::string digest_of(const Manifest& summary, const std::vector<ShardRecord>& s
   std::string text = summary.tokenizer_digest + "\n" + summary.teacher_tokenizer_digest + "\n";
   int64_t tokens = 0;
   for (const ShardRecord& shard : shards) {
-    text += fmt::format("{} {} {:08x} {}\n", shard.file, shard.bytes, shard.crc32, shard.tokens);
+    text += fmt::format("{} {} {:08x} {}\n", shard.file, shard.bytes, shard.crc32c, shard.tokens);
     tokens += shard.tokens;
   }
-  return fmt::format("{}-{}-{:08x}", shards.size(), tokens, crc32_of(text));
+  return fmt::format("{}-{}-{:08x}", shards.size(), tokens, crc_of(text));
 }
 
 ManifestFile read_manifest(const fs::path& folder) {

@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <array>
-#include <boost/crc.hpp>
 #include <functional>
 
 #include "modules/id_range.h"
+#include "modules/io/crc32c.h"
 #include "modules/io/safetensors_header.h"
 #include "trainer/data/input_fault.h"
 
@@ -122,15 +122,15 @@ void Shard::check_bytes(const ShardRecord& record) const {
   if (file_.size() != static_cast<uint64_t>(record.bytes)) {
     refuse(fmt::format("{} bytes, wanted {} (manifest.json): cut short or overwritten", file_.size(), record.bytes));
   }
-  boost::crc_32_type crc;
+  uint32_t crc = 0;
   std::vector<unsigned char> buffer(static_cast<size_t>(std::min<int64_t>(record.bytes, kChunk)));
   for_chunks(record.bytes, [&](int64_t begin, int64_t count) {
     as_input_data([&] { file_.read(static_cast<uint64_t>(begin), buffer.data(), static_cast<size_t>(count)); });
-    crc.process_bytes(buffer.data(), static_cast<size_t>(count));
+    crc = io::crc32c(buffer.data(), static_cast<size_t>(count), crc);
   });
-  if (crc.checksum() == record.crc32) return;
-  refuse(fmt::format("its CRC-32 is {:08x}, wanted {:08x} (manifest.json): damaged or overwritten", crc.checksum(),
-                     record.crc32));
+  if (crc == record.crc32c) return;
+  refuse(
+      fmt::format("its CRC-32C is {:08x}, wanted {:08x} (manifest.json): damaged or overwritten", crc, record.crc32c));
 }
 
 void Shard::open_stream(const Tensors& tensors, Which which, Stream& out) const {

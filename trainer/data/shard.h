@@ -1,5 +1,6 @@
-// One file of token shards, open and verified: size, CRC-32, tensors, document offsets, every id within the tokenizer's
-// vocabulary. Tokens stay on disk and are read by range (any thread); offsets and classes are held in memory.
+// One file of token shards, open and verified: size, CRC-32C, tensors, document offsets, every id within the
+// tokenizer's vocabulary. Tokens stay on disk and are read by range (any thread); offsets and classes are held in
+// memory.
 #pragma once
 #include <cstdint>
 #include <exception>

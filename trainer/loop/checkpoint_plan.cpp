@@ -7,15 +7,14 @@ namespace limbeck::loop {
 namespace {
 
 constexpr double kFirstInterval = 60;  // seconds, until the first save has shown what one costs
-constexpr double kSecondsPerHour = 3600;
 
 }  // namespace
 
-CheckpointPlan::CheckpointPlan(const recipe::Settings& settings)
-    : enabled_(settings.integer("checkpoint.keep") > 0),
-      every_(settings.integer("checkpoint.every")),
-      mtbf_s_(settings.number("checkpoint.mtbf") * kSecondsPerHour),
-      overhead_(settings.number("checkpoint.overhead")),
+CheckpointPlan::CheckpointPlan(const CheckpointOptions& options)
+    : enabled_(options.keep > 0),
+      every_(options.every),
+      mtbf_s_(options.mtbf_s),
+      overhead_(options.overhead),
       interval_s_(kFirstInterval) {}
 
 bool CheckpointPlan::due(int64_t step, double now_s) const {

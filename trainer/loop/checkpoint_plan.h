@@ -3,13 +3,13 @@
 #pragma once
 #include <cstdint>
 
-#include "trainer/recipe/settings.h"
+#include "trainer/loop/run_options.h"
 
 namespace limbeck::loop {
 
 class CheckpointPlan {
  public:
-  explicit CheckpointPlan(const recipe::Settings& settings);
+  explicit CheckpointPlan(const CheckpointOptions& options);
 
   bool enabled() const { return enabled_; }
   // Whether the boundary after `step` updates is one to save at, `now_s` seconds into the process.

@@ -13,10 +13,9 @@
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
 #include "modules/io/folder_in_place.h"
-#include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
-#include "modules/precision/casts.h"
 #include "trainer/build/recipe_adapter.h"
+#include "trainer/objective/projector_file.h"
 #include "trainer/parallel/launch/topology.h"
 
 namespace limbeck::loop {
@@ -25,7 +24,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr const char *kProjectors = "projectors.safetensors", *kLock = ".lock";
+constexpr const char* kLock = ".lock";
 
 int take_lock(const fs::path& path, const std::string& where) {
   const fs::path file = path / kLock;
@@ -108,40 +107,16 @@ fs::path RunFolder::save_student(const std::string& name, const objective::Disti
                                  const io::BeforeTensor& before) const {
   const fs::path folder = path_ / name, fresh = path_ / ("." + name + ".new");
   fs::remove_all(fresh);
-  if (objective.adapter()) {
+  const objective::ModelPair& pair = objective.pair();
+  if (pair.adapter) {
     fs::create_directories(fresh);
-    adapters::save_adapter(objective.student(), *objective.adapter(), objective::kAdapterName, fresh, before);
+    adapters::save_adapter(pair.student, *pair.adapter, build::kAdapterName, fresh, before);
   } else {
-    models::save_model(objective.student(), fresh, {.before = before, .tokenizer = tokenizer_});
+    models::save_model(pair.student, fresh, {.before = before, .tokenizer = tokenizer_});
   }
-  const auto projectors = objective.projector_tensors();
-  if (!projectors.empty()) io::write_safetensors(fresh / kProjectors, projectors, {}, before);
+  objective::save_projectors(objective, fresh, before);
   io::put_folder_in_place(fresh, folder);
   return folder;
-}
-
-void load_projectors(const fs::path& folder, const objective::Distillation& objective) {
-  const auto wanted = objective.projector_tensors();
-  if (wanted.empty()) return;
-  const fs::path path = folder / kProjectors;
-  if (!fs::exists(path)) {
-    throw WeightsError(
-        fmt::format("{}: is missing, and the recipe has {} projector tensors: name a folder that "
-                    "`limbeck train` saved with this recipe",
-                    path.string(), wanted.size()));
-  }
-  const io::SafetensorsFile file(path);
-  for (const auto& [name, tensor] : wanted) {
-    const io::TensorEntry* entry = file.find(name);
-    if (entry == nullptr || entry->shape != tensor.sizes().vec() || entry->dtype != tensor.scalar_type()) {
-      throw WeightsError(fmt::format("{}: {} is {}, wanted {} [{}]: the recipe's projector differs from the saved one",
-                                     path.string(), name, entry == nullptr ? "missing" : "another dtype or shape",
-                                     precision::dtype_name(tensor.scalar_type()), fmt::join(tensor.sizes(), ",")));
-    }
-    const at::NoGradGuard no_gradient;
-    at::Tensor destination = tensor.detach();
-    file.read_into(*entry, destination, io::NonFinite::kRefuse);
-  }
 }
 
 }  // namespace limbeck::loop

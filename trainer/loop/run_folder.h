@@ -32,7 +32,7 @@ class RunFolder {
   void set_tokenizer(std::filesystem::path folder) { tokenizer_ = std::move(folder); }
   void write_text(const std::string& name, const std::string& text) const;
   // The student as a Hugging Face folder NAME (replacing an older one), its adapter as a PEFT folder where that is what
-  // trains; projectors.safetensors beside the weights.
+  // trains; what the objective has beside it in the same folder.
   // before: see modules/io/safetensors.h.
   std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective,
                                      const io::BeforeTensor& before) const;
@@ -42,8 +42,5 @@ class RunFolder {
   std::vector<std::filesystem::path> made_;  // for this run, the deepest first
   int lock_ = -1;
 };
-
-// Fills the projectors from a folder that save_student() wrote. WeightsError when one is missing or differs in shape.
-void load_projectors(const std::filesystem::path& folder, const objective::Distillation& objective);
 
 }  // namespace limbeck::loop

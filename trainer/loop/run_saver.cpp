@@ -6,13 +6,13 @@
 
 namespace limbeck::loop {
 
-RunSaver::RunSaver(const recipe::Settings& settings, const std::filesystem::path& folder, parallel::Communicator& ranks)
-    : plan_(settings), async_(settings.enabled("checkpoint.async")) {
+RunSaver::RunSaver(const CheckpointOptions& options, const std::filesystem::path& folder, parallel::Communicator& ranks)
+    : plan_(options), async_(options.async) {
   if (!plan_.enabled()) return;
   line_ = ranks.line("checkpoint");
-  checkpoint::SaverOptions options;
-  options.keep = static_cast<int>(settings.integer("checkpoint.keep"));
-  saver_ = std::make_unique<checkpoint::AsyncSaver>(folder, *line_, options);
+  checkpoint::SaverOptions of_saver;
+  of_saver.keep = options.keep;
+  saver_ = std::make_unique<checkpoint::AsyncSaver>(folder, *line_, of_saver);
 }
 
 void RunSaver::save(checkpoint::SaveRequest request, bool wait) {

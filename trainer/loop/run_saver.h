@@ -9,7 +9,6 @@
 #include "trainer/checkpoint/async_saver.h"
 #include "trainer/loop/checkpoint_plan.h"
 #include "trainer/parallel/communicator.h"
-#include "trainer/recipe/settings.h"
 
 namespace limbeck::loop {
 
@@ -21,7 +20,7 @@ struct SaveOutcome {
 
 class RunSaver {
  public:
-  RunSaver(const recipe::Settings& settings, const std::filesystem::path& folder, parallel::Communicator& ranks);
+  RunSaver(const CheckpointOptions& options, const std::filesystem::path& folder, parallel::Communicator& ranks);
 
   CheckpointPlan& plan() { return plan_; }
   // `wait`: until it is on disk; without it, until its copy is made. A failure is an outcome, not an exception.

@@ -157,8 +157,7 @@ RunState read_run_state(const checkpoint::Checkpoint& from) {
   return run;
 }
 
-void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective,
-             optim::Optimizer& optimizer) {
+void restore(const checkpoint::Checkpoint& from, objective::Distillation& objective, optim::Optimizer& optimizer) {
   const at::NoGradGuard no_gradient;
   const auto weights = optimizer.weight_tensors(), states = optimizer.state_tensors();
   const auto others = untrained(objective, weights);
@@ -169,7 +168,9 @@ void restore(const checkpoint::Checkpoint& from, const objective::Distillation& 
   check_names(from, wanted);
   for (const auto& tensor : weights) fill(from, Kind::kModel, tensor.name, tensor.begin, tensor.part);
   for (const auto& tensor : states) fill(from, Kind::kOptimizer, tensor.name, tensor.begin, tensor.part);
-  for (const auto& [name, tensor] : others) fill(from, Kind::kModel, name, 0, tensor.detach());
+  objective.fill([&] {
+    for (const auto& [name, tensor] : others) fill(from, Kind::kModel, name, 0, tensor.detach());
+  });
   optimizer.load_state_scalars(optimizer_scalars(state_file(from)));
 }
 

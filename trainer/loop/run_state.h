@@ -35,6 +35,6 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
 RunState read_run_state(const checkpoint::Checkpoint& from);
 // Fills every tensor of student, projectors and optimizer; publish() is left to the caller. WeightsError names what is
 // missing, extra or of another shape.
-void restore(const checkpoint::Checkpoint& from, const objective::Distillation& objective, optim::Optimizer& optimizer);
+void restore(const checkpoint::Checkpoint& from, objective::Distillation& objective, optim::Optimizer& optimizer);
 
 }  // namespace limbeck::loop

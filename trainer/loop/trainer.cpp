@@ -70,7 +70,7 @@ const objective::Distillation& Trainer::objective() const { return *state_->obje
 
 data::Prefetcher Trainer::State::batches_from(int64_t step, int64_t end) const {
   return {[source = train.get(), dealt = deal](int64_t i) { return source->batch(dealt.number_of(i)); },
-          step * deal.own, end * deal.own, static_cast<int>(settings.integer("data.prefetch")), objective->device()};
+          step * deal.own, end * deal.own, static_cast<int>(options.prefetch), objective->device()};
 }
 
 std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetched) const {
@@ -83,7 +83,7 @@ std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetche
 Trainer::State::Boundary Trainer::State::meet(const std::vector<data::Batch>& batches, bool wants_stop,
                                               const std::exception_ptr& failure) {
   objective::Progress progress = update_progress(batches, run.step, total_steps, optimizer->loss_scale());
-  const bool gives_up = saver->failures_in_a_row() >= settings.integer("checkpoint.max_failures");
+  const bool gives_up = saver->failures_in_a_row() >= options.checkpoint.max_failures;
   const bool saves = leads() && saver->plan().due(run.step + 1, seconds_since(begin));
   std::vector<int64_t> numbers = {progress.update_targets, progress.update_sequences, wants_stop, saves, gives_up,
                                   failure != nullptr};
@@ -113,8 +113,8 @@ void Trainer::State::evaluate(int64_t step) {
   progress.total_steps = total_steps;
   if (optimizer->has_ema()) optimizer->swap_ema();
   run.last_step = step;
-  run.last = evaluate::evaluate(*objective, *validation, settings.integer("eval.batches"), progress, ranks);
-  const bool best = !run.evaluated || evaluate::better(run.last, run.best, settings.text("eval.best"));
+  run.last = evaluate::evaluate(*objective, *validation, options.evaluation.batches, progress, ranks);
+  const bool best = !run.evaluated || evaluate::better(run.last, run.best, options.evaluation.best);
   run.evaluated = true;
   if (best) {
     run.best = run.last;
@@ -135,8 +135,8 @@ void Trainer::State::evaluate(int64_t step) {
 
 // A function of saved numbers that are the same on all ranks: a resumed run decides as the uninterrupted one.
 bool Trainer::State::patience_is_over() const {
-  const int64_t patience = settings.integer("train.early_stopping_patience");
-  return patience > 0 && run.evaluated && run.last_step - run.best_step >= patience * settings.integer("eval.every");
+  const EvaluationOptions& e = options.evaluation;
+  return e.patience > 0 && run.evaluated && run.last_step - run.best_step >= e.patience * e.every;
 }
 
 std::filesystem::path Trainer::State::save_model(const std::string& name) {
@@ -173,8 +173,8 @@ void Trainer::State::save(bool wait) {
 
 // Silent corruption: ranks that hold the same weights must hold the same bits.
 void Trainer::State::compare_replicas(int64_t step) const {
-  const int64_t every = settings.integer("parallel.check_replicas");
-  if (every == 0 || ranks.size() == 1 || step % every != 0 || settings.integer("parallel.zero") >= 3) return;
+  const int64_t every = options.parallel.check_replicas;
+  if (every == 0 || ranks.size() == 1 || step % every != 0 || options.parallel.zero >= 3) return;
   optimizer->shares().gather_all();
   nlohmann::json mine = nlohmann::json::object();
   for (const auto& [name, tensor] : objective->kept_tensors()) mine[name] = digest_of(tensor);
@@ -206,19 +206,17 @@ TrainResult Trainer::State::result() const {
 
 TrainResult Trainer::run(const std::atomic<bool>& stop) {
   State& s = *state_;
-  const int64_t every = s.settings.integer("eval.every"), first = s.run.step;
-  const auto tokens =
-      s.deal.micro_batches * s.settings.integer("data.batch_size") * s.settings.integer("data.sequence_length");
+  const int64_t every = s.options.evaluation.every, first = s.run.step;
+  const int64_t tokens = s.deal.micro_batches * s.options.sequences * s.options.tokens_per_sequence;
   data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
   s.begin = std::chrono::steady_clock::now();
-  const bool shows_phases = s.settings.text("train.progress") == "phases";
   bool stopped = false;
   while (s.run.step < s.total_steps && !s.patience_is_over()) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
     memory::HostMemory::reset_peak();
     std::optional<metrics::PhaseClock> clock;
-    if (shows_phases) clock.emplace();
+    if (s.options.shows_phases) clock.emplace();
     std::vector<data::Batch> batches;
     std::exception_ptr failure;
     try {
@@ -233,7 +231,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     if (boundary.give_up) {
       parallel::alike(s.ranks, [&] {
         throw IoError(fmt::format("{} checkpoints in a row failed (checkpoint.max_failures): {}",
-                                  s.settings.integer("checkpoint.max_failures"), s.saver->last_failure()));
+                                  s.options.checkpoint.max_failures, s.saver->last_failure()));
       });
     }
     StepRecord record = s.update(batches, boundary);
@@ -258,7 +256,7 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   if (!stopped && s.run.step < s.total_steps) {
     s.note(fmt::format(
         "stopped early after step {}: no better evaluation since step {} (train.early_stopping_patience = {})",
-        s.run.step, s.run.best_step, s.settings.integer("train.early_stopping_patience")));
+        s.run.step, s.run.best_step, s.options.evaluation.patience));
   }
   // A run that goes on with fewer steps than are done, or from a stop at its last one, has none of its end.
   if (s.validation && !stopped && s.run.last_step != s.run.step) s.evaluate(s.run.step);

@@ -75,7 +75,4 @@ class Trainer {
   std::unique_ptr<State> state_;
 };
 
-// The request with the vocabularies of the pair, which every id must be below.
-data::DataRequest fitted(data::DataRequest request, const objective::Distillation& objective);
-
 }  // namespace limbeck::loop

@@ -7,7 +7,10 @@
 
 #include "modules/errors.h"
 #include "modules/memory/host_memory.h"
+#include "trainer/agreement/data_guard.h"
+#include "trainer/agreement/pair_agreement.h"
 #include "trainer/agreement/saved_tokenizer.h"
+#include "trainer/build/recipe_pair.h"
 #include "trainer/data/data_request.h"
 #include "trainer/loop/resume.h"
 #include "trainer/loop/trainer_state.h"
@@ -58,14 +61,9 @@ double seconds_since(SteadyTime begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-data::DataRequest fitted(data::DataRequest request, const objective::Distillation& objective) {
-  request.student_vocabulary = objective.student().config.architecture.vocabulary;
-  if (objective.teacher()) request.teacher_vocabulary = objective.teacher()->config.architecture.vocabulary;
-  return request;
-}
-
 Trainer::State::State(const TrainRequest& request)
     : settings(request.settings),
+      options(read_run_options(request.settings)),
       registries(request.registries),
       observer(request.observer),
       ranks(request.ranks),
@@ -73,31 +71,32 @@ Trainer::State::State(const TrainRequest& request)
   parallel::together(ranks, [&] { open_folder(); });
   const auto text = parallel::of_first_rank(ranks, from.string());
   from = text;
+  objective::VocabularyRanks divided = objective::vocabulary_ranks(settings, ranks);
   parallel::together(ranks, [&] {
     deal = deal_of(settings, ranks.size(), ranks.rank());
-    build_models();
-    open_data();
+    const auto pair = build_models();
+    open_data(*pair);
+    make_objective(pair, std::move(divided));
     total_steps = steps_of(settings, train->batches_per_epoch());
     require_evaluations(settings);
     share_out(request.unreached);
   });
-  objective->divide_vocabulary(ranks);
   // What the whole models took until they were divided.
   if (ranks.size() > 1) memory::HostMemory::give_back();
   run.run_id = parallel::of_first_rank(ranks, fresh_run_id());
   run.recipe = deciding_keys(settings);
   // Of a folder, where the recipe leaves it to that.
-  if (objective->adapter())
-    run.recipe["adapter.dropout"] = fmt::format("{}", adapters::dropout_of(*objective->adapter()));
+  if (const auto& adapter = objective->pair().adapter)
+    run.recipe["adapter.dropout"] = fmt::format("{}", adapters::dropout_of(*adapter));
   run.data = data_digests(settings, train->manifest().digest, validation ? validation->manifest().digest : "");
   run.build = build_identity(settings);
   // Else the number of ranks does not show in the sums.
-  if (settings.text("parallel.reduce") == "fast" || settings.enabled("objective.vocabulary_parallel"))
+  if (options.parallel.order == parallel::Order::kFast || settings.enabled("objective.vocabulary_parallel"))
     run.build["ranks"] = std::to_string(ranks.size());
   agree();
   if (!from.empty()) go_on_from_checkpoint();
   parallel::together(ranks, [&] { begin_logs(); });
-  saver = std::make_unique<RunSaver>(settings, folder->checkpoints(), ranks);
+  saver = std::make_unique<RunSaver>(options.checkpoint, folder->checkpoints(), ranks);
 }
 
 void Trainer::State::note(const std::string& line) const {
@@ -117,34 +116,41 @@ void Trainer::State::open_folder() {
   if (found) from = *found;
 }
 
-void Trainer::State::build_models() {
-  objective = std::make_unique<objective::Distillation>(settings, registries, objective::Materialize::kWeights);
-  objective->student().model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
-  for (const std::string& line : objective->notes()) note(line);
+std::shared_ptr<objective::ModelPair> Trainer::State::build_models() const {
+  auto pair = build::build_pair(settings, objective::Materialize::kWeights);
+  pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
+  for (const std::string& line : pair->notes) note(line);
+  return pair;
 }
 
-void Trainer::State::open_data() {
-  train = std::make_unique<data::DataSource>(fitted(data::training_data(settings), *objective));
+void Trainer::State::open_data(const objective::ModelPair& pair) {
+  train = std::make_unique<data::DataSource>(agreement::fitted(data::training_data(settings), pair));
   if (settings.given("data.validation")) {
-    validation = std::make_unique<data::DataSource>(fitted(data::validation_data(settings), *objective));
+    validation = std::make_unique<data::DataSource>(agreement::fitted(data::validation_data(settings), pair));
   }
-  const auto take = [&](const std::string& key, const data::DataSource& source) {
-    objective->accept_data(source.manifest(), key + " " + settings.where(key));
-    for (const std::string& line : source.notes()) note(line);
-  };
-  take("data.train", *train);
-  if (validation) take("data.validation", *validation);
+  for (const auto& source : {&train, &validation}) {
+    if (!*source) continue;
+    for (const std::string& line : (*source)->notes()) note(line);
+  }
   if (leads()) {
-    folder->set_tokenizer(objective::tokenizer_of_data(settings.path("data.train"), train->manifest(),
-                                                       objective->student().config.folder,
+    folder->set_tokenizer(agreement::tokenizer_of_data(settings.path("data.train"), train->manifest(),
+                                                       pair.student.config.folder,
                                                        settings.text("student.init") == "random"));
   }
 }
 
+void Trainer::State::make_objective(std::shared_ptr<objective::ModelPair> pair, objective::VocabularyRanks divided) {
+  const objective::ObjectiveOptions options = objective::read_options(settings, registries, *pair);
+  std::vector<agreement::DataInUse> sets = {{train->manifest(), "data.train " + settings.where("data.train")}};
+  if (validation) sets.push_back({validation->manifest(), "data.validation " + settings.where("data.validation")});
+  const objective::Vocabulary vocabulary = agreement::PairAgreement(settings, options, *pair).vocabulary(sets);
+  objective = std::make_unique<objective::Distillation>(options, std::move(pair), vocabulary, std::move(divided));
+}
+
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {
   if (!unreached.empty()) note(fmt::format("no loss reaches {}: left as they are", fmt::join(unreached, ", ")));
-  optimizer = make_optimizer(settings, *objective, ranks, deal.own, total_steps, unreached);
-  teacher_shards = std::make_unique<TeacherShards>(settings, *objective, ranks);
+  optimizer = build::make_optimizer(settings, *objective, ranks, deal.own, total_steps, unreached);
+  teacher_shards = std::make_unique<build::TeacherShards>(options.parallel, *objective, ranks);
 }
 
 // Everything that must be the same on every rank for their sums to mean anything.
@@ -152,7 +158,7 @@ void Trainer::State::agree() const {
   std::map<std::string, std::string> mine = run.recipe;
   for (const auto& [key, value] : run.data) mine["digest of " + key] = value;
   for (const char* key : {"limbeck", "libtorch", "reduce"}) mine[key] = run.build.at(key);
-  mine["parallel.zero"] = settings.text("parallel.zero");
+  mine["parallel.zero"] = std::to_string(options.parallel.zero);
   parallel::require_equal(ranks, mine);
 }
 

@@ -35,7 +35,7 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
                      record.step, update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
                      update.step.loss_scale != 1 ? fmt::format(", loss scale {}", update.step.loss_scale) : ""));
   }
-  if (record.step % settings.integer("train.log_every") != 0 && record.step != total_steps && !update.step.skipped) {
+  if (record.step % options.log_every != 0 && record.step != total_steps && !update.step.skipped) {
     return;
   }
   std::vector<std::pair<std::string, double>> values = {{"loss", update.loss}};
@@ -65,7 +65,7 @@ void Trainer::State::take_outcomes() {
   for (const SaveOutcome& outcome : saver->outcomes()) {
     if (!outcome.report) {
       warn(fmt::format("checkpoint failed ({} in a row; training goes on, and {} stop the run): {}",
-                       saver->failures_in_a_row(), settings.integer("checkpoint.max_failures"), outcome.failure));
+                       saver->failures_in_a_row(), options.checkpoint.max_failures, outcome.failure));
       continue;
     }
     const checkpoint::SaveReport& report = *outcome.report;

@@ -6,6 +6,7 @@
 
 #include "trainer/build/model_sharing.h"
 #include "trainer/loop/micro_batch_division.h"
+#include "trainer/loop/run_options.h"
 #include "trainer/loop/run_saver.h"
 #include "trainer/loop/run_state.h"
 #include "trainer/loop/trainer.h"
@@ -25,9 +26,10 @@ struct Trainer::State {
 
   // Construction, in this order.
   void open_folder();
-  void build_models();
+  std::shared_ptr<objective::ModelPair> build_models() const;
+  void open_data(const objective::ModelPair& pair);
+  void make_objective(std::shared_ptr<objective::ModelPair> pair, objective::VocabularyRanks divided);
   void share_out(const std::vector<std::string>& unreached);
-  void open_data();
   void agree() const;
   void go_on_from_checkpoint();
   void begin_logs();
@@ -55,6 +57,7 @@ struct Trainer::State {
   TrainResult result() const;
 
   const recipe::Settings& settings;
+  const RunOptions options;
   const Registries& registries;
   TrainObserver& observer;
   parallel::Communicator& ranks;
@@ -68,7 +71,7 @@ struct Trainer::State {
   Deal deal;
   int64_t total_steps = 0;
   std::unique_ptr<optim::Optimizer> optimizer;
-  std::unique_ptr<TeacherShards> teacher_shards;
+  std::unique_ptr<build::TeacherShards> teacher_shards;
   std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank
   bool log_waits = false;                        // for room on the disk
   std::unique_ptr<RunSaver> saver;

@@ -50,8 +50,8 @@ void require_attention(const models::Transformer& model) {
 class AttentionTerms : public TermGroup {
  public:
   AttentionTerms(const ModelPair& pair, Projectors& all)
-      : student_(pair.student->model->architecture()), teacher_(pair.teacher->model->architecture()) {
-    require_attention(*pair.student->model);
+      : student_(pair.student.model->architecture()), teacher_(pair.teacher->model->architecture()) {
+    require_attention(*pair.student.model);
     require_attention(*pair.teacher->model);
     for (int64_t s = 0; s < student_.layers; ++s) {
       const std::string path = fmt::format("projector.attention.{}", s);
@@ -100,8 +100,9 @@ class AttentionTerms : public TermGroup {
 
 }  // namespace
 
-std::unique_ptr<TermGroup> attention_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors) {
-  if (weights.full(TermKind::kAttention) == 0) return nullptr;
+std::unique_ptr<TermGroup> attention_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                           Projectors& projectors) {
+  if (options.weights.full(TermKind::kAttention) == 0) return nullptr;
   return std::make_unique<AttentionTerms>(pair, projectors);
 }
 

@@ -6,7 +6,8 @@
 namespace limbeck::objective {
 
 // Null where the weights ask for none.
-std::unique_ptr<TermGroup> attention_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors);
+std::unique_ptr<TermGroup> attention_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                           Projectors& projectors);
 
 // Attention scores before the softmax, [B, H, T, T] in the wide dtype, unmasked.
 at::Tensor attention_scores(const models::Taps::Operands& operands, const models::Architecture& architecture,

@@ -13,26 +13,25 @@ namespace {
 
 class ClassTerms : public HeadTermGroup {
  public:
-  ClassTerms(const recipe::Settings& settings, const Divergence& divergence, const ModelPair& pair)
-      : divergence_(divergence),
+  ClassTerms(const ObjectiveOptions& options, const ModelPair& pair)
+      : divergence_(options.divergence),
         pair_(pair),
-        clamp_(settings.number("objective.clamp")),
-        smoothing_(settings.number("objective.label_smoothing")) {
-    if (divergence.dual_space) {
+        clamp_(options.head.clamp),
+        smoothing_(options.head.label_smoothing) {
+    if (divergence_.dual_space) {
       throw UsageError(
           fmt::format("objective.divergence = dskd {}: the student is a classifier, which has no token "
                       "space to join: set it to forward_kl",
-                      settings.where("objective.divergence")));
+                      options.divergence_where));
     }
-    if (pair.teacher == nullptr) return;
-    const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
-    const bool classifies =
-        t.head == models::HeadKind::kBertClassifier || t.head == models::HeadKind::kDistilBertClassifier;
+    if (!pair.teacher) return;
+    const models::Architecture &s = pair.student.model->architecture(), &t = pair.teacher->model->architecture();
+    const bool classifies = is_classifier(*pair.teacher);
     if (classifies && s.labels == t.labels) return;
     throw UsageError(
         fmt::format("teacher.model {}: {}, wanted a classifier of {} classes like student.model: set "
                     "another teacher.model, or objective.alpha = 0",
-                    settings.where("teacher.model"),
+                    options.teacher_where,
                     classifies ? fmt::format("it has {} classes", t.labels) : "it is no classifier", s.labels));
   }
 
@@ -40,7 +39,7 @@ class ClassTerms : public HeadTermGroup {
     const double kd = pass.has_teacher ? weight_in(pass, weights, TermKind::kKd) : 0;
     const double ce = weight_in(pass, weights, TermKind::kCe);
     if (kd == 0 && ce == 0) return;
-    const at::Tensor zs = logits(*pair_.student, pass.student.last, pass.wide, pass.draws);
+    const at::Tensor zs = logits(pair_.student, pass.student.last, pass.wide, pass.draws);
     if (kd > 0) {
       const double t = weights.temperature(pass.progress.fraction());
       const auto softened = [&](const at::Tensor& z) {
@@ -58,7 +57,7 @@ class ClassTerms : public HeadTermGroup {
   void measure(const ForwardPass& pass, Measures& m) const override {
     const at::NoGradGuard no_gradient;
     const at::Tensor& classes = pass.batch->classes;
-    const at::Tensor zs = logits(*pair_.student, pass.student.last, pass.wide), mine = zs.argmax(-1);
+    const at::Tensor zs = logits(pair_.student, pass.student.last, pass.wide), mine = zs.argmax(-1);
     const at::Tensor labelled = labelled_rows(classes, mine);
     m.labelled += labelled.sum().item<int64_t>();
     if (classes.defined()) {
@@ -97,15 +96,14 @@ class ClassTerms : public HeadTermGroup {
   }
 
   Divergence divergence_;
-  ModelPair pair_;
+  const ModelPair& pair_;
   double clamp_, smoothing_;
 };
 
 }  // namespace
 
-std::unique_ptr<HeadTermGroup> class_terms(const recipe::Settings& settings, const Divergence& divergence,
-                                           const ModelPair& pair) {
-  return std::make_unique<ClassTerms>(settings, divergence, pair);
+std::unique_ptr<HeadTermGroup> class_terms(const ObjectiveOptions& options, const ModelPair& pair) {
+  return std::make_unique<ClassTerms>(options, pair);
 }
 
 }  // namespace limbeck::objective

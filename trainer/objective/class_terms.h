@@ -6,7 +6,6 @@
 
 namespace limbeck::objective {
 
-std::unique_ptr<HeadTermGroup> class_terms(const recipe::Settings& settings, const Divergence& divergence,
-                                           const ModelPair& pair);
+std::unique_ptr<HeadTermGroup> class_terms(const ObjectiveOptions& options, const ModelPair& pair);
 
 }  // namespace limbeck::objective

@@ -34,9 +34,9 @@ at::Tensor joined_tokens(const data::TokenStream& student, const data::TokenStre
 }  // namespace
 
 DualSpace::DualSpace(const ModelPair& pair, Projectors& all)
-    : pair_(pair), wide_(wide_type(pair.student->policy->stream_dtype())) {
-  const int64_t ds = pair.student->model->architecture().hidden, dt = pair.teacher->model->architecture().hidden;
-  const at::ScalarType student = pair.student->policy->stream_dtype();
+    : pair_(pair), wide_(wide_type(pair.student.policy->stream_dtype())) {
+  const int64_t ds = pair.student.model->architecture().hidden, dt = pair.teacher->model->architecture().hidden;
+  const at::ScalarType student = pair.student.policy->stream_dtype();
   to_student_ = all.keep(std::make_shared<projectors::HiddenProjector>(
       all.scope("projector.t2s", Projectors::Side::kTeacher), Kind::kLinear, dt, ds, wide_, wide_));
   to_teacher_ = all.from_student("projector.s2t", dt, student, wide_, Kind::kLinear);
@@ -51,7 +51,7 @@ DualStates DualSpace::attended(const ForwardPass& pass) const {
     return model.model->embed_tokens(ids);
   };
   const at::Tensor query = query_->forward(
-      at::cat({embedded(*pair_.student, student.ids), embedded(*pair_.student, next_ids(student.ids))}, -1));
+      at::cat({embedded(pair_.student, student.ids), embedded(pair_.student, next_ids(student.ids))}, -1));
   const at::Tensor input = widened(embedded(*pair_.teacher, teacher.ids), wide_, "objective.dskd (teacher embeddings)");
   const at::Tensor target =
       widened(embedded(*pair_.teacher, next_ids(teacher.ids)), wide_, "objective.dskd (teacher embeddings)");
@@ -73,7 +73,7 @@ DualStates DualSpace::forward(const ForwardPass& pass) const {
     states = {to_student_->forward(widened(pass.teacher.last, wide_, "objective.dskd (teacher states)")),
               to_teacher_->forward(pass.student.last)};
   }
-  return {precision::cast(states.teacher_in_student, wide_, pair_.student->policy->stream_dtype(),
+  return {precision::cast(states.teacher_in_student, wide_, pair_.student.policy->stream_dtype(),
                           "objective.dskd (to the student's head)"),
           precision::cast(states.student_in_teacher, wide_, pair_.teacher->policy->stream_dtype(),
                           "objective.dskd (to the teacher's head)")};

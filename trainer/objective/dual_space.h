@@ -21,7 +21,7 @@ class DualSpace {
  private:
   DualStates attended(const ForwardPass& pass) const;
 
-  ModelPair pair_;
+  const ModelPair& pair_;
   at::ScalarType wide_;
   std::shared_ptr<projectors::HiddenProjector> to_student_, to_teacher_, query_;
 };

@@ -8,12 +8,7 @@
 namespace limbeck::objective {
 namespace {
 
-enum class Distance { kDirect, kNormalised, kRelative };
-
-Distance read_distance(const recipe::Settings& settings) {
-  const std::string& name = settings.text("objective.equivalence_loss");
-  return name == "normalised" ? Distance::kNormalised : name == "relative" ? Distance::kRelative : Distance::kDirect;
-}
+using Distance = EquivalenceOptions::Distance;
 
 // Keeps a state of zeros from dividing; far below any real one's.
 constexpr double kSmallest = 1e-12;
@@ -31,10 +26,8 @@ at::Tensor distances(const at::Tensor& student_btd, const at::Tensor& teacher_bt
 
 class EquivalenceTerms : public TermGroup {
  public:
-  explicit EquivalenceTerms(const recipe::Settings& settings)
-      : distance_(read_distance(settings)),
-        guided_(settings.enabled("objective.equivalence_guided")),
-        regularization_(settings.number("objective.regularization")) {}
+  explicit EquivalenceTerms(const EquivalenceOptions& options)
+      : distance_(options.distance), guided_(options.guided), regularization_(options.regularization) {}
 
   void ask(PassRequest& request) const override {
     request.hidden = true;
@@ -75,24 +68,23 @@ class EquivalenceTerms : public TermGroup {
 
 }  // namespace
 
-std::unique_ptr<TermGroup> equivalence_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                             const ModelPair& pair, bool has_adapter) {
-  if (weights.full(TermKind::kEquivalence) == 0) return nullptr;
-  const std::string where = settings.where("objective.equivalence_weight");
-  if (!has_adapter) {
+std::unique_ptr<TermGroup> equivalence_terms(const ObjectiveOptions& options, const ModelPair& pair) {
+  if (options.weights.full(TermKind::kEquivalence) == 0) return nullptr;
+  const std::string& where = options.equivalence.weight_where;
+  if (!pair.adapter) {
     throw UsageError(
         fmt::format("objective.equivalence_weight {} trains an adapter to leave its base as it is, and the student has "
                     "none: set adapter.kind, or the weight to 0",
                     where));
   }
-  const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
+  const models::Architecture &s = pair.student.model->architecture(), &t = pair.teacher->model->architecture();
   if (s.layers != t.layers || s.hidden != t.hidden) {
     throw UsageError(fmt::format(
         "objective.equivalence_weight {} compares layer by layer: the student has {} layers of width {}, the "
         "teacher {} of {}: set teacher.kind = self, and no teacher.model",
         where, s.layers, s.hidden, t.layers, t.hidden));
   }
-  return std::make_unique<EquivalenceTerms>(settings);
+  return std::make_unique<EquivalenceTerms>(options.equivalence);
 }
 
 }  // namespace limbeck::objective

@@ -7,7 +7,6 @@ namespace limbeck::objective {
 
 // Null where the weights ask for none. UsageError where the student has no adapter or another structure than its
 // teacher.
-std::unique_ptr<TermGroup> equivalence_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                             const ModelPair& pair, bool has_adapter);
+std::unique_ptr<TermGroup> equivalence_terms(const ObjectiveOptions& options, const ModelPair& pair);
 
 }  // namespace limbeck::objective

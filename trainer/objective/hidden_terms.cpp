@@ -39,27 +39,27 @@ namespace {
 
 class FeatureAndLayerTerms : public TermGroup {
  public:
-  FeatureAndLayerTerms(const recipe::Settings& settings, const TermWeights& weights, const ModelPair& pair,
-                       Projectors& all)
-      : cosine_(settings.text("objective.hidden_loss") == "cosine"),
-        feature_(weights.full(TermKind::kFeature) > 0),
-        layers_(weights.full(TermKind::kLayer) > 0) {
-    const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
-    const std::string& kind = settings.text("objective.hidden_projector");
-    if (kind == "none" && s.hidden != t.hidden) {
+  FeatureAndLayerTerms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& all)
+      : cosine_(options.hidden.cosine),
+        feature_(options.weights.full(TermKind::kFeature) > 0),
+        layers_(options.weights.full(TermKind::kLayer) > 0) {
+    using Wanted = HiddenOptions::Projector;
+    const models::Architecture &s = pair.student.model->architecture(), &t = pair.teacher->model->architecture();
+    const Wanted kind = options.hidden.projector;
+    if (kind == Wanted::kNone && s.hidden != t.hidden) {
       throw UsageError(
           fmt::format("objective.hidden_projector = none {}: the student's states are {} wide, the "
                       "teacher's {}: set it to linear or mlp",
-                      settings.where("objective.hidden_projector"), s.hidden, t.hidden));
+                      options.hidden.projector_where, s.hidden, t.hidden));
     }
-    const at::ScalarType own = pair.student->policy->stream_dtype();
+    const at::ScalarType own = pair.student.policy->stream_dtype();
     auto make = [&](const std::string& path) -> Projector {
-      if (kind == "none") return nullptr;
-      return all.from_student(path, t.hidden, own, wide_type(own), kind == "mlp" ? Kind::kMlp : Kind::kLinear);
+      if (kind == Wanted::kNone) return nullptr;
+      return all.from_student(path, t.hidden, own, wide_type(own), kind == Wanted::kMlp ? Kind::kMlp : Kind::kLinear);
     };
     if (feature_) last_projector_ = make("projector.feature");
     if (!layers_) return;
-    for (const auto& [student, teacher] : layer_map(settings, s.layers, t.layers)) {
+    for (const auto& [student, teacher] : layer_map(options.hidden.layers, s.layers, t.layers)) {
       pairs_.push_back({student, teacher, make(fmt::format("projector.hidden.{}", student))});
     }
   }
@@ -103,14 +103,14 @@ class FeatureAndLayerTerms : public TermGroup {
 
 class PooledTerms : public TermGroup {
  public:
-  PooledTerms(const recipe::Settings& settings, const TermWeights& weights, const ModelPair& pair, Projectors& all)
-      : first_token_(settings.text("model.pooling") == "cls"),
-        temperature_(settings.number("objective.contrastive_temperature")),
-        contrasts_(weights.full(TermKind::kContrastive) > 0),
-        embeds_(weights.full(TermKind::kEmbedding) > 0) {
-    const models::Architecture &s = pair.student->model->architecture(), &t = pair.teacher->model->architecture();
+  PooledTerms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& all)
+      : first_token_(options.pooled.first_token),
+        temperature_(options.pooled.temperature),
+        contrasts_(options.weights.full(TermKind::kContrastive) > 0),
+        embeds_(options.weights.full(TermKind::kEmbedding) > 0) {
+    const models::Architecture &s = pair.student.model->architecture(), &t = pair.teacher->model->architecture();
     if (s.hidden == t.hidden) return;
-    const at::ScalarType wide = wide_type(pair.student->policy->stream_dtype());
+    const at::ScalarType wide = wide_type(pair.student.policy->stream_dtype());
     if (contrasts_) contrast_ = all.from_student("projector.contrastive", t.hidden, wide, wide, Kind::kLinear);
     if (embeds_) embedding_ = all.from_student("projector.embedding", t.hidden, wide, wide, Kind::kLinear);
   }
@@ -152,16 +152,18 @@ void measure_pooled(const ForwardPass& pass, bool first_token, Measures& measure
   measures.pooled += s.size(0);
 }
 
-std::unique_ptr<TermGroup> feature_and_layer_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                                   const ModelPair& pair, Projectors& projectors) {
+std::unique_ptr<TermGroup> feature_and_layer_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                                   Projectors& projectors) {
+  const TermWeights& weights = options.weights;
   if (weights.full(TermKind::kFeature) == 0 && weights.full(TermKind::kLayer) == 0) return nullptr;
-  return std::make_unique<FeatureAndLayerTerms>(settings, weights, pair, projectors);
+  return std::make_unique<FeatureAndLayerTerms>(options, pair, projectors);
 }
 
-std::unique_ptr<TermGroup> pooled_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                        const ModelPair& pair, Projectors& projectors) {
+std::unique_ptr<TermGroup> pooled_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                        Projectors& projectors) {
+  const TermWeights& weights = options.weights;
   if (weights.full(TermKind::kContrastive) == 0 && weights.full(TermKind::kEmbedding) == 0) return nullptr;
-  return std::make_unique<PooledTerms>(settings, weights, pair, projectors);
+  return std::make_unique<PooledTerms>(options, pair, projectors);
 }
 
 }  // namespace limbeck::objective

@@ -5,20 +5,15 @@
 
 #include "trainer/objective/forward_pass.h"
 #include "trainer/objective/measures.h"
+#include "trainer/objective/options.h"
 #include "trainer/objective/projectors.h"
 
 namespace limbeck::objective {
 
-struct ModelPair {
-  const models::BuiltModel* student;
-  const models::BuiltModel* teacher;
-};
-
 // Null where the weights ask for none of these terms.
-std::unique_ptr<TermGroup> feature_and_layer_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                                   const ModelPair& pair, Projectors& projectors);
-std::unique_ptr<TermGroup> pooled_terms(const recipe::Settings& settings, const TermWeights& weights,
-                                        const ModelPair& pair, Projectors& projectors);
+std::unique_ptr<TermGroup> feature_and_layer_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                                   Projectors& projectors);
+std::unique_ptr<TermGroup> pooled_terms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& projectors);
 
 // Cosine of the two models' pooled states where they are of one width, added up over the sequences.
 void measure_pooled(const ForwardPass& pass, bool first_token, Measures& measures);

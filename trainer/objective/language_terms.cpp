@@ -23,23 +23,20 @@ namespace {
 
 class HeadedTerms : public HeadTermGroup {
  public:
-  HeadedTerms(const recipe::Settings& settings, const Divergence& divergence, const ModelPair& pair,
-              const Vocabulary& vocabulary, const VocabularyRanks& divided, Projectors& all)
-      : divergence_(divergence),
+  HeadedTerms(const ObjectiveOptions& options, const ModelPair& pair, const Vocabulary& vocabulary,
+              const VocabularyRanks& divided, Projectors& all)
+      : divergence_(options.divergence),
+        options_(options.head),
         pair_(pair),
         vocabulary_(vocabulary),
-        divided_(divided),
-        clamp_(settings.number("objective.clamp")),
-        smoothing_(settings.number("objective.label_smoothing")),
-        supervised_(settings.text("projector.supervision") == "ce"),
-        only_right_(settings.text("objective.dskd_mask") == "right") {
-    if (pair.teacher == nullptr) return;
-    if (divergence.dual_space) {
+        divided_(divided) {
+    if (!pair.teacher) return;
+    if (divergence_.dual_space) {
       dual_ = std::make_unique<DualSpace>(pair, all);
-    } else if (settings.text("projector.kind") == "logit") {
+    } else if (options_.logit_projector) {
       logit_ = all.keep(std::make_shared<projectors::LogitProjector>(
-          all.scope("projector.logit", Projectors::Side::kTeacher), *pair.teacher->model, *pair.student->model,
-          *pair.teacher->policy, *pair.student->policy));
+          all.scope("projector.logit", Projectors::Side::kTeacher), *pair.teacher->model, *pair.student.model,
+          *pair.teacher->policy, *pair.student.policy));
     }
   }
 
@@ -58,7 +55,7 @@ class HeadedTerms : public HeadTermGroup {
     if (compares || ce > 0) add_student_terms(pass, weights, compares ? &teacher : nullptr, kd, ce, sum);
     if (dual_ && compares) add_dual_terms(pass, weights, dual, kd, sum);
     const double projector = weight_in(pass, weights, TermKind::kProjectorCe);
-    if (logit_ && pass.has_teacher && supervised_ && projector > 0)
+    if (logit_ && pass.has_teacher && options_.projector_learns_labels && projector > 0)
       add_gold_term(pass, "projector_ce", teacher, pass.compared_n, projector, sum);
   }
 
@@ -101,12 +98,12 @@ class HeadedTerms : public HeadTermGroup {
 
  private:
   HeadSide student_side(const ForwardPass& pass, const std::string& place) const {
-    return head_side(*pair_.student, pass.student.last, vocabulary_.student, place, /*learns=*/true, pass.draws);
+    return head_side(pair_.student, pass.student.last, vocabulary_.student, place, /*learns=*/true, pass.draws);
   }
 
   // States of the student's width read by the student's own head, which learns nothing from them.
   HeadSide in_student_space(const at::Tensor& states_btd, const std::string& place) const {
-    return head_side(*pair_.student, states_btd, vocabulary_.student, place, /*learns=*/false);
+    return head_side(pair_.student, states_btd, vocabulary_.student, place, /*learns=*/false);
   }
 
   HeadSide compared_teacher(const ForwardPass& pass) const {
@@ -119,20 +116,21 @@ class HeadedTerms : public HeadTermGroup {
                          double ce, TermSum& sum) const {
     const double n = pass.targets;
     at::Tensor compared = dual_ ? pass.target_n : pass.compared_n;
-    if (teacher != nullptr && dual_ && only_right_) compared = right_predictions(*teacher, pass.labels_n, compared);
+    if (teacher != nullptr && dual_ && options_.only_right)
+      compared = right_predictions(*teacher, pass.labels_n, compared);
     HeadRequest request{.student = student_side(pass, "objective.kd (student head)")};
     if (teacher != nullptr) {
       request.teacher = *teacher;
       request.divergence = &divergence_;
-      request.teacher_learns = logit_ && !supervised_;
+      request.teacher_learns = logit_ && !options_.projector_learns_labels;
       if (!request.teacher_learns) request.teacher->hidden_nd = teacher->hidden_nd.detach();
     }
     if (ce > 0) request.labels_n = pass.labels_n;
     request.divergence_weight_n = pass.weights(compared, teacher != nullptr ? kd / n : 0.0);
     request.ce_weight_n = pass.weights(pass.target_n, ce / n);
     request.temperature = weights.temperature(pass.progress.fraction());
-    request.clamp = clamp_;
-    request.label_smoothing = smoothing_;
+    request.clamp = options_.clamp;
+    request.label_smoothing = options_.label_smoothing;
     request.gradient_scale = pass.progress.loss_scale;
     const kernels::HeadLoss head =
         divided_.line != nullptr ? vocabulary_parallel_terms(request, divided_) : head_terms(request);
@@ -166,7 +164,7 @@ class HeadedTerms : public HeadTermGroup {
     request.divergence_weight_n = pass.weights(mask, kd / pass.targets);
     request.ce_weight_n = at::zeros_like(request.divergence_weight_n);
     request.temperature = weights.temperature(pass.progress.fraction());
-    request.clamp = clamp_;
+    request.clamp = options_.clamp;
     request.gradient_scale = pass.progress.loss_scale;
     const kernels::HeadLoss head = head_terms(request);
     sum.add_loss(head.loss);
@@ -174,21 +172,20 @@ class HeadedTerms : public HeadTermGroup {
   }
 
   Divergence divergence_;
-  ModelPair pair_;
-  const Vocabulary& vocabulary_;
+  HeadOptions options_;
+  const ModelPair& pair_;
+  Vocabulary vocabulary_;
   const VocabularyRanks& divided_;
-  double clamp_, smoothing_;
-  bool supervised_, only_right_;
   std::shared_ptr<projectors::LogitProjector> logit_;
   std::unique_ptr<DualSpace> dual_;
 };
 
 }  // namespace
 
-std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, const Divergence& divergence,
-                                              const ModelPair& pair, const Vocabulary& vocabulary,
-                                              const VocabularyRanks& divided, Projectors& projectors) {
-  return std::make_unique<HeadedTerms>(settings, divergence, pair, vocabulary, divided, projectors);
+std::unique_ptr<HeadTermGroup> language_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                              const Vocabulary& vocabulary, const VocabularyRanks& divided,
+                                              Projectors& projectors) {
+  return std::make_unique<HeadedTerms>(options, pair, vocabulary, divided, projectors);
 }
 
 }  // namespace limbeck::objective

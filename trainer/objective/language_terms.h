@@ -5,13 +5,9 @@
 #include "trainer/objective/head/vocabulary_parallel.h"
 #include "trainer/objective/hidden_terms.h"
 #include "trainer/objective/measures.h"
+#include "trainer/objective/vocabulary.h"
 
 namespace limbeck::objective {
-
-// Real token ids of each head: columns from there on are padding without mass.
-struct Vocabulary {
-  int64_t student = 0, teacher = 0;
-};
 
 class HeadTermGroup : public TermGroup {
  public:
@@ -19,10 +15,10 @@ class HeadTermGroup : public TermGroup {
   virtual void measure(const ForwardPass& pass, Measures& measures) const = 0;
 };
 
-// `vocabulary` and `divided` may change until the first pass (accept_data, divide_vocabulary).
-std::unique_ptr<HeadTermGroup> language_terms(const recipe::Settings& settings, const Divergence& divergence,
-                                              const ModelPair& pair, const Vocabulary& vocabulary,
-                                              const VocabularyRanks& divided, Projectors& projectors);
+// `divided` outlives the terms.
+std::unique_ptr<HeadTermGroup> language_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                              const Vocabulary& vocabulary, const VocabularyRanks& divided,
+                                              Projectors& projectors);
 
 // learns: the model's own head and its adapter get gradients, where they train. draws: of training, for its dropout.
 HeadSide head_side(const models::BuiltModel& model, const at::Tensor& last_btd, int64_t vocabulary,

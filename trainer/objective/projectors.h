@@ -6,26 +6,24 @@
 #include <utility>
 #include <vector>
 
-#include "modules/models/weights/load_model.h"
 #include "modules/projectors/hidden_projector.h"
 #include "modules/projectors/initial_values.h"
-#include "trainer/recipe/settings.h"
+#include "trainer/objective/options.h"
 
 namespace limbeck::objective {
 
 class Projectors {
  public:
   enum class Side { kStudent, kTeacher };
-  // `teacher` may be null; `meta`: structure alone.
-  Projectors(const recipe::Settings& settings, const models::BuiltModel& student, const models::BuiltModel* teacher,
-             bool meta);
+  // Between the models of this pair, which outlives it; structure alone where that has no more.
+  Projectors(const ProjectorOptions& options, const ModelPair& pair);
 
   // Where a module attached to this side is built; path such as "projector.hidden.3".
   precision::Scope scope(const std::string& path, Side side) const;
   // Fills its first values and lists it; `group` is its learning rate's.
   template <class Module>
   std::shared_ptr<Module> keep(std::shared_ptr<Module> module, const std::string& group = "projector") {
-    projectors::fill_initial_values(*module, init_std_, seed_);
+    projectors::fill_initial_values(*module, options_.init_std, options_.seed);
     kept_.emplace_back(module, group);
     return module;
   }
@@ -38,11 +36,9 @@ class Projectors {
   const std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::string>>& kept() const { return kept_; }
 
  private:
-  const models::BuiltModel *student_, *teacher_;
+  const ModelPair& pair_;
+  ProjectorOptions options_;
   std::unique_ptr<precision::PrecisionPolicy> student_side_, teacher_side_;
-  bool meta_;
-  double init_std_;
-  int64_t seed_;
   std::vector<std::pair<std::shared_ptr<torch::nn::Module>, std::string>> kept_;
 };
 

@@ -22,15 +22,15 @@ class RoutingTerms : public TermGroup {
  public:
   RoutingTerms(const TermWeights& weights, const ModelPair& pair, Projectors& all)
       : mixes_(weights.full(TermKind::kExpertMix) > 0), balances_(weights.full(TermKind::kBalance) > 0) {
-    const models::Architecture& s = pair.student->model->architecture();
+    const models::Architecture& s = pair.student.model->architecture();
     student_sparse_ = s.experts.count > 0;
     if (mixes_) {
-      if (pair.teacher == nullptr || pair.teacher->model->architecture().experts.count == 0) {
+      if (!pair.teacher || pair.teacher->model->architecture().experts.count == 0) {
         throw UsageError(
             "objective.expert_mix_weight: the teacher has no experts whose routing could be learnt: set it to 0, or "
             "teacher.model to a mixture of experts");
       }
-      make_routers(*pair.student, pair.teacher->model->architecture(), all);
+      make_routers(pair.student, pair.teacher->model->architecture(), all);
     }
     if (balances_ && !student_sparse_ && !mixes_) {
       throw UsageError(
@@ -101,7 +101,9 @@ class RoutingTerms : public TermGroup {
 
 }  // namespace
 
-std::unique_ptr<TermGroup> routing_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors) {
+std::unique_ptr<TermGroup> routing_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                         Projectors& projectors) {
+  const TermWeights& weights = options.weights;
   if (weights.full(TermKind::kExpertMix) == 0 && weights.full(TermKind::kBalance) == 0) return nullptr;
   return std::make_unique<RoutingTerms>(weights, pair, projectors);
 }

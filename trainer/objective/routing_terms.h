@@ -5,7 +5,8 @@
 namespace limbeck::objective {
 
 // Null where the weights ask for none of these terms.
-std::unique_ptr<TermGroup> routing_terms(const TermWeights& weights, const ModelPair& pair, Projectors& projectors);
+std::unique_ptr<TermGroup> routing_terms(const ObjectiveOptions& options, const ModelPair& pair,
+                                         Projectors& projectors);
 
 // KL(uniform || mean of the rows' softmax), rows weighted; 0-dim.
 at::Tensor imbalance(const at::Tensor& logits_ne, const at::Tensor& weight_n);

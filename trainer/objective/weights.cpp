@@ -10,6 +10,9 @@ namespace limbeck::objective {
 
 namespace {
 
+using recipe::Ramp;
+using recipe::TermRow;
+
 double given_or(const recipe::Settings& settings, const std::string& name, double fallback) {
   return settings.given(name) ? settings.number(name) : fallback;
 }
@@ -19,91 +22,60 @@ double ramped(double begin, double end, double fraction) {
   return fraction <= begin ? 0.0 : (fraction - begin) / (end - begin);
 }
 
+double full_weight(const recipe::Settings& settings, const TermRow& row, bool headless, bool curriculum) {
+  if (headless && row.of_a_head) return 0.0;
+  const std::string key = std::string("objective.") + row.key;
+  if (*row.fallback != 0) return settings.number(key);
+  return given_or(settings, key, std::max(headless ? row.headless : 0.0, curriculum ? row.in_curriculum : 0.0));
+}
+
+struct Span {
+  double begin, end;
+};
+
+Span span_of(const recipe::Settings& settings, Ramp ramp) {
+  if (ramp == Ramp::kKd) return {0.0, settings.number("objective.curriculum_kd_until")};
+  const char* name = ramp == Ramp::kFeature ? "feature" : ramp == Ramp::kLayer ? "layer" : "contrastive";
+  const std::string key = fmt::format("objective.curriculum_{}", name);
+  const Span span{settings.number(key + "_from"), settings.number(key + "_until")};
+  if (span.begin <= span.end) return span;
+  throw UsageError(fmt::format("{0}_from = {1} is after {0}_until = {2} {3}: exchange them", key, span.begin, span.end,
+                               settings.where(key + "_until")));
+}
+
 }  // namespace
 
 TermWeights::TermWeights(const recipe::Settings& settings, bool headless) {
-  curriculum_ = settings.text("objective.curriculum") == "s2";
-  kd_ = headless ? 0.0 : settings.number("objective.alpha");
+  const bool curriculum = settings.text("objective.curriculum") == "s2";
   ce_follows_kd_ = !headless && !settings.given("objective.ce_weight");
-  ce_ = headless ? 0.0 : given_or(settings, "objective.ce_weight", 0.0);
-  // The weights and temperatures of the curriculum are its own, unless the recipe says otherwise.
-  feature_ = given_or(settings, "objective.feature_weight", curriculum_ ? 0.1 : 0.0);
-  attention_ = given_or(settings, "objective.attention_weight", curriculum_ ? 0.1 : 0.0);
-  layer_ = given_or(settings, "objective.layer_weight", curriculum_ ? 0.05 : 0.0);
-  contrastive_ = given_or(settings, "objective.contrastive_weight", curriculum_ ? 0.05 : 0.0);
-  balance_ = settings.number("objective.balance_weight");
-  expert_mix_ = settings.number("objective.expert_mix_weight");
-  embedding_ = given_or(settings, "objective.embedding_weight", headless ? 1.0 : 0.0);
-  projector_ce_ = settings.number("objective.projector_ce_weight");
-  equivalence_ = settings.number("objective.equivalence_weight");
-  kd_start_ = settings.number("objective.curriculum_kd_start");
-  kd_until_ = settings.number("objective.curriculum_kd_until");
-  feature_ramp_ = {settings.number("objective.curriculum_feature_from"),
-                   settings.number("objective.curriculum_feature_until")};
-  layer_ramp_ = {settings.number("objective.curriculum_layer_from"),
-                 settings.number("objective.curriculum_layer_until")};
-  contrastive_ramp_ = {settings.number("objective.curriculum_contrastive_from"),
-                       settings.number("objective.curriculum_contrastive_until")};
-  temperature_begin_ = given_or(settings, "objective.temperature", curriculum_ ? 2.0 : 1.0);
-  const bool falls = curriculum_ && !settings.given("objective.temperature");
-  temperature_end_ = given_or(settings, "objective.temperature_end", falls ? 1.5 : temperature_begin_);
-  for (const auto& [name, ramp] :
-       {std::pair{"feature", feature_ramp_}, {"layer", layer_ramp_}, {"contrastive", contrastive_ramp_}}) {
-    if (ramp.begin <= ramp.end) continue;
-    throw UsageError(
-        fmt::format("objective.curriculum_{0}_from = {1} is after objective.curriculum_{0}_until = {2} {3}: "
-                    "exchange them",
-                    name, ramp.begin, ramp.end, settings.where(fmt::format("objective.curriculum_{}_until", name))));
+  for (const TermRow& row : recipe::kTermRows) {
+    Weight& weight = weights_.at(static_cast<size_t>(row.kind));
+    weight.full = full_weight(settings, row, headless, curriculum);
+    if (row.ramp == Ramp::kNone) continue;
+    const Span span = span_of(settings, row.ramp);  // is refused without the curriculum too
+    if (!curriculum) continue;
+    weight.begin = span.begin;
+    weight.end = span.end;
+    if (row.ramp == Ramp::kKd) weight.start = std::min(settings.number("objective.curriculum_kd_start"), weight.full);
   }
+  temperature_begin_ = given_or(settings, "objective.temperature", curriculum ? 2.0 : 1.0);
+  const bool falls = curriculum && !settings.given("objective.temperature");
+  temperature_end_ = given_or(settings, "objective.temperature_end", falls ? 1.5 : temperature_begin_);
 }
 
 double TermWeights::full(TermKind kind) const {
-  switch (kind) {
-    case TermKind::kKd:
-      return kd_;
-    case TermKind::kCe:
-      return ce_follows_kd_ ? 1.0 - kd_ : ce_;
-    case TermKind::kFeature:
-      return feature_;
-    case TermKind::kLayer:
-      return layer_;
-    case TermKind::kAttention:
-      return attention_;
-    case TermKind::kContrastive:
-      return contrastive_;
-    case TermKind::kBalance:
-      return balance_;
-    case TermKind::kExpertMix:
-      return expert_mix_;
-    case TermKind::kEmbedding:
-      return embedding_;
-    case TermKind::kProjectorCe:
-      return projector_ce_;
-    case TermKind::kEquivalence:
-      return equivalence_;
-  }
-  throw std::logic_error("a term without a weight");
+  return kind == TermKind::kCe && ce_follows_kd_ ? 1.0 - full(TermKind::kKd) : of(kind).full;
 }
 
 double TermWeights::at(TermKind kind, double fraction) const {
-  if (!curriculum_) return full(kind);
-  switch (kind) {
-    case TermKind::kKd: {
-      const double start = std::min(kd_start_, kd_);
-      return start + (kd_ - start) * ramped(0.0, kd_until_, fraction);
-    }
-    case TermKind::kCe:
-      return ce_follows_kd_ ? 1.0 - at(TermKind::kKd, fraction) : ce_;
-    case TermKind::kFeature:
-    case TermKind::kAttention:
-      return full(kind) * ramped(feature_ramp_.begin, feature_ramp_.end, fraction);
-    case TermKind::kLayer:
-      return full(kind) * ramped(layer_ramp_.begin, layer_ramp_.end, fraction);
-    case TermKind::kContrastive:
-      return full(kind) * ramped(contrastive_ramp_.begin, contrastive_ramp_.end, fraction);
-    default:
-      return full(kind);
-  }
+  if (kind == TermKind::kCe && ce_follows_kd_) return 1.0 - at(TermKind::kKd, fraction);
+  const Weight& weight = of(kind);
+  return weight.start + (weight.full - weight.start) * ramped(weight.begin, weight.end, fraction);
+}
+
+bool TermWeights::needs_teacher() const {
+  return std::any_of(recipe::kTermRows.begin(), recipe::kTermRows.end(),
+                     [&](const TermRow& row) { return row.needs_teacher && full(row.kind) > 0; });
 }
 
 double TermWeights::temperature(double fraction) const {

@@ -1,27 +1,16 @@
 // The weight of every term and the temperature, as functions of the progress alone: training and evaluation of one step
-// ask with the same progress and get the same numbers. Read once from objective.* of the recipe.
+// ask with the same progress and get the same numbers. Read once from objective.* of the recipe; which terms there are,
+// recipe/term_weights.h says.
 #pragma once
-#include <optional>
-#include <string>
+#include <array>
 
 #include "trainer/objective/terms.h"
 #include "trainer/recipe/settings.h"
+#include "trainer/recipe/term_weights.h"
 
 namespace limbeck::objective {
 
-enum class TermKind {
-  kKd,
-  kCe,
-  kFeature,
-  kLayer,
-  kAttention,
-  kContrastive,
-  kBalance,
-  kExpertMix,
-  kEmbedding,
-  kProjectorCe,
-  kEquivalence
-};
+using recipe::TermKind;
 
 class TermWeights {
  public:
@@ -32,19 +21,18 @@ class TermWeights {
   double at(TermKind kind, double fraction) const;
   // Once the curriculum has let it in: whether the term takes part in the run at all.
   double full(TermKind kind) const;
+  bool needs_teacher() const;  // one of those that take part
   double temperature(double fraction) const;
-  bool has_curriculum() const { return curriculum_; }
 
  private:
-  struct Ramp {
-    double begin = 0.0, end = 0.0;  // 0 before, the whole weight from `end` on, a straight line between
+  // `start` until `begin`, the whole weight from `end` on, a straight line between.
+  struct Weight {
+    double full = 0.0, start = 0.0, begin = 0.0, end = 0.0;
   };
-  bool curriculum_;
-  double kd_, ce_, feature_, layer_, attention_, contrastive_, balance_, expert_mix_, embedding_, projector_ce_,
-      equivalence_;
+  const Weight& of(TermKind kind) const { return weights_.at(static_cast<size_t>(kind)); }
+
+  std::array<Weight, recipe::kTermRows.size()> weights_;
   bool ce_follows_kd_;  // CE gets what KD leaves
-  double kd_start_, kd_until_;
-  Ramp feature_ramp_, layer_ramp_, contrastive_ramp_;
   double temperature_begin_, temperature_end_;
 };
 

@@ -10,10 +10,9 @@
 #include <set>
 #include <stdexcept>
 
-#include "kernels/adamw/adamw.h"
+#include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
-#include "trainer/optim/optimizer_settings.h"
 
 namespace limbeck::optim {
 
@@ -31,10 +30,6 @@ struct Slot {
   const at::Tensor& weight() const { return master.defined() ? master : share.weight; }
 };
 
-at::ScalarType wide_of(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 void check_trainable(const Parameter& parameter) {
   const at::Tensor& tensor = parameter.tensor;
   if (!tensor.defined() || !tensor.requires_grad() || !tensor.is_leaf() || !at::isFloatingType(tensor.scalar_type())) {
@@ -47,8 +42,8 @@ Slot make_slot(const Parameter& parameter, const parallel::Share& share, bool wi
   Slot slot;
   slot.parameter = parameter;
   slot.share = share;
-  const auto wide = tensor.options().dtype(wide_of(tensor)).requires_grad(false);
-  if (tensor.scalar_type() != wide_of(tensor)) {
+  const auto wide = tensor.options().dtype(kernels::wide_type(tensor)).requires_grad(false);
+  if (tensor.scalar_type() != kernels::wide_type(tensor)) {
     slot.master = at::empty(tensor.sizes(), wide);
     precision::cast_into(slot.master, tensor);
   }
@@ -63,39 +58,26 @@ Slot make_slot(const Parameter& parameter, const parallel::Share& share, bool wi
 struct Optimizer::State {
   std::unique_ptr<parallel::ParameterShares> shares;
   std::vector<Slot> slots;
-  Schedule schedule;
-  std::map<std::string, double> base_rate;  // by group
-  kernels::AdamWOptions adamw;
-  double weight_decay = 0, clip = 0, ema_decay = 0;
+  OptimizerOptions options;
   LossScale loss_scale;
-  int64_t max_skipped = 10;
   int64_t skipped_in_a_row = 0, skipped_in_all = 0;
   int64_t expected = 0, accumulated = 0;  // micro-batches of this update
   bool on_meta = false, swapped = false;
 
-  double rate(int64_t step, const std::string& group) const { return base_rate.at(group) * schedule.factor(step); }
+  double rate(int64_t step, const std::string& group) const {
+    return options.base_rate.at(group) * options.schedule.factor(step);
+  }
   double square_sum(StepReport& report) const;
   void update(int64_t step, double gradient_scale);
   void skip(StepReport& report);
 };
 
-Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps,
+Optimizer::Optimizer(OptimizerOptions options, std::vector<Parameter> parameters,
                      std::unique_ptr<parallel::ParameterShares> shares)
     : state_(std::make_unique<State>()) {
   const at::NoGradGuard no_gradient;
   State& s = *state_;
-  const double factor = settings.number("optim.projector_factor");
-  s.base_rate = {{"student", read_rate(settings, "optim.learning_rate")},
-                 {"projector", read_rate(settings, "optim.learning_rate", factor)},
-                 {"router", read_rate(settings, "optim.router_learning_rate")}};
-  s.schedule = read_schedule(settings, total_steps);
-  s.adamw.beta1 = read_share(settings, "optim.beta1");
-  s.adamw.beta2 = read_share(settings, "optim.beta2");
-  s.adamw.epsilon = settings.number("optim.epsilon");
-  s.weight_decay = settings.number("optim.weight_decay");
-  s.clip = read_clip(settings);
-  s.ema_decay = read_share(settings, "optim.ema");
-  s.max_skipped = settings.integer("optim.max_skipped");
+  s.options = std::move(options);
   bool float16 = false;
   std::set<std::string> names;
   std::vector<parallel::NamedParameter> named;
@@ -107,15 +89,15 @@ Optimizer::Optimizer(const recipe::Settings& settings, std::vector<Parameter> pa
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Parameter& parameter = parameters[i];
     if (!names.insert(parameter.name).second) throw std::logic_error(parameter.name + " is trained twice");
-    if (!s.base_rate.contains(parameter.group)) {
+    if (!s.options.base_rate.contains(parameter.group)) {
       throw std::logic_error(parameter.name + " is of group " + parameter.group +
                              ", wanted student, projector or router");
     }
-    s.slots.push_back(make_slot(parameter, s.shares->shares()[i], s.ema_decay > 0));
+    s.slots.push_back(make_slot(parameter, s.shares->shares()[i], s.options.ema_decay > 0));
     float16 = float16 || parameter.tensor.scalar_type() == at::kHalf;
     s.on_meta = s.on_meta || parameter.tensor.is_meta();
   }
-  s.loss_scale = read_loss_scale(settings, float16);
+  if (float16) s.loss_scale = LossScale(s.options.loss_scale);
 }
 
 Optimizer::~Optimizer() = default;
@@ -165,11 +147,11 @@ void Optimizer::State::update(int64_t step, double gradient_scale) {
     Slot& slot = slots[i];
     const at::Tensor gradient = shares->gradient(i);
     if (!gradient.defined()) continue;
-    kernels::AdamWOptions options = adamw;
-    options.step = slot.updates + 1;
-    options.learning_rate = rate(step, slot.parameter.group);
-    options.weight_decay = slot.parameter.decays ? weight_decay : 0.0;
-    options.gradient_scale = gradient_scale;
+    kernels::AdamWOptions adamw = options.adamw;
+    adamw.step = slot.updates + 1;
+    adamw.learning_rate = rate(step, slot.parameter.group);
+    adamw.weight_decay = slot.parameter.decays ? options.weight_decay : 0.0;
+    adamw.gradient_scale = gradient_scale;
     const std::optional<at::Tensor> master =
         slot.master.defined() ? std::optional<at::Tensor>(slot.master) : std::nullopt;
     slot.updates += 1;
@@ -178,10 +160,10 @@ void Optimizer::State::update(int64_t step, double gradient_scale) {
       precision::name_inner_cast("update (gradients)", gradient.scalar_type(), master->scalar_type());
       precision::name_inner_cast("update (weights of masters)", master->scalar_type(), slot.share.weight.scalar_type());
     }
-    kernels::adamw_step_(slot.share.weight, gradient, master, slot.first, slot.second, options);
+    kernels::adamw_step_(slot.share.weight, gradient, master, slot.first, slot.second, adamw);
   }
   for (Slot& slot : slots) {
-    if (slot.ema.defined()) slot.ema.lerp_(slot.weight().detach(), 1.0 - ema_decay);
+    if (slot.ema.defined()) slot.ema.lerp_(slot.weight().detach(), 1.0 - options.ema_decay);
   }
 }
 
@@ -191,7 +173,7 @@ void Optimizer::State::skip(StepReport& report) {
   loss_scale.update_overflowed();
   ++skipped_in_a_row, ++skipped_in_all;
   report.skipped = true;
-  if (skipped_in_a_row < max_skipped) return;
+  if (skipped_in_a_row < options.max_skipped) return;
   throw NumericError(fmt::format(
       "{} updates in a row were skipped (optim.max_skipped), the last because the gradient of {} is not finite (loss "
       "scale {}{}): look at the data and the loss of these steps, lower optim.learning_rate{}",
@@ -216,7 +198,7 @@ StepReport Optimizer::step(int64_t step) {
     s.shares->drop();
     s.skip(report);
   } else {
-    const double over = s.clip > 0 ? s.clip / (report.gradient_norm + 1e-6) : 1.0;
+    const double over = s.options.clip > 0 ? s.options.clip / (report.gradient_norm + 1e-6) : 1.0;
     s.update(step, std::min(over, 1.0) / scale);
     s.shares->drop();
     s.shares->publish();
@@ -229,7 +211,7 @@ StepReport Optimizer::step(int64_t step) {
   return report;
 }
 
-bool Optimizer::has_ema() const { return state_->ema_decay > 0; }
+bool Optimizer::has_ema() const { return state_->options.ema_decay > 0; }
 
 void Optimizer::swap_ema() {
   State& s = *state_;

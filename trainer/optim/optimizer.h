@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "trainer/optim/optimizer_options.h"
 #include "trainer/parallel/sharing/parameter_shares.h"
-#include "trainer/recipe/settings.h"
 
 namespace limbeck::optim {
 
@@ -42,9 +42,9 @@ struct StepReport {
 
 class Optimizer {
  public:
-  // Reads optim.* of the recipe. `total_steps` fixes the schedule. Works on meta too: `check` sees its memory.
-  // `shares`: of the parameters, in their order; null: one rank that holds everything.
-  Optimizer(const recipe::Settings& settings, std::vector<Parameter> parameters, int64_t total_steps,
+  // Works on meta too: `check` sees its memory. `shares`: of the parameters, in their order; null: one rank that holds
+  // everything.
+  Optimizer(OptimizerOptions options, std::vector<Parameter> parameters,
             std::unique_ptr<parallel::ParameterShares> shares = nullptr);
   ~Optimizer();
   Optimizer(const Optimizer&) = delete;

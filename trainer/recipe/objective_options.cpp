@@ -1,15 +1,8 @@
 #include "trainer/recipe/recipe_options.h"
+#include "trainer/recipe/term_weights.h"
 
 namespace limbeck::recipe {
 namespace {
-
-void weight(OptionTable& table, const std::string& name, const std::string& fallback, const std::string& help) {
-  table.add({.name = "objective." + name,
-             .kind = OptionKind::kNumber,
-             .fallback = fallback,
-             .help = help,
-             .interval = {.low = 0, .high = 1e6}});
-}
 
 void share(OptionTable& table, const std::string& name, const std::string& fallback, const std::string& help) {
   table.add({.name = "objective." + name,
@@ -76,29 +69,23 @@ void declare_divergence(OptionTable& table) {
              .words = {"none", "right"}});
 }
 
-void declare_weights(OptionTable& table) {
-  share(table, "alpha", "0.7", "Weight of the divergence (kd); the cross-entropy (ce) gets 1 - alpha.");
-  weight(table, "ce_weight", "", "Weight of the cross-entropy, in place of 1 - alpha.");
+void declare_smoothing(OptionTable& table) {
   table.add({.name = "objective.label_smoothing",
              .kind = OptionKind::kNumber,
              .fallback = "0",
              .help = "Of the cross-entropy: probability spread over all ids.",
              .interval = {.low = 0, .high = 0.99}});
-  weight(table, "feature_weight", "",
-         "Weight of the last hidden states' distance. Default 0; 0.1 with the curriculum.");
-  weight(table, "layer_weight", "", "Weight of the mapped layers' distance. Default 0; 0.05 with the curriculum.");
-  weight(table, "attention_weight", "", "Weight of attention transfer. Default 0; 0.1 with the curriculum.");
-  weight(table, "contrastive_weight", "", "Weight of InfoNCE on pooled states. Default 0; 0.05 with the curriculum.");
-  weight(table, "embedding_weight", "",
-         "Weight of 1 - cosine of pooled states. Default 0; 1 for a student without a head (MiniLM).");
-  weight(table, "balance_weight", "0",
-         "Weight of KL(uniform || mean routing) of MoE students and the expert mix; try 0.01.");
-  weight(table, "expert_mix_weight", "0",
-         "Weight of the expert mix: a router on the student's states learns a MoE teacher's routing.");
-  weight(table, "projector_ce_weight", "1", "Weight of the logit projector's own cross-entropy.");
-  weight(table, "equivalence_weight", "0",
-         "Weight of the distance between the states of every layer with the adapter and without: equivalence "
-         "pretraining.");
+}
+
+void declare_weights(OptionTable& table) {
+  for (const TermRow& row : kTermRows) {
+    table.add({.name = std::string("objective.") + row.key,
+               .kind = OptionKind::kNumber,
+               .fallback = row.fallback,
+               .help = row.help,
+               .interval = {.low = 0, .high = row.most}});
+    if (row.kind == TermKind::kCe) declare_smoothing(table);  // beside what it is of
+  }
   table.add({.name = "objective.equivalence_loss",
              .kind = OptionKind::kChoice,
              .fallback = "direct",
@@ -109,7 +96,11 @@ void declare_weights(OptionTable& table) {
              .kind = OptionKind::kSwitch,
              .fallback = "false",
              .help = "Each layer starts from the teacher's state instead of the adapted one of the layer before."});
-  weight(table, "regularization", "0.01", "Weight of what an adapter does at all, within equivalence_weight.");
+  table.add({.name = "objective.regularization",
+             .kind = OptionKind::kNumber,
+             .fallback = "0.01",
+             .help = "Weight of what an adapter does at all, within equivalence_weight.",
+             .interval = {.low = 0, .high = 1e6}});
   table.add({.name = "objective.hidden_loss",
              .kind = OptionKind::kChoice,
              .fallback = "mse",

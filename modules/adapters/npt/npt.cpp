@@ -6,6 +6,7 @@
 #include <ATen/ops/tanh.h>
 
 #include "kernels/linear/linear.h"
+#include "kernels/operator/wide_type.h"
 #include "modules/models/weights/initialize.h"
 #include "modules/precision/casts.h"
 
@@ -87,7 +88,7 @@ at::Tensor Npt::outer(const at::Tensor& gate, const at::Tensor& x, const at::Ten
 }
 
 at::Tensor Npt::squared_length(const at::Tensor& value) const {
-  const at::ScalarType own = value.scalar_type(), wide = own == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType own = value.scalar_type(), wide = kernels::wide_type(own);
   const at::Tensor widened = precision::cast(value, own, wide, path() + " (penalty)");
   return (widened * widened).sum(-1);
 }

@@ -8,6 +8,7 @@
 #include <ATen/ops/topk.h>
 
 #include "kernels/linear/linear.h"
+#include "kernels/operator/wide_type.h"
 #include "modules/models/network/blocks.h"
 #include "modules/models/network/experts.h"
 #include "modules/precision/casts.h"
@@ -139,7 +140,7 @@ at::Tensor MixtureOfExperts::forward(const at::Tensor& x, const LayerInput& inpu
     input.taps->router_logits.push_back(scores.view({x.size(0), x.size(1), -1}));
   }
   const at::ScalarType stream = scores.scalar_type();
-  const at::ScalarType wide = stream == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType wide = kernels::wide_type(stream);
   const at::Tensor logits = precision::cast(scores, stream, wide, path_ + ".gate (softmax input)");
   auto [weights, chosen] = at::softmax(logits, -1).topk(per_token_, -1);
   if (normalize_) weights = weights / weights.sum(-1, /*keepdim=*/true);

@@ -4,6 +4,7 @@
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/nll_loss.h>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -12,7 +13,7 @@ namespace {
 
 at::Tensor row_loss(const at::Tensor& logits_nv, const at::Tensor& labels_n, const std::string& place) {
   const at::ScalarType dtype = logits_nv.scalar_type();
-  const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType wide = kernels::wide_type(dtype);
   const at::Tensor logits = precision::cast(logits_nv, dtype, wide, place);
   return at::nll_loss(at::log_softmax(logits, -1), labels_n, {}, at::Reduction::None, kIgnoredLabel);
 }

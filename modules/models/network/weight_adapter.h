@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/operator/wide_type.h"
 #include "modules/models/network/draws.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_module.h"
@@ -51,7 +52,7 @@ class WeightAdapter : public precision::ContractModule {
  protected:
   // A weight in the dtype of MergedWeight.
   at::Tensor widened(const at::Tensor& weight) const {
-    const at::ScalarType from = weight.scalar_type(), to = from == at::kDouble ? at::kDouble : at::kFloat;
+    const at::ScalarType from = weight.scalar_type(), to = kernels::wide_type(from);
     return precision::cast(weight.detach(), from, to, path() + " (widened)");
   }
 };

@@ -7,6 +7,7 @@
 
 #include "kernels/random/normal_values.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
 
@@ -80,9 +81,8 @@ void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& 
 
 void initialize_weights(const Transformer& model, uint64_t seed) {
   const at::NoGradGuard no_gradient;
-  for (const auto& module : model.modules(/*include_self=*/false)) {
-    const auto* owner = dynamic_cast<const ContractModule*>(module.get());
-    if (owner != nullptr) initialize(*owner, model, seed);
+  for (const auto& module : precision::contract_modules(model)) {
+    initialize(*module, model, seed);
     auto* linear = dynamic_cast<Linear*>(module.get());
     if (linear != nullptr && linear->is_quantized()) initialize_quantized(*linear, model.architecture(), seed);
   }

@@ -2,6 +2,8 @@
 
 #include <map>
 
+#include "modules/precision/contract_modules.h"
+
 namespace limbeck::models {
 namespace {
 
@@ -10,9 +12,8 @@ using precision::ContractModule;
 // By their paths below the model's root.
 std::map<std::string, std::shared_ptr<ContractModule>> owners(const BuiltModel& built) {
   std::map<std::string, std::shared_ptr<ContractModule>> found;
-  for (const auto& module : built.model->modules(/*include_self=*/false)) {
-    const auto owner = std::dynamic_pointer_cast<ContractModule>(module);
-    if (owner != nullptr) found[owner->path().substr(built.model->path().size())] = owner;
+  for (auto& owner : precision::contract_modules(*built.model)) {
+    found[owner->path().substr(built.model->path().size())] = std::move(owner);
   }
   return found;
 }

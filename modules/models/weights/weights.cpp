@@ -12,6 +12,7 @@
 #include "modules/io/finite_check.h"
 #include "modules/nearest_name.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
 
@@ -125,16 +126,15 @@ std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& 
   std::vector<WeightBinding> bindings;
   const std::string& root = model.path();
   const bool bare = model.architecture().head == HeadKind::kNone;
-  for (const auto& module : model.modules(/*include_self=*/false)) {
-    const auto* owner = dynamic_cast<const ContractModule*>(module.get());
-    if (owner == nullptr || owner->role() == Role::kAdapter) continue;
+  for (const auto& owner : precision::contract_modules(model)) {
+    if (owner->role() == Role::kAdapter) continue;
     const std::string path = owner->path().substr(root.size() + 1);
     const auto parameters = owner->named_parameters(/*recurse=*/false);
     if (owner->role() == Role::kExpert) {
       bind_experts(bindings, root, path, parameters["gate_up_proj"], parameters["down_proj"], family);
       continue;
     }
-    auto* linear = dynamic_cast<Linear*>(module.get());
+    auto* linear = dynamic_cast<Linear*>(owner.get());
     if (linear != nullptr && linear->is_quantized()) {
       bindings.push_back(bind_one(root, path, "weight", at::Tensor(), family, bare));
       bindings.back().quantized = linear;

@@ -112,11 +112,11 @@ std::string data_text(const CheckReport& report, int width) {
 }
 
 std::string trained_text(const CheckReport& report) {
-  const double share = report.learned_of == 0
-                           ? 0.0
-                           : 100.0 * static_cast<double>(report.trained) / static_cast<double>(report.learned_of);
-  return fmt::format("Trained: {} of {} parameters of the student and its projectors ({:.3g} %)\n", report.trained,
-                     report.learned_of, share);
+  const double share = report.learning.of == 0 ? 0.0
+                                               : 100.0 * static_cast<double>(report.learning.trained) /
+                                                     static_cast<double>(report.learning.of);
+  return fmt::format("Trained: {} of {} parameters of the student and its projectors ({:.3g} %)\n",
+                     report.learning.trained, report.learning.of, share);
 }
 
 // A change inside an operator moves nothing.
@@ -216,7 +216,7 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
   }
   json["data"] = nlohmann::ordered_json::array();
   for (const check::DataRow& row : report.data) json["data"].push_back(data_json(row));
-  json["trained_parameters"] = report.trained;
+  json["trained_parameters"] = report.learning.trained;
   json["ranks"] = report.ranks;
   for (const check::MemoryRow& row : report.memory) json["memory"][row.what] = row.bytes;
   json["peak_bytes"] = report.peak_bytes;
@@ -227,11 +227,12 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
 }
 
 void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& settings, Console& console) {
-  if (settings.text("student.quantize") == "none" || objective::trains_adapter(settings)) return;
-  console.warning(fmt::format(
-      "student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
-      "parameters train; add --adapter.kind=lora to train beside them",
-      settings.text("student.quantize"), settings.where("student.quantize"), report.trained, report.learned_of));
+  if (settings.text("student.quantize") == "none" || build::trains_adapter(settings)) return;
+  console.warning(
+      fmt::format("student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
+                  "parameters train; add --adapter.kind=lora to train beside them",
+                  settings.text("student.quantize"), settings.where("student.quantize"), report.learning.trained,
+                  report.learning.of));
 }
 
 void refuse_violations(const CheckReport& report, Console& console, bool speaks) {

@@ -5,12 +5,16 @@
 
 #include "modules/adapters/peft/adapter_names.h"
 #include "modules/errors.h"
+#include "trainer/agreement/data_guard.h"
+#include "trainer/agreement/pair_agreement.h"
+#include "trainer/build/recipe_pair.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/data/data_request.h"
+#include "trainer/evaluate/evaluator.h"
 #include "trainer/loop/run_folder.h"
-#include "trainer/loop/trainer.h"
+#include "trainer/objective/projector_file.h"
 
 namespace limbeck::cli {
 namespace {
@@ -67,10 +71,14 @@ recipe::Settings settings_with(const recipe::Settings& settings, const fs::path&
 void run_eval(Invocation& call) {
   const Evaluated what = what_is_evaluated(call);
   const recipe::Settings settings = settings_with(call.settings, what.folder);
-  objective::Distillation objective(settings, call.registries, objective::Materialize::kWeights);
-  if (!what.folder.empty()) loop::load_projectors(what.folder, objective);
-  const data::DataSource source(loop::fitted(data::validation_data(settings), objective));
-  objective.accept_data(source.manifest(), "data.validation " + settings.where("data.validation"));
+  const auto pair = build::build_pair(settings, objective::Materialize::kWeights);
+  const auto options = objective::read_options(settings, call.registries, *pair);
+  agreement::PairAgreement agreement(settings, options, *pair);
+  const data::DataSource source(agreement::fitted(data::validation_data(settings), *pair));
+  const auto vocabulary =
+      agreement.vocabulary({{source.manifest(), "data.validation " + settings.where("data.validation")}});
+  objective::Distillation objective(options, pair, vocabulary);
+  if (!what.folder.empty()) objective::load_projectors(objective, what.folder);
   for (const std::string& note : source.notes()) call.console.note(note);
 
   objective::Progress at_end;

@@ -4,28 +4,12 @@
 
 #include <set>
 
+#include "modules/precision/contract_modules.h"
 #include "trainer/cli/console/text_table.h"
 
 namespace limbeck::cli {
 
 namespace {
-
-// What a model weighs: parameters as they are stored, tied ones once.
-struct Weight {
-  int64_t parameters = 0, bytes = 0;
-};
-
-Weight weight_of(const models::Transformer& model) {
-  Weight weight;
-  for (const auto& module : model.modules()) {
-    const auto* owner = dynamic_cast<const precision::ContractModule*>(module.get());
-    if (owner == nullptr) continue;
-    const precision::Footprint own = owner->footprint();
-    weight.parameters += own.values;
-    weight.bytes += own.bytes;
-  }
-  return weight;
-}
 
 std::string number(const double* value) { return value == nullptr ? "" : fmt::format("{:.4f}", *value); }
 
@@ -48,9 +32,9 @@ std::string evaluation_table(const evaluate::Evaluation& evaluation, const objec
                     {"perplexity", Align::kRight},
                     {"accuracy", Align::kRight}});
   auto row = [&](const char* name, const models::BuiltModel& built, const char* perplexity, const char* accuracy) {
-    const Weight weight = weight_of(*built.model);
-    models.add_row({name, built.config.architecture.family, std::to_string(weight.parameters),
-                    human_bytes(weight.bytes), number(evaluation.find(perplexity)), number(evaluation.find(accuracy))});
+    const precision::Footprint weight = precision::total_footprint(*built.model);
+    models.add_row({name, built.config.architecture.family, std::to_string(weight.values), human_bytes(weight.bytes),
+                    number(evaluation.find(perplexity)), number(evaluation.find(accuracy))});
   };
   if (objective.teacher()) row("teacher", *objective.teacher(), "teacher_perplexity", "teacher_accuracy");
   row("student", objective.student(), "perplexity", "accuracy");
@@ -67,10 +51,9 @@ nlohmann::ordered_json evaluation_json(const evaluate::Evaluation& evaluation,
   nlohmann::ordered_json json;
   for (const auto& [name, value] : evaluation.values) json[name] = value;
   auto add = [&](const char* name, const models::BuiltModel& built) {
-    const Weight weight = weight_of(*built.model);
-    json[name] = {{"family", built.config.architecture.family},
-                  {"parameters", weight.parameters},
-                  {"storage_bytes", weight.bytes}};
+    const precision::Footprint weight = precision::total_footprint(*built.model);
+    json[name] = {
+        {"family", built.config.architecture.family}, {"parameters", weight.values}, {"storage_bytes", weight.bytes}};
   };
   if (objective.teacher()) add("teacher", *objective.teacher());
   add("student", objective.student());

@@ -1,17 +1,14 @@
 #include "trainer/cli/console/json_result.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstdio>
-#include <cstring>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <string_view>
 
 #include "modules/errors.h"
+#include "modules/io/atomic_file.h"
 #include "modules/io/file_identity.h"
 #include "trainer/recipe/message.h"
 
@@ -23,48 +20,19 @@ namespace {
                             recipe::shown(target), reason));
 }
 
-void write_all(int fd, const std::string& text, const std::string& target) {
-  for (size_t at = 0; at < text.size();) {
-    const ssize_t put = ::write(fd, text.data() + at, text.size() - at);
-    if (put < 0 && errno == EINTR) continue;
-    if (put < 0) refuse(target, std::strerror(errno));
-    at += static_cast<size_t>(put);
-  }
-}
-
-// A rename over a device would put a file in its place: /dev/null, as root, for the whole machine.
-void refuse_what_is_no_file(const std::string& target) {
+// Every way to write goes through here, and so through the refusal: a rename over a device would put a file in its
+// place, /dev/null, as root, for the whole machine.
+void at_target(const std::string& target, const std::function<void()>& write) {
   const std::string obstacle = io::obstacle_at(target);
   if (obstacle == "a folder") refuse(target, "it is a folder");
   if (!obstacle.empty()) refuse(target, "it is no regular file (standard output is --json=-)");
+  try {
+    write();
+  } catch (const IoError& error) {
+    const std::string reason = error.what(), named = target + ": ";
+    refuse(target, reason.starts_with(named) ? reason.substr(named.size()) : reason);
+  }
 }
-
-// Removes itself unless it became the target. Every way to write goes through here, and so through the refusal.
-class Temporary {
- public:
-  explicit Temporary(const std::string& target) : path_(fmt::format("{}.tmp.{}", target, ::getpid())) {
-    refuse_what_is_no_file(target);
-    fd_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (fd_ < 0) refuse(target, std::strerror(errno));
-  }
-  ~Temporary() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!path_.empty()) ::unlink(path_.c_str());
-  }
-  Temporary(const Temporary&) = delete;
-  Temporary& operator=(const Temporary&) = delete;
-
-  void commit(const std::string& text, const std::string& target) {
-    write_all(fd_, text, target);
-    if (::fsync(fd_) != 0) refuse(target, std::strerror(errno));
-    if (::rename(path_.c_str(), target.c_str()) != 0) refuse(target, std::strerror(errno));
-    path_.clear();
-  }
-
- private:
-  std::string path_;
-  int fd_ = -1;
-};
 
 }  // namespace
 
@@ -77,7 +45,7 @@ bool is_json_result(const std::string& path) {
 
 void check_json_target(const std::string& target) {
   if (target == "-") return;
-  const Temporary probe(target);
+  at_target(target, [&] { const io::AtomicFile made_and_removed(target, 1); });
 }
 
 void write_json_result(const std::string& target, const nlohmann::ordered_json& result) {
@@ -86,7 +54,7 @@ void write_json_result(const std::string& target, const nlohmann::ordered_json& 
     std::cout << text << std::flush;
     return;
   }
-  Temporary(target).commit(text, target);
+  at_target(target, [&] { io::write_atomically(target, text); });
 }
 
 nlohmann::ordered_json settings_as_json(const recipe::Settings& settings) {

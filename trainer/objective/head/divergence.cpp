@@ -5,9 +5,13 @@
 #include <algorithm>
 #include <functional>
 
+#include "kernels/head_loss/divergence_tensors.h"
 #include "modules/errors.h"
 
 namespace limbeck::objective {
+
+using Fused = kernels::Divergence;
+using kernels::DivergenceKind;
 
 namespace rows {
 
@@ -28,7 +32,7 @@ struct Softened {
   const VocabularySums& over;  // of which z and p hold a slice
 };
 
-constexpr double kNear = 0.5;  // |log(a / b)|, up to which the forms without cancellation are used
+constexpr double kNear = 0.5;  // of a logarithm of a quotient, as in divergence_formula.h
 
 // log(a / b). The quotient of the two sums, too, comes from the differences of the logits where all of a row are small.
 at::Tensor log_ratio(const Softened& a, const Softened& b) {
@@ -63,43 +67,25 @@ at::Tensor centred(const Softened& of, const at::Tensor& slope) { return of.p * 
 
 at::Tensor row_sum(const Softened& of, const at::Tensor& x_nv) { return of.over.sum(x_nv).squeeze(-1); }
 
-// KL(a || b), summed as a (e^d - 1 - d) with d = log(b / a): every summand is nonnegative.
-at::Tensor kl(const Softened& a, const Softened& b) {
-  at::Tensor d, far, less_one, value_n;
+// The kernels' formula of every id, summed.
+at::Tensor compared(DivergenceKind kind, const Softened& student, const Softened& teacher) {
+  at::Tensor d, value_n;
+  kernels::TensorTerms of_student;
   {
     const at::NoGradGuard no_gradient;
-    d = log_ratio(b, a);
-    far = d.abs().gt(kNear);
-    const at::Tensor near = d.clamp(-kNear, kNear);
-    less_one = at::expm1(near);
-    value_n = row_sum(a, at::where(far, (b.p - a.p) - a.p * d, a.p * (less_one - near).clamp_min(0)));
+    d = log_ratio(student, teacher);
+    of_student = kernels::divergence_terms(kind, d, student.p, teacher.p);
+    value_n = row_sum(student, of_student.value);
   }
+  const auto gradient = [](DivergenceKind of, const Softened& side, const at::Tensor& slope) {
+    return kernels::needs_mean_slope(of.divergence) ? centred(side, slope) : slope;
+  };
   return with_gradient(
-      value_n, a.z, [&] { return centred(a, -d); }, b.z, [&] { return at::where(far, b.p - a.p, a.p * less_one); });
-}
-
-// log(1 - share + share e^x) without overflow, exactly 0 at 0. Each side of 0 has its own form.
-at::Tensor log_mixed(const at::Tensor& x, double share) {
-  const at::Tensor above = x.gt(0), low = x.masked_fill(above, 0), high = x.masked_fill(above.bitwise_not(), 0);
-  return at::log1p(share * at::expm1(low)) + high + at::log1p((1.0 - share) * at::expm1(-high));
-}
-
-// KL(a || m) with m = share a + (1 - share) b, summed as m - a - a log(m / a).
-at::Tensor kl_to_mixture(const Softened& a, const Softened& b, double share) {
-  constexpr double kLowest = -80;  // e^80 is a float32
-  at::Tensor log, value_n;
-  {
-    const at::NoGradGuard no_gradient;
-    const at::Tensor d = log_ratio(b, a), near = d.clamp(-kNear, kNear);
-    log = log_mixed(d, 1.0 - share);
-    const at::Tensor excess = (1.0 - share) * at::expm1(near) - log_mixed(near, 1.0 - share);
-    value_n =
-        row_sum(a, at::where(d.abs().gt(kNear), (1.0 - share) * (b.p - a.p) - a.p * log, a.p * excess.clamp_min(0)));
-  }
-  const auto less_than_m = [&] { return at::expm1(-log.clamp_min(kLowest)); };  // a / m - 1
-  return with_gradient(
-      value_n, a.z, [&] { return centred(a, -log - share * less_than_m()); }, b.z,
-      [&] { return centred(b, (share - 1.0) * less_than_m()); });
+      value_n, student.z, [&] { return gradient(kind, student, of_student.slope); }, teacher.z,
+      [&] {
+        const DivergenceKind exchanged = kernels::with_roles_exchanged(kind);
+        return gradient(exchanged, teacher, kernels::divergence_terms(exchanged, -d, teacher.p, student.p).slope);
+      });
 }
 
 at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
@@ -109,53 +95,26 @@ at::Tensor sorted_probabilities(const at::Tensor& logits, int64_t width) {
 
 }  // namespace
 
-at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
-  return kl(Softened(teacher_nv, over), Softened(student_nv, over));
-}
-
-at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
-  return kl(Softened(student_nv, over), Softened(teacher_nv, over));
-}
-
-at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta,
-                          const VocabularySums& over) {
-  const Softened s(student_nv, over), t(teacher_nv, over);
-  return beta * kl_to_mixture(t, s, beta) + (1.0 - beta) * kl_to_mixture(s, t, 1.0 - beta);
-}
-
-at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
-                           const VocabularySums& over) {
-  return kl_to_mixture(Softened(teacher_nv, over), Softened(student_nv, over), alpha);
-}
-
-at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
-                           const VocabularySums& over) {
-  return kl_to_mixture(Softened(student_nv, over), Softened(teacher_nv, over), alpha);
-}
-
-at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
-  const Softened s(student_nv, over), t(teacher_nv, over);
-  at::Tensor difference, value_n;
-  {
-    const at::NoGradGuard no_gradient;
-    difference = s.p - t.p;
-    value_n = row_sum(s, difference.abs()) * 0.5;
+at::Tensor summed(DivergenceKind kind, const at::Tensor& student_nv, const at::Tensor& teacher_nv,
+                  const VocabularySums& over) {
+  if (kind.divergence != kernels::Divergence::kLogitMse) {
+    return compared(kind, Softened(student_nv, over), Softened(teacher_nv, over));
   }
-  return with_gradient(
-      value_n, s.z, [&] { return centred(s, difference.sign() * 0.5); }, t.z,
-      [&] { return centred(t, difference.sign() * -0.5); });
-}
-
-at::Tensor logit_mse(const at::Tensor& student_nv, const at::Tensor& teacher_nv, const VocabularySums& over) {
   const auto ids = static_cast<double>(over.ids(student_nv.size(-1)));
-  at::Tensor difference, value_n;
+  at::Tensor value_n;
+  kernels::TensorTerms terms;
   {
     const at::NoGradGuard no_gradient;
-    difference = student_nv - teacher_nv;
-    value_n = over.sum(difference * difference).squeeze(-1) / ids;
+    terms = kernels::divergence_terms(kind, student_nv - teacher_nv, {}, {});
+    value_n = over.sum(terms.value).squeeze(-1) / ids;
   }
   return with_gradient(
-      value_n, student_nv, [&] { return difference * (2 / ids); }, teacher_nv, [&] { return difference * (-2 / ids); });
+      value_n, student_nv, [&] { return terms.slope * (2 / ids); }, teacher_nv,
+      [&] { return terms.slope * (-2 / ids); });
+}
+
+at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
+  return summed({Fused::kForwardKl, 0.0}, student_nv, teacher_nv, all_ids());
 }
 
 at::Tensor sorted_distance(const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
@@ -177,45 +136,40 @@ at::Tensor union_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, 
   const auto renormalised = [&](const at::Tensor& logits) {
     return Softened(logits.gather(-1, ids).masked_fill(twice, kOutside), all_ids());
   };
-  return kl(renormalised(teacher_nv), renormalised(student_nv));
+  return compared({Fused::kForwardKl, 0.0}, renormalised(student_nv), renormalised(teacher_nv));
 }
 
 }  // namespace rows
 
 namespace {
 
-using Fused = kernels::Divergence;
 using recipe::Settings;
 
 // A formula that is a sum over ids.
-Divergence summed(const SlicedDivergence& formula, Fused fused) {
-  return {.rows = [formula](const at::Tensor& student,
-                            const at::Tensor& teacher) { return formula(student, teacher, all_ids()); },
-          .sliced = formula,
-          .fused = fused};
+Divergence summed(DivergenceKind kind) {
+  return {.rows = [kind](const at::Tensor& student,
+                         const at::Tensor& teacher) { return rows::summed(kind, student, teacher, all_ids()); },
+          .sliced = [kind](const at::Tensor& student, const at::Tensor& teacher,
+                           const VocabularySums& over) { return rows::summed(kind, student, teacher, over); },
+          .fused = kind.divergence,
+          .mix = kind.mix};
 }
 
-DivergenceFactory plain(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, const VocabularySums&),
-                        Fused fused) {
-  return [=](const Settings&) { return summed(formula, fused); };
+DivergenceFactory plain(Fused divergence) {
+  return [divergence](const Settings&) { return summed({divergence, 0.5}); };
 }
 
 // A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence
 // is always 0: at 1, and for jsd at 0 too.
-DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tensor&, double, const VocabularySums&),
-                        Fused fused, const std::string& key) {
+DivergenceFactory mixed(Fused divergence, const std::string& key) {
   return [=](const Settings& settings) {
     const double share = settings.number(key);
-    if (share == 1.0 || (share == 0.0 && fused == Fused::kJensenShannon)) {
+    if (share == 1.0 || (share == 0.0 && divergence == Fused::kJensenShannon)) {
       throw UsageError(fmt::format("{} = {} {}: the divergence would always be 0; set it {} 1", key, share,
                                    settings.where(key),
-                                   fused == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
+                                   divergence == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
-    Divergence made = summed([=](const at::Tensor& student, const at::Tensor& teacher,
-                                 const VocabularySums& over) { return formula(student, teacher, share, over); },
-                             fused);
-    made.mix = share;
-    return made;
+    return summed({divergence, share});
   };
 }
 
@@ -223,22 +177,19 @@ DivergenceFactory mixed(at::Tensor (*formula)(const at::Tensor&, const at::Tenso
 
 void register_divergences(Registries& registries) {
   auto& all = registries.of<DivergenceFactory>("objectives");
-  all.add("forward_kl", "KL(teacher || student): covers all of the teacher's mass",
-          plain(rows::forward_kl, Fused::kForwardKl));
-  all.add("reverse_kl", "KL(student || teacher): seeks the teacher's modes",
-          plain(rows::reverse_kl, Fused::kReverseKl));
+  all.add("forward_kl", "KL(teacher || student): covers all of the teacher's mass", plain(Fused::kForwardKl));
+  all.add("reverse_kl", "KL(student || teacher): seeks the teacher's modes", plain(Fused::kReverseKl));
   all.add("jsd", "generalized Jensen-Shannon divergence, share objective.beta",
-          mixed(rows::jensen_shannon, Fused::kJensenShannon, "objective.beta"));
+          mixed(Fused::kJensenShannon, "objective.beta"));
   all.add("skew_forward_kl", "KL(teacher || mixture), share objective.skew of the teacher in it",
-          mixed(rows::skew_forward_kl, Fused::kSkewForwardKl, "objective.skew"));
+          mixed(Fused::kSkewForwardKl, "objective.skew"));
   all.add("skew_reverse_kl", "KL(student || mixture), share objective.skew of the student in it",
-          mixed(rows::skew_reverse_kl, Fused::kSkewReverseKl, "objective.skew"));
-  all.add("total_variation", "half the summed difference of the probabilities",
-          plain(rows::total_variation, Fused::kTotalVariation));
+          mixed(Fused::kSkewReverseKl, "objective.skew"));
+  all.add("total_variation", "half the summed difference of the probabilities", plain(Fused::kTotalVariation));
   all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers",
           [](const Settings&) { return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true}; });
   all.add("logit_mse", "mean squared difference of the logits", [](const Settings&) {
-    Divergence made = summed(rows::logit_mse, Fused::kLogitMse);
+    Divergence made = summed({Fused::kLogitMse, 0.5});
     made.tempered = false;
     return made;
   });
@@ -251,7 +202,7 @@ void register_divergences(Registries& registries) {
           });
   all.add("dskd", "dual space: both directions through both heads; different tokenizers by cross-model attention",
           [](const Settings&) {
-            Divergence made = summed(rows::forward_kl, Fused::kForwardKl);
+            Divergence made = summed({Fused::kForwardKl, 0.5});
             made.crosses_vocabularies = made.dual_space = true;
             return made;
           });

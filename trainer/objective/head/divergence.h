@@ -36,22 +36,12 @@ using DivergenceFactory = std::function<Divergence(const recipe::Settings&)>;
 
 void register_divergences(Registries& registries);
 
-// The row formulas, for the factories and for tests. With `over` the columns are a slice of the ids.
+// The row formulas, for the factories and for tests.
 namespace rows {
-at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv,
-                      const VocabularySums& over = all_ids());
-at::Tensor reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv,
-                      const VocabularySums& over = all_ids());
-at::Tensor jensen_shannon(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double beta,
-                          const VocabularySums& over = all_ids());
-at::Tensor skew_forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
-                           const VocabularySums& over = all_ids());
-at::Tensor skew_reverse_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, double alpha,
-                           const VocabularySums& over = all_ids());
-at::Tensor total_variation(const at::Tensor& student_nv, const at::Tensor& teacher_nv,
-                           const VocabularySums& over = all_ids());
-at::Tensor logit_mse(const at::Tensor& student_nv, const at::Tensor& teacher_nv,
-                     const VocabularySums& over = all_ids());
+// Those that the kernels know (kernels/head_loss/divergence_formula.h). With `over` the columns are a slice of the ids.
+at::Tensor summed(kernels::DivergenceKind kind, const at::Tensor& student_nv, const at::Tensor& teacher_nv,
+                  const VocabularySums& over);
+at::Tensor forward_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv);
 // Sum of the differences of the sorted probabilities; the smaller vocabulary is filled up with zeros.
 at::Tensor sorted_distance(const at::Tensor& student_nv, const at::Tensor& teacher_nv);
 // KL(p_t || p_s) over the union of both models' k likeliest ids, each id once, both renormalised there.

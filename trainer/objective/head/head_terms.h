@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/operator/wide_type.h"
 #include "trainer/objective/head/divergence.h"
 
 namespace limbeck::objective {
@@ -44,7 +45,6 @@ HeadComparison compare_heads(const HeadSide& student, const HeadSide& teacher, c
 // Rows where the side's likeliest id is the label; bool [N], false where `wanted_n` is not set.
 at::Tensor right_predictions(const HeadSide& side, const at::Tensor& labels_n, const at::Tensor& wanted_n);
 
-// float32, or float64 for float64 tensors: the dtype of logits and losses.
-at::ScalarType wide_type(at::ScalarType dtype);
+using kernels::wide_type;  // of logits and losses
 
 }  // namespace limbeck::objective

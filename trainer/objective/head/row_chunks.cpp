@@ -10,8 +10,6 @@ constexpr int64_t kWidenedRows = 4096;                // of a half-precision hea
 constexpr int64_t kFewestRows = 16, kMostRows = 512;
 }  // namespace
 
-at::ScalarType wide_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
-
 int64_t real_rows(const HeadSide& side) { return side.vocabulary > 0 ? side.vocabulary : side.weight_vd.size(0); }
 
 at::Tensor widened(const at::Tensor& x, at::ScalarType wide, const std::string& place) {

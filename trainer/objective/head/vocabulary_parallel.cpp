@@ -137,6 +137,12 @@ kernels::HeadLoss vocabulary_parallel_terms(const HeadRequest& request, const Vo
   return result;
 }
 
+VocabularyRanks vocabulary_ranks(const recipe::Settings& settings, Communicator& ranks) {
+  if (ranks.size() == 1 || !settings.enabled("objective.vocabulary_parallel")) return {};
+  const bool tree = settings.text("parallel.reduce") == "tree";
+  return {ranks.line("vocabulary"), tree ? parallel::Order::kTree : parallel::Order::kFast};
+}
+
 void require_divisible_vocabulary(const recipe::Settings& settings, const Divergence& divergence,
                                   bool has_language_head) {
   const std::string key =

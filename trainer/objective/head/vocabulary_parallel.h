@@ -15,6 +15,10 @@ struct VocabularyRanks {
   parallel::Order order = parallel::Order::kFast;
 };
 
+// A line of its own where the recipe divides the vocabulary among several ranks: all of them call it at the same
+// moment.
+VocabularyRanks vocabulary_ranks(const recipe::Settings& settings, parallel::Communicator& ranks);
+
 // What cannot be divided is a UsageError that says what to set.
 void require_divisible_vocabulary(const recipe::Settings& settings, const Divergence& divergence,
                                   bool has_language_head);

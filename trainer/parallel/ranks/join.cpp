@@ -6,6 +6,7 @@
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/failure.h"
+#include "trainer/parallel/parallel_options.h"
 #include "trainer/parallel/ranks/gloo.h"
 #include "trainer/parallel/ranks/meeting.h"
 #include "trainer/parallel/ranks/nccl.h"
@@ -39,11 +40,11 @@ GlooOptions gloo_options(const Topology& t) {
   return options;
 }
 
-GlooOptions gloo_options(const recipe::Settings& settings, const Topology& t) {
+GlooOptions gloo_options(const ParallelOptions& asked, const Topology& t) {
   GlooOptions options = gloo_options(t);
-  options.first_timeout_s = settings.number("parallel.first_timeout");
-  options.timeout_s = settings.number("parallel.timeout");
-  options.verify_calls = settings.enabled("parallel.verify_calls");
+  options.first_timeout_s = asked.first_timeout_s;
+  options.timeout_s = asked.timeout_s;
+  options.verify_calls = asked.verify_calls;
   return options;
 }
 
@@ -80,7 +81,7 @@ Joined join_ranks(const recipe::Settings& settings) {
   }
   const std::optional<c10::Device> gpu = training_gpu(settings);
   joined.topology = detect_topology(topology_request(settings, gpus_to_divide(gpu)), environment);
-  const GlooOptions options = gloo_options(settings, joined.topology);
+  const GlooOptions options = gloo_options(read_parallel_options(settings), joined.topology);
   const Meeting meeting = meet(options);
   joined.ranks = make_gloo(options, meeting);
   require_equal(*joined.ranks, {{"ranks on GPUs (device, student.device)", gpu ? "yes" : "no"}});

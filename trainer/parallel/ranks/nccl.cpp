@@ -8,12 +8,12 @@
 
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "modules/errors.h"
+#include "modules/io/atomic_file.h"
 #include "trainer/parallel/ranks/same_call.h"
 #include "trainer/parallel/sums/tree_sum.h"
 
@@ -46,10 +46,12 @@ void leave_errors_to_us() {
 std::string dumped_trace(int rank) {
   const auto path = std::filesystem::temp_directory_path() /
                     fmt::format("limbeck-nccl-trace-rank{}-process{}.json", rank, ::getpid());
-  std::ofstream file(path);
-  file << c10d::dump_nccl_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false);
-  file.close();
-  return file ? path.string() : "";
+  try {
+    io::write_atomically(path, c10d::dump_nccl_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false));
+  } catch (const IoError&) {
+    return "";  // what it would help to explain is told all the same
+  }
+  return path.string();
 }
 
 std::string gpu_name(int device) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/adamw/adamw.h"
+#include "kernels/operator/wide_type.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::parallel {
@@ -13,7 +14,7 @@ GradientUnit::GradientUnit(Communicator& ranks, BufferPool& pool, const UnitLayo
       pool_(&pool),
       layout_(layout),
       plan_(plan),
-      wide_(like.options().dtype(wide_dtype(like)).requires_grad(false)),
+      wide_(like.options().dtype(kernels::wide_type(like)).requires_grad(false)),
       filled_(layout.members.size(), false),
       missing_(layout.members.size()),
       before_(plan.order),

@@ -2,6 +2,7 @@
 #include <ATen/ops/empty.h>
 
 #include "kernels/adamw/adamw.h"
+#include "kernels/operator/wide_type.h"
 #include "modules/precision/casts.h"
 #include "trainer/parallel/sharing/parameter_shares.h"
 #include "trainer/parallel/sums/wide_sum.h"
@@ -47,7 +48,7 @@ class WholeParameters : public ParameterShares {
       return;
     }
     if (!sum.accumulator.defined()) {
-      sum.accumulator = at::empty(gradient.sizes(), gradient.options().dtype(wide_dtype(gradient)));
+      sum.accumulator = at::empty(gradient.sizes(), gradient.options().dtype(kernels::wide_type(gradient)));
     }
     sum.gradient = sum.accumulator;
     precision::cast_into(sum.gradient, gradient, "update (sum of gradients)");

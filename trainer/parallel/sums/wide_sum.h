@@ -10,10 +10,6 @@
 
 namespace limbeck::parallel {
 
-inline at::ScalarType wide_dtype(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // The .grad of a parameter, which has none afterwards.
 at::Tensor taken_gradient(const at::Tensor& parameter);
 
