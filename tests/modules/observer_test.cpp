@@ -91,9 +91,9 @@ TEST(ModuleObserver, HearsTheModulesOfAForwardInOrderWithShapesAndTimes) {
 
   std::vector<std::string> wanted{"model.embed_tokens", "model"};
   for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
-    for (const char* module : {"input_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
-                               "self_attn.o_proj", "post_attention_layernorm", "mlp.up_proj", "mlp.gate_proj",
-                               "mlp.down_proj"}) {
+    for (const char* module :
+         {"input_layernorm", "self_attn", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+          "self_attn.o_proj", "post_attention_layernorm", "mlp.up_proj", "mlp.gate_proj", "mlp.down_proj"}) {
       wanted.push_back(layer + module);
     }
   }

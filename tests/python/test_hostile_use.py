@@ -270,16 +270,21 @@ def thrower(tmp_path_factory):
     source = folder / "thrower.cpp"
     source.write_text(
         '#include <stdexcept>\nnamespace limbeck { struct PluginHost; }\n'
-        'extern "C" const int limbeck_plugin_interface;\nextern "C" const int limbeck_plugin_interface = 2;\n'
+        'extern "C" const int limbeck_plugin_interface;\nextern "C" const int limbeck_plugin_interface = INTERFACE;\n'
         'static int boom() { throw std::runtime_error("boom"); }\n'
         '#ifdef AT_START\nstatic const int started = boom();\n#endif\n'
         'extern "C" void limbeck_register_plugin(limbeck::PluginHost&);\n'
         'void limbeck_register_plugin(limbeck::PluginHost&) {\n#ifdef NO_EXCEPTION\n  throw 7;\n#endif\n  boom();\n}\n')
 
-    def build(name, *flags):
-        subprocess.run(["g++", "-shared", "-fPIC", *flags, "-o", folder / name, source], check=True, timeout=60)
+    def build(name, *flags, interface=None):
+        command = ["g++", "-shared", "-fPIC", f"-DINTERFACE={wanted if interface is None else interface}", *flags]
+        subprocess.run([*command, "-o", folder / name, source], check=True, timeout=60)
         return folder / name
 
+    path = build("older.so", interface=1)
+    said = refused("list", "--plugin", path)
+    assert said.startswith(f"--plugin={path}: built for plug-in interface 1, this limbeck has ") and said.endswith("; rebuild it")
+    wanted = int(said.removesuffix("; rebuild it").split()[-1])
     return build
 
 

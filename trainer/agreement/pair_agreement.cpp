@@ -18,6 +18,7 @@ PairAgreement::PairAgreement(const recipe::Settings& settings, const objective::
       crosses_(options.crosses()),
       tokenizers_(pair.student, pair.teacher ? &*pair.teacher : nullptr) {
   require_fitting_masks(settings, options.weights, pair.student, compared_);
+  objective::require_fitting_pair(settings, options, pair);
   if (crosses_ || compared_ == nullptr || !objective::has_language_head(pair.student)) return;
   const std::string& difference = tokenizers_.difference();
   if (difference.empty()) return;

@@ -20,7 +20,8 @@ struct DataInUse {
 class PairAgreement {
  public:
   // Of settings, options and a pair that outlive it. UsageError where what is hidden from the models is not what they
-  // predict, or their tokenizers cannot be compared as the objective does.
+  // predict, where the options ask too much of them, or where their tokenizers cannot be compared as the objective
+  // does.
   PairAgreement(const recipe::Settings& settings, const objective::ObjectiveOptions& options,
                 const objective::ModelPair& pair);
 

@@ -17,7 +17,7 @@ Divergence divergence_of(const Settings& settings, const Registries& registries)
   return list->find(settings.text("objective.divergence"))(settings);
 }
 
-void require_teacher(const Settings& settings, const ObjectiveOptions& options, const ModelPair& pair) {
+void require_comparable_models(const Settings& settings, const ObjectiveOptions& options, const ModelPair& pair) {
   if (!pair.teacher) {
     if (!options.needs_teacher()) return;
     throw UsageError(
@@ -98,10 +98,6 @@ ObjectiveOptions read_options(const Settings& settings, const Registries& regist
       .weights = TermWeights(settings, pair.student.config.architecture.head == models::HeadKind::kNone),
       .divergence = divergence_of(settings, registries),
       .head = head_options(settings)};
-  require_teacher(settings, options, pair);
-  if (settings.enabled("objective.vocabulary_parallel")) {
-    require_divisible_vocabulary(settings, options.divergence, has_language_head(pair.student));
-  }
   options.hidden = hidden_options(settings, options.weights);
   options.pooled = {.first_token = settings.text("model.pooling") == "cls",
                     .temperature = settings.number("objective.contrastive_temperature")};
@@ -112,6 +108,13 @@ ObjectiveOptions read_options(const Settings& settings, const Registries& regist
   options.divergence_where = settings.where("objective.divergence");
   options.teacher_where = settings.where("teacher.model");
   return options;
+}
+
+void require_fitting_pair(const Settings& settings, const ObjectiveOptions& options, const ModelPair& pair) {
+  require_comparable_models(settings, options, pair);
+  if (settings.enabled("objective.vocabulary_parallel")) {
+    require_divisible_vocabulary(settings, options.divergence, has_language_head(pair.student));
+  }
 }
 
 }  // namespace limbeck::objective

@@ -65,8 +65,10 @@ struct ObjectiveOptions {
   bool crosses() const { return divergence.crosses_vocabularies || head.logit_projector; }
 };
 
-// Of objective.*, projector.* and precision.rule, for these models: UsageError where the recipe asks of them what they
-// cannot do.
+// Of objective.*, projector.* and precision.rule, for these models.
 ObjectiveOptions read_options(const recipe::Settings& settings, const Registries& registries, const ModelPair& pair);
+
+// UsageError where these options ask of the pair what no such models can do.
+void require_fitting_pair(const recipe::Settings& settings, const ObjectiveOptions& options, const ModelPair& pair);
 
 }  // namespace limbeck::objective

@@ -13,6 +13,9 @@
 //
 // tests/out_of_tree/ is a whole one, with a layer's own mixer of tokens in place of attention.
 #pragma once
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <utility>
 
@@ -23,8 +26,19 @@
 
 namespace limbeck {
 
-// Raised whenever PluginHost, or a type a plug-in can reach through it, changes its layout.
-inline constexpr int kPluginInterface = 2;
+// One number of the sizes of what a plug-in reaches: one that was built against headers of another layout is refused by
+// it, not found out by a crash. The first is raised where something changes and no size does.
+constexpr int layout_number(std::initializer_list<size_t> sizes) {
+  uint32_t number = 2166136261U;
+  for (const size_t size : sizes) number = (number ^ static_cast<uint32_t>(size)) * 16777619U;
+  return static_cast<int>(number >> 1U);
+}
+inline constexpr int kPluginInterface = layout_number(
+    {2, sizeof(Registries), sizeof(models::Family), sizeof(models::Architecture), sizeof(models::Layer),
+     sizeof(models::LayerInput), sizeof(models::Taps), sizeof(models::TokenCache), sizeof(models::TokenMixer),
+     sizeof(models::Linear), sizeof(models::Embedding), sizeof(models::ExpertStack), sizeof(models::LinearAdapter),
+     sizeof(models::LayerAdapter), sizeof(precision::ContractModule), sizeof(precision::Precision),
+     sizeof(adapters::AddedKind), sizeof(objective::Divergence), sizeof(recipe::Settings)});
 
 // Every add_…: UsageError where the name is taken.
 struct PluginHost {

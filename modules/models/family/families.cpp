@@ -83,9 +83,9 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     }
   }
   throw WeightsError(
-      fmt::format("{}: \"architectures\" = {} is not supported{}: wanted one of {}; a family of your own "
+      fmt::format("{}: \"architectures\" = {} is not supported: {}wanted one of {}; a family of your own "
                   "comes with --plugin",
-                  config.where(), name, offer_nearest(name, known, 1, {.before = ", did you mean ", .behind = "?"}),
+                  config.where(), name, offer_nearest(name, known, 1, {.before = "did you mean ", .behind = "? "}),
                   fmt::join(known, ", ")));
 }
 
