@@ -1,9 +1,9 @@
 // forked_program: runs the program's own main() for each line of standard input, in a child forked before anything was
-// computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of loading
-// LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
+// computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of
+// loading LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
 // "stderr": FILE, "seconds": N}; a variable that is null is taken away, both files may be one; "data_bytes" and
-// "file_bytes", where given, are limits. The answer is a line with the child's "process", and at its end one with "code",
-// "signal", "seconds", "peak_bytes" and "timed_out". tests/python/limbeck_runner.py is what speaks to it.
+// "file_bytes", where given, are limits. The answer is a line with the child's "process", and at its end one with
+// "code", "signal", "seconds", "peak_bytes" and "timed_out". tests/python/limbeck_runner.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
