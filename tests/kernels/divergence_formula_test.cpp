@@ -18,9 +18,9 @@ using at::Tensor;
 using kernels::Divergence;
 using kernels::DivergenceKind;
 
-constexpr std::array kAll = {Divergence::kForwardKl,     Divergence::kReverseKl,     Divergence::kJensenShannon,
-                             Divergence::kSkewForwardKl, Divergence::kSkewReverseKl, Divergence::kTotalVariation,
-                             Divergence::kLogitMse};
+constexpr std::array kEveryDivergence = {
+    Divergence::kForwardKl,     Divergence::kReverseKl,      Divergence::kJensenShannon, Divergence::kSkewForwardKl,
+    Divergence::kSkewReverseKl, Divergence::kTotalVariation, Divergence::kLogitMse};
 constexpr int64_t kTokens = 5, kIds = 60;
 
 // Logits are hidden states under the identity, so that the gradient by the hidden states is the one by the logits.
@@ -82,7 +82,7 @@ Found on_tensors(const HeadCase& c, DivergenceKind kind) {
 TEST(DivergenceFormula, OnNumbersAndOnTensorsIsTheTextbooks) {
   for (const double noise : {0.05, 0.5, 5.0}) {
     const auto c = logits_case(noise);
-    for (const auto divergence : kAll) {
+    for (const auto divergence : kEveryDivergence) {
       const std::string what = std::string(kernels::divergence_name(divergence)) + ", noise " + std::to_string(noise);
       const DivergenceKind kind{divergence, 0.3};
       const auto want = reference_head_loss(c, {.divergence = divergence, .mix = 0.3});
@@ -101,7 +101,7 @@ TEST(DivergenceFormula, ExchangedRolesGiveTheSameValue) {
   const auto c = logits_case(0.5);
   auto exchanged = c;
   std::swap(exchanged.student_hidden, exchanged.teacher_hidden);
-  for (const auto divergence : kAll) {
+  for (const auto divergence : kEveryDivergence) {
     const auto one = on_tensors(c, {divergence, 0.3});
     const auto other = on_tensors(exchanged, kernels::with_roles_exchanged({divergence, 0.3}));
     EXPECT_LE(relative_distance(other.value_n, one.value_n), 1e-13) << kernels::divergence_name(divergence);
