@@ -140,11 +140,11 @@ void Trainer::State::open_data(const objective::ModelPair& pair) {
 }
 
 void Trainer::State::make_objective(std::shared_ptr<objective::ModelPair> pair, objective::VocabularyRanks divided) {
-  const objective::ObjectiveOptions options = objective::read_options(settings, registries, *pair);
+  const objective::ObjectiveOptions asked = objective::read_options(settings, registries, *pair);
   std::vector<agreement::DataInUse> sets = {{train->manifest(), "data.train " + settings.where("data.train")}};
   if (validation) sets.push_back({validation->manifest(), "data.validation " + settings.where("data.validation")});
-  const objective::Vocabulary vocabulary = agreement::PairAgreement(settings, options, *pair).vocabulary(sets);
-  objective = std::make_unique<objective::Distillation>(options, std::move(pair), vocabulary, std::move(divided));
+  const objective::Vocabulary vocabulary = agreement::PairAgreement(settings, asked, *pair).vocabulary(sets);
+  objective = std::make_unique<objective::Distillation>(asked, std::move(pair), vocabulary, std::move(divided));
 }
 
 void Trainer::State::share_out(const std::vector<std::string>& unreached) {
