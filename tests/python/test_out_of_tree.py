@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import limbeck_runner
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,6 +148,11 @@ class OwnWork(Work):
         return load_file(output)["logits"]
 
 
+def installed_program(*arguments, timeout: float) -> subprocess.CompletedProcess:
+    command = [str(limbeck_runner.build_folder() / "bin" / "limbeck"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> OwnWork:
     """Limbeck installed into an empty folder, the plug-in built on that, and models of its family."""
@@ -168,7 +174,8 @@ def work(tmp_path_factory) -> OwnWork:
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, env=os.environ | same_anywhere)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMBECK_BUILD", str(prefix))  # the installed program is the one that runs
+        patch.setenv("LIMBECK_BUILD", str(prefix))  # the installed program is the one that runs, and nobody forks that
+        patch.setattr(limbeck_runner, "run_program", installed_program)
         yield OwnWork(folder, plugin / "own_kinds.so")
 
 
