@@ -256,8 +256,6 @@ def prepare(a):
         required_end(student, "--eos")
         if teacher:
             required_end(teacher, "--teacher-eos")
-    if a.tokenizer:
-        shard_writer.put_tokenizer(a.out, student.files())
     writers = [shard_writer.ShardWriter(a.out / name, a.shard_tokens, bool(a.label_key)) for name in names]
     counted = write_all(a, documents.documents_of(files, reading), student, teacher, writers, progress)
     entries = {"tokenizer": student.manifest_entry()}
@@ -270,6 +268,8 @@ def prepare(a):
     for writer in writers:
         if writer.documents == 0:
             raise DataFault(no_document_left(writer.folder, counted, a.validation_fraction, a.split))
+    if a.tokenizer:
+        shard_writer.put_tokenizer(a.out, student.files())
     for writer in writers:
         writer.finish(entries)
         progress.say(f"{writer.folder}: {writer.documents:,} documents, {writer.tokens:,} tokens, {writer.targets:,} targets")

@@ -230,10 +230,11 @@ class BackwardRun {
     const auto scale = splat(static_cast<Acc>(s_.scale));
     const Acc cap = static_cast<Acc>(s_.softcap);
     for (int64_t half = 0; half < 2; ++half, i += lanes, p += lanes, ds += lanes) {
-      Vec<Acc> a = load(p), b = scale, slope = scale;  // the score is a b
+      const Vec<Acc> score = load(p) * scale;
+      Vec<Acc> over = score - load(lse_ + i), slope = scale;  // the logarithm of the probability
       if constexpr (Capped) {
-        const Vec<Acc> t = tanh_of(a * scale / cap);
-        a = t, b = splat(cap);
+        const Vec<Acc> t = tanh_of(score / cap);
+        over = fused(t, splat(cap), -load(lse_ + i));
         slope = scale * fused(-t, t, splat(Acc{1}));
       }
       const auto index = splat_int<Acc>(key);
@@ -242,7 +243,7 @@ class BackwardRun {
         const int32_t theirs = s_.segments_k[b_ * s_.keys + key];
         sees = sees & (load_ints<Acc>(segment_ + i) == splat_int<Acc>(theirs)) & (splat_int<Acc>(theirs) != 0);
       }
-      const Vec<Acc> probability = sees ? exp_negative(fused(a, b, -load(lse_ + i))) : Vec<Acc>{};
+      const Vec<Acc> probability = sees ? exp_negative(over) : Vec<Acc>{};
       store(p, probability);
       store(ds, sees ? probability * (load(ds) - load(delta_ + i)) * slope : Vec<Acc>{});
     }

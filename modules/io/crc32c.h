@@ -1,5 +1,5 @@
-// CRC-32C (Castagnoli), the checksum of data, of checkpoints and of TensorBoard's records. Runs on the CPU's own instruction
-// where there is one; both ways give the same number.
+// CRC-32C (Castagnoli), the checksum of data, of checkpoints and of TensorBoard's records. Runs on the CPU's own
+// instruction where there is one; both ways give the same number.
 #pragma once
 #include <cstddef>
 #include <cstdint>

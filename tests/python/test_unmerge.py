@@ -155,5 +155,5 @@ def test_quantized_weights_and_tied_heads_and_npt_are_refused(limbeck, tmp_path)
     tied.merged = tied.base
     refused(tied, "shares its weight with the embedding")
     npt = NptAdapted(Shape(), tmp_path / "npt")
-    with pytest.raises(LimbeckError, match=r"(?s)exit 2: .*\[model.layers.0\].*no weight \(NPT\)"):
+    with pytest.raises(LimbeckError, match=r"(?s)exit 2: .*\[model.layers.0\].*no weight \(npt\)"):
         limbeck.run("unmerge", "--model", str(npt.base), "--adapter", str(npt.folder), "--output", str(tmp_path / "out"))

@@ -26,12 +26,11 @@ void declare_common_options(recipe::OptionTable& table) {
              .value_name = "FILE",
              .writes = recipe::Writes::kFile,
              .flag_only = true});
-  table.add(
-      {.name = "plugin",
-       .kind = OptionKind::kList,
-       .help = "A shared library that registers more model families, objectives and adapters. May be repeated.",
-       .value_name = "LIB.so",
-       .flag_only = true});
+  table.add({.name = "plugin",
+             .kind = OptionKind::kList,
+             .help = "A shared library that registers more model families, objectives and adapters. May be repeated.",
+             .value_name = "LIB.so",
+             .flag_only = true});
   table.add(
       {.name = "quiet", .kind = OptionKind::kSwitch, .help = "Results, warnings and errors only.", .flag_only = true});
   table.add({.name = "color",
