@@ -298,6 +298,17 @@ def test_a_resumed_run_ends_with_the_same_bits(work, kind, dtype):
     assert Outcome.of(run).differences(Outcome.of(whole.folder)) == []
 
 
+def test_a_resumed_run_still_names_its_best(work):
+    """An adapter's folder holds no config.json: the best model and its evaluation were dropped from the result."""
+    keys = dict(adapter__kind="lora", adapter__rank=2, train__steps="4 steps", eval__every=2, checkpoint__every=2)
+    first = work.train("best", threads=1, **keys)
+    again = work.train("best", threads=1, **keys)  # nothing is left to train: what it says is from the folder
+    assert again.result["best_model"] == first.result["best_model"] == str(first.folder / "best")
+    assert (first.folder / "best" / "adapter_config.json").is_file() and not (first.folder / "best" / "config.json").exists()
+    for key in ("best_step", "evaluated_step", "evaluation"):
+        assert again.result[key] == first.result[key]
+
+
 def test_another_base_is_not_resumed_on(work):
     run = work.train("digest", **(KEYS | dict(checkpoint__every=10)))
     other = work.folder / "student-other"
