@@ -210,6 +210,7 @@ for _ in $(seq 300); do sleep 0.1; done
         while len(list(tmp_path.glob("ready*"))) < 2:
             assert script.poll() is None and time.monotonic() < deadline, "the ranks did not start"
             time.sleep(0.05)
+        time.sleep(2)  # while torchrun is still starting its workers, a signal ends it without a word to them
         script.send_signal(signal.SIGUSR1)  # exec: the script's process is torchrun
         script.communicate(timeout=60)
     finally:
