@@ -111,6 +111,9 @@ def become(request: dict, streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    # A shell starts what it runs in the background deaf to these, and so is all that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
