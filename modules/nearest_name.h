@@ -17,4 +17,12 @@ struct Offer {
 std::string offer_nearest(const std::string& wanted, const std::vector<std::string>& known, size_t count,
                           const Offer& offer);
 
+// What there is by name, as the above ask for it: the keys of a map.
+template <class Named>
+std::vector<std::string> names_of(const Named& named) {
+  std::vector<std::string> names;
+  for (const auto& entry : named) names.push_back(entry.first);
+  return names;
+}
+
 }  // namespace limbeck

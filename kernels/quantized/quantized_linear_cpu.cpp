@@ -1,36 +1,19 @@
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
+#include "kernels/cpu/product_shares.h"
 #include "kernels/cpu/scratch_buffer.h"
 #include "kernels/operator/checks.h"
 #include "kernels/quantized/quantized_cpu.h"
 #include "kernels/quantized/quantized_linear_loops.h"
 #include "kernels/quantized/quantized_operands.h"
 
-#ifndef _OPENMP
-#error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
-#endif
-
 namespace limbeck::kernels {
 namespace {
 
 void quantized_product(const QuantizedProduct& g) {
-  // The longer side of C is cut among the threads.
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  const bool by_rows = g.m >= g.n;
-  const int64_t length = by_rows ? g.m : g.n;
-  constexpr int64_t unit = 32;
-  const int64_t units = (length + unit - 1) / unit;
-  const bool small = 2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k) < 1e6;
-  const int64_t grain = small ? units : (units + threads - 1) / threads;
-  at::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-    const int64_t from = begin * unit, to = std::min(end * unit, length);
-    const int64_t m0 = by_rows ? from : 0, m1 = by_rows ? to : g.m;
-    const int64_t n0 = by_rows ? 0 : from, n1 = by_rows ? g.n : to;
+  for_product_shares(g.m, g.n, g.k, 1e6, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
     const auto& loops = quantized_loops_here();
     loops.share(g, m0, m1, n0, n1, ScratchBuffer<QuantizedProduct>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });

@@ -16,12 +16,6 @@ namespace {
 using models::Linear;
 using precision::Role;
 
-std::vector<std::string> names_of(const std::map<std::string, NamedHost>& hosts) {
-  std::vector<std::string> names;
-  for (const auto& [name, host] : hosts) names.push_back(name);
-  return names;
-}
-
 // What scales an MLP's activations before its last product, in IA3.
 bool leads_out_of_mlp(const Linear& linear) {
   return linear.role() == Role::kMlp && linear.path().ends_with(".down_proj");

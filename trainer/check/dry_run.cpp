@@ -17,6 +17,7 @@
 #include "trainer/loop/micro_batch_division.h"
 #include "trainer/loop/run_state.h"
 #include "trainer/loop/update.h"
+#include "trainer/parallel/parallel_options.h"
 
 namespace limbeck::check {
 
@@ -111,7 +112,7 @@ void plan_weights(const Distillation& objective, const build::KeptBytes& kept, C
 // Micro-batches that show what all of an update need: two, and in a tree of sums all, each level of which is kept.
 int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::Communicator& ranks) {
   const int64_t own = loop::deal_of(settings, ranks.size(), ranks.rank()).own;
-  return settings.text("parallel.reduce") == "tree" ? own : std::min<int64_t>(2, own);
+  return parallel::read_parallel_options(settings).order == parallel::Order::kTree ? own : std::min<int64_t>(2, own);
 }
 
 // One update of the recipe as training runs it.

@@ -24,7 +24,8 @@ struct CheckpointOptions {
 
 struct RunOptions {
   int64_t sequences = 0, tokens_per_sequence = 0;  // of a micro-batch
-  int64_t prefetch = 0, log_every = 1;
+  int prefetch = 0;
+  int64_t log_every = 1;
   bool shows_phases = false;
   EvaluationOptions evaluation;
   CheckpointOptions checkpoint;

@@ -70,7 +70,7 @@ const objective::Distillation& Trainer::objective() const { return *state_->obje
 
 data::Prefetcher Trainer::State::batches_from(int64_t step, int64_t end) const {
   return {[source = train.get(), dealt = deal](int64_t i) { return source->batch(dealt.number_of(i)); },
-          step * deal.own, end * deal.own, static_cast<int>(options.prefetch), objective->device()};
+          step * deal.own, end * deal.own, options.prefetch, objective->device()};
 }
 
 std::vector<data::Batch> Trainer::State::own_batches(data::Prefetcher& prefetched) const {

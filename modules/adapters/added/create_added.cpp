@@ -42,12 +42,6 @@ bool is_default_target(const AddedKind& kind, const AddedHost& host) {
   return role == Role::kAttention || role == Role::kMixer || role == Role::kMlp;
 }
 
-std::vector<std::string> names_of(const std::map<std::string, AddedHost>& hosts) {
-  std::vector<std::string> names;
-  for (const auto& [name, host] : hosts) names.push_back(name);
-  return names;
-}
-
 void require_named(const ModulePattern& target, const std::map<std::string, AddedHost>& hosts) {
   const std::vector<std::string> names = names_of(hosts);
   if (std::any_of(names.begin(), names.end(), [&](const auto& name) { return target.names(name); })) return;

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "modules/adapters/added/create_added.h"
+#include "modules/adapters/folder/stored_values.h"
 #include "modules/adapters/peft/adapter_names.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
@@ -56,8 +57,7 @@ std::vector<std::pair<std::string, AddedHost>> named_hosts(const io::JsonFile& f
                        std::all_of(list.begin(), list.end(), [](const json& one) { return one.is_string(); });
   if (!strings) throw WeightsError(file.where() + ": target_modules is no list of modules, wanted their whole names");
   const auto every = added_hosts(built);
-  std::vector<std::string> known;
-  for (const auto& [name, host] : every) known.push_back(name);
+  const std::vector<std::string> known = names_of(every);
   std::set<std::string> seen;
   std::vector<std::pair<std::string, AddedHost>> hosts;
   for (const json& one : list) {
@@ -147,10 +147,7 @@ class AddedLoader {
       at::Tensor target = one.value().detach();
       loaded_.cast_tensors += entry.dtype != target.scalar_type() ? 1 : 0;
       if (target.is_meta()) continue;
-      precision::cast_into(target, tensors_.read(entry, io::NonFinite::kRefuse));
-      if (precision::move(target, c10::kCPU).isfinite().all().item<bool>()) continue;
-      throw WeightsError(fmt::format("{}: tensor {} is not finite in {}", tensors_.path().string(), entry.name,
-                                     precision::dtype_name(target.scalar_type())));
+      take_stored(target, tensors_.read(entry, io::NonFinite::kRefuse), tensors_.path().string(), entry.name);
     }
   }
 

@@ -7,6 +7,7 @@
 #include <set>
 #include <system_error>
 
+#include "modules/adapters/folder/stored_values.h"
 #include "modules/adapters/npt/npt_config.h"
 #include "modules/adapters/peft/adapter_names.h"
 #include "modules/errors.h"
@@ -54,11 +55,7 @@ void require_exactly(const io::SafetensorsFile& file, const models::BuiltModel& 
 bool fill_npt(const at::Tensor& parameter, const io::SafetensorsFile& file, const io::TensorEntry& entry) {
   at::Tensor target = parameter.detach();
   if (!target.is_meta()) {
-    precision::cast_into(target, file.read(entry, io::NonFinite::kRefuse));
-    if (!precision::move(target, c10::kCPU).isfinite().all().item<bool>()) {
-      throw WeightsError(fmt::format("{}: tensor {} is not finite in {}", file.path().string(), entry.name,
-                                     precision::dtype_name(target.scalar_type())));
-    }
+    take_stored(target, file.read(entry, io::NonFinite::kRefuse), file.path().string(), entry.name);
   }
   return entry.dtype != target.scalar_type();
 }

@@ -12,6 +12,7 @@
 
 #include "modules/adapters/folder/added_folder.h"
 #include "modules/adapters/folder/npt_folder.h"
+#include "modules/adapters/folder/stored_values.h"
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/npt/npt_config.h"
 #include "modules/adapters/peft/adapter_names.h"
@@ -113,12 +114,7 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
     }
     loaded.cast_tensors += tensor.scalar_type() != target.scalar_type() ? 1 : 0;
     loaded.weights.push_back({name, adapter.parameter(parameter)});
-    if (target.is_meta()) continue;
-    precision::cast_into(target, tensor);
-    if (!precision::move(target, c10::kCPU).isfinite().all().item<bool>()) {
-      throw WeightsError(
-          fmt::format("{}: tensor {} is not finite in {}", file, name, precision::dtype_name(target.scalar_type())));
-    }
+    if (!target.is_meta()) take_stored(target, tensor, file, name);
   }
 }
 
@@ -236,8 +232,7 @@ LoadedAdapter load_adapter(models::BuiltModel& built, const AdapterRequest& requ
   auto modules = by_module(path);
   if (modules.empty()) throw WeightsError(path.string() + ": holds no tensor of an adapter");
   name_stacks(modules, config, hosts, request.folder);
-  std::vector<std::string> names;
-  for (const auto& [name, host] : hosts) names.push_back(name);
+  const std::vector<std::string> names = names_of(hosts);
   Loader loader(built, request, config);
   for (const auto& [module, found] : modules) {
     const auto named = hosts.find(module);

@@ -10,6 +10,7 @@
 #include "modules/models/network/token_loss.h"
 #include "trainer/objective/head/chunked_head.h"
 #include "trainer/objective/head/row_chunks.h"
+#include "trainer/parallel/parallel_options.h"
 
 namespace limbeck::objective {
 
@@ -139,8 +140,7 @@ kernels::HeadLoss vocabulary_parallel_terms(const HeadRequest& request, const Vo
 
 VocabularyRanks vocabulary_ranks(const recipe::Settings& settings, Communicator& ranks) {
   if (ranks.size() == 1 || !settings.enabled("objective.vocabulary_parallel")) return {};
-  const bool tree = settings.text("parallel.reduce") == "tree";
-  return {ranks.line("vocabulary"), tree ? parallel::Order::kTree : parallel::Order::kFast};
+  return {ranks.line("vocabulary"), parallel::read_parallel_options(settings).order};
 }
 
 void require_divisible_vocabulary(const recipe::Settings& settings, const Divergence& divergence,
