@@ -34,10 +34,21 @@ const char* format_name(QuantizedFormat format) {
   return "unknown";
 }
 
-QuantizedFormat format_named(std::string_view name) {
+std::optional<QuantizedFormat> find_format(std::string_view name) {
   for (const QuantizedFormat format : kFormats) {
     if (name == format_name(format)) return format;
   }
+  return std::nullopt;
+}
+
+std::vector<std::string> format_names() {
+  std::vector<std::string> names;
+  for (const QuantizedFormat format : kFormats) names.emplace_back(format_name(format));
+  return names;
+}
+
+QuantizedFormat format_named(std::string_view name) {
+  if (const auto found = find_format(name)) return *found;
   TORCH_CHECK(false, "quantized format \"", name, "\" is not known: wanted int8, int4, nf4 or nf4-double");
 }
 

@@ -13,6 +13,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -25,6 +27,8 @@ inline constexpr int64_t kInt4Group = 128, kNf4Block = 64, kScaleBlock = 256;
 // "int8", "int4", "nf4", "nf4-double"
 const char* format_name(QuantizedFormat format);
 QuantizedFormat format_named(std::string_view name);
+std::optional<QuantizedFormat> find_format(std::string_view name);
+std::vector<std::string> format_names();
 
 struct QuantizedPart {
   const char* name;  // "codes", "scales", …

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <exception>
 #include <stdexcept>
 #include <utility>
@@ -35,6 +36,12 @@ void ContractModule::create_parameter(const std::string& name, at::IntArrayRef s
   register_parameter(name, at::empty(shape, options), trainable_);
 }
 
+void ContractModule::create_matrix(const std::string& name, int64_t rows, int64_t columns) {
+  if (!precision_.quantized) return create_parameter(name, {rows, columns});
+  packed_.emplace(name, PackedWeight(*precision_.quantized, rows, columns, placement_));
+  packed_shapes_[name] = {rows, columns};
+}
+
 bool ContractModule::has_parameter(const std::string& name) const { return parameters_.contains(name); }
 
 const at::Tensor& ContractModule::parameter(const std::string& name) const {
@@ -49,16 +56,45 @@ void ContractModule::replace_parameter(const std::string& name, const at::Tensor
   parameters_[name].set_requires_grad(trains);
 }
 
-void ContractModule::borrow_parameters(const ContractModule& lender) {
-  for (auto& entry : parameters_) {
-    const at::Tensor& theirs = lender.parameter(entry.key());
-    const bool fits = theirs.sizes() == entry.value().sizes() && theirs.scalar_type() == entry.value().scalar_type();
-    if (!fits || theirs.requires_grad()) {
-      throw std::logic_error(fmt::format("{} cannot borrow {} of {}", path_, entry.key(), lender.path()));
-    }
-    entry.value() = theirs;
+const PackedWeight* ContractModule::packed_weight(const std::string& name) const {
+  const auto found = packed_.find(name);
+  return found == packed_.end() ? nullptr : &found->second;
+}
+
+void ContractModule::replace_packed_weight(const std::string& name, PackedWeight weight) {
+  const auto found = packed_.find(name);
+  if (found == packed_.end()) throw std::logic_error(path_ + " has no packed weight " + name);
+  found->second = std::move(weight);
+}
+
+bool ContractModule::packs_as(const ContractModule& lender) const {
+  const auto same = [](const auto& own, const auto& theirs) {
+    return own.first == theirs.first && own.second.same_form(theirs.second);
+  };
+  return std::equal(packed_.begin(), packed_.end(), lender.packed_.begin(), lender.packed_.end(), same);
+}
+
+bool ContractModule::can_borrow(const ContractModule& lender) const {
+  if (!packs_as(lender)) return false;
+  for (const auto& entry : parameters_) {
+    const at::Tensor* theirs = lender.parameters_.find(entry.key());
+    if (theirs == nullptr || theirs->requires_grad() || theirs->sizes() != entry.value().sizes()) return false;
+    if (theirs->scalar_type() != entry.value().scalar_type()) return false;
   }
+  return true;
+}
+
+void ContractModule::borrow(const ContractModule& lender) {
+  if (!can_borrow(lender)) throw std::logic_error(path_ + " cannot borrow the weights of " + lender.path());
+  for (auto& entry : parameters_) entry.value() = lender.parameter(entry.key());
+  packed_ = lender.packed_;
   placement_ = lender.placement_;
+}
+
+bool ContractModule::borrow_packed(const ContractModule& lender) {
+  if (!packs_as(lender)) return false;
+  packed_ = lender.packed_;
+  return true;
 }
 
 at::Tensor ContractModule::enter(const at::Tensor& x) const {
@@ -110,6 +146,12 @@ std::vector<std::string> ContractModule::violations() const {
                                   precision_.source));
     }
   }
+  for (const auto& [name, weight] : packed_) {
+    const Shape& shape = packed_shapes_.at(name);
+    for (const std::string& line : weight.violations(*precision_.quantized, shape.rows, shape.columns, placement_)) {
+      found.push_back(fmt::format("[{}] {} (contract from {})", path_, line, precision_.source));
+    }
+  }
   return found;
 }
 
@@ -119,6 +161,7 @@ Footprint ContractModule::footprint() const {
     sum.values += parameter.numel();
     sum.bytes += static_cast<int64_t>(parameter.nbytes());
   }
+  for (const auto& [name, weight] : packed_) sum.values += weight.values(), sum.bytes += weight.bytes();
   return sum;
 }
 

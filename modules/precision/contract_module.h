@@ -1,12 +1,15 @@
-// Base of every module that owns parameters: it gets its Precision at construction, creates its parameters in it, and
-// refuses any input of another dtype or device. The casts at its doors (input to compute, compute to output) are named.
+// Base of every module that owns weights: it gets its Precision at construction, creates them in it (a parameter, or a
+// packed weight, which is frozen and no parameter), and refuses any input of another dtype or device. The casts at its
+// doors (input to compute, compute to output) are named.
 #pragma once
 #include <torch/nn/module.h>
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "modules/precision/packed_weight.h"
 #include "modules/precision/policy.h"
 
 namespace limbeck::precision {
@@ -37,23 +40,33 @@ class ContractModule : public torch::nn::Module {
   const Precision& precision() const { return precision_; }
   c10::Device placement() const { return placement_; }
 
-  // Every parameter and buffer of this module alone that breaks the contract, one line each.
-  virtual std::vector<std::string> violations() const;
+  // Every weight of this module alone that breaks the contract, one line each.
+  std::vector<std::string> violations() const;
   // Of this module alone.
-  virtual Footprint footprint() const;
+  Footprint footprint() const;
 
   // By the name it was created with; throws std::logic_error for another.
   const at::Tensor& parameter(const std::string& name) const;
   bool has_parameter(const std::string& name) const;
   // Puts another tensor in its place (a packed weight, a resized table). The next check holds it against the contract.
   void replace_parameter(const std::string& name, const at::Tensor& tensor);
-  // Every parameter is from now on that of `lender`, of the same names, shapes and dtypes, where the lender's live.
-  // Neither trains it.
-  void borrow_parameters(const ContractModule& lender);
+  // By name, as parameters are.
+  const std::map<std::string, PackedWeight>& packed_weights() const { return packed_; }
+  const PackedWeight* packed_weight(const std::string& name) const;  // null: it is a parameter, or not there
+  // Throws std::logic_error where there is none of this name. The next check holds it against the contract.
+  void replace_packed_weight(const std::string& name, PackedWeight weight);
+  // Whether `lender` has all weights of this module in the same shapes, dtypes and formats, and trains none of them.
+  bool can_borrow(const ContractModule& lender) const;
+  // Every weight is from now on that of `lender`, where the lender's live; std::logic_error unless can_borrow().
+  void borrow(const ContractModule& lender);
+  // The packed ones alone; false, and nothing changed, unless they are packed as the lender's are.
+  bool borrow_packed(const ContractModule& lender);
 
  protected:
   // A parameter in the storage dtype, uninitialised.
   void create_parameter(const std::string& name, at::IntArrayRef shape);
+  // A matrix in the form that the contract says, uninitialised: a parameter, or packed.
+  void create_matrix(const std::string& name, int64_t rows, int64_t columns);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.
   at::Tensor enter(const at::Tensor& x) const;
   // Gives the result, which must be of the compute dtype, in the output dtype.
@@ -62,11 +75,18 @@ class ContractModule : public torch::nn::Module {
   void accept_ids(const at::Tensor& ids) const;
 
  private:
+  struct Shape {
+    int64_t rows, columns;
+  };
+  bool packs_as(const ContractModule& lender) const;
+
   std::string path_;
   Role role_;
   Precision precision_;
   c10::Device placement_;
   bool trainable_;
+  std::map<std::string, PackedWeight> packed_;
+  std::map<std::string, Shape> packed_shapes_;  // that the contract asks for
   std::string input_place_, output_place_;
 };
 

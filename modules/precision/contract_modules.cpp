@@ -28,6 +28,18 @@ std::vector<std::pair<std::string, at::Tensor>> path_parameters(const torch::nn:
   return found;
 }
 
+std::vector<std::pair<std::string, at::Tensor>> stored_tensors(const torch::nn::Module& root) {
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  for (const auto& module : contract_modules(root)) {
+    for (auto& named : path_parameters(*module)) found.push_back(std::move(named));
+    for (const auto& [name, weight] : module->packed_weights()) {
+      for (auto& [part, tensor] : weight.parts())
+        found.emplace_back(module->path() + "." + name + "." + part, std::move(tensor));
+    }
+  }
+  return found;
+}
+
 Footprint total_footprint(const torch::nn::Module& root) {
   Footprint sum;
   for (const auto& module : contract_modules(root)) {

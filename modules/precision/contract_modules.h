@@ -17,6 +17,8 @@ std::vector<std::shared_ptr<ContractModule>> contract_modules(const torch::nn::M
 std::vector<std::pair<std::string, at::Tensor>> path_parameters(const ContractModule& module);
 // Of all of them.
 std::vector<std::pair<std::string, at::Tensor>> path_parameters(const torch::nn::Module& root);
+// All that is stored: the parameters, and the parts of packed weights ("student.layers.0.mlp.up_proj.weight.codes").
+std::vector<std::pair<std::string, at::Tensor>> stored_tensors(const torch::nn::Module& root);
 
 // Of all of them.
 Footprint total_footprint(const torch::nn::Module& root);

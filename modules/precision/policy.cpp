@@ -1,6 +1,7 @@
 #include "modules/precision/policy.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <sstream>
 #include <string_view>
@@ -60,6 +61,16 @@ std::vector<std::string_view> segments(std::string_view path) {
   return found;
 }
 
+Storage storage_from_name(const std::string& name) {
+  const auto format = kernels::find_format(name);
+  if (format) return *format;
+  try {
+    return dtype_from_name(name);
+  } catch (const UsageError& error) {
+    throw UsageError(fmt::format("{}; or a packed one: {}", error.what(), fmt::join(kernels::format_names(), ", ")));
+  }
+}
+
 }  // namespace
 
 bool matches(const std::string& pattern, const std::string& path) {
@@ -69,53 +80,71 @@ bool matches(const std::string& pattern, const std::string& path) {
 
 Rule parse_rule(const std::string& text, const std::string& source) {
   std::istringstream words(text);
-  std::string pattern, dtype, extra;
-  if (!(words >> pattern >> dtype) || (words >> extra)) {
+  std::string pattern, storage, extra;
+  if (!(words >> pattern >> storage) || (words >> extra)) {
     throw UsageError(
-        fmt::format("precision.rule \"{}\" ({}): wanted PATTERN DTYPE, for example "
+        fmt::format("precision.rule \"{}\" ({}): wanted PATTERN DTYPE or PATTERN FORMAT, for example "
                     "student.layers.*.mlp.* float16",
                     text, source));
   }
   try {
-    return {pattern, dtype_from_name(dtype), source};
+    return {pattern, storage_from_name(storage), source};
   } catch (const UsageError& error) {
     throw UsageError(fmt::format("precision.rule \"{}\" ({}): {}", text, source, error.what()));
   }
 }
 
+bool packable(Role role) { return role == Role::kAttention || role == Role::kMlp; }
+
+Packing pack_all(kernels::QuantizedFormat format, std::string source) {
+  return {[format](const std::string&, Role role) { return packable(role) ? std::optional(format) : std::nullopt; },
+          std::move(source)};
+}
+
 PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules,
-                                 std::optional<Quantization> quantization)
+                                 Packing packing)
     : dtype_(dtype),
       device_(device),
       source_(std::move(source)),
       rules_(std::move(rules)),
-      quantization_(std::move(quantization)),
-      used_(rules_.size(), false) {}
+      packing_(std::move(packing)),
+      used_(rules_.size(), false),
+      unpackable_(rules_.size(), false) {}
 
 Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Precision* host) const {
   Precision result = host != nullptr ? *host : Precision{dtype_, dtype_, dtype_, dtype_, device_, source_};
-  const bool beside_quantized = host != nullptr && host->quantized.has_value();
-  if (beside_quantized) {
+  const bool beside_packed = host != nullptr && host->quantized.has_value();
+  if (beside_packed) {
     result.quantized.reset();
     result.storage = result.compute = at::kFloat;
     result.source = fmt::format("{} host ({})", kernels::format_name(*host->quantized), host->source);
-  } else if (host == nullptr && quantization_ && (role == Role::kAttention || role == Role::kMlp)) {
-    result.quantized = quantization_->format;
-    result.source = quantization_->source;
+  } else if (host == nullptr) {
+    if (packing_.format_of) result.quantized = packing_.format_of(std::string(split_first(path).second), role);
+    if (result.quantized) result.source = packing_.source;
   }
   for (size_t i = 0; i < rules_.size(); ++i) {
-    if (!matches(rules_[i].pattern, path)) continue;
-    used_[i] = true;
-    if (beside_quantized && rules_[i].dtype != at::kFloat) {
-      throw UsageError(fmt::format(
-          "precision.rule {} {} ({}) is for [{}], which belongs to a {} module and is float32 beside it: remove the "
-          "rule, or the quantization",
-          rules_[i].pattern, dtype_name(rules_[i].dtype), rules_[i].source, path,
-          kernels::format_name(*host->quantized)));
+    const Rule& rule = rules_[i];
+    if (!matches(rule.pattern, path)) continue;
+    if (const auto* format = std::get_if<kernels::QuantizedFormat>(&rule.storage)) {
+      if (host != nullptr || !packable(role)) {
+        unpackable_[i] = true;
+        continue;
+      }
+      result.storage = result.compute = dtype_;
+      result.quantized = *format;
+    } else {
+      const at::ScalarType dtype = std::get<at::ScalarType>(rule.storage);
+      if (beside_packed && dtype != at::kFloat) {
+        throw UsageError(fmt::format(
+            "precision.rule {} {} ({}) is for [{}], which belongs to a {} module and is float32 beside it: remove the "
+            "rule, or the quantization",
+            rule.pattern, dtype_name(dtype), rule.source, path, kernels::format_name(*host->quantized)));
+      }
+      result.quantized.reset();
+      result.storage = result.compute = dtype;
     }
-    result.quantized.reset();
-    result.storage = result.compute = rules_[i].dtype;
-    result.source = rules_[i].source;
+    used_[i] = true;
+    result.source = rule.source;
   }
   resolved_paths_.push_back(path);
   return result;
@@ -123,13 +152,21 @@ Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Pre
 
 void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
   for (size_t i = 0; i < rules_.size(); ++i) {
-    const bool ours = matches(std::string(split_first(rules_[i].pattern).first), root);
+    const Rule& rule = rules_[i];
+    const bool ours = matches(std::string(split_first(rule.pattern).first), root);
     if (!ours || used_[i]) continue;
+    if (unpackable_[i]) {
+      throw UsageError(fmt::format(
+          "precision.rule {} {} ({}) packs no weight: of the modules that it matches, none is a linear one of "
+          "attention "
+          "or MLP, which alone can be packed: name such a module, or a dtype",
+          rule.pattern, kernels::format_name(std::get<kernels::QuantizedFormat>(rule.storage)), rule.source));
+    }
     const std::string advice = offer_nearest(
-        rules_[i].pattern, resolved_paths_, 3,
+        rule.pattern, resolved_paths_, 3,
         {.before = "did you mean ", .behind = "?", .otherwise = "'limbeck check RECIPE' lists its modules"});
-    throw UsageError(fmt::format("precision.rule {} ({}) matches no module of {}: {}", rules_[i].pattern,
-                                 rules_[i].source, root, advice));
+    throw UsageError(
+        fmt::format("precision.rule {} ({}) matches no module of {}: {}", rule.pattern, rule.source, root, advice));
   }
 }
 

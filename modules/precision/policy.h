@@ -1,36 +1,46 @@
 // Resolves the Precision of every module of one model (teacher, student, …) from the recipe.
-// Base dtype and device first, then the pattern rules in order, the last match winning. A rule that matches no module
-// is an error: a typo there would silently train in the wrong dtype.
+// Base dtype, device and packing first, then the pattern rules in order, the last match winning. A rule that matches no
+// module is an error: a typo there would silently train in the wrong dtype.
 #pragma once
+#include <functional>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "modules/precision/precision.h"
 
 namespace limbeck::precision {
 
+using Storage = std::variant<at::ScalarType, kernels::QuantizedFormat>;
+
 struct Rule {
-  std::string
-      pattern;  // of module paths; * stands for one path segment or a part of one, ** for any number of segments
-  at::ScalarType dtype;
+  // Of module paths; * stands for one path segment or a part of one, ** for any number of segments.
+  std::string pattern;
+  // A dtype is for every module that matches; a format for those whose weight can be packed, in the base dtype.
+  Storage storage;
   std::string source;
 };
 
-// "student.layers.*.mlp.* float16" -> Rule; throws UsageError naming the source.
+// "student.layers.*.mlp.* float16", "student.layers.0.** int8" -> Rule; throws UsageError naming the source.
 Rule parse_rule(const std::string& text, const std::string& source);
 bool matches(const std::string& pattern, const std::string& path);
 
-// Weights of the linear modules of attention and MLP in few bits; a rule that names a module keeps it in its dtype.
-struct Quantization {
-  kernels::QuantizedFormat format;
-  std::string source;
+// Whether modules of this role can have their weight in few bits: linear ones of attention and MLP.
+bool packable(Role role);
+
+// Which weights are packed before rules are asked, by the module's path below the model's root; empty: none.
+struct Packing {
+  std::function<std::optional<kernels::QuantizedFormat>(const std::string& path, Role role)> format_of = {};
+  std::string source = {};
 };
+// Every packable one in this format.
+Packing pack_all(kernels::QuantizedFormat format, std::string source);
 
 class PrecisionPolicy {
  public:
   PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules = {},
-                  std::optional<Quantization> quantization = std::nullopt);
+                  Packing packing = {});
 
   // `host`: what to start from instead of the model's dtype, for a module that belongs to another one. Beside a
   // quantized host it is stored and computed in float32 and speaks the host's activation dtype at its doors.
@@ -38,8 +48,8 @@ class PrecisionPolicy {
   // Dtype of the activations that flow between modules: what each of them accepts and returns.
   at::ScalarType stream_dtype() const { return dtype_; }
   c10::Device device() const { return device_; }
-  const std::optional<Quantization>& quantization() const { return quantization_; }
-  // Throws for the first rule about `root` that matched none of the paths resolved so far.
+  const std::string& source() const { return source_; }  // of dtype and device
+  // Throws for the first rule about `root` that was for none of the paths resolved so far.
   void require_all_rules_used(const std::string& root) const;
 
  private:
@@ -47,8 +57,9 @@ class PrecisionPolicy {
   c10::Device device_;
   std::string source_;
   std::vector<Rule> rules_;
-  std::optional<Quantization> quantization_;
+  Packing packing_;
   mutable std::vector<bool> used_;
+  mutable std::vector<bool> unpackable_;  // rules of a format that met only modules which have none
   mutable std::vector<std::string> resolved_paths_;
 };
 

@@ -29,7 +29,7 @@ ModelRequest request_for(const fs::path& folder, std::optional<QuantizedFormat> 
   request.folder = folder;
   request.dtype = dtype;
   request.random_init = true;
-  if (format) request.quantize = {*format, "test"};
+  if (format) request.packing = precision::pack_all(*format, "test");
   return request;
 }
 
@@ -108,8 +108,8 @@ TEST(QuantizedModel, Nf4TakesLessThanThreeTenthsOfFloat16) {
   const BuiltModel built = load_model(request_for(larger_model(), QuantizedFormat::kNf4, at::kHalf));
   int64_t packed = 0, values = 0;
   for (const auto& linear : quantized_linears(built)) {
-    packed += linear->quantized_weight().bytes();
-    values += linear->quantized_weight().values();
+    packed += linear->packed_weight("weight")->bytes();
+    values += linear->packed_weight("weight")->values();
   }
   std::cout << "nf4: " << packed << " bytes for " << values << " weights, " << 0.5 * packed / values
             << " of float16's\n";
@@ -145,7 +145,7 @@ TEST(QuantizedModel, LoadingNeverHoldsTheModelInFloat) {
     const int64_t kept = footprint(built).bytes, largest = 512 * 1024 * 4;
     std::cout << kernels::format_name(format) << ": peak " << memory.peak() << ", kept " << kept << ", in float32 "
               << all << "\n";
-    EXPECT_EQ(built.report.quantized_tensors, 6 * 7);
+    EXPECT_EQ(built.report.packed_tensors, 6 * 7);
     EXPECT_GE(memory.live(), kept);
     EXPECT_LE(memory.live(), kept + kept / 20);  // and rope tables
     EXPECT_LE(memory.peak(), memory.live() + 3 * largest);
@@ -160,7 +160,7 @@ TEST(QuantizedModel, RandomWeightsAreTheCodesOfThoseOfAFloatModel) {
   const auto floats = plain.model->named_parameters();
   for (const auto& linear : quantized_linears(quantized)) {
     const at::Tensor& weight = floats[linear->path().substr(std::string("model.").size()) + ".weight"];
-    EXPECT_TRUE(linear->quantized_weight() == quantization::QuantizedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
+    EXPECT_TRUE(*linear->packed_weight("weight") == precision::PackedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
   }
 }
 
@@ -185,8 +185,8 @@ TEST(QuantizedContract, AWeightOfAnotherFormatShapeOrDeviceIsNamed) {
   const BuiltModel built = load_model(request_for(test::tiny_model("llama"), QuantizedFormat::kNf4, at::kFloat));
   const auto linear = quantized_linears(built).front();
   const int64_t out = linear->out_features(), in = linear->in_features();
-  const auto put = [&](quantization::QuantizedWeight weight) {
-    linear->set_quantized_weight(std::move(weight));
+  const auto put = [&](precision::PackedWeight weight) {
+    linear->replace_packed_weight("weight", std::move(weight));
     const auto found = violations(built);
     EXPECT_FALSE(found.empty());
     return found.empty() ? "" : found.front();

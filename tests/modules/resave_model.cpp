@@ -1,5 +1,6 @@
-// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES]: loads a model, or draws a fresh one from its
-// config.json, and saves it.
+// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] [--rule RULE]: loads a
+// model, or draws a fresh one from its config.json, and saves it; with a format as its codes ("as-it-is": the folder's
+// own).
 #include <cstdio>
 #include <string>
 
@@ -9,13 +10,15 @@
 int main(int argc, char** argv) {
   namespace models = limbeck::models;
   if (argc < 3 || argc % 2 == 0) {
-    std::fprintf(stderr, "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES]\n");
+    std::fprintf(stderr,
+                 "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] "
+                 "[--rule RULE]\n");
     return 2;
   }
   try {
     models::ModelRequest request;
     request.folder = argv[1];
-    uint64_t shard = uint64_t{5} << 30;
+    models::SaveOptions options;
     for (int i = 3; i + 1 < argc; i += 2) {
       const std::string flag = argv[i], value = argv[i + 1];
       if (flag == "--random") {
@@ -24,12 +27,18 @@ int main(int argc, char** argv) {
       } else if (flag == "--dtype") {
         request.dtype = limbeck::precision::dtype_from_name(value);
       } else if (flag == "--shard") {
-        shard = std::stoull(value);
+        options.max_shard_bytes = std::stoull(value);
+      } else if (flag == "--packed") {
+        options.packed = true;
+        const auto format = limbeck::kernels::find_format(value);
+        if (format) request.packing = limbeck::precision::pack_all(*format, flag);
+      } else if (flag == "--rule") {
+        request.rules.push_back(limbeck::precision::parse_rule(value, flag));
       } else {
         throw limbeck::UsageError("unknown flag " + flag);
       }
     }
-    models::save_model(models::load_model(request), argv[2], {.max_shard_bytes = shard});
+    models::save_model(models::load_model(request), argv[2], options);
   } catch (const limbeck::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());

@@ -75,8 +75,9 @@ def test_half_weights_keep_their_bits_and_their_loss_scale(work, dtype):
         dict(objective__layer_weight=0.5, objective__feature_weight=0.5),
         dict(optim__ema=0.9),
         dict(data__packing="packed", student__init="random"),
+        dict(teacher__quantize="nf4-double", precision__rule="teacher.layers.0.** int8"),
     ],
-    ids=["checkpointed", "hidden", "ema", "packed"],
+    ids=["checkpointed", "hidden", "ema", "packed", "quantized"],
 )
 def test_objectives_and_options_keep_their_bits_too(work, keys, request):
     name = request.node.callspec.id

@@ -41,7 +41,7 @@ models::BuiltModel frozen_model(const std::string& family, at::ScalarType dtype)
 
 models::BuiltModel quantized_model(const std::string& family, kernels::QuantizedFormat format, at::ScalarType dtype) {
   models::ModelRequest request = request_for(family, dtype);
-  request.quantize = {format, "test"};
+  request.packing = precision::pack_all(format, "test");
   return models::load_model(request);
 }
 

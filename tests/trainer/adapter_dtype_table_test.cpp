@@ -74,7 +74,8 @@ class AdapterDtypes : public ::testing::TestWithParam<std::tuple<Base, std::stri
     request.random_init = true;
     request.for_training = true;
     request.seed = 5;
-    if (packed && !row().format.empty()) request.quantize = {kernels::format_named(row().format), "test"};
+    if (packed && !row().format.empty())
+      request.packing = precision::pack_all(kernels::format_named(row().format), "test");
     return models::load_model(request);
   }
 

@@ -67,7 +67,7 @@ TEST(QuantizedCheckMutation, NamesEveryModuleWhoseWeightWasReplaced) {
       path = linear->path();
       const auto format = mutations % 2 == 0 ? kernels::QuantizedFormat::kInt8 : kernels::QuantizedFormat::kNf4;
       const c10::Device device(mutations % 2 == 0 ? c10::kMeta : c10::kCPU);
-      linear->set_quantized_weight({format, linear->out_features(), linear->in_features(), device});
+      linear->replace_packed_weight("weight", {format, linear->out_features(), linear->in_features(), device});
     });
     if (path.empty()) continue;
     ++mutations;
@@ -87,6 +87,79 @@ TEST(QuantizedCheckMemory, PlansThePackedBytes) {
   // Of a layer: q and o 32 x 32, k and v 16 x 32, three of 48 x 32; in blocks of 64.
   const int64_t values = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32);
   EXPECT_EQ(student_bytes("none") - student_bytes("nf4"), 4 * values - (values / 2 + values / 64 * 4));
+}
+
+TEST(QuantizedCheckMemory, RanksDivideThePackedTeacher) {
+  const auto teacher_bytes = [](const std::string& format, int ranks) {
+    RecipeKeys keys = quantized_recipe("llama", "float32", "none");
+    keys.emplace_back("precision.rule", "teacher.layers.** " + format);
+    keys.emplace_back("parallel.zero", "3");
+    keys.emplace_back("train.accumulate", "2");
+    for (const MemoryRow& row : dry_run(test::recipe_settings(keys), test::builtin_registries(), ranks, {}).memory) {
+      if (row.what == "teacher weights") return row.bytes;
+    }
+    return int64_t{0};
+  };
+  // Units are cut on whole runs of 1,024 elements: two layers, each with codes and scales, and what is beside them.
+  for (const std::string format : {"int8", "nf4"}) {
+    const int64_t whole = teacher_bytes(format, 1), half = teacher_bytes(format, 2);
+    EXPECT_GE(half, whole / 2) << format;
+    EXPECT_LE(half, whole / 2 + whole / 4) << format;
+  }
+}
+
+TEST(QuantizedCheckRules, AFormatForSomeModulesGoesToThoseThatCanBePacked) {
+  RecipeKeys keys = quantized_recipe("llama", "bfloat16", "int8");
+  keys.emplace_back("precision.rule", "student.layers.0.** nf4");
+  keys.emplace_back("precision.rule", "student.layers.1.mlp.* float32");
+  keys.emplace_back("precision.rule", "teacher.layers.*.self_attn.o_proj int4");
+  const CheckReport report = checked(keys);
+  EXPECT_TRUE(report.passed()) << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
+  std::map<std::string, std::string> stored;
+  checked(keys, [&](Distillation& objective) {
+    for (const auto& module : objective.contract_modules())
+      stored[module->path()] = precision::storage_name(module->precision());
+  });
+  EXPECT_EQ(stored["student.layers.0.self_attn.q_proj"], "nf4");
+  EXPECT_EQ(stored["student.layers.0.mlp.up_proj"], "nf4");
+  EXPECT_EQ(stored["student.layers.0.input_layernorm"], "bfloat16");
+  EXPECT_EQ(stored["student.layers.1.self_attn.q_proj"], "int8");
+  EXPECT_EQ(stored["student.layers.1.mlp.up_proj"], "float32");
+  EXPECT_EQ(stored["teacher.layers.1.self_attn.o_proj"], "int4");
+  EXPECT_EQ(stored["teacher.layers.1.self_attn.q_proj"], "int8");
+}
+
+TEST(QuantizedCheckRules, OneThatPacksNothingIsRefused) {
+  const auto message = [](const std::string& rule) {
+    RecipeKeys keys = quantized_recipe("llama", "bfloat16", "none");
+    keys.emplace_back("precision.rule", rule);
+    return test::message_of([&] { checked(keys); });
+  };
+  const std::string norms = message("student.layers.*.input_layernorm int8");
+  EXPECT_NE(norms.find("precision.rule student.layers.*.input_layernorm int8"), std::string::npos) << norms;
+  EXPECT_NE(norms.find("packs no weight"), std::string::npos) << norms;
+  EXPECT_NE(message("student.layers.*.mlp.up_prj nf4").find("did you mean student.layers."), std::string::npos);
+  const std::string unknown = message("student.layers.** int5");
+  EXPECT_NE(unknown.find("wanted float32, bfloat16, float16 or float64; or a packed one: int8, int4, nf4, nf4-double"),
+            std::string::npos)
+      << unknown;
+}
+
+TEST(QuantizedCheckRules, ACopyOfTheStudentIsPackedAsItIsModuleByModule) {
+  RecipeKeys keys = quantized_recipe("llama", "bfloat16", "nf4");
+  std::erase_if(keys, [](const auto& entry) { return entry.first.starts_with("teacher."); });
+  keys.emplace_back("teacher.kind", "self");
+  keys.emplace_back("adapter.kind", "lora");
+  keys.emplace_back("precision.rule", "student.layers.0.** int4");
+  keys.emplace_back("precision.rule", "student.layers.1.mlp.** float32");
+  std::map<std::string, std::string> stored;
+  checked(keys, [&](Distillation& objective) {
+    for (const auto& module : objective.contract_modules())
+      stored[module->path()] = precision::storage_name(module->precision());
+  });
+  EXPECT_EQ(stored["teacher.layers.0.mlp.up_proj"], "int4");
+  EXPECT_EQ(stored["teacher.layers.1.self_attn.q_proj"], "nf4");
+  EXPECT_EQ(stored["teacher.layers.1.mlp.up_proj"], "bfloat16");
 }
 
 TEST(QuantizedCheckRefusal, CopiesOfTheStudentAreStoredAsItIs) {

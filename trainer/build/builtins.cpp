@@ -2,7 +2,7 @@
 
 #include "modules/adapters/adapter_config.h"
 #include "modules/models/family/family.h"
-#include "modules/quantization/quantized_weight.h"
+#include "modules/quantization/quantized_formats.h"
 #include "trainer/objective/head/divergence.h"
 
 namespace limbeck::build {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "kernels/operator/wide_type.h"
@@ -16,9 +17,21 @@ using objective::Distillation;
 using parallel::NamedParameter;
 using parallel::ParallelOptions;
 
-std::vector<NamedParameter> named_parameters(const models::BuiltModel& model) {
+// Parameters, and the parts of packed weights.
+std::vector<NamedParameter> stored_tensors(const models::BuiltModel& model) {
   std::vector<NamedParameter> found;
-  for (const auto& [name, tensor] : precision::path_parameters(*model.model)) found.push_back({name, tensor});
+  for (const auto& [name, tensor] : precision::stored_tensors(*model.model)) found.push_back({name, tensor});
+  return found;
+}
+
+// What the teacher has for itself: packed weights may be the student's.
+std::vector<NamedParameter> own_tensors(const models::BuiltModel& teacher, const models::BuiltModel& student) {
+  std::set<const c10::TensorImpl*> others;
+  for (const NamedParameter& tensor : stored_tensors(student)) others.insert(tensor.tensor.unsafeGetTensorImpl());
+  std::vector<NamedParameter> found;
+  for (NamedParameter& tensor : stored_tensors(teacher)) {
+    if (!others.contains(tensor.tensor.unsafeGetTensorImpl())) found.push_back(std::move(tensor));
+  }
   return found;
 }
 
@@ -42,11 +55,6 @@ int64_t whole_bytes(const std::vector<NamedParameter>& parameters) {
   int64_t bytes = 0;
   for (const NamedParameter& parameter : parameters) bytes += static_cast<int64_t>(parameter.tensor.nbytes());
   return bytes;
-}
-
-// Of what is no parameter (quantized weights), which every rank has whole.
-int64_t bytes_beside_parameters(const models::BuiltModel& model) {
-  return precision::total_footprint(*model.model).bytes - whole_bytes(named_parameters(model));
 }
 
 // Units with their padding; `wide`: each element in the dtype that gradients are summed in.
@@ -93,7 +101,7 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const recipe::Settings& setting
 TeacherShards::TeacherShards(const ParallelOptions& options, Distillation& objective, parallel::Communicator& ranks) {
   if (!divides_teacher(options, objective, ranks.size())) return;
   const at::NoGradGuard no_gradient;
-  const auto frozen = named_parameters(*objective.teacher());
+  const auto frozen = own_tensors(*objective.teacher(), objective.student());
   for (const parallel::UnitLayout& layout : parallel::lay_out(frozen, ranks.size())) {
     units_.push_back(std::make_unique<parallel::UnitWeights>(ranks, pool_, layout, frozen, /*stays=*/false));
     keeper_.add(units_.back().get(), /*freed_after_use=*/true);
@@ -105,19 +113,17 @@ KeptBytes kept_bytes(const ParallelOptions& options, const Distillation& objecti
   KeptBytes kept;
   const auto trained = trained_parameters(objective);
   std::vector<NamedParameter> student, frozen;
-  for (const NamedParameter& parameter : named_parameters(objective.student())) {
+  for (const NamedParameter& parameter : stored_tensors(objective.student())) {
     (parameter.tensor.requires_grad() ? student : frozen).push_back(parameter);
   }
   if (objective.teacher() && !objective.pair().shares_weights) {
-    const auto teacher = named_parameters(*objective.teacher());
+    const auto teacher = own_tensors(*objective.teacher(), objective.student());
     kept.teacher = divides_teacher(options, objective, ranks) ? unit_bytes(teacher, ranks, /*wide=*/false) / ranks
                                                               : whole_bytes(teacher);
-    kept.teacher += bytes_beside_parameters(*objective.teacher());
   }
   kept.student = whole_bytes(frozen);
   kept.student +=
       options.zero >= 3 && ranks > 1 ? unit_bytes(student, ranks, /*wide=*/false) / ranks : whole_bytes(student);
-  kept.student += bytes_beside_parameters(objective.student());
   kept.gradients = whole_bytes(trained);
   if (!shares_nothing(options, ranks)) {
     kept.gradients = unit_bytes(trained, ranks, /*wide=*/true) / (options.zero >= 2 ? ranks : 1);

@@ -2,9 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <map>
+
 #include "modules/errors.h"
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
 #include "trainer/build/recipe_adapter.h"
 
 namespace limbeck::build {
@@ -16,6 +19,29 @@ std::string source_of(const recipe::Settings& settings, const std::string& key) 
   return origin.flag.empty() ? origin.to_string() : "--" + origin.flag;
 }
 
+std::vector<precision::Rule> rules_of(const recipe::Settings& settings) {
+  std::vector<precision::Rule> rules;
+  for (const recipe::Value& rule : settings.values("precision.rule")) {
+    rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
+  }
+  return rules;
+}
+
+// Packed as it is, module by module.
+precision::Packing packing_of(const models::BuiltModel& model) {
+  std::map<std::string, kernels::QuantizedFormat> formats;
+  const size_t root = model.model->path().size() + 1;
+  for (const auto& module : precision::contract_modules(*model.model)) {
+    const auto& format = module->precision().quantized;
+    if (format) formats[module->path().substr(root)] = *format;
+  }
+  const auto format_of = [formats](const std::string& path, precision::Role) {
+    const auto found = formats.find(path);
+    return found == formats.end() ? std::nullopt : std::optional(found->second);
+  };
+  return {format_of, "as the student's"};
+}
+
 // The student's structure under another root.
 models::BuiltModel structure_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
   models::BuiltModel copy;
@@ -24,10 +50,11 @@ models::BuiltModel structure_of(const models::BuiltModel& student, const recipe:
   const at::ScalarType dtype = asked ? *asked : student.policy->stream_dtype();
   copy.policy = std::make_shared<precision::PrecisionPolicy>(
       dtype, student.policy->device(), asked ? source_of(settings, "teacher.dtype") : "student dtype",
-      std::vector<precision::Rule>{}, student.policy->quantization());
+      rules_of(settings), packing_of(student));
   const precision::Scope scope{copy.policy.get(), "teacher",
                                meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
   copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
+  copy.policy->require_all_rules_used("teacher");
   return copy;
 }
 
@@ -38,12 +65,12 @@ models::BuiltModel copy_of(const models::BuiltModel& student, const recipe::Sett
   const at::NoGradGuard no_gradient;
   const auto theirs = student.model->named_parameters();
   for (auto& entry : copy.model->named_parameters()) precision::cast_into(entry.value(), theirs[entry.key()]);
-  const std::string unlike = models::share_quantized_weights(copy, student);
+  const std::string unlike = models::share_packed_weights(copy, student);
   if (!unlike.empty()) {
-    throw UsageError(
-        fmt::format("teacher.kind = {} with a precision.rule that keeps [{}] out of student.quantize: name the "
-                    "teacher's folder (teacher.model), or drop the rule",
-                    settings.text("teacher.kind"), unlike));
+    throw UsageError(fmt::format(
+        "teacher.kind = {} takes packed weights as they are, and a precision.rule wants [{}] otherwise than "
+        "the student has it: name the teacher's folder (teacher.model), or drop the rule",
+        settings.text("teacher.kind"), unlike));
   }
   return copy;
 }
@@ -77,13 +104,11 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   request.for_training = role == "student";
   const std::string& format = settings.text(role + ".quantize");
   if (format != "none") {
-    request.quantize = {kernels::format_named(format), source_of(settings, role + ".quantize")};
+    request.packing = precision::pack_all(kernels::format_named(format), source_of(settings, role + ".quantize"));
   }
   request.random_init = settings.text(role + ".init") == "random";
   request.seed = settings.integer("seed");
-  for (const recipe::Value& rule : settings.values("precision.rule")) {
-    request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
-  }
+  request.rules = rules_of(settings);
   return request;
 }
 

@@ -1,6 +1,6 @@
 #include "trainer/recipe/recipe_options.h"
 
-#include "modules/quantization/quantized_weight.h"
+#include "modules/quantization/quantized_formats.h"
 
 namespace limbeck::recipe {
 namespace {
@@ -82,8 +82,10 @@ void declare_model_options(OptionTable& table) {
   table.add(
       {.name = "precision.rule",
        .kind = OptionKind::kList,
-       .help = "A module pattern and its dtype, such as \"student.layers.*.mlp.* float16\". May be repeated; the last "
-               "rule that matches wins; none drops the rules so far.",
+       .help =
+           "A module pattern and its dtype, such as \"student.layers.*.mlp.* float16\", or the format that its linear "
+           "weights are packed in, such as \"teacher.layers.0.** int8\". May be repeated; the last rule that "
+           "matches wins; none drops the rules so far.",
        .value_name = "\"PATTERN DTYPE\""});
 }
 

@@ -186,8 +186,8 @@ bool same_values(const at::Tensor& own, const at::Tensor& stored) {
 bool is_weight_of(const Linear& host, const at::Tensor& stored) {
   if (stored.sizes() != at::IntArrayRef({host.out_features(), host.in_features()})) return false;
   if (!host.is_quantized()) return same_values(host.weight(), stored);
-  return quantization::QuantizedWeight(stored, *host.precision().quantized, host.placement()) ==
-         host.quantized_weight();
+  return precision::PackedWeight(stored, *host.precision().quantized, host.placement()) ==
+         *host.packed_weight("weight");
 }
 
 template <class Host>

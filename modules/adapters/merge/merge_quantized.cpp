@@ -9,7 +9,7 @@
 #include "modules/adapters/merge/weight_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
-#include "modules/quantization/quantized_weight.h"
+#include "modules/precision/packed_weight.h"
 
 namespace limbeck::adapters {
 namespace {
@@ -26,7 +26,7 @@ void store_codes(const Linear& quantized, const Linear& plain) {
 }
 
 at::Tensor requantized(const at::Tensor& sum, const Linear& host) {
-  const quantization::QuantizedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
+  const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
   return kernels::dequantize_rows(codes.matrix(), 0, sum.size(0));
 }
 

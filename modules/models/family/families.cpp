@@ -65,7 +65,7 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
     for (const std::string& architecture : family.architectures) {
       known.push_back(architecture);
       if (architecture != name) continue;
-      ModelConfig result{family.read(config, name), &family, folder};
+      ModelConfig result{family.read(config, name), &family, folder, quantization::layout_of(config)};
       Architecture& a = result.architecture;
       a.family = family.name;
       a.initializer_range = config.number_or("initializer_range", 0.02, 0.0, 10.0);

@@ -5,12 +5,14 @@
 #include <deque>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "modules/io/json_file.h"
 #include "modules/models/family/architecture.h"
 #include "modules/named_kind.h"
+#include "modules/quantization/folder_layout.h"
 
 namespace limbeck::models {
 
@@ -43,6 +45,7 @@ struct ModelConfig {
   Architecture architecture;
   const Family* family = nullptr;
   std::filesystem::path folder;
+  std::shared_ptr<const quantization::FolderLayout> layout;  // of its packed weights; null: all are plain
 };
 
 // Reads FOLDER/config.json (and generation_config.json where there is one). Throws WeightsError for an unknown family

@@ -24,10 +24,7 @@ std::optional<at::Tensor> bias_of(const ContractModule& module) {
 
 Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias)
     : ContractModule(scope, role), in_(in), out_(out) {
-  if (precision().quantized)
-    quantized_.emplace(*precision().quantized, out, in, placement());
-  else
-    create_parameter("weight", {out, in});
+  create_matrix("weight", out, in);
   if (bias) create_parameter("bias", {out});
 }
 
@@ -45,13 +42,15 @@ Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, b
 
 at::Tensor Linear::base_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix(), bias()));
+  const precision::PackedWeight* packed = packed_weight("weight");
+  if (packed != nullptr) return leave(kernels::quantized_linear(enter(x), packed->matrix(), bias()));
   return leave(kernels::linear(enter(x), weight(), bias()));
 }
 
 at::Tensor Linear::product(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  if (quantized_) return leave(kernels::quantized_linear(enter(x), quantized_->matrix()));
+  const precision::PackedWeight* packed = packed_weight("weight");
+  if (packed != nullptr) return leave(kernels::quantized_linear(enter(x), packed->matrix()));
   return leave(kernels::linear(enter(x), weight()));
 }
 
@@ -67,36 +66,16 @@ at::Tensor Linear::frozen_forward(const at::Tensor& x) const {
 std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
 
 const at::Tensor& Linear::weight() const {
-  if (quantized_) {
+  if (is_quantized()) {
     throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),
-                                    kernels::format_name(quantized_->format()), precision().source));
+                                    precision::storage_name(precision()), precision().source));
   }
   return tied_ ? tied_->weight() : parameter("weight");
 }
 
 at::Tensor Linear::weight_rows(int64_t row, int64_t count) const {
-  return quantized_ ? kernels::dequantize_rows(quantized_->matrix(), row, count) : weight().narrow(0, row, count);
-}
-
-const quantization::QuantizedWeight& Linear::quantized_weight() const { return quantized_.value(); }
-
-void Linear::set_quantized_weight(quantization::QuantizedWeight weight) {
-  if (!quantized_) throw ContractError(fmt::format("[{}] has no quantized weight ({})", path(), precision().source));
-  quantized_ = std::move(weight);
-}
-
-std::vector<std::string> Linear::violations() const {
-  std::vector<std::string> found = ContractModule::violations();
-  if (!quantized_) return found;
-  for (const std::string& line : quantized_->violations(*precision().quantized, out_, in_, placement()))
-    found.push_back(fmt::format("[{}] {} (contract from {})", path(), line, precision().source));
-  return found;
-}
-
-precision::Footprint Linear::footprint() const {
-  precision::Footprint sum = ContractModule::footprint();
-  if (quantized_) sum.values += quantized_->values(), sum.bytes += quantized_->bytes();
-  return sum;
+  const precision::PackedWeight* packed = packed_weight("weight");
+  return packed != nullptr ? packed->rows(row, count) : weight().narrow(0, row, count);
 }
 
 Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)

@@ -10,7 +10,6 @@
 #include "modules/models/network/named_adapters.h"
 #include "modules/models/network/weight_adapter.h"
 #include "modules/precision/contract_module.h"
-#include "modules/quantization/quantized_weight.h"
 
 namespace limbeck::models {
 
@@ -39,19 +38,13 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   at::Tensor weight_rows(int64_t row, int64_t count) const;
   int64_t in_features() const { return in_; }
   int64_t out_features() const { return out_; }
-  bool is_quantized() const { return quantized_.has_value(); }
-  const quantization::QuantizedWeight& quantized_weight() const;
-  // Puts another in its place. The next check holds it against the contract.
-  void set_quantized_weight(quantization::QuantizedWeight weight);
-  std::vector<std::string> violations() const override;
-  precision::Footprint footprint() const override;
+  bool is_quantized() const { return packed_weight("weight") != nullptr; }
   std::optional<at::Tensor> bias() const;
 
   bool is_tied() const { return tied_ != nullptr; }
 
  private:
   int64_t in_ = 0, out_ = 0;
-  std::optional<quantization::QuantizedWeight> quantized_;
   std::shared_ptr<Embedding> tied_;
 };
 

@@ -41,11 +41,15 @@ double deviation_of(const Architecture& a, const std::string& path) {
 }
 
 // The codes of what the float weight would have drawn.
-void initialize_quantized(Linear& linear, const Architecture& a, uint64_t seed) {
-  const at::Tensor drawn =
-      at::empty({linear.out_features(), linear.in_features()}, at::TensorOptions().dtype(at::kFloat));
-  kernels::fill_normal_(drawn, kernels::key_of(seed, linear.path() + ".weight"), deviation_of(a, linear.path()));
-  linear.set_quantized_weight(quantization::QuantizedWeight(drawn, *linear.precision().quantized, linear.placement()));
+void initialize_packed(ContractModule& module, const Architecture& a, uint64_t seed) {
+  std::vector<std::string> names;
+  for (const auto& [name, weight] : module.packed_weights()) names.push_back(name);
+  for (const std::string& name : names) {
+    const kernels::QuantizedMatrix& matrix = module.packed_weight(name)->matrix();
+    const at::Tensor drawn = at::empty({matrix.rows, matrix.columns}, at::TensorOptions().dtype(at::kFloat));
+    kernels::fill_normal_(drawn, kernels::key_of(seed, module.path() + "." + name), deviation_of(a, module.path()));
+    module.replace_packed_weight(name, precision::PackedWeight(drawn, matrix.format, module.placement()));
+  }
 }
 
 void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
@@ -83,8 +87,7 @@ void initialize_weights(const Transformer& model, uint64_t seed) {
   const at::NoGradGuard no_gradient;
   for (const auto& module : precision::contract_modules(model)) {
     initialize(*module, model, seed);
-    auto* linear = dynamic_cast<Linear*>(module.get());
-    if (linear != nullptr && linear->is_quantized()) initialize_quantized(*linear, model.architecture(), seed);
+    initialize_packed(*module, model.architecture(), seed);
   }
 }
 

@@ -8,27 +8,46 @@
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/models/weights/initialize.h"
+#include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
 
 namespace {
 
-void refuse_unsound_quantization(const ModelRequest& request, at::ScalarType dtype, const std::string& source) {
-  if (!request.quantize) return;
-  const std::string format = kernels::format_name(request.quantize->format);
-  if (dtype == at::kHalf && request.for_training) {
+void refuse_unsound_packing(const ModelRequest& request, const BuiltModel& built) {
+  for (const auto& module : precision::contract_modules(*built.model)) {
+    const precision::Precision& contract = module->precision();
+    if (!contract.quantized) continue;
+    if (contract.compute == at::kHalf && request.for_training) {
+      throw UsageError(fmt::format(
+          "[{0}] is stored in {1} ({2}) with float16 activations ({3}): what trains beside quantized weights is "
+          "float32, "
+          "and its gradients would come through float16, where they vanish and overflow: use bfloat16 or float32 "
+          "activations with the quantized base ({4}.dtype=bfloat16), or a float16 base without quantization "
+          "({4}.quantize=none)",
+          module->path(), precision::storage_name(contract), contract.source, built.policy->source(), request.root));
+    }
+    if (contract.compute == at::kDouble) {
+      throw UsageError(fmt::format(
+          "[{}] is stored in {} ({}) with float64 activations ({}): quantized weights compute in float32: use float32, "
+          "bfloat16 or float16 activations, or no quantization",
+          module->path(), precision::storage_name(contract), contract.source, built.policy->source()));
+    }
+  }
+}
+
+// As asked, or as the folder has its weights.
+precision::Packing packing_of(const ModelRequest& request, const ModelConfig& config) {
+  if (config.layout == nullptr || request.unpacked) return request.packing;
+  if (request.packing.format_of) {
     throw UsageError(fmt::format(
-        "[{}] {} weights ({}) with float16 activations ({}): what trains beside quantized weights is float32, and its "
-        "gradients would come through float16, where they vanish and overflow: use bfloat16 or float32 activations "
-        "with the quantized base ({}.dtype=bfloat16), or a float16 base without quantization ({}.quantize=none)",
-        request.root, format, request.quantize->source, source, request.root, request.root));
+        "[{}] {} with {}, whose weights are packed already ({}): leave it out; a precision.rule changes single modules",
+        request.root, request.packing.source, (config.folder / "config.json").string(), config.layout->name()));
   }
-  if (dtype == at::kDouble) {
-    throw UsageError(
-        fmt::format("[{}] {} weights ({}) with float64 activations ({}): quantized weights compute in "
-                    "float32: use float32, bfloat16 or float16, or no quantization",
-                    request.root, format, request.quantize->source, source));
-  }
+  const auto format_of = [layout = config.layout, family = config.family](const std::string& path, Role role) {
+    return precision::packable(role) ? layout->format_of(stored_name(*family, path, "weight")) : std::nullopt;
+  };
+  return {format_of, (config.folder / "config.json").string()};
 }
 
 BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placement, const io::WeightsFolder* weights) {
@@ -45,11 +64,11 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
     dtype = weights->find(weights->names().front())->dtype;
     source = "the weights";
   }
-  refuse_unsound_quantization(request, dtype, source);
-  built.policy =
-      std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules, request.quantize);
+  built.policy = std::make_shared<precision::PrecisionPolicy>(dtype, request.device, source, request.rules,
+                                                              packing_of(request, built.config));
   const Scope scope{built.policy.get(), request.root, placement, request.trainable};
   built.model = std::make_shared<Transformer>(scope, built.config.architecture);
+  refuse_unsound_packing(request, built);
   if (!request.adapted) built.policy->require_all_rules_used(request.root);
   return built;
 }
@@ -95,6 +114,7 @@ BuiltModel load_model(const ModelRequest& asked) {
   LoadOptions options;
   options.cast = request.dtype.has_value() || !request.rules.empty();
   options.allow_nonfinite = request.allow_nonfinite;
+  options.layout = built.config.layout.get();
   built.report = load_weights(*built.model, *built.config.family, weights, options);
   for (const std::string& note : weights.notes()) built.report.notes.push_back(note);
   return built;

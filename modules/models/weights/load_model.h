@@ -17,8 +17,9 @@ struct ModelRequest {
   std::string dtype_source = "default";  // where the choice came from
   c10::Device device = c10::Device(c10::kCPU);
   std::vector<precision::Rule> rules;
-  std::optional<precision::Quantization> quantize;  // of linear weights, which are then frozen
-  bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
+  precision::Packing packing;  // of weights, which are then frozen
+  bool unpacked = false;       // what a folder of packed weights stands for, in the dtype of the run
+  bool for_training = false;   // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
   bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used
   bool allow_nonfinite = false;

@@ -36,15 +36,64 @@ void copy_if_there(const fs::path& from, const fs::path& to, const char* name) {
   if (fs::is_regular_file(from / name, absent)) io::write_atomically(to / name, io::InputFile(from / name).whole());
 }
 
-// The dtype that holds every stored value: the one of all tensors, or where rules mix them the one that loses nothing.
-at::ScalarType stored_dtype(const io::NamedTensors& tensors) {
-  at::ScalarType dtype = tensors.front().second.scalar_type();
-  for (const auto& [name, tensor] : tensors) dtype = c10::promoteTypes(dtype, tensor.scalar_type());
-  return dtype;
+struct StoredModel {
+  io::NamedTensors tensors;
+  // That holds every plain value: the one of all tensors, or where rules mix them the one that loses nothing.
+  at::ScalarType dtype = at::kFloat;
+  nlohmann::json quantization;  // null: nothing is packed
+};
+
+StoredModel plain(const std::vector<WeightBinding>& bindings) {
+  StoredModel stored;
+  for (const WeightBinding& binding : bindings) {
+    stored.tensors.emplace_back(binding.name, binding.values());
+    const at::ScalarType dtype = stored.tensors.back().second.scalar_type();
+    stored.dtype = stored.tensors.size() == 1 ? dtype : c10::promoteTypes(stored.dtype, dtype);
+  }
+  return stored;
 }
 
-std::string config_text(const fs::path& source, at::ScalarType dtype) {
+// The codes as they are.
+StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
+  std::vector<WeightBinding> floats;
+  std::optional<kernels::QuantizedFormat> format;
+  std::vector<std::string> kept;
+  for (const WeightBinding& binding : bindings) {
+    if (binding.packed() == nullptr) {
+      floats.push_back(binding);
+      if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr)
+        kept.push_back(binding.name.substr(0, binding.name.rfind('.')));
+      continue;
+    }
+    if (format && *format != binding.packed()->format()) {
+      throw UsageError(fmt::format("[{}] is in {}, others in {}: a folder of packed weights holds one format yet",
+                                   binding.owner->path(), kernels::format_name(binding.packed()->format()),
+                                   kernels::format_name(*format)));
+    }
+    format = binding.packed()->format();
+  }
+  if (!format) throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
+  const auto layout = quantization::layout_for(*format);
+  if (layout == nullptr) {
+    throw UsageError(fmt::format("[{}] {} weights are not written packed yet: wanted nf4 or nf4-double",
+                                 built.model->path(), kernels::format_name(*format)));
+  }
+  StoredModel stored = plain(floats);
+  const at::ScalarType activations = built.policy->stream_dtype();
+  for (const WeightBinding& binding : bindings) {
+    if (binding.packed() == nullptr) continue;
+    for (auto& tensor : layout->tensors(binding.name, *binding.packed(), activations))
+      stored.tensors.push_back(std::move(tensor));
+  }
+  stored.quantization = layout->config(*format, kept, activations);
+  return stored;
+}
+
+std::string config_text(const fs::path& source, const StoredModel& stored) {
+  const at::ScalarType dtype = stored.dtype;
   nlohmann::json config = io::JsonFile(source / "config.json").value();
+  config.erase("quantization_config");
+  if (!stored.quantization.is_null()) config["quantization_config"] = stored.quantization;
   const std::string name = precision::dtype_name(dtype);
   if (config.contains("torch_dtype")) config["torch_dtype"] = name;
   if (config.contains("dtype") || !config.contains("torch_dtype")) config["dtype"] = name;
@@ -90,14 +139,12 @@ void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptio
   if (there && (!fs::is_directory(target, error) || !fs::is_empty(target, error))) {
     throw UsageError(target.string() + ": is there already: name a folder that does not exist, or remove it");
   }
-  io::NamedTensors tensors;
-  for (const WeightBinding& binding : bind_weights(*built.model, *built.config.family)) {
-    tensors.emplace_back(binding.name, binding.values());
-  }
+  const auto bindings = bind_weights(*built.model, *built.config.family);
+  const StoredModel stored = options.packed ? packed(built, bindings) : plain(bindings);
   const fs::path& source = built.config.folder;
   TemporaryFolder temporary(target);
-  io::write_weights_folder(temporary.path(), tensors, options.max_shard_bytes, options.before);
-  io::write_atomically(temporary.path() / "config.json", config_text(source, stored_dtype(tensors)));
+  io::write_weights_folder(temporary.path(), stored.tensors, options.max_shard_bytes, options.before);
+  io::write_atomically(temporary.path() / "config.json", config_text(source, stored));
   copy_if_there(source, temporary.path(), kOfGeneration);
   for (const char* name : kOfTokenizer)
     copy_if_there(options.tokenizer.empty() ? source : options.tokenizer, temporary.path(), name);

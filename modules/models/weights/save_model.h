@@ -13,6 +13,7 @@ inline constexpr uint64_t kMaxShardBytes = uint64_t{5} << 30;
 
 struct SaveOptions {
   uint64_t max_shard_bytes = kMaxShardBytes;
+  bool packed = false;                   // packed weights as their codes, as others read them; else as floats
   io::BeforeTensor before = {};          // see modules/io/safetensors.h
   std::filesystem::path tokenizer = {};  // the folder of its tokenizer's files; empty: the model's own
 };

@@ -56,11 +56,19 @@ std::string old_norm_spelling(const std::string& name) {
   return "";
 }
 
-WeightBinding bind_one(const std::string& root, const std::string& module, const std::string& leaf,
-                       const at::Tensor& parameter, const Family& family, bool bare) {
+struct Naming {
+  const std::string& root;
+  const Family& family;
+  bool bare;  // saved from the model without its head
+};
+
+// `module`: its path below the root, as our names have it.
+WeightBinding bind_one(const Naming& naming, const std::string& module, const std::string& leaf) {
+  const Family& family = naming.family;
+  const bool bare = naming.bare;
   WeightBinding binding;
-  binding.path = root + "." + module + "." + leaf;
-  binding.parameter = parameter;
+  binding.path = naming.root + "." + module + "." + leaf;
+  binding.leaf = leaf;
   std::string theirs = module;
   for (const NameRule& rule : family.names) {
     if (!apply(rule, module, theirs)) continue;
@@ -83,13 +91,16 @@ WeightBinding bind_one(const std::string& root, const std::string& module, const
   return binding;
 }
 
-void bind_experts(std::vector<WeightBinding>& bindings, const std::string& root, const std::string& module,
-                  const at::Tensor& gate_up, const at::Tensor& down, const Family& family) {
+void bind_experts(std::vector<WeightBinding>& bindings, const Naming& naming, const std::string& module,
+                  ContractModule& owner) {
+  const at::Tensor &gate_up = owner.parameter("gate_up_proj"), &down = owner.parameter("down_proj");
   const int64_t intermediate = gate_up.size(1) / 2;
   for (int64_t expert = 0; expert < gate_up.size(0); ++expert) {
     const std::string path = module + "." + std::to_string(expert);
     auto add = [&](const std::string& part, const at::Tensor& parameter, int64_t row, int64_t rows) {
-      WeightBinding binding = bind_one(root, path + "." + part, "weight", parameter, family, false);
+      WeightBinding binding = bind_one(naming, path + "." + part, "weight");
+      binding.owner = &owner;
+      binding.parameter = parameter;
       binding.expert = expert;
       binding.row = row;
       binding.rows = rows;
@@ -102,6 +113,10 @@ void bind_experts(std::vector<WeightBinding>& bindings, const std::string& root,
 }
 
 }  // namespace
+
+std::string stored_name(const Family& family, const std::string& module, const std::string& leaf) {
+  return bind_one({module, family, /*bare=*/false}, module, leaf).name;
+}
 
 std::string stored_head_name(const Family& family) {
   std::string name = "lm_head";
@@ -118,29 +133,28 @@ at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
 }
 
 at::Tensor WeightBinding::values() const {
-  if (quantized == nullptr) return part_of(parameter.detach());
-  return part_of(quantized->weight_rows(0, quantized->out_features()));
+  const precision::PackedWeight* codes = packed();
+  return part_of(codes != nullptr ? codes->rows(0, codes->matrix().rows) : parameter.detach());
 }
 
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family) {
   std::vector<WeightBinding> bindings;
   const std::string& root = model.path();
-  const bool bare = model.architecture().head == HeadKind::kNone;
+  const Naming naming{root, family, model.architecture().head == HeadKind::kNone};
   for (const auto& owner : precision::contract_modules(model)) {
     if (owner->role() == Role::kAdapter) continue;
     const std::string path = owner->path().substr(root.size() + 1);
-    const auto parameters = owner->named_parameters(/*recurse=*/false);
     if (owner->role() == Role::kExpert) {
-      bind_experts(bindings, root, path, parameters["gate_up_proj"], parameters["down_proj"], family);
+      bind_experts(bindings, {root, family, /*bare=*/false}, path, *owner);
       continue;
     }
-    auto* linear = dynamic_cast<Linear*>(owner.get());
-    if (linear != nullptr && linear->is_quantized()) {
-      bindings.push_back(bind_one(root, path, "weight", at::Tensor(), family, bare));
-      bindings.back().quantized = linear;
-    }
-    for (const auto& entry : parameters)
-      bindings.push_back(bind_one(root, path, entry.key(), entry.value(), family, bare));
+    const auto bind = [&](const std::string& leaf, const at::Tensor& parameter) {
+      bindings.push_back(bind_one(naming, path, leaf));
+      bindings.back().owner = owner.get();
+      bindings.back().parameter = parameter;
+    };
+    for (const auto& [leaf, weight] : owner->packed_weights()) bind(leaf, at::Tensor());
+    for (const auto& entry : owner->named_parameters(/*recurse=*/false)) bind(entry.key(), entry.value());
   }
   return bindings;
 }
@@ -149,8 +163,8 @@ namespace {
 
 void check_shape(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
   std::vector<int64_t> wanted;
-  if (binding.quantized != nullptr) {
-    wanted = {binding.quantized->out_features(), binding.quantized->in_features()};
+  if (const precision::PackedWeight* packed = binding.packed()) {
+    wanted = {packed->matrix().rows, packed->matrix().columns};
     if (binding.transposed) std::swap(wanted[0], wanted[1]);
   } else {
     wanted = binding.part_of(binding.parameter).sizes().vec();
@@ -172,26 +186,55 @@ void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const 
                   weights.file_of(entry.name).string(), entry.name, *bad));
 }
 
+// Of a weight that the folder holds packed, by its layout: the codes as they are where they are to be kept so, and what
+// they stand for where not.
+void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights, const LoadOptions& options) {
+  const precision::PackedWeight* wanted = binding.packed();
+  // The layout writes a transposed weight as its module multiplies it.
+  const auto sizes = wanted != nullptr ? std::vector<int64_t>{wanted->matrix().rows, wanted->matrix().columns}
+                                       : binding.part_of(binding.parameter).sizes().vec();
+  const bool turned = wanted == nullptr && binding.transposed;
+  if (sizes.size() != 2) {
+    throw WeightsError(fmt::format("{}: tensor {} is packed, and {} is no matrix",
+                                   weights.file_of(binding.name).string(), binding.name, binding.path));
+  }
+  const precision::PackedWeight stored =
+      options.layout->read(weights, binding.name, turned ? sizes[1] : sizes[0], turned ? sizes[0] : sizes[1]);
+  if (wanted != nullptr && stored.format() == wanted->format()) {
+    binding.owner->replace_packed_weight(binding.leaf, stored.on(binding.owner->placement()));
+    return;
+  }
+  const at::Tensor values = stored.rows(0, stored.matrix().rows);
+  if (wanted != nullptr) {
+    binding.owner->replace_packed_weight(binding.leaf,
+                                         precision::PackedWeight(values, wanted->format(), binding.owner->placement()));
+    return;
+  }
+  at::Tensor target = binding.part_of(binding.parameter.detach());
+  precision::cast_into(target, turned ? values.t() : values);
+}
+
 // Reads one tensor, keeps its codes and lets it go.
-void load_quantized(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+void load_packed(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
   check_shape(binding, entry, weights);
-  Linear& linear = *binding.quantized;
+  const precision::Precision& contract = binding.owner->precision();
   at::Tensor stored = weights.read(entry.name);
   if (!at::isFloatingType(entry.dtype) || io::first_nonfinite(stored)) {
     throw WeightsError(
         fmt::format("{}: tensor {} is {}{}, wanted finite floats to quantize to {} for {}: load it "
                     "without quantization, or keep this module out of it by a precision.rule",
                     weights.file_of(entry.name).string(), entry.name, precision::dtype_name(entry.dtype),
-                    at::isFloatingType(entry.dtype) ? " with NaN or infinity" : "",
-                    precision::storage_name(linear.precision()), binding.path));
+                    at::isFloatingType(entry.dtype) ? " with NaN or infinity" : "", precision::storage_name(contract),
+                    binding.path));
   }
   if (entry.dtype == at::kDouble) {
     at::Tensor narrow = at::empty(stored.sizes(), stored.options().dtype(at::kFloat));
     precision::cast_into(narrow, stored);
     stored = narrow;
   }
-  linear.set_quantized_weight(quantization::QuantizedWeight(binding.transposed ? stored.t() : stored,
-                                                            *linear.precision().quantized, linear.placement()));
+  binding.owner->replace_packed_weight(
+      binding.leaf, precision::PackedWeight(binding.transposed ? stored.t() : stored, *contract.quantized,
+                                            binding.owner->placement()));
 }
 
 // Reads one tensor into its parameter; straight into place where layout and dtype allow it.
@@ -252,10 +295,18 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       continue;
     }
     unused.erase(binding.name);
+    const auto codes =
+        options.layout == nullptr ? std::vector<std::string>() : options.layout->tensors_of(weights, binding.name);
+    if (!codes.empty()) {
+      for (const std::string& part : codes) unused.erase(part);
+      load_stored_codes(binding, weights, options);
+      ++report.packed_tensors;
+      continue;
+    }
     if (binding.path == model.path() + ".embed_tokens.weight") embedding = binding.name;
-    if (binding.quantized != nullptr) {
-      load_quantized(binding, *entry, weights);
-      ++report.quantized_tensors;
+    if (binding.packed() != nullptr) {
+      load_packed(binding, *entry, weights);
+      ++report.packed_tensors;
       continue;
     }
     report.cast_tensors += load_one(binding, *entry, weights, options) ? 1 : 0;

@@ -13,24 +13,30 @@ struct WeightBinding {
   std::string path;                      // ours, "student.layers.0.self_attn.q_proj.weight"
   std::string name;                      // the checkpoint's; after loading, the spelling that was found
   std::vector<std::string> other_names;  // older spellings, tried in order
-  at::Tensor parameter;                  // the whole parameter …
-  int64_t expert = -1;                   // … of which this is one expert's part,
-  int64_t row = 0, rows = 0;             // from this row on (rows 0: all)
+  precision::ContractModule* owner = nullptr;
+  std::string leaf;           // what the owner calls it, "weight"
+  at::Tensor parameter;       // the whole parameter (undefined where it is packed) …
+  int64_t expert = -1;        // … of which this is one expert's part,
+  int64_t row = 0, rows = 0;  // from this row on (rows 0: all)
   bool transposed = false;
-  Linear* quantized = nullptr;  // whose weight it is where that is quantized and no parameter (undefined then)
 
+  // Where it is packed and no parameter; else null.
+  const precision::PackedWeight* packed() const { return parameter.defined() ? nullptr : owner->packed_weight(leaf); }
   // The part of `whole` (the parameter, or its gradient) that the checkpoint tensor holds, in the checkpoint's layout.
   at::Tensor part_of(const at::Tensor& whole) const;
-  // Its present values in the checkpoint's layout; of a quantized weight what the codes stand for, in float32.
+  // Its present values in the checkpoint's layout; of a packed weight what the codes stand for, in float32.
   at::Tensor values() const;
 };
 
+// A parameter as the checkpoint calls it: "layers.0.mlp.up_proj", "weight" -> "model.layers.0.mlp.up_proj.weight".
+std::string stored_name(const Family& family, const std::string& module, const std::string& leaf);
 // The head's module as the checkpoint calls it, also where it is tied and has no weight of its own there.
 std::string stored_head_name(const Family& family);
 
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family);
 
 struct LoadOptions {
+  const quantization::FolderLayout* layout = nullptr;  // of the packed weights of the folder; null: all are plain
   bool cast = false;  // the run's dtype was asked for: convert what the file holds in another one
   bool allow_nonfinite = false;
 };
@@ -40,7 +46,7 @@ struct LoadReport {
   std::vector<std::string> ignored;     // tensors of the file that carry no weight of ours
   std::vector<std::string> notes;       // about the files, for the user
   int64_t cast_tensors = 0;
-  int64_t quantized_tensors = 0;
+  int64_t packed_tensors = 0;
 };
 
 // Fills every parameter. Missing, extra, misshapen, wrongly typed and non-finite tensors are refused by name.

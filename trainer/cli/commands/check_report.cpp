@@ -227,12 +227,14 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
 }
 
 void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& settings, Console& console) {
-  if (settings.text("student.quantize") == "none" || build::trains_adapter(settings)) return;
+  const auto packed = std::find_if(report.modules.begin(), report.modules.end(), [](const check::ModuleRow& row) {
+    return row.path.starts_with("student.") && kernels::find_format(row.storage).has_value();
+  });
+  if (packed == report.modules.end() || build::trains_adapter(settings)) return;
   console.warning(
-      fmt::format("student.quantize = {} {} without an adapter: quantized weights are frozen, and only {} of {} "
+      fmt::format("[{}] is stored in {} ({}) without an adapter: quantized weights are frozen, and only {} of {} "
                   "parameters train; add --adapter.kind=lora to train beside them",
-                  settings.text("student.quantize"), settings.where("student.quantize"), report.learning.trained,
-                  report.learning.of));
+                  packed->path, packed->storage, packed->source, report.learning.trained, report.learning.of));
 }
 
 void refuse_violations(const CheckReport& report, Console& console, bool speaks) {

@@ -4,6 +4,7 @@
 #include "modules/adapters/merge/merge.h"
 #include "modules/adapters/merge/merge_quantized.h"
 #include "modules/models/weights/save_model.h"
+#include "modules/precision/contract_modules.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/text_table.h"
@@ -18,8 +19,16 @@ constexpr const char* kWays =
     "--into=original (the adapter on the folder's own weights), --into=dequantized (on what the codes stand for, where "
     "it was trained) or --into=requantized (that sum quantized again)";
 
-void check_choice(const recipe::Settings& settings) {
+// `packed`: the folder's own weights are codes.
+void check_choice(const recipe::Settings& settings, bool packed) {
   const std::string& format = settings.text("quantize");
+  if (packed && (!settings.given("into") || settings.text("into") == "original")) {
+    throw UsageError(fmt::format(
+        "limbeck merge of {}, whose weights are packed: say what becomes of them: --into=dequantized (the adapter on "
+        "what the codes stand for, where it was trained) or --into=requantized (that sum quantized again)",
+        settings.required_path("model").string()));
+  }
+  if (packed) return;
   if (format == "none" && settings.given("into")) {
     throw UsageError(
         fmt::format("limbeck merge --into={} without --quantize: the adapter is merged into the folder's own weights: "
@@ -72,15 +81,24 @@ std::string said_of(MergeInto into, const std::string& format, const std::string
   return "";
 }
 
+// Of its packed weights; of several, those of the first module.
+std::string format_of(const models::BuiltModel& model) {
+  for (const auto& module : precision::contract_modules(*model.model)) {
+    if (!module->packed_weights().empty()) return precision::storage_name(module->precision());
+  }
+  return "none";
+}
+
 void merge_quantized(Invocation& call, const std::filesystem::path& folder) {
   const auto& settings = call.settings;
-  const std::string& format = settings.text("quantize");
   const MergeInto into = adapters::merge_into_named(settings.text("into"));
   models::ModelRequest request = single_model(settings);
   models::BuiltModel quantized = models::load_model(request);
   report_load(quantized, call.console);
   const auto loaded = load_named_adapter(settings, quantized, {}, call.console);
-  request.quantize.reset();
+  const std::string format = format_of(quantized);
+  request.packing = {};
+  request.unpacked = true;
   models::BuiltModel plain = models::load_model(request);
   const auto report = adapters::merge_quantized_adapter(quantized, plain, into);
   models::save_model(plain, folder);
@@ -129,21 +147,22 @@ void run_merge(Invocation& call) {
   const auto& settings = call.settings;
   const auto folder = settings.required_path("output");
   settings.required_path("adapter");
-  check_choice(settings);
-  settings.text("quantize") == "none" ? merge_float(call, folder) : merge_quantized(call, folder);
+  const bool packed = models::read_model_config(settings.required_path("model")).layout != nullptr;
+  check_choice(settings, packed);
+  packed || settings.text("quantize") != "none" ? merge_quantized(call, folder) : merge_float(call, folder);
 }
 
 void declare_merge(recipe::OptionTable& table) {
   std::vector<std::string> ways;
   for (const MergeInto way : adapters::kMergeWays) ways.push_back(adapters::merge_into_name(way));
   declare_single_model(table);
-  table.add({.name = "into",
-             .kind = recipe::OptionKind::kChoice,
-             .help =
-                 "With --quantize, what the adapter becomes part of: the folder's own weights; what the codes stand "
-                 "for; or that sum, quantized again.",
-             .words = ways,
-             .flag_only = true});
+  table.add(
+      {.name = "into",
+       .kind = recipe::OptionKind::kChoice,
+       .help = "With --quantize, or of a folder of packed weights, what the adapter becomes part of: the folder's own "
+               "weights; what the codes stand for; or that sum, quantized again.",
+       .words = ways,
+       .flag_only = true});
   declare_output_folder(table);
 }
 

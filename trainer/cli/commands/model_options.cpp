@@ -5,7 +5,8 @@
 
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
-#include "modules/quantization/quantized_weight.h"
+#include "modules/precision/contract_modules.h"
+#include "modules/quantization/quantized_formats.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::cli {
@@ -70,7 +71,7 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.dtype_source = "--dtype";
   request.device = *settings.device("device");
   const std::string& format = settings.text("quantize");
-  if (format != "none") request.quantize = {kernels::format_named(format), "--quantize"};
+  if (format != "none") request.packing = precision::pack_all(kernels::format_named(format), "--quantize");
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
 }
@@ -88,6 +89,16 @@ std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings
   return loaded;
 }
 
+namespace {
+std::map<std::string, int64_t> packed_counts(const models::Transformer& model) {
+  std::map<std::string, int64_t> counts;
+  for (const auto& module : precision::contract_modules(model)) {
+    for (const auto& [name, weight] : module->packed_weights()) ++counts[kernels::format_name(weight.format())];
+  }
+  return counts;
+}
+}  // namespace
+
 void report_load(const models::BuiltModel& built, Console& console) {
   const models::LoadReport& report = built.report;
   for (const std::string& note : report.notes) console.warning(note);
@@ -95,9 +106,8 @@ void report_load(const models::BuiltModel& built, Console& console) {
     console.note(fmt::format("{} tensors were converted to {} at loading", report.cast_tensors,
                              precision::dtype_name(built.policy->stream_dtype())));
   }
-  if (report.quantized_tensors > 0) {
-    console.note(fmt::format("{} linear weights were quantized to {}", report.quantized_tensors,
-                             kernels::format_name(built.policy->quantization()->format)));
+  for (const auto& [format, count] : packed_counts(*built.model)) {
+    console.note(fmt::format("{} linear weights were quantized to {}", count, format));
   }
   if (!report.ignored.empty()) {
     console.note(fmt::format("left aside, of no use to a {} model: {}", built.config.architecture.family,

@@ -1,29 +1,35 @@
-// The frozen weight of a linear module in 8 or 4 bits: the packed tensors of one kernels::QuantizedMatrix on one
+// A frozen weight matrix in 8 or 4 bits a value: the packed tensors ("parts") of one kernels::QuantizedMatrix on one
 // device. It owns every byte that stands for the weight; nothing of it is a parameter, and no float copy is kept.
+// Copies share the parts.
 #pragma once
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/quantized/quantized_matrix.h"
-#include "modules/named_kind.h"
 
-namespace limbeck::quantization {
+namespace limbeck::precision {
 
-const std::vector<NamedKind>& quantized_formats();
-
-class QuantizedWeight {
+class PackedWeight {
  public:
   // Uninitialised: to be replaced when weights are read, or left so on meta.
-  QuantizedWeight(kernels::QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device);
+  PackedWeight(kernels::QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device);
   // Quantized from a float matrix on the CPU, then placed on `device`.
-  QuantizedWeight(const at::Tensor& weight, kernels::QuantizedFormat format, c10::Device device);
+  PackedWeight(const at::Tensor& weight, kernels::QuantizedFormat format, c10::Device device);
 
   const kernels::QuantizedMatrix& matrix() const { return matrix_; }
   kernels::QuantizedFormat format() const { return matrix_.format; }
+  // By their names in the format: "codes", "scales", …
+  std::vector<std::pair<std::string, at::Tensor>> parts() const;
+  // What rows of codes stand for, float32 [count, columns]. Meant for some rows at a time.
+  at::Tensor rows(int64_t row, int64_t count) const { return kernels::dequantize_rows(matrix_, row, count); }
+  // The same on another device.
+  PackedWeight on(c10::Device device) const;
   // Numbers that it stands for, and the bytes that it takes.
   int64_t values() const { return matrix_.rows * matrix_.columns; }
   int64_t bytes() const;
-  bool operator==(const QuantizedWeight& other) const;
+  bool same_form(const PackedWeight& other) const;  // format and shape
+  bool operator==(const PackedWeight& other) const;
 
   // Where its parts break what a weight of this format, shape and device consists of; one line each, without the place.
   std::vector<std::string> violations(kernels::QuantizedFormat format, int64_t rows, int64_t columns,
@@ -33,4 +39,4 @@ class QuantizedWeight {
   kernels::QuantizedMatrix matrix_;
 };
 
-}  // namespace limbeck::quantization
+}  // namespace limbeck::precision

@@ -1,4 +1,4 @@
-#include "modules/quantization/quantized_weight.h"
+#include "modules/precision/packed_weight.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -7,49 +7,56 @@
 
 #include "modules/precision/casts.h"
 
-namespace limbeck::quantization {
-
-const std::vector<NamedKind>& quantized_formats() {
-  using kernels::format_name, kernels::QuantizedFormat;
-  static const std::vector<NamedKind> formats = {
-      {format_name(QuantizedFormat::kInt8), "8 bits and a scale for each row"},
-      {format_name(QuantizedFormat::kInt4), "4 bits, a scale and an offset for each 128 neighbours of a row"},
-      {format_name(QuantizedFormat::kNf4),
-       "4 bits by quantiles of a normal distribution, a scale for each 64 values; as bitsandbytes has it"},
-      {format_name(QuantizedFormat::kNf4Double), "nf4 with its scales in 8 bits"}};
-  return formats;
-}
+namespace limbeck::precision {
 
 using kernels::QuantizedFormat;
 
-QuantizedWeight::QuantizedWeight(QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device)
+PackedWeight::PackedWeight(QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device)
     : matrix_{format, rows, columns, {}} {
   for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, columns))
     matrix_.parts.push_back(at::empty(part.shape, at::TensorOptions().dtype(part.dtype).device(device)));
 }
 
-QuantizedWeight::QuantizedWeight(const at::Tensor& weight, QuantizedFormat format, c10::Device device) {
+PackedWeight::PackedWeight(const at::Tensor& weight, QuantizedFormat format, c10::Device device) {
   const at::NoGradGuard no_gradient;
   matrix_ = kernels::quantize(weight.detach(), format);
-  for (at::Tensor& part : matrix_.parts) part = precision::move(part, device);
+  *this = on(device);
 }
 
-int64_t QuantizedWeight::bytes() const {
+PackedWeight PackedWeight::on(c10::Device device) const {
+  PackedWeight moved = *this;
+  for (at::Tensor& part : moved.matrix_.parts) part = move(part, device);
+  return moved;
+}
+
+int64_t PackedWeight::bytes() const {
   int64_t bytes = 0;
   for (const at::Tensor& part : matrix_.parts) bytes += static_cast<int64_t>(part.nbytes());
   return bytes;
 }
 
-bool QuantizedWeight::operator==(const QuantizedWeight& other) const {
+std::vector<std::pair<std::string, at::Tensor>> PackedWeight::parts() const {
+  const auto names = kernels::parts_of(matrix_.format, matrix_.rows, matrix_.columns);
+  std::vector<std::pair<std::string, at::Tensor>> found;
+  for (size_t i = 0; i < names.size(); ++i) found.emplace_back(names[i].name, matrix_.parts[i]);
+  return found;
+}
+
+bool PackedWeight::same_form(const PackedWeight& other) const {
+  return matrix_.format == other.matrix_.format && matrix_.rows == other.matrix_.rows &&
+         matrix_.columns == other.matrix_.columns;
+}
+
+bool PackedWeight::operator==(const PackedWeight& other) const {
   const auto &own = matrix_.parts, &theirs = other.matrix_.parts;
-  if (format() != other.format() || own.size() != theirs.size()) return false;
+  if (!same_form(other) || own.size() != theirs.size()) return false;
   for (size_t i = 0; i < own.size(); ++i) {
     if (own[i].sizes() != theirs[i].sizes() || !own[i].equal(theirs[i])) return false;
   }
   return true;
 }
 
-std::vector<std::string> QuantizedWeight::violations(QuantizedFormat format, int64_t rows, int64_t columns,
+std::vector<std::string> PackedWeight::violations(QuantizedFormat format, int64_t rows, int64_t columns,
                                                      c10::Device device) const {
   const auto wanted = kernels::parts_of(format, rows, columns);
   if (matrix_.format != format || matrix_.parts.size() != wanted.size()) {
@@ -73,4 +80,4 @@ std::vector<std::string> QuantizedWeight::violations(QuantizedFormat format, int
   return found;
 }
 
-}  // namespace limbeck::quantization
+}  // namespace limbeck::precision

@@ -1,0 +1,48 @@
+// How packed weights lie in a folder of safetensors: what config.json's quantization_config says of them, and which
+// tensors stand for each. One class for each layout that other programs read and write. Names are the checkpoint's
+// ("model.layers.0.mlp.up_proj.weight").
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "modules/io/json_file.h"
+#include "modules/io/safetensors.h"
+#include "modules/precision/packed_weight.h"
+
+namespace limbeck::quantization {
+
+class FolderLayout {
+ public:
+  virtual ~FolderLayout() = default;
+
+  // The word for it in quantization_config.quant_method.
+  virtual const char* name() const = 0;
+  // What the weight is stored in as config.json has it, without a look at the files; none: plainly.
+  virtual std::optional<kernels::QuantizedFormat> format_of(const std::string& weight) const = 0;
+  // The tensors of the folder that stand for it; empty: it is stored plainly there, or not at all.
+  virtual std::vector<std::string> tensors_of(const io::WeightsFolder& folder, const std::string& weight) const = 0;
+  // On the CPU. WeightsError where its tensors are not those of a matrix of this size.
+  virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
+                                       int64_t columns) const = 0;
+
+  // To write: the tensors that stand for a weight of a format in formats(), whose activations are of `dtype`.
+  virtual std::vector<kernels::QuantizedFormat> formats() const = 0;
+  virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,
+                                   at::ScalarType dtype) const = 0;
+  // quantization_config of a folder whose weights are all in `format` but for those of the modules `plain`.
+  virtual nlohmann::json config(kernels::QuantizedFormat format, const std::vector<std::string>& plain,
+                                at::ScalarType dtype) const = 0;
+};
+
+// As quantization_config of a config.json has it; null without one. WeightsError for a layout that is not known.
+std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config);
+// The one in which others read this format; null: none is written yet.
+std::shared_ptr<const FolderLayout> layout_for(kernels::QuantizedFormat format);
+
+// bitsandbytes' nf4, with plain or quantized scales; read from `quantization` (quantization_config), or to write.
+std::shared_ptr<const FolderLayout> bitsandbytes_layout(const io::JsonFile& quantization);
+std::shared_ptr<const FolderLayout> bitsandbytes_layout();
+
+}  // namespace limbeck::quantization
