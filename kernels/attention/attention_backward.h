@@ -244,7 +244,7 @@ class BackwardRun {
         const int32_t theirs = s_.segments_k[b_ * s_.keys + key];
         sees = sees & (load_ints<Acc>(segment_ + i) == splat_int<Acc>(theirs)) & (splat_int<Acc>(theirs) != 0);
       }
-      const Vec<Acc> probability = sees ? exp_negative(over) : Vec<Acc>{};
+      const Vec<Acc> probability = sees ? exp_of_nonpositive(over) : Vec<Acc>{};
       store(p, probability);
       store(ds, sees ? probability * (load(ds) - load(delta_ + i)) * slope : Vec<Acc>{});
     }
