@@ -234,7 +234,8 @@ class BackwardRun {
       Vec<Acc> over = score - load(lse_ + i), slope = scale;  // the logarithm of the probability
       if constexpr (Capped) {
         const Vec<Acc> t = tanh_of(score / cap);
-        over = fused(t, splat(cap), -load(lse_ + i));
+        // Of float64 the capped score is rounded first: the bits that gradients have always had.
+        over = sizeof(Acc) == 4 ? fused(t, splat(cap), -load(lse_ + i)) : t * cap - load(lse_ + i);
         slope = scale * fused(-t, t, splat(Acc{1}));
       }
       const auto index = splat_int<Acc>(key);
@@ -243,7 +244,7 @@ class BackwardRun {
         const int32_t theirs = s_.segments_k[b_ * s_.keys + key];
         sees = sees & (load_ints<Acc>(segment_ + i) == splat_int<Acc>(theirs)) & (splat_int<Acc>(theirs) != 0);
       }
-      const Vec<Acc> probability = sees ? exp_negative(over) : Vec<Acc>{};
+      const Vec<Acc> probability = sees ? exp_of_nonpositive(over) : Vec<Acc>{};
       store(p, probability);
       store(ds, sees ? probability * (load(ds) - load(delta_ + i)) * slope : Vec<Acc>{});
     }

@@ -153,12 +153,12 @@ class ForwardRun {
     for (int64_t p = first_panel; p < last_panel; ++p) {
       for (int64_t half = 0; half < 2; ++half) {
         Acc* at = scores + p * kRows * width + half * lanes;
-        const Vec<Acc> e = exp_negative(load(at) - base);
+        const Vec<Acc> e = exp_of_nonpositive(load(at) - base);
         store(at, e);
         sum += e;
       }
     }
-    const Acc shrink = now == before ? Acc{1} : exp_negative(splat(before - base))[0];
+    const Acc shrink = now == before ? Acc{1} : exp_of_nonpositive(splat(before - base))[0];
     sum_[row] = fused(splat(sum_[row]), splat(shrink), splat(total<Acc>(sum)))[0];
     max_[row] = now;
     if (now == before) return;

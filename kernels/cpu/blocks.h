@@ -2,7 +2,7 @@
 // lanes is 16 on every machine, and products are fused with sums in exp_of_nonpositive and reciprocal_of_one_plus
 // alone, so all else has the same bits on all instruction sets.
 #pragma once
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/elementary.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
@@ -69,31 +69,15 @@ LIMBECK_INLINE S sum_of_lanes(const Block<S>& a) {
   return lane[0];
 }
 
-// exp(a) for a <= 0, within 2 units in the last place; 0 below -87, where results turn subnormal. For NaN anything may
-// come out: the gated formulas multiply by the NaN itself.
+// For NaN anything may come out: the gated formulas multiply by the NaN itself.
 LIMBECK_INLINE Block<float> exp_of_nonpositive(Block<float> a) {
   for (int k = 0; k < Block<float>::kParts; ++k) {
-    const F32 x = a.part[k];
-    // n = round(x / ln 2): adding 1.5 * 2^23 leaves n in the low bits of the sum.
-    const F32 shifted = fused(x, splat(1.44269504088896f), splat(12582912.0f));
-    const F32 n = shifted - 12582912.0f;
-    const F32 r = fused(n, splat(2.12194440e-4f), fused(n, splat(-0.693359375f), x));  // ln 2 in two parts
-    // exp(r) = 1 + r + r^2 p(r), p fitted to the least greatest relative error on |r| <= ln 2 / 2: 3e-9.
-    F32 p = fused(r, splat(0.00138145394f), splat(0.00836874545f));
-    p = fused(p, r, splat(0.0416683890f));
-    p = fused(p, r, splat(0.166665211f));
-    p = fused(p, r, splat(0.49999994f));
-    p = fused(fused(p, r, splat(1.0f)), r, splat(1.0f));
-    const F32 scaled = (F32)((U32)p + ((U32)shifted << 23));
-    a.part[k] = x < -87.0f ? F32{} : scaled;
+    a.part[k] = a.part[k] < -87.0f ? F32{} : exp_within_bounds(a.part[k]);
   }
   return a;
 }
-
 LIMBECK_INLINE Block<double> exp_of_nonpositive(Block<double> a) {
-  for (int k = 0; k < Block<double>::kParts; ++k) {
-    for (int j = 0; j < Block<double>::kPerPart; ++j) a.part[k][j] = __builtin_exp(a.part[k][j]);
-  }
+  for (int k = 0; k < Block<double>::kParts; ++k) a.part[k] = exp_of_nonpositive(a.part[k]);
   return a;
 }
 

@@ -45,6 +45,16 @@ constexpr DivergenceKind with_roles_exchanged(DivergenceKind kind) {
   }
 }
 
+// A skew divergence whose mixture is the other distribution alone is the plain one. Its own formula would divide by the
+// quotient of the two, which rounds to 0 where the other gives an id no mass.
+constexpr DivergenceKind without_empty_share(DivergenceKind kind) {
+  if (kind.mix == 0.0 && kind.divergence == Divergence::kSkewForwardKl) return {Divergence::kForwardKl, kind.mix};
+  if (kind.mix == 0.0 && kind.divergence == Divergence::kSkewReverseKl) return {Divergence::kReverseKl, kind.mix};
+  return kind;
+}
+inline constexpr double kLeastSkew = 1e-4;  // of less than this, float32's rounding of 1 - mix is a part that counts
+constexpr bool is_skew_share(double mix) { return mix == 0.0 || (mix >= kLeastSkew && mix < 1.0); }
+
 template <Divergence Kind>
 struct DivergenceTag {
   static constexpr Divergence kKind = Kind;

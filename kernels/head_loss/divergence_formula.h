@@ -78,11 +78,11 @@ LIMBECK_FORMULA DivergenceTerms<Ops> divergence_terms(const typename Ops::Value&
     return {mix * of_teacher.value + (one - mix) * of_student.value, (mix - one) * of_student.log};
   } else if constexpr (Kind == Divergence::kSkewForwardKl) {
     const auto m = mixture_terms<Ops>(p_t, student(), d, one - mix);
-    return {m.value, (one - mix) * m.y / (one + m.y)};
+    return {m.value, m.y / (one + m.y) * (one - mix)};
   } else {
     static_assert(Kind == Divergence::kSkewReverseKl, "a divergence without a formula");
     const auto m = mixture_terms<Ops>(student(), p_t, -d, one - mix);
-    return {m.value, mix * m.y / (one + m.y) - m.log};
+    return {m.value, m.y / (one + m.y) * mix - m.log};
   }
 }
 

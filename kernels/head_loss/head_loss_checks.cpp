@@ -57,7 +57,7 @@ void check_options(const HeadLossOptions& o) {
     check_option(o.mix > 0 && o.mix < 1, "mix", o.mix, "between 0 and 1 (at both ends the divergence is always 0)");
   }
   if (o.divergence == Divergence::kSkewForwardKl || o.divergence == Divergence::kSkewReverseKl) {
-    check_option(o.mix >= 0 && o.mix < 1, "mix", o.mix, "0 to below 1");
+    check_option(is_skew_share(o.mix), "mix", o.mix, "0, or 0.0001 to below 1");
   }
 }
 
@@ -97,6 +97,7 @@ HeadLossOptions check_head_loss(const HeadLossInputs& in, const HeadLossOptions&
   TORCH_CHECK(in.labels || o.divergence != Divergence::kNone,
               "[head_loss] neither a divergence nor labels came, wanted one of them");
   check_options(o);
+  o.divergence = without_empty_share({o.divergence, o.mix}).divergence;
   const auto rows = in.student_weight.sym_size(0);
   TORCH_CHECK(o.vocabulary >= 0 && rows >= o.vocabulary && rows > 0, "[head_loss] vocabulary is ", o.vocabulary,
               ", wanted 0 (all) to the rows of student_weight ", described(in.student_weight));

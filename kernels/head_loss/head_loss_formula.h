@@ -40,7 +40,7 @@ LIMBECK_INLINE F exponential_rest(F x) {
 LIMBECK_INLINE F exponential_minus_one(F x) {
   x = x > 80.0f ? splat(80.0f) : x;
   const F small = fused(x * x, exponential_rest(x), x);
-  const F e = exp_negative(-absolute(x));
+  const F e = exp_of_nonpositive(-absolute(x));
   const F far = (x > 0.0f ? 1.0f / e : e) - 1.0f;
   return absolute(x) <= 0.5f ? small : far;
 }
@@ -117,11 +117,11 @@ LIMBECK_INLINE Terms logit_terms(F a, F b, const RowLanes& row, float mix, bool 
   Terms t{};
   if constexpr (Kind == Divergence::kNone) return t;
   const F d = Kind == Divergence::kLogitMse ? a - b : (a - b) - row.shift;
-  const F p_t = Kind == Divergence::kLogitMse ? F{} : exp_negative(b - row.teacher_max) * row.teacher_inverse;
+  const F p_t = Kind == Divergence::kLogitMse ? F{} : exp_of_nonpositive(b - row.teacher_max) * row.teacher_inverse;
   bool has_student = false;
   const auto student = [&]() {
     has_student = true;
-    return t.student = exp_negative(a - row.student_max) * row.student_inverse;
+    return t.student = exp_of_nonpositive(a - row.student_max) * row.student_inverse;
   };
   const auto of_kind = divergence_terms<Kind, VectorOps>(d, p_t, mix, student);
   t.value = of_kind.value;

@@ -42,11 +42,11 @@ inline void tile_statistics(const HeadFormula& f, const float* student, const fl
       for (int64_t v = block; v < std::min(block + kColumns, columns); ++v) {
         const F u = plain_logit(load(student + v * kHeadBlock + j), f.student_scale, f.student_cap, &slope);
         if (f.has_softmax) {
-          part_s += exp_negative(tempered_logit(u, f, &slope) - highest_s);
+          part_s += exp_of_nonpositive(tempered_logit(u, f, &slope) - highest_s);
           const F w = plain_logit(load(teacher + v * kHeadBlock + j), f.teacher_scale, f.teacher_cap, &slope);
-          part_t += exp_negative(tempered_logit(w, f, &slope) - highest_t);
+          part_t += exp_of_nonpositive(tempered_logit(w, f, &slope) - highest_t);
         }
-        if (plain_softmax) part_p += exp_negative(u - highest_p);
+        if (plain_softmax) part_p += exp_of_nonpositive(u - highest_p);
         if (f.has_ce) {
           part_total += u;
           label_logit = label == static_cast<int32_t>(v) ? u : label_logit;
@@ -79,8 +79,8 @@ inline void merge_statistics(const float* tile, HeadRunning& all) {
     const float *sum = max + kHeadBlock, *lost = sum + kHeadBlock;
     for (int64_t j = 0; j < kHeadBlock; j += kLanes<float>) {
       const F before = load(all.max[which] + j), other = load(max + j), now = larger(before, other);
-      store(mine + j, exp_negative(before - now));
-      store(theirs + j, exp_negative(other - now));
+      store(mine + j, exp_of_nonpositive(before - now));
+      store(theirs + j, exp_of_nonpositive(other - now));
       store(all.max[which] + j, now);
     }
     for (int64_t i = 0; i < kHeadBlock; ++i) {
@@ -177,7 +177,7 @@ LIMBECK_INLINE void block_terms(const HeadFormula& f, const HeadChunk& chunk, in
     if constexpr (Gradient) {
       F g = Kind == Divergence::kNone ? F{} : slope * (weight * t.gradient);
       if (with_ce) {
-        const F p = f.ce_shares ? t.student : exp_negative(u - plain_max) * plain_inverse;
+        const F p = f.ce_shares ? t.student : exp_of_nonpositive(u - plain_max) * plain_inverse;
         g += ce_weight * (p - (label == static_cast<int32_t>(v) ? label_share : even_share));
       }
       g *= plain_slope;

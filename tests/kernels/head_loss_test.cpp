@@ -11,6 +11,7 @@
 #include <functional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "kernels/head_loss/head_loss_cpu.h"
 #include "support/cpu_memory.h"
@@ -138,6 +139,22 @@ TEST(HeadLoss, cpu_DistantDistributionsStayFinite) {
     EXPECT_LE(relative_distance(got.loss, want.loss), 1e-5) << divergence_text(divergence);
     EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), 1e-4) << divergence_text(divergence);
     EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << divergence_text(divergence);
+  }
+}
+
+// Of a mixture that is the other distribution alone, m / p rounds to 0 where the other gives an id no mass.
+TEST(HeadLoss, cpu_ASkewWithoutAShareIsThePlainDivergence) {
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    const auto c = head_case(40, 300, 16, /*size=*/60.0, /*noise=*/90.0, dtype, dtype);
+    for (const auto& [skew, plain] : {std::pair(Divergence::kSkewForwardKl, Divergence::kForwardKl),
+                                      std::pair(Divergence::kSkewReverseKl, Divergence::kReverseKl)}) {
+      const auto got = fused_head_loss(c, {.divergence = skew, .mix = 0.0, .vocabulary = 300});
+      const auto want = fused_head_loss(c, {.divergence = plain, .vocabulary = 300});
+      EXPECT_TRUE(at::isfinite(got.hidden_gradient).all().item<bool>()) << divergence_text(skew);
+      expect_same_bits(got.divergence, want.divergence, divergence_text(skew));
+      expect_same_bits(got.hidden_gradient, want.hidden_gradient, divergence_text(skew));
+      expect_same_bits(got.weight_gradient, want.weight_gradient, divergence_text(skew));
+    }
   }
 }
 
@@ -404,6 +421,10 @@ TEST(HeadLoss, cpu_RefusesWhatDoesNotFit) {
   expect_refused([](auto&, HeadLossOptions& o) { o.temperature = 0.0; }, "temperature is 0", "more than 0");
   expect_refused([](auto&, HeadLossOptions& o) { o.divergence = Divergence::kJensenShannon, o.mix = 1.0; }, "mix is 1",
                  "between 0 and 1");
+  for (const auto skew : {Divergence::kSkewForwardKl, Divergence::kSkewReverseKl}) {
+    expect_refused([skew](auto&, HeadLossOptions& o) { o.divergence = skew, o.mix = 1e-5; }, "mix is 1e-05",
+                   "wanted 0, or 0.0001 to below 1");
+  }
   expect_refused([](HeadCase& c, HeadLossOptions& o) { o.divergence = Divergence::kNone, c.labels.reset(); }, "neither",
                  "wanted one of them");
 }

@@ -7,7 +7,10 @@
 
 #include <cmath>
 #include <iostream>
+#include <string>
+#include <utility>
 
+#include "modules/errors.h"
 #include "tests/trainer/textbook_divergences.h"
 #include "trainer/objective/head/head_terms.h"
 
@@ -241,6 +244,29 @@ TEST(Divergence, IsNeverNegativeAndZeroForEqualHeads) {
           EXPECT_EQ(values.max().item<double>(), 0.0) << name;
         }
       }
+    }
+  }
+}
+
+TEST(Divergence, SkewWithoutAShareIsThePlainOne) {
+  at::manual_seed(5);
+  const at::Tensor zt = at::randn({6, 33}) * 60;
+  for (const auto& [skew, plain] :
+       {std::pair("skew_forward_kl", "forward_kl"), std::pair("skew_reverse_kl", "reverse_kl")}) {
+    const auto gradient = [&, zs = at::randn({6, 33}) * 60](const Divergence& divergence) {
+      const at::Tensor student = zs.detach().clone().requires_grad_();
+      divergence.rows(student, zt).sum().backward();
+      return student.grad();
+    };
+    const at::Tensor got = gradient(test::divergence_named(skew, "[objective]\nskew = 0\n"));
+    EXPECT_TRUE(at::isfinite(got).all().item<bool>()) << skew;
+    EXPECT_TRUE(at::equal(got, gradient(divergence_for(plain)))) << skew;
+    try {
+      test::divergence_named(skew, "[objective]\nskew = 1e-5\n");
+      FAIL() << skew;
+    } catch (const UsageError& error) {
+      EXPECT_NE(std::string(error.what()).find("set it 0, or from 0.0001 to below 1"), std::string::npos)
+          << error.what();
     }
   }
 }

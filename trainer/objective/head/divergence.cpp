@@ -169,7 +169,12 @@ DivergenceFactory mixed(Fused divergence, const std::string& key) {
                                    settings.where(key),
                                    divergence == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
-    return summed({divergence, share});
+    if (divergence != Fused::kJensenShannon && !kernels::is_skew_share(share)) {
+      throw UsageError(fmt::format(
+          "{} = {} {}: float32 does not resolve so small a share of a mixture; set it 0, or from {} to below 1", key,
+          share, settings.where(key), kernels::kLeastSkew));
+    }
+    return summed(kernels::without_empty_share({divergence, share}));
   };
 }
 
