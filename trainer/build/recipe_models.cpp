@@ -5,7 +5,7 @@
 #include "modules/errors.h"
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
-#include "trainer/build/recipe_adapter.h"
+#include "trainer/build/adapter_options.h"
 
 namespace limbeck::build {
 

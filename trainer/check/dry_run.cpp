@@ -13,7 +13,7 @@
 #include "trainer/build/model_sharing.h"
 #include "trainer/build/recipe_pair.h"
 #include "trainer/checkpoint/async_saver.h"
-#include "trainer/data/data_source.h"
+#include "trainer/data/data_request.h"
 #include "trainer/parallel/parallel_options.h"
 #include "trainer/session/micro_batch_division.h"
 #include "trainer/session/run_state.h"
@@ -62,15 +62,15 @@ struct Rehearsal {
 
 // A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
 // follows data.packing and the student's head.
-data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& objective, bool two_streams) {
+data::Batch loaded_batch(const data::DataRequest& shape, const Distillation& objective, bool two_streams) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCPU);
-  const int64_t rows = settings.integer("data.batch_size"), length = settings.integer("data.sequence_length");
+  const int64_t rows = shape.batch_size, length = shape.sequence_length;
   auto stream = [&] {
     data::TokenStream tokens;
     tokens.ids = at::zeros({rows, length}, options);
     tokens.labels = at::zeros({rows, length}, options);
-    tokens.masked = settings.text("data.masking") != "none";
-    const bool packed = settings.text("data.packing") == "packed";
+    tokens.masked = shape.masking.unit != data::MaskUnit::kNone;
+    const bool packed = shape.packing == data::Packing::kPacked;
     (packed ? tokens.document_ids : tokens.attention_mask) = at::ones({rows, length}, options);
     return tokens;
   };
@@ -88,7 +88,8 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
 // GPU, because meta is no less another device than the CPU.
 std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Rehearsal& run, int64_t count,
                                            const Tamper& tamper) {
-  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, run.objective, run.two_streams); }, 0, count,
+  const data::DataRequest shape = data::data_shape(settings);
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(shape, run.objective, run.two_streams); }, 0, count,
                               /*depth=*/0, run.objective.device());
   std::vector<data::Batch> batches;
   for (int64_t i = 0; i < count; ++i) {

@@ -5,7 +5,7 @@
 #include "modules/adapters/folder/peft_folder.h"
 #include "modules/io/folder_in_place.h"
 #include "modules/models/weights/save_model.h"
-#include "trainer/build/recipe_adapter.h"
+#include "trainer/build/adapter_options.h"
 #include "trainer/objective/projector_file.h"
 
 namespace limbeck::session {
