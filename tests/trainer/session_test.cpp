@@ -7,6 +7,8 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <exception>
+#include <functional>
 
 #include "modules/memory/host_memory.h"
 #include "modules/models/weights/save_model.h"
@@ -115,34 +117,49 @@ Process process_now() {
   return now;
 }
 
+// Everything that `work` writes to the two standard streams; a test that fails inside is still heard.
+std::string said_by(const std::function<void()>& work) {
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  std::exception_ptr thrown;
+  try {
+    work();
+  } catch (...) {
+    thrown = std::current_exception();
+  }
+  std::string said = testing::internal::GetCapturedStdout();
+  said += testing::internal::GetCapturedStderr();
+  if (thrown) std::rethrow_exception(thrown);
+  return said;
+}
+
 TEST(Session, BuildsStepsEvaluatesSavesAndGoesOnWithoutAWordOrATraceInTheProcess) {
   const test::TemporaryFolder folder;
   const recipe::Settings settings = test::settings_of(recipe_of());
   const auto ranks = parallel::make_solo();
   const Process before = process_now();
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
   Driven whole, resumed;
-  fs::path checkpoint;
-  {
-    Session session(request_of(settings, *ranks));
-    EXPECT_EQ(session.total_steps(), kSteps);
-    step(session, 3, whole);
-    session.evaluate();
-    checkpoint = session.save_checkpoint(folder / "checkpoints");
-    session.save_model(folder / "student");
-    step(session, 2, whole);
-    end(session, whole);
-  }
-  SessionRequest again = request_of(settings, *ranks);
-  again.from = checkpoint;
-  Session session(again);
-  EXPECT_EQ(session.steps_done(), 3);
-  resumed.losses.assign(whole.losses.begin(), whole.losses.begin() + 3);
-  step(session, 2, resumed);
-  end(session, resumed);
-  EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
-  EXPECT_EQ(testing::internal::GetCapturedStderr(), "");
+  const std::string said = said_by([&] {
+    fs::path checkpoint;
+    {
+      Session session(request_of(settings, *ranks));
+      EXPECT_EQ(session.total_steps(), kSteps);
+      step(session, 3, whole);
+      session.evaluate();
+      checkpoint = session.save_checkpoint(folder / "checkpoints");
+      session.save_model(folder / "student");
+      step(session, 2, whole);
+      end(session, whole);
+    }
+    SessionRequest again = request_of(settings, *ranks);
+    again.from = checkpoint;
+    Session session(again);
+    EXPECT_EQ(session.steps_done(), 3);
+    resumed.losses.assign(whole.losses.begin(), whole.losses.begin() + 3);
+    step(session, 2, resumed);
+    end(session, resumed);
+  });
+  EXPECT_EQ(said, "");
   EXPECT_TRUE(process_now() == before);
   EXPECT_TRUE(resumed == whole);
   EXPECT_TRUE(whole == driven_alone(recipe_of()));  // what is done between the steps is no part of them
@@ -154,11 +171,8 @@ TEST(Session, GivesTheBitsOfLimbeckTrain) {
   const test::TemporaryFolder folder;
   test::write_bytes(folder / "my.ini", recipe_of());
   const fs::path run = folder / "run";
-  testing::internal::CaptureStdout();
-  const int code = cli::App({"train", (folder / "my.ini").string(), "--quiet", "--run=" + run.string()}).run();
+  said_by([&] { cli::App({"train", (folder / "my.ini").string(), "--quiet", "--run=" + run.string()}).run(); });
   for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) std::signal(signal, SIG_DFL);  // which the command listens to
-  testing::internal::GetCapturedStdout();
-  ASSERT_EQ(code, 0);
   const Driven driven = driven_alone(recipe_of());
   EXPECT_EQ(driven.student, test::read_bytes(run / "final" / "model.safetensors"));
   EXPECT_EQ(driven.projectors, test::read_bytes(run / "final" / "projectors.safetensors"));
