@@ -38,7 +38,7 @@ std::vector<std::string> nearest_names(const std::string& wanted, const std::vec
   if (count == 0) return {};
   using Candidate = std::pair<size_t, std::string>;
   std::vector<Candidate> best;
-  const size_t plausible = wanted.size() / 2 + 1;
+  const size_t plausible = std::max<size_t>(1, wanted.size() / 2);  // more than half of it is no slip
   for (const std::string& name : known) {
     const size_t limit = best.size() < count ? plausible : best.back().first;
     Candidate candidate{edit_distance(wanted, name, limit), name};

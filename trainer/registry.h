@@ -1,5 +1,6 @@
 // Named things a user chooses by name: models, objectives, adapters, quantizers, optimizers. Filled by explicit calls
-// (builtins first, then plug-ins); a name registered twice throws, an unknown name is answered with every known one.
+// (builtins first, then plug-ins); a name registered twice throws, an unknown name is answered with the nearest and
+// every known one.
 #pragma once
 #include <fmt/format.h>
 
@@ -64,9 +65,8 @@ class Registry : public NameList {
       if (entry.name == name) return product;
       known.push_back(entry.name);
     }
-    throw UsageError(fmt::format("{}: {} is unknown, wanted {}; 'limbeck list {}' shows them", kind(),
-                                 recipe::shown(name),
-                                 known.empty() ? "nothing: none is registered yet" : recipe::any_of(known), kind()));
+    throw UsageError(fmt::format("{}: {} is unknown: {}; 'limbeck list {}' shows them", kind(), recipe::shown(name),
+                                 known.empty() ? "none is registered yet" : recipe::wanted_of(name, known), kind()));
   }
 
   std::vector<Entry> entries() const override {

@@ -41,7 +41,8 @@ class Descriptor {
 // Absent is the model's fault (4); a file that is there and cannot be had is the machine's (6).
 [[noreturn]] void fail_open(const fs::path& path, int error) {
   if (error == ENOENT || error == ENOTDIR) throw WeightsError(path.string() + ": no such file");
-  throw IoError(path.string() + ": cannot be opened: " + std::strerror(error));
+  throw IoError(path.string() + ": cannot be opened: " + std::strerror(error) +
+                (error == EMFILE ? ": raise the limit (ulimit -n)" : ""));
 }
 
 [[noreturn]] void refuse_kind(const fs::path& path, mode_t mode) {

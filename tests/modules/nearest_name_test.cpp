@@ -22,6 +22,8 @@ TEST(NearestNames, CountsASwapOfNeighboursAsOne) {
 
 TEST(NearestNames, LeavesOutTheImplausible) {
   EXPECT_EQ(nearest_names("dtype", {"completely_different", "zzzzz"}, 3), Names{});
+  EXPECT_EQ(nearest_names("int3", {"auto"}, 3), Names{});
+  EXPECT_EQ(nearest_names("mse", {"ce", "kd"}, 3), Names{});
   EXPECT_EQ(nearest_names("dtype", {}, 3), Names{});
   EXPECT_EQ(nearest_names("dtype", {"dtype"}, 0), Names{});
 }

@@ -6,7 +6,7 @@
 namespace own {
 
 limbeck::objective::DivergenceFactory brier() {
-  return [](const limbeck::recipe::Settings&) {
+  return [](const limbeck::objective::DivergenceOptions&) {
     return limbeck::objective::Divergence{.rows = [](const at::Tensor& student_nv, const at::Tensor& teacher_nv) {
       return (student_nv.softmax(-1) - teacher_nv.softmax(-1)).square().sum(-1);
     }};

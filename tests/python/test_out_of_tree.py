@@ -196,12 +196,12 @@ def test_list_shows_what_it_registers_and_without_it_names_are_refused(work):
     with pytest.raises(LimbeckError, match="adapter.kind = row_gain"):
         work.limbeck.run("check", str(recipe))
     said = work.refused("check", recipe, "--adapter.kind=row_gian")
-    assert "--adapter.kind=row_gian: wanted none, lora, dora, ia3, npt, row_gain or bottleneck" in said
+    assert "--adapter.kind=row_gian: did you mean row_gain? wanted none, lora, dora, ia3, npt, row_gain or bottleneck" in said
     said = work.refused("check", work.recipe("near", **(OWN | dict(student__model=near))))
     assert '"architectures" = ShortConvForCausaLM is not supported: did you mean ShortConvForCausalLM? wanted one of' in said
     with pytest.raises(LimbeckError, match="ShortConvForCausalLM is not supported.*--plugin"):
         work.limbeck.run("check", str(work.recipe("bare", adapter__kind="none")))
-    with pytest.raises(LimbeckError, match="objectives: brier is unknown, wanted forward_kl, "):
+    with pytest.raises(LimbeckError, match="objectives: brier is unknown: wanted forward_kl, "):
         work.limbeck.run("check", str(work.recipe("objective", objective__divergence="brier", teacher__model=None, teacher__kind="self", student__model=llama(work))))
 
 

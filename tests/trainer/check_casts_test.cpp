@@ -14,7 +14,7 @@
 #include "trainer/build/model_sharing.h"
 #include "trainer/build/recipe_pair.h"
 #include "trainer/check/dry_run.h"
-#include "trainer/loop/update.h"
+#include "trainer/session/update.h"
 
 namespace limbeck::check {
 namespace {
@@ -92,11 +92,11 @@ RealStep real_update(const recipe::Settings& settings) {
   const auto ranks = parallel::make_solo();
   const auto optimizer = build::make_optimizer(settings, objective, *ranks, 1, 1000);
   const std::vector<data::Batch> batches = {test::random_batch({.rows = 3, .length = 10}, 3)};
-  const auto progress = loop::update_progress(batches, 0, 1000, optimizer->loss_scale());
+  const auto progress = session::update_progress(batches, 0, 1000, optimizer->loss_scale());
   RealStep step;
   precision::CastLog log;
   SeenCasts seen;
-  loop::run_update(objective, *optimizer, batches, progress, *ranks);
+  session::run_update(objective, *optimizer, batches, progress, *ranks);
   step.named = log.casts();
   step.seen = seen.seen;
   return step;

@@ -16,8 +16,8 @@ namespace {
 TEST(GlooRanks, EveryOperationGivesWhatOneProcessGives) {
   for (const int size : {2, 3, 4}) {
     const auto thrown = test::run_gloo_ranks(size, [](std::unique_ptr<Communicator> ranks, const Meeting&) {
-      const auto name = ranks->line("another");
-      for (Communicator* line : {ranks.get(), name.get()}) {
+      const auto name = ranks->line("another"), again = ranks->line("another");
+      for (Communicator* line : {ranks.get(), name.get(), again.get()}) {
         const std::string wrong = test::wrong_operation(*line, at::kCPU);
         EXPECT_EQ(wrong, "");
       }

@@ -10,6 +10,8 @@
 
 #include "tests/modules/weights_files.h"
 #include "tests/support/token_shards.h"
+#include "tests/trainer/message_of.h"
+#include "trainer/cli/app.h"
 #include "trainer/data/data_request.h"
 #include "trainer/recipe/recipe_options.h"
 
@@ -249,7 +251,8 @@ TEST(DataSource, BatchesOfManyThreadsAreThoseOfOne) {
   for (size_t i = 0; i < 60; ++i) EXPECT_TRUE(alone[i].equal(together[i])) << i;
 }
 
-TEST(DataSource, OpensMoreShardsThanTheProcessMayOpenFilesAtFirst) {
+// The limit is the process's: a source refuses, and says what to type; the program asks for what it may have.
+TEST(DataSource, LeavesTheLimitOfOpenFilesToTheProgram) {
   const TemporaryFolder folder;
   TokenSet set;
   for (int32_t i = 0; i < 70; ++i) set.shards.push_back({{{i, i, i, i}}});
@@ -258,8 +261,17 @@ TEST(DataSource, OpensMoreShardsThanTheProcessMayOpenFilesAtFirst) {
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
   low = {64, before.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &low), 0);
+  const std::string refused = message_of([&] { DataSource(request_of(folder, Packing::kPacked, 1, 4)); });
+  rlimit after{};
+  EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &after), 0);
+  EXPECT_EQ(after.rlim_cur, 64U);
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(cli::App({"verify", folder.path().string()}).run(), 0);
+  const std::string out = testing::internal::GetCapturedStdout();
   EXPECT_EQ(DataSource(request_of(folder, Packing::kPacked, 1, 4)).samples(), 70);
   EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_NE(refused.find("Too many open files: raise the limit (ulimit -n)"), refused.npos) << refused;
+  EXPECT_NE(out.find("70"), out.npos) << out;
 }
 
 TEST(DataSource, TrainingDropsTheRestOfAnEpochAndEvaluationDoesNot) {

@@ -6,9 +6,10 @@
 
 LIMBECK_PLUGIN(host) {
   using limbeck::objective::Divergence;
-  host.add_objective("absolute_error", "mean absolute difference of the logits", [](const limbeck::recipe::Settings&) {
-    return Divergence{.rows = [](const at::Tensor& student_nv,
-                                 const at::Tensor& teacher_nv) { return (student_nv - teacher_nv).abs().mean(-1); },
-                      .tempered = false};
-  });
+  host.add_objective(
+      "absolute_error", "mean absolute difference of the logits", [](const limbeck::objective::DivergenceOptions&) {
+        return Divergence{.rows = [](const at::Tensor& student_nv,
+                                     const at::Tensor& teacher_nv) { return (student_nv - teacher_nv).abs().mean(-1); },
+                          .tempered = false};
+      });
 }

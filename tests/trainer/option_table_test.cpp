@@ -115,7 +115,7 @@ TEST(Option, SaysWhatWasWanted) {
   const Option boolean{.name = "b", .kind = OptionKind::kSwitch};
   const Option length{.name = "l", .kind = OptionKind::kCount, .units = {CountUnit::kSteps}};
   const std::string devices = "wanted auto, cpu, cuda, cuda:0 (or another number) or meta";
-  const BadValue cases[] = {{dtype, "bfloat61", "wanted auto, float32 or bfloat16"},
+  const BadValue cases[] = {{dtype, "bfloat61", "did you mean bfloat16? wanted auto, float32 or bfloat16"},
                             {dtype, "bf16", "wanted auto, float32 or bfloat16; write bfloat16"},
                             {dtype, "torch.float32", "wanted auto, float32 or bfloat16; write float32"},
                             {dtype, "int3", "wanted auto, float32 or bfloat16"},

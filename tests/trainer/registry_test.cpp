@@ -25,15 +25,18 @@ TEST(Registry, FindsWhatWasAddedAndListsItInOrder) {
 TEST(Registry, RefusesDuplicatesAndAnswersUnknownNamesWithAll) {
   Registries registries;
   auto& objectives = registries.of<Maker>("objectives");
-  EXPECT_EQ(
-      message_of([&] { objectives.find("kd"); }),
-      "2: objectives: kd is unknown, wanted nothing: none is registered yet; 'limbeck list objectives' shows them");
+  EXPECT_EQ(message_of([&] { objectives.find("kd"); }),
+            "2: objectives: kd is unknown: none is registered yet; 'limbeck list objectives' shows them");
   objectives.add("kd", "", [] { return 1; });
   objectives.add("ce", "", [] { return 2; });
   EXPECT_EQ(message_of([&] { objectives.add("kd", "", [] { return 1; }); }),
             "2: objectives: kd is registered twice; give one of them another name");
-  EXPECT_EQ(message_of([&] { objectives.find("mse"); }),
-            "2: objectives: mse is unknown, wanted kd or ce; 'limbeck list objectives' shows them");
+  EXPECT_EQ(message_of([&] { objectives.find("hinge"); }),
+            "2: objectives: hinge is unknown: wanted kd or ce; 'limbeck list objectives' shows them");
+  objectives.add("forward_kl", "", [] { return 3; });
+  EXPECT_EQ(message_of([&] { objectives.find("froward_kl"); }),
+            "2: objectives: froward_kl is unknown: did you mean forward_kl? wanted kd, ce or forward_kl; 'limbeck list "
+            "objectives' shows them");
 }
 
 TEST(Registry, RefusesAnotherTypeUnderTheSameKind) {

@@ -270,6 +270,8 @@ TEST(Settings, BadValuesNameTheirLineOrFlag) {
             "2: my.ini:2: data.batch_size = : wanted a whole number from 1 to 1048576, got nothing");
   EXPECT_EQ(fault("[student]\ndtype = fp16\n"),
             "2: my.ini:2: student.dtype = fp16: wanted auto, float32, bfloat16 or float16; write float16");
+  EXPECT_EQ(fault("[student]\ndtype = bfloat61\n"),
+            "2: my.ini:2: student.dtype = bfloat61: did you mean bfloat16? wanted auto, float32, bfloat16 or float16");
   EXPECT_EQ(fault("[train]\nverbose = maybe\n"), "2: my.ini:2: train.verbose = maybe: wanted true or false");
   EXPECT_EQ(fault("[train]\nlength = 500\n"),
             "2: my.ini:2: train.length = 500: the unit is missing: write 500 steps, 500 tokens or 500 epochs");

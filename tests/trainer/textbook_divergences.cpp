@@ -16,7 +16,8 @@ at::Tensor log_p(const at::Tensor& z) { return z.log_softmax(-1); }
 objective::Divergence divergence_named(const std::string& name, const std::string& recipe) {
   Registries registries;
   build::register_builtins(registries);
-  return registries.of<objective::DivergenceFactory>("objectives").find(name)(settings_of(recipe));
+  return registries.of<objective::DivergenceFactory>("objectives")
+      .find(name)(objective::read_divergence_options(settings_of(recipe)));
 }
 
 at::Tensor textbook_divergence(const std::string& name, const at::Tensor& zs, const at::Tensor& zt, int64_t top_k) {

@@ -238,8 +238,8 @@ void require_divisible(const std::string& ini, bool has_head = true) {
   const recipe::Settings settings = test::settings_of("[objective]\nvocabulary_parallel = yes\n" + ini);
   Registries registries;
   build::register_builtins(registries);
-  const Divergence divergence =
-      registries.of<DivergenceFactory>("objectives").find(settings.text("objective.divergence"))(settings);
+  const Divergence divergence = registries.of<DivergenceFactory>("objectives")
+                                    .find(settings.text("objective.divergence"))(read_divergence_options(settings));
   require_divisible_vocabulary(settings, divergence, has_head);
 }
 

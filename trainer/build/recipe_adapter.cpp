@@ -2,202 +2,68 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-
-#include "modules/adapters/added/create_added.h"
 #include "modules/adapters/folder/peft_folder.h"
-#include "modules/adapters/new_adapter.h"
 #include "modules/errors.h"
-#include "trainer/recipe/message.h"
-#include "trainer/recipe/value.h"
 
 namespace limbeck::build {
 namespace {
 
-adapters::ModulePattern checked_pattern(const recipe::Value& entry, const std::string& key, const std::string& text) {
-  adapters::ModulePattern pattern(text);
-  if (pattern.fault().empty()) return pattern;
-  throw UsageError(fmt::format("{} ({}): {}", key, entry.origin.to_string(), pattern.fault()));
-}
+using Made = std::optional<adapters::AdapterConfig>;
 
-// "down_proj 8", once or more often: the value is what follows the last space. read(text) gives it, or nothing where it
-// is not `wanted`.
-template <class Value, class Read>
-adapters::ByPattern<Value> patterns_of(const recipe::Settings& settings, const std::string& key,
-                                       const std::string& word, const std::string& wanted, const Read& read) {
-  adapters::ByPattern<Value> found;
-  for (const recipe::Value& entry : settings.values(key)) {
-    const auto refuse = [&](const std::string& what) {
-      throw UsageError(
-          fmt::format("{} = {} ({}): wanted {}", key, recipe::shown(entry.text), entry.origin.to_string(), what));
-    };
-    const size_t space = entry.text.rfind(' ');
-    if (space == std::string::npos || space == 0) {
-      refuse(fmt::format("\"MODULE {}\", for example \"down_proj 8\"", word));
+// One function for each thing that options may ask for.
+struct AdapterMaker {
+  models::BuiltModel& student;
+  std::vector<std::string>& notes;
+  const std::string& kind_words;
+
+  Made operator()(std::monostate) const { return std::nullopt; }
+
+  Made operator()(const StoredAdapter& wanted) const {
+    const adapters::LoadedAdapter loaded = adapters::load_adapter(
+        student, {.folder = wanted.folder, .name = kAdapterName, .trainable = true, .dropout = wanted.dropout});
+    require_dropout_fits(wanted.dropout_words, wanted.dropout.value_or(0), adapters::kind_name(loaded.config),
+                         wanted.folder_where);
+    const double own = adapters::dropout_of(loaded.config);
+    if (loaded.stored_dropout != own) {
+      notes.push_back(fmt::format("{} in place of lora_dropout = {} of {}", wanted.dropout_words, loaded.stored_dropout,
+                                  wanted.folder.string()));
     }
-    const adapters::ModulePattern module = checked_pattern(entry, key, entry.text.substr(0, space));
-    const std::optional<Value> value = read(entry.text.substr(space + 1));
-    if (!value) refuse(wanted + " after the module");
-    found.emplace_back(module, *value);
+    return loaded.config;
   }
-  return found;
-}
 
-std::optional<int64_t> rank_of(const std::string& text) {
-  const auto rank = recipe::to_integer(text);
-  return rank && *rank >= 1 && *rank <= adapters::kMostRank ? rank : std::nullopt;
-}
-
-std::optional<double> alpha_of(const std::string& text) {
-  const auto alpha = recipe::to_number(text);
-  return alpha && std::abs(*alpha) <= adapters::kMostAlpha ? alpha : std::nullopt;
-}
-
-adapters::NewAdapter new_adapter(const recipe::Settings& settings) {
-  adapters::NewAdapter wanted;
-  const std::string& kind = settings.text("adapter.kind");
-  wanted.config.kind = kind == "ia3" ? adapters::PeftKind::kIa3 : adapters::PeftKind::kLora;
-  wanted.config.dora = kind == "dora";
-  wanted.config.rslora = settings.enabled("adapter.rslora");
-  wanted.config.rank = settings.integer("adapter.rank");
-  wanted.config.alpha = settings.number("adapter.alpha");
-  wanted.config.dropout = settings.number("adapter.dropout");
-  wanted.config.ranks = patterns_of<int64_t>(settings, "adapter.rank_pattern", "RANK",
-                                             fmt::format("a rank of 1 to {}", adapters::kMostRank), rank_of);
-  wanted.config.alphas = patterns_of<double>(settings, "adapter.alpha_pattern", "ALPHA", "a number", alpha_of);
-  for (const recipe::Value& target : settings.values("adapter.target")) {
-    wanted.targets.push_back(checked_pattern(target, "adapter.target", target.text));
+  Made operator()(const adapters::NewAdapter& wanted) const {
+    named([&] { adapters::create_adapter(student, wanted); });
+    return wanted.config;
   }
-  wanted.name = kAdapterName;
-  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
-  return wanted;
-}
 
-adapters::NptOptions npt_options(const recipe::Settings& settings) {
-  adapters::NptOptions wanted;
-  const std::string &modulation = settings.text("adapter.modulation"),
-                    &curve = settings.text("adapter.modulation_curve");
-  const bool safe = settings.enabled("train.safe_mode");
-  if (safe && settings.given("adapter.modulation") && modulation != "additive") {
-    throw UsageError(
-        fmt::format("adapter.modulation = {} {} with train.safe_mode {}, which has additive alone: remove one "
-                    "of the two",
-                    modulation, settings.where("adapter.modulation"), settings.where("train.safe_mode")));
-  }
-  wanted.kind = settings.text("adapter.npt") == "outer" ? adapters::NptKind::kOuter : adapters::NptKind::kDelta;
-  wanted.modulation = safe || modulation == "additive" ? adapters::Modulation::kAdditive
-                      : modulation == "multiplicative" ? adapters::Modulation::kMultiplicative
-                                                       : adapters::Modulation::kBoth;
-  wanted.curve = curve == "legacy" ? adapters::ModulationCurve::kLegacy : adapters::ModulationCurve::kNeutral;
-  wanted.rank = settings.integer("adapter.rank");
-  wanted.scale = settings.number("adapter.scale");
-  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
-  return wanted;
-}
-
-adapters::NewAdded new_added(const recipe::Settings& settings, const adapters::AddedKind& kind) {
-  for (const char* key : {"adapter.rslora", "adapter.rank_pattern", "adapter.alpha_pattern"}) {
-    if (!settings.given(key)) continue;
-    throw UsageError(fmt::format("{} {} with an adapter of kind {} {}: only lora and dora have it: leave it out", key,
-                                 settings.where(key), kind.name, settings.where("adapter.kind")));
-  }
-  adapters::NewAdded wanted;
-  wanted.config = {&kind,
-                   {.rank = settings.integer("adapter.rank"),
-                    .alpha = settings.number("adapter.alpha"),
-                    .dropout = settings.number("adapter.dropout"),
-                    .scale = settings.number("adapter.scale")}};
-  for (const recipe::Value& target : settings.values("adapter.target")) {
-    wanted.targets.push_back(checked_pattern(target, "adapter.target", target.text));
-  }
-  wanted.name = kAdapterName;
-  wanted.seed = static_cast<uint64_t>(settings.integer("seed"));
-  return wanted;
-}
-
-// Of the recipe's kind, with first values.
-adapters::AdapterConfig create(const recipe::Settings& settings, models::BuiltModel& student) {
-  const auto named = [&](const auto& make) {
-    try {
-      make();
-    } catch (const UsageError& error) {
-      throw UsageError(fmt::format("{} (adapter.kind = {} {})", error.what(), settings.text("adapter.kind"),
-                                   settings.where("adapter.kind")));
-    }
-  };
-  if (settings.text("adapter.kind") == "npt") {
-    const adapters::NptOptions wanted = npt_options(settings);
+  Made operator()(const adapters::NptOptions& wanted) const {
     named([&] { adapters::create_npt(student, wanted, kAdapterName); });
     return wanted;
   }
-  if (const adapters::AddedKind* kind = adapters::find_added(settings.text("adapter.kind"))) {
-    const adapters::NewAdded wanted = new_added(settings, *kind);
+
+  Made operator()(const adapters::NewAdded& wanted) const {
     named([&] { adapters::create_added(student, wanted); });
     return wanted.config;
   }
-  const adapters::NewAdapter wanted = new_adapter(settings);
-  named([&] { adapters::create_adapter(student, wanted); });
-  return wanted.config;
-}
 
-void check_recipe(const recipe::Settings& settings) {
-  if (settings.text("student.init") == "random") {
-    throw UsageError(
-        fmt::format("student.init = random {} with an adapter: the random weights below it would neither be trained "
-                    "nor saved; train the student first, or set student.init = weights",
-                    settings.where("student.init")));
+  // A refusal says which line of the recipe asked for it.
+  template <class Make>
+  void named(const Make& make) const {
+    try {
+      make();
+    } catch (const UsageError& error) {
+      throw UsageError(fmt::format("{} ({})", error.what(), kind_words));
+    }
   }
-  if (settings.text("teacher.kind") == "ema") {
-    throw UsageError(
-        fmt::format("teacher.kind = ema {} averages the student's own weights, which stay as they are under an "
-                    "adapter: set teacher.kind = self (the student without its adapter), or name a teacher.model",
-                    settings.where("teacher.kind")));
-  }
-}
-
-void require_dropout_fits(const recipe::Settings& settings, const std::string& kind, const char* decided_by) {
-  if (settings.number("adapter.dropout") == 0 || adapters::kind_has_dropout(kind)) return;
-  throw UsageError(fmt::format(
-      "adapter.dropout = {} {} with an adapter of kind {} {}: only lora and dora have one: leave it out",
-      settings.text("adapter.dropout"), settings.where("adapter.dropout"), kind, settings.where(decided_by)));
-}
-
-adapters::AdapterConfig read_from_folder(const recipe::Settings& settings, models::BuiltModel& student,
-                                         std::vector<std::string>& notes) {
-  adapters::AdapterRequest request;
-  request.name = kAdapterName;
-  request.folder = settings.required_path("adapter.from");
-  request.trainable = true;
-  if (settings.given("adapter.dropout")) request.dropout = settings.number("adapter.dropout");
-  const adapters::LoadedAdapter loaded = adapters::load_adapter(student, request);
-  require_dropout_fits(settings, adapters::kind_name(loaded.config), "adapter.from");
-  const double own = adapters::dropout_of(loaded.config);
-  if (loaded.stored_dropout != own) {
-    notes.push_back(fmt::format("adapter.dropout = {} {} in place of lora_dropout = {} of {}", own,
-                                settings.where("adapter.dropout"), loaded.stored_dropout, request.folder.string()));
-  }
-  return loaded.config;
-}
+};
 
 }  // namespace
 
-bool trains_adapter(const recipe::Settings& settings) {
-  return settings.text("adapter.kind") != "none" || !settings.text("adapter.from").empty();
-}
-
-std::optional<adapters::AdapterConfig> adapt_student(const recipe::Settings& settings, models::BuiltModel& student,
+std::optional<adapters::AdapterConfig> adapt_student(const AdapterOptions& options, models::BuiltModel& student,
                                                      std::vector<std::string>& notes) {
-  if (!trains_adapter(settings)) return std::nullopt;
-  check_recipe(settings);
-  std::optional<adapters::AdapterConfig> config;
-  if (!settings.text("adapter.from").empty()) {
-    config = read_from_folder(settings, student, notes);
-  } else {
-    require_dropout_fits(settings, settings.text("adapter.kind"), "adapter.kind");
-    config = create(settings, student);
-  }
-  student.policy->require_all_rules_used(student.model->path());
-  return config;
+  const Made made = std::visit(AdapterMaker{student, notes, options.kind_words}, options.wanted);
+  if (made) student.policy->require_all_rules_used(student.model->path());
+  return made;
 }
 
 }  // namespace limbeck::build

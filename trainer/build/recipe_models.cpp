@@ -8,7 +8,7 @@
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
-#include "trainer/build/recipe_adapter.h"
+#include "trainer/build/adapter_options.h"
 
 namespace limbeck::build {
 

@@ -9,7 +9,7 @@ std::shared_ptr<objective::ModelPair> build_pair(const recipe::Settings& setting
   auto pair = std::make_shared<objective::ModelPair>();
   pair->how = how;
   pair->student = build_student(settings, pair->on_meta());
-  pair->adapter = adapt_student(settings, pair->student, pair->notes);
+  pair->adapter = adapt_student(read_adapter_options(settings), pair->student, pair->notes);
   BuiltTeacher teacher = build_teacher(settings, pair->student, pair->on_meta());
   pair->teacher = std::move(teacher.model);
   pair->shares_weights = teacher.shares_weights;

@@ -13,11 +13,11 @@
 #include "trainer/build/model_sharing.h"
 #include "trainer/build/recipe_pair.h"
 #include "trainer/checkpoint/async_saver.h"
-#include "trainer/data/data_source.h"
-#include "trainer/loop/micro_batch_division.h"
-#include "trainer/loop/run_state.h"
-#include "trainer/loop/update.h"
+#include "trainer/data/data_request.h"
 #include "trainer/parallel/parallel_options.h"
+#include "trainer/session/micro_batch_division.h"
+#include "trainer/session/run_state.h"
+#include "trainer/session/update.h"
 
 namespace limbeck::check {
 
@@ -62,15 +62,15 @@ struct Rehearsal {
 
 // A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
 // follows data.packing and the student's head.
-data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& objective, bool two_streams) {
+data::Batch loaded_batch(const data::DataRequest& shape, const Distillation& objective, bool two_streams) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCPU);
-  const int64_t rows = settings.integer("data.batch_size"), length = settings.integer("data.sequence_length");
+  const int64_t rows = shape.batch_size, length = shape.sequence_length;
   auto stream = [&] {
     data::TokenStream tokens;
     tokens.ids = at::zeros({rows, length}, options);
     tokens.labels = at::zeros({rows, length}, options);
-    tokens.masked = settings.text("data.masking") != "none";
-    const bool packed = settings.text("data.packing") == "packed";
+    tokens.masked = shape.masking.unit != data::MaskUnit::kNone;
+    const bool packed = shape.packing == data::Packing::kPacked;
     (packed ? tokens.document_ids : tokens.attention_mask) = at::ones({rows, length}, options);
     return tokens;
   };
@@ -88,7 +88,8 @@ data::Batch loaded_batch(const recipe::Settings& settings, const Distillation& o
 // GPU, because meta is no less another device than the CPU.
 std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Rehearsal& run, int64_t count,
                                            const Tamper& tamper) {
-  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(settings, run.objective, run.two_streams); }, 0, count,
+  const data::DataRequest shape = data::data_shape(settings);
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(shape, run.objective, run.two_streams); }, 0, count,
                               /*depth=*/0, run.objective.device());
   std::vector<data::Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
@@ -111,7 +112,7 @@ void plan_weights(const Distillation& objective, const build::KeptBytes& kept, C
 
 // Micro-batches that show what all of an update need: two, and in a tree of sums all, each level of which is kept.
 int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::Communicator& ranks) {
-  const int64_t own = loop::deal_of(settings, ranks.size(), ranks.rank()).own;
+  const int64_t own = session::deal_of(settings, ranks.size(), ranks.rank()).own;
   return parallel::read_parallel_options(settings).order == parallel::Order::kTree ? own : std::min<int64_t>(2, own);
 }
 
@@ -135,7 +136,8 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
     }
   };
   rehearse([&] {
-    const objective::Terms terms = objective.forward(batches.front(), loop::update_progress(batches, 0, kSteps, 1.0));
+    const objective::Terms terms =
+        objective.forward(batches.front(), session::update_progress(batches, 0, kSteps, 1.0));
     report.memory.push_back({"activations kept for backward", MetaMemory::live_bytes() - before});
   });
   const auto optimizer = build::make_optimizer(settings, objective, ranks, own, kSteps);
@@ -146,11 +148,11 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
   report.memory.push_back({"gradients", kept.gradients});
   if (settings.integer("checkpoint.keep") > 0) {
     report.checkpoint_copy_bytes =
-        checkpoint::staged_bytes(loop::save_request({}, objective, *optimizer, ranks.rank() == 0));
+        checkpoint::staged_bytes(session::save_request({}, objective, *optimizer, ranks.rank() == 0));
   }
   const auto update = [&] {
-    const auto progress = loop::update_progress(batches, 0, kSteps, optimizer->loss_scale());
-    loop::run_update(objective, *optimizer, batches, progress, ranks);
+    const auto progress = session::update_progress(batches, 0, kSteps, optimizer->loss_scale());
+    session::run_update(objective, *optimizer, batches, progress, ranks);
   };
   if (ranks.size() > 1) rehearse(update);  // from the second one on, buffers of the one before wait beside activations
   MetaMemory::reset_peak();

@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <torch/version.h>
 #include <unistd.h>
 
@@ -40,6 +41,15 @@ std::vector<std::string> values_of(const std::string& flag, const std::vector<st
 unsigned help_width() {
   const int width = terminal_width(STDOUT_FILENO);
   return width == 0 ? 100 : static_cast<unsigned>(std::clamp(width, 60, 120));
+}
+
+// Shards of data stay open, and many systems allow 1,024 files to a process until it asks for more.
+void allow_open_files() {
+  constexpr rlim_t kEnough = 1 << 16;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= kEnough) return;
+  limit.rlim_cur = std::min(limit.rlim_max, kEnough);
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // where it is refused, opening says so
 }
 
 bool asks_for_help(const std::string& argument) { return argument == "--help" || argument == "-h"; }
@@ -183,6 +193,7 @@ App::Prepared App::prepared(const Command& command, const std::vector<std::strin
     json_target_ = target;
   }
   if (command.computes) memory::tune_allocator();
+  allow_open_files();
   build::register_builtins(registries_);
   for (const std::string& library : values_of("--plugin", arguments)) plugin::load_plugin(library, registries_);
 

@@ -4,9 +4,16 @@ namespace limbeck::data {
 namespace {
 
 DataRequest request_of(const recipe::Settings& settings, const std::string& key) {
-  DataRequest request;
+  DataRequest request = data_shape(settings);
   request.folder = settings.required_path(key);
   request.origin = key + " " + settings.where(key);
+  return request;
+}
+
+}  // namespace
+
+DataRequest data_shape(const recipe::Settings& settings) {
+  DataRequest request;
   request.batch_size = settings.integer("data.batch_size");
   request.sequence_length = settings.integer("data.sequence_length");
   request.teacher_sequence_length = settings.integer("data.teacher_sequence_length");
@@ -24,8 +31,6 @@ DataRequest request_of(const recipe::Settings& settings, const std::string& key)
   request.masking.random = settings.number("data.mask_random");
   return request;
 }
-
-}  // namespace
 
 DataRequest training_data(const recipe::Settings& settings) {
   DataRequest request = request_of(settings, "data.train");

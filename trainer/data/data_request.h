@@ -5,6 +5,8 @@
 
 namespace limbeck::data {
 
+// What all data of a recipe have in common: the shape of a batch and how it is filled; no folder yet.
+DataRequest data_shape(const recipe::Settings& settings);
 // data.train: shuffled by `seed`, full batches. UsageError when the key is not set.
 DataRequest training_data(const recipe::Settings& settings);
 // data.validation: every sample once, in stored order.

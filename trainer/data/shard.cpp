@@ -3,7 +3,6 @@
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
@@ -31,15 +30,6 @@ std::vector<int32_t> read_int32(const io::InputFile& file, uint64_t at, int64_t 
   std::vector<int32_t> values(static_cast<size_t>(count));
   as_input_data([&] { file.read(at + static_cast<uint64_t>(begin) * 4, values.data(), values.size() * 4); });
   return values;
-}
-
-// Shards stay open, and many systems allow 1,024 files to a process until it asks for more.
-void allow_open_files(size_t more) {
-  constexpr rlim_t kOthers = 256;
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= more + kOthers) return;
-  limit.rlim_cur = std::min<rlim_t>(limit.rlim_max, more + kOthers);
-  ::setrlimit(RLIMIT_NOFILE, &limit);  // where it is refused, opening says so
 }
 
 io::InputFile opened(const std::filesystem::path& path) {
@@ -275,7 +265,6 @@ void Shard::read_teacher_position(int64_t begin, int64_t count, int64_t* out) co
 
 std::vector<OpenedShard> open_shards(const std::filesystem::path& folder, const ManifestFile& manifest) {
   std::vector<OpenedShard> out(manifest.shards.size());
-  allow_open_files(out.size());
   std::vector<std::exception_ptr> failures(out.size());  // the machine's, not the file's: an unreadable disk
   at::parallel_for(0, static_cast<int64_t>(out.size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {

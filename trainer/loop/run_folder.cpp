@@ -9,13 +9,9 @@
 #include <cstring>
 #include <iterator>
 
-#include "modules/adapters/folder/peft_folder.h"
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
 #include "modules/io/folder_in_place.h"
-#include "modules/models/weights/save_model.h"
-#include "trainer/build/recipe_adapter.h"
-#include "trainer/objective/projector_file.h"
 #include "trainer/parallel/launch/topology.h"
 
 namespace limbeck::loop {
@@ -101,22 +97,6 @@ RunFolder::~RunFolder() {
 
 void RunFolder::write_text(const std::string& name, const std::string& text) const {
   io::write_atomically(path_ / name, text);
-}
-
-fs::path RunFolder::save_student(const std::string& name, const objective::Distillation& objective,
-                                 const io::BeforeTensor& before) const {
-  const fs::path folder = path_ / name, fresh = path_ / ("." + name + ".new");
-  fs::remove_all(fresh);
-  const objective::ModelPair& pair = objective.pair();
-  if (pair.adapter) {
-    fs::create_directories(fresh);
-    adapters::save_adapter(pair.student, *pair.adapter, build::kAdapterName, fresh, before);
-  } else {
-    models::save_model(pair.student, fresh, {.before = before, .tokenizer = tokenizer_});
-  }
-  objective::save_projectors(objective, fresh, before);
-  io::put_folder_in_place(fresh, folder);
-  return folder;
 }
 
 }  // namespace limbeck::loop

@@ -6,9 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "modules/io/safetensors.h"
 #include "trainer/checkpoint/checkpoint_folder.h"
-#include "trainer/objective/distillation.h"
 #include "trainer/recipe/settings.h"
 
 namespace limbeck::loop {
@@ -28,17 +26,10 @@ class RunFolder {
 
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path checkpoints() const { return path_ / checkpoint::kCheckpointsFolder; }
-  // Whose files stand beside the students that are saved from now on; empty: their own folder's.
-  void set_tokenizer(std::filesystem::path folder) { tokenizer_ = std::move(folder); }
   void write_text(const std::string& name, const std::string& text) const;
-  // The student as a Hugging Face folder NAME (replacing an older one), its adapter as a PEFT folder where that is what
-  // trains; what the objective has beside it in the same folder.
-  // before: see modules/io/safetensors.h.
-  std::filesystem::path save_student(const std::string& name, const objective::Distillation& objective,
-                                     const io::BeforeTensor& before) const;
 
  private:
-  std::filesystem::path path_, tokenizer_;
+  std::filesystem::path path_;
   std::vector<std::filesystem::path> made_;  // for this run, the deepest first
   int lock_ = -1;
 };

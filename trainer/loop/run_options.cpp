@@ -13,13 +13,9 @@ CheckpointOptions read_checkpoint_options(const recipe::Settings& settings) {
 }
 
 RunOptions read_run_options(const recipe::Settings& settings) {
-  return {.sequences = settings.integer("data.batch_size"),
-          .tokens_per_sequence = settings.integer("data.sequence_length"),
-          .prefetch = static_cast<int>(settings.integer("data.prefetch")),
-          .log_every = settings.integer("train.log_every"),
+  return {.log_every = settings.integer("train.log_every"),
           .shows_phases = settings.text("train.progress") == "phases",
           .evaluation = {.every = settings.integer("eval.every"),
-                         .batches = settings.integer("eval.batches"),
                          .best = settings.text("eval.best"),
                          .patience = settings.integer("train.early_stopping_patience")},
           .checkpoint = read_checkpoint_options(settings),

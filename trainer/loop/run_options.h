@@ -9,9 +9,9 @@
 namespace limbeck::loop {
 
 struct EvaluationOptions {
-  int64_t every = 0, batches = 0;  // updates between evaluations, 0: at the end alone; batches of one, 0: all
-  std::string best;                // the metric by which a model is better
-  int64_t patience = 0;            // evaluations without a better one that end the run; 0: never
+  int64_t every = 0;     // updates between evaluations, 0: at the end alone
+  std::string best;      // the metric by which a model is better
+  int64_t patience = 0;  // evaluations without a better one that end the run; 0: never
 };
 
 struct CheckpointOptions {
@@ -23,8 +23,6 @@ struct CheckpointOptions {
 };
 
 struct RunOptions {
-  int64_t sequences = 0, tokens_per_sequence = 0;  // of a micro-batch
-  int prefetch = 0;
   int64_t log_every = 1;
   bool shows_phases = false;
   EvaluationOptions evaluation;

@@ -1,35 +1,27 @@
-// The training loop: data, objective, optimizer, evaluation, checkpoints and the run folder, joined, on one rank or
-// many. What it has to say goes to an observer, so that it never knows of a terminal.
+// The training loop: drives a session from its first step to its last, in a run folder: when to evaluate, to save, to
+// stop and to say something. What it has to say goes to an observer, so that it never knows of a terminal.
 #pragma once
 #include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "trainer/data/data_source.h"
 #include "trainer/evaluate/evaluator.h"
 #include "trainer/loop/run_folder.h"
-#include "trainer/loop/update.h"
 #include "trainer/parallel/communicator.h"
+#include "trainer/session/session.h"
 
 namespace limbeck::loop {
 
-struct StepRecord {
-  int64_t step = 0, total_steps = 0;  // steps done
-  double seconds = 0;                 // of this update, waiting for data and other ranks included
-  double tokens_per_second = 0;       // tokens that went through the student, on all ranks
-  UpdateResult update;
+struct StepRecord : session::StepResult {
   // With train.progress = phases, on this rank:
   std::vector<std::pair<std::string, double>> phases;  // seconds of each
   int64_t peak_bytes = 0;                              // of tensors, during the step
 };
 
 // Only the first rank's is called.
-class TrainObserver {
+class TrainObserver : public session::Listener {
  public:
-  virtual ~TrainObserver() = default;
-  virtual void noted(const std::string& line) = 0;
-  virtual void warned(const std::string& line) = 0;
   virtual void stepped(const StepRecord& record) = 0;
   virtual void evaluated(int64_t step, const evaluate::Evaluation& evaluation, bool best) = 0;
 };
@@ -63,7 +55,7 @@ class Trainer {
   Trainer& operator=(const Trainer&) = delete;
 
   const RunFolder& folder() const;
-  const objective::Distillation& objective() const;
+  const session::Session& session() const;
   // `stop`: set from a signal handler; the update under way is finished, everything is saved, on all ranks.
   TrainResult run(const std::atomic<bool>& stop);
   // Trains `steps` updates, goes back, trains them again, and compares every tensor bit for bit. NumericError names the

@@ -29,13 +29,13 @@ void Trainer::State::add_rank_times(double computing_s, std::vector<std::pair<st
 
 void Trainer::State::record(const StepRecord& record, double waited_s) {
   if (leads()) observer.stepped(record);
-  const UpdateResult& update = record.update;
+  const session::UpdateResult& update = record.update;
   if (update.step.skipped) {
     warn(fmt::format("step {}: the gradient of {} is not finite: update skipped ({} in a row, {} in all){}",
                      record.step, update.step.nonfinite, update.step.skipped_in_a_row, update.step.skipped_in_all,
                      update.step.loss_scale != 1 ? fmt::format(", loss scale {}", update.step.loss_scale) : ""));
   }
-  if (record.step % options.log_every != 0 && record.step != total_steps && !update.step.skipped) {
+  if (record.step % options.log_every != 0 && record.step != record.total_steps && !update.step.skipped) {
     return;
   }
   std::vector<std::pair<std::string, double>> values = {{"loss", update.loss}};
@@ -75,7 +75,7 @@ void Trainer::State::take_outcomes() {
     }
     saved_step = checkpoint::step_of(report.path.filename().string()).value_or(saved_step);
     // The line is of the step at which training learnt of it: a resumed run from that checkpoint drops it.
-    log(run.step,
+    log(step(),
         {{"saved_step", static_cast<double>(saved_step)},
          {"bytes", static_cast<double>(report.bytes)},
          {"stage_seconds", report.stage_seconds},

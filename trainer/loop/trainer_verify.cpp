@@ -1,11 +1,11 @@
 // --verify-resume: the same updates twice, from the same checkpoint.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
-#include "trainer/checkpoint/saver.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/parallel/ranks/together.h"
 
@@ -15,7 +15,7 @@ namespace {
 // What is compared after an update: name and digest, the loss first.
 using Fingerprint = std::vector<std::pair<std::string, uint64_t>>;
 
-Fingerprint fingerprint(const UpdateResult& update, const optim::Optimizer& optimizer) {
+Fingerprint fingerprint(const session::UpdateResult& update, const optim::Optimizer& optimizer) {
   uint64_t loss = 0;
   std::memcpy(&loss, &update.loss, sizeof(loss));
   Fingerprint found = {{"the loss", loss}};
@@ -34,50 +34,37 @@ Fingerprint fingerprint(const UpdateResult& update, const optim::Optimizer& opti
 
 void Trainer::verify_resume(int64_t steps) {
   State& s = *state_;
-  const RunState start = s.run;
-  const int64_t end = std::min(start.step + steps, s.total_steps);
+  session::Session& session = *s.session;
+  const int64_t start = session.steps_done(), end = std::min(start + steps, session.total_steps());
   const std::filesystem::path folder = s.folder->path() / "verify-resume";
-  const auto line = s.ranks.line("verify-resume");
-  parallel::together(s.ranks, [&] {
-    if (s.leads()) std::filesystem::remove_all(folder);
-  });
-  checkpoint::Saver saver(folder, *line);
-  const auto saved = saver.save(save_request(start, *s.objective, *s.optimizer, s.leads())).path;
-
+  const auto remove_folder = [&] {
+    parallel::together(s.ranks, [&] {
+      if (s.leads()) std::filesystem::remove_all(folder);
+    });
+  };
+  remove_folder();
+  const auto saved = session.save_checkpoint(folder);
   std::vector<Fingerprint> before;
-  for (const bool again : {false, true}) {
-    if (again) {
-      parallel::together(s.ranks, [&] { restore(checkpoint::Checkpoint::open(saved), *s.objective, *s.optimizer); });
-      s.optimizer->shares().publish();
-    }
-    data::Prefetcher prefetched = s.batches_from(start.step, end);
-    for (s.run.step = start.step; s.run.step < end; ++s.run.step) {
-      const auto batches = s.own_batches(prefetched);
-      const StepRecord record = s.update(batches, s.meet(batches, false));
-      const Fingerprint now = fingerprint(record.update, *s.optimizer);
-      if (!again) {
-        before.push_back(now);
-        continue;
+  while (session.steps_done() < end) before.push_back(fingerprint(session.step().update, session.optimizer()));
+  session.restore(saved);
+  for (const Fingerprint& first : before) {
+    const session::StepResult again = session.step();
+    const Fingerprint now = fingerprint(again.update, session.optimizer());
+    parallel::together(s.ranks, [&] {
+      for (size_t i = 0; i < now.size(); ++i) {
+        if (now[i] == first[i]) continue;
+        throw NumericError(
+            fmt::format("step {}: {} differs after going back to the checkpoint of step {}: a resumed "
+                        "run would not have the same bits; the checkpoint is kept in {}",
+                        again.step, now[i].first, start, folder.string()));
       }
-      const Fingerprint& first = before[static_cast<size_t>(s.run.step - start.step)];
-      parallel::together(s.ranks, [&] {
-        for (size_t i = 0; i < now.size(); ++i) {
-          if (now[i] == first[i]) continue;
-          throw NumericError(
-              fmt::format("step {}: {} differs after going back to the checkpoint of step {}: a resumed "
-                          "run would not have the same bits; the checkpoint is kept in {}",
-                          record.step, now[i].first, start.step, folder.string()));
-        }
-      });
-    }
+    });
   }
-  parallel::together(s.ranks, [&] {
-    if (s.leads()) std::filesystem::remove_all(folder);
-  });
+  remove_folder();
   s.note(
       fmt::format("verify-resume: {} updates after step {}, trained twice from one checkpoint: the loss and all {} "
                   "tensors of each have the same bits",
-                  end - start.step, start.step, before.empty() ? 0 : before.front().size() - 1));
+                  std::max<int64_t>(0, end - start), start, before.empty() ? 0 : before.front().size() - 1));
 }
 
 }  // namespace limbeck::loop

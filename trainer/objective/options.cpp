@@ -14,7 +14,12 @@ using recipe::Settings;
 Divergence divergence_of(const Settings& settings, const Registries& registries) {
   const auto* list = dynamic_cast<const Registry<DivergenceFactory>*>(registries.find("objectives"));
   if (list == nullptr) throw std::logic_error("no objective is registered: call register_builtins()");
-  return list->find(settings.text("objective.divergence"))(settings);
+  return list->find(settings.text("objective.divergence"))(read_divergence_options(settings));
+}
+
+MixtureShare share_of(const Settings& settings, const std::string& key) {
+  const double share = settings.number(key);
+  return {share, fmt::format("{} = {} {}", key, share, settings.where(key))};
 }
 
 void require_comparable_models(const Settings& settings, const ObjectiveOptions& options, const ModelPair& pair) {
@@ -92,6 +97,12 @@ ProjectorOptions projector_options(const Settings& settings) {
 }
 
 }  // namespace
+
+DivergenceOptions read_divergence_options(const Settings& settings) {
+  return {.beta = share_of(settings, "objective.beta"),
+          .skew = share_of(settings, "objective.skew"),
+          .top_k = settings.integer("objective.top_k")};
+}
 
 ObjectiveOptions read_options(const Settings& settings, const Registries& registries, const ModelPair& pair) {
   ObjectiveOptions options{

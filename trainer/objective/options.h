@@ -65,6 +65,8 @@ struct ObjectiveOptions {
   bool crosses() const { return divergence.crosses_vocabularies || head.logit_projector; }
 };
 
+// What any divergence may ask of the recipe.
+DivergenceOptions read_divergence_options(const recipe::Settings& settings);
 // Of objective.*, projector.* and precision.rule, for these models.
 ObjectiveOptions read_options(const recipe::Settings& settings, const Registries& registries, const ModelPair& pair);
 

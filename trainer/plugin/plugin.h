@@ -38,7 +38,7 @@ inline constexpr int kPluginInterface = layout_number(
      sizeof(models::LayerInput), sizeof(models::Taps), sizeof(models::TokenCache), sizeof(models::TokenMixer),
      sizeof(models::Linear), sizeof(models::Embedding), sizeof(models::ExpertStack), sizeof(models::LinearAdapter),
      sizeof(models::LayerAdapter), sizeof(precision::ContractModule), sizeof(precision::Precision),
-     sizeof(adapters::AddedKind), sizeof(objective::Divergence), sizeof(recipe::Settings)});
+     sizeof(adapters::AddedKind), sizeof(objective::Divergence), sizeof(objective::DivergenceOptions)});
 
 // Every add_…: UsageError where the name is taken.
 struct PluginHost {

@@ -48,4 +48,8 @@ std::string any_of(const std::vector<std::string>& words) {
   return out;
 }
 
+std::string wanted_of(const std::string& given, const std::vector<std::string>& words) {
+  return offer_nearest(given, words, 1, {.before = "did you mean ", .behind = "? "}) + "wanted " + any_of(words);
+}
+
 }  // namespace limbeck::recipe

@@ -14,4 +14,7 @@ std::string did_you_mean(const std::string& wanted, const std::vector<std::strin
 // "a, b or c"
 std::string any_of(const std::vector<std::string>& words);
 
+// "wanted a, b or c", with "did you mean b? " before it where that is near.
+std::string wanted_of(const std::string& given, const std::vector<std::string>& words);
+
 }  // namespace limbeck::recipe

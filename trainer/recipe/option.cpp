@@ -32,7 +32,8 @@ std::string word_fault(const Option& option, const std::string& value) {
   };
   if (offered(value)) return "";
   const std::string dtype = option.kind == OptionKind::kDtype ? familiar_dtype(value) : "";
-  return fmt::format("wanted {}{}", any_of(option.words), offered(dtype) ? "; write " + dtype : "");
+  if (offered(dtype)) return fmt::format("wanted {}; write {}", any_of(option.words), dtype);
+  return wanted_of(value, option.words);
 }
 
 std::string integer_wanted(const IntegerRange& range) {

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "modules/errors.h"
-#include "trainer/build/recipe_adapter.h"
+#include "trainer/build/adapter_options.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/console/text_table.h"
 

@@ -119,10 +119,10 @@ void report_result(Invocation& call, const loop::Trainer& trainer, const loop::T
     call.result["best_model"] = result.best_model.string();
     call.result["best_step"] = result.best_step;
     call.result["evaluated_step"] = result.last_step;
-    call.result["evaluation"] = evaluation_json(result.last, trainer.objective());
+    call.result["evaluation"] = evaluation_json(result.last, trainer.session().objective());
     call.console.result(fmt::format("evaluated after step {}{}:", result.last_step,
                                     result.last_step == result.steps ? "" : fmt::format(" of {}", result.steps)));
-    call.console.result(evaluation_table(result.last, trainer.objective(), call.width));
+    call.console.result(evaluation_table(result.last, trainer.session().objective(), call.width));
   }
   call.console.result(fmt::format("{} steps in {}; peak {} of tensors; model: {}", result.steps,
                                   clock_text(result.seconds), human_bytes(result.peak_bytes),
@@ -154,6 +154,7 @@ void train(Invocation& call, const parallel::Joined& joined) {
                          .ranks = *joined.ranks,
                          .restarted = joined.topology.restart > 0,
                          .unreached = checked.unreached});
+  if (joined.ranks->size() > 1) memory::HostMemory::give_back();  // what the whole models took until they were divided
   memory::tune_allocator();
   if (const int64_t steps = call.settings.integer("verify-resume"); steps > 0) return trainer.verify_resume(steps);
   if (call.speaks) trainer.folder().write_text("contract.json", check_json(checked).dump(2) + "\n");

@@ -143,8 +143,6 @@ at::Tensor union_kl(const at::Tensor& student_nv, const at::Tensor& teacher_nv, 
 
 namespace {
 
-using recipe::Settings;
-
 // A formula that is a sum over ids.
 Divergence summed(DivergenceKind kind) {
   return {.rows = [kind](const at::Tensor& student,
@@ -156,17 +154,16 @@ Divergence summed(DivergenceKind kind) {
 }
 
 DivergenceFactory plain(Fused divergence) {
-  return [divergence](const Settings&) { return summed({divergence, 0.5}); };
+  return [divergence](const DivergenceOptions&) { return summed({divergence, 0.5}); };
 }
 
-// A formula with a mixture, whose share is the recipe key `key`. Where the mixture is one of its parts the divergence
-// is always 0: at 1, and for jsd at 0 too.
-DivergenceFactory mixed(Fused divergence, const std::string& key) {
-  return [=](const Settings& settings) {
-    const double share = settings.number(key);
+// A formula with a mixture. Where the mixture is one of its parts the divergence is always 0: at a share of 1, and for
+// jsd at 0 too.
+DivergenceFactory mixed(Fused divergence, MixtureShare DivergenceOptions::*which) {
+  return [=](const DivergenceOptions& options) {
+    const auto& [share, words] = options.*which;
     if (share == 1.0 || (share == 0.0 && divergence == Fused::kJensenShannon)) {
-      throw UsageError(fmt::format("{} = {} {}: the divergence would always be 0; set it {} 1", key, share,
-                                   settings.where(key),
+      throw UsageError(fmt::format("{}: the divergence would always be 0; set it {} 1", words,
                                    divergence == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
     if (divergence != Fused::kJensenShannon && !kernels::is_skew_share(share)) {
@@ -185,28 +182,28 @@ void register_divergences(Registries& registries) {
   all.add("forward_kl", "KL(teacher || student): covers all of the teacher's mass", plain(Fused::kForwardKl));
   all.add("reverse_kl", "KL(student || teacher): seeks the teacher's modes", plain(Fused::kReverseKl));
   all.add("jsd", "generalized Jensen-Shannon divergence, share objective.beta",
-          mixed(Fused::kJensenShannon, "objective.beta"));
+          mixed(Fused::kJensenShannon, &DivergenceOptions::beta));
   all.add("skew_forward_kl", "KL(teacher || mixture), share objective.skew of the teacher in it",
-          mixed(Fused::kSkewForwardKl, "objective.skew"));
+          mixed(Fused::kSkewForwardKl, &DivergenceOptions::skew));
   all.add("skew_reverse_kl", "KL(student || mixture), share objective.skew of the student in it",
-          mixed(Fused::kSkewReverseKl, "objective.skew"));
+          mixed(Fused::kSkewReverseKl, &DivergenceOptions::skew));
   all.add("total_variation", "half the summed difference of the probabilities", plain(Fused::kTotalVariation));
-  all.add("uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers",
-          [](const Settings&) { return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true}; });
-  all.add("logit_mse", "mean squared difference of the logits", [](const Settings&) {
+  all.add(
+      "uld", "Wasserstein distance of the sorted probabilities: models of different tokenizers",
+      [](const DivergenceOptions&) { return Divergence{.rows = rows::sorted_distance, .crosses_vocabularies = true}; });
+  all.add("logit_mse", "mean squared difference of the logits", [](const DivergenceOptions&) {
     Divergence made = summed({Fused::kLogitMse, 0.5});
     made.tempered = false;
     return made;
   });
   all.add("topk_union", "KL over the union of both models' objective.top_k likeliest ids, renormalised",
-          [](const Settings& settings) {
-            const int64_t k = settings.integer("objective.top_k");
-            return Divergence{.rows = [k](const at::Tensor& student, const at::Tensor& teacher) {
+          [](const DivergenceOptions& options) {
+            return Divergence{.rows = [k = options.top_k](const at::Tensor& student, const at::Tensor& teacher) {
               return rows::union_kl(student, teacher, k);
             }};
           });
   all.add("dskd", "dual space: both directions through both heads; different tokenizers by cross-model attention",
-          [](const Settings&) {
+          [](const DivergenceOptions&) {
             Divergence made = summed({Fused::kForwardKl, 0.5});
             made.crosses_vocabularies = made.dual_space = true;
             return made;

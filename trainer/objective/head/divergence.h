@@ -8,7 +8,6 @@
 
 #include "kernels/head_loss/head_loss.h"
 #include "trainer/objective/head/vocabulary_sums.h"
-#include "trainer/recipe/settings.h"
 #include "trainer/registry.h"
 
 namespace limbeck::objective {
@@ -32,7 +31,19 @@ struct Divergence {
   bool dual_space = false;            // both directions, through both heads (dual_space.h)
 };
 
-using DivergenceFactory = std::function<Divergence(const recipe::Settings&)>;
+// Of a mixture of two distributions.
+struct MixtureShare {
+  double value;
+  std::string words;  // by which a refusal names it: "objective.beta = 1 (my.ini:4)"
+};
+
+// What a recipe says for divergences to choose from (objective.beta, skew, top_k).
+struct DivergenceOptions {
+  MixtureShare beta = {0.5, "beta = 0.5"}, skew = {0.1, "skew = 0.1"};
+  int64_t top_k = 256;
+};
+
+using DivergenceFactory = std::function<Divergence(const DivergenceOptions&)>;
 
 void register_divergences(Registries& registries);
 

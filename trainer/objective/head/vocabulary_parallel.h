@@ -6,6 +6,7 @@
 
 #include "trainer/objective/head/head_terms.h"
 #include "trainer/parallel/communicator.h"
+#include "trainer/recipe/settings.h"
 
 namespace limbeck::objective {
 

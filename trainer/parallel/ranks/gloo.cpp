@@ -21,6 +21,7 @@
 
 #include "modules/errors.h"
 #include "trainer/parallel/ranks/job_thread.h"
+#include "trainer/parallel/ranks/line_names.h"
 #include "trainer/parallel/ranks/meeting.h"
 #include "trainer/parallel/ranks/rank_board.h"
 #include "trainer/parallel/ranks/same_call.h"
@@ -131,7 +132,7 @@ class Gloo : public Communicator {
   }
 
   std::unique_ptr<Communicator> line(const std::string& name) override {
-    return std::make_unique<Gloo>(options_, meeting_, timeout_s_, name);
+    return std::make_unique<Gloo>(options_, meeting_, timeout_s_, lines_.fresh(name));
   }
 
   // A few numbers that somebody waits for do not queue behind the tensors of the next forward.
@@ -233,6 +234,7 @@ class Gloo : public Communicator {
   std::shared_ptr<Board> board_;
   std::shared_ptr<std::atomic<double>> timeout_s_;  // of all lines
   std::string name_;
+  LineNames lines_;
   double patience_s_;  // of backend_
   int64_t number_ = 0;
   c10::intrusive_ptr<c10d::ProcessGroupGloo> backend_;

@@ -14,6 +14,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
+#include "trainer/parallel/ranks/line_names.h"
 #include "trainer/parallel/ranks/same_call.h"
 #include "trainer/parallel/sums/tree_sum.h"
 
@@ -98,7 +99,8 @@ class Nccl : public Communicator {
   void all_reduce(std::vector<int64_t>& values, Reduce how) override { control_->all_reduce(values, how); }
   std::vector<std::string> all_gather(const std::string& mine) override { return control_->all_gather(mine); }
   std::unique_ptr<Communicator> line(const std::string& name) override {
-    return std::make_unique<Nccl>(control_->line(name), meeting_, options_, name);
+    const std::string own = lines_.fresh(name);
+    return std::make_unique<Nccl>(control_->line(own), meeting_, options_, own);
   }
 
   std::shared_ptr<Pending> all_gather(const at::Tensor& whole, const at::Tensor& shard,
@@ -174,6 +176,7 @@ class Nccl : public Communicator {
   Meeting meeting_;
   NcclOptions options_;
   std::string name_;
+  LineNames lines_;
   double timeout_s_;
   c10::cuda::CUDAStream stream_;
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> backend_;

@@ -1,4 +1,4 @@
-#include "trainer/loop/update.h"
+#include "trainer/session/update.h"
 
 #include <ATen/ops/full_like.h>
 
@@ -6,7 +6,7 @@
 #include "trainer/parallel/ranks/together.h"
 #include "trainer/parallel/sums/named_sums.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 
 namespace {
 
@@ -63,4 +63,4 @@ UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& op
   return result;
 }
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session

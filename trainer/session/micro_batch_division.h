@@ -4,7 +4,7 @@
 
 #include "trainer/recipe/settings.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 
 // How the micro-batches of an update are dealt among the ranks.
 struct Deal {
@@ -22,4 +22,4 @@ struct Deal {
 // UsageError when the micro-batches cannot be divided among so many.
 Deal deal_of(const recipe::Settings& settings, int64_t ranks, int64_t rank);
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session

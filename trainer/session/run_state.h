@@ -2,7 +2,6 @@
 // numbers beside them. What follows from the recipe and the step (schedule, order of the data, random numbers) is
 // computed and never saved.
 #pragma once
-#include <map>
 #include <string>
 
 #include "trainer/checkpoint/checkpoint.h"
@@ -10,21 +9,25 @@
 #include "trainer/evaluate/evaluator.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/optim/optimizer.h"
+#include "trainer/session/run_identity.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 
-// The run as it is at a boundary between updates.
-struct RunState {
+// What who drives a run writes down beside it: nothing of it decides an update. A checkpoint carries it.
+struct RunRecord {
   std::string run_id;
-  int64_t step = 0;  // updates done
   double seconds = 0;
-  int64_t tokens = 0;
   bool evaluated = false;
   evaluate::Evaluation last, best;
   int64_t last_step = 0, best_step = 0;  // that they are of
   int64_t peak_bytes = 0;
-  // What must be equal for the same bits, and what explains why they are not: recipe keys, digests, versions.
-  std::map<std::string, std::string> recipe, data, build;
+};
+
+// The run as it is at a boundary between updates.
+struct RunState {
+  int64_t step = 0, tokens = 0;  // updates done, and what went through the student in them
+  RunRecord record;
+  RunIdentity identity;
 };
 
 // This rank's share of a checkpoint.
@@ -37,4 +40,4 @@ RunState read_run_state(const checkpoint::Checkpoint& from);
 // missing, extra or of another shape.
 void restore(const checkpoint::Checkpoint& from, objective::Distillation& objective, optim::Optimizer& optimizer);
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session

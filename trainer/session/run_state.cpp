@@ -1,4 +1,4 @@
-#include "trainer/loop/run_state.h"
+#include "trainer/session/run_state.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -12,7 +12,7 @@
 #include "modules/errors.h"
 #include "modules/io/json_file.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 namespace {
 
 using checkpoint::Kind;
@@ -105,7 +105,7 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
                                      const optim::Optimizer& optimizer, bool first_rank) {
   checkpoint::SaveRequest request;
   request.step = run.step;
-  request.run_id = run.run_id;
+  request.run_id = run.record.run_id;
   const auto trained = optimizer.weight_tensors();
   add_parts(trained, request.model);
   add_parts(optimizer.state_tensors(), request.optimizer);
@@ -115,13 +115,19 @@ checkpoint::SaveRequest save_request(const RunState& run, const objective::Disti
   }
   json scalars = json::object();
   for (const auto& [name, value] : optimizer.state_scalars()) scalars[name] = number(value);
-  request.state = {{"step", run.step},           {"seconds", run.seconds},
-                   {"tokens", run.tokens},       {"peak_bytes", run.peak_bytes},
-                   {"evaluated", run.evaluated}, {"last", as_json(run.last)},
-                   {"best", as_json(run.best)},  {"best_step", run.best_step},
-                   {"last_step", run.last_step}, {"optimizer", scalars},
-                   {"recipe", run.recipe},       {"data", run.data},
-                   {"build", run.build}};
+  request.state = {{"step", run.step},
+                   {"seconds", run.record.seconds},
+                   {"tokens", run.tokens},
+                   {"peak_bytes", run.record.peak_bytes},
+                   {"evaluated", run.record.evaluated},
+                   {"last", as_json(run.record.last)},
+                   {"best", as_json(run.record.best)},
+                   {"best_step", run.record.best_step},
+                   {"last_step", run.record.last_step},
+                   {"optimizer", scalars},
+                   {"recipe", run.identity.recipe},
+                   {"data", run.identity.data},
+                   {"build", run.identity.build}};
   return request;
 }
 
@@ -129,19 +135,19 @@ RunState read_run_state(const checkpoint::Checkpoint& from) {
   RunState run;
   const io::JsonFile state = state_file(from);
   try {
-    run.run_id = from.run_id();
+    run.record.run_id = from.run_id();
     run.step = state.integer("step", 0, kMost);
-    run.seconds = state.number("seconds", 0, kLargest);
+    run.record.seconds = state.number("seconds", 0, kLargest);
     run.tokens = state.integer("tokens", 0, kMost);
-    run.peak_bytes = state.integer("peak_bytes", 0, kMost);
-    run.evaluated = state.value().at("evaluated").get<bool>();
-    run.last = evaluation_of(state.child("last"));
-    run.best = evaluation_of(state.child("best"));
-    run.best_step = state.integer("best_step", 0, kMost);
-    run.last_step = state.integer_or("last_step", 0, 0, kMost);  // checkpoints of before have none
-    run.recipe = state.value().at("recipe").get<std::map<std::string, std::string>>();
-    run.data = state.value().at("data").get<std::map<std::string, std::string>>();
-    run.build = state.value().at("build").get<std::map<std::string, std::string>>();
+    run.record.peak_bytes = state.integer("peak_bytes", 0, kMost);
+    run.record.evaluated = state.value().at("evaluated").get<bool>();
+    run.record.last = evaluation_of(state.child("last"));
+    run.record.best = evaluation_of(state.child("best"));
+    run.record.best_step = state.integer("best_step", 0, kMost);
+    run.record.last_step = state.integer_or("last_step", 0, 0, kMost);  // checkpoints of before have none
+    run.identity.recipe = state.value().at("recipe").get<std::map<std::string, std::string>>();
+    run.identity.data = state.value().at("data").get<std::map<std::string, std::string>>();
+    run.identity.build = state.value().at("build").get<std::map<std::string, std::string>>();
     optimizer_scalars(state);
   } catch (const json::exception& error) {
     throw WeightsError(
@@ -174,4 +180,4 @@ void restore(const checkpoint::Checkpoint& from, objective::Distillation& object
   optimizer.load_state_scalars(optimizer_scalars(state_file(from)));
 }
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session

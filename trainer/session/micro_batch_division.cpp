@@ -1,11 +1,11 @@
-#include "trainer/loop/micro_batch_division.h"
+#include "trainer/session/micro_batch_division.h"
 
 #include <fmt/format.h>
 
 #include "modules/errors.h"
 #include "trainer/parallel/parallel_options.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 namespace {
 
 bool power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
@@ -37,4 +37,4 @@ Deal deal_of(const recipe::Settings& settings, int64_t ranks, int64_t rank) {
   return deal;
 }
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session

@@ -10,7 +10,7 @@
 #include "trainer/optim/optimizer.h"
 #include "trainer/parallel/communicator.h"
 
-namespace limbeck::loop {
+namespace limbeck::session {
 
 struct UpdateResult {
   double loss = 0;
@@ -30,4 +30,4 @@ UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& op
                         const std::vector<data::Batch>& batches, const objective::Progress& progress,
                         parallel::Communicator& ranks);
 
-}  // namespace limbeck::loop
+}  // namespace limbeck::session
