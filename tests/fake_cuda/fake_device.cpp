@@ -148,6 +148,10 @@ class CUDAHooks final : public CUDAHooksInterface {
   DeviceIndex current_device() const override { return 0; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   void deviceSynchronize(DeviceIndex) const override {}
+  const Generator& getDefaultGenerator(DeviceIndex) const override {
+    static const Generator one = detail::createCPUGenerator();
+    return one;
+  }
   Allocator* getPinnedMemoryAllocator() const override { return &limbeck::fake_cuda::pinned_allocator(); }
   bool isPinnedPtr(const void* address) const override { return limbeck::fake_cuda::is_pinned(address); }
   Device getDeviceFromPtr(void* address) const override {

@@ -10,10 +10,12 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/util/ParallelGuard.h>
 #include <torch/library.h>
 
 #include <set>
 #include <string>
+#include <utility>
 
 #include "fake_cuda/counters.h"
 #include "fake_cuda/fake_device.h"
@@ -51,10 +53,31 @@ void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack
   }
 }
 
+// Copies that a real kernel would not make; they count for nothing.
+thread_local bool computing = false;
+
+class Computing {
+ public:
+  Computing() : before_(std::exchange(computing, true)) {}
+  ~Computing() { computing = before_; }
+  Computing(const Computing&) = delete;
+  Computing& operator=(const Computing&) = delete;
+
+ private:
+  bool before_;
+  const c10::ParallelGuard alone_{true};  // tensors of tests are small: waking threads is what would take long
+};
+
+void count(bool waits) {
+  if (computing) return;
+  ++counters().operators;
+  if (waits) ++counters().host_waits;
+}
+
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   check_devices(op, *stack);
-  ++counters().operators;
-  if (kMakeTheHostWait.contains(op.schema().name())) ++counters().host_waits;
+  count(kMakeTheHostWait.contains(op.schema().name()));
+  const Computing scope;
   at::native::cpu_fallback(op, stack);
 }
 
@@ -85,9 +108,9 @@ bool waits(const Tensor& to, const Tensor& from, bool non_blocking) {
 }
 
 Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
-  ++counters().operators;
   if (to.numel() == 0) return to;
-  if (waits(to, from, non_blocking)) ++counters().host_waits;
+  count(waits(to, from, non_blocking));
+  const Computing scope;
   Tensor host = on_host(to);
   host.copy_(on_host(from));
   return to;
@@ -115,7 +138,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 }
 
 at::Scalar item(const Tensor& self) {
-  ++counters().host_waits;
+  count(/*waits=*/true);
   return on_host(self).item();
 }
 
