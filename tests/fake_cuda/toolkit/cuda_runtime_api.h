@@ -21,7 +21,9 @@ using cudaStream_t = struct CUstream_st*;
 extern limbeck::fake_cuda::Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define __syncthreads() ::limbeck::fake_cuda::meet_block(__FILE__, __LINE__)
-#define __syncwarp(...) ::limbeck::fake_cuda::exchanged_in_warp(~0u __VA_OPT__(&) __VA_ARGS__, 0, __FILE__, __LINE__)
+#define __syncwarp(...)                                                                                             \
+  ::limbeck::fake_cuda::exchanged_in_warp(~0u __VA_OPT__(&) __VA_ARGS__, 0, ::limbeck::fake_cuda::lane(), __FILE__, \
+                                          __LINE__)
 #define __shfl_sync(mask, value, source) \
   ::limbeck::fake_cuda::exchanged_in_warp(mask, value, source, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, lanes) \
