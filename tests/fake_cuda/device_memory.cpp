@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
@@ -113,8 +114,12 @@ void watch_faults() {
   (void)once;
 }
 
+std::atomic<int64_t> peak{0};  // the one of the counters is the process's
+
+// With the registry's mutex held.
 void count(int64_t bytes) {
   const int64_t now = counters().bytes += bytes;
+  if (now > peak) peak = now;
   if (now > counters().peak_bytes) counters().peak_bytes = now;
 }
 
@@ -187,6 +192,14 @@ void* host_address(const void* device) {
 bool is_device_address(const void* address) {
   const std::lock_guard lock(registry().mutex);
   return block_of(reinterpret_cast<uintptr_t>(address)) != nullptr;
+}
+
+int64_t live_bytes() { return counters().bytes; }
+int64_t peak_bytes() { return peak; }
+
+void reset_peak() {
+  const std::lock_guard lock(registry().mutex);
+  peak = live_bytes();
 }
 
 KernelAccess::KernelAccess(const char* (*who)()) {

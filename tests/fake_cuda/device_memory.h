@@ -16,6 +16,10 @@ void release(void* device);
 void* host_address(const void* device);
 bool is_device_address(const void* address);
 
+int64_t live_bytes();
+int64_t peak_bytes();  // since the last reset_peak()
+void reset_peak();
+
 // While it lives, device addresses that this thread touches are opened; who runs there is for messages.
 class KernelAccess {
  public:

@@ -148,6 +148,16 @@ def test_a_step_counts_what_it_does(work):
     assert counted[0][3] == 0 and counted[0][4] > 0
 
 
+def test_the_peak_is_of_the_device(work):
+    file = work.folder / "counters"
+    run = trained(work, "peak", "cuda", steps=2, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
+    whole = struct.unpack("5q", file.read_bytes())[4]  # of the process, its evaluation included
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (work.teacher, work.student)]
+    held = 4 * (parameters[0] + 4 * parameters[1])  # a student's weight, gradient and two moments
+    assert held < run.result["peak_bytes"] <= whole
+    assert held < min(run.series("peak_bytes"))
+
+
 def test_evaluation_is_the_cpus(work):
     results = []
     for device in ("cpu", "cuda"):

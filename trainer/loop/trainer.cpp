@@ -12,7 +12,7 @@
 #include "kernels/adamw/adamw.h"
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
-#include "modules/memory/host_memory.h"
+#include "modules/memory/device_memory.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/ranks/together.h"
@@ -209,12 +209,13 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
   const int64_t every = s.options.evaluation.every, first = s.run.step;
   const int64_t tokens = s.deal.micro_batches * s.options.sequences * s.options.tokens_per_sequence;
   data::Prefetcher prefetched = s.batches_from(first, s.total_steps);
+  const memory::DeviceMemory on_device(s.objective->device());
   s.begin = std::chrono::steady_clock::now();
   bool stopped = false;
   while (s.run.step < s.total_steps && !s.patience_is_over()) {
     const auto step_begin = std::chrono::steady_clock::now();
     const double waited_before = s.ranks.time().waited_s;
-    memory::HostMemory::reset_peak();
+    on_device.reset_peak();
     std::optional<metrics::PhaseClock> clock;
     if (s.options.shows_phases) clock.emplace();
     std::vector<data::Batch> batches;
@@ -239,10 +240,10 @@ TrainResult Trainer::run(const std::atomic<bool>& stop) {
     s.run.tokens += tokens;
     record.seconds = seconds_since(step_begin);
     record.tokens_per_second = static_cast<double>(tokens) / record.seconds;
-    s.run.peak_bytes = std::max(s.run.peak_bytes, memory::HostMemory::peak_bytes());
+    s.run.peak_bytes = std::max(s.run.peak_bytes, on_device.peak_bytes());
     if (clock) {
       record.phases = clock->seconds();
-      record.peak_bytes = memory::HostMemory::peak_bytes();
+      record.peak_bytes = on_device.peak_bytes();
       clock.reset();
     }
     s.record(record, s.ranks.time().waited_s - waited_before);
