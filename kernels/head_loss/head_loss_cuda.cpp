@@ -2,6 +2,7 @@
 // so that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/logsumexp.h>
@@ -10,6 +11,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "kernels/head_loss/divergence_tensors.h"
@@ -22,10 +24,12 @@ using at::Tensor;
 
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;  // of one run and one head: 64 MB in float32
 
-// a b in the wide dtype; half operands are not widened where cuBLAS gives its float32 sums away.
+// a b in the wide dtype; half operands are not widened where cuBLAS gives its float32 sums away (of a float64 teacher's
+// half student the sums are wanted in float64, which it does not have).
 Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType wide) {
   const bool half = a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16;
-  if (a.is_cuda() && half && a.scalar_type() == b.scalar_type()) return at::mm(a, b, wide);
+  const bool sums = half && a.scalar_type() == b.scalar_type() && wide == at::kFloat;
+  if (a.is_cuda() && sums) return at::mm(a, b, wide);
   return at::mm(a.to(wide), b.to(wide));
 }
 
@@ -166,7 +170,17 @@ void Composition::run(const Tensor& tokens) {
   add_gradients(tokens, hidden, dz);
 }
 
+// As counted_tokens refuses them, but where the labels are: the host does not wait, and learns it at its next wait.
+void refuse_labels_out_of_range(const HeadLossInputs& in, int64_t vocabulary) {
+  const Tensor& label = *in.labels;
+  const auto known = (label == -100).logical_or((label >= 0).logical_and(label < vocabulary));
+  at::_assert_async(
+      known.logical_or(in.ce_weight == 0.0).all(),
+      "[head_loss] a label is out of range, wanted -100 (none) or 0 to " + std::to_string(vocabulary - 1));
+}
+
 HeadLossResults Composition::results() {
+  if (in_.labels && !in_.student_hidden.is_cpu()) refuse_labels_out_of_range(in_, options_.vocabulary);
   auto counts = at::zeros_like(in_.divergence_weight, in_.divergence_weight.options().dtype(at::kBool));
   if (options_.divergence != Divergence::kNone) counts = counts.logical_or(in_.divergence_weight != 0.0);
   if (in_.labels) counts = counts.logical_or((in_.ce_weight != 0.0).logical_and(*in_.labels >= 0));

@@ -13,19 +13,33 @@ int threads_for(int64_t width) {
   return threads;
 }
 
-// body(column, pack of elements) over the row, `elements` at a time.
-template <int elements, class Body>
+// body(column, count) over the row, a pack at a time: `whole` packs, read and written in one access each, or element by
+// element, the last pack perhaps of fewer. The sums of a thread have one order in both, so strides change no bit.
+template <class T, bool whole, class Body>
 __device__ __forceinline__ void for_packs(int64_t width, Body body) {
-  for (int64_t i = static_cast<int64_t>(threadIdx.x) * elements; i < width; i += blockDim.x * elements) body(i);
+  constexpr int kPack = kPackElements<T>;
+  for (int64_t i = static_cast<int64_t>(threadIdx.x) * kPack; i < width; i += blockDim.x * kPack) {
+    body(i, whole || width - i > kPack ? kPack : static_cast<int>(width - i));
+  }
 }
 
-template <class T, int elements>
-__device__ __forceinline__ Pack<T, elements> load_pack(const T* from) {
-  return *reinterpret_cast<const Pack<T, elements>*>(from);
+template <bool whole, class T>
+__device__ __forceinline__ Pack<T, kPackElements<T>> load_pack(const T* from, int count) {
+  if constexpr (whole) {
+    return *reinterpret_cast<const Pack<T, kPackElements<T>>*>(from);
+  } else {
+    Pack<T, kPackElements<T>> pack{};
+    for (int j = 0; j < count; ++j) pack.value[j] = from[j];
+    return pack;
+  }
 }
-template <class T, int elements>
-__device__ __forceinline__ void store_pack(T* to, const Pack<T, elements>& pack) {
-  *reinterpret_cast<Pack<T, elements>*>(to) = pack;
+template <bool whole, class T>
+__device__ __forceinline__ void store_pack(T* to, const Pack<T, kPackElements<T>>& pack, int count) {
+  if constexpr (whole) {
+    *reinterpret_cast<Pack<T, kPackElements<T>>*>(to) = pack;
+  } else {
+    for (int j = 0; j < count; ++j) to[j] = pack.value[j];
+  }
 }
 
 template <class S>
@@ -33,7 +47,7 @@ __device__ __forceinline__ S inverse_root(S value) {
   return S(1) / sqrt(value);
 }
 
-template <class T, int elements, bool layer>
+template <class T, bool whole, bool layer>
 __global__ void norm_forward(NormForward a) {
   using S = typename DeviceCompute<T>::Type;
   const int64_t row = blockIdx.x;
@@ -46,16 +60,16 @@ __global__ void norm_forward(NormForward a) {
   S mean = 0;
   if constexpr (layer) {
     S sum = 0;
-    for_packs<elements>(a.width, [&](int64_t i) {
-      const auto in = load_pack<T, elements>(x + i);
-      for (int j = 0; j < elements; ++j) sum += widened(in.value[j]);
+    for_packs<T, whole>(a.width, [&](int64_t i, int count) {
+      const auto in = load_pack<whole>(x + i, count);
+      for (int j = 0; j < count; ++j) sum += widened(in.value[j]);
     });
     mean = block_sum(sum) / width;
   }
   S squares = 0;
-  for_packs<elements>(a.width, [&](int64_t i) {
-    const auto in = load_pack<T, elements>(x + i);
-    for (int j = 0; j < elements; ++j) {
+  for_packs<T, whole>(a.width, [&](int64_t i, int count) {
+    const auto in = load_pack<whole>(x + i, count);
+    for (int j = 0; j < count; ++j) {
       const S centered = widened(in.value[j]) - mean;
       squares += centered * centered;
     }
@@ -65,22 +79,22 @@ __global__ void norm_forward(NormForward a) {
     if constexpr (layer) static_cast<S*>(a.mean)[row] = mean;
     static_cast<S*>(a.rstd)[row] = rstd;
   }
-  for_packs<elements>(a.width, [&](int64_t i) {
-    const auto in = load_pack<T, elements>(x + i), scale = load_pack<T, elements>(weight + i);
-    Pack<T, elements> out;
-    for (int j = 0; j < elements; ++j) {
+  for_packs<T, whole>(a.width, [&](int64_t i, int count) {
+    const auto in = load_pack<whole>(x + i, count), scale = load_pack<whole>(weight + i, count);
+    Pack<T, kPackElements<T>> out;
+    for (int j = 0; j < count; ++j) {
       S value = (widened(in.value[j]) - mean) * rstd * (offset + widened(scale.value[j]));
       if constexpr (layer) {
         if (bias != nullptr) value += widened(bias[i + j]);
       }
       put(&out.value[j], value);
     }
-    store_pack(y + i, out);
+    store_pack<whole>(y + i, out, count);
   });
 }
 
 // The derivations stand beside the CPU loops (norm_loops.cpp).
-template <class T, int elements, bool layer>
+template <class T, bool whole, bool layer>
 __global__ void norm_backward_x(NormBackward a) {
   using S = typename DeviceCompute<T>::Type;
   const int64_t row = blockIdx.x;
@@ -94,10 +108,10 @@ __global__ void norm_backward_x(NormBackward a) {
   S mean = 0;
   if constexpr (layer) mean = static_cast<const S*>(a.mean)[row];
   S grads = 0, products = 0;
-  for_packs<elements>(a.width, [&](int64_t i) {
-    const auto in = load_pack<T, elements>(x + i), g = load_pack<T, elements>(grad + i);
-    const auto scale = load_pack<T, elements>(weight + i);
-    for (int j = 0; j < elements; ++j) {
+  for_packs<T, whole>(a.width, [&](int64_t i, int count) {
+    const auto in = load_pack<whole>(x + i, count), g = load_pack<whole>(grad + i, count);
+    const auto scale = load_pack<whole>(weight + i, count);
+    for (int j = 0; j < count; ++j) {
       const S scaled = widened(g.value[j]) * (offset + widened(scale.value[j]));
       grads += scaled;
       products += scaled * ((widened(in.value[j]) - mean) * rstd);
@@ -106,16 +120,16 @@ __global__ void norm_backward_x(NormBackward a) {
   const S mean_product = block_sum(products) / width;
   S mean_grad = 0;
   if constexpr (layer) mean_grad = block_sum(grads) / width;
-  for_packs<elements>(a.width, [&](int64_t i) {
-    const auto in = load_pack<T, elements>(x + i), g = load_pack<T, elements>(grad + i);
-    const auto scale = load_pack<T, elements>(weight + i);
-    Pack<T, elements> out;
-    for (int j = 0; j < elements; ++j) {
+  for_packs<T, whole>(a.width, [&](int64_t i, int count) {
+    const auto in = load_pack<whole>(x + i, count), g = load_pack<whole>(grad + i, count);
+    const auto scale = load_pack<whole>(weight + i, count);
+    Pack<T, kPackElements<T>> out;
+    for (int j = 0; j < count; ++j) {
       const S scaled = widened(g.value[j]) * (offset + widened(scale.value[j]));
       const S normalized = (widened(in.value[j]) - mean) * rstd;
       put(&out.value[j], (scaled - mean_grad - normalized * mean_product) * rstd);
     }
-    store_pack(grad_x + i, out);
+    store_pack<whole>(grad_x + i, out, count);
   });
 }
 
@@ -151,7 +165,6 @@ __global__ void sum_blocks(const typename DeviceCompute<T>::Type* partial, int64
 constexpr int kColumnThreads = 128;
 unsigned column_blocks(int64_t width) { return static_cast<unsigned>((width + kColumnThreads - 1) / kColumnThreads); }
 
-// The thread count is the same whether packs are possible or not; only the order inside a thread's share differs.
 template <bool layer>
 void launch_forward(Storage storage, const NormForward& a, int64_t rows, cudaStream_t stream) {
   if (rows == 0) return;
@@ -160,9 +173,9 @@ void launch_forward(Storage storage, const NormForward& a, int64_t rows, cudaStr
     const int threads = threads_for(a.width);
     const auto grid = static_cast<unsigned>(rows);
     if (packable<T>(a.x, a.x_row) && packable<T>(a.y, a.width) && packable<T>(a.weight, 0)) {
-      norm_forward<T, kPackElements<T>, layer><<<grid, threads, 0, stream>>>(a);
+      norm_forward<T, true, layer><<<grid, threads, 0, stream>>>(a);
     } else {
-      norm_forward<T, 1, layer><<<grid, threads, 0, stream>>>(a);
+      norm_forward<T, false, layer><<<grid, threads, 0, stream>>>(a);
     }
   });
 }
@@ -177,9 +190,9 @@ void launch_backward(Storage storage, const NormBackward& a, int64_t rows, cudaS
     if (a.grad_x != nullptr) {
       if (packable<T>(a.x, a.x_row) && packable<T>(a.grad, a.grad_row) && packable<T>(a.grad_x, a.width) &&
           packable<T>(a.weight, 0)) {
-        norm_backward_x<T, kPackElements<T>, layer><<<grid, threads, 0, stream>>>(a);
+        norm_backward_x<T, true, layer><<<grid, threads, 0, stream>>>(a);
       } else {
-        norm_backward_x<T, 1, layer><<<grid, threads, 0, stream>>>(a);
+        norm_backward_x<T, false, layer><<<grid, threads, 0, stream>>>(a);
       }
     }
     if (a.partial_weight != nullptr || a.partial_bias != nullptr) {

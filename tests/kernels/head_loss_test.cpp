@@ -13,6 +13,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/gpu_case.h"
 #include "kernels/head_loss/head_loss_cpu.h"
 #include "support/cpu_memory.h"
 #include "support/head_loss_reference.h"
@@ -427,6 +428,55 @@ TEST(HeadLoss, cpu_RefusesWhatDoesNotFit) {
   }
   expect_refused([](HeadCase& c, HeadLossOptions& o) { o.divergence = Divergence::kNone, c.labels.reset(); }, "neither",
                  "wanted one of them");
+}
+
+// ---- on a GPU ------------------------------------------------------------------------------------------------------
+
+HeadCase on_gpu(const HeadCase& c) {
+  const auto there = [](const Tensor& t) { return t.to(at::kCUDA); };
+  return {there(c.student_hidden), there(c.student_weight),    there(c.teacher_hidden), there(c.teacher_weight),
+          there(*c.labels),        there(c.divergence_weight), there(c.ce_weight)};
+}
+
+HeadNumbers on_cpu(const HeadNumbers& n) {
+  return {n.loss.cpu(), n.divergence.cpu(), n.cross_entropy.cpu(), n.hidden_gradient.cpu(), n.weight_gradient.cpu()};
+}
+
+TEST(HeadLossCuda, EveryPairOfDtypesGivesTheNumbersOfFloat64) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto student : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto teacher : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto c = mixed_case(student, teacher);
+      for (const auto divergence : {Divergence::kForwardKl, Divergence::kJensenShannon, Divergence::kLogitMse}) {
+        const auto options = every_option(divergence);
+        const double gradients = student == at::kDouble ? 1e-5 : gradient_tolerance(student);
+        expect_close_to_reference(on_cpu(fused_head_loss(on_gpu(c), options)), reference_head_loss(c, options), 3e-6,
+                                  gradients, c10::toString(student) + std::string(" of ") + c10::toString(teacher));
+      }
+    }
+  }
+}
+
+// A real GPU ends every later call of the process, so this one has a process of its own.
+TEST(HeadLossCudaDeathTest, ALabelOutOfRangeIsRefused) {
+  LIMBECK_NEEDS_GPU();
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto ends = [](int64_t label, double weight) {
+    auto c = mixed_case(at::kFloat, at::kFloat);
+    c.labels->select(0, 2).fill_(label);
+    c.ce_weight.select(0, 2).fill_(weight);
+    bool refused = false;
+    try {
+      fused_head_loss(on_gpu(c), every_option(Divergence::kForwardKl)).loss.cpu();
+    } catch (const c10::Error&) {
+      refused = true;
+    }
+    std::_Exit(refused ? 7 : 0);
+  };
+  EXPECT_EXIT(ends(500, 1.0), testing::ExitedWithCode(7), "");
+  EXPECT_EXIT(ends(-1, 1.0), testing::ExitedWithCode(7), "");
+  EXPECT_EXIT(ends(-100, 1.0), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(ends(-7, 0.0), testing::ExitedWithCode(0), "");  // counts for nothing
 }
 
 }  // namespace

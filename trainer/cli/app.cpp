@@ -10,6 +10,7 @@
 #include <iostream>
 #include <utility>
 
+#include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/memory/allocator.h"
 #include "trainer/build/builtins.h"
@@ -70,6 +71,16 @@ std::vector<NamedPath> typed_paths(const std::vector<std::string>& arguments) {
     }
   }
   return found;
+}
+
+// CUDA comes into the process before its first backward, be it one on meta: the engine counts the devices then, and
+// once. One that cannot be used is refused where models are loaded.
+void load_cuda_if_asked(const recipe::Settings& settings) {
+  for (const recipe::Option& option : settings.table().options()) {
+    if (option.kind != recipe::OptionKind::kDevice) continue;
+    const std::optional<c10::Device> device = settings.device(option.name);
+    if (device && device->is_cuda() && kernels::cuda_available()) return;
+  }
 }
 
 // RECIPE leaves the operands; the rest is checked against what the command declared.
@@ -179,7 +190,10 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
     if (command.joins_ranks) parallel::refuse_together(std::current_exception());
     throw;
   }
-  if (command.computes) start_worker_threads();
+  if (command.computes) {
+    load_cuda_if_asked(ready->settings);
+    start_worker_threads();
+  }
   execute(command, ready->settings, ready->operands);
 }
 

@@ -11,7 +11,7 @@
 #include "kernels/adamw/adamw.h"
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
-#include "modules/memory/host_memory.h"
+#include "modules/memory/device_memory.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/ranks/together.h"
@@ -169,7 +169,8 @@ TrainResult Trainer::State::result() const {
 // One update and what is due after it; false: all ranks stop before it.
 bool Trainer::State::advance(bool wants_stop) {
   const double waited_before = ranks.time().waited_s;
-  memory::HostMemory::reset_peak();
+  const memory::DeviceMemory on_device(session->objective().device());
+  on_device.reset_peak();
   std::optional<metrics::PhaseClock> clock;
   if (options.shows_phases) clock.emplace();
   const Boundary boundary = meet(wants_stop);
@@ -181,10 +182,10 @@ bool Trainer::State::advance(bool wants_stop) {
     });
   }
   StepRecord record{session->step(), {}, 0};
-  session->record().peak_bytes = std::max(session->record().peak_bytes, memory::HostMemory::peak_bytes());
+  session->record().peak_bytes = std::max(session->record().peak_bytes, on_device.peak_bytes());
   if (clock) {
     record.phases = clock->seconds();
-    record.peak_bytes = memory::HostMemory::peak_bytes();
+    record.peak_bytes = on_device.peak_bytes();
     clock.reset();
   }
   this->record(record, ranks.time().waited_s - waited_before);

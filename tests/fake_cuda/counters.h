@@ -1,0 +1,19 @@
+// What the fake device has been asked to do since the process began. With LIMBECK_FAKE_CUDA_COUNTERS=FILE the numbers
+// stand in that file, in this order, as int64: they outlive a process that ends without a last word.
+#pragma once
+#include <atomic>
+#include <cstdint>
+
+namespace limbeck::fake_cuda {
+
+struct Counters {
+  std::atomic<int64_t> launches;    // kernels of ours
+  std::atomic<int64_t> operators;   // of ATen, on device tensors
+  std::atomic<int64_t> host_waits;  // what a real device would make the host wait for
+  std::atomic<int64_t> bytes, peak_bytes;
+};
+static_assert(sizeof(Counters) == 5 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
+
+Counters& counters();
+
+}  // namespace limbeck::fake_cuda

@@ -1,0 +1,35 @@
+// The memory of the fake device. Its addresses cannot be read or written, except by a kernel that runs: any other
+// access ends the process with a message, and so does a kernel's outside of the block that it was given. Behind each
+// address lies a second one of the same bytes, which the operators that stand in for ATen's use.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace limbeck::fake_cuda {
+
+// 16 bytes aligned, filled with 0xff (NaN, and -1), the end as near to a forbidden page as that allows.
+void* allocate(size_t bytes);
+// What a write has left beside the block ends the process with a message.
+void release(void* device);
+
+// The address behind a device address; nullptr for nullptr.
+void* host_address(const void* device);
+bool is_device_address(const void* address);
+
+int64_t live_bytes();
+int64_t peak_bytes();  // since the last reset_peak()
+void reset_peak();
+
+// While it lives, device addresses that this thread touches are opened; who runs there is for messages.
+class KernelAccess {
+ public:
+  explicit KernelAccess(const char* (*who)());
+  ~KernelAccess();
+  KernelAccess(const KernelAccess&) = delete;
+  KernelAccess& operator=(const KernelAccess&) = delete;
+};
+
+// Says it on standard error, without allocating, and aborts.
+[[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace limbeck::fake_cuda

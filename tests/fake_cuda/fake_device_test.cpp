@@ -1,0 +1,128 @@
+// The memory of the fake device and ATen on it: what real CUDA refuses is refused, what it computes is right.
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "fake_cuda/counters.h"
+#include "fake_cuda/fake_device.h"
+#include "fake_cuda/probe_kernels.h"
+#include "kernels/linear/linear.h"
+
+namespace limbeck::test {
+namespace {
+
+const at::TensorOptions kOnDevice = at::TensorOptions(at::kCUDA).dtype(at::kFloat);
+
+std::string refusal(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  }
+  return "";
+}
+
+TEST(FakeDeviceDeathTest, TheHostCannotTouchItsMemory) {
+  const at::Tensor x = at::ones({10}, kOnDevice);
+  const auto read = [&](int64_t i) { [[maybe_unused]] const volatile float seen = x.const_data_ptr<float>()[i]; };
+  EXPECT_DEATH(read(3), "the host reads or writes byte 12 of a block of 40 on the device");
+  EXPECT_DEATH(std::memset(x.mutable_data_ptr(), 0, 4), "the host reads or writes byte 0 of a block of 40");
+  // Nor after a kernel had it.
+  launch_fill(x.mutable_data_ptr<float>(), 10, 2.0f);
+  EXPECT_DEATH(read(9), "the host reads or writes byte 36 of a block of 40");
+  EXPECT_EQ(x.sum().item<float>(), 20.0f);
+}
+
+TEST(FakeDeviceDeathTest, AKernelMustStayInItsBlocks) {
+  const at::Tensor from = at::ones({1000}, kOnDevice), to = at::zeros({1000}, kOnDevice);
+  const auto copy = [&](int64_t offset) {
+    launch_copy(from.const_data_ptr<float>(), to.mutable_data_ptr<float>(), 1000, offset);
+  };
+  copy(0);
+  EXPECT_DEATH(copy(1), "kernel copy, block \\(15, 0\\), thread 39: out of bounds: byte 4000 of a block of 4000");
+  // What stays on the pages of the block is seen when it is freed.
+  const auto spoil = [](int64_t begin, int64_t count) {
+    const at::Tensor odd = at::zeros({1001}, kOnDevice);
+    launch_fill(odd.mutable_data_ptr<float>() + begin, count, 3.0f);
+  };
+  EXPECT_DEATH(spoil(0, 1002), "byte 4004 of a block of 4004 was written; seen when the block was freed");
+  EXPECT_DEATH(spoil(-2, 2), "byte -8 of a block of 4004 was written");
+}
+
+TEST(FakeDevice, FreshMemoryIsNoNumber) {
+  EXPECT_TRUE(at::empty({5}, kOnDevice).isnan().all().item<bool>());
+  EXPECT_TRUE(at::empty({5}, kOnDevice.dtype(at::kBFloat16)).isnan().all().item<bool>());
+}
+
+TEST(FakeDevice, BothDevicesInOneCallAreRefused) {
+  const at::Tensor x = at::ones({3, 3}, kOnDevice), y = at::ones({3, 3});
+  const std::string words = "Expected all tensors to be on the same device";
+  EXPECT_NE(refusal([&] { at::mm(x, y); }).find(words), std::string::npos);
+  EXPECT_NE(refusal([&] { x + y; }).find(words), std::string::npos);
+  EXPECT_NE(refusal([&] { at::cat({x, y}); }).find(words), std::string::npos);
+  // A batch that was left on the CPU.
+  const at::Tensor ids = at::tensor({0, 2});
+  EXPECT_NE(refusal([&] { at::embedding(x, ids); }).find(words), std::string::npos);
+  EXPECT_NE(refusal([&] { x.index_select(0, ids); }).find(words), std::string::npos);
+  EXPECT_NE(refusal([&] { kernels::linear(y, x); }), "");
+  // As on real CUDA: a number may come from the CPU, and indices in brackets.
+  EXPECT_EQ((x + at::scalar_tensor(2.0f)).sum().item<float>(), 27.0f);
+  EXPECT_EQ(x.index({ids}).sum().item<float>(), 6.0f);
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(uint64_t{1});
+  EXPECT_NE(refusal([&] { at::zeros({3}, kOnDevice).normal_(0, 1, generator); }).find("generator"), std::string::npos);
+  EXPECT_NE(refusal([] { at::empty({1}, at::TensorOptions(at::Device(at::kCUDA, 1))); }).find("invalid device ordinal"),
+            std::string::npos);
+}
+
+TEST(FakeDevice, OperatorsInPlaceAndViewsReachTheTensor) {
+  const at::Tensor x = at::arange(24, at::kFloat).view({4, 6}), y = x.to(at::kCUDA);
+  x.t().slice(0, 1, 4).mul_(2).select(1, 2).fill_(7);
+  y.t().slice(0, 1, 4).mul_(2).select(1, 2).fill_(7);
+  EXPECT_TRUE(at::equal(x, y.cpu()));
+  at::Tensor out = at::empty({0}, kOnDevice);
+  at::mm_out(out, y, y.t());
+  EXPECT_TRUE(at::allclose(out.cpu(), at::mm(x, x.t())));
+  EXPECT_EQ(y.t().contiguous().stride(0), 4);
+  EXPECT_EQ((y.t() + 1).strides(), (x.t() + 1).strides());
+}
+
+TEST(FakeDevice, ProductsWithAnotherDtypeAreCublas) {
+  for (const auto dtype : {at::kHalf, at::kBFloat16}) {
+    const at::Tensor a = at::randn({3, 40, 70}).to(dtype), b = at::randn({3, 70, 30}).to(dtype);
+    const at::Tensor wanted = at::bmm(a.to(at::kDouble), b.to(at::kDouble));
+    const at::Tensor whole = at::bmm(a.to(at::kCUDA), b.to(at::kCUDA), at::kFloat);
+    EXPECT_EQ(whole.scalar_type(), at::kFloat);
+    // Sums of 70 in float32: about 70 * 2^-24 of the sum of magnitudes, which is below 100.
+    EXPECT_LT((whole.cpu().to(at::kDouble) - wanted).abs().max().item<double>(), 5e-4);
+    const at::Tensor one = at::mm(a[1].to(at::kCUDA), b[1].to(at::kCUDA), at::kFloat);
+    EXPECT_LT((one.cpu().to(at::kDouble) - wanted[1]).abs().max().item<double>(), 5e-4);
+    EXPECT_NE(refusal([&] { at::mm(a[0].to(at::kCUDA), b[0].to(at::kCUDA), at::kDouble); }).find("out_dtype"),
+              std::string::npos);
+  }
+}
+
+TEST(FakeDevice, CountsWhatTheHostWaitsFor) {
+  auto& counted = fake_cuda::counters();
+  const at::Tensor x = at::ones({3, 3}, kOnDevice), pinned = at::ones({3, 3}).pin_memory();
+  const auto waits_of = [&](const std::function<void()>& call) {
+    const int64_t before = counted.host_waits;
+    call();
+    return counted.host_waits - before;
+  };
+  EXPECT_EQ(waits_of([&] { at::mm(x, x).add_(1).sum(); }), 0);
+  EXPECT_EQ(waits_of([&] { x.sum().item(); }), 1);
+  EXPECT_EQ(waits_of([&] { x.cpu(); }), 1);
+  EXPECT_EQ(waits_of([&] { x.nonzero(); }), 1);
+  EXPECT_TRUE(pinned.is_pinned());
+  EXPECT_EQ(waits_of([&] { pinned.to(at::kCUDA, /*non_blocking=*/true); }), 0);
+  EXPECT_EQ(waits_of([&] { pinned.to(at::kCUDA); }), 1);
+  const int64_t bytes = counted.bytes;
+  { const at::Tensor large = at::empty({1 << 20}, kOnDevice.dtype(at::kByte)); }
+  EXPECT_EQ(counted.bytes, bytes);
+  EXPECT_GE(counted.peak_bytes, bytes + (1 << 20));
+}
+
+}  // namespace
+}  // namespace limbeck::test

@@ -1,0 +1,46 @@
+// Runs a kernel as a GPU would see it: blocks one after the other, the threads of a block as fibers that meet at
+// barriers and exchange values in warps. A barrier or an exchange that some of its threads never reach ends the process
+// with a message. LIMBECK_FAKE_CUDA_SEED (a number other than 0) shuffles the order of blocks, warps and threads; a
+// warp always runs as far as it can before the next one, so that what only a barrier holds together falls apart without
+// it.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace limbeck::fake_cuda {
+
+struct Index3 {
+  constexpr Index3(unsigned in_x = 1, unsigned in_y = 1, unsigned in_z = 1) : x(in_x), y(in_y), z(in_z) {}
+  unsigned x, y, z;
+};
+
+struct Launch {
+  Index3 grid, block;
+  size_t shared_bytes = 0;
+  const char* name = "";  // for messages
+};
+
+// thread(of) is the kernel with its arguments, called once for each thread.
+void run_kernel(const Launch& launch, void (*thread)(const void* of), const void* of);
+
+// The stream is the one that there is.
+template <class Kernel>
+void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, const void* /*stream*/,
+            const Kernel& kernel) {
+  run_kernel(
+      {grid, block, shared_bytes, name}, [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
+}
+
+// What the device code of a thread asks of the block it is in; `file` and `line` tell one place from another.
+void meet_block(const char* file, int line);
+// All lanes of the mask give `bytes` (at most 8) at `value`; each gets those of `source`, a lane of its warp.
+void exchange(unsigned mask, const void* value, size_t bytes, int source, void* result, const char* file, int line);
+int lane();
+void* dynamic_shared();
+
+// Why the last launch was refused, or nullptr; asking forgets it.
+const char* take_launch_error();
+
+void set_seed(uint64_t seed);
+
+}  // namespace limbeck::fake_cuda

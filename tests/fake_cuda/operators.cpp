@@ -1,0 +1,190 @@
+// ATen's operators under the CUDA key: they compute by the CPU's kernels on copies, and refuse what real CUDA refuses:
+// tensors of both devices in one call, and a generator of the CPU. Views, copies and what has no kernel on the CPU
+// stand here by themselves.
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/native/CPUFallback.h>
+#include <ATen/native/Resize.h>
+#include <ATen/native/TensorShape.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_native.h>
+#include <c10/util/ParallelGuard.h>
+#include <torch/library.h>
+
+#include <set>
+#include <string>
+#include <utility>
+
+#include "fake_cuda/counters.h"
+#include "fake_cuda/fake_device.h"
+
+namespace limbeck::fake_cuda {
+namespace {
+
+using at::Tensor;
+
+// Real CUDA takes indices of the CPU here.
+const std::set<std::string> kTakeCpuIndices = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"};
+// The size of the result, or the result itself, is for the host.
+const std::set<std::string> kMakeTheHostWait = {"aten::nonzero",    "aten::masked_select",     "aten::_unique2",
+                                                "aten::equal",      "aten::bincount",          "aten::unique_dim",
+                                                "aten::is_nonzero", "aten::repeat_interleave", "aten::histc"};
+
+void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  const auto count = op.schema().arguments().size();
+  const auto see = [&](const Tensor& t) {
+    TORCH_CHECK(!t.defined() || t.is_cuda() || t.dim() == 0 || kTakeCpuIndices.contains(op.schema().name()),
+                "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and ",
+                t.device(), "! (when checking arguments of ", op.schema().name(), ")");
+  };
+  for (const auto& value : torch::jit::last(stack, count)) {
+    if (value.isTensor()) {
+      see(value.toTensor());
+    } else if (value.isTensorList()) {
+      for (const Tensor& t : value.toTensorVector()) see(t);
+    } else if (value.isOptionalTensorList()) {
+      for (const std::optional<Tensor>& t : value.toOptionalTensorVector()) see(t.value_or(Tensor()));
+    } else if (value.isGenerator()) {
+      TORCH_CHECK(value.toGenerator().device().is_cuda(), "Expected a 'cuda' device type for generator but found '",
+                  value.toGenerator().device(), "' (in ", op.schema().name(), ")");
+    }
+  }
+}
+
+// Copies that a real kernel would not make; they count for nothing.
+thread_local bool computing = false;
+
+class Computing {
+ public:
+  Computing() : before_(std::exchange(computing, true)) {}
+  ~Computing() { computing = before_; }
+  Computing(const Computing&) = delete;
+  Computing& operator=(const Computing&) = delete;
+
+ private:
+  bool before_;
+  const c10::ParallelGuard alone_{true};  // tensors of tests are small: waking threads is what would take long
+};
+
+void count(bool waits) {
+  if (computing) return;
+  ++counters().operators;
+  if (waits) ++counters().host_waits;
+}
+
+void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  check_devices(op, *stack);
+  count(kMakeTheHostWait.contains(op.schema().name()));
+  const Computing scope;
+  at::native::cpu_fallback(op, stack);
+}
+
+void require_device(std::optional<at::Device> device) {
+  TORCH_CHECK(!device || !device->has_index() || device->index() == 0, "CUDA error: invalid device ordinal: ", *device);
+}
+
+Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
+             std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  require_device(device);
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &device_allocator(),
+                                   c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
+}
+
+Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
+                     std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
+  require_device(device);
+  return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
+                                           &device_allocator(), c10::DispatchKeySet(c10::DispatchKey::CUDA),
+                                           c10::dtype_or_default(dtype));
+}
+
+// Only a copy between pinned memory and the device that is asked not to wait does not.
+bool waits(const Tensor& to, const Tensor& from, bool non_blocking) {
+  if (to.is_cuda() && from.is_cuda()) return false;
+  const Tensor& host = to.is_cuda() ? from : to;
+  return !non_blocking || !is_pinned(host.storage().data());
+}
+
+Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
+  if (to.numel() == 0) return to;
+  count(waits(to, from, non_blocking));
+  const Computing scope;
+  Tensor host = on_host(to);
+  host.copy_(on_host(from));
+  return to;
+}
+
+const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at::MemoryFormat> format) {
+  TORCH_CHECK(!format || *format == at::MemoryFormat::Contiguous, "resize_: contiguous alone is there");
+  c10::TensorImpl& impl = *self.unsafeGetTensorImpl();
+  impl.set_sizes_contiguous(size);
+  const size_t bytes = at::detail::computeStorageNbytesContiguous(size, impl.dtype().itemsize(), impl.storage_offset());
+  c10::StorageImpl& storage = *self.storage().unsafeGetStorageImpl();
+  if (bytes > storage.nbytes()) {
+    c10::DataPtr larger = device_allocator().allocate(bytes);
+    if (storage.nbytes() > 0) device_allocator().copy_data(larger.get(), storage.data(), storage.nbytes());
+    storage.set_data_ptr_noswap(std::move(larger));
+    storage.set_nbytes(bytes);
+  }
+  return self;
+}
+
+Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
+  if (to.sizes() != from.sizes()) resize_(to, from.sizes(), std::nullopt);
+  Tensor target = to;
+  return copy_(target, from, false);
+}
+
+at::Scalar item(const Tensor& self) {
+  count(/*waits=*/true);
+  return on_host(self).item();
+}
+
+// What cuBLAS offers: products of half types with sums kept in float32.
+void check_out_dtype(const char* name, const Tensor& a, const Tensor& b, at::ScalarType out) {
+  TORCH_CHECK(a.scalar_type() == b.scalar_type(), name, ": expected operands of one dtype, got ", a.scalar_type(),
+              " and ", b.scalar_type());
+  const bool half = a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(out == a.scalar_type() || (out == at::kFloat && half), name,
+              ": out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs, got ", out, " for ",
+              a.scalar_type());
+}
+
+Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
+  check_out_dtype("mm", a, b, out);
+  return at::mm(a.to(out), b.to(out));
+}
+
+Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
+  check_out_dtype("bmm", a, b, out);
+  return at::bmm(a.to(out), b.to(out));
+}
+
+TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }
+
+TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+  m.impl("empty.memory_format", empty);
+  m.impl("empty_strided", empty_strided);
+  m.impl("copy_", copy_);
+  m.impl("resize_", resize_);
+  m.impl("_copy_from_and_resize", copy_from_and_resize);
+  m.impl("_local_scalar_dense", item);
+  m.impl("record_stream", [](Tensor&, at::Stream) {});
+  m.impl("mm.dtype", mm_dtype);
+  m.impl("bmm.dtype", bmm_dtype);
+  m.impl("as_strided", [](const Tensor& self, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> at) {
+    return at::native::as_strided_tensorimpl(self, size, stride, at);
+  });
+  m.impl("view", [](const Tensor& self, at::IntArrayRef size) { return at::native::view(self, size); });
+  m.impl("unfold", [](const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
+    return at::native::unfold(self, dimension, size, step);
+  });
+  m.impl("_reshape_alias", [](const Tensor& self, at::IntArrayRef size, at::IntArrayRef stride) {
+    return at::native::_reshape_alias(self, size, stride);
+  });
+}
+
+}  // namespace
+}  // namespace limbeck::fake_cuda

@@ -1,0 +1,57 @@
+// In the place of the CUDA toolkit's header: what our .cu files use of CUDA C++, as plain C++ over
+// tests/fake_cuda/launch.h. A kernel that needs more adds it here, with the meaning that the CUDA C++ programming guide
+// gives it.
+#pragma once
+#include <math.h>
+
+#include <cstdint>
+
+#include "fake_cuda/launch.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __shared__ static
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+using dim3 = limbeck::fake_cuda::Index3;
+using cudaStream_t = struct CUstream_st*;
+
+extern limbeck::fake_cuda::Index3 threadIdx, blockIdx, blockDim, gridDim;
+
+#define __syncthreads() ::limbeck::fake_cuda::meet_block(__FILE__, __LINE__)
+#define __syncwarp(...)                                                                                             \
+  ::limbeck::fake_cuda::exchanged_in_warp(~0u __VA_OPT__(&) __VA_ARGS__, 0, ::limbeck::fake_cuda::lane(), __FILE__, \
+                                          __LINE__)
+#define __shfl_sync(mask, value, source) \
+  ::limbeck::fake_cuda::exchanged_in_warp(mask, value, source, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, lanes) \
+  ::limbeck::fake_cuda::exchanged_in_warp(mask, value, ::limbeck::fake_cuda::lane() ^ (lanes), __FILE__, __LINE__)
+// A lane that would take from beyond its warp gets its own value.
+#define __shfl_down_sync(mask, value, lanes)                                                           \
+  ::limbeck::fake_cuda::exchanged_in_warp(mask, value,                                                 \
+                                          ::limbeck::fake_cuda::lane() + static_cast<int>(lanes) < 32  \
+                                              ? ::limbeck::fake_cuda::lane() + static_cast<int>(lanes) \
+                                              : ::limbeck::fake_cuda::lane(),                          \
+                                          __FILE__, __LINE__)
+
+namespace limbeck::fake_cuda {
+
+template <class T>
+T exchanged_in_warp(unsigned mask, T value, int source, const char* file, int line) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  T result;
+  exchange(mask, &value, sizeof(T), source, &result, file, line);
+  return result;
+}
+
+}  // namespace limbeck::fake_cuda
+
+// Threads change only where they wait, so nothing comes between the two halves.
+template <class T>
+T atomicAdd(T* to, T value) {
+  const T before = *to;
+  *to = before + value;
+  return before;
+}

@@ -1,0 +1,190 @@
+"""The unchanged program with --device=cuda, on the fake device of tests/fake_cuda/, held against itself on the CPU.
+
+A host that touches the device's memory ends the process there, a tensor left on the CPU is refused, and so on: that a run
+ends well says all that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import model_zoo
+import pytest
+import torch
+from limbeck_runner import LimbeckError, build_folder, run_program
+from safetensors.torch import load_file, save_file
+from training_work import Outcome, Run, Work, checkpoints, saved
+
+FOLDER = build_folder() / "fake_cuda"
+pytestmark = pytest.mark.skipif(not (FOLDER / "liblimbeck_cuda.so").exists(), reason="built without the fake CUDA device")
+
+FLOAT32 = 2e-6  # of a loss: both devices sum in float32, in another order
+HALF = 2e-4  # the attention of the device rounds once where the CPU's does twice; a step of bfloat16 is 4e-3 of a number
+
+
+def on_device(device: str, *arguments, **environment) -> str:
+    """What the program prints."""
+    env = dict(os.environ) | environment
+    if device == "cuda":
+        env["LD_LIBRARY_PATH"] = str(FOLDER)
+    done = run_program(*arguments, "--device", device, "--threads", 2, "--quiet", env=env, timeout=300)
+    if done.returncode != 0:
+        raise LimbeckError(f"exit {done.returncode} on {device}: {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def assert_close(cpu: dict, cuda: dict, tolerance: float) -> None:
+    assert cpu.keys() == cuda.keys()
+    for name, wanted in cpu.items():
+        scale = max(1.0, wanted.double().abs().max().item()) if wanted.numel() else 1.0
+        worst = (wanted.double() - cuda[name].double()).abs().max().item() if wanted.numel() else 0.0
+        assert worst <= tolerance * scale, f"{name}: {worst} of {scale}"
+
+
+# Grouped queries; softcaps and windows; experts beside dense layers; learned positions and biases; an encoder.
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "qwen3-moe-mixed", "gpt2", "bert"])
+def test_forward_and_every_gradient_are_the_cpus(tmp_path, name):
+    family = next(family for family in model_zoo.FAMILIES if family.name == name)
+    folder = model_zoo.write_model(family, tmp_path / "model")
+    inputs = model_zoo.make_inputs(family, batch=2, length=20)
+    given = dict(inputs.tensors)
+    if family in model_zoo.DECODERS:
+        given["labels"] = model_zoo.make_labels(family, inputs)
+    else:
+        given["output_gradient"] = model_zoo.make_cotangent(inputs, (2, 20, 64))
+    save_file({key: value.contiguous() for key, value in given.items()}, tmp_path / "in.safetensors")
+    results = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / f"{device}.safetensors"
+        on_device(device, "forward", "--model", folder, "--dtype=float32", "--input", tmp_path / "in.safetensors",
+                  "--output", out, "--hidden", "--gradients")  # fmt: skip
+        results.append(load_file(out))
+    assert_close(*results, 1e-5)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, limbeck) -> Work:
+    return Work(tmp_path_factory.mktemp("fake_cuda"), limbeck)
+
+
+@pytest.fixture(scope="module")
+def experts(work) -> Path:
+    """A student whose layers have experts, with the teacher's vocabulary."""
+    config = model_zoo.transformers.MixtralConfig(
+        vocab_size=work.teacher.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    return saved(model_zoo.transformers.MixtralForCausalLM(config).float(), work.folder / "experts")
+
+
+def trained(work: Work, name: str, device: str, *flags: str, steps: int = 10, environment=None, **keys) -> Run:
+    recipe = work.recipe(name, train__steps=f"{steps} steps", **keys)
+    run, result = work.folder / f"run-{name}-{device}", work.folder / f"{name}-{device}.json"
+    on_device(device, "train", recipe, "--run", run, "--json", result, *flags, **(environment or {}))
+    return Run(run, result, recipe)
+
+
+KINDS = {
+    "full": ({}, FLOAT32),
+    "packed": (dict(data__packing="packed", data__shuffle="yes"), FLOAT32),
+    "lora": (dict(adapter__kind="lora", adapter__rank=4, adapter__dropout=0.1), FLOAT32),
+    "nf4-lora": (dict(student__quantize="nf4", teacher__quantize="int8", adapter__kind="lora", adapter__rank=4), FLOAT32),
+    "npt": (dict(adapter__kind="npt", adapter__rank=4), FLOAT32),
+    "bfloat16": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16", optim__clip=1.0), HALF),
+    "float16": (dict(student__dtype="float16"), HALF),  # with a loss scale
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_the_cpus(work, kind):
+    keys, tolerance = KINDS[kind]
+    cpu, cuda = (trained(work, kind, device, **keys) for device in ("cpu", "cuda"))
+    assert cuda.series("loss") == pytest.approx(cpu.series("loss"), rel=tolerance)
+    assert cuda.result["evaluation"]["loss"] == pytest.approx(cpu.result["evaluation"]["loss"], rel=tolerance)
+
+
+def test_training_of_experts_is_the_cpus(work, experts):
+    cpu, cuda = (trained(work, "experts", device, student__model=experts) for device in ("cpu", "cuda"))
+    assert cuda.series("loss") == pytest.approx(cpu.series("loss"), rel=FLOAT32)
+
+
+def test_the_order_of_threads_and_blocks_changes_no_bit(work):
+    """No kernel of a step leaves anything to who comes first."""
+    runs = [trained(work, f"order{seed}", "cuda", steps=3, checkpoint__every=3, environment={"LIMBECK_FAKE_CUDA_SEED": seed})
+            for seed in ("0", "1", "2")]  # fmt: skip
+    first, *others = [Outcome.of(run.folder) for run in runs]
+    assert [first.differences(other) for other in others] == [[], []]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(work):
+    keys = dict(checkpoint__every=4, checkpoint__keep=3, adapter__kind="lora", adapter__rank=4, adapter__dropout=0.1)
+    whole = trained(work, "whole", "cuda", **keys)
+    resumed = work.folder / "run-resumed"
+    shutil.copytree(whole.folder, resumed)
+    for folder in checkpoints(resumed):
+        if int(folder.name.removeprefix("step-")) > 4:
+            shutil.rmtree(folder)
+    on_device("cuda", "train", whole.recipe, "--run", resumed)
+    assert Outcome.of(resumed).differences(Outcome.of(whole.folder)) == []
+
+
+def test_a_step_counts_what_it_does(work):
+    """Kernels, operators and host waits of one update more; nothing stays on the device at the end."""
+    counted = []
+    for steps in (2, 3):
+        file = work.folder / "counters"
+        trained(work, f"counted{steps}", "cuda", "--eval.batches=1", steps=steps,
+                environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})  # fmt: skip
+        counted.append(struct.unpack("5q", file.read_bytes()))
+    launches, operators, waits, *_ = (b - a for a, b in zip(*counted))
+    print(f"one update: {launches} kernels of ours, {operators} operators of ATen, {waits} host waits")
+    assert launches > 0 and operators > 0 and waits >= 1
+    assert counted[0][3] == 0 and counted[0][4] > 0
+
+
+def test_the_peak_is_of_the_device(work):
+    file = work.folder / "counters"
+    run = trained(work, "peak", "cuda", steps=2, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
+    whole = struct.unpack("5q", file.read_bytes())[4]  # of the process, its evaluation included
+    parameters = [sum(p.numel() for p in model.parameters()) for model in (work.teacher, work.student)]
+    held = 4 * (parameters[0] + 4 * parameters[1])  # a student's weight, gradient and two moments
+    assert held < run.result["peak_bytes"] <= whole
+    assert held < min(run.series("peak_bytes"))
+
+
+def test_evaluation_is_the_cpus(work):
+    results = []
+    for device in ("cpu", "cuda"):
+        file = work.folder / f"eval-{device}.json"
+        on_device(device, "eval", work.recipe("eval"), "--json", file)
+        results.append(json.loads(file.read_text())["result"])
+    cpu, cuda = results
+    for name in ("loss", "kd", "ce", "kl", "perplexity", "top1_agreement", "targets"):
+        assert cuda[name] == pytest.approx(cpu[name], rel=FLOAT32), name
+
+
+@pytest.mark.parametrize("flags", [(), ("--temperature=0.8", "--top-k=20", "--top-p=0.9", "--seed=3")], ids=["greedy", "sampled"])
+def test_generated_tokens_are_the_cpus(work, flags):
+    outputs = []
+    for device in ("cpu", "cuda"):
+        out = work.folder / f"tokens-{device}.safetensors"
+        on_device(device, "generate", "--model", work.folder / "teacher", "--prompt-ids", "5,17,99", "--max-new-tokens", 24,
+                  "--output", out, *flags)  # fmt: skip
+        outputs.append(load_file(out)["tokens"])
+    assert torch.equal(*outputs)
+
+
+def test_a_merged_adapter_is_the_cpus(work):
+    adapter = trained(work, "to-merge", "cpu", steps=3, adapter__kind="lora", adapter__rank=4).folder / "final"
+    merged = []
+    for device in ("cpu", "cuda"):
+        out = work.folder / f"merged-{device}"
+        on_device(device, "merge", "--model", work.folder / "student", "--adapter", adapter, "--output", out)
+        merged.append(load_file(out / "model.safetensors"))
+    assert_close(*merged, 1e-6)
