@@ -167,9 +167,9 @@ DivergenceFactory mixed(Fused divergence, MixtureShare DivergenceOptions::*which
                                    divergence == Fused::kJensenShannon ? "between 0 and" : "from 0 to below"));
     }
     if (divergence != Fused::kJensenShannon && !kernels::is_skew_share(share)) {
-      throw UsageError(fmt::format(
-          "{} = {} {}: float32 does not resolve so small a share of a mixture; set it 0, or from {} to below 1", key,
-          share, settings.where(key), kernels::kLeastSkew));
+      throw UsageError(
+          fmt::format("{}: float32 does not resolve so small a share of a mixture; set it 0, or from {} to below 1",
+                      words, kernels::kLeastSkew));
     }
     return summed(kernels::without_empty_share({divergence, share}));
   };
