@@ -23,13 +23,22 @@ __device__ __forceinline__ void for_packs(int64_t width, Body body) {
   }
 }
 
+// body(j) for the elements of a pack that are there. The loop's length is fixed: an array that is indexed by a number
+// known later alone lives in memory and not in registers.
+template <class T, bool whole, class Body>
+__device__ __forceinline__ void for_elements(int count, Body body) {
+  for (int j = 0; j < kPackElements<T>; ++j) {
+    if (whole || j < count) body(j);
+  }
+}
+
 template <bool whole, class T>
 __device__ __forceinline__ Pack<T, kPackElements<T>> load_pack(const T* from, int count) {
   if constexpr (whole) {
     return *reinterpret_cast<const Pack<T, kPackElements<T>>*>(from);
   } else {
     Pack<T, kPackElements<T>> pack{};
-    for (int j = 0; j < count; ++j) pack.value[j] = from[j];
+    for_elements<T, whole>(count, [&](int j) { pack.value[j] = from[j]; });
     return pack;
   }
 }
@@ -38,7 +47,7 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, kPackElements<T>
   if constexpr (whole) {
     *reinterpret_cast<Pack<T, kPackElements<T>>*>(to) = pack;
   } else {
-    for (int j = 0; j < count; ++j) to[j] = pack.value[j];
+    for_elements<T, whole>(count, [&](int j) { to[j] = pack.value[j]; });
   }
 }
 
@@ -62,17 +71,17 @@ __global__ void norm_forward(NormForward a) {
     S sum = 0;
     for_packs<T, whole>(a.width, [&](int64_t i, int count) {
       const auto in = load_pack<whole>(x + i, count);
-      for (int j = 0; j < count; ++j) sum += widened(in.value[j]);
+      for_elements<T, whole>(count, [&](int j) { sum += widened(in.value[j]); });
     });
     mean = block_sum(sum) / width;
   }
   S squares = 0;
   for_packs<T, whole>(a.width, [&](int64_t i, int count) {
     const auto in = load_pack<whole>(x + i, count);
-    for (int j = 0; j < count; ++j) {
+    for_elements<T, whole>(count, [&](int j) {
       const S centered = widened(in.value[j]) - mean;
       squares += centered * centered;
-    }
+    });
   });
   const S rstd = inverse_root(block_sum(squares) / width + static_cast<S>(a.eps));
   if (threadIdx.x == 0) {
@@ -81,14 +90,14 @@ __global__ void norm_forward(NormForward a) {
   }
   for_packs<T, whole>(a.width, [&](int64_t i, int count) {
     const auto in = load_pack<whole>(x + i, count), scale = load_pack<whole>(weight + i, count);
-    Pack<T, kPackElements<T>> out;
-    for (int j = 0; j < count; ++j) {
+    Pack<T, kPackElements<T>> out{};
+    for_elements<T, whole>(count, [&](int j) {
       S value = (widened(in.value[j]) - mean) * rstd * (offset + widened(scale.value[j]));
       if constexpr (layer) {
         if (bias != nullptr) value += widened(bias[i + j]);
       }
       put(&out.value[j], value);
-    }
+    });
     store_pack<whole>(y + i, out, count);
   });
 }
@@ -111,11 +120,11 @@ __global__ void norm_backward_x(NormBackward a) {
   for_packs<T, whole>(a.width, [&](int64_t i, int count) {
     const auto in = load_pack<whole>(x + i, count), g = load_pack<whole>(grad + i, count);
     const auto scale = load_pack<whole>(weight + i, count);
-    for (int j = 0; j < count; ++j) {
+    for_elements<T, whole>(count, [&](int j) {
       const S scaled = widened(g.value[j]) * (offset + widened(scale.value[j]));
       grads += scaled;
       products += scaled * ((widened(in.value[j]) - mean) * rstd);
-    }
+    });
   });
   const S mean_product = block_sum(products) / width;
   S mean_grad = 0;
@@ -123,12 +132,12 @@ __global__ void norm_backward_x(NormBackward a) {
   for_packs<T, whole>(a.width, [&](int64_t i, int count) {
     const auto in = load_pack<whole>(x + i, count), g = load_pack<whole>(grad + i, count);
     const auto scale = load_pack<whole>(weight + i, count);
-    Pack<T, kPackElements<T>> out;
-    for (int j = 0; j < count; ++j) {
+    Pack<T, kPackElements<T>> out{};
+    for_elements<T, whole>(count, [&](int j) {
       const S scaled = widened(g.value[j]) * (offset + widened(scale.value[j]));
       const S normalized = (widened(in.value[j]) - mean) * rstd;
       put(&out.value[j], (scaled - mean_grad - normalized * mean_product) * rstd);
-    }
+    });
     store_pack<whole>(grad_x + i, out, count);
   });
 }

@@ -57,7 +57,7 @@ bool PackedWeight::operator==(const PackedWeight& other) const {
 }
 
 std::vector<std::string> PackedWeight::violations(QuantizedFormat format, int64_t rows, int64_t columns,
-                                                     c10::Device device) const {
+                                                  c10::Device device) const {
   const auto wanted = kernels::parts_of(format, rows, columns);
   if (matrix_.format != format || matrix_.parts.size() != wanted.size()) {
     return {fmt::format("the weight is stored in {}, wanted {}", kernels::format_name(matrix_.format),

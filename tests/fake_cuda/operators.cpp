@@ -10,9 +10,12 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/util/Backtrace.h>
 #include <c10/util/ParallelGuard.h>
 #include <torch/library.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <set>
 #include <string>
 #include <utility>
@@ -68,10 +71,14 @@ class Computing {
   const c10::ParallelGuard alone_{true};  // tensors of tests are small: waking threads is what would take long
 };
 
+// With LIMBECK_FAKE_CUDA_WAITS set the calls that led to each wait are printed.
 void count(bool waits) {
+  static const bool told = std::getenv("LIMBECK_FAKE_CUDA_WAITS") != nullptr;
   if (computing) return;
   ++counters().operators;
-  if (waits) ++counters().host_waits;
+  if (!waits) return;
+  ++counters().host_waits;
+  if (told) std::fprintf(stderr, "the host waits:\n%s\n", c10::get_backtrace(/*frames_to_skip=*/1).c_str());
 }
 
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {

@@ -18,7 +18,7 @@ endif()
 
 # Named here, or torch's package looks for a GPU to read them from and stops where there is none.
 if(NOT DEFINED ENV{TORCH_CUDA_ARCH_LIST} AND NOT DEFINED TORCH_CUDA_ARCH_LIST)
-  set(TORCH_CUDA_ARCH_LIST "8.0;9.0;12.0")
+  set(TORCH_CUDA_ARCH_LIST "8.0;9.0;10.0;12.0+PTX")
 endif()
 
 include(CheckLanguage)

@@ -1,6 +1,7 @@
 #include "trainer/optim/optimizer.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -67,7 +68,7 @@ struct Optimizer::State {
   double rate(int64_t step, const std::string& group) const {
     return options.base_rate.at(group) * options.schedule.factor(step);
   }
-  double square_sum(StepReport& report) const;
+  double square_sum(StepReport& report, const std::vector<at::Tensor>& beside) const;
   void update(int64_t step, double gradient_scale);
   void skip(StepReport& report);
 };
@@ -118,24 +119,33 @@ void Optimizer::accumulate(int64_t micro_batches) {
   ++s.accumulated;
 }
 
-// Of the scaled gradients of all ranks, without rounding on the way; names the first that is not finite.
-double Optimizer::State::square_sum(StepReport& report) const {
-  std::vector<std::pair<size_t, at::Tensor>> sums;
+// Of the scaled gradients of all ranks, without rounding on the way; names the first that is not finite. What a device
+// has computed comes in one copy.
+double Optimizer::State::square_sum(StepReport& report, const std::vector<at::Tensor>& beside) const {
+  std::vector<at::Tensor> numbers;
+  std::vector<std::pair<size_t, int64_t>> runs;  // of which slot, how many
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor gradient = shares->gradient(i);
-    if (gradient.defined() && gradient.numel() > 0) sums.emplace_back(i, kernels::square_sums(gradient));
+    if (!gradient.defined() || gradient.numel() == 0) continue;
+    numbers.push_back(kernels::square_sums(gradient));
+    runs.emplace_back(i, numbers.back().numel());
   }
   if (on_meta) return 0;
+  for (const at::Tensor& number : beside) {
+    numbers.push_back(at::empty({1}, number.options().dtype(at::kDouble)));
+    precision::cast_into(numbers.back(), number.detach().view({1}));
+  }
+  const at::Tensor on_cpu = numbers.empty() ? at::Tensor() : at::cat(numbers).cpu();
+  const double* value = numbers.empty() ? nullptr : on_cpu.const_data_ptr<double>();
   parallel::ExactSum total;
   int64_t spoiled = -1;
-  for (const auto& [i, runs] : sums) {
-    const at::Tensor on_cpu = runs.cpu();
-    const auto* value = on_cpu.const_data_ptr<double>();
-    for (int64_t run = 0; run < on_cpu.numel(); ++run) {
-      if (!std::isfinite(value[run]) && spoiled < 0) spoiled = static_cast<int64_t>(i);
-      total.add(value[run]);
+  for (const auto& [i, count] : runs) {
+    for (int64_t run = 0; run < count; ++run, ++value) {
+      if (!std::isfinite(*value) && spoiled < 0) spoiled = static_cast<int64_t>(i);
+      total.add(*value);
     }
   }
+  report.beside.assign(value, value + beside.size());
   shares->complete(total);
   const double sum = total.value();
   if (!std::isfinite(sum)) report.nonfinite = slots[static_cast<size_t>(shares->first_of_all(spoiled))].parameter.name;
@@ -181,7 +191,7 @@ void Optimizer::State::skip(StepReport& report) {
       at_floor ? ", or train in bfloat16 or float32 (student.dtype)" : ""));
 }
 
-StepReport Optimizer::step(int64_t step) {
+StepReport Optimizer::step(int64_t step, const std::vector<at::Tensor>& beside) {
   State& s = *state_;
   const at::NoGradGuard no_gradient;
   if (s.accumulated == 0 || s.accumulated != s.expected) {
@@ -192,7 +202,7 @@ StepReport Optimizer::step(int64_t step) {
   report.learning_rate = s.rate(step, "student");
   const double scale = s.loss_scale.value();
   s.shares->finish();
-  const double total = s.square_sum(report);
+  const double total = s.square_sum(report, beside);
   report.gradient_norm = std::sqrt(total) / scale;
   if (!report.nonfinite.empty()) {
     s.shares->drop();

@@ -38,6 +38,7 @@ struct StepReport {
   double learning_rate = 0;  // of the student's group
   double loss_scale = 1;     // in use for the next update
   int64_t skipped_in_a_row = 0, skipped_in_all = 0;
+  std::vector<double> beside;  // what step() was given to bring along
 };
 
 class Optimizer {
@@ -54,8 +55,9 @@ class Optimizer {
   // Adds the .grad of every parameter to the update (float32 sums when `micro_batches` > 1) and frees it.
   void accumulate(int64_t micro_batches);
   // Unscales, checks, clips, updates, follows with the EMA. `step` counts updates from 0. NumericError after
-  // optim.max_skipped skips in a row, naming the tensor and whether the loss scale is at its floor.
-  StepReport step(int64_t step);
+  // optim.max_skipped skips in a row, naming the tensor and whether the loss scale is at its floor. `beside`: numbers
+  // where the gradients are, which come to the host with theirs: an update waits for its device once.
+  StepReport step(int64_t step, const std::vector<at::Tensor>& beside = {});
   double learning_rate(int64_t step, const std::string& group) const;  // a pure function
 
   bool has_ema() const;

@@ -12,12 +12,21 @@ namespace {
 
 constexpr const char* kLoss = "loss";
 
-// Of a micro-batch; every sum is exact, so neither the number of ranks nor their order shows in what is logged.
-void add_terms(const objective::Terms& terms, parallel::NamedSums& sums) {
-  if (terms.loss.is_meta()) return;
-  sums.add(kLoss, terms.loss.item<double>());
-  for (const objective::Term& term : terms.terms) sums.add(term.name, term.value.item<double>());
-}
+// What is logged of the micro-batches, on the device until the update has it all.
+struct Logged {
+  std::vector<std::string> names;
+  std::vector<at::Tensor> values;
+
+  void add(const objective::Terms& terms) {
+    if (terms.loss.is_meta()) return;
+    names.emplace_back(kLoss);
+    values.push_back(terms.loss.detach());
+    for (const objective::Term& term : terms.terms) {
+      names.push_back(term.name);
+      values.push_back(term.value);
+    }
+  }
+};
 
 }  // namespace
 
@@ -38,23 +47,26 @@ objective::Progress update_progress(const std::vector<data::Batch>& batches, int
 UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& optimizer,
                         const std::vector<data::Batch>& batches, const objective::Progress& progress,
                         parallel::Communicator& ranks) {
-  parallel::NamedSums sums;
+  Logged logged;
   for (const data::Batch& batch : batches) {
     const objective::Terms terms = objective.forward(batch, progress);
     const metrics::InPhase phase("backward");
     // A batch without a target (all labels masked) may have no path to a weight: its share is nothing.
     if (terms.loss.requires_grad()) terms.loss.backward(at::full_like(terms.loss, progress.loss_scale));
-    add_terms(terms, sums);
+    logged.add(terms);
     optimizer.accumulate(static_cast<int64_t>(batches.size()));
   }
   UpdateResult result;
   result.targets = progress.update_targets;
   const metrics::InPhase phase("update");
-  parallel::alike(ranks, [&] { result.step = optimizer.step(progress.step); });
+  parallel::alike(ranks, [&] { result.step = optimizer.step(progress.step, logged.values); });
   if (!result.step.skipped) {
     if (objective.follows_student()) optimizer.shares().gather_all();
     objective.after_update(progress);
   }
+  // Every sum is exact, so neither the number of ranks nor their order shows in what is logged.
+  parallel::NamedSums sums;
+  for (size_t i = 0; i < result.step.beside.size(); ++i) sums.add(logged.names[i], result.step.beside[i]);
   sums.all_reduce(ranks);
   for (const std::string& name : sums.names()) {
     if (name != kLoss) result.terms.emplace_back(name, sums.value(name));

@@ -20,7 +20,7 @@ void refuse_unsound_packing(const ModelRequest& request, const BuiltModel& built
     if (!contract.quantized) continue;
     if (contract.compute == at::kHalf && request.for_training) {
       throw UsageError(fmt::format(
-          "[{0}] is stored in {1} ({2}) with float16 activations ({3}): what trains beside quantized weights is "
+          "[{0}] has {1} weights ({2}) with float16 activations ({3}): what trains beside quantized weights is "
           "float32, "
           "and its gradients would come through float16, where they vanish and overflow: use bfloat16 or float32 "
           "activations with the quantized base ({4}.dtype=bfloat16), or a float16 base without quantization "
@@ -29,7 +29,7 @@ void refuse_unsound_packing(const ModelRequest& request, const BuiltModel& built
     }
     if (contract.compute == at::kDouble) {
       throw UsageError(fmt::format(
-          "[{}] is stored in {} ({}) with float64 activations ({}): quantized weights compute in float32: use float32, "
+          "[{}] has {} weights ({}) with float64 activations ({}): quantized weights compute in float32: use float32, "
           "bfloat16 or float16 activations, or no quantization",
           module->path(), precision::storage_name(contract), contract.source, built.policy->source()));
     }
