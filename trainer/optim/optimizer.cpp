@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 #include <stdexcept>
 
@@ -53,6 +54,41 @@ Slot make_slot(const Parameter& parameter, const parallel::Share& share, bool wi
   if (with_ema) slot.ema = slot.weight().detach().clone();
   return slot;
 }
+
+// Tensors of float32 and float64 numbers on one device, brought to the host in one copy.
+class NumberReader {
+ public:
+  explicit NumberReader(const std::vector<at::Tensor>& tensors) : tensors_(tensors) {
+    std::vector<at::Tensor> bytes;
+    for (const at::Tensor& tensor : tensors) {
+      begins_.push_back(bytes_);
+      bytes_ += tensor.nbytes();
+      bytes.push_back(tensor.view(at::kByte));
+    }
+    if (!bytes.empty()) on_host_ = at::cat(bytes).cpu();
+  }
+
+  std::vector<double> of(size_t tensor) const {
+    const at::Tensor& like = tensors_[tensor];
+    std::vector<double> values(static_cast<size_t>(like.numel()));
+    const auto* from = on_host_.const_data_ptr<uint8_t>() + begins_[tensor];
+    if (like.scalar_type() == at::kDouble) {
+      std::memcpy(values.data(), from, like.nbytes());
+      return values;
+    }
+    TORCH_CHECK(like.scalar_type() == at::kFloat, "numbers are ", like.scalar_type(), ", wanted float32 or float64");
+    std::vector<float> narrow(values.size());
+    std::memcpy(narrow.data(), from, like.nbytes());
+    std::copy(narrow.begin(), narrow.end(), values.begin());
+    return values;
+  }
+
+ private:
+  const std::vector<at::Tensor>& tensors_;
+  std::vector<size_t> begins_;
+  size_t bytes_ = 0;
+  at::Tensor on_host_;
+};
 
 }  // namespace
 
@@ -120,32 +156,29 @@ void Optimizer::accumulate(int64_t micro_batches) {
 }
 
 // Of the scaled gradients of all ranks, without rounding on the way; names the first that is not finite. What a device
-// has computed comes in one copy.
+// has computed comes in one copy, as the bytes that it is.
 double Optimizer::State::square_sum(StepReport& report, const std::vector<at::Tensor>& beside) const {
   std::vector<at::Tensor> numbers;
-  std::vector<std::pair<size_t, int64_t>> runs;  // of which slot, how many
+  std::vector<size_t> runs;  // of which slot each is
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor gradient = shares->gradient(i);
     if (!gradient.defined() || gradient.numel() == 0) continue;
     numbers.push_back(kernels::square_sums(gradient));
-    runs.emplace_back(i, numbers.back().numel());
+    runs.push_back(i);
   }
   if (on_meta) return 0;
-  for (const at::Tensor& number : beside) {
-    numbers.push_back(at::empty({1}, number.options().dtype(at::kDouble)));
-    precision::cast_into(numbers.back(), number.detach().view({1}));
-  }
-  const at::Tensor on_cpu = numbers.empty() ? at::Tensor() : at::cat(numbers).cpu();
-  const double* value = numbers.empty() ? nullptr : on_cpu.const_data_ptr<double>();
+  for (const at::Tensor& number : beside) numbers.push_back(number.detach().reshape({1}));
+  const NumberReader reader(numbers);
   parallel::ExactSum total;
   int64_t spoiled = -1;
-  for (const auto& [i, count] : runs) {
-    for (int64_t run = 0; run < count; ++run, ++value) {
-      if (!std::isfinite(*value) && spoiled < 0) spoiled = static_cast<int64_t>(i);
-      total.add(*value);
+  size_t next = 0;
+  for (const size_t i : runs) {
+    for (const double value : reader.of(next++)) {
+      if (!std::isfinite(value) && spoiled < 0) spoiled = static_cast<int64_t>(i);
+      total.add(value);
     }
   }
-  report.beside.assign(value, value + beside.size());
+  for (size_t i = 0; i < beside.size(); ++i) report.beside.push_back(reader.of(next++).front());
   shares->complete(total);
   const double sum = total.value();
   if (!std::isfinite(sum)) report.nonfinite = slots[static_cast<size_t>(shares->first_of_all(spoiled))].parameter.name;
