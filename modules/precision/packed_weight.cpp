@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <stdexcept>
+
 #include "modules/precision/casts.h"
 
 namespace limbeck::precision {
@@ -40,6 +42,13 @@ std::vector<std::pair<std::string, at::Tensor>> PackedWeight::parts() const {
   std::vector<std::pair<std::string, at::Tensor>> found;
   for (size_t i = 0; i < names.size(); ++i) found.emplace_back(names[i].name, matrix_.parts[i]);
   return found;
+}
+
+at::Tensor PackedWeight::part(const std::string& name) const {
+  for (auto& [found, tensor] : parts()) {
+    if (found == name) return tensor;
+  }
+  throw std::logic_error(fmt::format("a {} weight has no {}", kernels::format_name(format()), name));
 }
 
 bool PackedWeight::same_form(const PackedWeight& other) const {

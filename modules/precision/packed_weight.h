@@ -21,6 +21,7 @@ class PackedWeight {
   kernels::QuantizedFormat format() const { return matrix_.format; }
   // By their names in the format: "codes", "scales", …
   std::vector<std::pair<std::string, at::Tensor>> parts() const;
+  at::Tensor part(const std::string& name) const;  // std::logic_error where the format has none of this name
   // What rows of codes stand for, float32 [count, columns]. Meant for some rows at a time.
   at::Tensor rows(int64_t row, int64_t count) const { return kernels::dequantize_rows(matrix_, row, count); }
   // The same on another device.

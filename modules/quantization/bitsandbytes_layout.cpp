@@ -100,16 +100,12 @@ class Bitsandbytes : public FolderLayout {
     const bool nested = state.has("nested_blocksize");
     PackedWeight packed(nested ? QuantizedFormat::kNf4Double : QuantizedFormat::kNf4, rows, columns, c10::kCPU);
     const auto fill = [&](const char* part, const std::string& stored) {
-      const at::Tensor values = folder.read(stored);
-      for (const auto& [name, tensor] : packed.parts()) {
-        if (name != part) continue;
-        if (values.scalar_type() != tensor.scalar_type() || values.numel() != tensor.numel()) {
-          refuse_weight(fmt::format("{} is {} [{}], wanted {} {}", stored, c10::toString(values.scalar_type()),
-                                    fmt::join(values.sizes(), ","), tensor.numel(),
-                                    c10::toString(tensor.scalar_type())));
-        }
-        std::memcpy(tensor.mutable_data_ptr(), values.const_data_ptr(), values.nbytes());
+      const at::Tensor values = folder.read(stored), tensor = packed.part(part);
+      if (values.scalar_type() != tensor.scalar_type() || values.numel() != tensor.numel()) {
+        refuse_weight(fmt::format("{} is {} [{}], wanted {} {}", stored, c10::toString(values.scalar_type()),
+                                  fmt::join(values.sizes(), ","), tensor.numel(), c10::toString(tensor.scalar_type())));
       }
+      std::memcpy(tensor.mutable_data_ptr(), values.const_data_ptr(), values.nbytes());
     };
     fill("codes", weight);
     if (!nested) {
@@ -121,32 +117,29 @@ class Bitsandbytes : public FolderLayout {
       refuse_weight("nested_quant_map holds other levels than those of nf4-double");
     fill("scale_codes", weight + ".absmax");
     fill("scales", weight + ".nested_absmax");
-    for (const auto& [name, tensor] : packed.parts()) {
-      if (name == "offset") tensor.fill_(state.number("nested_offset", 0, std::numeric_limits<float>::max()));
-    }
+    packed.part("offset").fill_(state.number("nested_offset", 0, std::numeric_limits<float>::max()));
     return packed;
   }
 
   std::vector<QuantizedFormat> formats() const override { return {QuantizedFormat::kNf4, QuantizedFormat::kNf4Double}; }
 
   io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {
-    std::map<std::string, at::Tensor> part;
-    for (auto& [name, tensor] : packed.parts()) part[name] = tensor.cpu();
+    const PackedWeight here = packed.on(c10::kCPU);
     const kernels::QuantizedMatrix& matrix = packed.matrix();
     nlohmann::ordered_json state = {{"quant_type", "nf4"},
                                     {"blocksize", kernels::kNf4Block},
                                     {"dtype", precision::dtype_name(dtype)},
                                     {"shape", {matrix.rows, matrix.columns}}};
-    io::NamedTensors tensors = {{weight, part.at("codes").view({-1, 1})}};
+    io::NamedTensors tensors = {{weight, here.part("codes").view({-1, 1})}};
     if (packed.format() == QuantizedFormat::kNf4) {
-      tensors.emplace_back(weight + ".absmax", part.at("scales"));
+      tensors.emplace_back(weight + ".absmax", here.part("scales"));
     } else {
-      tensors.emplace_back(weight + ".absmax", part.at("scale_codes"));
-      tensors.emplace_back(weight + ".nested_absmax", part.at("scales"));
+      tensors.emplace_back(weight + ".absmax", here.part("scale_codes"));
+      tensors.emplace_back(weight + ".nested_absmax", here.part("scales"));
       tensors.emplace_back(weight + ".nested_quant_map", level_tensor(kernels::dynamic_levels()));
       state["nested_blocksize"] = kernels::kScaleBlock;
       state["nested_dtype"] = "float32";
-      state["nested_offset"] = static_cast<double>(*part.at("offset").const_data_ptr<float>());
+      state["nested_offset"] = static_cast<double>(*here.part("offset").const_data_ptr<float>());
     }
     tensors.emplace_back(weight + ".quant_map", level_tensor(kernels::kNf4Levels));
     const std::string text = state.dump();

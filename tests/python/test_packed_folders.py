@@ -43,10 +43,11 @@ def meant(base: Path, folder: Path, family: model_zoo.Family) -> torch.nn.Module
     model, names = model_zoo.load(family, base, torch.float32), unpacked(folder)
     parameters = dict(model.named_parameters())
     turned = {n + ".weight" for n, m in model.named_modules() if isinstance(m, transformers.pytorch_utils.Conv1D)}
+    turned &= quantized_weights(model).keys()
     with torch.no_grad():
         for name, parameter in parameters.items():
             if name in names:
-                parameter.copy_(names[name].T if name in turned and name in quantized_weights(model) else names[name])
+                parameter.copy_(names[name].T if name in turned else names[name])
     return model
 
 

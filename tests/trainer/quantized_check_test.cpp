@@ -118,6 +118,15 @@ TEST(QuantizedCheckMemory, RanksDivideThePackedTeacher) {
   }
 }
 
+std::map<std::string, std::string> storage_by_path(const RecipeKeys& keys) {
+  std::map<std::string, std::string> stored;
+  checked(keys, [&](Distillation& objective) {
+    for (const auto& module : objective.contract_modules())
+      stored[module->path()] = precision::storage_name(module->precision());
+  });
+  return stored;
+}
+
 TEST(QuantizedCheckRules, AFormatForSomeModulesGoesToThoseThatCanBePacked) {
   RecipeKeys keys = quantized_recipe("llama", "bfloat16", "int8");
   keys.emplace_back("precision.rule", "student.layers.0.** nf4");
@@ -125,11 +134,7 @@ TEST(QuantizedCheckRules, AFormatForSomeModulesGoesToThoseThatCanBePacked) {
   keys.emplace_back("precision.rule", "teacher.layers.*.self_attn.o_proj int4");
   const CheckReport report = checked(keys);
   EXPECT_TRUE(report.passed()) << (report.ran_wrongly.empty() ? "" : report.ran_wrongly[0]);
-  std::map<std::string, std::string> stored;
-  checked(keys, [&](Distillation& objective) {
-    for (const auto& module : objective.contract_modules())
-      stored[module->path()] = precision::storage_name(module->precision());
-  });
+  auto stored = storage_by_path(keys);
   EXPECT_EQ(stored["student.layers.0.self_attn.q_proj"], "nf4");
   EXPECT_EQ(stored["student.layers.0.mlp.up_proj"], "nf4");
   EXPECT_EQ(stored["student.layers.0.input_layernorm"], "bfloat16");
@@ -162,11 +167,7 @@ TEST(QuantizedCheckRules, ACopyOfTheStudentIsPackedAsItIsModuleByModule) {
   keys.emplace_back("adapter.kind", "lora");
   keys.emplace_back("precision.rule", "student.layers.0.** int4");
   keys.emplace_back("precision.rule", "student.layers.1.mlp.** float32");
-  std::map<std::string, std::string> stored;
-  checked(keys, [&](Distillation& objective) {
-    for (const auto& module : objective.contract_modules())
-      stored[module->path()] = precision::storage_name(module->precision());
-  });
+  auto stored = storage_by_path(keys);
   EXPECT_EQ(stored["teacher.layers.0.mlp.up_proj"], "int4");
   EXPECT_EQ(stored["teacher.layers.1.self_attn.q_proj"], "nf4");
   EXPECT_EQ(stored["teacher.layers.1.mlp.up_proj"], "bfloat16");

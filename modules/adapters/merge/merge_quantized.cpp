@@ -27,7 +27,7 @@ void store_codes(const Linear& quantized, const Linear& plain) {
 
 at::Tensor requantized(const at::Tensor& sum, const Linear& host) {
   const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
-  return kernels::dequantize_rows(codes.matrix(), 0, sum.size(0));
+  return codes.rows(0, sum.size(0));
 }
 
 void require_quantized_host(const std::vector<AnyHost>& adapted, const std::string& model) {

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "modules/precision/casts.h"
+
 namespace limbeck::models {
 
 namespace {
@@ -92,13 +94,7 @@ at::Tensor RopeTable::inverse_frequencies(int64_t length) const {
 
 std::pair<at::Tensor, at::Tensor> RopeTable::angles(const at::Tensor& positions_bt, int64_t length) const {
   const at::NoGradGuard no_gradient;
-  const auto options = at::TensorOptions().dtype(at::kFloat).device(positions_bt.device());
-  const at::Tensor frequencies = at::empty({rope_.rotary_dim / 2}, options);
-  if (frequencies.is_cuda()) {
-    frequencies.copy_(inverse_frequencies(length).pin_memory(), /*non_blocking=*/true);  // else the host would wait
-  } else if (!frequencies.is_meta()) {
-    frequencies.copy_(inverse_frequencies(length));
-  }
+  const at::Tensor frequencies = precision::upload(inverse_frequencies(length), positions_bt.device());
   // int64 positions times float32 frequencies: ATen promotes to float32, exact for positions below 2^24.
   const at::Tensor angle = positions_bt.unsqueeze(-1) * frequencies;
   if (rope_.attention_factor == 1.0) return {angle.cos(), angle.sin()};
