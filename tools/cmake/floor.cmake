@@ -2,9 +2,10 @@
 
 find_program(LIMBECK_CCACHE ccache)
 if(LIMBECK_CCACHE)
-  # The sloppiness is what GCC's precompiled headers need; base_dir and no hash_dir let checkouts share the cache.
+  # The sloppiness is what GCC's precompiled headers need; base_dir and no hash_dir let checkouts share the cache. What a
+  # file includes is known from the compiler's own list (depend), and not from preprocessing everything once more.
   set(_ccache "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
-      CCACHE_NOHASHDIR=1 "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" "${LIMBECK_CCACHE}")
+      CCACHE_NOHASHDIR=1 CCACHE_DEPEND=1 "CCACHE_BASEDIR=${PROJECT_SOURCE_DIR}" "${LIMBECK_CCACHE}")
   set(CMAKE_CXX_COMPILER_LAUNCHER ${_ccache})
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${_ccache})
 endif()
@@ -33,8 +34,24 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # Functions of one shared library may be inlined into each other though they are exported.
     $<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>
     # Lets ccache cache what uses a precompiled header.
-    $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>)
+    $<$<COMPILE_LANGUAGE:CXX>:-fpch-preprocess>
+    # A product and a sum make two roundings, on every machine.
+    $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
+    # The compiler would look for memory to free every time the precompiled header is read, and find none.
+    "$<$<COMPILE_LANGUAGE:CXX>:SHELL:--param ggc-min-expand=1000 --param ggc-min-heapsize=4000000>")
 endif()
+# at::parallel_for is serial in files compiled without OpenMP. The runtime must be the one libtorch carries: a second
+# one would have a thread pool of its own.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+file(GLOB _torch_gomp "${LIMBECK_TORCH_LIB_DIR}/libgomp*.so*")
+if(_torch_gomp)
+  list(GET _torch_gomp 0 LIMBECK_OPENMP_RUNTIME)
+else()
+  set(LIMBECK_OPENMP_RUNTIME OpenMP::OpenMP_CXX)
+endif()
+separate_arguments(_openmp_flags UNIX_COMMAND "${OpenMP_CXX_FLAGS}")
+target_compile_options(limbeck_options INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${_openmp_flags}>")
+target_link_libraries(limbeck_options INTERFACE "${LIMBECK_OPENMP_RUNTIME}")
 target_include_directories(limbeck_options INTERFACE "${PROJECT_SOURCE_DIR}")
 target_link_libraries(limbeck_options INTERFACE limbeck::torch Threads::Threads)
 # As LibTorch itself, in every configuration: without it some classes of its headers have members that the library's lack.
@@ -48,12 +65,13 @@ target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohman
 target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> <fmt/format.h> <fmt/ranges.h>
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
-# Every file pays for the templates which torch's headers leave to be instantiated at its end: nine seconds with the
-# precompiled header, 18 with ATen/ATen.h and none. Compiled 12 at a time, 12 files pay once.
+# Every file pays for the templates which torch's headers leave to be instantiated at its end (three seconds with the
+# precompiled header), and compiles what it takes of torch, JSON and the containers again. Compiled 32 at a time, 32
+# files pay once. The preset dev, for those who change one file again and again, compiles each by itself.
 option(LIMBECK_UNITY "Compile several files at a time" ON)
 
 function(_limbeck_unity target)
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 12)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 32)
   if(LIMBECK_UNITY)  # files that are included look like headers to this warning
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
   endif()

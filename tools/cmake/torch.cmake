@@ -35,7 +35,5 @@ if(NOT TARGET limbeck::torch)
   set_target_properties(limbeck::torch PROPERTIES
     # Imported, so these are system headers and their warnings stay out of ours.
     INTERFACE_INCLUDE_DIRECTORIES "${LIMBECK_TORCH_INCLUDE_DIR};${LIMBECK_TORCH_INCLUDE_DIR}/torch/csrc/api/include"
-    INTERFACE_LINK_LIBRARIES "${LIMBECK_TORCH_LIB_DIR}/libtorch_cpu.so;${LIMBECK_TORCH_LIB_DIR}/libc10.so"
-    # The fmt that libtorch carries; header only, so that no second fmt meets it in one process.
-    INTERFACE_COMPILE_DEFINITIONS "FMT_HEADER_ONLY=1")
+    INTERFACE_LINK_LIBRARIES "${LIMBECK_TORCH_LIB_DIR}/libtorch_cpu.so;${LIMBECK_TORCH_LIB_DIR}/libc10.so")
 endif()
