@@ -42,7 +42,7 @@ Tensor empty_like_shape(const Tensor& t) { return at::empty_symint(t.sym_sizes()
 
 std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor& k, const Tensor& v,
                                                   const OptionalTensor& segments_q, const OptionalTensor& segments_k,
-                                                  double, bool, int64_t window, double softcap) {
+                                                  double, bool, int64_t window, double softcap, const OptionalTensor&) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   auto out = at::empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, q.options());
   auto lse = at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1)}, q.options().dtype(wide_type(q)));
@@ -52,33 +52,35 @@ std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor&
 std::tuple<Tensor, Tensor, Tensor> attention_backward_meta(const Tensor&, const Tensor& q, const Tensor& k,
                                                            const Tensor& v, const Tensor&, const Tensor&,
                                                            const OptionalTensor&, const OptionalTensor&, double, bool,
-                                                           int64_t, double) {
+                                                           int64_t, double, const OptionalTensor&) {
   return {empty_like_shape(q), empty_like_shape(k), empty_like_shape(v)};
 }
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                         const OptionalTensor& segments_q, const OptionalTensor& segments_k,
-                                        double scale, bool causal, int64_t window, double softcap) {
+                                        double scale, bool causal, int64_t window, double softcap,
+                                        const OptionalTensor& runs) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("limbeck::attention_forward", "")
                              .typed<decltype(attention_forward_meta)>();
-  return op.call(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
+  return op.call(q, k, v, segments_q, segments_k, scale, causal, window, softcap, runs);
 }
 
 Tensor attention_below_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                                 const OptionalTensor& segments_k, double scale, bool causal, int64_t window,
-                                double softcap) {
-  return std::get<0>(call_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap));
+                                double softcap, const OptionalTensor& runs) {
+  return std::get<0>(call_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap, runs));
 }
 
 class Attention : public torch::autograd::Function<Attention> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const OptionalTensor& segments_q, const OptionalTensor& segments_k, double scale, bool causal,
-                        int64_t window, double softcap) {
+                        int64_t window, double softcap, const OptionalTensor& runs) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, lse] = call_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
-    ctx->save_for_backward({q, k, v, out, lse, segments_q.value_or(Tensor()), segments_k.value_or(Tensor())});
+    auto [out, lse] = call_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap, runs);
+    ctx->save_for_backward(
+        {q, k, v, out, lse, segments_q.value_or(Tensor()), segments_k.value_or(Tensor()), runs.value_or(Tensor())});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["causal"] = causal;
     ctx->saved_data["window"] = window;
@@ -94,16 +96,17 @@ class Attention : public torch::autograd::Function<Attention> {
     const auto saved = ctx->get_saved_variables();
     const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
     auto& data = ctx->saved_data;
-    auto [dq, dk, dv] =
-        op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], optional(saved[5]), optional(saved[6]),
-                data["scale"].toDouble(), data["causal"].toBool(), data["window"].toInt(), data["softcap"].toDouble());
-    return {dq, dk, dv, {}, {}, {}, {}, {}, {}};
+    auto [dq, dk, dv] = op.call(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], optional(saved[5]),
+                                optional(saved[6]), data["scale"].toDouble(), data["causal"].toBool(),
+                                data["window"].toInt(), data["softcap"].toDouble(), optional(saved[7]));
+    return {dq, dk, dv, {}, {}, {}, {}, {}, {}, {}};
   }
 };
 
 Tensor attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
-                          const OptionalTensor& segments_k, double scale, bool causal, int64_t window, double softcap) {
-  return Attention::apply(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
+                          const OptionalTensor& segments_k, double scale, bool causal, int64_t window, double softcap,
+                          const OptionalTensor& runs) {
+  return Attention::apply(q, k, v, segments_q, segments_k, scale, causal, window, softcap, runs);
 }
 
 }  // namespace
@@ -133,22 +136,23 @@ void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
-                 const OptionalTensor& segments_k, const AttentionOptions& options) {
+                 const OptionalTensor& segments_k, const AttentionOptions& options, const OptionalTensor& runs) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("limbeck::attention", "").typed<decltype(attention_autograd)>();
-  return op.call(q, k, v, segments_q, segments_k, options.scale, options.causal, options.window, options.softcap);
+  return op.call(q, k, v, segments_q, segments_k, options.scale, options.causal, options.window, options.softcap, runs);
 }
 
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor? segments_q=None, Tensor? segments_k=None, float scale=1.0, "
-      "bool causal=True, int window=0, float softcap=0.0) -> Tensor");
+      "bool causal=True, int window=0, float softcap=0.0, Tensor? runs=None) -> Tensor");
   m.def(
       "attention_forward(Tensor q, Tensor k, Tensor v, Tensor? segments_q, Tensor? segments_k, float scale, "
-      "bool causal, int window, float softcap) -> (Tensor, Tensor)");
+      "bool causal, int window, float softcap, Tensor? runs=None) -> (Tensor, Tensor)");
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? segments_q, "
-      "Tensor? segments_k, float scale, bool causal, int window, float softcap) -> (Tensor, Tensor, Tensor)");
+      "Tensor? segments_k, float scale, bool causal, int window, float softcap, Tensor? runs=None) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(limbeck, CompositeExplicitAutograd, m) { m.impl("attention", &attention_below_autograd); }
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {

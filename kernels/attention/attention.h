@@ -18,8 +18,11 @@ struct AttentionOptions {
 // q [B, T, Hq, D], k [B, S, Hkv, D], v [B, S, Hkv, Dv], Hq a multiple of Hkv, S >= T -> [B, T, Hq, Dv].
 // segments_q [B, T], segments_k [B, S] int32: a query sees keys of its own segment alone; segment 0 is padding, sees
 // nothing and gives zeros (and zero gradients). None: one segment.
+// runs [R + 1] int32, where segments are the same for q and k and each segment of a row (padding too) is one run: where
+// the runs of all rows, end to end, begin and the last of them ends; empty runs may follow. With it a GPU reads the
+// documents one by one (FlashAttention); the result is the same without.
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::optional<at::Tensor>& segments_q, const std::optional<at::Tensor>& segments_k,
-                     const AttentionOptions& options);
+                     const AttentionOptions& options, const std::optional<at::Tensor>& runs = std::nullopt);
 
 }  // namespace limbeck::kernels

@@ -96,7 +96,8 @@ void run_backward(const AttentionBackward<T>& f) {
 
 std::tuple<Tensor, Tensor> attention_forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
                                                  const OptionalTensor& segments_q, const OptionalTensor& segments_k,
-                                                 double scale, bool causal, int64_t window, double softcap) {
+                                                 double scale, bool causal, int64_t window, double softcap,
+                                                 const OptionalTensor&) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   auto out = at::empty({q.size(0), q.size(1), q.size(2), v.size(3)}, q.options());
   auto lse = at::empty({q.size(0), q.size(2), q.size(1)}, q.options().dtype(wide_type(q)));
@@ -116,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cpu(const Tensor& dout, co
                                                           const Tensor& v, const Tensor& out, const Tensor& lse,
                                                           const OptionalTensor& segments_q,
                                                           const OptionalTensor& segments_k, double scale, bool causal,
-                                                          int64_t window, double softcap) {
+                                                          int64_t window, double softcap, const OptionalTensor&) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
   TORCH_CHECK(
       dout.sizes() == out.sizes() && dout.scalar_type() == q.scalar_type() && out.scalar_type() == q.scalar_type(),

@@ -1,5 +1,6 @@
-// Attention under the CUDA key as a composition of ATen operators in float32, over runs of queries so that the scores
-// of one run stay within a fixed size. Plain C++: nothing here needs nvcc or the CUDA library.
+// Attention under the CUDA key: FlashAttention where it serves, else a composition of ATen operators in float32, over
+// runs of queries so that the scores of one run stay within a fixed size. Plain C++: nothing here needs nvcc or the
+// CUDA library.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -16,6 +17,7 @@
 #include <limits>
 
 #include "kernels/attention/attention_operands.h"
+#include "kernels/attention/flash_attention.h"
 #include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
@@ -153,9 +155,35 @@ std::tuple<Tensor, Tensor, Tensor> composed_attention_backward(const Tensor& dou
           by_step(dv, batch, key_heads, keys, v.scalar_type())};
 }
 
+namespace {
+
+std::tuple<Tensor, Tensor> attention_forward_cuda(const Tensor& q, const Tensor& k, const Tensor& v,
+                                                  const OptionalTensor& segments_q, const OptionalTensor& segments_k,
+                                                  double scale, bool causal, int64_t window, double softcap,
+                                                  const OptionalTensor& runs) {
+  if (!flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
+    return composed_attention_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
+  }
+  check_attention(q, k, v, segments_q, segments_k, window, softcap);
+  return flash_attention_forward(q, k, v, segments_q, runs, scale, causal, window);
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward_cuda(const Tensor& dout, const Tensor& q, const Tensor& k,
+                                                           const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                           const OptionalTensor& segments_q,
+                                                           const OptionalTensor& segments_k, double scale, bool causal,
+                                                           int64_t window, double softcap, const OptionalTensor& runs) {
+  if (!flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
+    return composed_attention_backward(dout, q, k, v, out, lse, segments_q, segments_k, scale, causal, window, softcap);
+  }
+  return flash_attention_backward(dout, q, k, v, out, lse, segments_q, runs, scale, causal, window);
+}
+
+}  // namespace
+
 TORCH_LIBRARY_IMPL(limbeck, CUDA, m) {
-  m.impl("attention_forward", &composed_attention_forward);
-  m.impl("attention_backward", &composed_attention_backward);
+  m.impl("attention_forward", &attention_forward_cuda);
+  m.impl("attention_backward", &attention_backward_cuda);
 }
 
 }  // namespace limbeck::kernels

@@ -2,6 +2,7 @@
 //   limbeck::attention          -> out                   with autograd
 //   limbeck::attention_forward  -> out, lse [B, Hq, T]   (float32; float64 for float64 inputs)
 //   limbeck::attention_backward -> dq, dk, dv
+// `runs`: for bodies that read documents one by one, see attention.h; others leave it.
 #pragma once
 #include <ATen/core/Tensor.h>
 

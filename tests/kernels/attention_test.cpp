@@ -3,10 +3,13 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/record_function.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <atomic>
 #include <limits>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -85,8 +88,8 @@ Results expected(const Inputs& in, const AttentionOptions& o) {
   return {out.detach(), g[0], g[1], g[2]};
 }
 
-Results ours(const Inputs& in, const AttentionOptions& o) {
-  const auto out = attention(in.q, in.k, in.v, in.segments_q, in.segments_k, o);
+Results ours(const Inputs& in, const AttentionOptions& o, const OptionalTensor& runs = {}) {
+  const auto out = attention(in.q, in.k, in.v, in.segments_q, in.segments_k, o, runs);
   const auto g = torch::autograd::grad({out}, in.leaves(), {in.dout});
   return {out.detach(), g[0], g[1], g[2]};
 }
@@ -271,10 +274,12 @@ TEST(Attention, MetaSavesAndReturnsWhatTheRealOneDoes) {
   const auto grads = torch::autograd::grad({out}, qkv, {meta(in.dout)});
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(grads[i].sizes(), qkv[i].sizes());
   const auto forward = c10::Dispatcher::singleton().findSchemaOrThrow("limbeck::attention_forward", "");
-  const auto call = forward.typed<decltype(composed_attention_forward)>();
+  const auto call = forward.typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                             const OptionalTensor&, const OptionalTensor&, double, bool,
+                                                             int64_t, double, const OptionalTensor&)>();
   const auto q = in.q.detach(), k = in.k.detach(), v = in.v.detach();
-  const auto [real_out, real_lse] = call.call(q, k, v, {}, {}, 1.0, true, 0, 0.0);
-  const auto [meta_out, meta_lse] = call.call(meta(q), meta(k), meta(v), {}, {}, 1.0, true, 0, 0.0);
+  const auto [real_out, real_lse] = call.call(q, k, v, {}, {}, 1.0, true, 0, 0.0, {});
+  const auto [meta_out, meta_lse] = call.call(meta(q), meta(k), meta(v), {}, {}, 1.0, true, 0, 0.0, {});
   EXPECT_EQ(real_lse.sizes(), meta_lse.sizes());
   EXPECT_EQ(real_lse.scalar_type(), meta_lse.scalar_type());
   EXPECT_EQ(real_lse.scalar_type(), at::kFloat);
@@ -315,19 +320,88 @@ TEST(Attention, SecondDerivativesAreRefused) {
   EXPECT_THROW(torch::autograd::grad({dq.sum()}, {in.k}), c10::Error);
 }
 
+Inputs on_gpu(const Inputs& in) {
+  Inputs gpu = in;
+  for (Tensor* t : {&gpu.q, &gpu.k, &gpu.v}) *t = t->detach().to(at::kCUDA).requires_grad_();
+  gpu.dout = in.dout.to(at::kCUDA);
+  if (!in.segments_k) return gpu;
+  gpu.segments_k = in.segments_k->to(at::kCUDA);
+  gpu.segments_q = gpu.segments_k->slice(1, in.k.size(1) - in.q.size(1));
+  return gpu;
+}
+
+Results on_cpu(const Results& r) { return {r.out.cpu(), r.dq.cpu(), r.dk.cpu(), r.dv.cpu()}; }
+
+// Calls of ATen's flash attention, forward and backward, on any thread.
+std::atomic<int> flash_calls = 0;
+
+class CountFlashCalls {
+ public:
+  CountFlashCalls() {
+    flash_calls = 0;
+    handle_ = at::addGlobalCallback(at::RecordFunctionCallback([](const at::RecordFunction& function) {
+                                      if (std::string(function.name()).starts_with("aten::_flash_attention")) {
+                                        ++flash_calls;
+                                      }
+                                      return std::unique_ptr<at::ObserverContext>();
+                                    }).scopes({at::RecordScope::FUNCTION}));
+  }
+  ~CountFlashCalls() { at::removeCallback(handle_); }
+  CountFlashCalls(const CountFlashCalls&) = delete;
+  CountFlashCalls& operator=(const CountFlashCalls&) = delete;
+
+ private:
+  at::CallbackHandle handle_ = 0;
+};
+
 TEST(AttentionCuda, MatchesFloat64) {
   LIMBECK_NEEDS_GPU();
+  const CountFlashCalls count;
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const Case c{2, 130, 300, 6, 2, 64, 64};
     const auto in = make_inputs(c, dtype, true);
     const auto o = options_of(c, true, 50, 5.0);
-    Inputs gpu = in;
-    for (Tensor* t : {&gpu.q, &gpu.k, &gpu.v}) *t = t->detach().to(at::kCUDA).requires_grad_();
-    gpu.dout = in.dout.to(at::kCUDA);
-    gpu.segments_q = in.segments_q->to(at::kCUDA);
-    gpu.segments_k = in.segments_k->to(at::kCUDA);
-    const auto got = ours(gpu, o);
-    expect_close({got.out.cpu(), got.dq.cpu(), got.dk.cpu(), got.dv.cpu()}, expected(in, o));
+    expect_close(on_cpu(ours(on_gpu(in), o)), expected(in, o));
+  }
+  EXPECT_EQ(flash_calls, 0);  // float32, a softcap, a cache
+}
+
+// Where the runs of packed_segments() begin and end; two more runs than there are, which are empty.
+Tensor runs_of(const Tensor& segments) {
+  std::vector<int> ends;
+  for (int64_t i = 0; i < segments.numel(); ++i) {
+    const int* at = segments.const_data_ptr<int>() + i;
+    if (i % segments.size(1) == 0 || at[0] != at[-1]) ends.push_back(static_cast<int>(i));
+  }
+  ends.insert(ends.end(), 3, static_cast<int>(segments.numel()));
+  return at::tensor(ends, at::kInt);
+}
+
+TEST(AttentionCuda, FlashMatchesFloat64AndGivesTheSameBitsAgain) {
+  LIMBECK_NEEDS_GPU();
+  const std::vector<Case> cases{{2, 130, 130, 6, 2, 64, 64}, {3, 77, 77, 4, 4, 8, 8},   {2, 40, 40, 2, 1, 256, 256},
+                                {2, 1, 77, 8, 2, 128, 128},  {2, 30, 77, 4, 2, 64, 64}, {1, 1, 1, 1, 1, 8, 8},
+                                {2, 12, 12, 12, 3, 72, 72}};
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    for (const Case& c : cases) {
+      for (const bool segments : {false, true}) {
+        if (segments && (c.queries != c.keys || c.keys < 12)) continue;
+        for (const bool causal : {false, true}) {
+          for (const int64_t window : {0, 5, 50}) {
+            const CountFlashCalls count;
+            const auto in = make_inputs(c, dtype, segments);
+            const auto o = options_of(c, causal, window, 0.0);
+            const OptionalTensor runs = segments ? OptionalTensor(runs_of(*in.segments_k).to(at::kCUDA)) : std::nullopt;
+            const auto gpu = on_gpu(in);
+            const auto got = on_cpu(ours(gpu, o, runs)), again = on_cpu(ours(gpu, o, runs));
+            expect_close(got, expected(in, o));
+            EXPECT_EQ(flash_calls, 4);
+            EXPECT_TRUE(got.out.equal(again.out) && got.dq.equal(again.dq) && got.dk.equal(again.dk) &&
+                        got.dv.equal(again.dv));
+          }
+        }
+      }
+    }
   }
 }
 

@@ -97,6 +97,7 @@ KINDS = {
     "nf4-lora": (dict(student__quantize="nf4", teacher__quantize="int8", adapter__kind="lora", adapter__rank=4), FLOAT32),
     "npt": (dict(adapter__kind="npt", adapter__rank=4), FLOAT32),
     "bfloat16": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16", optim__clip=1.0), HALF),
+    "bfloat16-packed": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16", data__packing="packed"), HALF),
     "float16": (dict(student__dtype="float16"), HALF),  # with a loss scale
 }
 

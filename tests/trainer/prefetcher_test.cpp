@@ -43,6 +43,11 @@ TEST(Prefetcher, GivesTheBatchesOfTheSourceInOrderWhateverTheDepth) {
 }
 
 // Meta stands for a GPU: another device than the loader's, to which every tensor has to go.
+int64_t runs_of(const at::Tensor& numbers) {
+  const int64_t length = numbers.size(1);
+  return numbers.size(0) + numbers.narrow(1, 1, length - 1).ne(numbers.narrow(1, 0, length - 1)).sum().item<int64_t>();
+}
+
 TEST(Prefetcher, PlacesEveryTensorOnTheModelsDeviceAndCountsTheTargetsBefore) {
   const TemporaryFolder folder;
   const DataSource source(twenty_rows(folder));
@@ -66,6 +71,7 @@ TEST(Prefetcher, PlacesEveryTensorOnTheModelsDeviceAndCountsTheTargetsBefore) {
           EXPECT_EQ(tensor.device(), device) << depth << " " << i;
           EXPECT_EQ(tensor.scalar_type(), at::kLong);
         }
+        EXPECT_EQ(student.runs, runs_of(*source.batch(i).student.document_ids)) << depth << " " << i;
         EXPECT_EQ(student.targets, target_count(source.batch(i).student)) << depth << " " << i;
         EXPECT_EQ(batch.teacher->targets, student.targets);
         EXPECT_GT(target_count(student), 0);
@@ -112,6 +118,23 @@ TEST(Prefetcher, FindsAnIdThatChangedDuringTheRun) {
         for (int64_t i = 0; i < source.batches_per_epoch(); ++i) source.batch(i);
       },
       ExitCode::kInputData, {"shard-00000.safetensors: record 0, token 1: id 16777266", "changed during the run"});
+}
+
+TEST(Prefetcher, RunsAreCountedWhereNoNumberComesBack) {
+  const auto placed = [](const std::vector<int64_t>& mask, const char* which) {
+    Batch batch;
+    batch.student.ids = at::zeros({2, 4}, at::kLong);
+    const at::Tensor numbers = at::tensor(mask, at::kLong).view({2, 4});
+    (which[0] == 'm' ? batch.student.attention_mask : batch.student.document_ids) = numbers;
+    return place(std::move(batch), c10::kCPU).student.runs;
+  };
+  for (const char* which : {"mask", "documents"}) {
+    EXPECT_EQ(placed({1, 1, 1, 1, 1, 1, 1, 1}, which), 2) << which;
+    EXPECT_EQ(placed({0, 1, 1, 1, 1, 1, 0, 0}, which), 4) << which;
+    EXPECT_EQ(placed({1, 2, 3, 0, 1, 2, 3, 4}, which), 8) << which;
+    EXPECT_EQ(placed({1, 0, 1, 1, 1, 1, 1, 1}, which), std::nullopt) << which;  // a hole: one segment in two runs
+  }
+  EXPECT_EQ(place(Batch{.student = {.ids = at::zeros({1, 2}, at::kLong)}}, c10::kCPU).student.runs, std::nullopt);
 }
 
 }  // namespace

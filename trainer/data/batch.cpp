@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <set>
+
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 
@@ -12,8 +14,28 @@ void place(std::optional<at::Tensor>& tensor, c10::Device device) {
   if (tensor) tensor = precision::upload(*tensor, device);
 }
 
+// Runs of equal numbers in all rows; none where a number comes back after another one.
+std::optional<int64_t> count_runs(const at::Tensor& numbers) {
+  const at::Tensor dense = numbers.contiguous();
+  const int64_t rows = dense.size(0), length = dense.size(1);
+  const int64_t* at = dense.const_data_ptr<int64_t>();
+  int64_t runs = 0;
+  std::set<int64_t> before;
+  for (int64_t row = 0; row < rows; ++row, at += length) {
+    before.clear();
+    for (int64_t t = 0; t < length; ++t) {
+      if (t > 0 && at[t] == at[t - 1]) continue;
+      if (!before.insert(at[t]).second) return std::nullopt;
+      ++runs;
+    }
+  }
+  return runs;
+}
+
 void place(TokenStream& stream, c10::Device device) {
   stream.targets = target_count(stream);
+  const std::optional<at::Tensor>& numbers = stream.document_ids ? stream.document_ids : stream.attention_mask;
+  if (numbers && numbers->is_cpu()) stream.runs = count_runs(*numbers);
   stream.ids = precision::upload(stream.ids, device);
   if (stream.labels.defined()) stream.labels = precision::upload(stream.labels, device);
   place(stream.attention_mask, device);

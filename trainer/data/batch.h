@@ -20,6 +20,7 @@ struct TokenStream {
                                              // token of every document has label -100
   // Of the labels, counted before they left the CPU: what is asked once an update must not wait for a device.
   std::optional<int64_t> targets;
+  std::optional<int64_t> runs;  // models::ModelInput::runs, counted by place()
 };
 
 struct Batch {
@@ -35,8 +36,8 @@ struct Batch {
 // Targets that a language-model loss counts: labels[:, 1:] that are not -100, in a masked stream labels.
 int64_t target_count(const TokenStream& stream);
 
-// The batch on `device`, its targets counted on the way. To a GPU the copies go out of pinned memory and nobody waits
-// for them: what is computed from the batch is queued behind them.
+// The batch on `device`, its targets and runs counted on the way. To a GPU the copies go out of pinned memory and
+// nobody waits for them: what is computed from the batch is queued behind them.
 Batch place(Batch batch, c10::Device device);
 
 }  // namespace limbeck::data

@@ -13,6 +13,7 @@ models::ModelInput model_input(const data::TokenStream& stream, models::Taps* ta
   input.ids = stream.ids;
   input.attention_mask = stream.attention_mask;
   input.document_ids = stream.document_ids;
+  input.runs = stream.runs;
   input.taps = taps;
   return input;
 }

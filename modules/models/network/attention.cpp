@@ -91,7 +91,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
   if (input.taps != nullptr && input.taps->keep_attention) input.taps->attention.push_back({q, k});
   if (input.cache != nullptr) std::tie(k, v) = input.cache->memory<KeysAndValues>(layer_).append(k, v, *input.cache);
   const kernels::AttentionOptions options{scale_, causal_, window_, softcap_};
-  const at::Tensor mixed = kernels::attention(q, k, v, input.segments_q, input.segments_k, options);
+  const at::Tensor mixed = kernels::attention(q, k, v, input.segments_q, input.segments_k, options, input.runs);
   return output_->forward(mixed.flatten(-2), input.draws);
 }
 

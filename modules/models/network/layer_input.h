@@ -35,6 +35,7 @@ struct Taps {
 // What every layer of one forward shares.
 struct LayerInput {
   std::optional<at::Tensor> segments_q, segments_k;        // int32 [B, T], [B, S]; 0 = padding
+  std::optional<at::Tensor> runs;                          // int32: where the runs of equal segments begin and end
   std::pair<at::Tensor, at::Tensor> angles, local_angles;  // cos and sin; undefined without rotary positions
   TokenCache* cache = nullptr;
   Taps* taps = nullptr;

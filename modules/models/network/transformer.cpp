@@ -2,8 +2,11 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/nonzero_static.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
@@ -49,6 +52,16 @@ std::optional<at::Tensor> segments(const ModelInput& input) {
     result = result.defined() ? result * kept : kept;
   }
   return result;
+}
+
+// Where the runs of equal segments begin, in order, and where the last one ends: count + 1 numbers, without asking the
+// device how many there are.
+at::Tensor run_ends(const at::Tensor& segments, int64_t count) {
+  const int64_t length = segments.size(1), tokens = segments.numel();
+  at::Tensor first = at::ones_like(segments, segments.options().dtype(at::kBool));
+  first.narrow(1, 1, length - 1).copy_(segments.narrow(1, 1, length - 1).ne(segments.narrow(1, 0, length - 1)));
+  const at::Tensor begins = at::nonzero_static(first.flatten(), count, /*fill_value=*/tokens).flatten();
+  return precision::integers(at::constant_pad_nd(begins, {0, 1}, tokens), at::kInt);
 }
 
 }  // namespace
@@ -116,6 +129,9 @@ LayerInput Transformer::layer_input(const ModelInput& input, const at::Tensor& p
     shared.segments_k = input.cache->append_segments(*shared.segments_q);
   } else {
     shared.segments_k = shared.segments_q;
+    // The CPU reads segments as they are; both given, a document may be cut by the mask.
+    const bool one = input.document_ids.has_value() != input.attention_mask.has_value();
+    if (input.runs && one && input.ids.is_cuda()) shared.runs = run_ends(*shared.segments_q, *input.runs);
   }
   if (architecture_.rope.type != RopeType::kNone) {
     int64_t length = positions.size(1) + (input.cache == nullptr ? 0 : input.cache->length());
