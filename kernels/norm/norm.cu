@@ -190,7 +190,7 @@ void launch_forward(Storage storage, const NormForward& a, int64_t rows, cudaStr
 }
 
 template <bool layer>
-void launch_backward(Storage storage, const NormBackward& a, int64_t rows, cudaStream_t stream) {
+void launch_backward(Storage storage, const NormBackward& a, int64_t rows, int64_t per_block, cudaStream_t stream) {
   if (rows == 0) return;
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
@@ -205,25 +205,22 @@ void launch_backward(Storage storage, const NormBackward& a, int64_t rows, cudaS
       }
     }
     if (a.partial_weight != nullptr || a.partial_bias != nullptr) {
-      const dim3 blocks(column_blocks(a.width), static_cast<unsigned>(row_blocks(rows)));
-      norm_backward_partial<T, layer><<<blocks, kColumnThreads, 0, stream>>>(a, rows, rows_per_block(rows));
+      const dim3 blocks(column_blocks(a.width), static_cast<unsigned>((rows + per_block - 1) / per_block));
+      norm_backward_partial<T, layer><<<blocks, kColumnThreads, 0, stream>>>(a, rows, per_block);
     }
   });
 }
 
 }  // namespace
 
-void launch_rms_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream) {
-  launch_forward<false>(storage, args, rows, stream);
+void launch_norm_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream) {
+  args.mean == nullptr ? launch_forward<false>(storage, args, rows, stream)
+                       : launch_forward<true>(storage, args, rows, stream);
 }
-void launch_layer_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream) {
-  launch_forward<true>(storage, args, rows, stream);
-}
-void launch_rms_backward(Storage storage, const NormBackward& args, int64_t rows, cudaStream_t stream) {
-  launch_backward<false>(storage, args, rows, stream);
-}
-void launch_layer_backward(Storage storage, const NormBackward& args, int64_t rows, cudaStream_t stream) {
-  launch_backward<true>(storage, args, rows, stream);
+void launch_norm_backward(Storage storage, const NormBackward& args, int64_t rows, int64_t rows_per_block,
+                          cudaStream_t stream) {
+  args.mean == nullptr ? launch_backward<false>(storage, args, rows, rows_per_block, stream)
+                       : launch_backward<true>(storage, args, rows, rows_per_block, stream);
 }
 
 void launch_sum_blocks(Storage storage, const void* partial, int64_t blocks, int64_t width, void* out,

@@ -190,7 +190,7 @@ TEST(CpuLoops, EveryInstructionSetGivesTheSameNorms) {
     const kernels::NormForward forward{
         x.data_ptr(), 203,  weight.data_ptr(), weight.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), 203,
         kEps,         false};
-    loops.layer_forward(kernels::Storage::kFloat32, forward, 0, 9);
+    loops.forward(kernels::Storage::kFloat32, forward, 0, 9);
     const kernels::NormBackward backward{y.data_ptr(),
                                          203,
                                          x.data_ptr(),
@@ -203,8 +203,8 @@ TEST(CpuLoops, EveryInstructionSetGivesTheSameNorms) {
                                          partial_bias.data_ptr(),
                                          203,
                                          false};
-    loops.layer_backward(kernels::Storage::kFloat32, backward, 0, 8, 0);
-    loops.layer_backward(kernels::Storage::kFloat32, backward, 8, 9, 1);
+    loops.backward(kernels::Storage::kFloat32, backward, 0, 8, 0);
+    loops.backward(kernels::Storage::kFloat32, backward, 8, 9, 1);
     results.push_back({y, mean, rstd, grad_x, partial, partial_bias});
   }
   for (size_t i = 1; i < results.size(); ++i) {
