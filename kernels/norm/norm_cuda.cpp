@@ -3,13 +3,21 @@
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <algorithm>
+
 #include "kernels/norm/norm_on_device.h"
 
 namespace limbeck::kernels {
 namespace {
 
+constexpr int64_t kThreadsWanted = 1 << 17;
+
 struct CudaNorm {
-  static int64_t rows_per_block(int64_t rows, int64_t /*width*/) { return kernels::rows_per_block(rows); }
+  // A thread adds a column of a block of rows: narrow rows are cut into more blocks, so that a GPU has threads enough.
+  static int64_t rows_per_block(int64_t rows, int64_t width) {
+    const int64_t blocks = std::clamp<int64_t>(kThreadsWanted / width, 64, 1024);
+    return std::max<int64_t>(8, (rows + blocks - 1) / blocks);
+  }
 
   static void forward(const NormForwardWork& work) {
     launch_norm_forward(work.storage, work.arguments, work.x.count, c10::cuda::getCurrentCUDAStream());
