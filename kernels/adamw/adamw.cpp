@@ -24,26 +24,28 @@ void check_contiguous(const char* op, const char* name, const at::Tensor& tensor
               tensor.strides(), ", wanted it contiguous: it is written in place");
 }
 
-}  // namespace
+struct AdamWTensors {
+  const at::Tensor &parameter, &gradient, &first, &second;
+  const at::Tensor* master;  // or null
+};
 
-void check_adamw(const AdamWTensors& t, int64_t step) {
+void check_tensors(const AdamWTensors& t) {
   const char* op = "adamw_step_";
   check_floating(op, "parameter", t.parameter);
   check_floating(op, "gradient", t.gradient);
   check_floating(op, "first_moment", t.first);
-  TORCH_CHECK(step >= 1, "[adamw_step_] step ", step, ", wanted 1 or more");
   TORCH_CHECK(t.first.scalar_type() == wide_type(t.parameter), "[adamw_step_] first_moment is ", described(t.first),
               ", wanted ", wide_type(t.parameter) == at::kDouble ? "float64" : "float32", " beside a parameter ",
               described(t.parameter));
   check_matches(op, "second_moment", t.second, "first_moment", t.first);
   if (is_half(t.parameter)) {
-    TORCH_CHECK(t.master.has_value() && t.master->defined(), "[adamw_step_] parameter is ", described(t.parameter),
+    TORCH_CHECK(t.master != nullptr && t.master->defined(), "[adamw_step_] parameter is ", described(t.parameter),
                 " without a master, wanted a float32 one: half weights do not move at small learning rates");
     check_matches(op, "master", *t.master, "first_moment", t.first);
     check_same_shape(op, "master", *t.master, "parameter", t.parameter);
     check_contiguous(op, "master", *t.master);
   } else {
-    TORCH_CHECK(!t.master.has_value(), "[adamw_step_] parameter is ", described(t.parameter),
+    TORCH_CHECK(t.master == nullptr, "[adamw_step_] parameter is ", described(t.parameter),
                 " with a master, wanted none: it is its own");
   }
   if (t.gradient.scalar_type() != t.first.scalar_type()) {
@@ -62,26 +64,47 @@ void check_adamw(const AdamWTensors& t, int64_t step) {
   check_contiguous(op, "second_moment", t.second);
 }
 
-AdamWArguments adamw_arguments(const AdamWTensors& t, const at::Tensor& gradient, int64_t step, double learning_rate,
-                               double beta1, double beta2, double epsilon, double weight_decay, double gradient_scale) {
+}  // namespace
+
+void check_adamw(const AdamWLists& l, int64_t step) {
+  TORCH_CHECK(step >= 1, "[adamw_step_] step ", step, ", wanted 1 or more");
+  const size_t count = l.parameters.size();
+  const bool with_masters = !l.masters.empty();
+  TORCH_CHECK(l.gradients.size() == count && l.first.size() == count && l.second.size() == count &&
+                  (!with_masters || l.masters.size() == count),
+              "[adamw_step_] ", count, " parameters with ", l.gradients.size(), " gradients, ", l.masters.size(),
+              " masters, ", l.first.size(), " first and ", l.second.size(), " second moments, wanted one for each");
+  for (size_t i = 0; i < count; ++i) {
+    check_tensors({l.parameters[i], l.gradients[i], l.first[i], l.second[i], with_masters ? &l.masters[i] : nullptr});
+    check_matches("adamw_step_", "parameter", l.parameters[i], "the first parameter", l.parameters[0]);
+    check_matches("adamw_step_", "gradient", l.gradients[i], "the first gradient", l.gradients[0]);
+  }
+}
+
+AdamWWork::AdamWWork(const AdamWLists& l, int64_t step, double learning_rate, double beta1, double beta2,
+                     double epsilon, double weight_decay, double gradient_scale)
+    : arguments{} {
+  if (l.parameters.empty()) return;
   const auto n = static_cast<double>(step);
-  AdamWArguments a{};
-  a.factors.gradient_scale = gradient_scale;
-  a.factors.kept = 1.0 - learning_rate * weight_decay;
-  a.factors.new_first = 1.0 - beta1;
-  a.factors.old_second = beta2;
-  a.factors.new_second = 1.0 - beta2;
-  a.factors.inverse_root_of_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, n));
-  a.factors.step_size = learning_rate / (1.0 - std::pow(beta1, n));
-  a.factors.epsilon = epsilon;
-  a.gradient_storage = storage_of(gradient);
-  a.gradient = gradient.const_data_ptr();
-  a.weight = t.master ? t.master->mutable_data_ptr() : t.parameter.mutable_data_ptr();
-  a.first = t.first.mutable_data_ptr();
-  a.second = t.second.mutable_data_ptr();
-  a.narrow = t.master ? t.parameter.mutable_data_ptr() : nullptr;
-  a.narrow_storage = storage_of(t.parameter);
-  return a;
+  AdamWFactors& f = arguments.factors;
+  f.gradient_scale = gradient_scale;
+  f.kept = 1.0 - learning_rate * weight_decay;
+  f.new_first = 1.0 - beta1;
+  f.old_second = beta2;
+  f.new_second = 1.0 - beta2;
+  f.inverse_root_of_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, n));
+  f.step_size = learning_rate / (1.0 - std::pow(beta1, n));
+  f.epsilon = epsilon;
+  arguments.gradient_storage = storage_of(l.gradients[0]);
+  arguments.narrow_storage = storage_of(l.parameters[0]);
+  const bool with_masters = !l.masters.empty();
+  for (size_t i = 0; i < l.parameters.size(); ++i) {
+    const at::Tensor& gradient = dense_gradients.emplace_back(l.gradients[i].contiguous());
+    void* parameter = l.parameters[i].mutable_data_ptr();
+    tensors.push_back({gradient.const_data_ptr(), with_masters ? l.masters[i].mutable_data_ptr() : parameter,
+                       l.first[i].mutable_data_ptr(), l.second[i].mutable_data_ptr(),
+                       with_masters ? parameter : nullptr, l.parameters[i].numel()});
+  }
 }
 
 at::Tensor square_sums_output(const at::Tensor& x) {
@@ -101,8 +124,8 @@ void check_accumulate(const at::Tensor& sum, const at::Tensor& x) {
 
 namespace {
 
-using Step = void(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
-                  const at::Tensor&, int64_t, double, double, double, double, double, double);
+using Step = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, int64_t, double,
+                  double, double, double, double, double);
 using SquareSums = at::Tensor(const at::Tensor&);
 using Accumulate = void(const at::Tensor&, const at::Tensor&);
 
@@ -119,35 +142,35 @@ const auto& accumulate_operator() {
   return op;
 }
 
-void meta_step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-               const at::Tensor& first, const at::Tensor& second, int64_t step, double, double, double, double, double,
-               double) {
-  check_adamw({parameter, gradient, master, first, second}, step);
+void meta_step(at::TensorList parameters, at::TensorList gradients, at::TensorList masters, at::TensorList first,
+               at::TensorList second, int64_t step, double, double, double, double, double, double) {
+  check_adamw({parameters, gradients, masters, first, second}, step);
 }
 
 // Updating is no part of any graph; saved tensors learn from the version that they have changed.
-void refuse_graph(const char* op, std::initializer_list<at::Tensor> tensors) {
+void refuse_graph(const char* op, at::TensorList tensors) {
   for (const at::Tensor& tensor : tensors) {
     TORCH_CHECK(!at::GradMode::is_enabled() || !tensor.requires_grad(), "[", op, "] ", described(tensor),
                 " requires a gradient, wanted the call without recording: NoGradGuard, or torch.no_grad()");
   }
 }
-void mark_changed(std::initializer_list<at::Tensor> tensors) {
+void mark_changed(at::TensorList tensors) {
   for (const at::Tensor& tensor : tensors) {
-    if (tensor.defined() && !tensor.is_inference()) torch::autograd::impl::bump_version(tensor);
+    if (!tensor.is_inference()) torch::autograd::impl::bump_version(tensor);
   }
 }
 
-void autograd_step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-                   const at::Tensor& first, const at::Tensor& second, int64_t step, double learning_rate, double beta1,
-                   double beta2, double epsilon, double weight_decay, double gradient_scale) {
-  refuse_graph("adamw_step_", {parameter, gradient});
+void autograd_step(at::TensorList parameters, at::TensorList gradients, at::TensorList masters, at::TensorList first,
+                   at::TensorList second, int64_t step, double learning_rate, double beta1, double beta2,
+                   double epsilon, double weight_decay, double gradient_scale) {
+  refuse_graph("adamw_step_", parameters);
+  refuse_graph("adamw_step_", gradients);
   {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    step_operator().call(parameter, gradient, master, first, second, step, learning_rate, beta1, beta2, epsilon,
+    step_operator().call(parameters, gradients, masters, first, second, step, learning_rate, beta1, beta2, epsilon,
                          weight_decay, gradient_scale);
   }
-  mark_changed({parameter, master.value_or(at::Tensor()), first, second});
+  for (const at::TensorList changed : {parameters, masters, first, second}) mark_changed(changed);
 }
 
 at::Tensor autograd_square_sums(const at::Tensor& x) {
@@ -167,8 +190,8 @@ void autograd_accumulate(const at::Tensor& sum, const at::Tensor& x) {
 
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
   m.def(
-      "adamw_step_(Tensor(a!) parameter, Tensor gradient, Tensor(b!)? master, Tensor(c!) first_moment, "
-      "Tensor(d!) second_moment, int step, float learning_rate, float beta1=0.9, float beta2=0.999, "
+      "adamw_step_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] masters, Tensor(c!)[] first_moments, "
+      "Tensor(d!)[] second_moments, int step, float learning_rate, float beta1=0.9, float beta2=0.999, "
       "float epsilon=1e-08, float weight_decay=0., float gradient_scale=1.) -> ()");
   m.def("square_sums(Tensor x) -> Tensor");
   m.def("accumulate_(Tensor(a!) sum, Tensor x) -> ()");
@@ -188,9 +211,10 @@ TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
 
 }  // namespace
 
-void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-                 const at::Tensor& first_moment, const at::Tensor& second_moment, const AdamWOptions& o) {
-  step_operator().call(parameter, gradient, master, first_moment, second_moment, o.step, o.learning_rate, o.beta1,
+void adamw_step_(at::TensorList parameters, at::TensorList gradients, at::TensorList masters,
+                 at::TensorList first_moments, at::TensorList second_moments, const AdamWOptions& o) {
+  if (parameters.empty()) return;  // no tensor says on which device
+  step_operator().call(parameters, gradients, masters, first_moments, second_moments, o.step, o.learning_rate, o.beta1,
                        o.beta2, o.epsilon, o.weight_decay, o.gradient_scale);
 }
 

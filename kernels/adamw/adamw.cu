@@ -19,20 +19,64 @@ unsigned grid_for(int64_t count) { return static_cast<unsigned>((count + kThread
 
 __device__ __forceinline__ int64_t element() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
-template <class S, class G, class P>
-__global__ void __launch_bounds__(kThreads) step(AdamWArguments a, int64_t count) {
-  const int64_t i = element();
-  if (i >= count) return;
-  const AdamWVectors<S> f(a.factors);
-  S* weight = static_cast<S*>(a.weight) + i;
-  S* first = static_cast<S*>(a.first) + i;
-  S* second = static_cast<S*>(a.second) + i;
-  S w = *weight, m = *first, v = *second;
-  adamw_update(f, static_cast<S>(widened(static_cast<const G*>(a.gradient)[i])), w, m, v);
+// Tensors of one launch, in its arguments (4 KB), and which blocks are whose: block b is of the last tensor whose
+// first_block is not above b. Each block takes kChunk elements.
+constexpr int kTensors = 64;
+constexpr int64_t kChunk = 4096;
+constexpr unsigned kMostBlocks = 0x7fffffff;  // of a grid
+struct StepBatch {
+  AdamWFactors factors;
+  AdamWTensor tensors[kTensors];
+  unsigned first_block[kTensors];
+  int count;
+};
+static_assert(sizeof(StepBatch) <= 4096);
+
+__device__ __forceinline__ int tensor_of_block(const StepBatch& batch) {
+  int low = 0, high = batch.count;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (batch.first_block[middle] <= blockIdx.x ? low : high) = middle;
+  }
+  return low;
+}
+
+// `elements` from the i-th on, each array in one access.
+template <class S, class G, class P, int elements>
+__device__ __forceinline__ void step_at(const AdamWVectors<S>& f, const AdamWTensor& t, int64_t i) {
+  using Wide = Pack<S, elements>;
+  Wide* weight = reinterpret_cast<Wide*>(static_cast<S*>(t.weight) + i);
+  Wide* first = reinterpret_cast<Wide*>(static_cast<S*>(t.first) + i);
+  Wide* second = reinterpret_cast<Wide*>(static_cast<S*>(t.second) + i);
+  const auto gradient = *reinterpret_cast<const Pack<G, elements>*>(static_cast<const G*>(t.gradient) + i);
+  Wide w = *weight, m = *first, v = *second;
+  Pack<P, elements> narrow;
+  for (int j = 0; j < elements; ++j) {
+    adamw_update(f, static_cast<S>(widened(gradient.value[j])), w.value[j], m.value[j], v.value[j]);
+    put(&narrow.value[j], w.value[j]);
+  }
   *weight = w;
   *first = m;
   *second = v;
-  if (a.narrow != nullptr) put(static_cast<P*>(a.narrow) + i, w);
+  if (t.narrow != nullptr) *reinterpret_cast<Pack<P, elements>*>(static_cast<P*>(t.narrow) + i) = narrow;
+}
+
+template <class S, class G, class P>
+__global__ void __launch_bounds__(kThreads) step(const __grid_constant__ StepBatch batch) {
+  constexpr int kPack = kPackElements<S>;
+  const int mine = tensor_of_block(batch);
+  const AdamWTensor& t = batch.tensors[mine];
+  const AdamWVectors<S> f(batch.factors);
+  const int64_t begin = (blockIdx.x - batch.first_block[mine]) * kChunk;
+  const int64_t end = begin + kChunk < t.count ? begin + kChunk : t.count;
+  const bool whole = (reinterpret_cast<uintptr_t>(t.gradient) | reinterpret_cast<uintptr_t>(t.weight) |
+                      reinterpret_cast<uintptr_t>(t.first) | reinterpret_cast<uintptr_t>(t.second) |
+                      reinterpret_cast<uintptr_t>(t.narrow)) %
+                         16 ==
+                     0;
+  const int64_t packed_end = whole ? end / kPack * kPack : begin;
+  for (int64_t i = begin + threadIdx.x * kPack; i < packed_end; i += kThreads * kPack) step_at<S, G, P, kPack>(f, t, i);
+  for (int64_t i = packed_end + threadIdx.x; i < end; i += kThreads) step_at<S, G, P, 1>(f, t, i);
 }
 
 template <class T>
@@ -63,19 +107,38 @@ __global__ void __launch_bounds__(kThreads) add(const T* x, typename DeviceCompu
   if (i < count) sum[i] += widened(x[i]);
 }
 
-}  // namespace
-
-void launch_adamw_step(const AdamWArguments& a, int64_t count, cudaStream_t stream) {
-  if (count == 0) return;
+void launch_batch(const AdamWArguments& a, const StepBatch& batch, unsigned blocks, cudaStream_t stream) {
+  if (blocks == 0) return;
   with_device_type(a.gradient_storage, [&](auto tag) {
     using G = typename decltype(tag)::Type;
     using S = typename DeviceCompute<G>::Type;
     if (a.narrow_storage == Storage::kBFloat16) {
-      step<S, G, __nv_bfloat16><<<grid_for(count), kThreads, 0, stream>>>(a, count);
+      step<S, G, __nv_bfloat16><<<blocks, kThreads, 0, stream>>>(batch);
     } else {
-      step<S, G, __half><<<grid_for(count), kThreads, 0, stream>>>(a, count);
+      step<S, G, __half><<<blocks, kThreads, 0, stream>>>(batch);
     }
   });
+}
+
+}  // namespace
+
+void launch_adamw_step(const AdamWArguments& a, const AdamWTensor* tensors, size_t count, cudaStream_t stream) {
+  StepBatch batch{};
+  batch.factors = a.factors;
+  unsigned blocks = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (tensors[i].count == 0) continue;
+    const auto of_this = static_cast<unsigned>((tensors[i].count + kChunk - 1) / kChunk);
+    if (batch.count == kTensors || blocks > kMostBlocks - of_this) {
+      launch_batch(a, batch, blocks, stream);
+      batch.count = 0;
+      blocks = 0;
+    }
+    batch.tensors[batch.count] = tensors[i];
+    batch.first_block[batch.count++] = blocks;
+    blocks += of_this;
+  }
+  launch_batch(a, batch, blocks, stream);
 }
 
 void launch_square_sums(Storage storage, const void* x, int64_t count, double* totals, cudaStream_t stream) {

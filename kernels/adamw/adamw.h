@@ -3,16 +3,16 @@
 // they are; results do not depend on the number of threads.
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
 
 #include <cstdint>
-#include <optional>
 
 #include "kernels/adamw/square_sums_run.h"
 
 namespace limbeck::kernels {
 
 struct AdamWOptions {
-  int64_t step = 1;  // of this parameter, counted from 1: for the bias corrections, which are computed in float64
+  int64_t step = 1;  // of these parameters, counted from 1: for the bias corrections, which are computed in float64
   double learning_rate = 1e-3;
   double beta1 = 0.9, beta2 = 0.999;
   double epsilon = 1e-8;
@@ -20,10 +20,12 @@ struct AdamWOptions {
   double gradient_scale = 1.0;  // multiplies the gradient first: unscaling and clipping
 };
 
-// Updates in place. `parameter` float32, float64, or bfloat16 or float16 with a float32 `master`, of which it becomes
-// the rounding; moments in float32 (float64); `gradient` in the dtype of the parameter or of the moments.
-void adamw_step_(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-                 const at::Tensor& first_moment, const at::Tensor& second_moment, const AdamWOptions& options);
+// Updates in place, all parameters at once: on a GPU in a launch for some sixty of them. Parameters have one dtype, and
+// so have gradients: float32, float64, or bfloat16 or float16 with a float32 master each, of which a parameter becomes
+// the rounding (`masters` is empty otherwise); moments in float32 (float64); gradients in the dtype of parameters or
+// moments.
+void adamw_step_(at::TensorList parameters, at::TensorList gradients, at::TensorList masters,
+                 at::TensorList first_moments, at::TensorList second_moments, const AdamWOptions& options);
 
 // Sums of the squares of each run of kSquareRun elements, in float64 [runs]. Not finite exactly where an element of the
 // run is not.

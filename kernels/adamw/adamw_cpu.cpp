@@ -8,16 +8,16 @@
 namespace limbeck::kernels {
 namespace {
 
-void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-          const at::Tensor& first, const at::Tensor& second, int64_t number, double learning_rate, double beta1,
-          double beta2, double epsilon, double weight_decay, double gradient_scale) {
-  const AdamWTensors tensors{parameter, gradient, master, first, second};
-  check_adamw(tensors, number);
-  const at::Tensor dense = gradient.contiguous();
-  const AdamWArguments arguments =
-      adamw_arguments(tensors, dense, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
-  at::parallel_for(0, parameter.numel(), kElementsPerTask,
-                   [&](int64_t begin, int64_t end) { adamw_loops_here().step(arguments, begin, end); });
+void step(at::TensorList parameters, at::TensorList gradients, at::TensorList masters, at::TensorList first,
+          at::TensorList second, int64_t number, double learning_rate, double beta1, double beta2, double epsilon,
+          double weight_decay, double gradient_scale) {
+  const AdamWLists lists{parameters, gradients, masters, first, second};
+  check_adamw(lists, number);
+  const AdamWWork work(lists, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
+  for (const AdamWTensor& tensor : work.tensors) {
+    at::parallel_for(0, tensor.count, kElementsPerTask,
+                     [&](int64_t begin, int64_t end) { adamw_loops_here().step(work.arguments, tensor, begin, end); });
+  }
 }
 
 at::Tensor square_sums(const at::Tensor& x) {

@@ -10,16 +10,14 @@
 namespace limbeck::kernels {
 namespace {
 
-void step(const at::Tensor& parameter, const at::Tensor& gradient, const std::optional<at::Tensor>& master,
-          const at::Tensor& first, const at::Tensor& second, int64_t number, double learning_rate, double beta1,
-          double beta2, double epsilon, double weight_decay, double gradient_scale) {
-  const c10::cuda::CUDAGuard guard(parameter.device());
-  const AdamWTensors tensors{parameter, gradient, master, first, second};
-  check_adamw(tensors, number);
-  const at::Tensor dense = gradient.contiguous();
-  const AdamWArguments arguments =
-      adamw_arguments(tensors, dense, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
-  launch_adamw_step(arguments, parameter.numel(), c10::cuda::getCurrentCUDAStream());
+void step(at::TensorList parameters, at::TensorList gradients, at::TensorList masters, at::TensorList first,
+          at::TensorList second, int64_t number, double learning_rate, double beta1, double beta2, double epsilon,
+          double weight_decay, double gradient_scale) {
+  const c10::cuda::CUDAGuard guard(parameters.front().device());
+  const AdamWLists lists{parameters, gradients, masters, first, second};
+  check_adamw(lists, number);
+  const AdamWWork work(lists, number, learning_rate, beta1, beta2, epsilon, weight_decay, gradient_scale);
+  launch_adamw_step(work.arguments, work.tensors.data(), work.tensors.size(), c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -16,14 +16,14 @@ LIMBECK_INLINE void put_narrow(NoNarrow*, int64_t, const Block<S>&, Extent) {}
 
 // G: the gradient's elements, P: those of the half parameter beside the master.
 template <class G, class P>
-LIMBECK_INLINE void step_elements(const AdamWArguments& a, int64_t begin, int64_t end) {
+LIMBECK_INLINE void step_elements(const AdamWFactors& f, const AdamWTensor& t, int64_t begin, int64_t end) {
   using S = Compute<G>;
-  const AdamWVectors<Block<S>> factors(a.factors);
-  const G* gradient = static_cast<const G*>(a.gradient) + begin;
-  S* weight = static_cast<S*>(a.weight) + begin;
-  S* first = static_cast<S*>(a.first) + begin;
-  S* second = static_cast<S*>(a.second) + begin;
-  P* narrow = static_cast<P*>(a.narrow);
+  const AdamWVectors<Block<S>> factors(f);
+  const G* gradient = static_cast<const G*>(t.gradient) + begin;
+  S* weight = static_cast<S*>(t.weight) + begin;
+  S* first = static_cast<S*>(t.first) + begin;
+  S* second = static_cast<S*>(t.second) + begin;
+  P* narrow = static_cast<P*>(t.narrow);
   for_blocks(end - begin, [&](int64_t i, auto extent, auto) {
     Block<S> w = load(weight + i, extent), m = load(first + i, extent), v = load(second + i, extent);
     adamw_update(factors, load(gradient + i, extent), w, m, v);
@@ -34,15 +34,15 @@ LIMBECK_INLINE void step_elements(const AdamWArguments& a, int64_t begin, int64_
   });
 }
 
-void step(const AdamWArguments& a, int64_t begin, int64_t end) {
+void step(const AdamWArguments& a, const AdamWTensor& t, int64_t begin, int64_t end) {
   with_storage(a.gradient_storage, [&](auto tag) {
     using G = typename decltype(tag)::Type;
     if constexpr (sizeof(G) == sizeof(double)) {
-      step_elements<G, NoNarrow>(a, begin, end);
+      step_elements<G, NoNarrow>(a.factors, t, begin, end);
     } else {
-      if (a.narrow == nullptr) return step_elements<G, NoNarrow>(a, begin, end);
-      if (a.narrow_storage == Storage::kBFloat16) return step_elements<G, BFloat16Bits>(a, begin, end);
-      step_elements<G, Float16Bits>(a, begin, end);
+      if (t.narrow == nullptr) return step_elements<G, NoNarrow>(a.factors, t, begin, end);
+      if (a.narrow_storage == Storage::kBFloat16) return step_elements<G, BFloat16Bits>(a.factors, t, begin, end);
+      step_elements<G, Float16Bits>(a.factors, t, begin, end);
     }
   });
 }

@@ -3,23 +3,29 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
-#include <optional>
+#include <vector>
 
 #include "kernels/adamw/adamw_loops.h"
 
 namespace limbeck::kernels {
 
-struct AdamWTensors {
-  const at::Tensor &parameter, &gradient;
-  const std::optional<at::Tensor>& master;
-  const at::Tensor &first, &second;
+// The tensors of an update by parameter; no masters, or one for each.
+struct AdamWLists {
+  at::TensorList parameters, gradients, masters, first, second;
 };
 
-void check_adamw(const AdamWTensors& tensors, int64_t step);
-// `gradient`: contiguous, of the checked gradient's values.
-AdamWArguments adamw_arguments(const AdamWTensors& tensors, const at::Tensor& gradient, int64_t step,
-                               double learning_rate, double beta1, double beta2, double epsilon, double weight_decay,
-                               double gradient_scale);
+void check_adamw(const AdamWLists& lists, int64_t step);
+
+// Of checked lists. Holds the gradients whose strides forbade to read them where they are.
+struct AdamWWork {
+  AdamWWork(const AdamWLists& lists, int64_t step, double learning_rate, double beta1, double beta2, double epsilon,
+            double weight_decay, double gradient_scale);
+
+  std::vector<at::Tensor> dense_gradients;
+  AdamWArguments arguments;
+  std::vector<AdamWTensor> tensors;
+};
+
 at::Tensor square_sums_output(const at::Tensor& x);
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x);
 

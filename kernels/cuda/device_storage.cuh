@@ -53,12 +53,19 @@ bool packable(const void* base, int64_t stride) {
   return reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride % kPackElements<T> == 0;
 }
 
+// The sum over a warp, in one order; every lane gets it.
+template <class S>
+__device__ __forceinline__ S warp_sum(S value) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  return value;
+}
+
 // The sum over the block, in an order that depends on the block size alone; every thread gets it. Threads: a multiple
 // of 32.
 template <class S>
 __device__ __forceinline__ S block_sum(S value) {
   __shared__ S warp_sums[32];
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  value = warp_sum(value);
   __syncthreads();  // the sums of an earlier call may still be read
   if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = value;
   __syncthreads();

@@ -6,12 +6,11 @@
 
 namespace limbeck::kernels {
 
-void launch_rms_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream);
-void launch_layer_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream);
+void launch_norm_forward(Storage storage, const NormForward& args, int64_t rows, cudaStream_t stream);
 
-// grad_x and the partial sums over row_blocks(rows) blocks, each where its pointer is not null.
-void launch_rms_backward(Storage storage, const NormBackward& args, int64_t rows, cudaStream_t stream);
-void launch_layer_backward(Storage storage, const NormBackward& args, int64_t rows, cudaStream_t stream);
+// grad_x and the partial sums over blocks of rows, each where its pointer is not null.
+void launch_norm_backward(Storage storage, const NormBackward& args, int64_t rows, int64_t rows_per_block,
+                          cudaStream_t stream);
 
 // out[width] = the sum of partial [blocks, width] over the blocks, in order.
 void launch_sum_blocks(Storage storage, const void* partial, int64_t blocks, int64_t width, void* out,

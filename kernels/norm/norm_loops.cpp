@@ -176,17 +176,17 @@ LIMBECK_INLINE void sum_block_columns(const void* partial, int64_t blocks, int64
   });
 }
 
-void rms_forward(Storage storage, const NormForward& a, int64_t begin, int64_t end) {
-  with_storage(storage, [&](auto tag) { rms_forward_rows<typename decltype(tag)::Type>(a, begin, end); });
+void forward(Storage storage, const NormForward& a, int64_t begin, int64_t end) {
+  with_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    a.mean == nullptr ? rms_forward_rows<T>(a, begin, end) : layer_forward_rows<T>(a, begin, end);
+  });
 }
-void layer_forward(Storage storage, const NormForward& a, int64_t begin, int64_t end) {
-  with_storage(storage, [&](auto tag) { layer_forward_rows<typename decltype(tag)::Type>(a, begin, end); });
-}
-void rms_backward(Storage storage, const NormBackward& a, int64_t begin, int64_t end, int64_t block) {
-  with_storage(storage, [&](auto tag) { rms_backward_rows<typename decltype(tag)::Type>(a, begin, end, block); });
-}
-void layer_backward(Storage storage, const NormBackward& a, int64_t begin, int64_t end, int64_t block) {
-  with_storage(storage, [&](auto tag) { layer_backward_rows<typename decltype(tag)::Type>(a, begin, end, block); });
+void backward(Storage storage, const NormBackward& a, int64_t begin, int64_t end, int64_t block) {
+  with_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    a.mean == nullptr ? rms_backward_rows<T>(a, begin, end, block) : layer_backward_rows<T>(a, begin, end, block);
+  });
 }
 void sum_blocks(Storage storage, const void* partial, int64_t blocks, int64_t width, void* out, int64_t begin,
                 int64_t end) {
@@ -197,6 +197,6 @@ void sum_blocks(Storage storage, const void* partial, int64_t blocks, int64_t wi
 
 }  // namespace
 
-const NormLoops norm_loops = {rms_forward, layer_forward, rms_backward, layer_backward, sum_blocks};
+const NormLoops norm_loops = {forward, backward, sum_blocks};
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

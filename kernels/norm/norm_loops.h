@@ -6,7 +6,8 @@
 
 namespace limbeck::kernels {
 
-// x [rows, width] with a row stride, y contiguous; mean and rstd [rows] in the compute type. RMSNorm: no mean, no bias.
+// x [rows, width] with a row stride, y contiguous; mean and rstd [rows] in the compute type. RMSNorm is where
+// mean is null; it has no bias.
 struct NormForward {
   const void* x;
   int64_t x_row;
@@ -42,14 +43,11 @@ inline int64_t rows_per_block(int64_t rows) {
   const int64_t share = (rows + 63) / 64;
   return share < 8 ? 8 : share;
 }
-inline int64_t row_blocks(int64_t rows) { return (rows + rows_per_block(rows) - 1) / rows_per_block(rows); }
 
 struct NormLoops {
-  void (*rms_forward)(Storage, const NormForward&, int64_t row_begin, int64_t row_end);
-  void (*layer_forward)(Storage, const NormForward&, int64_t row_begin, int64_t row_end);
+  void (*forward)(Storage, const NormForward&, int64_t row_begin, int64_t row_end);
   // The rows of one block, whose partial sums it overwrites.
-  void (*rms_backward)(Storage, const NormBackward&, int64_t row_begin, int64_t row_end, int64_t block);
-  void (*layer_backward)(Storage, const NormBackward&, int64_t row_begin, int64_t row_end, int64_t block);
+  void (*backward)(Storage, const NormBackward&, int64_t row_begin, int64_t row_end, int64_t block);
   // out[columns] = the sum of partial [blocks, width] over the blocks, in order, rounded to the storage.
   void (*sum_blocks)(Storage, const void* partial, int64_t blocks, int64_t width, void* out, int64_t column_begin,
                      int64_t column_end);

@@ -40,7 +40,8 @@ RotaryWork::RotaryWork(const at::Tensor& from, const at::Tensor& cosines, const 
     : x(from.size(3) <= 1 || from.stride(3) == 1 ? from : from.contiguous()),
       cos(cosines.contiguous()),
       sin(sines.contiguous()),
-      positions(x.numel() == 0 ? 0 : x.size(0) * x.size(1)) {
+      positions(x.numel() == 0 ? 0 : x.size(0) * x.size(1)),
+      storage(storage_of(from)) {
   const int64_t time = x.size(1), half = cos.size(2);
   arguments = {x.const_data_ptr(),
                x.stride(0),

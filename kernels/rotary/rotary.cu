@@ -1,4 +1,4 @@
-// The rotary embedding on CUDA: one thread block a position, threads over heads and pairs.
+// The rotary embedding on CUDA: one thread block a position, threads over heads and packs of pairs.
 #include "kernels/cuda/device_storage.cuh"
 #include "kernels/rotary/rotary_cuda.h"
 #include "kernels/rotary/rotary_formula.h"
@@ -6,37 +6,73 @@
 namespace limbeck::kernels {
 namespace {
 
-template <class T>
+template <int elements>
+__device__ __forceinline__ void load_angles(const float* from, float (&angles)[elements]) {
+  constexpr int kPack = elements < 4 ? elements : 4;
+  for (int j = 0; j < elements; j += kPack) {
+    const auto pack = *reinterpret_cast<const Pack<float, kPack>*>(from + j);
+    for (int k = 0; k < kPack; ++k) angles[j + k] = pack.value[k];
+  }
+}
+
+// Index: of an element within a position; the GPU divides 64-bit numbers in some hundred instructions.
+template <class T, int elements, class Index>
 __global__ void rotate(RotaryArguments a) {
   using S = typename DeviceCompute<T>::Type;
-  const int64_t position = blockIdx.x, batch = position / a.time, t = position % a.time;
+  using P = Pack<T, elements>;
+  const int64_t batch = blockIdx.x / a.time, t = blockIdx.x % a.time;
   const float* cos = a.cos + batch * a.cos_batch + t * a.half;
   const float* sin = a.sin + batch * a.cos_batch + t * a.half;
   const T* x = static_cast<const T*>(a.x) + batch * a.x_batch + t * a.x_time;
-  T* y = static_cast<T*>(a.y) + position * a.heads * a.width;
-  for (int64_t index = threadIdx.x; index < a.heads * a.half; index += blockDim.x) {
-    const int64_t head = index / a.half, i = index % a.half;
+  T* y = static_cast<T*>(a.y) + blockIdx.x * a.heads * a.width;
+  const Index heads = a.heads, width = a.width, half = a.half, packs = half / elements, rest = width - 2 * half;
+  for (Index index = threadIdx.x; index < heads * packs; index += blockDim.x) {
+    const Index head = index / packs, i = index % packs * elements;
     const T* from = x + head * a.x_head + i;
-    T* to = y + head * a.width + i;
-    const S angle_sin = a.inverse ? -sin[i] : sin[i];
-    const auto pair = rotated<S>(widened(from[0]), widened(from[a.half]), cos[i], angle_sin);
-    put(to, pair.first);
-    put(to + a.half, pair.second);
+    T* to = y + head * width + i;
+    const P first = *reinterpret_cast<const P*>(from), second = *reinterpret_cast<const P*>(from + half);
+    float cosines[elements], sines[elements];
+    load_angles(cos + i, cosines);
+    load_angles(sin + i, sines);
+    P out_first, out_second;
+    for (int j = 0; j < elements; ++j) {
+      const S sine = a.inverse ? -sines[j] : sines[j];
+      const auto pair = rotated<S>(widened(first.value[j]), widened(second.value[j]), cosines[j], sine);
+      put(&out_first.value[j], pair.first);
+      put(&out_second.value[j], pair.second);
+    }
+    *reinterpret_cast<P*>(to) = out_first;
+    *reinterpret_cast<P*>(to + half) = out_second;
   }
-  const int64_t rest = a.width - 2 * a.half;
-  for (int64_t index = threadIdx.x; index < a.heads * rest; index += blockDim.x) {
-    const int64_t head = index / rest, i = 2 * a.half + index % rest;
-    y[head * a.width + i] = x[head * a.x_head + i];
+  for (Index index = threadIdx.x; index < heads * rest; index += blockDim.x) {
+    const Index head = index / rest, i = 2 * half + index % rest;
+    y[head * width + i] = x[head * a.x_head + i];
   }
+}
+
+template <class T>
+bool packable_heads(const RotaryArguments& a) {
+  return packable<T>(a.x, a.x_batch) && packable<T>(a.x, a.x_time) && packable<T>(a.x, a.x_head) &&
+         packable<T>(a.y, a.width) && a.half % kPackElements<T> == 0 && packable<float>(a.cos, a.half) &&
+         packable<float>(a.sin, a.half);
 }
 
 }  // namespace
 
-void launch_rotary(Storage storage, const RotaryArguments& args, int64_t positions, cudaStream_t stream) {
+void launch_rotary(Storage storage, const RotaryArguments& a, int64_t positions, cudaStream_t stream) {
   if (positions == 0) return;
+  const auto grid = static_cast<unsigned>(positions);
   with_device_type(storage, [&](auto tag) {
-    const int threads = args.heads * args.width > 512 ? 256 : 64;
-    rotate<typename decltype(tag)::Type><<<static_cast<unsigned>(positions), threads, 0, stream>>>(args);
+    using T = typename decltype(tag)::Type;
+    constexpr int kPack = kPackElements<T>;
+    const auto threads_for = [&](int elements) { return a.heads * a.width > 512 * elements ? 256 : 64; };
+    if (a.heads * a.width > 0x7fff0000) {  // no model's; the loops add a block's threads to an index
+      rotate<T, 1, int64_t><<<grid, threads_for(1), 0, stream>>>(a);
+    } else if (packable_heads<T>(a)) {
+      rotate<T, kPack, int><<<grid, threads_for(kPack), 0, stream>>>(a);
+    } else {
+      rotate<T, 1, int><<<grid, threads_for(1), 0, stream>>>(a);
+    }
   });
 }
 

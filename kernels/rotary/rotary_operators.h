@@ -17,6 +17,7 @@ struct RotaryWork {
   at::Tensor x, cos, sin;
   RotaryArguments arguments;
   int64_t positions;
+  Storage storage;
 };
 
 }  // namespace limbeck::kernels

@@ -34,11 +34,8 @@ struct Side {
   }
 
   void ours(bool half) const {
-    for (size_t i = 0; i < parameters.size(); ++i) {
-      const std::optional<at::Tensor> master = half ? std::optional<at::Tensor>(masters[i]) : std::nullopt;
-      kernels::adamw_step_(parameters[i], gradients[i], master, first[i], second[i],
-                           {.step = 7, .learning_rate = 1e-3, .weight_decay = 0.01});
-    }
+    kernels::adamw_step_(parameters, gradients, half ? masters : Tensors(), first, second,
+                         {.step = 7, .learning_rate = 1e-3, .weight_decay = 0.01});
   }
 
   void theirs(bool half) const {

@@ -20,8 +20,9 @@ struct Weights {
   std::optional<at::Tensor> master;
 
   void step(const at::Tensor& gradient, const AdamWOptions& options) {
-    kernels::adamw_step_(parameter, gradient, master, first, second, options);
+    kernels::adamw_step_({parameter}, {gradient}, masters(), {first}, {second}, options);
   }
+  Tensors masters() const { return master ? Tensors{*master} : Tensors{}; }
   // What the update is about: the master where there is one.
   at::Tensor weight() const { return master.value_or(parameter); }
 };
@@ -81,6 +82,46 @@ TEST_P(AdamWTest, FiftyUpdatesEqualTheFormulaInFloat64) {
     EXPECT_LE(distance(ours.first, wanted.first), bar);
     EXPECT_LE(distance(ours.second, wanted.second), bar);
     expect_same_bits(ours.parameter, ours.weight().to(GetParam().dtype), "the parameter is the rounded master");
+  }
+}
+
+// More tensors than a launch takes, lengths around packs and chunks, empty ones, and starts that no pack can be read
+// from.
+TEST_P(AdamWTest, ManyAtOnceGetTheBitsOfEachAlone) {
+  std::vector<Weights> together, alone;
+  Tensors gradients;
+  const std::vector<int64_t> lengths = {1, 3, 8, 17, 0, 255, 1024, 4095, 4096, 4097, 9001};
+  for (uint64_t i = 0; i < 150; ++i) {
+    const int64_t length = lengths[i % lengths.size()], skipped = static_cast<int64_t>(i % 3);
+    const auto late = [&](const at::Tensor& x) {  // the same values, not on a boundary of 16 bytes
+      return at::cat({at::zeros({skipped}, x.options()), x}).narrow(0, skipped, length);
+    };
+    const at::Tensor start = random_tensor({length}, options(), i);
+    alone.push_back(weights_of(start));
+    const Weights& w = alone.back();
+    together.push_back({late(w.parameter), late(w.first), late(w.second), std::nullopt});
+    if (w.master) together.back().master = late(*w.master);
+    gradients.push_back(gradient({length}, static_cast<int>(i)));
+  }
+  const AdamWOptions options_of_step{.step = 3, .weight_decay = 0.1, .gradient_scale = 0.25};
+  Tensors parameters, late_gradients, masters, first, second;
+  for (size_t i = 0; i < together.size(); ++i) {
+    const int64_t skipped = static_cast<int64_t>(i % 2);
+    alone[i].step(gradients[i], options_of_step);
+    parameters.push_back(together[i].parameter);
+    late_gradients.push_back(
+        at::cat({at::zeros({skipped}, options()), gradients[i]}).narrow(0, skipped, gradients[i].numel()));
+    if (together[i].master) masters.push_back(*together[i].master);
+    first.push_back(together[i].first);
+    second.push_back(together[i].second);
+  }
+  kernels::adamw_step_(parameters, late_gradients, masters, first, second, options_of_step);
+  for (size_t i = 0; i < together.size(); ++i) {
+    const std::string what = std::to_string(i);
+    expect_same_bits(together[i].parameter, alone[i].parameter, "parameter " + what);
+    expect_same_bits(together[i].weight(), alone[i].weight(), "weight " + what);
+    expect_same_bits(together[i].first, alone[i].first, "first moment " + what);
+    expect_same_bits(together[i].second, alone[i].second, "second moment " + what);
   }
 }
 
@@ -169,12 +210,13 @@ TEST_P(AdamWTest, ThreadsDoNotMatter) {
 TEST_P(AdamWTest, MetaChecksTheSame) {
   const auto meta = [](const at::Tensor& x) { return x.to(at::kMeta); };
   const Weights w = weights_of(random_tensor({3, 5}, options(), 1));
-  const std::optional<at::Tensor> master = w.master ? std::optional<at::Tensor>(meta(*w.master)) : std::nullopt;
-  kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first), meta(w.second), {});
+  const Tensors masters = w.master ? Tensors{meta(*w.master)} : Tensors{};
+  const auto step = [&](const at::Tensor& first) {
+    kernels::adamw_step_({meta(w.parameter)}, {meta(w.parameter)}, masters, {first}, {meta(w.second)}, {});
+  };
+  step(meta(w.first));
   EXPECT_EQ(kernels::square_sums(meta(w.parameter)).sizes(), kernels::square_sums(w.parameter).sizes());
-  EXPECT_THROW(
-      kernels::adamw_step_(meta(w.parameter), meta(w.parameter), master, meta(w.first.t()), meta(w.second), {}),
-      c10::Error);
+  EXPECT_THROW(step(meta(w.first.t())), c10::Error);
 }
 
 TEST_P(AdamWTest, WrongArgumentsAreRefused) {
@@ -182,7 +224,8 @@ TEST_P(AdamWTest, WrongArgumentsAreRefused) {
   const at::Tensor g = gradient({3, 5}, 1);
   const auto step = [&](const at::Tensor& gradient, const std::optional<at::Tensor>& master, const at::Tensor& second,
                         int64_t number) {
-    kernels::adamw_step_(w.parameter, gradient, master, w.first, second, {.step = number});
+    kernels::adamw_step_({w.parameter}, {gradient}, master ? Tensors{*master} : Tensors{}, {w.first}, {second},
+                         {.step = number});
   };
   EXPECT_THROW(step(g, w.master, w.second, 0), c10::Error);
   EXPECT_THROW(step(g.t(), w.master, w.second, 1), c10::Error);
@@ -191,6 +234,12 @@ TEST_P(AdamWTest, WrongArgumentsAreRefused) {
   EXPECT_THROW(step(g.to(GetParam().dtype == at::kBFloat16 ? at::kHalf : at::kBFloat16), w.master, w.second, 1),
                c10::Error);
   EXPECT_THROW(kernels::accumulate_(w.parameter.to(at::kBFloat16), g), c10::Error);
+  // Lists of different lengths, and of two dtypes.
+  EXPECT_THROW(kernels::adamw_step_({w.parameter}, {g, g}, w.masters(), {w.first}, {w.second}, {}), c10::Error);
+  const Weights other = weights_of(w.parameter.to(GetParam().dtype == at::kBFloat16 ? at::kHalf : at::kBFloat16));
+  EXPECT_THROW(kernels::adamw_step_({w.parameter, other.parameter}, {g, other.parameter}, {}, {w.first, other.first},
+                                    {w.second, other.second}, {}),
+               c10::Error);
 }
 
 TEST_P(AdamWTest, RecordingIsRefusedAndSavedTensorsLearnOfTheChange) {

@@ -80,6 +80,31 @@ TEST_P(NormTest, OneElementIsItsOwnMean) {
   expect_same_bits(kernels::layer_norm(x, weight, bias, kEps), bias.expand({3, 1}), "bias alone");
 }
 
+// Heads of queries and keys: rows that a warp holds, and the first widths that it does not; more rows than 1,024 blocks
+// of 8 for the weights' gradient, and no multiple of what a block takes.
+TEST_P(NormTest, NarrowRowsAgreeWithFloat64) {
+  for (const int64_t width : {64, 65, 96, 127, 128, 129, 255, 256, 257}) {
+    SCOPED_TRACE(width);
+    expect_matches_reference(rms_case({13, 3, width}, false));
+    expect_matches_reference(layer_case({9, width}, true));
+  }
+  expect_matches_reference(rms_case({8203, 64}, false));
+  expect_matches_reference(layer_case({8203, 64}, true));
+}
+
+// One row more or fewer, elsewhere in memory: a row's bits are its own.
+TEST_P(NormTest, ARowHasTheBitsItHasAlone) {
+  for (const int64_t width : {64, 128, 200, 257}) {
+    const at::Tensor padded = random_tensor({17, width + 3}, options(), 1), x = padded.narrow(1, 1, width);
+    const at::Tensor weight = random_tensor({width}, options(), 2);
+    const at::Tensor all = kernels::rms_norm(x, weight, kEps);
+    for (const int64_t row : {0, 7, 8, 16}) {
+      const at::Tensor one = kernels::rms_norm(x.narrow(0, row, 1).contiguous(), weight, kEps);
+      expect_same_bits(one, all.narrow(0, row, 1), std::to_string(width) + ", row " + std::to_string(row));
+    }
+  }
+}
+
 TEST_P(NormTest, StridedInputsGiveTheResultsOfTheirCopies) {
   const at::Tensor wide = random_tensor({6, 10, 96}, options(), 1);
   const Tensors views = {wide.narrow(2, 7, 40),
@@ -190,7 +215,7 @@ TEST(CpuLoops, EveryInstructionSetGivesTheSameNorms) {
     const kernels::NormForward forward{
         x.data_ptr(), 203,  weight.data_ptr(), weight.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), 203,
         kEps,         false};
-    loops.layer_forward(kernels::Storage::kFloat32, forward, 0, 9);
+    loops.forward(kernels::Storage::kFloat32, forward, 0, 9);
     const kernels::NormBackward backward{y.data_ptr(),
                                          203,
                                          x.data_ptr(),
@@ -203,8 +228,8 @@ TEST(CpuLoops, EveryInstructionSetGivesTheSameNorms) {
                                          partial_bias.data_ptr(),
                                          203,
                                          false};
-    loops.layer_backward(kernels::Storage::kFloat32, backward, 0, 8, 0);
-    loops.layer_backward(kernels::Storage::kFloat32, backward, 8, 9, 1);
+    loops.backward(kernels::Storage::kFloat32, backward, 0, 8, 0);
+    loops.backward(kernels::Storage::kFloat32, backward, 8, 9, 1);
     results.push_back({y, mean, rstd, grad_x, partial, partial_bias});
   }
   for (size_t i = 1; i < results.size(); ++i) {

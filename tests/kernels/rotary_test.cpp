@@ -64,6 +64,33 @@ TEST_P(RotaryTest, StridedInputsGiveTheResultsOfTheirCopies) {
   }
 }
 
+// Heads that are read in packs, and the same ones from starts, distances and halves that forbid it.
+TEST_P(RotaryTest, PacksAndElementsGiveTheSameBits) {
+  for (const int64_t rotated : {128, 64, 16, 8, 4, 2}) {
+    const at::Tensor x = random_tensor({2, 3, 5, 128}, options(), 1);
+    const Case c = rotary_case(x, 2, rotated / 2);
+    const Tensors wanted = output_and_gradients(rotary, c.inputs, 1);
+    expect_matches_reference(c);
+    for (const auto& [skipped, width] : {std::pair<int64_t, int64_t>{1, 129}, {8, 136}, {3, 144}, {8, 137}}) {
+      const at::Tensor wide = at::zeros({2, 3, 5, skipped + width}, options());
+      wide.narrow(3, skipped, 128).copy_(x);
+      const auto late = [](const at::Tensor& angles) {
+        return at::cat({at::zeros({1}, angles.options()), angles.flatten()})
+            .narrow(0, 1, angles.numel())
+            .view(angles.sizes());
+      };
+      const Tensors ours =
+          output_and_gradients(rotary, {wide.narrow(3, skipped, 128), late(c.inputs[1]), late(c.inputs[2])}, 1);
+      const Tensors packed = output_and_gradients(rotary, {wide.narrow(3, skipped, 128), c.inputs[1], c.inputs[2]}, 1);
+      for (size_t i = 0; i < wanted.size(); ++i) {
+        expect_same_bits(ours[i], wanted[i],
+                         "late angles, " + std::to_string(skipped) + " of " + std::to_string(width));
+        expect_same_bits(packed[i], wanted[i], std::to_string(skipped) + " of " + std::to_string(width));
+      }
+    }
+  }
+}
+
 TEST_P(RotaryTest, AnglesMustBeFloat32ConstantsOfTheRightShape) {
   const Case c = rotary_case(random_tensor({2, 3, 2, 8}, options(), 1), 1, 4);
   const auto& [x, cos, sin] = std::tie(c.inputs[0], c.inputs[1], c.inputs[2]);

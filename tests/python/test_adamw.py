@@ -32,8 +32,9 @@ def ours(start, grads, master=None):
     weight = start.clone()
     wide = torch.float64 if start.dtype == torch.float64 else torch.float32
     first, second = torch.zeros_like(weight, dtype=wide), torch.zeros_like(weight, dtype=wide)
+    masters = [] if master is None else [master]
     for step, gradient in enumerate(grads, start=1):
-        ops.adamw_step_(weight, gradient, master, first, second, step, RATE, weight_decay=DECAY)
+        ops.adamw_step_([weight], [gradient], masters, [first], [second], step, RATE, weight_decay=DECAY)
     return weight, first, second
 
 
@@ -62,7 +63,7 @@ def test_half_weights_follow_the_float32_run_of_their_masters(dtype):
 def test_half_weights_without_master_are_refused():
     weight, moment = torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3)
     with pytest.raises(RuntimeError, match=r"adamw_step_.*bfloat16.*without a master"):
-        ops.adamw_step_(weight, weight, None, moment, moment, 1, RATE)
+        ops.adamw_step_([weight], [weight], [], [moment], [moment], 1, RATE)
 
 
 def test_square_sums_and_accumulate():
@@ -77,7 +78,7 @@ def test_square_sums_and_accumulate():
 def test_schemas_say_what_is_written(name):
     x, wide = torch.randn(7).bfloat16(), torch.zeros(7)
     arguments = {
-        "adamw_step_": (x, x.clone(), wide, wide.clone(), wide.clone(), 1, RATE),
+        "adamw_step_": ([x], [x.clone()], [wide], [wide.clone()], [wide.clone()], 1, RATE),
         "square_sums": (x,),
         "accumulate_": (wide, x),
     }[name]

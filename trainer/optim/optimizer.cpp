@@ -9,8 +9,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <set>
 #include <stdexcept>
+#include <tuple>
 
 #include "kernels/operator/wide_type.h"
 #include "modules/errors.h"
@@ -185,25 +187,38 @@ double Optimizer::State::square_sum(StepReport& report, const std::vector<at::Te
   return sum;
 }
 
+// In one call for all parameters that are updated alike.
 void Optimizer::State::update(int64_t step, double gradient_scale) {
+  struct Lists {
+    std::vector<at::Tensor> parameters, gradients, masters, first, second;
+  };
+  using Alike = std::tuple<std::string, bool, int64_t, at::ScalarType, at::ScalarType>;
+  std::map<Alike, Lists> groups;
   for (size_t i = 0; i < slots.size(); ++i) {
     Slot& slot = slots[i];
     const at::Tensor gradient = shares->gradient(i);
     if (!gradient.defined()) continue;
-    kernels::AdamWOptions adamw = options.adamw;
-    adamw.step = slot.updates + 1;
-    adamw.learning_rate = rate(step, slot.parameter.group);
-    adamw.weight_decay = slot.parameter.decays ? options.weight_decay : 0.0;
-    adamw.gradient_scale = gradient_scale;
-    const std::optional<at::Tensor> master =
-        slot.master.defined() ? std::optional<at::Tensor>(slot.master) : std::nullopt;
     slot.updates += 1;
     if (gradient.numel() == 0) continue;
-    if (master) {
-      precision::name_inner_cast("update (gradients)", gradient.scalar_type(), master->scalar_type());
-      precision::name_inner_cast("update (weights of masters)", master->scalar_type(), slot.share.weight.scalar_type());
-    }
-    kernels::adamw_step_(slot.share.weight, gradient, master, slot.first, slot.second, adamw);
+    const at::ScalarType dtype = slot.share.weight.scalar_type();
+    Lists& lists = groups[{slot.parameter.group, slot.parameter.decays, slot.updates, dtype, gradient.scalar_type()}];
+    lists.parameters.push_back(slot.share.weight);
+    lists.gradients.push_back(gradient);
+    lists.first.push_back(slot.first);
+    lists.second.push_back(slot.second);
+    if (!slot.master.defined()) continue;
+    lists.masters.push_back(slot.master);
+    precision::name_inner_cast("update (gradients)", gradient.scalar_type(), slot.master.scalar_type());
+    precision::name_inner_cast("update (weights of masters)", slot.master.scalar_type(), dtype);
+  }
+  for (const auto& [alike, lists] : groups) {
+    const auto& [group, decays, updates, dtype, gradient_dtype] = alike;
+    kernels::AdamWOptions adamw = options.adamw;
+    adamw.step = updates;
+    adamw.learning_rate = rate(step, group);
+    adamw.weight_decay = decays ? options.weight_decay : 0.0;
+    adamw.gradient_scale = gradient_scale;
+    kernels::adamw_step_(lists.parameters, lists.gradients, lists.masters, lists.first, lists.second, adamw);
   }
   for (Slot& slot : slots) {
     if (slot.ema.defined()) slot.ema.lerp_(slot.weight().detach(), 1.0 - options.ema_decay);

@@ -13,6 +13,7 @@
 #define __host__
 #define __shared__ static
 #define __forceinline__ inline __attribute__((always_inline))
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 using dim3 = limbeck::fake_cuda::Index3;
