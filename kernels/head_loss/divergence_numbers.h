@@ -1,4 +1,4 @@
-// The operations of divergence_formula.h on a float or double, on the host and in a .cu.
+// The operations of divergence_formula.h and logit_formula.h on a float or double, on the host and in a .cu.
 #pragma once
 #include <cmath>
 
@@ -11,6 +11,9 @@ struct NumberOps {
   using Value = T;
   using Number = T;
 
+  static LIMBECK_FORMULA T splat(T x) { return x; }
+  static LIMBECK_FORMULA T tanh_of(T x) { return hyperbolic_tangent(x); }
+  static LIMBECK_FORMULA T exp_of_nonpositive(T x) { return exponential(x); }
   static LIMBECK_FORMULA bool far(T d) { return size(d) > T(0.5); }
   static LIMBECK_FORMULA bool above(T x, T number) { return x > number; }
   static LIMBECK_FORMULA bool any(bool mask) { return mask; }
@@ -28,6 +31,10 @@ struct NumberOps {
 
  private:
   static LIMBECK_FORMULA T nonnegative(T x) { return x < T(0) ? T(0) : x; }  // NaN stays
+  static LIMBECK_FORMULA float hyperbolic_tangent(float x) { return ::tanhf(x); }
+  static LIMBECK_FORMULA double hyperbolic_tangent(double x) { return ::tanh(x); }
+  static LIMBECK_FORMULA float exponential(float x) { return ::expf(x); }
+  static LIMBECK_FORMULA double exponential(double x) { return ::exp(x); }
   static LIMBECK_FORMULA float minus_one(float x) { return ::expm1f(x); }
   static LIMBECK_FORMULA double minus_one(double x) { return ::expm1(x); }
   static LIMBECK_FORMULA float logarithm(float y) { return ::log1pf(y); }

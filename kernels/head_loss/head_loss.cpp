@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "kernels/head_loss/head_loss_cpu.h"
-#include "kernels/head_loss/head_loss_operands.h"
+#include "kernels/head_loss/head_loss_signature.h"
 #include "kernels/operator/operator_handle.h"
 
 namespace limbeck::kernels {
@@ -23,14 +23,8 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 
 HeadLossResults forward_cpu(const HeadLossInputs& in, const HeadLossOptions& wanted, bool hidden, bool weight) {
   const auto options = check_head_loss(in, wanted);
-  const auto is_double = [](const Tensor& t) { return t.scalar_type() == at::kDouble; };
-  const bool teacher = options.divergence != Divergence::kNone;
-  const bool composed = is_double(in.student_weight) || (teacher && is_double(*in.teacher_weight));
-  return composed ? composed_head_loss(in, options, hidden, weight) : head_loss_on_cpu(in, options, hidden, weight);
-}
-
-HeadLossResults forward_cuda(const HeadLossInputs& in, const HeadLossOptions& wanted, bool hidden, bool weight) {
-  return composed_head_loss(in, check_head_loss(in, wanted), hidden, weight);
+  return any_float64(in, options) ? composed_head_loss(in, options, hidden, weight)
+                                  : head_loss_on_cpu(in, options, hidden, weight);
 }
 
 // Allocates what the CPU's body allocates, when every token counts.
@@ -53,48 +47,11 @@ HeadLossResults forward_meta(const HeadLossInputs& in, const HeadLossOptions& wa
 
 // ---- the operators' flat signatures ---------------------------------------------------------------------------------
 
-#define LIMBECK_HEAD_LOSS_PARAMETERS                                                                                \
-  const Tensor &student_hidden, const Tensor &student_weight, const OptionalTensor &teacher_hidden,                 \
-      const OptionalTensor &teacher_weight, const OptionalTensor &labels, const Tensor &divergence_weight,          \
-      const Tensor &ce_weight, c10::string_view divergence, double mix, double temperature, double student_softcap, \
-      double teacher_softcap, double student_scale, double teacher_scale, double clamp, double label_smoothing,     \
-      int64_t vocabulary, double gradient_scale
-#define LIMBECK_HEAD_LOSS_ARGUMENTS                                                                                 \
-  student_hidden, student_weight, teacher_hidden, teacher_weight, labels, divergence_weight, ce_weight, divergence, \
-      mix, temperature, student_softcap, teacher_softcap, student_scale, teacher_scale, clamp, label_smoothing,     \
-      vocabulary, gradient_scale
 #define LIMBECK_HEAD_LOSS_SCHEMA                                                                                      \
   "Tensor student_hidden, Tensor student_weight, Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? labels, "    \
   "Tensor divergence_weight, Tensor ce_weight, str divergence=\"forward_kl\", float mix=0.5, float temperature=1.0, " \
   "float student_softcap=0.0, float teacher_softcap=0.0, float student_scale=1.0, float teacher_scale=1.0, "          \
   "float clamp=0.0, float label_smoothing=0.0, int vocabulary=0, float gradient_scale=1.0"
-
-HeadLossInputs inputs_of(LIMBECK_HEAD_LOSS_PARAMETERS) {
-  (void)divergence, (void)mix, (void)temperature, (void)student_softcap, (void)teacher_softcap, (void)student_scale;
-  (void)teacher_scale, (void)clamp, (void)label_smoothing, (void)vocabulary, (void)gradient_scale;
-  return {student_hidden, student_weight, teacher_hidden, teacher_weight, labels, divergence_weight, ce_weight};
-}
-HeadLossOptions options_of(LIMBECK_HEAD_LOSS_PARAMETERS) {
-  (void)student_hidden, (void)student_weight, (void)teacher_hidden, (void)teacher_weight, (void)labels;
-  (void)divergence_weight, (void)ce_weight;
-  return {.divergence = divergence_named(divergence),
-          .mix = mix,
-          .temperature = temperature,
-          .student_softcap = student_softcap,
-          .teacher_softcap = teacher_softcap,
-          .student_scale = student_scale,
-          .teacher_scale = teacher_scale,
-          .clamp = clamp,
-          .label_smoothing = label_smoothing,
-          .vocabulary = vocabulary,
-          .gradient_scale = gradient_scale};
-}
-
-template <auto Body>
-HeadLossResults flat(LIMBECK_HEAD_LOSS_PARAMETERS, bool hidden_gradient, bool weight_gradient) {
-  return Body(inputs_of(LIMBECK_HEAD_LOSS_ARGUMENTS), options_of(LIMBECK_HEAD_LOSS_ARGUMENTS), hidden_gradient,
-              weight_gradient);
-}
 
 HeadLossResults call_forward(const HeadLossInputs& in, const HeadLossOptions& o, bool hidden, bool weight) {
   static const auto op = typed_operator<decltype(flat<forward_meta>)>("limbeck::head_loss_forward");
@@ -196,7 +153,6 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
 TORCH_LIBRARY_IMPL(limbeck, CompositeExplicitAutograd, m) { m.impl("head_loss", &head_loss_below_autograd); }
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) { m.impl("head_loss", &head_loss_autograd); }
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) { m.impl("head_loss_forward", &flat<forward_cpu>); }
-TORCH_LIBRARY_IMPL(limbeck, CUDA, m) { m.impl("head_loss_forward", &flat<forward_cuda>); }
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("head_loss_forward", &flat<forward_meta>); }
 
 }  // namespace limbeck::kernels

@@ -85,6 +85,11 @@ at::ScalarType head_loss_type(const HeadLossInputs& in) {
   return wide ? at::kDouble : at::kFloat;
 }
 
+bool any_float64(const HeadLossInputs& in, const HeadLossOptions& options) {
+  const auto wide = [](const Tensor& t) { return t.scalar_type() == at::kDouble; };
+  return wide(in.student_weight) || (options.divergence != Divergence::kNone && wide(*in.teacher_weight));
+}
+
 HeadLossOptions check_head_loss(const HeadLossInputs& in, const HeadLossOptions& options) {
   auto o = options;
   check_head("student_hidden", in.student_hidden, "student_weight", in.student_weight);

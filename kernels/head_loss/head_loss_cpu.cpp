@@ -26,7 +26,9 @@ HeadOperand operand_of(const Tensor& t, bool pairs) {
           .pairs = pairs};
 }
 
-HeadFormula formula_of(const HeadLossInputs& in, const HeadLossOptions& o) {
+}  // namespace
+
+HeadFormula head_formula(const HeadLossInputs& in, const HeadLossOptions& o) {
   const bool squared = o.divergence == Divergence::kLogitMse;
   const bool softmax = o.divergence != Divergence::kNone && !squared;
   return {.divergence = o.divergence,
@@ -44,13 +46,11 @@ HeadFormula formula_of(const HeadLossInputs& in, const HeadLossOptions& o) {
           .vocabulary = o.vocabulary};
 }
 
-}  // namespace
-
 HeadLossRun::HeadLossRun(const HeadLossInputs& in, const HeadLossOptions& options, const Tensor& counted,
                          bool hidden_gradient, bool weight_gradient)
     : in_(in),
       options_(options),
-      formula_(formula_of(in, options)),
+      formula_(head_formula(in, options)),
       shape_(head_shape(in, options, std::max<int64_t>(counted.numel(), 1), hidden_gradient, weight_gradient)),
       plan_(head_plan(shape_)),
       counted_(counted.numel()),

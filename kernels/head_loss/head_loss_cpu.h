@@ -5,6 +5,8 @@
 
 namespace limbeck::kernels {
 
+HeadFormula head_formula(const HeadLossInputs& in, const HeadLossOptions& options);  // of CUDA as well
+
 HeadShape head_shape(const HeadLossInputs& in, const HeadLossOptions& options, int64_t tokens, bool hidden_gradient,
                      bool weight_gradient);
 

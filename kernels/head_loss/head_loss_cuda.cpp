@@ -1,205 +1,163 @@
-// The fused head under the CUDA key, and for float64 on the CPU: a composition of ATen operators over runs of tokens,
-// so that the logits of one run stay within a fixed size. The gradient by the logits is written down, not recorded.
-#include <ATen/TensorOperators.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_assert_async.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/amax.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/exp.h>
-#include <ATen/ops/logsumexp.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
 
 #include <algorithm>
-#include <string>
-#include <utility>
 
-#include "kernels/head_loss/divergence_tensors.h"
-#include "kernels/head_loss/head_loss_operands.h"
+#include "kernels/head_loss/head_loss_cpu.h"
+#include "kernels/head_loss/head_loss_cuda.h"
+#include "kernels/head_loss/head_loss_plan.h"
+#include "kernels/head_loss/head_loss_signature.h"
+#include "kernels/operator/checks.h"
 
 namespace limbeck::kernels {
 namespace {
 
 using at::Tensor;
 
-constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;  // of one run and one head: 64 MB in float32
+bool is_half(const Tensor& t) { return t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16; }
 
-// a b in the wide dtype; half operands are not widened where cuBLAS gives its float32 sums away (of a float64 teacher's
-// half student the sums are wanted in float64, which it does not have).
-Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType wide) {
-  const bool half = a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16;
-  const bool sums = half && a.scalar_type() == b.scalar_type() && wide == at::kFloat;
-  if (a.is_cuda() && sums) return at::mm(a, b, wide);
-  return at::mm(a.to(wide), b.to(wide));
+// out = a b in float32, whatever the dtype of a and b: cuBLAS gives the sums of half operands away.
+void float_product(Tensor out, const Tensor& a, const Tensor& b) {
+  if (is_half(a)) {
+    at::mm_out(out, a, b, at::kFloat);
+  } else {
+    at::mm_out(out, a, b);
+  }
 }
 
-struct Logits {
-  Tensor plain, plain_slope;  // after scale and softcap; slopes are undefined where they are the constant scale
-  Tensor tempered, inside;    // of the divergence; inside is undefined without a clamp
-};
-
-Logits logits_of(const Tensor& hidden, const Tensor& weight, at::ScalarType wide, double scale, double cap,
-                 const HeadLossOptions& o) {
-  Logits z;
-  z.plain = wide_product(hidden, weight.t(), wide).mul_(scale);
-  if (cap > 0) {
-    const auto t = at::tanh(z.plain.div_(cap));
-    z.plain_slope = (1.0 - t) * (1.0 + t);
-    z.plain = t * cap;
-  }
-  z.tempered = o.divergence == Divergence::kLogitMse ? z.plain : z.plain / o.temperature;
-  if (o.clamp > 0) {
-    z.inside = z.tempered.abs() <= o.clamp;
-    z.tempered = z.tempered.clamp(-o.clamp, o.clamp);
-  }
-  return z;
-}
-
-struct Divergences {
-  Tensor value;     // [run]
-  Tensor gradient;  // [run, V] by the tempered student logits
-};
-
-Divergences divergence_of(const Tensor& a, const Tensor& b, const HeadLossOptions& o, int64_t vocabulary) {
-  const DivergenceKind kind{o.divergence, o.mix};
-  if (o.divergence == Divergence::kLogitMse) {
-    const auto terms = divergence_terms(kind, a - b, {}, {});
-    return {terms.value.mean(-1), terms.slope * (2.0 / static_cast<double>(vocabulary))};
-  }
-  const auto lse_a = at::logsumexp(a, -1, true), lse_b = at::logsumexp(b, -1, true);
-  const auto p_s = at::exp(a - lse_a), p_t = at::exp(b - lse_b);
-  const auto terms = divergence_terms(kind, (a - b) - (lse_a - lse_b), p_s, p_t);
-  if (!needs_mean_slope(o.divergence)) return {terms.value.sum(-1), terms.slope};
-  return {terms.value.sum(-1), p_s * (terms.slope - (p_s * terms.slope).sum(-1, true))};
-}
-
-class Composition {
+// All tokens run: how many of them count is known on the device alone, and the host does not wait for it.
+class CudaHead {
  public:
-  Composition(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient, bool weight_gradient);
+  CudaHead(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient, bool weight_gradient);
   HeadLossResults results();
 
  private:
-  void run(const Tensor& tokens);
-  Tensor divergence_part(const Tensor& tokens, const Logits& student);
-  Tensor cross_entropy_part(const Tensor& tokens, const Logits& student);
-  void add_gradients(const Tensor& tokens, const Tensor& hidden, Tensor dz);
+  void run(int64_t first, int64_t count);
+  void add_gradients(int64_t first, int64_t count, HeadTokens args, const Tensor& largest);
 
   const HeadLossInputs& in_;
   const HeadLossOptions& options_;
-  at::ScalarType wide_, student_wide_;
+  const HeadFormula formula_;
+  const CudaHeadPlan plan_;
   bool wants_hidden_, wants_weight_;
-  Tensor student_weight_, divergence_, cross_entropy_, hidden_gradient_, weight_sums_;
+  Tensor student_logits_, teacher_logits_, rows_, largest_;
+  Tensor student_weight_, teacher_weight_, labels_, divergence_weight_, ce_weight_;
+  Tensor divergence_, cross_entropy_, hidden_gradient_, weight_sums_;
 };
 
-Composition::Composition(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
-                         bool weight_gradient)
+CudaHead::CudaHead(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient, bool weight_gradient)
     : in_(in),
       options_(options),
-      wide_(head_loss_type(in)),
+      formula_(head_formula(in, options)),
+      plan_(cuda_head_plan(in.student_hidden.size(0), options.vocabulary, formula_.has_divergence())),
       wants_hidden_(hidden_gradient),
-      wants_weight_(weight_gradient) {
-  const bool any_double = in.student_hidden.scalar_type() == at::kDouble ||
-                          (in.teacher_hidden && in.teacher_hidden->scalar_type() == at::kDouble);
-  student_wide_ = any_double ? at::kDouble : at::kFloat;
-  student_weight_ = in.student_weight.narrow(0, 0, options.vocabulary);
-  divergence_ = at::zeros({in.student_hidden.size(0)}, in.divergence_weight.options());
-  cross_entropy_ = at::zeros_like(divergence_);
-  const int64_t tokens = hidden_gradient ? in.student_hidden.size(0) : 0;
-  hidden_gradient_ = at::zeros({tokens, in.student_hidden.size(1)}, in.student_hidden.options());
-  const int64_t rows = weight_gradient ? in.student_weight.size(0) : 0;
-  weight_sums_ = at::zeros({rows, in.student_weight.size(1)}, in.student_weight.options().dtype(student_wide_));
+      wants_weight_(weight_gradient),
+      student_weight_(in.student_weight.narrow(0, 0, options.vocabulary)),
+      divergence_weight_(in.divergence_weight.contiguous()),
+      ce_weight_(in.ce_weight.contiguous()) {
+  const int64_t tokens = in.student_hidden.size(0);
+  const auto wide = divergence_weight_.options();
+  student_logits_ = at::empty({plan_.run, plan_.stride}, wide);
+  if (formula_.has_divergence()) {
+    teacher_weight_ = in.teacher_weight->narrow(0, 0, options.vocabulary);
+    teacher_logits_ = at::empty({plan_.run, plan_.stride}, wide);
+  }
+  if (in.labels) labels_ = in.labels->contiguous();
+  rows_ = at::empty({plan_.run, sizeof(HeadRow) / sizeof(float)}, wide);
+  largest_ = at::empty({plan_.run}, wide);
+  divergence_ = at::empty({tokens}, wide);
+  cross_entropy_ = at::empty({tokens}, wide);
+  hidden_gradient_ = at::empty({hidden_gradient ? tokens : 0, in.student_hidden.size(1)}, in.student_hidden.options());
+  weight_sums_ = at::zeros({weight_gradient ? in.student_weight.size(0) : 0, in.student_weight.size(1)}, wide);
 }
 
-// The weighted gradient by the plain student logits; fills divergence_.
-Tensor Composition::divergence_part(const Tensor& tokens, const Logits& student) {
+void CudaHead::run(int64_t first, int64_t count) {
   const auto& o = options_;
-  const auto weights = in_.divergence_weight.index_select(0, tokens).to(student_wide_);
-  const auto teacher =
-      logits_of(in_.teacher_hidden->index_select(0, tokens), in_.teacher_weight->narrow(0, 0, o.vocabulary),
-                student_wide_, o.teacher_scale, o.teacher_softcap, o);
-  auto [value, gradient] = divergence_of(student.tempered, teacher.tempered, o, o.vocabulary);
-  const double t = o.divergence == Divergence::kLogitMse ? 1.0 : o.temperature;
-  divergence_.index_copy_(0, tokens, (value * (t * t)).masked_fill(weights == 0.0, 0.0).to(wide_));
-  if (student.inside.defined()) gradient = gradient * student.inside;
-  return gradient * (weights * t).unsqueeze(1);  // T^2 of the value, 1 / T of the logits
-}
-
-Tensor Composition::cross_entropy_part(const Tensor& tokens, const Logits& student) {
-  const auto labels = in_.labels->index_select(0, tokens);
-  const auto counts = labels >= 0;
-  const auto weights = in_.ce_weight.index_select(0, tokens).to(student_wide_).masked_fill(counts.logical_not(), 0.0);
-  const auto column = labels.clamp_min(0).unsqueeze(1);
-  const auto lse = at::logsumexp(student.plain, -1, true);
-  const double smoothing = options_.label_smoothing;
-  const auto value =
-      (lse - student.plain.gather(1, column) * (1.0 - smoothing)).squeeze(1) - student.plain.mean(-1) * smoothing;
-  cross_entropy_.index_copy_(0, tokens, value.masked_fill(weights == 0.0, 0.0).to(wide_));
-  auto gradient = at::exp(student.plain - lse).sub_(smoothing / static_cast<double>(options_.vocabulary));
-  gradient.scatter_add_(1, column, at::empty_like(column, gradient.options()).fill_(smoothing - 1.0));
-  return gradient * weights.unsqueeze(1);
-}
-
-// The largest weight is taken out while dz is in the storage dtype: products with 1 / tokens would vanish in float16.
-void Composition::add_gradients(const Tensor& tokens, const Tensor& hidden, Tensor dz) {
-  const auto size = dz.abs().amax().clamp_min(1e-30);
-  const auto storage = in_.student_hidden.scalar_type();
-  const auto narrow = dz.div_(size).to(storage);
-  const auto factor = size * options_.gradient_scale;
-  if (wants_hidden_) {
-    const auto rows = wide_product(narrow, student_weight_, student_wide_).mul_(factor);
-    hidden_gradient_.index_copy_(0, tokens, rows.to(storage));
-  }
-  if (wants_weight_) {
-    weight_sums_.narrow(0, 0, options_.vocabulary).add_(wide_product(narrow.t(), hidden, student_wide_).mul_(factor));
-  }
-}
-
-void Composition::run(const Tensor& tokens) {
-  const auto hidden = in_.student_hidden.index_select(0, tokens);
-  const auto student =
-      logits_of(hidden, student_weight_, student_wide_, options_.student_scale, options_.student_softcap, options_);
-  Tensor dz;
-  if (options_.divergence != Divergence::kNone) dz = divergence_part(tokens, student);
-  if (in_.labels) {
-    const auto part = cross_entropy_part(tokens, student);
-    dz = dz.defined() ? dz.add_(part) : part;
-  }
-  if (!wants_hidden_ && !wants_weight_) return;
-  dz.mul_(options_.student_scale);
-  if (student.plain_slope.defined()) dz.mul_(student.plain_slope);
-  add_gradients(tokens, hidden, dz);
-}
-
-// As counted_tokens refuses them, but where the labels are: the host does not wait, and learns it at its next wait.
-void refuse_labels_out_of_range(const HeadLossInputs& in, int64_t vocabulary) {
-  const Tensor& label = *in.labels;
-  const auto known = (label == -100).logical_or((label >= 0).logical_and(label < vocabulary));
-  at::_assert_async(
-      known.logical_or(in.ce_weight == 0.0).all(),
-      "[head_loss] a label is out of range, wanted -100 (none) or 0 to " + std::to_string(vocabulary - 1));
-}
-
-HeadLossResults Composition::results() {
-  if (in_.labels && !in_.student_hidden.is_cpu()) refuse_labels_out_of_range(in_, options_.vocabulary);
-  auto counts = at::zeros_like(in_.divergence_weight, in_.divergence_weight.options().dtype(at::kBool));
-  if (options_.divergence != Divergence::kNone) counts = counts.logical_or(in_.divergence_weight != 0.0);
-  if (in_.labels) counts = counts.logical_or((in_.ce_weight != 0.0).logical_and(*in_.labels >= 0));
-  const auto tokens = in_.student_hidden.is_cpu() ? counted_tokens(in_, options_) : counts.nonzero().squeeze(1);
-  const int64_t step = std::max<int64_t>(kLogitsAtOnce / options_.vocabulary, 1);
-  for (int64_t i = 0; i < tokens.size(0); i += step) run(tokens.narrow(0, i, std::min(step, tokens.size(0) - i)));
-  const auto total = [&](const Tensor& weight, const Tensor& value) {
-    return (weight.to(at::kDouble) * value.to(at::kDouble)).sum();
+  const auto product = [&](const Tensor& logits, const Tensor& hidden, const Tensor& weight) {
+    float_product(logits.narrow(0, 0, count).narrow(1, 0, o.vocabulary), hidden.narrow(0, first, count), weight.t());
   };
-  const auto loss = total(in_.divergence_weight, divergence_) + total(in_.ce_weight, cross_entropy_);
-  return {loss.to(wide_), divergence_, cross_entropy_, hidden_gradient_,
+  product(student_logits_, in_.student_hidden, student_weight_);
+  if (formula_.has_divergence()) product(teacher_logits_, *in_.teacher_hidden, teacher_weight_);
+  const bool squared = o.divergence == Divergence::kLogitMse;
+  const double square = o.temperature * o.temperature, ids = static_cast<double>(o.vocabulary);
+  const HeadTokens args{formula_,
+                        student_logits_.const_data_ptr<float>(),
+                        teacher_logits_.defined() ? teacher_logits_.const_data_ptr<float>() : nullptr,
+                        plan_.stride,
+                        labels_.defined() ? labels_.const_data_ptr<int64_t>() + first : nullptr,
+                        divergence_weight_.const_data_ptr<float>() + first,
+                        ce_weight_.const_data_ptr<float>() + first,
+                        static_cast<float>(squared ? 1.0 / ids : square),
+                        static_cast<float>(o.gradient_scale * (squared ? 2.0 / ids : square)),
+                        static_cast<float>(o.gradient_scale),
+                        reinterpret_cast<HeadRow*>(rows_.mutable_data_ptr<float>())};
+  const Tensor largest = largest_.narrow(0, 0, count);
+  launch_head_statistics(args, count, divergence_.mutable_data_ptr<float>() + first,
+                         cross_entropy_.mutable_data_ptr<float>() + first, largest.mutable_data_ptr<float>(),
+                         c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  if (wants_hidden_ || wants_weight_) add_gradients(first, count, args, largest);
+}
+
+void CudaHead::add_gradients(int64_t first, int64_t count, HeadTokens args, const Tensor& largest) {
+  const auto storage = in_.student_hidden.scalar_type();
+  // Weights of 1 / tokens would send float16's gradients below its least number. bfloat16 has the exponents of float32.
+  const bool in_units = storage == at::kHalf;
+  Tensor most, unit;
+  if (in_units) {
+    most = at::amax(largest).clamp_min_(1e-30);
+    unit = most / kHalfUnits;
+  }
+  launch_head_gradients(args, count, storage_of(in_.student_hidden), in_units ? most.const_data_ptr<float>() : nullptr,
+                        c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const Tensor logits = is_half(in_.student_hidden) ? student_logits_.view(storage) : student_logits_;
+  const Tensor dz = logits.narrow(0, 0, count).narrow(1, 0, options_.vocabulary);
+  const Tensor hidden = in_.student_hidden.narrow(0, first, count);
+  if (wants_hidden_) {
+    auto made = at::empty(hidden.sizes(), weight_sums_.options());
+    float_product(made, dz, student_weight_);
+    if (in_units) made.mul_(unit);
+    hidden_gradient_.narrow(0, first, count).copy_(made);
+  }
+  if (!wants_weight_) return;
+  // Zeros of dz would not make up for a hidden state of padding that is no number.
+  const Tensor counted = hidden.masked_fill((largest == 0.0).unsqueeze(1), 0.0);
+  Tensor sums = weight_sums_.narrow(0, 0, options_.vocabulary);
+  if (in_units) {
+    sums.addcmul_(at::mm(dz.t(), counted, at::kFloat), unit);
+  } else if (is_half(hidden)) {
+    at::addmm_out(sums, sums, dz.t(), counted, at::kFloat, 1.0, 1.0);
+  } else {
+    sums.addmm_(dz.t(), counted);
+  }
+}
+
+HeadLossResults CudaHead::results() {
+  if (in_.labels) refuse_labels_out_of_range(in_, options_.vocabulary);
+  const int64_t tokens = in_.student_hidden.size(0);
+  for (int64_t i = 0; i < tokens; i += plan_.run) run(i, std::min(plan_.run, tokens - i));
+  return {weighted_loss(in_, divergence_, cross_entropy_), divergence_, cross_entropy_, hidden_gradient_,
           weight_sums_.to(in_.student_weight.scalar_type())};
 }
 
-}  // namespace
-
-HeadLossResults composed_head_loss(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
-                                   bool weight_gradient) {
-  return Composition(in, options, hidden_gradient, weight_gradient).results();
+HeadLossResults head_loss_on_cuda(const HeadLossInputs& in, const HeadLossOptions& wanted, bool hidden, bool weight) {
+  const auto options = check_head_loss(in, wanted);
+  const c10::cuda::CUDAGuard guard(in.student_hidden.device());
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return any_float64(in, options) ? composed_head_loss(in, options, hidden, weight)
+                                  : CudaHead(in, options, hidden, weight).results();
 }
 
+TORCH_LIBRARY_IMPL(limbeck, CUDA, m) { m.impl("head_loss_forward", &flat<head_loss_on_cuda>); }
+
+}  // namespace
 }  // namespace limbeck::kernels

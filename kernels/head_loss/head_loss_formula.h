@@ -1,9 +1,8 @@
-// The fused head's formulas for one vector of logits: the operations of divergence_formula.h, the logits, and from them
-// the divergence's value and gradient.
+// The operations of divergence_formula.h and logit_formula.h on one vector of logits.
 #pragma once
 #include "kernels/cpu/elementary.h"
-#include "kernels/head_loss/divergence_formula.h"
 #include "kernels/head_loss/head_loss_loops.h"
+#include "kernels/head_loss/logit_formula.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
@@ -70,6 +69,9 @@ struct VectorOps {
   using Value = F;
   using Number = float;
 
+  static LIMBECK_INLINE F splat(float x) { return kernels::LIMBECK_ISA::splat(x); }
+  static LIMBECK_INLINE F tanh_of(F x) { return kernels::LIMBECK_ISA::tanh_of(x); }
+  static LIMBECK_INLINE F exp_of_nonpositive(F x) { return kernels::LIMBECK_ISA::exp_of_nonpositive(x); }
   static LIMBECK_INLINE I32 far(F d) { return absolute(d) > 0.5f; }
   static LIMBECK_INLINE I32 above(F x, float number) { return x > number; }
   static LIMBECK_INLINE bool any(I32 mask) { return any_lane(mask); }
@@ -82,57 +84,18 @@ struct VectorOps {
   static LIMBECK_INLINE F log_of_one_plus(F y, F* rest) { return kernels::LIMBECK_ISA::log_of_one_plus(y, rest); }
 };
 
-// z * scale, softly capped; slope receives the derivative by z.
+using RowLanes = LogitRow<F>;
+using Terms = LogitTerms<F>;
+
 LIMBECK_INLINE F plain_logit(F z, float scale, float cap, F* slope) {
-  *slope = splat(scale);
-  z = z * scale;
-  if (cap == 0.0f) return z;
-  const F t = tanh_of(z / cap);
-  *slope = scale * ((1.0f - t) * (1.0f + t));
-  return t * cap;
+  return kernels::plain_logit<VectorOps>(z, scale, cap, slope);
 }
-
-// The logit of the divergence from a plain one; slope receives the derivative by the plain one.
 LIMBECK_INLINE F tempered_logit(F plain, const HeadFormula& f, F* slope) {
-  const F t = plain * f.inverse_temperature;
-  *slope = splat(f.inverse_temperature);
-  if (f.clamp == 0.0f) return t;
-  *slope = absolute(t) > f.clamp ? F{} : *slope;
-  return t > f.clamp ? splat(f.clamp) : t < -f.clamp ? splat(-f.clamp) : t;
+  return kernels::tempered_logit<VectorOps>(plain, f, slope);
 }
-
-struct RowLanes {
-  F student_max, student_inverse, teacher_max, teacher_inverse, shift, mean_slope;
-};
-
-struct Terms {
-  F value;     // summand of the divergence
-  F slope;     // p_s dD/dp_s, to be summed over the vocabulary
-  F gradient;  // derivative by the tempered student logit (times 2 / V for the squared error)
-  F student;   // p_s
-};
-
 template <Divergence Kind>
 LIMBECK_INLINE Terms logit_terms(F a, F b, const RowLanes& row, float mix, bool wants_student) {
-  Terms t{};
-  if constexpr (Kind == Divergence::kNone) return t;
-  const F d = Kind == Divergence::kLogitMse ? a - b : (a - b) - row.shift;
-  const F p_t = Kind == Divergence::kLogitMse ? F{} : exp_of_nonpositive(b - row.teacher_max) * row.teacher_inverse;
-  bool has_student = false;
-  const auto student = [&]() {
-    has_student = true;
-    return t.student = exp_of_nonpositive(a - row.student_max) * row.student_inverse;
-  };
-  const auto of_kind = divergence_terms<Kind, VectorOps>(d, p_t, mix, student);
-  t.value = of_kind.value;
-  if constexpr (needs_mean_slope(Kind)) {
-    t.slope = t.student * of_kind.slope;
-    t.gradient = t.student * (of_kind.slope - row.mean_slope);
-  } else {
-    t.gradient = of_kind.slope;
-    if (wants_student && !has_student) student();
-  }
-  return t;
+  return kernels::logit_terms<Kind, VectorOps>(a, b, row, mix, wants_student);
 }
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/cpu_isa.h"
 #include "kernels/cpu/tile_product.h"
-#include "kernels/head_loss/divergence.h"
+#include "kernels/head_loss/logit_formula.h"
 #include "kernels/operator/storage.h"
 
 namespace limbeck::kernels {
@@ -25,18 +25,6 @@ struct HeadOperand {
 
   LIMBECK_INLINE int64_t element() const { return pairs ? 2 : 4; }
   LIMBECK_INLINE int64_t blocks() const { return (depth + kHeadBlock - 1) / kHeadBlock; }
-};
-
-struct HeadFormula {
-  Divergence divergence = Divergence::kNone;
-  bool has_ce = false;
-  bool ce_shares = false;    // cross-entropy's softmax is that of the divergence
-  bool has_softmax = false;  // of the divergence
-  float mix = 0, inverse_temperature = 1, clamp = 0, smoothing = 0;
-  float student_scale = 1, teacher_scale = 1, student_cap = 0, teacher_cap = 0;
-  int64_t vocabulary = 0;
-
-  LIMBECK_INLINE bool has_divergence() const { return divergence != Divergence::kNone; }
 };
 
 // Of one tile and one block, [kHeadStatistics][32].

@@ -34,10 +34,18 @@ Divergence divergence_named(c10::string_view name);
 // float64 when all heads are, float32 otherwise.
 at::ScalarType head_loss_type(const HeadLossInputs& in);
 
+bool any_float64(const HeadLossInputs& in, const HeadLossOptions& options);  // of the heads that are read
+
 // Tokens that count, ascending: one of their weights is not 0. Checks the labels where cross-entropy needs them (CPU).
 at::Tensor counted_tokens(const HeadLossInputs& in, const HeadLossOptions& options);
 
-// A composition of ATen operators over runs of tokens: the body of CUDA, and of float64 on the CPU.
+// As counted_tokens refuses them, but where the labels are: the host does not wait, and learns it at its next wait.
+void refuse_labels_out_of_range(const HeadLossInputs& in, int64_t vocabulary);
+
+// The loss, summed in float64, in the dtype of head_loss_type.
+at::Tensor weighted_loss(const HeadLossInputs& in, const at::Tensor& divergence, const at::Tensor& cross_entropy);
+
+// A composition of ATen operators over runs of tokens: where a head is float64, on the CPU and on CUDA.
 HeadLossResults composed_head_loss(const HeadLossInputs& in, const HeadLossOptions& options, bool hidden_gradient,
                                    bool weight_gradient);
 

@@ -16,6 +16,11 @@ constexpr int64_t kWeightsLimit = int64_t{16} << 20;  // weights and weight grad
 constexpr int64_t kLeastRun = 4;                      // kept: fewer blocks read the weights too often
 constexpr int64_t kMostGroup = 16;
 
+constexpr int64_t kCudaLogitsLimit = int64_t{1} << 30;
+constexpr int64_t kCudaLeastRun = 1024;  // fewer tokens do not hide reading the weights and the gradient's sums
+constexpr int64_t kCudaColumns = 8;      // rows at multiples of 32 bytes: what cuBLAS is quick with
+constexpr int64_t kCudaRowBytes = 36;    // HeadRow and a bound
+
 HeadLossPath path_of_this_process() {
   const char* wish = std::getenv("LIMBECK_HEAD_LOSS");
   const std::string_view name = wish ? wish : "";
@@ -26,6 +31,11 @@ HeadLossPath path_of_this_process() {
 std::atomic<HeadLossPath>& chosen_head_path() {
   static std::atomic<HeadLossPath> path = path_of_this_process();
   return path;
+}
+
+std::atomic<int64_t>& wished_cuda_run() {
+  static std::atomic<int64_t> run = 0;
+  return run;
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -118,6 +128,19 @@ HeadPlan head_plan(const HeadShape& s) {
       s.student.pairs && product_isa() == CpuIsa::kAmx && !s.two_steps && (s.teacher.depth == 0 || s.teacher.pairs);
   const bool fits = kept.bytes <= kScratchLimit && kept.run >= std::min(kLeastRun, kept.blocks);
   return fits && !tiles ? kept : anew;
+}
+
+void set_cuda_head_run(int64_t most_tokens) { wished_cuda_run().store(most_tokens, std::memory_order_relaxed); }
+
+CudaHeadPlan cuda_head_plan(int64_t tokens, int64_t vocabulary, bool teacher) {
+  CudaHeadPlan plan;
+  plan.stride = ceil_div(vocabulary, kCudaColumns) * kCudaColumns;
+  const int64_t per_token = plan.stride * 4 * (teacher ? 2 : 1);
+  const int64_t wish = wished_cuda_run().load(std::memory_order_relaxed), all = std::max<int64_t>(tokens, 1);
+  const int64_t most = wish > 0 ? wish : std::max(kCudaLogitsLimit / per_token, kCudaLeastRun);
+  plan.run = ceil_div(all, ceil_div(all, most));
+  plan.bytes = plan.run * (per_token + kCudaRowBytes);
+  return plan;
 }
 
 }  // namespace limbeck::kernels

@@ -42,6 +42,15 @@ struct HeadPlan {
 
 HeadPlan head_plan(const HeadShape& shape);
 
+// The body of CUDA keeps the float32 logits of a run of tokens, [run, stride] of each head, and nothing else that grows
+// with the vocabulary but the float32 sums of the weight's gradient.
+struct CudaHeadPlan {
+  int64_t run = 0, stride = 0;
+  int64_t bytes = 0;  // of logits and of what statistics leave
+};
+CudaHeadPlan cuda_head_plan(int64_t tokens, int64_t vocabulary, bool teacher);
+void set_cuda_head_run(int64_t most_tokens);  // for tests; 0: as the memory has it
+
 // Whether a head of this dtype is multiplied as pairs of bfloat16 here.
 HeadOperand head_operand(Storage storage, int64_t depth);
 

@@ -164,6 +164,21 @@ Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
   return at::mm(a.to(out), b.to(out));
 }
 
+Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
+  check_out_dtype("mm", a, b, type);
+  TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
+  return out.copy_(at::mm(a.to(type), b.to(type)));
+}
+
+Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at::ScalarType type,
+                        const at::Scalar& beta, const at::Scalar& alpha, Tensor& out) {
+  check_out_dtype("addmm", a, b, type);
+  TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
+  TORCH_CHECK(type == self.scalar_type() || self.scalar_type() == a.scalar_type(),
+              "self dtype must match either out_dtype or mat1 dtype");
+  return out.copy_(at::addmm(self.to(type), a.to(type), b.to(type), beta, alpha));
+}
+
 Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
   check_out_dtype("bmm", a, b, out);
   return at::bmm(a.to(out), b.to(out));
@@ -180,6 +195,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_local_scalar_dense", item);
   m.impl("record_stream", [](Tensor&, at::Stream) {});
   m.impl("mm.dtype", mm_dtype);
+  m.impl("mm.dtype_out", mm_dtype_out);
+  m.impl("addmm.dtype_out", addmm_dtype_out);
   m.impl("bmm.dtype", bmm_dtype);
   m.impl("as_strided", [](const Tensor& self, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> at) {
     return at::native::as_strided_tensorimpl(self, size, stride, at);

@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <array>
+#include <cmath>
 #include <functional>
 #include <string>
 #include <tuple>
@@ -42,21 +43,37 @@ std::string divergence_text(Divergence d) { return std::string(kernels::divergen
 // the rounding of the logits, divided by the noise.
 double gradient_tolerance(at::ScalarType type) { return type == at::kFloat ? 1e-5 : type == at::kHalf ? 1e-3 : 5e-3; }
 
-class HeadLossGate : public testing::TestWithParam<std::tuple<Divergence, at::ScalarType>> {};
+HeadCase on_gpu(const HeadCase& c) {
+  const auto there = [](const Tensor& t) { return t.to(at::kCUDA); };
+  return {there(c.student_hidden),
+          there(c.student_weight),
+          there(c.teacher_hidden),
+          there(c.teacher_weight),
+          c.labels ? std::optional<Tensor>(there(*c.labels)) : std::nullopt,
+          there(c.divergence_weight),
+          there(c.ce_weight)};
+}
 
-TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
-  const auto [divergence, dtype] = GetParam();
-  for (const auto path : {HeadLossPath::kKept, HeadLossPath::kAnew}) {
-    const PathScope scope(path);
+HeadNumbers on_cpu(const HeadNumbers& n) {
+  const auto here = [](const Tensor& t) { return t.defined() ? t.cpu() : t; };
+  return {here(n.loss), here(n.divergence), here(n.cross_entropy), here(n.hidden_gradient), here(n.weight_gradient)};
+}
+
+class HeadLossGate : public testing::TestWithParam<std::tuple<Divergence, at::ScalarType>> {
+ protected:
+  static void expect_float64s_numbers(int64_t vocabulary, bool gpu) {
+    const auto [divergence, dtype] = GetParam();
     for (const double noise : {0.02, 0.1, 0.5}) {
       // Logits of size 0.5: rounding float32 logits correctly costs 2^-25 of each, so at noise 0.02 any larger logits
       // would put the rounding of the operands of the divergence above the 1e-5 that its gradient is held to.
-      auto c = head_case(/*tokens=*/70, /*vocabulary=*/700, /*width=*/64, /*size=*/0.5, noise, dtype, dtype);
+      auto c = head_case(/*tokens=*/70, vocabulary, /*width=*/64, /*size=*/0.5, noise, dtype, dtype);
       c.labels.reset();
       // Float16 gradients below 6e-5 lose bits; a loss scale is there to prevent that.
       const double scale = dtype == at::kHalf ? 4096.0 : 1.0;
-      const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 700, .gradient_scale = scale};
-      const auto got = fused_head_loss(c, options), want = reference_head_loss(c, options);
+      const HeadLossOptions options{
+          .divergence = divergence, .mix = 0.3, .vocabulary = vocabulary, .gradient_scale = scale};
+      const auto got = gpu ? on_cpu(fused_head_loss(on_gpu(c), options)) : fused_head_loss(c, options);
+      const auto want = reference_head_loss(c, options);
       const std::string what = divergence_text(divergence) + ", noise " + std::to_string(noise);
       EXPECT_LE(relative_distance(got.loss, want.loss), 2e-5) << what;
       EXPECT_LE(relative_distance(got.divergence, want.divergence), 2e-5) << what;
@@ -67,6 +84,18 @@ TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
           << what;
     }
   }
+};
+
+TEST_P(HeadLossGate, cpu_ValuesAndGradientsAreThoseOfFloat64) {
+  for (const auto path : {HeadLossPath::kKept, HeadLossPath::kAnew}) {
+    const PathScope scope(path);
+    expect_float64s_numbers(/*vocabulary=*/700, /*gpu=*/false);
+  }
+}
+
+TEST_P(HeadLossGate, cuda_ValuesAndGradientsAreThoseOfFloat64) {
+  LIMBECK_NEEDS_GPU();
+  for (const int64_t vocabulary : {700, 701, 33}) expect_float64s_numbers(vocabulary, /*gpu=*/true);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -365,6 +394,15 @@ TEST(HeadLoss, cpu_ThePlanIsWhatIsAllocated) {
   }
 }
 
+TEST(HeadLoss, cpu_ARunOnCudaHasAtLeast1024TokensAndItsLogitsABound) {
+  EXPECT_EQ(kernels::cuda_head_plan(8192, 151936, true).run, 1024);
+  EXPECT_EQ(kernels::cuda_head_plan(8192, 32000, true).run, 4096);
+  EXPECT_EQ(kernels::cuda_head_plan(8193, 32000, true).run, 4097);
+  EXPECT_EQ(kernels::cuda_head_plan(300, 151936, true).run, 300);
+  EXPECT_EQ(kernels::cuda_head_plan(0, 151936, false).run, 1);
+  EXPECT_EQ(kernels::cuda_head_plan(8192, 151936, true).bytes, 1024 * (151936 * 8 + 36));
+}
+
 TEST(HeadLoss, cpu_MetaHasTheShapesOfTheRealOne) {
   const auto c = mixed_case(at::kBFloat16, at::kHalf);
   const auto meta = [](const Tensor& t) { return at::empty(t.sizes(), t.options().device(at::kMeta)); };
@@ -432,28 +470,80 @@ TEST(HeadLoss, cpu_RefusesWhatDoesNotFit) {
 
 // ---- on a GPU ------------------------------------------------------------------------------------------------------
 
-HeadCase on_gpu(const HeadCase& c) {
-  const auto there = [](const Tensor& t) { return t.to(at::kCUDA); };
-  return {there(c.student_hidden), there(c.student_weight),    there(c.teacher_hidden), there(c.teacher_weight),
-          there(*c.labels),        there(c.divergence_weight), there(c.ce_weight)};
-}
-
-HeadNumbers on_cpu(const HeadNumbers& n) {
-  return {n.loss.cpu(), n.divergence.cpu(), n.cross_entropy.cpu(), n.hidden_gradient.cpu(), n.weight_gradient.cpu()};
-}
+struct RunScope {
+  explicit RunScope(int64_t most_tokens) { kernels::set_cuda_head_run(most_tokens); }
+  ~RunScope() { kernels::set_cuda_head_run(0); }
+};
 
 TEST(HeadLossCuda, EveryPairOfDtypesGivesTheNumbersOfFloat64) {
   LIMBECK_NEEDS_GPU();
-  for (const auto student : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
-    for (const auto teacher : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
-      const auto c = mixed_case(student, teacher);
-      for (const auto divergence : {Divergence::kForwardKl, Divergence::kJensenShannon, Divergence::kLogitMse}) {
-        const auto options = every_option(divergence);
-        const double gradients = student == at::kDouble ? 1e-5 : gradient_tolerance(student);
-        expect_close_to_reference(on_cpu(fused_head_loss(on_gpu(c), options)), reference_head_loss(c, options), 3e-6,
-                                  gradients, c10::toString(student) + std::string(" of ") + c10::toString(teacher));
+  for (const auto& [run, vocabulary] : {std::pair<int64_t, int64_t>(0, 500), {7, 497}}) {
+    const RunScope scope(run);
+    for (const auto student : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+      for (const auto teacher : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf}) {
+        auto c = mixed_case(student, teacher);
+        c.labels->clamp_max_(vocabulary - 1);
+        for (const auto divergence : kAll) {
+          auto options = every_option(divergence);
+          options.vocabulary = vocabulary;
+          expect_close_to_reference(
+              on_cpu(fused_head_loss(on_gpu(c), options)), reference_head_loss(c, options), 3e-6,
+              student == at::kDouble ? 1e-5 : gradient_tolerance(student),
+              divergence_text(divergence) + ": " + c10::toString(student) + " of " + c10::toString(teacher));
+        }
       }
     }
+  }
+}
+
+TEST(HeadLossCuda, CrossEntropyAloneAndBesideADivergenceThatSharesItsSoftmax) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const auto divergence : {Divergence::kNone, Divergence::kForwardKl, Divergence::kJensenShannon}) {
+      const auto c = mixed_case(dtype, dtype);
+      const HeadLossOptions options{.divergence = divergence, .label_smoothing = 0.2, .vocabulary = 500};
+      expect_close_to_reference(on_cpu(fused_head_loss(on_gpu(c), options)), reference_head_loss(c, options), 3e-6,
+                                gradient_tolerance(dtype), divergence_text(divergence));
+    }
+  }
+}
+
+TEST(HeadLossCuda, DistantDistributionsStayFinite) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto divergence : kAll) {
+    auto c = head_case(40, 300, 16, /*size=*/60.0, /*noise=*/90.0, at::kFloat, at::kFloat);
+    const HeadLossOptions options{.divergence = divergence, .mix = 0.3, .vocabulary = 300};
+    const auto got = on_cpu(fused_head_loss(on_gpu(c), options)), want = reference_head_loss(c, options);
+    EXPECT_LE(relative_distance(got.loss, want.loss), 1e-5) << divergence_text(divergence);
+    EXPECT_LE(relative_distance(got.weight_gradient, want.weight_gradient), 1e-4) << divergence_text(divergence);
+    EXPECT_GE(got.divergence.min().item<float>(), 0.0f) << divergence_text(divergence);
+  }
+}
+
+TEST(HeadLossCuda, EvaluationHasTheBitsOfTraining) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto c = on_gpu(mixed_case(dtype, at::kBFloat16));
+    for (const auto divergence : kAll) {
+      const auto options = every_option(divergence);
+      expect_same_numbers(on_cpu(fused_head_loss(c, options, /*gradients=*/false)), on_cpu(fused_head_loss(c, options)),
+                          false, divergence_text(divergence));
+    }
+  }
+}
+
+// All tokens run, so that nobody waits for their number: one that does not count must leave no trace all the same.
+TEST(HeadLossCuda, ATokenThatDoesNotCountMayHoldAnything) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto c = mixed_case(dtype, dtype);
+    auto spoiled = c;
+    spoiled.student_hidden = c.student_hidden.clone();
+    spoiled.teacher_hidden = c.teacher_hidden.clone();
+    for (auto& hidden : {spoiled.student_hidden, spoiled.teacher_hidden}) hidden.narrow(0, 8, 9).fill_(NAN);
+    const auto options = every_option(Divergence::kReverseKl);
+    expect_same_numbers(on_cpu(fused_head_loss(on_gpu(spoiled), options)), on_cpu(fused_head_loss(on_gpu(c), options)),
+                        true, c10::toString(dtype));
   }
 }
 

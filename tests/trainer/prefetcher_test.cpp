@@ -134,7 +134,9 @@ TEST(Prefetcher, RunsAreCountedWhereNoNumberComesBack) {
     EXPECT_EQ(placed({1, 2, 3, 0, 1, 2, 3, 4}, which), 8) << which;
     EXPECT_EQ(placed({1, 0, 1, 1, 1, 1, 1, 1}, which), std::nullopt) << which;  // a hole: one segment in two runs
   }
-  EXPECT_EQ(place(Batch{.student = {.ids = at::zeros({1, 2}, at::kLong)}}, c10::kCPU).student.runs, std::nullopt);
+  Batch plain;
+  plain.student.ids = at::zeros({1, 2}, at::kLong);
+  EXPECT_EQ(place(std::move(plain), c10::kCPU).student.runs, std::nullopt);
 }
 
 }  // namespace
