@@ -135,7 +135,11 @@ def sanitizer(work: Trainings, tool: str) -> Row:
     recipe = work.recipe("sanitizer", {"train.steps": "1 steps", "eval.batches": 1})
     command = [program, f"--tool={tool}", "--error-exitcode=99", place.program("limbeck"), "train", recipe, "--run",
                place.scratch / f"run-{tool}", "--device=cuda", "--threads=2", "--quiet"]  # fmt: skip
-    done = place.run(command, "cuda", timeout=min(150, place.left() - 5))
+    limit = min(150, place.left() - 5)
+    try:
+        done = place.run(command, "cuda", timeout=limit)
+    except subprocess.TimeoutExpired:
+        return place.row(name, SKIPPED, f"not at its end after {limit:.0f} s, so it has shown nothing", feature=kept.SANITIZER)
     said = [line for line in done.stdout.splitlines() if line.startswith("=========")]
     if any("Device not supported" in line or "Unable to" in line for line in said) and done.returncode != 99:
         return place.row(name, SKIPPED, last_line("\n".join(said)), feature=kept.SANITIZER)

@@ -7,6 +7,7 @@ launches counted, nothing timed.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import struct
 import subprocess
@@ -121,8 +122,7 @@ class Contest:
             "run": run, "liger": liger,
         }))  # fmt: skip
         # Its own libraries: ours are not in its way.
-        done = subprocess.run([sys.executable, TOOLS / "gpu_check_peer_loop.py", job, result], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, timeout=max(1.0, min(240, self.place.left())))  # fmt: skip
+        done = self.place.run([sys.executable, TOOLS / "gpu_check_peer_loop.py", job, result], timeout=240, environment=dict(os.environ))
         if done.returncode != 0:
             raise RuntimeError(f"exit {done.returncode}: {last_line(done.stderr or done.stdout)}")
         return json.loads(result.read_text())

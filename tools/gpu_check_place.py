@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +35,17 @@ def library_folders(build: Path) -> list[Path]:
     torch, nvidia = package_folder("torch"), package_folder("nvidia")
     found = [build / "lib", torch and torch / "lib", nvidia and nvidia / "cu13" / "lib"]
     return [folder for folder in found if folder and folder.is_dir()]
+
+
+def descendants(ancestor: int) -> list[int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [ancestor]
+    for process in found:  # it grows meanwhile
+        found += [child for child, parent in parents.items() if parent == process]
+    return found[1:]
 
 
 def last_line(text: str) -> str:
@@ -75,10 +89,24 @@ class Place:
         found["LD_LIBRARY_PATH"] = ":".join([*map(str, folders), *([before] if before else [])])
         return found
 
-    def run(self, command: list, device: str = "cpu", timeout: float = 600, **more: str) -> subprocess.CompletedProcess:
-        """Its output as text. A timeout kills it alone; the section's own limit kills all that it started."""
-        return subprocess.run([str(word) for word in command], env=self.environment(device, **more), stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", timeout=max(1.0, min(timeout, self.left())))  # fmt: skip
+    def run(self, command: list, device: str = "cpu", timeout: float = 600, environment: dict | None = None, **more: str) -> subprocess.CompletedProcess:
+        """subprocess.run, both outputs captured as text. At its timeout all that it started ends, and nobody waits for a pipe."""
+        words, limit = [str(word) for word in command], max(1.0, min(timeout, self.left()))
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            child = subprocess.Popen(words, env=environment or self.environment(device, **more), stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+            try:
+                code = child.wait(limit)
+            except subprocess.TimeoutExpired:
+                for process in [*descendants(child.pid), child.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                child.wait()
+                raise
+            said = []
+            for file in (out, err):
+                file.seek(0)
+                said.append(file.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(words, code, *said)
 
     def limbeck(self, *arguments, device: str = "cpu", threads: int = 2, **more: str) -> str:
         """What it printed; who ends with another code than 0 is a RuntimeError that says how."""

@@ -118,6 +118,14 @@ def rows(place):
     place.say("sleeping")
     time.sleep(600)
 """
+LATE = """
+import subprocess
+def rows(place):
+    try:
+        place.run(["sh", "-c", "sleep 600 & echo $! >&2; sleep 600"], timeout=1)
+    except subprocess.TimeoutExpired:
+        yield place.row("late", "passed")
+"""
 WRONG = 'def rows(place):\n    yield place.row("a sum", "failed", "2 + 2 = 5")\n'
 
 
@@ -146,6 +154,11 @@ def test_what_fails_and_what_hangs_is_a_row_and_the_rest_goes_on(tmp_path):
     assert not is_running(int(run.row("child")["note"]))
     assert "what it prints is no row" in (run.out / "hanging.log").read_text()
     assert "| hanging | the section itself | ran over (dry) |" in (run.out / "gpu_check.md").read_text()
+
+
+def test_a_program_that_runs_over_is_ended_with_its_children(tmp_path):
+    run = planted(tmp_path, late=LATE)
+    assert run.code == 0 and run.rows[0]["name"] == "late" and run.rows[0]["at_second"] < 3
 
 
 def test_one_wrong_row_is_exit_code_1(tmp_path):
