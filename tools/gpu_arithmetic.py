@@ -1,213 +1,194 @@
 #!/usr/bin/env python3
-"""gpu_arithmetic.py: what one step of a distillation costs on a GPU, by arithmetic.
+"""gpu_arithmetic.py: what a distillation step must cost on a GPU, by arithmetic alone. Nothing here is measured.
 
-  tools/gpu_arithmetic.py                        0.6B student, 1.7B teacher, 8,192 tokens (4 x 2048), one H100
-  tools/gpu_arithmetic.py --card H200 --rows 8   another card, more tokens
-  tools/gpu_arithmetic.py --json                 the same numbers for a program
+For each operator its FLOPs and bytes, its floor (the larger of FLOPs / peak and bytes / bandwidth), an estimate (the floor
+over an efficiency that is stated) and the target. The student trains with half weights and gradients, float32 masters and
+moments; the teacher runs forward alone. The head is planned as products and passes over logits in memory.
 
-For each operator: what it computes (TFLOP), what it moves through memory (GB), the least time that the card allows
-(floor: the longer of the two), and an estimate with the shares of the peaks that well written operators reach. Nothing
-here is measured: tools that measure compare with it.
+  tools/gpu_arithmetic.py                                  Qwen3 1.7B to 0.6B, 4x2048 tokens, V = 151,936, one H100
+  tools/gpu_arithmetic.py --card B200 --batch 16           another card of tools/gpu_check_cards.py, more rows
+  tools/gpu_arithmetic.py --student 2048,6144,28,16,8,128  WIDTH,INNER,LAYERS,HEADS,KV_HEADS,HEAD_SIZE
 """
 
+from __future__ import annotations
+
 import argparse
-import dataclasses
-import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-HALF, SINGLE, INDEX = 2, 4, 8  # bytes of a number
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gpu_check_cards import CARDS, Card  # noqa: E402
 
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    teraflops: float  # of dense products of half types
-    terabytes: float  # a second, of memory
-
-
-# The vendor's figures.
-CARDS = {"A100": Card(312, 2.04), "H100": Card(989, 3.35), "H200": Card(989, 4.8), "B200": Card(2250, 8.0)}
+HALF, WIDE = 2, 4  # bytes of a number
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A decoder with grouped queries, norms of q and k, a gated MLP and a head that shares its table."""
+@dataclass(frozen=True)
+class Shape:
+    """A decoder as Qwen3's: grouped queries, norms of queries and keys, a gated MLP, the head tied to the embedding."""
 
-    hidden: int
+    width: int
+    inner: int
     layers: int
     heads: int
-    key_heads: int
-    depth: int
-    inner: int
-    vocabulary: int
+    kv_heads: int
+    head_size: int
+
+    def linear_weights(self) -> int:
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        return self.layers * (2 * self.width * queries + 2 * self.width * keys + 3 * self.width * self.inner)
+
+    def parameters(self, vocabulary: int) -> int:
+        norms = self.layers * (2 * self.width + 2 * self.head_size) + self.width
+        return self.linear_weights() + vocabulary * self.width + norms
+
+    def rotated(self) -> int:
+        """Numbers a token of the queries and keys of all layers."""
+        return self.layers * (self.heads + self.kv_heads) * self.head_size
+
+
+QWEN3_06B = Shape(1024, 3072, 28, 16, 8, 128)
+QWEN3_17B = Shape(2048, 6144, 28, 16, 8, 128)
+
+
+@dataclass(frozen=True)
+class Step:
+    student: Shape = QWEN3_06B
+    teacher: Shape = QWEN3_17B
+    batch: int = 4
+    length: int = 2048
+    vocabulary: int = 151936
 
     @property
-    def layer_weights(self) -> int:
-        attention = self.hidden * self.depth * (2 * self.heads + 2 * self.key_heads)
-        return attention + 3 * self.hidden * self.inner
-
-    @property
-    def parameters(self) -> int:
-        norms = 2 * self.hidden + 2 * self.depth
-        return self.layers * (self.layer_weights + norms) + self.hidden + self.vocabulary * self.hidden
-
-    @property
-    def layer_products(self) -> list[tuple[int, int]]:
-        """(inputs, outputs) of every product of a layer."""
-        q, k = self.heads * self.depth, self.key_heads * self.depth
-        return [(self.hidden, q), (self.hidden, k), (self.hidden, k), (q, self.hidden),
-                (self.hidden, self.inner), (self.hidden, self.inner), (self.inner, self.hidden)]  # fmt: skip
+    def tokens(self) -> int:
+        return self.batch * self.length
 
 
-# The published sizes of Qwen3.
-MODELS = {
-    "0.6B": Model(hidden=1024, layers=28, heads=16, key_heads=8, depth=128, inner=3072, vocabulary=151936),
-    "1.7B": Model(hidden=2048, layers=28, heads=16, key_heads=8, depth=128, inner=6144, vocabulary=151936),
-    "4B": Model(hidden=2560, layers=36, heads=32, key_heads=8, depth=128, inner=9728, vocabulary=151936),
-    "8B": Model(hidden=4096, layers=36, heads=32, key_heads=8, depth=128, inner=12288, vocabulary=151936),
-}
-
-# Shares of the peaks that good operators reach. FlashAttention 2 was written for the A100: 35 to 40 % of an H100.
-PRODUCT_SHARE, ATTENTION_SHARE, MEMORY_SHARE = 0.70, 0.35, 0.85
-HEAD, ATTENTION, STEP = "head and divergence", "attention", "the step"
-TARGET_MS = {HEAD: 35.0, ATTENTION: 20.0, STEP: 150.0}  # 0.6B from 1.7B, 8,192 tokens, H100
-
-
-@dataclasses.dataclass(frozen=True)
-class Operator:
-    group: str
-    name: str
+@dataclass(frozen=True)
+class Cost:
+    operator: str
     flops: float
-    bytes: float
-    share: float = PRODUCT_SHARE  # of the peak of products
+    moved: float  # bytes
+    efficiency: float  # of the floor, in the estimate
+    target_ms: float | None  # of the default step on one H100
+    target_share: float | None  # of the bandwidth, for any step
+    why: str
 
     def floor_ms(self, card: Card) -> float:
-        return max(self.flops / (card.teraflops * 1e9), self.bytes / (card.terabytes * 1e9))
+        return 1e3 * card.floor_seconds(self.flops, self.moved)
 
     def estimate_ms(self, card: Card) -> float:
-        return max(self.flops / (self.share * card.teraflops * 1e9), self.bytes / (MEMORY_SHARE * card.terabytes * 1e9))
+        return self.floor_ms(card) / self.efficiency
+
+    def target(self, card: Card, is_default: bool) -> float | None:
+        if self.target_share is not None:
+            return 1e3 * self.moved / card.bandwidth / self.target_share
+        return self.target_ms if is_default else None
 
 
-def products(model: Model, tokens: int, passes: int) -> tuple[float, float]:
-    """FLOPs and bytes of a model's linears: one pass is y = x W, and backward is two more."""
-    flops = byte = 0.0
-    for inputs, outputs in model.layer_products:
-        flops += 2.0 * tokens * inputs * outputs * passes
-        byte += HALF * (tokens * (inputs + outputs) + inputs * outputs) * passes
-    return flops * model.layers, byte * model.layers
+def attention_flops(shape: Shape, step: Step) -> float:
+    """Scores and values of the lower triangle alone."""
+    return 4 * step.batch * shape.heads * step.length**2 * shape.head_size / 2 * shape.layers
 
 
-def attention(model: Model, rows: int, length: int, backward: bool) -> tuple[float, float]:
-    """A causal one computes half of its square; backward has five products in the place of two."""
-    products_of = 5 if backward else 2
-    flops = products_of * 2.0 * rows * model.heads * model.depth * length * length / 2
-    numbers = rows * length * model.depth * (2 * model.heads + 2 * model.key_heads)  # q and out, k and v
-    return flops * model.layers, HALF * numbers * (2 if backward else 1) * model.layers
+def model_flops(step: Step) -> float:
+    """Of the products that the models are made of: what utilisation is counted in. Nothing runs twice."""
+    student = 2 * step.tokens * (step.student.linear_weights() + step.vocabulary * step.student.width)
+    teacher = 2 * step.tokens * (step.teacher.linear_weights() + step.vocabulary * step.teacher.width)
+    return 3 * (student + attention_flops(step.student, step)) + teacher + attention_flops(step.teacher, step)
 
 
-def elementwise(model: Model, tokens: int, backward: bool) -> dict[str, float]:
-    """Bytes of what has no product: read and written once each."""
-    q_and_k = model.depth * (model.heads + model.key_heads)
-    normed = 2 * model.hidden + q_and_k
-    numbers = {
-        "norms": (3 if backward else 2) * normed,
-        "rotary": 2 * q_and_k,
-        "gated activation": (5 if backward else 3) * model.inner,
-        "residual sums": 2 * 3 * model.hidden,
-    }
-    return {name: float(HALF * tokens * count * model.layers) for name, count in numbers.items()}
-
-
-def head(student: Model, teacher: Model, tokens: int) -> list[Operator]:
-    """Logits of a run stay in memory as float32: written by their product, read by the statistics, read again by the
-    gradient, which is written as a half type and read by two products."""
-    logits = float(tokens) * student.vocabulary
-    table = float(student.vocabulary) * student.hidden
-
-    def product(name: str, width: int, moved: float) -> Operator:
-        return Operator(HEAD, name, 2.0 * logits * width, moved)
-
+def costs(step: Step) -> list[Cost]:
+    s, t, n, v = step.student, step.teacher, step.tokens, step.vocabulary
+    weights = HALF * (3 * s.linear_weights() + t.linear_weights())  # read twice, written once as gradients
+    linear = 2 * n * (3 * s.linear_weights() + t.linear_weights())
+    head = 2 * n * v * (3 * s.width + t.width)
+    # A pair of logits: both written wide; both read for the row's sums; both read and dz written half; dz read by two products.
+    logits = n * v * (2 * WIDE + 2 * WIDE + 2 * WIDE + HALF + 2 * HALF)
+    attention = 3.5 * attention_flops(s, step) + attention_flops(t, step)  # a backward is five products where a forward is two
+    # A forward reads q, k, v and writes out; a backward reads those four and the gradient, and writes three.
+    q, k = s.heads * s.head_size, s.kv_heads * s.head_size
+    tq, tk = t.heads * t.head_size, t.kv_heads * t.head_size
+    attended = HALF * n * (s.layers * (2 * q + 2 * k + 4 * q + 4 * k) + t.layers * (2 * tq + 2 * tk))
+    rotated = HALF * n * (4 * s.rotated() + 2 * t.rotated())  # read and written, and the student's again on the way back
+    head_norms = HALF * n * (5 * s.rotated() + 2 * t.rotated())  # on the way back x and dy are read, dx is written
+    norms = HALF * n * (5 * (2 * s.layers + 1) * s.width + 2 * (2 * t.layers + 1) * t.width)
+    sums = HALF * n * 3 * (2 * 2 * s.layers * s.width + 2 * t.layers * t.width)
+    gated = HALF * n * (8 * s.layers * s.inner + 3 * t.layers * t.inner)
+    embedded = HALF * n * (2 * s.width + 2 * t.width + 3 * s.width)
+    parameters = s.parameters(v)
     return [
-        product("logits of the student", student.hidden, SINGLE * logits + HALF * table),
-        product("logits of the teacher", teacher.hidden, SINGLE * logits + HALF * table / student.hidden * teacher.hidden),
-        Operator(HEAD, "row statistics", 0.0, 2 * 2 * SINGLE * logits),  # softmax, then divergence, of both
-        Operator(HEAD, "gradient by the logits", 0.0, 2 * SINGLE * logits + HALF * logits),
-        product("gradient by the states", student.hidden, HALF * (logits + table)),
-        product("gradient by the table", student.hidden, HALF * logits + 2 * SINGLE * table),
-    ]
+        Cost("linear layers", linear, weights, 0.70, None, None, "cuBLAS on shapes of this size; activations stay out of the count"),
+        Cost("head: products", head, HALF * v * (4 * s.width + t.width), 0.70, 35, None, "target of both rows of the head"),
+        Cost("head: passes over logits", 0, logits, 0.80, None, None, "row sums, then the gradient; an epilogue would save most"),
+        Cost("attention", attention, attended, 0.35, 20, None, "FlashAttention 2, which does not use Hopper's own instructions"),
+        Cost("norms of queries and keys", 0, head_norms, 0.80, None, 0.80, "a warp a row"),
+        Cost("norms of layers", 0, norms, 0.85, None, 0.80, ""),
+        Cost("residual sums", 0, sums, 0.85, None, None, "ATen's"),
+        Cost("rotary", 0, rotated, 0.85, None, 0.85, "16-byte packs"),
+        Cost("gated activation", 0, gated, 0.85, None, 0.85, "16-byte packs"),
+        Cost("embedding", 0, embedded, 0.50, None, None, "gathered rows"),
+        Cost("norm of the gradient", 0, HALF * parameters, 0.80, None, None, "for clipping"),
+        # Gradient and weight half, master and two moments read and written wide.
+        Cost("AdamW", 0, parameters * (2 * HALF + 6 * WIDE), 0.85, 6, None, "one launch for many tensors"),
+    ]  # fmt: skip
 
 
-def step(student: Model, teacher: Model, rows: int, length: int) -> list[Operator]:
-    if student.vocabulary != teacher.vocabulary:
-        sizes = f"the student has {student.vocabulary} tokens and the teacher {teacher.vocabulary}"
-        raise ValueError(f"{sizes}: wanted one vocabulary")
-    tokens = rows * length
-    out = []
-    for who, model, passes in (("teacher", teacher, 1), ("student", student, 3)):
-        out.append(Operator("linears", f"linears of the {who}", *products(model, tokens, passes)))
-        for backward in (False, True)[: 1 if who == "teacher" else 2]:
-            when = "backward" if backward else "forward"
-            cost = attention(model, rows, length, backward)
-            out.append(Operator(ATTENTION, f"attention of the {who}, {when}", *cost, ATTENTION_SHARE))
-            for name, moved in elementwise(model, tokens, backward).items():
-                out.append(Operator("elementwise", f"{name} of the {who}, {when}", 0.0, moved))
-    out += head(student, teacher, tokens)
-    out.append(Operator("optimizer", "gradient norm", 0.0, float(HALF * student.parameters)))
-    # Reads the gradient; writes the weight; reads and writes master, mean and square.
-    out.append(Operator("optimizer", "AdamW", 0.0, float((2 * HALF + 6 * SINGLE) * student.parameters)))
-    return out
+TARGET_STEP_MS = 150  # with the targets above: 55,000 tokens/s
 
 
-def summed(operators: list[Operator], card: Card) -> dict[str, dict[str, float]]:
-    groups: dict[str, dict[str, float]] = {}
-    for operator in operators:
-        for name in (operator.group, STEP):
-            row = groups.setdefault(name, dict(tflop=0.0, gigabytes=0.0, floor_ms=0.0, estimate_ms=0.0))
-            row["tflop"] += operator.flops / 1e12
-            row["gigabytes"] += operator.bytes / 1e9
-            row["floor_ms"] += operator.floor_ms(card)
-            row["estimate_ms"] += operator.estimate_ms(card)
-    groups[STEP] = groups.pop(STEP)  # last
-    return groups
+def table(step: Step, card: Card) -> str:
+    is_default = step == Step() and card.name == "H100"
+    heads = ["operator", "TFLOP", "GB", "floor ms", "efficiency", "estimate ms", "target ms", "bound by"]
+    rows, total_floor, total_estimate = [], 0.0, 0.0
+    listed = costs(step)
+    for cost in listed:
+        floor, target = cost.floor_ms(card), cost.target(card, is_default)
+        bound = "FLOPs" if cost.flops / card.half_flops > cost.moved / card.bandwidth else "bytes"
+        rows.append([cost.operator, f"{cost.flops / 1e12:.2f}", f"{cost.moved / 1e9:.2f}", f"{floor:.1f}", f"{cost.efficiency:.2f}",
+                     f"{cost.estimate_ms(card):.1f}", "–" if target is None else f"{target:.1f}",
+                     bound + (f"; {cost.why}" if cost.why else "")])  # fmt: skip
+        total_floor, total_estimate = total_floor + floor, total_estimate + cost.estimate_ms(card)
+    rows.append(["step", f"{sum(c.flops for c in listed) / 1e12:.2f}", f"{sum(c.moved for c in listed) / 1e9:.2f}",
+                 f"{total_floor:.1f}", f"{total_floor / total_estimate:.2f}", f"{total_estimate:.1f}",
+                 f"{TARGET_STEP_MS}" if is_default else "–", ""])  # fmt: skip
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, ["---"] + ["--:"] * 6 + ["---"], *rows)]
+    used = model_flops(step) / (total_estimate / 1e3) / card.half_flops
+    head = (f"By arithmetic, nothing measured: one {card.name}, {step.batch}x{step.length} tokens, V = {step.vocabulary:,}, "
+            f"student {step.student.parameters(step.vocabulary) / 1e6:,.0f} M, teacher {step.teacher.parameters(step.vocabulary) / 1e6:,.0f} M")  # fmt: skip
+    foot = (f"estimate: {step.tokens / total_estimate * 1e3:,.0f} tokens/s, {100 * used:.0f} % of the peak in products; "
+            f"floor: {step.tokens / total_floor * 1e3:,.0f} tokens/s")  # fmt: skip
+    return "\n".join([head, "", *lines, "", foot])
 
 
-def table(operators: list[Operator], card: Card) -> str:
-    lines = ["| operator | TFLOP | GB | floor ms | estimate ms |", "|---|---:|---:|---:|---:|"]
-    for o in operators:
-        times = f"{o.floor_ms(card):.2f} | {o.estimate_ms(card):.2f}"
-        lines.append(f"| {o.name} | {o.flops / 1e12:.2f} | {o.bytes / 1e9:.2f} | {times} |")
-    for name, row in summed(operators, card).items():
-        times = f"{row['floor_ms']:.1f} | {row['estimate_ms']:.1f}"
-        lines.append(f"| **{name}** | {row['tflop']:.2f} | {row['gigabytes']:.2f} | {times} |")
-    return "\n".join(lines)
+def shape(text: str) -> Shape:
+    try:
+        found = Shape(*map(int, text.split(",")))
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted six whole numbers WIDTH,INNER,LAYERS,HEADS,KV_HEADS,HEAD_SIZE, "
+                                         "for instance 1024,3072,28,16,8,128") from None  # fmt: skip
+    if min(vars(found).values()) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted numbers above 0")
+    return found
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: wanted a whole number above 0")
+    return int(text)
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--card", choices=CARDS, default="H100")
-    parser.add_argument("--student", choices=MODELS, default="0.6B")
-    parser.add_argument("--teacher", choices=MODELS, default="1.7B")
-    parser.add_argument("--rows", type=int, default=4, help="rows of a step (4)")
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a row (2048)")
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args(arguments)
-    if chosen.rows < 1 or chosen.length < 1:
-        parser.error(f"--rows {chosen.rows} --length {chosen.length}: wanted 1 or more of each")
-    card = CARDS[chosen.card]
-    operators = step(MODELS[chosen.student], MODELS[chosen.teacher], chosen.rows, chosen.length)
-    groups = summed(operators, card)
-    tokens = chosen.rows * chosen.length
-    if chosen.json:
-        rows = [dataclasses.asdict(o) | dict(floor_ms=o.floor_ms(card), estimate_ms=o.estimate_ms(card)) for o in operators]
-        print(json.dumps(dict(card=chosen.card, tokens=tokens, operators=rows, groups=groups), indent=1))
-        return 0
-    print(f"{chosen.student} student, {chosen.teacher} teacher, {chosen.rows} x {chosen.length} tokens, one {chosen.card} "
-          f"({card.teraflops:g} TFLOP/s, {card.terabytes:g} TB/s); by arithmetic, not measured\n")  # fmt: skip
-    print(table(operators, card))
-    print(f"\nshares taken: products {PRODUCT_SHARE:.0%}, attention {ATTENTION_SHARE:.0%}, memory {MEMORY_SHARE:.0%}; "
-          f"{1e3 * tokens / groups[STEP]['estimate_ms']:,.0f} tokens/s")  # fmt: skip
-    if (chosen.card, chosen.student, chosen.teacher, tokens) == ("H100", "0.6B", "1.7B", 8192):
-        for name, wanted in TARGET_MS.items():
-            print(f"target of {name}: {wanted:g} ms; estimate {groups[name]['estimate_ms']:.1f}")
+    parser = argparse.ArgumentParser(prog="gpu_arithmetic.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cards = {card.name: card for card in CARDS}
+    parser.add_argument("--card", default="H100", choices=cards)
+    parser.add_argument("--student", type=shape, default=QWEN3_06B, metavar="SHAPE")
+    parser.add_argument("--teacher", type=shape, default=QWEN3_17B, metavar="SHAPE")
+    parser.add_argument("--batch", type=positive, default=4)
+    parser.add_argument("--length", type=positive, default=2048)
+    parser.add_argument("--vocabulary", type=positive, default=151936)
+    o = parser.parse_args(arguments)
+    print(table(Step(o.student, o.teacher, o.batch, o.length, o.vocabulary), cards[o.card]))
     return 0
 
 

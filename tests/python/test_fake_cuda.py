@@ -20,10 +20,7 @@ from safetensors.torch import load_file, save_file
 from training_work import Outcome, Run, Work, checkpoints, saved
 
 FOLDER = build_folder() / "fake_cuda"
-REAL = os.environ.get("LIMBECK_REAL_GPU") == "1"  # tools/gpu_check: the same cases on a GPU
-pytestmark = pytest.mark.skipif(not REAL and not (FOLDER / "liblimbeck_cuda.so").exists(),
-                                reason="built without the fake CUDA device")  # fmt: skip
-of_the_fake_device = pytest.mark.skipif(REAL, reason="the fake device counts; a GPU does not")
+pytestmark = pytest.mark.skipif(not (FOLDER / "liblimbeck_cuda.so").exists(), reason="built without the fake CUDA device")
 
 FLOAT32 = 2e-6  # of a loss: both devices sum in float32, in another order
 HALF = 2e-4  # the attention of the device rounds once where the CPU's does twice; a step of bfloat16 is 4e-3 of a number
@@ -32,7 +29,7 @@ HALF = 2e-4  # the attention of the device rounds once where the CPU's does twic
 def on_device(device: str, *arguments, **environment) -> str:
     """What the program prints."""
     env = dict(os.environ) | environment
-    if device == "cuda" and not REAL:
+    if device == "cuda":
         env["LD_LIBRARY_PATH"] = str(FOLDER)
     done = run_program(*arguments, "--device", device, "--threads", 2, "--quiet", env=env, timeout=300)
     if done.returncode != 0:
@@ -138,7 +135,6 @@ def test_a_resumed_run_ends_with_the_same_bits(work):
     assert Outcome.of(resumed).differences(Outcome.of(whole.folder)) == []
 
 
-@of_the_fake_device
 def test_a_step_counts_what_it_does(work):
     """Kernels, operators and host waits of one update more; nothing stays on the device at the end."""
     counted = []
@@ -156,7 +152,6 @@ def test_a_step_counts_what_it_does(work):
     assert counted[0][3] == 0 and counted[0][4] > 0
 
 
-@of_the_fake_device
 def test_the_peak_is_of_the_device(work):
     file = work.folder / "counters"
     run = trained(work, "peak", "cuda", steps=2, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})

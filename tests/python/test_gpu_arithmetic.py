@@ -1,6 +1,5 @@
-"""tools/gpu_arithmetic.py: sizes against transformers, operators against numbers computed by hand."""
+"""tools/gpu_arithmetic.py against numbers worked out by hand."""
 
-import json
 import subprocess
 import sys
 
@@ -8,88 +7,59 @@ import pytest
 from limbeck_runner import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
-import gpu_arithmetic as ga  # noqa: E402
+import gpu_arithmetic  # noqa: E402
+import gpu_check_cards  # noqa: E402
+from gpu_arithmetic import Shape, Step  # noqa: E402
 
-TOOL = REPOSITORY / "tools" / "gpu_arithmetic.py"
-TINY = ga.Model(hidden=4, layers=3, heads=2, key_heads=1, depth=2, inner=5, vocabulary=7)
-
-
-@pytest.mark.parametrize("name", ga.MODELS)
-def test_sizes_are_those_of_transformers(name):
-    import torch
-    import transformers
-
-    m = ga.MODELS[name]
-    config = transformers.Qwen3Config(
-        vocab_size=m.vocabulary, hidden_size=m.hidden, intermediate_size=m.inner, num_hidden_layers=m.layers,
-        num_attention_heads=m.heads, num_key_value_heads=m.key_heads, head_dim=m.depth, tie_word_embeddings=True)  # fmt: skip
-    with torch.device("meta"):
-        model = transformers.Qwen3ForCausalLM(config)
-    assert m.parameters == sum(p.numel() for p in model.parameters())
+TINY = Step(student=Shape(width=8, inner=16, layers=2, heads=2, kv_heads=1, head_size=4),
+            teacher=Shape(width=16, inner=32, layers=1, heads=4, kv_heads=2, head_size=4), batch=1, length=4, vocabulary=10)  # fmt: skip
 
 
-def test_products_of_a_layer_by_hand():
-    # q 4x4, k and v 4x2, o 4x4, gate, up and down 4x5: 16 + 8 + 8 + 16 + 60 = 108 weights.
-    assert TINY.layer_weights == 108
-    flops, moved = ga.products(TINY, tokens=10, passes=1)
-    assert flops == 3 * 2 * 10 * 108
-    # In and out of each product: 8 + 6 + 6 + 8 + 9 + 9 + 9 = 55 numbers a token, and the weights once.
-    assert moved == 3 * 2 * (10 * 55 + 108)
-    assert ga.products(TINY, tokens=10, passes=3) == (3 * flops, 3 * moved)
+def test_a_tiny_step_by_hand():
+    # Student, a layer: q and o 8x8, k and v 8x4, three of 8x16: 128 + 64 + 384 = 576. Teacher: 16x16, 16x8, 16x32: 2,304.
+    assert TINY.student.linear_weights() == 1152 and TINY.teacher.linear_weights() == 2304
+    # With the tied head of 80, two norms of 8 and two of 4 a layer, one of 8 at the end.
+    assert TINY.student.parameters(10) == 1152 + 80 + 2 * 24 + 8
+    found = {cost.operator: cost for cost in gpu_arithmetic.costs(TINY)}
+    assert found["linear layers"].flops == 2 * 4 * (3 * 1152 + 2304)
+    assert found["head: products"].flops == 2 * 4 * 10 * (3 * 8 + 16)
+    # 30 bytes a pair of logits: 8 written, 8 read, 8 read, 2 written, 4 read.
+    assert found["head: passes over logits"].moved == 4 * 10 * 30
+    # Scores and values, 2 FLOPs an element each, half of 4x4: student 2 heads of 4 in 2 layers, teacher 4 heads in 1.
+    assert gpu_arithmetic.attention_flops(TINY.student, TINY) == 2 * 2 * (2 * 2 * 16 * 4 // 2)
+    assert found["attention"].flops == 3.5 * 512 + 512
+    # Forward 6 bytes, backward 10, of 4 tokens x 16 x 2 layers; the teacher's forward 6 of 4 x 32.
+    assert found["gated activation"].moved == 16 * 128 + 6 * 128
+    assert found["AdamW"].moved == 28 * 1288
+    assert gpu_arithmetic.model_flops(TINY) == 3 * (8 * (1152 + 80) + 512) + 8 * (2304 + 160) + 512
 
 
-def test_attention_by_hand():
-    # 2 rows of 10: half a square of 100 scores, 2 heads of width 2, two products of 2 FLOP a number; backward five.
-    forward = ga.attention(TINY, rows=2, length=10, backward=False)
-    assert forward == (3 * 2 * 2 * 2 * 2 * 2 * 50, 3 * 2 * 2 * 10 * 2 * (4 + 2))
-    assert ga.attention(TINY, rows=2, length=10, backward=True) == (forward[0] * 2.5, forward[1] * 2)
+def test_the_floor_is_the_larger_of_two():
+    h100 = gpu_check_cards.card_named("NVIDIA H100 80GB HBM3")
+    assert h100.floor_seconds(989e12, 1) == 1 and h100.floor_seconds(1, 3.35e12) == 1
+    assert h100.floor_seconds(67e12, 1, "float32") == 1
 
 
-def test_the_head_by_hand():
-    wide = ga.Model(hidden=6, layers=1, heads=2, key_heads=1, depth=2, inner=5, vocabulary=7)
-    rows = {o.name: (o.flops, o.bytes) for o in ga.head(TINY, wide, tokens=10)}
-    assert rows == {
-        "logits of the student": (2 * 70 * 4, 4 * 70 + 2 * 28),
-        "logits of the teacher": (2 * 70 * 6, 4 * 70 + 2 * 42),
-        "row statistics": (0, 2 * 2 * 4 * 70),
-        "gradient by the logits": (0, 2 * 4 * 70 + 2 * 70),
-        "gradient by the states": (2 * 70 * 4, 2 * (70 + 28)),
-        "gradient by the table": (2 * 70 * 4, 2 * 70 + 2 * 4 * 28),
-    }
+def test_the_default_step_is_that_of_qwen3():
+    assert gpu_arithmetic.QWEN3_06B.parameters(151936) == pytest.approx(596e6, rel=1e-3)  # as on its model card
+    assert gpu_arithmetic.QWEN3_17B.parameters(151936) == pytest.approx(1.72e9, rel=1e-3)
 
 
-def test_the_longer_of_the_two_counts():
-    card = ga.Card(teraflops=1.0, terabytes=1.0)
-    bound_by_products = ga.Operator("a", "a", flops=8e12, bytes=1e12, share=0.5)
-    assert bound_by_products.floor_ms(card) == pytest.approx(8000) and bound_by_products.estimate_ms(card) == pytest.approx(16000)
-    bound_by_memory = ga.Operator("a", "a", flops=1e12, bytes=8.5e12, share=0.5)
-    assert bound_by_memory.floor_ms(card) == pytest.approx(8500) and bound_by_memory.estimate_ms(card) == pytest.approx(10000)
+@pytest.mark.parametrize("said, name", [("NVIDIA H100 PCIe", "H100 PCIe"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"),
+                                        ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"), ("NVIDIA A100-SXM4-80GB", "A100"),
+                                        ("NVIDIA B200", "B200")])  # fmt: skip
+def test_cards_by_what_the_driver_calls_them(said, name):
+    assert gpu_check_cards.card_named(said).name == name
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=60)
+def test_an_unknown_card_has_no_figures():
+    assert gpu_check_cards.card_named("NVIDIA GB200") is None and gpu_check_cards.card_named("fake CUDA device") is None
 
 
-def test_groups_are_the_sums_of_their_operators():
-    done = run("--json", "--card", "H200", "--teacher", "8B", "--rows", "2", "--length", "512")
-    found = json.loads(done.stdout)
-    assert done.returncode == 0 and found["card"] == "H200" and found["tokens"] == 1024
-    for key in ("floor_ms", "estimate_ms"):
-        whole = sum(o[key] for o in found["operators"])
-        assert found["groups"][ga.STEP][key] == pytest.approx(whole)
-        assert sum(row[key] for name, row in found["groups"].items() if name != ga.STEP) == pytest.approx(whole)
-    assert all(0 < o["floor_ms"] < o["estimate_ms"] for o in found["operators"])
-
-
-def test_the_table_says_what_it_is_and_names_the_targets():
-    done = run()
-    assert done.returncode == 0 and "by arithmetic, not measured" in done.stdout
-    for name, wanted in ga.TARGET_MS.items():
-        assert f"target of {name}: {wanted:g} ms; estimate " in done.stdout
-    assert "target" not in run("--card", "H200").stdout  # they are for one card and one pair
-
-
-@pytest.mark.parametrize("flags", [("--rows", "0"), ("--card", "H1"), ("--student", "9B"), ("--length", "-1")])
-def test_what_cannot_be_is_refused(flags):
-    done = run(*flags)
-    assert done.returncode == 2 and flags[0] in done.stderr and "Traceback" not in done.stderr
+def test_the_table_and_a_refusal():
+    tool = REPOSITORY / "tools" / "gpu_arithmetic.py"
+    done = subprocess.run([sys.executable, tool, "--card=B200", "--batch=1"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "nothing measured: one B200, 1x2048" in done.stdout
+    assert [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][-1] == "step"
+    done = subprocess.run([sys.executable, tool, "--student=1,2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "'1,2': wanted six whole numbers" in done.stderr

@@ -1,0 +1,284 @@
+"""The operators that tools/gpu_check times: ours, the same by PyTorch and others, and the FLOPs and bytes that it takes.
+
+Sizes are those of a student of 0.6B at 8,192 tokens; `small` has a dry run's. Each case is forward and backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+EPS = 1e-6
+OURS = "Limbeck"
+
+
+@dataclass
+class Case:
+    """A contender gives the tensors that it computed. `alike`: peers that compute the same, and so are compared."""
+
+    name: str
+    contenders: dict[str, Callable[[], list[torch.Tensor]]]
+    flops: float
+    moved: float  # bytes
+    tolerance: float  # of the norm of each result
+    dtype: str = "bfloat16"
+    alike: tuple[str, ...] = ("PyTorch",)
+
+
+class Sizes:
+    def __init__(self, small: bool):
+        self.batch, self.length = (2, 16) if small else (4, 2048)
+        self.width, self.inner, self.teacher = (32, 48, 64) if small else (1024, 3072, 2048)
+        self.heads, self.kv_heads, self.head_size = (4, 2, 16) if small else (16, 8, 128)
+        self.vocabulary = 101 if small else 151936
+        self.layers = 1 if small else 28
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+
+class Maker:
+    def __init__(self, small: bool, device: str):
+        self.sizes, self.device, self.ops = Sizes(small), device, torch.ops.limbeck
+        self.draw = torch.Generator(device).manual_seed(3)
+
+    def drawn(self, *size: int, dtype=torch.bfloat16, scale: float = 1.0, learned: bool = True) -> torch.Tensor:
+        made = torch.randn(size, generator=self.draw, device=self.device).mul_(scale).to(dtype)
+        return made.requires_grad_() if learned else made
+
+    def both_ways(self, forward: Callable, inputs: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        """The result and the gradients of all inputs."""
+        self.draw.manual_seed(7)  # the same gradient for all contenders
+        with torch.no_grad():
+            grad = self.drawn(*forward(*inputs).shape, dtype=inputs[0].dtype, learned=False)
+
+        def work() -> list[torch.Tensor]:
+            result = forward(*inputs)
+            return [result.detach(), *torch.autograd.grad(result, inputs, grad)]
+
+        return work
+
+    def among(self, name: str, contenders: dict[str, Callable], inputs: list, moved: float, flops: float = 0, tolerance: float = 0.02,
+              **more) -> Case:  # fmt: skip
+        made = {who: self.both_ways(forward, inputs) for who, forward in contenders.items()}
+        return Case(name, made, flops, moved, tolerance, **more)
+
+
+def liger(path: str):
+    """A name of Liger's, or None: no dependency of ours."""
+    import importlib
+
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(f"liger_kernel.{module}"), name)
+    except (ImportError, AttributeError, RuntimeError, OSError):
+        return None
+
+
+def rms_norm(m: Maker, name: str, rows: int, width: int) -> Case:
+    x, w = m.drawn(rows, width), m.drawn(width)
+    contenders = {OURS: lambda x, w: m.ops.rms_norm(x, w, EPS), "PyTorch": lambda x, w: F.rms_norm(x, (width,), w, EPS)}
+    if (function := liger("ops.rms_norm.LigerRMSNormFunction")) and m.device == "cuda":
+        contenders["Liger"] = lambda x, w: function.apply(x, w, EPS, 0.0, "llama", False)
+    return m.among(name, contenders, [x, w], moved=10.0 * x.numel())
+
+
+def layer_norm(m: Maker) -> Case:
+    s = m.sizes
+    x, w, b = m.drawn(s.tokens, s.width), m.drawn(s.width), m.drawn(s.width)
+    return m.among("layer norm", {OURS: lambda x, w, b: m.ops.layer_norm(x, w, b, EPS),
+                                  "PyTorch": lambda x, w, b: F.layer_norm(x, (s.width,), w, b, EPS)}, [x, w, b], moved=10.0 * x.numel())  # fmt: skip
+
+
+def gated(m: Maker, name: str) -> Case:
+    s = m.sizes
+    gate, up = m.drawn(s.tokens, s.inner), m.drawn(s.tokens, s.inner)
+    plain = {"swiglu": lambda g, u: F.silu(g) * u, "geglu_tanh": lambda g, u: F.gelu(g, approximate="tanh") * u}[name]
+    contenders = {OURS: getattr(m.ops, name), "PyTorch": plain}
+    theirs = {"swiglu": "ops.swiglu.LigerSiLUMulFunction", "geglu_tanh": "ops.geglu.LigerGELUMulFunction"}[name]
+    if (function := liger(theirs)) and m.device == "cuda":
+        # It writes gradients over what it kept, and so gets copies; their time is in its number.
+        contenders["Liger with copies"] = lambda g, u: function.apply(g.clone(), u.clone())
+    return m.among(name, contenders, [gate, up], moved=16.0 * gate.numel())
+
+
+def rotary(m: Maker) -> Case:
+    s = m.sizes
+    x = m.drawn(s.batch, s.length, s.heads, s.head_size)
+    angle = m.drawn(1, s.length, s.head_size // 2, dtype=torch.float32, learned=False)
+    cos, sin = angle.cos(), angle.sin()
+    wide_cos, wide_sin = (torch.cat([a, a], -1).unsqueeze(2).to(x.dtype) for a in (cos, sin))
+
+    def plain(x):
+        first, second = x.chunk(2, -1)
+        return x * wide_cos + torch.cat([-second, first], -1) * wide_sin
+
+    return m.among("rotary", {OURS: lambda x: m.ops.rotary_embedding(x, cos, sin), "PyTorch": plain}, [x], moved=8.0 * x.numel())
+
+
+def attention(m: Maker, dtype: str = "bfloat16") -> Case:
+    s, kind = m.sizes, getattr(torch, dtype)
+    q = m.drawn(s.batch, s.length, s.heads, s.head_size, dtype=kind)
+    k, v = (m.drawn(s.batch, s.length, s.kv_heads, s.head_size, dtype=kind) for _ in range(2))
+    scale = 1 / math.sqrt(s.head_size)
+
+    def sdpa(q, k, v):
+        turned = (t.transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(*turned, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
+
+    pairs = s.batch * s.heads * s.length**2 / 2
+    return m.among(f"attention, causal, {dtype}", {OURS: lambda q, k, v: m.ops.attention(q, k, v, scale=scale), "PyTorch": sdpa},
+                   [q, k, v], flops=3.5 * 4 * pairs * s.head_size, moved=q.element_size() * 6.0 * (q.numel() + k.numel()),
+                   tolerance=1e-4 if dtype == "float32" else 0.02, dtype=dtype)  # fmt: skip
+
+
+def head_inputs(m: Maker) -> list[torch.Tensor]:
+    s = m.sizes
+    student, weight = m.drawn(s.tokens, s.width), m.drawn(s.vocabulary, s.width, scale=0.06)
+    teacher, teacher_weight = m.drawn(s.tokens, s.teacher, learned=False), m.drawn(s.vocabulary, s.teacher, scale=0.04, learned=False)
+    return [student, weight, teacher, teacher_weight]
+
+
+def gradients_of(loss: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    def work() -> list[torch.Tensor]:
+        value = loss()
+        return [value.detach().float().reshape(()), *torch.autograd.grad(value, inputs)]
+
+    return work
+
+
+def head_and_kl(m: Maker) -> Case:
+    s = m.sizes
+    student, weight, teacher, teacher_weight = head_inputs(m)
+    ones = torch.full((s.tokens,), 1 / s.tokens, device=m.device)
+
+    def ours():
+        return m.ops.head_loss(student, weight, teacher, teacher_weight, None, ones, torch.zeros_like(ones), divergence="forward_kl",
+                               vocabulary=s.vocabulary)[0]  # fmt: skip
+
+    def run_of(begin: int, end: int):
+        with torch.no_grad():
+            wanted = F.log_softmax((teacher[begin:end] @ teacher_weight.T).float(), -1)
+        return F.kl_div(F.log_softmax((student[begin:end] @ weight.T).float(), -1), wanted, reduction="sum", log_target=True) / s.tokens
+
+    def in_runs(length: int = 1024):
+        totals = [torch.zeros((), device=m.device), torch.zeros_like(student), torch.zeros_like(weight)]
+        for begin in range(0, s.tokens, length):
+            loss = run_of(begin, begin + length)
+            for total, part in zip(totals, (loss.detach(), *torch.autograd.grad(loss, [student, weight]))):
+                total += part
+        return totals
+
+    contenders = {OURS: gradients_of(ours, [student, weight]), "PyTorch": gradients_of(lambda: run_of(0, s.tokens), [student, weight]),
+                  "PyTorch in runs": in_runs}  # fmt: skip
+    function = liger("chunked_loss.LigerFusedLinearJSDLoss")
+    if function and m.device == "cuda":
+        fused = function(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False)
+        labels = torch.zeros(s.tokens, dtype=torch.long, device=m.device)
+        contenders["Liger fused JSD, beta 0"] = gradients_of(lambda: fused(student, weight, teacher, teacher_weight, labels), [student, weight])
+    products = 2.0 * s.tokens * s.vocabulary * (3 * s.width + s.teacher)
+    return Case("head and KL", contenders, products, 2.0 * s.vocabulary * (3 * s.width + s.teacher), 0.03, alike=("PyTorch in runs",))
+
+
+def head_and_cross_entropy(m: Maker) -> Case:
+    s = m.sizes
+    student, weight, _, _ = head_inputs(m)
+    labels = torch.randint(0, s.vocabulary, (s.tokens,), generator=m.draw, device=m.device)
+    ones = torch.full((s.tokens,), 1 / s.tokens, device=m.device)
+
+    def ours():
+        return m.ops.head_loss(student, weight, None, None, labels, torch.zeros_like(ones), ones, divergence="none",
+                               vocabulary=s.vocabulary)[0]  # fmt: skip
+
+    contenders = {OURS: ours, "PyTorch": lambda: F.cross_entropy((student @ weight.T).float(), labels)}
+    if m.device == "cuda":
+        if function := liger("ops.fused_linear_cross_entropy.LigerFusedLinearCrossEntropyFunction"):
+            contenders["Liger"] = lambda: function.apply(student, weight, labels)[0]
+        try:
+            from cut_cross_entropy import linear_cross_entropy
+
+            contenders["cut-cross-entropy"] = lambda: linear_cross_entropy(student, weight, labels)
+        except (ImportError, RuntimeError, OSError):
+            pass
+    made = {who: gradients_of(loss, [student, weight]) for who, loss in contenders.items()}
+    return Case("head and cross-entropy", made, 6.0 * s.tokens * s.vocabulary * s.width, 2.0 * 3 * s.vocabulary * s.width, 0.03)
+
+
+def adamw(m: Maker) -> Case:
+    """Float32 weights on both sides, as PyTorch's fused one has them; one step from zero moments is compared."""
+    s = m.sizes
+    shapes = [(s.width, s.inner)] * 3 * s.layers + [(2 * s.width, s.width)] * 3 * s.layers + [(s.width,)] * 2 * s.layers
+    start = [m.drawn(*shape, dtype=torch.float32, scale=0.02, learned=False) for shape in shapes]
+    grads = [m.drawn(*shape, dtype=torch.float32, scale=0.01, learned=False) for shape in shapes]
+    mine = [t.clone() for t in start]
+    first, second = ([torch.zeros_like(t) for t in start] for _ in range(2))
+    theirs = [torch.nn.Parameter(t.clone()) for t in start]
+    optimizer = torch.optim.AdamW(theirs, lr=1e-3, weight_decay=0.1, fused=True)
+    for parameter, grad in zip(theirs, grads):
+        parameter.grad = grad
+    taken = [0]
+
+    def ours() -> list[torch.Tensor]:
+        taken[0] += 1
+        m.ops.adamw_step_(mine, grads, [], first, second, taken[0], 1e-3, weight_decay=0.1)
+        return mine
+
+    def fused() -> list[torch.Tensor]:
+        optimizer.step()
+        return [parameter.detach() for parameter in theirs]
+
+    count = sum(t.numel() for t in start)
+    return Case("AdamW, float32", {OURS: ours, "PyTorch": fused}, 0, 28.0 * count, 1e-5, dtype="float32")
+
+
+def linear_float16(m: Maker) -> Case:
+    s = m.sizes
+    x, w = m.drawn(s.tokens, s.width, dtype=torch.float16), m.drawn(s.inner, s.width, dtype=torch.float16, scale=0.03)
+    return m.among("linear, float16", {OURS: m.ops.linear, "PyTorch": F.linear}, [x, w], flops=6.0 * s.tokens * s.width * s.inner,
+                   moved=2.0 * 3 * (x.numel() + w.numel()), tolerance=2e-3, dtype="float16")  # fmt: skip
+
+
+def linear_nf4(m: Maker) -> Case:
+    """A frozen weight: PyTorch's is the one that the codes stand for, kept unpacked."""
+    s = m.sizes
+    weight = torch.randn(s.inner, s.width, generator=torch.Generator().manual_seed(2))
+    parts = [part.to(m.device) for part in m.ops.quantize_weight(weight, "nf4")]
+    plain = m.ops.dequantize_rows(parts, "nf4", s.inner, s.width, 0, s.inner).to(torch.bfloat16)
+    x = m.drawn(s.tokens, s.width)
+    moved = 2.0 * (2 * s.tokens * (s.width + s.inner)) + 2 * sum(part.nbytes for part in parts)
+    return m.among("linear, NF4 weight", {OURS: lambda x: m.ops.quantized_linear(x, parts, "nf4", s.inner, s.width),
+                                          "PyTorch": lambda x: F.linear(x, plain)},
+                   [x], flops=4.0 * s.tokens * s.width * s.inner, moved=moved)  # fmt: skip
+
+
+def dropout(m: Maker) -> Case:
+    """Other masks than PyTorch's, so only times are compared."""
+    s = m.sizes
+    x = m.drawn(s.tokens, s.width)
+    tokens = torch.arange(s.tokens, device=m.device)
+    return m.among("dropout", {OURS: lambda x: m.ops.dropout(x, tokens, 9, 0.1), "PyTorch": lambda x: F.dropout(x, 0.1)}, [x],
+                   moved=8.0 * x.numel(), alike=())  # fmt: skip
+
+
+# In this order: what the plan asks for first. Each is made when its turn comes, so that one that fails fails alone.
+CASES: dict[str, Callable[[Maker], Case]] = {
+    "head and KL": head_and_kl,
+    "attention, bfloat16": attention,
+    "norm of layers": lambda m: rms_norm(m, "RMS norm of layers", m.sizes.tokens, m.sizes.width),
+    "norm of heads": lambda m: rms_norm(m, "RMS norm of heads", m.sizes.tokens * m.sizes.heads, m.sizes.head_size),
+    "AdamW": adamw,
+    "swiglu": lambda m: gated(m, "swiglu"),
+    "rotary": rotary,
+    "head and cross-entropy": head_and_cross_entropy,
+    "linear, NF4": linear_nf4,
+    "linear, float16": linear_float16,
+    "geglu": lambda m: gated(m, "geglu_tanh"),
+    "layer norm": layer_norm,
+    "dropout": dropout,
+    "attention, float32": lambda m: attention(m, "float32"),
+}
