@@ -11,13 +11,10 @@
 #include "kernels/adamw/adamw_operators.h"
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
 namespace {
-
-bool is_half(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
-}
 
 void check_contiguous(const char* op, const char* name, const at::Tensor& tensor) {
   TORCH_CHECK(tensor.is_contiguous(), "[", op, "] ", name, " is ", described(tensor), " with strides ",

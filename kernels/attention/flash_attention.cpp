@@ -5,6 +5,8 @@
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 
+#include "kernels/operator/wide_type.h"
+
 namespace limbeck::kernels {
 namespace {
 
@@ -53,8 +55,7 @@ Tensor padding(const Tensor& segments) { return segments.eq(0).unsqueeze(2).unsq
 
 bool flash_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                             const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
-  if (q.scalar_type() != at::kHalf && q.scalar_type() != at::kBFloat16) return false;
-  if (softcap > 0 || v.size(3) != q.size(3)) return false;
+  if (!is_half(q) || softcap > 0 || v.size(3) != q.size(3)) return false;
   if (q.size(3) % kWidthMultiple != 0 || q.size(3) > kMostWidth || q.numel() == 0) return false;
   return !segments_q ||
          (runs && q.size(1) == k.size(1) && segments_q->const_data_ptr() == segments_k->const_data_ptr());

@@ -25,14 +25,8 @@ using at::Tensor;
 
 constexpr int64_t kLogitsAtOnce = int64_t{1} << 24;  // of one run and one head: 64 MB in float32
 
-// a b in the wide dtype; half operands are not widened where cuBLAS gives its float32 sums away (of a float64 teacher's
-// half student the sums are wanted in float64, which it does not have).
-Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType wide) {
-  const bool half = a.scalar_type() == at::kHalf || a.scalar_type() == at::kBFloat16;
-  const bool sums = half && a.scalar_type() == b.scalar_type() && wide == at::kFloat;
-  if (a.is_cuda() && sums) return at::mm(a, b, wide);
-  return at::mm(a.to(wide), b.to(wide));
-}
+// a b in the wide dtype: of a float64 teacher's half student the sums are wanted in float64.
+Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType wide) { return at::mm(a.to(wide), b.to(wide)); }
 
 struct Logits {
   Tensor plain, plain_slope;  // after scale and softcap; slopes are undefined where they are the constant scale

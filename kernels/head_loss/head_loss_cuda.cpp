@@ -16,13 +16,12 @@
 #include "kernels/head_loss/head_loss_plan.h"
 #include "kernels/head_loss/head_loss_signature.h"
 #include "kernels/operator/checks.h"
+#include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
 namespace {
 
 using at::Tensor;
-
-bool is_half(const Tensor& t) { return t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16; }
 
 // out = a b in float32, whatever the dtype of a and b: cuBLAS gives the sums of half operands away.
 void float_product(Tensor out, const Tensor& a, const Tensor& b) {

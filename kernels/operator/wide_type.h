@@ -8,4 +8,8 @@ namespace limbeck::kernels {
 inline at::ScalarType wide_type(at::ScalarType storage) { return storage == at::kDouble ? at::kDouble : at::kFloat; }
 inline at::ScalarType wide_type(const at::Tensor& tensor) { return wide_type(tensor.scalar_type()); }
 
+inline bool is_half(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
+}
+
 }  // namespace limbeck::kernels

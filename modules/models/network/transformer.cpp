@@ -22,6 +22,12 @@ namespace limbeck::models {
 
 namespace {
 
+// [B, T - 1]: where a number of a row is another than the one before it.
+at::Tensor changes(const at::Tensor& numbers) {
+  const int64_t later = numbers.size(1) - 1;
+  return numbers.narrow(1, 1, later).ne(numbers.narrow(1, 0, later));
+}
+
 // 0-based positions of each token within its row, skipping padding, restarting at each document.
 at::Tensor default_positions(const ModelInput& input, ModelKind kind) {
   const int64_t length = input.ids.size(1);
@@ -29,11 +35,9 @@ at::Tensor default_positions(const ModelInput& input, ModelKind kind) {
   const at::Tensor running = at::arange(past, past + length, input.ids.options()).unsqueeze(0).expand_as(input.ids);
   if (input.document_ids) {
     // The first index of each token's document is the running maximum of the indices where a document starts.
-    const at::Tensor& documents = *input.document_ids;
     at::Tensor starts = at::zeros_like(running);
     if (length > 1) {
-      const at::Tensor change = documents.narrow(1, 1, length - 1).ne(documents.narrow(1, 0, length - 1));
-      starts.narrow(1, 1, length - 1).copy_(running.narrow(1, 1, length - 1) * change);
+      starts.narrow(1, 1, length - 1).copy_(running.narrow(1, 1, length - 1) * changes(*input.document_ids));
     }
     return running - std::get<0>(starts.cummax(1));
   }
@@ -57,9 +61,9 @@ std::optional<at::Tensor> segments(const ModelInput& input) {
 // Where the runs of equal segments begin, in order, and where the last one ends: count + 1 numbers, without asking the
 // device how many there are.
 at::Tensor run_ends(const at::Tensor& segments, int64_t count) {
-  const int64_t length = segments.size(1), tokens = segments.numel();
+  const int64_t tokens = segments.numel();
   at::Tensor first = at::ones_like(segments, segments.options().dtype(at::kBool));
-  first.narrow(1, 1, length - 1).copy_(segments.narrow(1, 1, length - 1).ne(segments.narrow(1, 0, length - 1)));
+  first.narrow(1, 1, segments.size(1) - 1).copy_(changes(segments));
   const at::Tensor begins = at::nonzero_static(first.flatten(), count, /*fill_value=*/tokens).flatten();
   return precision::integers(at::constant_pad_nd(begins, {0, 1}, tokens), at::kInt);
 }
