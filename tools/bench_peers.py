@@ -111,6 +111,9 @@ class Bench:
 
     def prepare(self) -> None:
         self.worker("models", {}, {})
+        self.write_rows()
+
+    def write_rows(self) -> None:
         o = self.options
         bench_data.write_rows(self.folder / "data", o.batch * o.steps, o.length, o.vocabulary)
 

@@ -23,7 +23,7 @@ class Watched:
 
     def __init__(self, out: Path, *arguments, timeout: float = 240, **environment: str):
         command = [sys.executable, TOOLS / "gpu_check", "--out", out, "--build", build_folder(), *arguments]
-        self.states, self.out = [], out
+        self.states, self.seen, self.out = [], None, out
         with open(out.with_suffix(".txt"), "w+") as said:
             child = subprocess.Popen([str(word) for word in command], env=os.environ | environment, stdout=said, stderr=subprocess.STDOUT)
             try:
@@ -42,10 +42,10 @@ class Watched:
 
     def look(self) -> list[dict]:
         file = self.out / "gpu_check.json"
-        if file.exists():
-            state = json.loads(file.read_text())
-            if not self.states or state != self.states[-1]:
-                self.states.append(state)
+        seen = file.stat().st_mtime_ns if file.exists() else None
+        if seen != self.seen:
+            self.states.append(json.loads(file.read_text()))
+            self.seen = seen
         return self.states[-1:]
 
     @property

@@ -23,6 +23,7 @@ LOADING = ("ATEN_", "CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MALLOC_", "MKL_", "
            "TORCH", "TRANSFORMERS_")  # fmt: skip
 # What conftest.py sets before it imports anything.
 SETTINGS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")  # where it is kept changes nothing that is loaded
 SIZE, CODE = struct.Struct("!I"), struct.Struct("!i")
 ACCEPTED, REFUSED = b"y", b"n"
 
@@ -30,7 +31,7 @@ ACCEPTED, REFUSED = b"y", b"n"
 def loaded_by(environment: dict) -> dict:
     """The variables that libraries read while they are loaded, as they are once conftest.py was imported."""
     return {name: value.lower() for name, value in (SETTINGS | environment).items()
-            if name.startswith(LOADING) and name != "PYTHONDONTWRITEBYTECODE"}
+            if name.startswith(LOADING) and name not in BYTECODE}
 
 
 def exactly(connection: socket.socket, size: int) -> bytes:
@@ -118,6 +119,7 @@ def become(request: dict, streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    sys.pycache_prefix = os.environ.get("PYTHONPYCACHEPREFIX") or None
     sys.stdin = sys.__stdin__ = open(0, closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)
     sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
