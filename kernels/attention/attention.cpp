@@ -2,6 +2,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -9,6 +10,8 @@
 #include <cmath>
 
 #include "kernels/attention/attention_operands.h"
+#include "kernels/attention/flash_attention.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
@@ -40,20 +43,44 @@ void check_segments(const char* name, const OptionalTensor& segments, const Tens
 // A result of this shape, contiguous whatever the strides of its inputs are.
 Tensor empty_like_shape(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
 
+// So many bytes more at the peak.
+void hold_for_a_moment(const Tensor& like, int64_t bytes) { at::empty({bytes}, like.options().dtype(at::kByte)); }
+
+// A plan for a GPU holds what its composition allocates; FlashAttention's forward allocates its results alone.
+bool plans_composition(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
+                       const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
+  return planned_device() == at::kCUDA &&
+         !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);
+}
+
 std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor& k, const Tensor& v,
                                                   const OptionalTensor& segments_q, const OptionalTensor& segments_k,
-                                                  double, bool, int64_t window, double softcap, const OptionalTensor&) {
+                                                  double scale, bool causal, int64_t window, double softcap,
+                                                  const OptionalTensor& runs) {
   check_attention(q, k, v, segments_q, segments_k, window, softcap);
+  if (plans_composition(q, k, v, segments_q, segments_k, runs, softcap)) {
+    const at::DisableRecordFunctionGuard inside;  // who records operators sees this one
+    return composed_attention_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
+  }
   auto out = at::empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, q.options());
   auto lse = at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1)}, q.options().dtype(wide_type(q)));
+  if (planned_device() == at::kCUDA) hold_for_a_moment(q, flash_forward_scratch(q, segments_q.has_value()));
   return {out, lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward_meta(const Tensor&, const Tensor& q, const Tensor& k,
-                                                           const Tensor& v, const Tensor&, const Tensor&,
-                                                           const OptionalTensor&, const OptionalTensor&, double, bool,
-                                                           int64_t, double, const OptionalTensor&) {
-  return {empty_like_shape(q), empty_like_shape(k), empty_like_shape(v)};
+std::tuple<Tensor, Tensor, Tensor> attention_backward_meta(const Tensor& dout, const Tensor& q, const Tensor& k,
+                                                           const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                           const OptionalTensor& segments_q,
+                                                           const OptionalTensor& segments_k, double scale, bool causal,
+                                                           int64_t window, double softcap,
+                                                           const OptionalTensor& runs) {
+  if (plans_composition(q, k, v, segments_q, segments_k, runs, softcap)) {
+    const at::DisableRecordFunctionGuard inside;
+    return composed_attention_backward(dout, q, k, v, out, lse, segments_q, segments_k, scale, causal, window, softcap);
+  }
+  std::tuple results{empty_like_shape(q), empty_like_shape(k), empty_like_shape(v)};
+  if (planned_device() == at::kCUDA) hold_for_a_moment(q, flash_backward_scratch(q, k, segments_q.has_value()));
+  return results;
 }
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -12,6 +12,7 @@
 #include "kernels/head_loss/head_loss_cpu.h"
 #include "kernels/head_loss/head_loss_signature.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -27,7 +28,7 @@ HeadLossResults forward_cpu(const HeadLossInputs& in, const HeadLossOptions& wan
                                   : head_loss_on_cpu(in, options, hidden, weight);
 }
 
-// Allocates what the CPU's body allocates, when every token counts.
+// Allocates what the body of the planned device allocates, when every token counts.
 HeadLossResults forward_meta(const HeadLossInputs& in, const HeadLossOptions& wanted, bool hidden, bool weight) {
   const auto options = check_head_loss(in, wanted);
   const auto tokens = in.student_hidden.sym_size(0);
@@ -39,8 +40,9 @@ HeadLossResults forward_meta(const HeadLossInputs& in, const HeadLossOptions& wa
   auto d_hidden = empty_like(in.student_hidden, hidden), d_weight = empty_like(in.student_weight, weight);
   const auto concrete = tokens.maybe_as_int();
   if (concrete && *concrete > 0 && head_loss_type(in) == at::kFloat) {
-    const auto plan = head_plan(head_shape(in, options, *concrete, hidden, weight));
-    const auto scratch = at::empty({plan.bytes}, in.student_hidden.options().dtype(at::kByte));
+    const HeadShape shape = head_shape(in, options, *concrete, hidden, weight);
+    const int64_t bytes = planned_device() == at::kCUDA ? cuda_head_scratch(shape) : head_plan(shape).bytes;
+    const auto scratch = at::empty({bytes}, in.student_hidden.options().dtype(at::kByte));
   }
   return {at::empty({}, wide), divergence, cross_entropy, d_hidden, d_weight};
 }

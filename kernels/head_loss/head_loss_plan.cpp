@@ -143,4 +143,19 @@ CudaHeadPlan cuda_head_plan(int64_t tokens, int64_t vocabulary, bool teacher) {
   return plan;
 }
 
+int64_t cuda_head_scratch(const HeadShape& s) {
+  const CudaHeadPlan plan = cuda_head_plan(s.tokens, s.vocabulary, s.teacher.depth > 0);
+  const int64_t run_elements = plan.run * s.student.depth, weight_elements = s.vocabulary * s.student.depth;
+  const bool wide = s.student.storage == Storage::kFloat32;
+  // In turn: the float32 gradient of a run's hidden states; the counted hidden states, and in float16's units a product
+  // that cannot be added in place.
+  const int64_t hidden = s.hidden_gradient ? 4 * run_elements : 0;
+  int64_t weight = s.weight_gradient ? run_elements * (wide ? 4 : 2) : 0;
+  if (s.weight_gradient && s.student.storage == Storage::kFloat16) weight += 4 * weight_elements;
+  const int64_t in_turn = std::max(hidden, weight);
+  if (wide || !s.weight_gradient) return plan.bytes + in_turn;  // float32 sums are the result themselves
+  // Half types: the result is made of the sums when all else is gone.
+  return plan.bytes + 4 * weight_elements + std::max<int64_t>(in_turn - 2 * weight_elements, 0);
+}
+
 }  // namespace limbeck::kernels

@@ -40,6 +40,19 @@ at::Tensor& logical_and_out(const at::Tensor& self, const at::Tensor& other, at:
   return out;
 }
 
+at::Tensor& logical_not_out(const at::Tensor& self, at::Tensor& out) {
+  out.resize_(self.sizes());
+  return out;
+}
+
+at::Tensor& logsumexp_out(const at::Tensor& self, at::IntArrayRef over, bool keepdim, at::Tensor& out) {
+  std::vector<int64_t> shape = self.sizes().vec();
+  for (const int64_t axis : over) shape[static_cast<size_t>(c10::maybe_wrap_dim(axis, self.dim()))] = 1;
+  TORCH_CHECK(keepdim, "logsumexp on meta: keepdim alone is there");
+  out.resize_(shape);
+  return out;
+}
+
 at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
 
 at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
@@ -50,6 +63,8 @@ TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("index_select", &index_select);
   library.impl("_cummax_helper", &cummax_helper);
   library.impl("logical_and.out", &logical_and_out);
+  library.impl("logical_not.out", &logical_not_out);
+  library.impl("logsumexp.out", &logsumexp_out);
   library.impl("relu", &relu);
   library.impl("abs", &abs);
   library.impl("where.self", &where);

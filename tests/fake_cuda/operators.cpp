@@ -34,6 +34,9 @@ const std::set<std::string> kTakeCpuIndices = {"aten::index", "aten::index_put_"
 const std::set<std::string> kMakeTheHostWait = {"aten::nonzero",    "aten::masked_select",     "aten::_unique2",
                                                 "aten::equal",      "aten::bincount",          "aten::unique_dim",
                                                 "aten::is_nonzero", "aten::repeat_interleave", "aten::histc"};
+// They add to where an index says, by atomics: in another order each time where two go to one place.
+const std::set<std::string> kAddByIndex = {"aten::index_add_", "aten::index_add.out", "aten::scatter_add_",
+                                           "aten::scatter_add.out"};
 
 void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
   const auto count = op.schema().arguments().size();
@@ -71,6 +74,14 @@ class Computing {
   const c10::ParallelGuard alone_{true};  // tensors of tests are small: waking threads is what would take long
 };
 
+bool adds_in_no_order(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  if (!kAddByIndex.contains(op.schema().name() + (op.schema().overload_name().empty() ? "" : "." + op.schema().overload_name())))
+    return false;
+  const Computing scope;
+  const Tensor index = on_host(torch::jit::peek(stack, 2, op.schema().arguments().size()).toTensor()).flatten();
+  return std::get<0>(at::_unique(index)).numel() < index.numel();
+}
+
 // With LIMBECK_FAKE_CUDA_WAITS set the calls that led to each wait are printed.
 void count(bool waits) {
   static const bool told = std::getenv("LIMBECK_FAKE_CUDA_WAITS") != nullptr;
@@ -84,6 +95,7 @@ void count(bool waits) {
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   check_devices(op, *stack);
   count(kMakeTheHostWait.contains(op.schema().name()));
+  if (!computing && adds_in_no_order(op, *stack)) ++counters().unordered;
   const Computing scope;
   at::native::cpu_fallback(op, stack);
 }

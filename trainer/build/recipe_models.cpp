@@ -97,8 +97,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   request.root = role;
   request.dtype = settings.dtype(role + ".dtype");
   request.dtype_source = source_of(settings, role + ".dtype");
-  const auto device = settings.device(role + ".device");
-  request.device = device ? *device : *settings.device("device");
+  request.device = settings.device_of(role);
   request.adapted = role == "student" && trains_adapter(settings);
   request.trainable = role == "student" && !request.adapted;
   request.for_training = role == "student";

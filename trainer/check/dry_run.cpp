@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "kernels/operator/planned_device.h"
 #include "modules/errors.h"
 #include "modules/memory/meta_memory.h"
 #include "modules/precision/casts.h"
@@ -212,6 +213,7 @@ void add_cast(const CastRow& cast, std::vector<CastRow>& rows) {
 
 CheckReport dry_run(const recipe::Settings& settings, const Registries& registries, int ranks, const Tamper& tamper) {
   const MetaMemory memory;
+  const kernels::PlanFor device(settings.device_of("student").type());
   CheckReport report;
   report.ranks = ranks;
   const auto planned = ranks > 1 ? parallel::make_planned(ranks) : parallel::make_solo();

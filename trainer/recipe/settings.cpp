@@ -214,6 +214,11 @@ std::optional<c10::Device> Settings::device(const std::string& name) const {
   return to_device(single(name, OptionKind::kDevice).text);
 }
 
+c10::Device Settings::device_of(const std::string& role) const {
+  const std::optional<c10::Device> own = device(role + ".device");
+  return own ? *own : *device("device");
+}
+
 Count Settings::count(const std::string& name) const {
   const Value& value = single(name, OptionKind::kCount);
   return parse_count(value.text, table_.at(name).units).count;

@@ -40,6 +40,8 @@ class Settings {
   bool enabled(const std::string& name) const;
   std::optional<c10::ScalarType> dtype(const std::string& name) const;  // none: a word such as auto; see text()
   std::optional<c10::Device> device(const std::string& name) const;     // none: a word such as auto
+  // Of the models of `role`: its own device, else that of the command.
+  c10::Device device_of(const std::string& role) const;
   Count count(const std::string& name) const;
   std::vector<std::string> list(const std::string& name) const;
   const std::vector<Value>& values(const std::string& name) const;  // a list with the origin of each entry

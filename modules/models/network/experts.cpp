@@ -6,6 +6,7 @@
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/linear/linear.h"
 #include "kernels/operator/wide_type.h"
@@ -44,6 +45,24 @@ at::Tensor indices(const std::vector<int64_t>& values, const at::Tensor& where) 
 struct Groups {
   std::vector<int64_t> rows;      // of each expert; 0 where it has no token
   at::Tensor token_of, place_of;  // [rows]: which sorted token; [N K]: which row
+};
+
+// The rows of each expert, from the tokens. index_select's own gradient adds the rows of a token up as they come, on a
+// GPU in another order each time and rounded after each; this one adds those of a token's experts in one order.
+struct TokensToRows : torch::autograd::Function<TokensToRows> {
+  // token_of_row [rows]; row_of [N, K]: where a token went.
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& tokens_nd,
+                            const at::Tensor& token_of_row, const at::Tensor& row_of) {
+    context->save_for_backward({row_of});
+    return tokens_nd.index_select(0, token_of_row);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
+    const at::Tensor row_of = context->get_saved_variables()[0];
+    const at::Tensor& rows = gradients[0];
+    const at::Tensor copies = rows.index_select(0, row_of.flatten());
+    return {copies.view({row_of.size(0), row_of.size(1), rows.size(1)}).sum(1), at::Tensor(), at::Tensor()};
+  }
 };
 
 Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
@@ -104,7 +123,9 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
   const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
   const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
-  const at::Tensor rows = input.index_select(0, order.index_select(0, groups.token_of).div(per_token, "floor"));
+  const at::Tensor row_of = groups.place_of.index_select(0, order.argsort()).view({tokens, per_token});
+  const at::Tensor token_of_row = order.index_select(0, groups.token_of).div(per_token, "floor");
+  const at::Tensor rows = TokensToRows::apply(input, token_of_row, row_of);
   std::vector<at::Tensor> outputs;
   int64_t begin = 0, expert = 0;
   for (const int64_t n : groups.rows) {
@@ -117,8 +138,7 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   }
   // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
   // instead of one for each expert.
-  const at::Tensor unsorted =
-      at::cat(outputs).index_select(0, groups.place_of.index_select(0, order.argsort())).view({tokens, per_token, -1});
+  const at::Tensor unsorted = at::cat(outputs).index_select(0, row_of.flatten()).view({tokens, per_token, -1});
   const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
   const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
   const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});

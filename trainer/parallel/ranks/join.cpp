@@ -17,10 +17,8 @@ namespace {
 
 // Where the student trains, when that is a GPU and one can be used; what cannot is refused where models are loaded.
 std::optional<c10::Device> training_gpu(const recipe::Settings& settings) {
-  std::optional<c10::Device> device = settings.device("student.device");
-  if (!device) device = settings.device("device");
-  if (!device || !device->is_cuda() || !kernels::cuda_available()) return std::nullopt;
-  return device;
+  const c10::Device device = settings.device_of("student");
+  return device.is_cuda() && kernels::cuda_available() ? std::optional(device) : std::nullopt;
 }
 
 // "cuda" gives each rank the GPU of its local rank; then there must be enough of them.
