@@ -49,8 +49,7 @@ void hold_for_a_moment(const Tensor& like, int64_t bytes) { at::empty({bytes}, l
 // A plan for a GPU holds what its composition allocates; FlashAttention's forward allocates its results alone.
 bool plans_composition(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                        const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
-  return planned_device() == at::kCUDA &&
-         !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);
+  return planned_device() == at::kCUDA && !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);
 }
 
 std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -72,8 +71,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_meta(const Tensor& dout, c
                                                            const Tensor& v, const Tensor& out, const Tensor& lse,
                                                            const OptionalTensor& segments_q,
                                                            const OptionalTensor& segments_k, double scale, bool causal,
-                                                           int64_t window, double softcap,
-                                                           const OptionalTensor& runs) {
+                                                           int64_t window, double softcap, const OptionalTensor& runs) {
   if (plans_composition(q, k, v, segments_q, segments_k, runs, softcap)) {
     const at::DisableRecordFunctionGuard inside;
     return composed_attention_backward(dout, q, k, v, out, lse, segments_q, segments_k, scale, causal, window, softcap);

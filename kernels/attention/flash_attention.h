@@ -24,8 +24,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> flash_attention_backward(const at
                                                                         const OptionalTensor& runs, double scale,
                                                                         bool causal, int64_t window);
 
-// What they hold beside their results. Of the backward as PyTorch 2.11's source has it (never seen on a GPU): float32 sums
-// of dq, several of them for a fixed order, a number a row, and gradients of keys and values for each query head.
+// What they hold beside their results. Of the backward as PyTorch 2.11's source has it (never seen on a GPU): float32
+// sums of dq, several of them for a fixed order, a number a row, and gradients of keys and values for each query head.
 int64_t flash_forward_scratch(const at::Tensor& q, bool documents);
 int64_t flash_backward_scratch(const at::Tensor& q, const at::Tensor& k, bool documents);
 

@@ -50,7 +50,7 @@ struct CudaHeadPlan {
 };
 CudaHeadPlan cuda_head_plan(int64_t tokens, int64_t vocabulary, bool teacher);
 int64_t cuda_head_scratch(const HeadShape& shape);  // all that the body holds at its peak beside its results
-void set_cuda_head_run(int64_t most_tokens);  // for tests; 0: as the memory has it
+void set_cuda_head_run(int64_t most_tokens);        // for tests; 0: as the memory has it
 
 // Whether a head of this dtype is multiplied as pairs of bfloat16 here.
 HeadOperand head_operand(Storage storage, int64_t depth);

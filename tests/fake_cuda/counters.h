@@ -11,7 +11,8 @@ struct Counters {
   std::atomic<int64_t> operators;   // of ATen, on device tensors
   std::atomic<int64_t> host_waits;  // what a real device would make the host wait for
   std::atomic<int64_t> bytes, peak_bytes;
-  std::atomic<int64_t> unordered;  // operators of ATen that a real device sums up by atomics, in another order each time
+  std::atomic<int64_t>
+      unordered;  // operators of ATen that a real device sums up by atomics, in another order each time
 };
 static_assert(sizeof(Counters) == 6 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
 

@@ -75,7 +75,8 @@ class Computing {
 };
 
 bool adds_in_no_order(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
-  if (!kAddByIndex.contains(op.schema().name() + (op.schema().overload_name().empty() ? "" : "." + op.schema().overload_name())))
+  if (!kAddByIndex.contains(op.schema().name() +
+                            (op.schema().overload_name().empty() ? "" : "." + op.schema().overload_name())))
     return false;
   const Computing scope;
   const Tensor index = on_host(torch::jit::peek(stack, 2, op.schema().arguments().size()).toTensor()).flatten();
@@ -171,15 +172,22 @@ void check_out_dtype(const char* name, const Tensor& a, const Tensor& b, at::Sca
               a.scalar_type());
 }
 
-Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
-  check_out_dtype("mm", a, b, out);
-  return at::mm(a.to(out), b.to(out));
+// Computed on the host: a real product has no copies of its operands on the device.
+Tensor& put_on_device(Tensor& out, const Tensor& host) {
+  const Computing scope;
+  on_host(out).copy_(host);
+  return out;
 }
 
 Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
   check_out_dtype("mm", a, b, type);
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
-  return out.copy_(at::mm(a.to(type), b.to(type)));
+  return put_on_device(out, at::mm(on_host(a).to(type), on_host(b).to(type)));
+}
+
+Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
+  Tensor out = at::empty({a.size(0), b.size(1)}, a.options().dtype(type));
+  return mm_dtype_out(a, b, type, out);
 }
 
 Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at::ScalarType type,
@@ -188,12 +196,13 @@ Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
   TORCH_CHECK(type == self.scalar_type() || self.scalar_type() == a.scalar_type(),
               "self dtype must match either out_dtype or mat1 dtype");
-  return out.copy_(at::addmm(self.to(type), a.to(type), b.to(type), beta, alpha));
+  return put_on_device(out, at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha));
 }
 
-Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType out) {
-  check_out_dtype("bmm", a, b, out);
-  return at::bmm(a.to(out), b.to(out));
+Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
+  check_out_dtype("bmm", a, b, type);
+  Tensor out = at::empty({a.size(0), a.size(1), b.size(2)}, a.options().dtype(type));
+  return put_on_device(out, at::bmm(on_host(a).to(type), on_host(b).to(type)));
 }
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }

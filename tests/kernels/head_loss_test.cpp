@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -16,6 +18,8 @@
 
 #include "kernels/gpu_case.h"
 #include "kernels/head_loss/head_loss_cpu.h"
+#include "kernels/head_loss/head_loss_signature.h"
+#include "kernels/operator/operator_handle.h"
 #include "support/cpu_memory.h"
 #include "support/head_loss_reference.h"
 #include "support/operator_checks.h"
@@ -504,6 +508,48 @@ TEST(HeadLossCuda, CrossEntropyAloneAndBesideADivergenceThatSharesItsSoftmax) {
       const HeadLossOptions options{.divergence = divergence, .label_smoothing = 0.2, .vocabulary = 500};
       expect_close_to_reference(on_cpu(fused_head_loss(on_gpu(c), options)), reference_head_loss(c, options), 3e-6,
                                 gradient_tolerance(dtype), divergence_text(divergence));
+    }
+  }
+}
+
+// What the body holds on the device at its peak; a call before has made what is made once.
+int64_t peak_of_forward(const HeadCase& c, const HeadLossOptions& o, bool hidden, bool weight) {
+  constexpr auto kTotal = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  static const auto op =
+      kernels::typed_operator<decltype(kernels::flat<kernels::head_loss_on_cpu>)>("limbeck::head_loss_forward");
+  const auto call = [&] {
+    return op.call(c.student_hidden, c.student_weight, c.teacher_hidden, c.teacher_weight, c.labels,
+                   c.divergence_weight, c.ce_weight, kernels::divergence_name(o.divergence), o.mix, o.temperature,
+                   o.student_softcap, o.teacher_softcap, o.student_scale, o.teacher_scale, o.clamp, o.label_smoothing,
+                   o.vocabulary, o.gradient_scale, hidden, weight);
+  };
+  call();
+  auto* allocator = c10::getDeviceAllocator(at::kCUDA);
+  allocator->resetPeakStats(0);
+  const int64_t before = allocator->getDeviceStats(0).allocated_bytes[kTotal].current;
+  call();
+  return allocator->getDeviceStats(0).allocated_bytes[kTotal].peak - before;
+}
+
+TEST(HeadLossCuda, ThePlanIsWhatIsAllocated) {
+  LIMBECK_NEEDS_GPU();
+  for (const int64_t run : {0, 25}) {
+    const RunScope scope(run);
+    for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+      const auto c = on_gpu(head_case(60, 1000, 64, 1.0, 0.3, dtype, dtype));
+      const kernels::HeadLossInputs in{c.student_hidden, c.student_weight,    c.teacher_hidden, c.teacher_weight,
+                                       std::nullopt,     c.divergence_weight, c.ce_weight};
+      const HeadLossOptions options{.vocabulary = 1000};
+      for (const auto& [hidden, weight] : {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+        const int64_t results = 2 * 60 * 4 + (hidden ? static_cast<int64_t>(c.student_hidden.nbytes()) : 0) +
+                                (weight ? static_cast<int64_t>(c.student_weight.nbytes()) : 0);
+        const int64_t planned = kernels::cuda_head_scratch(kernels::head_shape(in, options, 60, hidden, weight));
+        const int64_t peak = peak_of_forward(c, options, hidden, weight);
+        const std::string what =
+            fmt::format("{} in runs of {}, gradients {} {}", c10::toString(dtype), run, hidden, weight);
+        EXPECT_GE(peak, planned + results) << what;
+        EXPECT_LE(peak, planned + results + 16 * 1024) << what;  // values of tokens and alignment
+      }
     }
   }
 }

@@ -91,6 +91,13 @@ def trained(work: Work, name: str, device: str, *flags: str, steps: int = 10, en
     return Run(run, result, recipe)
 
 
+def plan_of(work: Work, name: str, run: Run) -> int:
+    """What check says that tensors will take on the device."""
+    file = work.folder / f"plan-{name}.json"
+    on_device("cuda", "check", run.recipe, "--json", file)
+    return json.loads(file.read_text())["result"]["peak_bytes"]
+
+
 KINDS = {
     "full": ({}, FLOAT32),
     "packed": (dict(data__packing="packed", data__shuffle="yes"), FLOAT32),
@@ -109,6 +116,10 @@ def test_training_is_the_cpus(work, kind):
     cpu, cuda = (trained(work, kind, device, **keys) for device in ("cpu", "cuda"))
     assert cuda.series("loss") == pytest.approx(cpu.series("loss"), rel=tolerance)
     assert cuda.result["evaluation"]["loss"] == pytest.approx(cpu.result["evaluation"]["loss"], rel=tolerance)
+    # The plan is of the device's own bodies; what it leaves out is the batch and what was counted in it.
+    planned, took = plan_of(work, kind, cuda), cuda.result["peak_bytes"]
+    print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}")
+    assert took - 16 * 1024 <= planned <= took
 
 
 class Counters(NamedTuple):
