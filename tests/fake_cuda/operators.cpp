@@ -205,6 +205,20 @@ Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
   return put_on_device(out, at::bmm(on_host(a).to(type), on_host(b).to(type)));
 }
 
+// On GPUs from Hopper on: bfloat16, and the host does not wait for the ends of the groups.
+Tensor grouped_mm(const Tensor& a, const Tensor& b, const std::optional<Tensor>& ends,
+                  const std::optional<Tensor>& bias, std::optional<at::ScalarType> type) {
+  TORCH_CHECK(a.scalar_type() == at::kBFloat16 && b.scalar_type() == at::kBFloat16,
+              "Expected mat_a and mat_b to be BFloat16");
+  TORCH_CHECK(ends && ends->is_cuda() && ends->scalar_type() == at::kInt && !bias && !type,
+              "the fake grouped product takes the ends of groups in int32 on the device, and nothing else");
+  ++counters().operators;
+  const Computing scope;
+  const Tensor host = at::_grouped_mm(on_host(a), on_host(b), on_host(*ends));
+  Tensor out = at::empty(host.sizes(), a.options());
+  return put_on_device(out, host);
+}
+
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
@@ -219,6 +233,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("mm.dtype_out", mm_dtype_out);
   m.impl("addmm.dtype_out", addmm_dtype_out);
   m.impl("bmm.dtype", bmm_dtype);
+  m.impl("_grouped_mm", grouped_mm);
   m.impl("as_strided", [](const Tensor& self, at::IntArrayRef size, at::IntArrayRef stride, std::optional<int64_t> at) {
     return at::native::as_strided_tensorimpl(self, size, stride, at);
   });

@@ -1,11 +1,15 @@
+#include <ATen/ops/_grouped_mm.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty_like.h>
+#include <ATen/ops/diff.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/linear/linear.h"
@@ -81,6 +85,31 @@ Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
   return groups;
 }
 
+// rows [R, K] sorted by expert, weight [E, N, K], ends int32 [E]: where the rows of each expert end -> [R, N], all in
+// one product. How many rows an expert has stays on the device.
+struct GroupedProduct : torch::autograd::Function<GroupedProduct> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows, const at::Tensor& weight,
+                            const at::Tensor& ends) {
+    context->save_for_backward({rows, weight, ends});
+    return at::_grouped_mm(rows, weight.transpose(1, 2), ends);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 torch::autograd::variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &rows = saved[0], &weight = saved[1], &ends = saved[2];
+    const at::Tensor gradient = gradients[0].contiguous();
+    at::Tensor of_rows, of_weight;
+    if (context->needs_input_grad(0)) of_rows = at::_grouped_mm(gradient, weight, ends);
+    if (context->needs_input_grad(1)) {
+      of_weight = at::_grouped_mm(gradient.t(), rows.contiguous(), ends);
+      // What the product leaves for an expert without rows is not promised to be zero.
+      const at::Tensor counts = at::diff(ends, 1, 0, at::zeros({1}, ends.options()));
+      of_weight.masked_fill_(counts.eq(0).view({-1, 1, 1}), 0.0);
+    }
+    return {of_rows, of_weight, at::Tensor()};
+  }
+};
+
 }  // namespace
 
 ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter)
@@ -94,6 +123,12 @@ ExpertProduct ExpertStack::product() const {
   return [base, change = adapter()->change()](const at::Tensor& rows, int64_t expert) {
     return base(rows, expert) + change(rows, expert);
   };
+}
+
+bool ExpertStack::takes_groups() const {
+  const at::Tensor& w = weight();
+  return w.is_cuda() && w.scalar_type() == at::kBFloat16 && w.size(1) % 8 == 0 && w.size(2) % 8 == 0 &&
+         adapter() == nullptr;
 }
 
 const at::Tensor& ExpertStack::weight() const { return owner_.parameter(parameter_); }
@@ -114,21 +149,11 @@ ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
   down_ = register_module("down_proj", std::make_shared<ExpertStack>(*this, "down_proj"));
 }
 
-at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
-                                  const at::Tensor& weights_nk) const {
-  const precision::ModuleScope scope(path());
-  const at::Tensor input = enter(x_nd);
+at::Tensor ExpertWeights::one_by_one(const at::Tensor& rows, const std::vector<int64_t>& counts) const {
   const ExpertProduct gate_up = gate_up_->product(), down = down_->product();
-  const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
-  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
-  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
-  const at::Tensor row_of = groups.place_of.index_select(0, order.argsort()).view({tokens, per_token});
-  const at::Tensor token_of_row = order.index_select(0, groups.token_of).div(per_token, "floor");
-  const at::Tensor rows = TokensToRows::apply(input, token_of_row, row_of);
   std::vector<at::Tensor> outputs;
   int64_t begin = 0, expert = 0;
-  for (const int64_t n : groups.rows) {
+  for (const int64_t n : counts) {
     if (n > 0) {
       const auto halves = gate_up(rows.narrow(0, begin, n), expert).chunk(2, -1);
       outputs.push_back(down(gate(halves[0], halves[1], activation_), expert));
@@ -136,9 +161,37 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
     begin += n;
     ++expert;
   }
+  return at::cat(outputs);
+}
+
+at::Tensor ExpertWeights::all_at_once(const at::Tensor& rows, const at::Tensor& ends) const {
+  const auto halves = GroupedProduct::apply(rows, gate_up_->weight(), ends).chunk(2, -1);
+  return GroupedProduct::apply(gate(halves[0], halves[1], activation_), down_->weight(), ends);
+}
+
+at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
+                                  const at::Tensor& weights_nk) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor input = enter(x_nd);
+  const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
+  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
+  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const at::Tensor sorted_of = order.argsort();
+  at::Tensor row_of, outputs;
+  if (gate_up_->takes_groups() && down_->takes_groups()) {
+    const at::Tensor ends = at::searchsorted(sorted, at::arange(count_, sorted.options()), /*out_int32=*/true,
+                                             /*right=*/true);
+    row_of = sorted_of.view({tokens, per_token});
+    outputs = all_at_once(TokensToRows::apply(input, order.div(per_token, "floor"), row_of), ends);
+  } else {
+    const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
+    const at::Tensor token_of_row = order.index_select(0, groups.token_of).div(per_token, "floor");
+    row_of = groups.place_of.index_select(0, sorted_of).view({tokens, per_token});
+    outputs = one_by_one(TokensToRows::apply(input, token_of_row, row_of), groups.rows);
+  }
   // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
   // instead of one for each expert.
-  const at::Tensor unsorted = at::cat(outputs).index_select(0, row_of.flatten()).view({tokens, per_token, -1});
+  const at::Tensor unsorted = outputs.index_select(0, row_of.flatten()).view({tokens, per_token, -1});
   const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
   const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
   const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
