@@ -10,17 +10,21 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Backtrace.h>
 #include <c10/util/ParallelGuard.h>
 #include <torch/library.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "fake_cuda/counters.h"
+#include "fake_cuda/device_memory.h"
 #include "fake_cuda/fake_device.h"
 
 namespace limbeck::fake_cuda {
@@ -35,25 +39,39 @@ const std::set<std::string> kMakeTheHostWait = {"aten::nonzero",    "aten::maske
                                                 "aten::equal",      "aten::bincount",          "aten::unique_dim",
                                                 "aten::is_nonzero", "aten::repeat_interleave", "aten::histc"};
 
-void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+void for_each_tensor(const c10::IValue& value, const std::function<void(const Tensor&)>& see) {
+  if (value.isTensor()) {
+    see(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) see(t);
+  } else if (value.isOptionalTensorList()) {
+    for (const std::optional<Tensor>& t : value.toOptionalTensorVector()) see(t.value_or(Tensor()));
+  }
+}
+
+// The device of the operator.
+c10::Device check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
   const auto count = op.schema().arguments().size();
+  std::optional<c10::Device> device;
   const auto see = [&](const Tensor& t) {
+    if (t.defined() && t.is_cuda()) {
+      TORCH_CHECK(!device || *device == t.device(),
+                  "Expected all tensors to be on the same device, but found at least two devices, ", *device, " and ",
+                  t.device(), "! (when checking arguments of ", op.schema().name(), ")");
+      device = t.device();
+    }
     TORCH_CHECK(!t.defined() || t.is_cuda() || t.dim() == 0 || kTakeCpuIndices.contains(op.schema().name()),
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and ",
                 t.device(), "! (when checking arguments of ", op.schema().name(), ")");
   };
   for (const auto& value : torch::jit::last(stack, count)) {
-    if (value.isTensor()) {
-      see(value.toTensor());
-    } else if (value.isTensorList()) {
-      for (const Tensor& t : value.toTensorVector()) see(t);
-    } else if (value.isOptionalTensorList()) {
-      for (const std::optional<Tensor>& t : value.toOptionalTensorVector()) see(t.value_or(Tensor()));
-    } else if (value.isGenerator()) {
+    for_each_tensor(value, see);
+    if (value.isGenerator()) {
       TORCH_CHECK(value.toGenerator().device().is_cuda(), "Expected a 'cuda' device type for generator but found '",
                   value.toGenerator().device(), "' (in ", op.schema().name(), ")");
     }
   }
+  return device.value_or(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(current_device())));
 }
 
 // Copies that a real kernel would not make; they count for nothing.
@@ -82,26 +100,50 @@ void count(bool waits) {
 }
 
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  check_devices(op, *stack);
-  count(kMakeTheHostWait.contains(op.schema().name()));
+  const c10::Device device = check_devices(op, *stack);
+  const auto& arguments = op.schema().arguments();
+  const std::string& name = op.schema().name();
+  const bool host_waits = kMakeTheHostWait.contains(name);
+  count(host_waits);
+  std::optional<Operation> operation;
+  if (!computing) {
+    operation = begin(name.c_str(), device);
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const auto* alias = arguments[i].alias_info();
+      const bool written = alias != nullptr && alias->isWrite();
+      for_each_tensor(torch::jit::peek(*stack, i, arguments.size()),
+                      [&](const Tensor& t) { written ? writes(*operation, t) : reads(*operation, t); });
+    }
+  }
+  const c10::DeviceGuard guard(device);
   const Computing scope;
   at::native::cpu_fallback(op, stack);
+  if (!operation) return;
+  for (const c10::IValue& result : torch::jit::last(*stack, op.schema().returns().size())) {
+    for_each_tensor(result, [&](const Tensor& t) { writes(*operation, t); });
+  }
+  if (host_waits) make_host_wait(moment_of(operation->use().stream));
 }
 
-void require_device(std::optional<at::Device> device) {
-  TORCH_CHECK(!device || !device->has_index() || device->index() == 0, "CUDA error: invalid device ordinal: ", *device);
+// Made on the device that is asked for, or else on the current one.
+c10::DeviceGuard guard_of(std::optional<at::Device> device) {
+  TORCH_CHECK(!device || !device->has_index() || device->index() < device_count(),
+              "CUDA error: invalid device ordinal: ", *device);
+  return c10::DeviceGuard(device && device->has_index()
+                              ? *device
+                              : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(current_device())));
 }
 
 Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
              std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  require_device(device);
+  const c10::DeviceGuard guard = guard_of(device);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &device_allocator(),
                                    c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
 }
 
 Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
                      std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
-  require_device(device);
+  const c10::DeviceGuard guard = guard_of(device);
   return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
                                            &device_allocator(), c10::DispatchKeySet(c10::DispatchKey::CUDA),
                                            c10::dtype_or_default(dtype));
@@ -116,7 +158,14 @@ bool waits(const Tensor& to, const Tensor& from, bool non_blocking) {
 
 Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.numel() == 0) return to;
-  count(waits(to, from, non_blocking));
+  const bool host_waits = waits(to, from, non_blocking);
+  count(host_waits);
+  if (!computing) {
+    const Operation operation = begin("aten::copy_", to.is_cuda() ? to.device() : from.device());
+    reads(operation, from);
+    writes(operation, to);
+    if (host_waits) make_host_wait(moment_of(operation.use().stream));
+  }
   const Computing scope;
   Tensor host = on_host(to);
   host.copy_(on_host(from));
@@ -130,7 +179,9 @@ const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at
   const size_t bytes = at::detail::computeStorageNbytesContiguous(size, impl.dtype().itemsize(), impl.storage_offset());
   c10::StorageImpl& storage = *self.storage().unsafeGetStorageImpl();
   if (bytes > storage.nbytes()) {
+    const c10::DeviceGuard guard(self.device());
     c10::DataPtr larger = device_allocator().allocate(bytes);
+    if (storage.nbytes() > 0 && !computing) reads(begin("aten::resize_", self.device()), self);
     if (storage.nbytes() > 0) device_allocator().copy_data(larger.get(), storage.data(), storage.nbytes());
     storage.set_data_ptr_noswap(std::move(larger));
     storage.set_nbytes(bytes);
@@ -146,6 +197,9 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 
 at::Scalar item(const Tensor& self) {
   count(/*waits=*/true);
+  const Operation operation = begin("aten::item", self.device());
+  reads(operation, self);
+  make_host_wait(moment_of(operation.use().stream));
   return on_host(self).item();
 }
 
@@ -193,7 +247,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("resize_", resize_);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", item);
-  m.impl("record_stream", [](Tensor&, at::Stream) {});
+  m.impl("record_stream", [](Tensor& t, at::Stream stream) { record_stream(t.storage().data(), stream_of(stream)); });
   m.impl("mm.dtype", mm_dtype);
   m.impl("mm.dtype_out", mm_dtype_out);
   m.impl("addmm.dtype_out", addmm_dtype_out);
