@@ -149,12 +149,12 @@ TEST(FakeDeviceDeathTest, AMissingWaitBetweenStreamsIsFound) {
   EXPECT_DEATH(on_side(read, false), "aten::sum.* " + there + " reads a block of 40 bytes that aten::fill_ on stream 0 writes");
   on_side(read, true);
   // What was read may not be written before that.
-  EXPECT_DEATH(x.add_(1), "aten::add_ on stream 0 writes a block of 40 bytes that aten::sum.* " + there + " reads");
+  EXPECT_DEATH(x.add_(1), "aten::add_? on stream 0 writes a block of 40 bytes that aten::sum.* " + there + " reads");
   event_after(side).block(own);
   x.add_(1);
   // Kernels of ours too, and both ways.
   const auto fill = [&] { launch_fill_on(x.mutable_data_ptr<float>(), 10, 2.0f, fake_cuda::stream_of(side)); };
-  EXPECT_DEATH(fill(), "fill.* " + there + " writes a block of 40 bytes that aten::add_ on stream 0 writes");
+  EXPECT_DEATH(fill(), "fill.* " + there + " writes a block of 40 bytes that aten::add_? on stream 0 writes");
   event_after(own).block(side);
   fill();
   EXPECT_DEATH(x.mul(2), "aten::mul on stream 0 reads a block of 40 bytes that .*fill.* " + there + " writes");

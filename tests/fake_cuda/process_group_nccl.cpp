@@ -26,6 +26,7 @@ using limbeck::fake_cuda::Moment;
 using limbeck::fake_cuda::on_host;
 
 constexpr auto kNap = std::chrono::microseconds(50);
+constexpr auto kGoodbye = std::chrono::seconds(10);
 constexpr auto kPatience = std::chrono::milliseconds(10);
 
 // The group was aborted while it waited for a partner.
@@ -132,6 +133,19 @@ class ProcessGroupNCCL::Exchange {
     }
   }
 
+  // Once all have come: the store may go with the first of them that leaves.
+  void leave_together(int size) {
+    const auto end = std::chrono::steady_clock::now() + kGoodbye;
+    try {
+      for (int64_t left = store_->add("left", 1); left < size && std::chrono::steady_clock::now() < end;
+           left = store_->add("left", 0)) {
+        std::this_thread::sleep_for(kNap);
+      }
+    } catch (const std::exception&) {
+      // It has gone: all have come.
+    }
+  }
+
   // The thread may stand in a call to a store that is gone: it is left behind.
   void abort() {
     aborted_ = true;
@@ -226,6 +240,7 @@ void ProcessGroupNCCL::abort() { exchange_->abort(); }
 
 void ProcessGroupNCCL::shutdown() {
   exchange_->await_idle();
+  exchange_->leave_together(size_);
   exchange_->end();
 }
 
