@@ -173,6 +173,8 @@ namespace {
 
 Pages pages_for(size_t size, Stream home) {
   auto& free = registry().free[{size, home}];
+  // A job may have these pages still; its stream may use them anew after it, but the host fills them now.
+  if (!free.empty() && !idle(home)) return new_pages(size);
   for (auto one = free.rbegin(); one != free.rend(); ++one) {
     if (!one->uses.may_be_lent(one->bytes)) continue;
     const Pages pages = one->pages;

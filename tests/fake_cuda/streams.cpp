@@ -139,6 +139,8 @@ void make_wait(Stream stream, const Moment& moment) {
   drop_finished(line.jobs);
 }
 
+bool idle(Stream stream) { return moment_of(stream).jobs.empty(); }
+
 bool passed(const Moment& moment) {
   for (const auto& job : moment.jobs) {
     if (!job->finished()) return false;
