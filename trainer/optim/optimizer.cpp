@@ -292,6 +292,7 @@ void Optimizer::swap_ema() {
 parallel::ParameterShares& Optimizer::shares() { return *state_->shares; }
 
 std::vector<StateTensor> Optimizer::weight_tensors() const {
+  state_->shares->settle();
   if (state_->swapped) throw std::logic_error("weight_tensors() while the EMA stands in for the weights");
   std::vector<StateTensor> tensors;
   for (size_t i = 0; i < state_->slots.size(); ++i) {
