@@ -275,6 +275,7 @@ void Optimizer::swap_ema() {
   State& s = *state_;
   const at::NoGradGuard no_gradient;
   if (!has_ema()) throw std::logic_error("swap_ema() without optim.ema");
+  s.shares->settle();  // what is still sent must not be written
   for (Slot& slot : s.slots) {
     if (slot.master.defined()) {
       std::swap(slot.master, slot.ema);
