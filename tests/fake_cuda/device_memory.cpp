@@ -193,7 +193,8 @@ void* allocate(size_t bytes, Stream home) {
                size = (aligned + kPage - 1) / kPage * kPage;
   Registry& all = registry();
   const std::lock_guard lock(all.mutex);
-  const Block block{pages_for(size, home), bytes, size - aligned, {.home = home, .written = {}, .read = {}, .recorded = {}}};
+  const Block block{
+      pages_for(size, home), bytes, size - aligned, {.home = home, .written = {}, .read = {}, .recorded = {}}};
   std::memset(block.pages.host, kBeside, size);
   std::memset(block.pages.host + block.before, kFresh, bytes);
   all.blocks.emplace(reinterpret_cast<uintptr_t>(block.pages.device), block);

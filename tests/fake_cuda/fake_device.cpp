@@ -196,9 +196,7 @@ class CUDAHooks final : public CUDAHooksInterface {
   DeviceIndex deviceCount() const override { return c10::cuda::device_count(); }
   int getNumGPUs() const override { return c10::cuda::device_count(); }
   DeviceIndex getCurrentDevice() const override { return current_device(); }
-  DeviceIndex current_device() const override {
-    return static_cast<DeviceIndex>(limbeck::fake_cuda::current_device());
-  }
+  DeviceIndex current_device() const override { return static_cast<DeviceIndex>(limbeck::fake_cuda::current_device()); }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   void deviceSynchronize(DeviceIndex device) const override {
     limbeck::fake_cuda::make_host_wait(limbeck::fake_cuda::moment_of_device(device));

@@ -146,7 +146,8 @@ TEST(FakeDeviceDeathTest, AMissingWaitBetweenStreamsIsFound) {
   const at::Tensor x = at::ones({10}, kOnDevice);
   const std::string there = "on stream " + std::to_string(fake_cuda::stream_of(side));
   const auto read = [&] { x.sum(); };
-  EXPECT_DEATH(on_side(read, false), "aten::sum.* " + there + " reads a block of 40 bytes that aten::fill_ on stream 0 writes");
+  EXPECT_DEATH(on_side(read, false),
+               "aten::sum.* " + there + " reads a block of 40 bytes that aten::fill_ on stream 0 writes");
   on_side(read, true);
   // What was read may not be written before that.
   EXPECT_DEATH(x.add_(1), "aten::add_? on stream 0 writes a block of 40 bytes that aten::sum.* " + there + " reads");

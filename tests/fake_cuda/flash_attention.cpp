@@ -80,7 +80,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, cons
   TORCH_CHECK(dropout == 0.0 && !used && !slopes && scale, "the fake flash attention knows none of these");
   ++counters().operators;
   const Operation operation = begin("aten::_flash_attention_forward", q.device());
-  for (const Tensor& t : {q, k, v, cumulative_q.value_or(Tensor()), cumulative_k.value_or(Tensor())}) reads(operation, t);
+  for (const Tensor& t : {q, k, v, cumulative_q.value_or(Tensor()), cumulative_k.value_or(Tensor())})
+    reads(operation, t);
   const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
   const int64_t heads = q.size(-2), total = queries.back();
   const Tensor out = at::empty(q.sizes(), q.options());

@@ -29,7 +29,8 @@ template <class Kernel>
 void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, const void* stream,
             const Kernel& kernel) {
   run_kernel(
-      {grid, block, shared_bytes, name, static_cast<int>(reinterpret_cast<intptr_t>(stream))}, [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
+      {grid, block, shared_bytes, name, static_cast<int>(reinterpret_cast<intptr_t>(stream))},
+      [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
 }
 
 // What the device code of a thread asks of the block it is in; `file` and `line` tell one place from another.

@@ -36,9 +36,7 @@ class NcclWork final : public Work {
  public:
   NcclWork(Moment end, c10::DeviceIndex device) : end_(std::move(end)), device_(device) {}
   bool isCompleted() override { return limbeck::fake_cuda::passed(end_); }
-  void synchronize() override {
-    limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_);
-  }
+  void synchronize() override { limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_); }
   bool wait(std::chrono::milliseconds) override {
     synchronize();
     return true;
@@ -217,8 +215,10 @@ at::Tensor ProcessGroupNCCL::Exchange::summed(const at::Tensor& own, int size) {
   for (int other = 0; other < size; ++other) {
     at::Tensor term = own.clone();
     if (other != rank_) take(other, term);
-    if (other == 0) sum = term;
-    else sum.add_(term);
+    if (other == 0)
+      sum = term;
+    else
+      sum.add_(term);
   }
   return sum;
 }
@@ -282,38 +282,43 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
 c10::intrusive_ptr<Work> ProcessGroupNCCL::_allgather_base(at::Tensor& whole, at::Tensor& shard) {
   TORCH_CHECK(whole.scalar_type() == shard.scalar_type() && whole.numel() == shard.numel() * size_,
               "output tensor size must be equal to world_size times input tensor size");
-  return queue("all_gather", {shard}, {whole}, [this_rank = rank_, size = size_](Exchange& ranks, const Tensors& read, Tensors& written) {
-    const int64_t length = read[0].numel();
-    for (int other = 0; other < size; ++other) {
-      if (other != this_rank) ranks.post(other, read[0]);
-    }
-    for (int other = 0; other < size; ++other) {
-      at::Tensor part = written[0].view({size, length}).select(0, other);
-      if (other != this_rank) ranks.take(other, part);
-      else if (part.const_data_ptr() != read[0].const_data_ptr()) part.copy_(read[0].view({length}));
-    }
-  });
+  return queue("all_gather", {shard}, {whole},
+               [this_rank = rank_, size = size_](Exchange& ranks, const Tensors& read, Tensors& written) {
+                 const int64_t length = read[0].numel();
+                 for (int other = 0; other < size; ++other) {
+                   if (other != this_rank) ranks.post(other, read[0]);
+                 }
+                 for (int other = 0; other < size; ++other) {
+                   at::Tensor part = written[0].view({size, length}).select(0, other);
+                   if (other != this_rank)
+                     ranks.take(other, part);
+                   else if (part.const_data_ptr() != read[0].const_data_ptr())
+                     part.copy_(read[0].view({length}));
+                 }
+               });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::_reduce_scatter_base(at::Tensor& shard, at::Tensor& whole) {
   TORCH_CHECK(whole.scalar_type() == shard.scalar_type() && whole.numel() == shard.numel() * size_,
               "input tensor must be the same size as output size times world size");
-  return queue("reduce_scatter", {whole}, {shard}, [this_rank = rank_, size = size_](Exchange& ranks, const Tensors& read, Tensors& written) {
-    const at::Tensor parts = read[0].view({size, written[0].numel()});
-    for (int other = 0; other < size; ++other) {
-      if (other != this_rank) ranks.post(other, parts.select(0, other));
-    }
-    written[0].copy_(ranks.summed(parts.select(0, this_rank), size).view_as(written[0]));
-  });
+  return queue("reduce_scatter", {whole}, {shard},
+               [this_rank = rank_, size = size_](Exchange& ranks, const Tensors& read, Tensors& written) {
+                 const at::Tensor parts = read[0].view({size, written[0].numel()});
+                 for (int other = 0; other < size; ++other) {
+                   if (other != this_rank) ranks.post(other, parts.select(0, other));
+                 }
+                 written[0].copy_(ranks.summed(parts.select(0, this_rank), size).view_as(written[0]));
+               });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::allreduce(std::vector<at::Tensor>& tensors) {
-  return queue("all_reduce", {}, {tensors.at(0)}, [this_rank = rank_, size = size_](Exchange& ranks, const Tensors&, Tensors& written) {
-    for (int other = 0; other < size; ++other) {
-      if (other != this_rank) ranks.post(other, written[0]);
-    }
-    written[0].copy_(ranks.summed(written[0], size));
-  });
+  return queue("all_reduce", {}, {tensors.at(0)},
+               [this_rank = rank_, size = size_](Exchange& ranks, const Tensors&, Tensors& written) {
+                 for (int other = 0; other < size; ++other) {
+                   if (other != this_rank) ranks.post(other, written[0]);
+                 }
+                 written[0].copy_(ranks.summed(written[0], size));
+               });
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::send(std::vector<at::Tensor>& tensors, int to, int) {

@@ -56,7 +56,7 @@ struct Moment {
 Moment moment_of(Stream stream);
 Moment moment_of_device(int device);  // of all its streams
 void make_wait(Stream stream, const Moment& moment);
-bool idle(Stream stream);  // nothing that it waits for is under way
+bool idle(Stream stream);           // nothing that it waits for is under way
 bool passed(const Moment& moment);  // if so, the host knows it from here on
 void make_host_wait(const Moment& moment);
 double milliseconds_between(const Moment& from, const Moment& to);

@@ -1,7 +1,7 @@
 // In the place of libtorch_cuda's header: collectives between processes of one machine with fake devices, through the
-// store. What our code leans on is as NCCL has it: the group has a stream of its own, which waits for the one that calls;
-// an operation ends later, on a thread; one whose partner is gone never ends, until the group is aborted; the memory of
-// its tensors is the caller's to keep.
+// store. What our code leans on is as NCCL has it: the group has a stream of its own, which waits for the one that
+// calls; an operation ends later, on a thread; one whose partner is gone never ends, until the group is aborted; the
+// memory of its tensors is the caller's to keep.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/cuda/CUDAEvent.h>
