@@ -9,9 +9,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "fake_cuda/counters.h"
@@ -31,12 +33,19 @@ struct Pages {
 struct Block {
   Pages pages;
   size_t bytes, before;  // the block begins `before` bytes into its pages
+  Uses uses;
+};
+
+// Pages that a kernel has touched.
+struct Opened {
+  Pages pages;
+  bool written;
 };
 
 struct Registry {
   std::mutex mutex;
   std::map<uintptr_t, Block> blocks;  // by where their device pages begin
-  std::map<size_t, std::vector<Pages>> free;
+  std::map<std::pair<size_t, Stream>, std::vector<Block>> free;
 };
 
 Registry& registry() {
@@ -45,7 +54,7 @@ Registry& registry() {
 }
 
 thread_local const char* (*kernel)() = nullptr;
-thread_local std::vector<Pages>* opened = nullptr;
+thread_local std::vector<Opened>* opened = nullptr;
 struct sigaction previous;
 
 char* reserved(size_t bytes) {
@@ -66,11 +75,11 @@ Pages new_pages(size_t size) {
 }
 
 // The block whose pages, or the forbidden page after them, hold this address; the mutex is held.
-const Block* block_of(uintptr_t address) {
+Block* block_of(uintptr_t address) {
   auto& blocks = registry().blocks;
   auto found = blocks.upper_bound(address);
   if (found == blocks.begin()) return nullptr;
-  const Block& block = (--found)->second;
+  Block& block = (--found)->second;
   return address < found->first + block.pages.size + kPage ? &block : nullptr;
 }
 
@@ -83,6 +92,18 @@ void refuse(uintptr_t address, const Block& block) {
       byte, block.bytes);
 }
 
+// A first fault reads, until the next one says that it writes.
+void open(const Pages& pages) {
+  for (Opened& one : *opened) {
+    if (one.pages.device != pages.device) continue;
+    mprotect(pages.device, pages.size, PROT_READ | PROT_WRITE);
+    one.written = true;
+    return;
+  }
+  mprotect(pages.device, pages.size, PROT_READ);
+  opened->push_back({pages, false});
+}
+
 void on_fault(int signal, siginfo_t* info, void* context) {
   const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
   {
@@ -90,8 +111,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     if (const Block* block = block_of(address)) {
       const auto begin = reinterpret_cast<uintptr_t>(block->pages.device);
       if (kernel == nullptr || address >= begin + block->pages.size) refuse(address, *block);
-      mprotect(block->pages.device, block->pages.size, PROT_READ | PROT_WRITE);
-      opened->push_back(block->pages);
+      open(block->pages);
       return;
     }
   }
@@ -149,17 +169,32 @@ void die(const char* format, ...) {
   std::abort();
 }
 
-void* allocate(size_t bytes) {
+namespace {
+
+Pages pages_for(size_t size, Stream home) {
+  auto& free = registry().free[{size, home}];
+  // A job may have these pages still; its stream may use them anew after it, but the host fills them now.
+  if (!free.empty() && !idle(home)) return new_pages(size);
+  for (auto one = free.rbegin(); one != free.rend(); ++one) {
+    if (!one->uses.may_be_lent(one->bytes)) continue;
+    const Pages pages = one->pages;
+    free.erase(std::next(one).base());
+    return pages;
+  }
+  return new_pages(size);
+}
+
+}  // namespace
+
+void* allocate(size_t bytes, Stream home) {
   if (bytes == 0) return nullptr;
   watch_faults();
   const size_t aligned = (bytes + kAlignment - 1) / kAlignment * kAlignment,
                size = (aligned + kPage - 1) / kPage * kPage;
   Registry& all = registry();
   const std::lock_guard lock(all.mutex);
-  auto& free = all.free[size];
-  if (free.empty()) free.push_back(new_pages(size));
-  const Block block{free.back(), bytes, size - aligned};
-  free.pop_back();
+  const Block block{
+      pages_for(size, home), bytes, size - aligned, {.home = home, .written = {}, .read = {}, .recorded = {}}};
   std::memset(block.pages.host, kBeside, size);
   std::memset(block.pages.host + block.before, kFresh, bytes);
   all.blocks.emplace(reinterpret_cast<uintptr_t>(block.pages.device), block);
@@ -178,7 +213,7 @@ void release(void* device) {
   check_beside(block);
   count(-static_cast<int64_t>(block.bytes));
   all.blocks.erase(reinterpret_cast<uintptr_t>(block.pages.device));
-  all.free[block.pages.size].push_back(block.pages);
+  all.free[{block.pages.size, block.uses.home}].push_back(block);
 }
 
 void* host_address(const void* device) {
@@ -194,6 +229,26 @@ bool is_device_address(const void* address) {
   return block_of(reinterpret_cast<uintptr_t>(address)) != nullptr;
 }
 
+int device_of_address(const void* device) {
+  const std::lock_guard lock(registry().mutex);
+  const Block* block = block_of(reinterpret_cast<uintptr_t>(device));
+  return block == nullptr ? -1 : device_of(block->uses.home);
+}
+
+void use_block(const void* device, const Use& use, bool writes) {
+  if (device == nullptr) return;
+  const std::lock_guard lock(registry().mutex);
+  Block* block = block_of(reinterpret_cast<uintptr_t>(device));
+  if (block == nullptr) die("%s: %p is no address of the device", use.name, device);
+  block->uses.add(use, writes, block->bytes);
+}
+
+void record_stream(const void* device, Stream stream) {
+  if (device == nullptr) return;
+  const std::lock_guard lock(registry().mutex);
+  if (Block* block = block_of(reinterpret_cast<uintptr_t>(device))) block->uses.recorded.push_back(stream);
+}
+
 int64_t live_bytes() { return counters().bytes; }
 int64_t peak_bytes() { return peak; }
 
@@ -202,8 +257,8 @@ void reset_peak() {
   peak = live_bytes();
 }
 
-KernelAccess::KernelAccess(const char* (*who)()) {
-  static thread_local std::vector<Pages> pages;
+KernelAccess::KernelAccess(const char* (*who)(), const Operation& operation) : operation_(operation) {
+  static thread_local std::vector<Opened> pages;
   pages.reserve(64);
   opened = &pages;
   kernel = who;
@@ -211,7 +266,10 @@ KernelAccess::KernelAccess(const char* (*who)()) {
 
 KernelAccess::~KernelAccess() {
   kernel = nullptr;
-  for (const Pages& pages : *opened) mprotect(pages.device, pages.size, PROT_NONE);
+  for (const auto& [pages, written] : *opened) {
+    mprotect(pages.device, pages.size, PROT_NONE);
+    written ? operation_.writes(pages.device) : operation_.reads(pages.device);
+  }
   opened->clear();
 }
 

@@ -10,59 +10,75 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "fake_cuda/device_memory.h"
 
 namespace c10::cuda {
 
-DeviceIndex device_count() { return 1; }
+DeviceIndex device_count() { return static_cast<DeviceIndex>(limbeck::fake_cuda::device_count()); }
 
 }  // namespace c10::cuda
 
 namespace limbeck::fake_cuda {
 namespace {
 
-const c10::Device kDevice(c10::kCUDA, 0);
+c10::Device device_number(int device) { return {c10::kCUDA, static_cast<c10::DeviceIndex>(device)}; }
 
-void require_there_is(c10::Device device) {
-  TORCH_CHECK(!device.has_index() || device.index() == 0, "CUDA error: invalid device ordinal: ", device);
+// The number of a device that there is; without one, the current one's.
+int require_there_is(c10::Device device) {
+  if (!device.has_index()) return current_device();
+  TORCH_CHECK(device.index() < device_count(), "CUDA error: invalid device ordinal: ", device);
+  return device.index();
 }
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
  public:
   c10::DeviceType type() const override { return c10::kCUDA; }
   c10::Device exchangeDevice(c10::Device device) const override {
-    require_there_is(device);
-    return kDevice;
+    return device_number(exchange_device(require_there_is(device)));
   }
-  c10::Device getDevice() const override { return kDevice; }
-  void setDevice(c10::Device device) const override { require_there_is(device); }
-  void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream getDefaultStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return stream; }
-  c10::DeviceIndex deviceCount() const noexcept override { return 1; }
-  // Everything is done when an event would be recorded.
-  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
-    static int done;
-    *event = &done;
+  c10::Device getDevice() const override { return device_number(current_device()); }
+  void setDevice(c10::Device device) const override { exchange_device(require_there_is(device)); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override { exchange_device(device.index()); }
+  c10::Stream getStream(c10::Device device) const override {
+    return torch_stream(current_stream(require_there_is(device)));
   }
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
-  bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeEvent(void*) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override {}
-  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+  c10::Stream getDefaultStream(c10::Device device) const override { return torch_stream(require_there_is(device)); }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override {
+    return torch_stream(new_stream(require_there_is(device)));
+  }
+  c10::Stream exchangeStream(c10::Stream stream) const override {
+    return torch_stream(exchange_stream(stream_of(stream)));
+  }
+  c10::DeviceIndex deviceCount() const noexcept override { return c10::cuda::device_count(); }
+  void record(void** event, const c10::Stream& stream, const c10::DeviceIndex, const c10::EventFlag) const override {
+    if (*event == nullptr) *event = new Moment;
+    *static_cast<Moment*>(*event) = moment_of(stream_of(stream));
+  }
+  void block(void* event, const c10::Stream& stream) const override {
+    if (event != nullptr) make_wait(stream_of(stream), *static_cast<Moment*>(event));
+  }
+  bool queryEvent(void* event) const override { return event == nullptr || passed(*static_cast<Moment*>(event)); }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<Moment*>(event); }
+  bool queryStream(const c10::Stream& stream) const override { return passed(moment_of(stream_of(stream))); }
+  void synchronizeStream(const c10::Stream& stream) const override { make_host_wait(moment_of(stream_of(stream))); }
+  void synchronizeEvent(void* event) const override {
+    if (event != nullptr) make_host_wait(*static_cast<Moment*>(event));
+  }
+  void synchronizeDevice(const c10::DeviceIndex device) const override { make_host_wait(moment_of_device(device)); }
+  void recordDataPtrOnStream(const c10::DataPtr& memory, const c10::Stream& stream) const override {
+    record_stream(memory.get(), stream_of(stream));
+  }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
 class DeviceAllocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    void* memory = fake_cuda::allocate(bytes);
-    return {memory, memory, &release, kDevice};
+    const int device = current_device();
+    void* memory = fake_cuda::allocate(bytes, current_stream(device));
+    return {memory, memory, &release, device_number(device)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -70,7 +86,9 @@ class DeviceAllocator final : public c10::DeviceAllocator {
   }
   bool initialized() override { return true; }
   void emptyCache(c10::MempoolId_t) override {}
-  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+  void recordStream(const c10::DataPtr& memory, c10::Stream stream) override {
+    record_stream(memory.get(), stream_of(stream));
+  }
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
     c10::CachingDeviceAllocator::DeviceStats stats;
     auto& bytes = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)];
@@ -125,6 +143,26 @@ const bool kAllocatorSet = (c10::SetAllocator(c10::kCUDA, &device_allocator()), 
 
 }  // namespace
 
+c10::Stream torch_stream(Stream stream) {
+  return c10::Stream(c10::Stream::UNSAFE, device_number(device_of(stream)), stream / kMostDevices);
+}
+
+Stream stream_of(const c10::Stream& stream) {
+  return static_cast<Stream>(stream.id()) * kMostDevices + stream.device_index();
+}
+
+Operation begin(const char* name, c10::Device device) {
+  return {current_stream(device.has_index() ? device.index() : current_device()), name};
+}
+
+void reads(const Operation& operation, const at::Tensor& tensor) {
+  if (tensor.defined() && tensor.is_cuda()) operation.reads(tensor.storage().data());
+}
+
+void writes(const Operation& operation, const at::Tensor& tensor) {
+  if (tensor.defined() && tensor.is_cuda()) operation.writes(tensor.storage().data());
+}
+
 c10::Allocator& device_allocator() {
   static auto& one = *new DeviceAllocator;
   return one;
@@ -154,22 +192,26 @@ class CUDAHooks final : public CUDAHooksInterface {
   void init() const override {}
   bool hasCUDA() const override { return true; }
   bool isBuilt() const override { return true; }
-  bool isAvailable() const override { return true; }
-  DeviceIndex deviceCount() const override { return 1; }
-  int getNumGPUs() const override { return 1; }
-  DeviceIndex getCurrentDevice() const override { return 0; }
-  DeviceIndex current_device() const override { return 0; }
+  bool isAvailable() const override { return c10::cuda::device_count() > 0; }
+  DeviceIndex deviceCount() const override { return c10::cuda::device_count(); }
+  int getNumGPUs() const override { return c10::cuda::device_count(); }
+  DeviceIndex getCurrentDevice() const override { return current_device(); }
+  DeviceIndex current_device() const override { return static_cast<DeviceIndex>(limbeck::fake_cuda::current_device()); }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
-  void deviceSynchronize(DeviceIndex) const override {}
-  const Generator& getDefaultGenerator(DeviceIndex) const override {
-    static const Generator one = detail::createCPUGenerator();
-    return one;
+  void deviceSynchronize(DeviceIndex device) const override {
+    limbeck::fake_cuda::make_host_wait(limbeck::fake_cuda::moment_of_device(device));
+  }
+  const Generator& getDefaultGenerator(DeviceIndex device) const override {
+    static std::vector<Generator> all(limbeck::fake_cuda::kMostDevices);
+    Generator& own = all.at(static_cast<size_t>(device < 0 ? current_device() : device));
+    if (!own.defined()) own = detail::createCPUGenerator();
+    return own;
   }
   Allocator* getPinnedMemoryAllocator() const override { return &limbeck::fake_cuda::pinned_allocator(); }
   bool isPinnedPtr(const void* address) const override { return limbeck::fake_cuda::is_pinned(address); }
   Device getDeviceFromPtr(void* address) const override {
     TORCH_CHECK(limbeck::fake_cuda::is_device_address(address), "The pointer is none of the device");
-    return limbeck::fake_cuda::kDevice;
+    return {kCUDA, static_cast<DeviceIndex>(limbeck::fake_cuda::device_of_address(address))};
   }
 };
 

@@ -1,9 +1,22 @@
-// The fake device as LibTorch sees it: one device, cuda:0, with one stream on which everything is done at once.
+// The fake devices as LibTorch sees them: cuda:0 and, with LIMBECK_FAKE_CUDA_DEVICES=N, more of them.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
+#include <c10/core/Stream.h>
+
+#include <initializer_list>
+
+#include "fake_cuda/streams.h"
 
 namespace limbeck::fake_cuda {
+
+c10::Stream torch_stream(Stream stream);
+Stream stream_of(const c10::Stream& stream);
+
+// An operator on the current stream of the device, which uses these; tensors of the CPU are none of its business.
+Operation begin(const char* name, c10::Device device);
+void reads(const Operation& operation, const at::Tensor& tensor);
+void writes(const Operation& operation, const at::Tensor& tensor);
 
 c10::Allocator& device_allocator();
 bool is_pinned(const void* address);

@@ -1,9 +1,13 @@
 // The memory of the fake device and ATen on it: what real CUDA refuses is refused, what it computes is right.
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "fake_cuda/counters.h"
 #include "fake_cuda/fake_device.h"
@@ -122,6 +126,80 @@ TEST(FakeDevice, CountsWhatTheHostWaitsFor) {
   { const at::Tensor large = at::empty({1 << 20}, kOnDevice.dtype(at::kByte)); }
   EXPECT_EQ(counted.bytes, bytes);
   EXPECT_GE(counted.peak_bytes, bytes + (1 << 20));
+}
+
+c10::Stream another_stream() { return fake_cuda::torch_stream(fake_cuda::new_stream(0)); }
+
+c10::Event event_after(const c10::Stream& stream) {
+  c10::Event event(c10::kCUDA);
+  event.record(stream);
+  return event;
+}
+
+TEST(FakeDeviceDeathTest, AMissingWaitBetweenStreamsIsFound) {
+  const c10::Stream own = fake_cuda::torch_stream(0), side = another_stream();
+  const auto on_side = [&](const std::function<void()>& call, bool waits) {
+    if (waits) event_after(own).block(side);
+    const c10::StreamGuard guard(side);
+    call();
+  };
+  const at::Tensor x = at::ones({10}, kOnDevice);
+  const std::string there = "on stream " + std::to_string(fake_cuda::stream_of(side));
+  const auto read = [&] { x.sum(); };
+  EXPECT_DEATH(on_side(read, false),
+               "aten::sum.* " + there + " reads a block of 40 bytes that aten::fill_ on stream 0 writes");
+  on_side(read, true);
+  // What was read may not be written before that.
+  EXPECT_DEATH(x.add_(1), "aten::add_? on stream 0 writes a block of 40 bytes that aten::sum.* " + there + " reads");
+  event_after(side).block(own);
+  x.add_(1);
+  // Kernels of ours too, and both ways.
+  const auto fill = [&] { launch_fill_on(x.mutable_data_ptr<float>(), 10, 2.0f, fake_cuda::stream_of(side)); };
+  EXPECT_DEATH(fill(), "fill.* " + there + " writes a block of 40 bytes that aten::add_? on stream 0 writes");
+  event_after(own).block(side);
+  fill();
+  EXPECT_DEATH(x.mul(2), "aten::mul on stream 0 reads a block of 40 bytes that .*fill.* " + there + " writes");
+  EXPECT_DEATH(x.cpu(), "aten::copy_ on stream 0 reads");
+  // The host waited: then everything begins later.
+  event_after(side).synchronize();
+  EXPECT_EQ(x.sum().item<float>(), 20.0f);
+}
+
+TEST(FakeDeviceDeathTest, MemoryIsGivenOutAnewAfterItsLastUse) {
+  const c10::Stream own = fake_cuda::torch_stream(0), side = another_stream();
+  const auto used_on_side = [&](bool recorded) {
+    const at::Tensor x = at::ones({777}, kOnDevice);
+    event_after(own).block(side);
+    const c10::StreamGuard guard(side);
+    x.sum();
+    if (recorded) x.record_stream(side);
+  };
+  const auto next = [] { at::empty({777}, kOnDevice); };
+  EXPECT_DEATH((used_on_side(false), next()), "of stream 0 was freed and is given out anew while aten::sum");
+  used_on_side(true);
+  next();
+  used_on_side(true);
+  event_after(side).block(own);
+  next();
+}
+
+TEST(FakeDevice, AnOperatorBeginsWhenTheJobsBeforeItHaveEnded) {
+  const c10::Stream own = fake_cuda::torch_stream(0), side = another_stream();
+  const auto job = std::make_shared<fake_cuda::Job>();
+  fake_cuda::add_job(fake_cuda::stream_of(side), job);
+  c10::Event event = event_after(side);
+  EXPECT_FALSE(event.query());
+  const at::Tensor x = at::ones({3}, kOnDevice);  // own does not wait
+  std::atomic<bool> ended{false};
+  std::jthread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    ended = true;
+    job->finish();
+  });
+  event.block(own);
+  x.add_(1);
+  EXPECT_TRUE(ended);
+  EXPECT_TRUE(event.query());
 }
 
 }  // namespace

@@ -79,10 +79,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, cons
   for (const auto& [name, t] : {std::pair{"query", q}, {"key", k}, {"value", v}}) check_operand(name, t, q);
   TORCH_CHECK(dropout == 0.0 && !used && !slopes && scale, "the fake flash attention knows none of these");
   ++counters().operators;
+  const Operation operation = begin("aten::_flash_attention_forward", q.device());
+  for (const Tensor& t : {q, k, v, cumulative_q.value_or(Tensor()), cumulative_k.value_or(Tensor())})
+    reads(operation, t);
   const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
   const int64_t heads = q.size(-2), total = queries.back();
   const Tensor out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({heads, total}, q.options().dtype(at::kFloat));
+  for (const Tensor& t : {out, lse}) writes(operation, t);
   for (size_t i = 0; i + 1 < queries.size(); ++i) {
     const int64_t begin = queries[i], end = queries[i + 1];
     if (begin == end) continue;
@@ -96,6 +100,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, cons
   const Tensor state = at::empty({2}, q.options().dtype(at::kLong));
   if (q.dim() == 3) return {out, lse, state, state, Tensor()};
   const Tensor rows = at::empty({q.size(0), heads, q.size(1)}, lse.options());
+  writes(operation, rows);
   on_host(rows).copy_(on_host(lse).unflatten(1, {q.size(0), q.size(1)}).transpose(0, 1));
   return {out, rows, state, state, Tensor()};
 }
@@ -111,6 +116,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
   TORCH_CHECK(at::globalContext().deterministicAlgorithms() && !at::globalContext().deterministicAlgorithmsWarnOnly(),
               "flash attention's backward would add up in any order");
   ++counters().operators;
+  const Operation operation = begin("aten::_flash_attention_backward", q.device());
+  for (const Tensor& t : {dout, q, k, v, out, lse, cumulative_q, cumulative_k}) reads(operation, t);
   const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
   const int64_t heads = q.size(-2), total = queries.back();
   TORCH_CHECK(
@@ -119,6 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
   const Tensor sums = q.dim() == 3 ? on_host(lse) : on_host(lse).transpose(0, 1).reshape({heads, total});
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   const Tensor dv = at::empty(v.sizes(), v.options());
+  for (const Tensor& t : {dq, dk, dv}) writes(operation, t);
   for (size_t i = 0; i + 1 < queries.size(); ++i) {
     const int64_t begin = queries[i], end = queries[i + 1], k_begin = keys[i], k_end = keys[i + 1];
     if (begin == end) continue;

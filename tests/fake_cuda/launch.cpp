@@ -45,7 +45,7 @@ uint64_t seed_of_environment() {
 // One for the process: blocks of different launches never overlap, as on a device that is full.
 class Device {
  public:
-  void run(const Launch& launch, void (*thread)(const void*), const void* of);
+  void run(const Launch& launch, const Operation& operation, void (*thread)(const void*), const void* of);
   Thread& current() { return threads_[current_]; }
   unsigned current_number() const { return current_; }
   void wait(State state, const char* file, int line);
@@ -198,7 +198,7 @@ void Device::run_block() {
   } while (finish_barrier());
 }
 
-void Device::run(const Launch& launch, void (*thread)(const void*), const void* of) {
+void Device::run(const Launch& launch, const Operation& operation, void (*thread)(const void*), const void* of) {
   launch_ = launch, thread_ = thread, of_ = of;
   const Index3 &g = launch.grid, &b = launch.block;
   const auto threads = static_cast<uint64_t>(b.x) * b.y * b.z;
@@ -216,15 +216,17 @@ void Device::run(const Launch& launch, void (*thread)(const void*), const void* 
   warps_.resize((size_ + kWarp - 1) / kWarp);
   lanes_.resize(kWarp);
   gridDim = g, blockDim = b;
-  const KernelAccess access(who);
   // On the device, so that its end is guarded.
-  shared_ = allocate(launch.shared_bytes);
-  const uint64_t blocks = static_cast<uint64_t>(g.x) * g.y * g.z, turned = seed_ == 0 ? 0 : random_() % blocks;
-  for (uint64_t i = 0; i < blocks; ++i) {
-    const uint64_t number = seed_ == 0 ? i : (blocks - 1 - i + turned) % blocks;
-    blockIdx = {static_cast<unsigned>(number % g.x), static_cast<unsigned>(number / g.x % g.y),
-                static_cast<unsigned>(number / g.x / g.y)};
-    run_block();
+  shared_ = allocate(launch.shared_bytes, launch.stream);
+  {
+    const KernelAccess access(who, operation);
+    const uint64_t blocks = static_cast<uint64_t>(g.x) * g.y * g.z, turned = seed_ == 0 ? 0 : random_() % blocks;
+    for (uint64_t i = 0; i < blocks; ++i) {
+      const uint64_t number = seed_ == 0 ? i : (blocks - 1 - i + turned) % blocks;
+      blockIdx = {static_cast<unsigned>(number % g.x), static_cast<unsigned>(number / g.x % g.y),
+                  static_cast<unsigned>(number / g.x / g.y)};
+      run_block();
+    }
   }
   release(shared_);
 }
@@ -232,8 +234,9 @@ void Device::run(const Launch& launch, void (*thread)(const void*), const void* 
 }  // namespace
 
 void run_kernel(const Launch& launch, void (*thread)(const void* of), const void* of) {
+  const Operation operation(launch.stream, launch.name);
   const std::lock_guard lock(device().mutex);
-  device().run(launch, thread, of);
+  device().run(launch, operation, thread, of);
 }
 
 void meet_block(const char* file, int line) { device().wait(State::kAtBarrier, file, line); }

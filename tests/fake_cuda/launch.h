@@ -18,17 +18,19 @@ struct Launch {
   Index3 grid, block;
   size_t shared_bytes = 0;
   const char* name = "";  // for messages
+  int stream = 0;         // of streams.h
 };
 
 // thread(of) is the kernel with its arguments, called once for each thread.
 void run_kernel(const Launch& launch, void (*thread)(const void* of), const void* of);
 
-// The stream is the one that there is.
+// A cudaStream_t is the number of a stream.
 template <class Kernel>
-void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, const void* /*stream*/,
+void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, const void* stream,
             const Kernel& kernel) {
   run_kernel(
-      {grid, block, shared_bytes, name}, [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
+      {grid, block, shared_bytes, name, static_cast<int>(reinterpret_cast<intptr_t>(stream))},
+      [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
 }
 
 // What the device code of a thread asks of the block it is in; `file` and `line` tell one place from another.

@@ -10,17 +10,21 @@
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/util/Backtrace.h>
 #include <c10/util/ParallelGuard.h>
 #include <torch/library.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "fake_cuda/counters.h"
+#include "fake_cuda/device_memory.h"
 #include "fake_cuda/fake_device.h"
 
 namespace limbeck::fake_cuda {
@@ -38,25 +42,39 @@ const std::set<std::string> kMakeTheHostWait = {"aten::nonzero",    "aten::maske
 const std::set<std::string> kAddByIndex = {"aten::index_add_", "aten::index_add.out", "aten::scatter_add_",
                                            "aten::scatter_add.out"};
 
-void check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+void for_each_tensor(const c10::IValue& value, const std::function<void(const Tensor&)>& see) {
+  if (value.isTensor()) {
+    see(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector()) see(t);
+  } else if (value.isOptionalTensorList()) {
+    for (const std::optional<Tensor>& t : value.toOptionalTensorVector()) see(t.value_or(Tensor()));
+  }
+}
+
+// The device of the operator.
+c10::Device check_devices(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
   const auto count = op.schema().arguments().size();
+  std::optional<c10::Device> device;
   const auto see = [&](const Tensor& t) {
+    if (t.defined() && t.is_cuda()) {
+      TORCH_CHECK(!device || *device == t.device(),
+                  "Expected all tensors to be on the same device, but found at least two devices, ", *device, " and ",
+                  t.device(), "! (when checking arguments of ", op.schema().name(), ")");
+      device = t.device();
+    }
     TORCH_CHECK(!t.defined() || t.is_cuda() || t.dim() == 0 || kTakeCpuIndices.contains(op.schema().name()),
                 "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and ",
                 t.device(), "! (when checking arguments of ", op.schema().name(), ")");
   };
   for (const auto& value : torch::jit::last(stack, count)) {
-    if (value.isTensor()) {
-      see(value.toTensor());
-    } else if (value.isTensorList()) {
-      for (const Tensor& t : value.toTensorVector()) see(t);
-    } else if (value.isOptionalTensorList()) {
-      for (const std::optional<Tensor>& t : value.toOptionalTensorVector()) see(t.value_or(Tensor()));
-    } else if (value.isGenerator()) {
+    for_each_tensor(value, see);
+    if (value.isGenerator()) {
       TORCH_CHECK(value.toGenerator().device().is_cuda(), "Expected a 'cuda' device type for generator but found '",
                   value.toGenerator().device(), "' (in ", op.schema().name(), ")");
     }
   }
+  return device.value_or(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(current_device())));
 }
 
 // Copies that a real kernel would not make; they count for nothing.
@@ -94,27 +112,51 @@ void count(bool waits) {
 }
 
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  check_devices(op, *stack);
-  count(kMakeTheHostWait.contains(op.schema().name()));
+  const c10::Device device = check_devices(op, *stack);
+  const auto& arguments = op.schema().arguments();
+  const std::string& name = op.schema().name();
+  const bool host_waits = kMakeTheHostWait.contains(name);
+  count(host_waits);
   if (!computing && adds_in_no_order(op, *stack)) ++counters().unordered;
+  std::optional<Operation> operation;
+  if (!computing) {
+    operation = begin(name.c_str(), device);
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const auto* alias = arguments[i].alias_info();
+      const bool written = alias != nullptr && alias->isWrite();
+      for_each_tensor(torch::jit::peek(*stack, i, arguments.size()),
+                      [&](const Tensor& t) { written ? writes(*operation, t) : reads(*operation, t); });
+    }
+  }
+  const c10::DeviceGuard guard(device);
   const Computing scope;
   at::native::cpu_fallback(op, stack);
+  if (!operation) return;
+  for (const c10::IValue& result : torch::jit::last(*stack, op.schema().returns().size())) {
+    for_each_tensor(result, [&](const Tensor& t) { writes(*operation, t); });
+  }
+  if (host_waits) make_host_wait(moment_of(operation->use().stream));
 }
 
-void require_device(std::optional<at::Device> device) {
-  TORCH_CHECK(!device || !device->has_index() || device->index() == 0, "CUDA error: invalid device ordinal: ", *device);
+// Made on the device that is asked for, or else on the current one.
+c10::DeviceGuard guard_of(std::optional<at::Device> device) {
+  TORCH_CHECK(!device || !device->has_index() || device->index() < device_count(),
+              "CUDA error: invalid device ordinal: ", *device);
+  return c10::DeviceGuard(device && device->has_index()
+                              ? *device
+                              : c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(current_device())));
 }
 
 Tensor empty(c10::SymIntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
              std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
-  require_device(device);
+  const c10::DeviceGuard guard = guard_of(device);
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &device_allocator(),
                                    c10::DispatchKeySet(c10::DispatchKey::CUDA), c10::dtype_or_default(dtype), format);
 }
 
 Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, std::optional<at::ScalarType> dtype,
                      std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
-  require_device(device);
+  const c10::DeviceGuard guard = guard_of(device);
   return at::detail::empty_strided_generic(C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride),
                                            &device_allocator(), c10::DispatchKeySet(c10::DispatchKey::CUDA),
                                            c10::dtype_or_default(dtype));
@@ -129,7 +171,14 @@ bool waits(const Tensor& to, const Tensor& from, bool non_blocking) {
 
 Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.numel() == 0) return to;
-  count(waits(to, from, non_blocking));
+  const bool host_waits = waits(to, from, non_blocking);
+  count(host_waits);
+  if (!computing) {
+    const Operation operation = begin("aten::copy_", to.is_cuda() ? to.device() : from.device());
+    reads(operation, from);
+    writes(operation, to);
+    if (host_waits) make_host_wait(moment_of(operation.use().stream));
+  }
   const Computing scope;
   Tensor host = on_host(to);
   host.copy_(on_host(from));
@@ -143,7 +192,9 @@ const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at
   const size_t bytes = at::detail::computeStorageNbytesContiguous(size, impl.dtype().itemsize(), impl.storage_offset());
   c10::StorageImpl& storage = *self.storage().unsafeGetStorageImpl();
   if (bytes > storage.nbytes()) {
+    const c10::DeviceGuard guard(self.device());
     c10::DataPtr larger = device_allocator().allocate(bytes);
+    if (storage.nbytes() > 0 && !computing) reads(begin("aten::resize_", self.device()), self);
     if (storage.nbytes() > 0) device_allocator().copy_data(larger.get(), storage.data(), storage.nbytes());
     storage.set_data_ptr_noswap(std::move(larger));
     storage.set_nbytes(bytes);
@@ -159,6 +210,9 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 
 at::Scalar item(const Tensor& self) {
   count(/*waits=*/true);
+  const Operation operation = begin("aten::item", self.device());
+  reads(operation, self);
+  make_host_wait(moment_of(operation.use().stream));
   return on_host(self).item();
 }
 
@@ -173,16 +227,21 @@ void check_out_dtype(const char* name, const Tensor& a, const Tensor& b, at::Sca
 }
 
 // Computed on the host: a real product has no copies of its operands on the device.
-Tensor& put_on_device(Tensor& out, const Tensor& host) {
+template <class Product>
+Tensor& put_product(const char* name, std::initializer_list<Tensor> operands, Tensor& out, const Product& product) {
+  const Operation operation = begin(name, out.device());
+  for (const Tensor& t : operands) reads(operation, t);
+  writes(operation, out);
+  ++counters().operators;
   const Computing scope;
-  on_host(out).copy_(host);
+  on_host(out).copy_(product());
   return out;
 }
 
 Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
   check_out_dtype("mm", a, b, type);
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
-  return put_on_device(out, at::mm(on_host(a).to(type), on_host(b).to(type)));
+  return put_product("aten::mm", {a, b}, out, [&] { return at::mm(on_host(a).to(type), on_host(b).to(type)); });
 }
 
 Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
@@ -196,13 +255,15 @@ Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
   TORCH_CHECK(type == self.scalar_type() || self.scalar_type() == a.scalar_type(),
               "self dtype must match either out_dtype or mat1 dtype");
-  return put_on_device(out, at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha));
+  return put_product("aten::addmm", {self, a, b}, out, [&] {
+    return at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha);
+  });
 }
 
 Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
   check_out_dtype("bmm", a, b, type);
   Tensor out = at::empty({a.size(0), a.size(1), b.size(2)}, a.options().dtype(type));
-  return put_on_device(out, at::bmm(on_host(a).to(type), on_host(b).to(type)));
+  return put_product("aten::bmm", {a, b}, out, [&] { return at::bmm(on_host(a).to(type), on_host(b).to(type)); });
 }
 
 // On GPUs from Hopper on: bfloat16, and the host does not wait for the ends of the groups.
@@ -212,11 +273,10 @@ Tensor grouped_mm(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
               "Expected mat_a and mat_b to be BFloat16");
   TORCH_CHECK(ends && ends->is_cuda() && ends->scalar_type() == at::kInt && !bias && !type,
               "the fake grouped product takes the ends of groups in int32 on the device, and nothing else");
-  ++counters().operators;
-  const Computing scope;
-  const Tensor host = at::_grouped_mm(on_host(a), on_host(b), on_host(*ends));
-  Tensor out = at::empty(host.sizes(), a.options());
-  return put_on_device(out, host);
+  Tensor out = b.dim() == 3 ? at::empty({a.size(0), b.size(2)}, a.options())
+                            : at::empty({ends->size(0), a.size(0), b.size(1)}, a.options());
+  return put_product("aten::_grouped_mm", {a, b, *ends}, out,
+                     [&] { return at::_grouped_mm(on_host(a), on_host(b), on_host(*ends)); });
 }
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }
@@ -228,7 +288,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("resize_", resize_);
   m.impl("_copy_from_and_resize", copy_from_and_resize);
   m.impl("_local_scalar_dense", item);
-  m.impl("record_stream", [](Tensor&, at::Stream) {});
+  m.impl("record_stream", [](Tensor& t, at::Stream stream) { record_stream(t.storage().data(), stream_of(stream)); });
   m.impl("mm.dtype", mm_dtype);
   m.impl("mm.dtype_out", mm_dtype_out);
   m.impl("addmm.dtype_out", addmm_dtype_out);

@@ -120,6 +120,10 @@ void launch_copy(const float* from, float* to, int64_t count, int64_t offset) {
 
 void launch_fill(float* to, int64_t count, float value) { fill<<<blocks_of(count), 64>>>(to, count, value); }
 
+void launch_fill_on(float* to, int64_t count, float value, int stream) {
+  fill<<<blocks_of(count), 64, 0, reinterpret_cast<cudaStream_t>(static_cast<intptr_t>(stream))>>>(to, count, value);
+}
+
 void launch_reversed(const float* x, float* out, unsigned blocks, unsigned threads, unsigned elements) {
   reversed<<<blocks, threads, elements * sizeof(float)>>>(x, out);
 }

@@ -19,6 +19,7 @@ void launch_meeting(Meeting meeting, unsigned threads);
 // to[i] = from[i + offset] for i below count.
 void launch_copy(const float* from, float* to, int64_t count, int64_t offset);
 void launch_fill(float* to, int64_t count, float value);
+void launch_fill_on(float* to, int64_t count, float value, int stream);
 
 // Each block's part of x in the opposite order, through `elements` floats of dynamic shared memory.
 void launch_reversed(const float* x, float* out, unsigned blocks, unsigned threads, unsigned elements);

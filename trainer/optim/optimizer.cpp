@@ -275,6 +275,7 @@ void Optimizer::swap_ema() {
   State& s = *state_;
   const at::NoGradGuard no_gradient;
   if (!has_ema()) throw std::logic_error("swap_ema() without optim.ema");
+  s.shares->settle();  // what is still sent must not be written
   for (Slot& slot : s.slots) {
     if (slot.master.defined()) {
       std::swap(slot.master, slot.ema);
@@ -292,6 +293,7 @@ void Optimizer::swap_ema() {
 parallel::ParameterShares& Optimizer::shares() { return *state_->shares; }
 
 std::vector<StateTensor> Optimizer::weight_tensors() const {
+  state_->shares->settle();
   if (state_->swapped) throw std::logic_error("weight_tensors() while the EMA stands in for the weights");
   std::vector<StateTensor> tensors;
   for (size_t i = 0; i < state_->slots.size(); ++i) {

@@ -5,8 +5,10 @@
 #include <math.h>
 
 #include <cstdint>
+#include <cstdio>
 
 #include "fake_cuda/launch.h"
+#include "fake_cuda/streams.h"
 
 #define __global__
 #define __device__
@@ -18,6 +20,19 @@
 
 using dim3 = limbeck::fake_cuda::Index3;
 using cudaStream_t = struct CUstream_st*;
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101 };
+inline constexpr unsigned cudaEventDefault = 0, cudaEventDisableTiming = 2;
+
+inline const char* cudaGetErrorString(cudaError_t code) {
+  return code == cudaSuccess ? "no error" : "invalid device ordinal";
+}
+
+inline cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
+  if (device < 0 || device >= limbeck::fake_cuda::device_count()) return cudaErrorInvalidDevice;
+  std::snprintf(text, static_cast<size_t>(length), "0000:%02x:00.0", static_cast<unsigned>(device) + 1);
+  return cudaSuccess;
+}
 
 extern limbeck::fake_cuda::Index3 threadIdx, blockIdx, blockDim, gridDim;
 

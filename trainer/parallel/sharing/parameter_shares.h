@@ -32,6 +32,9 @@ class ParameterShares {
   virtual void drop() = 0;
   // The weights of the shares have changed: every rank gets what it computes with.
   virtual void publish() {}
+  // What publish() began is done: until then the shares may be part of what an operation fills, and nobody may read
+  // them.
+  virtual void settle() {}
   // Whole weights on every rank, until release(): to save, to compare, to follow.
   virtual void gather_all() {}
   virtual void release() {}

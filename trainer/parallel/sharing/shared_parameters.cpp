@@ -103,6 +103,12 @@ class SharedParameters : public ParameterShares {
     for (Unit& unit : units_) unit.weights->gather();  // meets the next forward
   }
 
+  void settle() override {
+    for (Unit& unit : units_) {
+      if (unit.weights) unit.weights->settle();
+    }
+  }
+
   void gather_all() override {
     for (Unit& unit : units_) {
       if (unit.weights) unit.weights->wait();

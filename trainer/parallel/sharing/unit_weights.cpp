@@ -50,6 +50,10 @@ void UnitWeights::gather() {
 
 void UnitWeights::wait() {
   gather();
+  settle();
+}
+
+void UnitWeights::settle() {
   if (pending_ == nullptr) return;
   pending_->wait();
   pending_.reset();

@@ -22,6 +22,7 @@ class UnitWeights {
   bool holds(const at::Tensor& view) const { return view.storage().is_alias_of(whole_.storage()); }
   void gather();   // begins to fetch, unless the whole is there or on its way
   void wait();     // until it is there
+  void settle();   // until what is on its way is there
   void free();     // unless it stays
   void changed();  // the shards were updated: what is there is old
 

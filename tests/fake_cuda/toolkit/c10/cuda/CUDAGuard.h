@@ -1,7 +1,7 @@
-// In the place of libc10_cuda's header: one device with one stream.
+// In the place of libc10_cuda's header.
 #pragma once
 #include <c10/core/DeviceGuard.h>
-#include <cuda_runtime_api.h>
+#include <c10/cuda/CUDAStream.h>
 
 namespace c10::cuda {
 
@@ -15,6 +15,24 @@ class CUDAGuard {
   DeviceGuard guard_;
 };
 
-inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
+// Of the calling thread.
+inline void set_device(DeviceIndex device) { limbeck::fake_cuda::exchange_device(device); }
+
+class CUDAStreamGuard {
+ public:
+  explicit CUDAStreamGuard(CUDAStream stream)
+      : device_(limbeck::fake_cuda::exchange_device(stream.device_index())),
+        before_(limbeck::fake_cuda::exchange_stream(stream.number())) {}
+  ~CUDAStreamGuard() {
+    limbeck::fake_cuda::exchange_stream(before_);
+    limbeck::fake_cuda::exchange_device(device_);
+  }
+  CUDAStreamGuard(const CUDAStreamGuard&) = delete;
+  CUDAStreamGuard& operator=(const CUDAStreamGuard&) = delete;
+
+ private:
+  int device_;
+  limbeck::fake_cuda::Stream before_;
+};
 
 }  // namespace c10::cuda
