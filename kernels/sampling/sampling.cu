@@ -19,7 +19,6 @@ __extension__ typedef unsigned __int128 Mass;
 constexpr int kThreads = 256;
 constexpr int kChunk = 2048;  // logits of a block
 constexpr int kBins = 2048;   // of a pass
-constexpr int kOfThread = kBins / kThreads;
 static_assert(kChunk == kBins);
 static_assert(kMostSampled / kChunk < kBins);
 
@@ -192,10 +191,16 @@ __device__ __forceinline__ void end_place(Place place, RowState& state, Mass wan
 
 // Finds in which bin the place is.
 __device__ __forceinline__ void pick(Place place, int pass, const SamplingArguments& a, RowState& state, Tally* bins) {
-  Tally* const mine = bins + threadIdx.x * kOfThread;
+  const int of_thread = kBins / blockDim.x;  // no constant: unrolled, it takes too many registers
+  Tally* const mine = bins + threadIdx.x * of_thread;
   Tally own{0, 0, 0}, total;
-  for (int i = 0; i < kOfThread; ++i) own = own + read(mine[i]);
+  for (int i = 0; i < of_thread; ++i) own = own + read(mine[i]);
   Tally before = before_this(own, total) + state.above;
+  if (state.kept == 0) {  // before the first place, all are candidates
+    __syncthreads();
+    if (threadIdx.x == 0) state.kept = mass_of(total);
+    __syncthreads();
+  }
   const bool by_count = place == Place::kTopK;
   const auto full = [by_count](const Tally& t) { return by_count ? static_cast<Mass>(t.count) : mass_of(t); };
   const Mass wanted = wanted_at(place, a, state.kept);
@@ -203,18 +208,10 @@ __device__ __forceinline__ void pick(Place place, int pass, const SamplingArgume
   if (full(before) < wanted && full(before + own) >= wanted) {
     int bin = 0;
     for (Tally next = before + read(mine[0]); full(next) < wanted; next = next + read(mine[++bin])) before = next;
-    state.prefix |= static_cast<Whole>(threadIdx.x * kOfThread + bin) << shift_of(pass);
+    state.prefix |= static_cast<Whole>(threadIdx.x * of_thread + bin) << shift_of(pass);
     state.above = before;
     if (pass == kPasses - 1) end_place(place, state, wanted);
   }
-  __syncthreads();
-}
-
-__device__ __forceinline__ void set_kept_to_all(RowState& state, const Tally* bins) {
-  Tally own{0, 0, 0}, total;
-  for (int i = 0; i < kOfThread; ++i) own = own + read(bins[threadIdx.x * kOfThread + i]);
-  before_this(own, total);
-  if (threadIdx.x == 0) state.kept = mass_of(total);
   __syncthreads();
 }
 
@@ -247,7 +244,7 @@ __global__ void __launch_bounds__(kThreads) measure(SamplingArguments a, RowWork
 // Counts the next bits of all depths that begin as the place's does; then one block picks among them. Of the last pass
 // of a place, it goes on with the `next` one.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)  // 64 registers
     descend(SamplingArguments a, RowWork* work, int pass, Place place, Place next) {
   __shared__ unsigned counts[kBins], lows[kBins], middles[kBins], highs[kBins];
   RowState& state = work[blockIdx.y].state;
@@ -271,7 +268,7 @@ __global__ void __launch_bounds__(kThreads)
     atomicAdd(&highs[bin], static_cast<unsigned>(mass >> kLowBits));
   }
   __syncthreads();
-  Tally* const bins = pass == 0 ? work[blockIdx.y].coarse : work[blockIdx.y].fine;
+  Tally* bins = pass == 0 ? work[blockIdx.y].coarse : work[blockIdx.y].fine;
   for (int i = threadIdx.x; i < kBins; i += kThreads) {
     if (counts[i] == 0) continue;
     atomicAdd(&bins[i].count, static_cast<Whole>(counts[i]));
@@ -279,11 +276,15 @@ __global__ void __launch_bounds__(kThreads)
     atomicAdd(&bins[i].high, static_cast<Whole>(highs[i]));
   }
   if (!is_last(state)) return;
-  if (pass == 0) set_kept_to_all(state, bins);
-  pick(place, pass, a, state, bins);
-  if (pass == 0) return;
-  for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = {0, 0, 0};
-  if (pass == kPasses - 1 && next != Place::kNone) pick(next, 0, a, state, work[blockIdx.y].coarse);
+  bool more = true;
+  while (more) {
+    pick(place, pass, a, state, bins);
+    if (pass != 0) {
+      for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = {0, 0, 0};
+    }
+    more = pass == kPasses - 1 && next != Place::kNone;
+    place = next, pass = 0, bins = work[blockIdx.y].coarse;
+  }
 }
 
 // The id of the logit of the found depth that has the found rank among its equals.
@@ -308,19 +309,20 @@ __global__ void __launch_bounds__(kThreads) name_id(SamplingArguments a, RowWork
   __shared__ int64_t chunk;
   __shared__ Whole rank;
   own = {0, 0, 0};
-  const Tally* const mine = of_block + threadIdx.x * kOfThread;
-  for (int i = 0; i < kOfThread; ++i) own.count += read(mine[i]).count;
+  const int of_thread = kBins / blockDim.x;
+  const Tally* const mine = of_block + threadIdx.x * of_thread;
+  for (int i = 0; i < of_thread; ++i) own.count += read(mine[i]).count;
   Whole before = before_this(own, total).count;
   const Whole wanted = state.rank;
   if (before <= wanted && wanted < before + own.count) {
     int block = 0;
     for (Whole n = read(mine[0]).count; wanted >= before + n; n = read(mine[++block]).count) before += n;
-    chunk = threadIdx.x * kOfThread + block;
+    chunk = threadIdx.x * of_thread + block;
     rank = wanted - before;
   }
   __syncthreads();
-  begin = chunk * kChunk + threadIdx.x * kOfThread;
-  end = begin + kOfThread < a.vocabulary ? begin + kOfThread : a.vocabulary;
+  begin = chunk * kChunk + threadIdx.x * of_thread;
+  end = begin + of_thread < a.vocabulary ? begin + of_thread : a.vocabulary;
   own.count = 0;
   for (int64_t i = begin; i < end; ++i) own.count += depth_at<T>(a, greatest, i) == depth;
   before = before_this(own, total).count;
