@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 #include "kernels/sampling/sampling_formula.h"
@@ -60,14 +61,25 @@ int64_t id_of_row(const SamplingArguments& a, int64_t row) {
       return -1;
     }
   }
-  const auto greatest = std::max_element(logits.begin(), logits.end());  // the first of equal ones
-  if (a.temperature == 0) return greatest - logits.begin();
-  return drawn(candidates_of(logits, *greatest, a), a, row);
+  return drawn(candidates_of(logits, *std::max_element(logits.begin(), logits.end()), a), a, row);
+}
+
+// The first of the greatest of each row, by ATen's vectors.
+void greatest_ids(const at::Tensor& logits, bool allow_nonfinite, const at::Tensor& ids) {
+  if (!allow_nonfinite) {
+    ids.copy_(logits.argmax(-1).masked_fill_(logits.isfinite().all(-1).logical_not_(), -1));
+  } else {
+    ids.copy_(logits.nan_to_num(-std::numeric_limits<double>::infinity()).nan_to_num_().argmax(-1));
+  }
 }
 
 at::Tensor sample(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t step,
                   bool allow_nonfinite) {
   const at::Tensor ids = sampled_ids(logits, temperature, top_k, top_p, seed, step, allow_nonfinite);
+  if (temperature == 0) {
+    greatest_ids(logits, allow_nonfinite, ids);
+    return ids;
+  }
   const SamplingWork work(logits, temperature, top_k, top_p, seed, step, allow_nonfinite, ids);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, logits.scalar_type(), "sample_ids", [&] {
     at::parallel_for(0, ids.numel(), 1, [&](int64_t begin, int64_t end) {
