@@ -97,6 +97,14 @@ TEST_P(SamplingTest, TakesTheTokenThatSortingTakes) {
   }
 }
 
+TEST_P(SamplingTest, LargeVocabulariesAreTakenByManyBlocks) {
+  const at::Tensor logits = logits_of(2, 151936, 3.0);
+  expect_sorted_ones(logits, {});
+  expect_sorted_ones(logits, {.temperature = 1.0, .seed = 4});
+  expect_sorted_ones(logits, {.temperature = 0.8, .top_k = 50, .top_p = 0.95, .seed = 5});
+  expect_sorted_ones(logits, {.temperature = 1.5, .top_k = 100000, .top_p = 0.99, .seed = 6});
+}
+
 // Few distinct logits: what is drawn is an id among its equals, and limits fall between equals.
 TEST_P(SamplingTest, EqualLogitsAreInTheOrderOfTheirIds) {
   for (const double levels : {1.0, 3.0}) {
