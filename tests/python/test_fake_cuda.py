@@ -184,6 +184,20 @@ def test_generated_tokens_are_the_cpus(work, flags):
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("flags", [(), ("--temperature=0.8", "--top-k=20", "--top-p=0.9")], ids=["greedy", "sampled"])
+def test_a_token_waits_once(work, flags):
+    """The ids come back, and with them whether logits were broken; the logits stay where they are."""
+    counted = []
+    for tokens in (8, 16):
+        file = work.folder / "counters"
+        on_device("cuda", "generate", "--model", work.folder / "teacher", "--prompt-ids", "5,17,99", "--max-new-tokens", tokens,
+                  *flags, LIMBECK_FAKE_CUDA_COUNTERS=str(file))  # fmt: skip
+        counted.append(struct.unpack("5q", file.read_bytes()))
+    launches, operators, waits, *_ = (b - a for a, b in zip(*counted))
+    print(f"eight tokens: {launches} kernels of ours, {operators} operators of ATen, {waits} host waits")
+    assert waits == 8
+
+
 def test_a_merged_adapter_is_the_cpus(work):
     adapter = trained(work, "to-merge", "cpu", steps=3, adapter__kind="lora", adapter__rank=4).folder / "final"
     merged = []
