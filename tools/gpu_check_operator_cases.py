@@ -265,6 +265,38 @@ def dropout(m: Maker) -> Case:
                    moved=8.0 * x.numel(), alike=())  # fmt: skip
 
 
+def drawn_numbers(rows: int, seed: int, step: int) -> list[float]:
+    """What each row draws of sample_ids, in (0, 1)."""
+    golden, bits = 0x9E3779B97F4A7C15, (1 << 64) - 1
+
+    def mixed(x: int) -> int:
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & bits
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & bits
+        return x ^ (x >> 31)
+
+    key = mixed((seed + golden) & bits)
+    of_rows = (mixed((key + row * golden) & bits) for row in range(rows))
+    return [((mixed((of_row + step * golden) & bits) >> 32) + 0.5) / 2**32 for of_row in of_rows]
+
+
+def sampling(m: Maker) -> Case:
+    """One token a row, by the same numbers on both sides; forward alone."""
+    rows, top_k, top_p, temperature, seed, step = 8, 50, 0.95, 0.8, 3, 1
+    logits = m.drawn(rows, m.sizes.vocabulary, scale=3.0, learned=False)
+    numbers = torch.tensor(drawn_numbers(rows, seed, step), dtype=torch.float64, device=m.device).unsqueeze(1)
+
+    def ours() -> list[torch.Tensor]:
+        return [m.ops.sample_ids(logits, temperature, top_k, top_p, seed, step).double()]
+
+    def sorted_ones() -> list[torch.Tensor]:
+        score, ids = logits.double().div(temperature).sort(descending=True, stable=True)
+        mass = (score[:, :top_k] - score[:, :1]).exp().cumsum(-1)
+        last = torch.searchsorted(mass, top_p * mass[:, -1:]).clamp_max(top_k - 1)
+        return [ids.gather(1, torch.searchsorted(mass, numbers * mass.gather(1, last), right=True)).squeeze(1).double()]
+
+    return Case("sampling, a token of 8 rows", {OURS: ours, "PyTorch": sorted_ones}, 0, float(logits.nbytes), 1e-12)
+
+
 # In this order: what the plan asks for first. Each is made when its turn comes, so that one that fails fails alone.
 CASES: dict[str, Callable[[Maker], Case]] = {
     "head and KL": head_and_kl,
@@ -280,5 +312,6 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "geglu": lambda m: gated(m, "geglu_tanh"),
     "layer norm": layer_norm,
     "dropout": dropout,
+    "sampling": sampling,
     "attention, float32": lambda m: attention(m, "float32"),
 }

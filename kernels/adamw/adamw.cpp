@@ -104,9 +104,22 @@ AdamWWork::AdamWWork(const AdamWLists& l, int64_t step, double learning_rate, do
   }
 }
 
-at::Tensor square_sums_output(const at::Tensor& x) {
-  check_floating("square_sums", "x", x);
-  return at::empty({(x.numel() + kSquareRun - 1) / kSquareRun}, x.options().dtype(at::kDouble));
+at::Tensor square_sums_output(at::TensorList xs) {
+  TORCH_CHECK(!xs.empty(), "[square_sums] no tensors, wanted one or more");
+  int64_t runs = 0;
+  for (const at::Tensor& x : xs) {
+    check_floating("square_sums", "x", x);
+    check_matches("square_sums", "x", x, "the first", xs[0]);
+    runs += square_runs(x.numel());
+  }
+  return at::empty({runs}, xs[0].options().dtype(at::kDouble));
+}
+
+SquareSumsWork::SquareSumsWork(at::TensorList xs) : storage(storage_of(xs[0])) {
+  for (const at::Tensor& x : xs) {
+    const at::Tensor& one = dense.emplace_back(x.contiguous());
+    tensors.push_back({one.const_data_ptr(), one.numel()});
+  }
 }
 
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x) {
@@ -123,7 +136,7 @@ namespace {
 
 using Step = void(at::TensorList, at::TensorList, at::TensorList, at::TensorList, at::TensorList, int64_t, double,
                   double, double, double, double, double);
-using SquareSums = at::Tensor(const at::Tensor&);
+using SquareSums = at::Tensor(at::TensorList);
 using Accumulate = void(const at::Tensor&, const at::Tensor&);
 
 const auto& step_operator() {
@@ -170,10 +183,10 @@ void autograd_step(at::TensorList parameters, at::TensorList gradients, at::Tens
   for (const at::TensorList changed : {parameters, masters, first, second}) mark_changed(changed);
 }
 
-at::Tensor autograd_square_sums(const at::Tensor& x) {
-  refuse_graph("square_sums", {x});
+at::Tensor autograd_square_sums(at::TensorList xs) {
+  refuse_graph("square_sums", xs);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return square_sums_operator().call(x);
+  return square_sums_operator().call(xs);
 }
 
 void autograd_accumulate(const at::Tensor& sum, const at::Tensor& x) {
@@ -190,7 +203,7 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
       "adamw_step_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] masters, Tensor(c!)[] first_moments, "
       "Tensor(d!)[] second_moments, int step, float learning_rate, float beta1=0.9, float beta2=0.999, "
       "float epsilon=1e-08, float weight_decay=0., float gradient_scale=1.) -> ()");
-  m.def("square_sums(Tensor x) -> Tensor");
+  m.def("square_sums(Tensor[] xs) -> Tensor");
   m.def("accumulate_(Tensor(a!) sum, Tensor x) -> ()");
 }
 
@@ -215,7 +228,7 @@ void adamw_step_(at::TensorList parameters, at::TensorList gradients, at::Tensor
                        o.beta2, o.epsilon, o.weight_decay, o.gradient_scale);
 }
 
-at::Tensor square_sums(const at::Tensor& x) { return square_sums_operator().call(x); }
+at::Tensor square_sums(at::TensorList xs) { return square_sums_operator().call(xs); }
 
 void accumulate_(const at::Tensor& sum, const at::Tensor& x) { accumulate_operator().call(sum, x); }
 

@@ -32,7 +32,16 @@ struct StepBatch {
 };
 static_assert(sizeof(StepBatch) <= 4096);
 
-__device__ __forceinline__ int tensor_of_block(const StepBatch& batch) {
+// The same for sums of squares: a block takes a run and writes its total.
+struct SquaresBatch {
+  SquaredTensor tensors[kTensors];
+  unsigned first_block[kTensors];
+  int count;
+};
+static_assert(sizeof(SquaresBatch) <= 4096);
+
+template <class Batch>
+__device__ __forceinline__ int tensor_of_block(const Batch& batch) {
   int low = 0, high = batch.count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -80,9 +89,12 @@ __global__ void __launch_bounds__(kThreads) step(const __grid_constant__ StepBat
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) square_run(const T* x, int64_t count, double* totals) {
+__global__ void __launch_bounds__(kThreads) square_run(const __grid_constant__ SquaresBatch batch, double* totals) {
   using S = typename DeviceCompute<T>::Type;
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kSquareRun;
+  const int mine = tensor_of_block(batch);
+  const T* x = static_cast<const T*>(batch.tensors[mine].x);
+  const int64_t count = batch.tensors[mine].count;
+  const int64_t begin = static_cast<int64_t>(blockIdx.x - batch.first_block[mine]) * kSquareRun;
   const int64_t end = begin + kSquareRun < count ? begin + kSquareRun : count;
   S sum = 0;
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
@@ -108,7 +120,6 @@ __global__ void __launch_bounds__(kThreads) add(const T* x, typename DeviceCompu
 }
 
 void launch_batch(const AdamWArguments& a, const StepBatch& batch, unsigned blocks, cudaStream_t stream) {
-  if (blocks == 0) return;
   with_device_type(a.gradient_storage, [&](auto tag) {
     using G = typename decltype(tag)::Type;
     using S = typename DeviceCompute<G>::Type;
@@ -120,17 +131,15 @@ void launch_batch(const AdamWArguments& a, const StepBatch& batch, unsigned bloc
   });
 }
 
-}  // namespace
-
-void launch_adamw_step(const AdamWArguments& a, const AdamWTensor* tensors, size_t count, cudaStream_t stream) {
-  StepBatch batch{};
-  batch.factors = a.factors;
+// Divides tensors among launches: launched(batch, blocks) for each, a block taking `chunk` elements.
+template <class Batch, class Tensor, class Launched>
+void in_batches(Batch batch, const Tensor* tensors, size_t count, int64_t chunk, Launched launched) {
   unsigned blocks = 0;
   for (size_t i = 0; i < count; ++i) {
     if (tensors[i].count == 0) continue;
-    const auto of_this = static_cast<unsigned>((tensors[i].count + kChunk - 1) / kChunk);
+    const auto of_this = static_cast<unsigned>((tensors[i].count + chunk - 1) / chunk);
     if (batch.count == kTensors || blocks > kMostBlocks - of_this) {
-      launch_batch(a, batch, blocks, stream);
+      launched(batch, blocks);
       batch.count = 0;
       blocks = 0;
     }
@@ -138,15 +147,26 @@ void launch_adamw_step(const AdamWArguments& a, const AdamWTensor* tensors, size
     batch.first_block[batch.count++] = blocks;
     blocks += of_this;
   }
-  launch_batch(a, batch, blocks, stream);
+  if (blocks > 0) launched(batch, blocks);
 }
 
-void launch_square_sums(Storage storage, const void* x, int64_t count, double* totals, cudaStream_t stream) {
-  const int64_t runs = (count + kSquareRun - 1) / kSquareRun;
-  if (runs == 0) return;
+}  // namespace
+
+void launch_adamw_step(const AdamWArguments& a, const AdamWTensor* tensors, size_t count, cudaStream_t stream) {
+  StepBatch first{};
+  first.factors = a.factors;
+  in_batches(first, tensors, count, kChunk,
+             [&](const StepBatch& batch, unsigned blocks) { launch_batch(a, batch, blocks, stream); });
+}
+
+void launch_square_sums(Storage storage, const SquaredTensor* tensors, size_t count, double* totals,
+                        cudaStream_t stream) {
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    square_run<T><<<static_cast<unsigned>(runs), kThreads, 0, stream>>>(static_cast<const T*>(x), count, totals);
+    in_batches(SquaresBatch{}, tensors, count, kSquareRun, [&](const SquaresBatch& batch, unsigned blocks) {
+      square_run<T><<<blocks, kThreads, 0, stream>>>(batch, totals);
+      totals += blocks;
+    });
   });
 }
 

@@ -27,9 +27,13 @@ struct AdamWOptions {
 void adamw_step_(at::TensorList parameters, at::TensorList gradients, at::TensorList masters,
                  at::TensorList first_moments, at::TensorList second_moments, const AdamWOptions& options);
 
-// Sums of the squares of each run of kSquareRun elements, in float64 [runs]. Not finite exactly where an element of the
-// run is not.
-at::Tensor square_sums(const at::Tensor& x);
+// Sums of the squares of each run of kSquareRun elements of each tensor, one tensor's after the other's, in float64
+// [runs]. Not finite exactly where an element of the run is not. The tensors have one dtype; on a GPU some sixty of
+// them are one launch.
+at::Tensor square_sums(at::TensorList xs);
+
+// How many runs are of a tensor of so many elements.
+constexpr int64_t square_runs(int64_t elements) { return (elements + kSquareRun - 1) / kSquareRun; }
 
 // sum += x, where the sum is float32 (float64 for float64) and x may be narrower.
 void accumulate_(const at::Tensor& sum, const at::Tensor& x);

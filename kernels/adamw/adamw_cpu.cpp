@@ -1,6 +1,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include "kernels/adamw/adamw.h"
 #include "kernels/adamw/adamw_operators.h"
 #include "kernels/cpu/task_grain.h"
 #include "kernels/operator/checks.h"
@@ -20,16 +21,17 @@ void step(at::TensorList parameters, at::TensorList gradients, at::TensorList ma
   }
 }
 
-at::Tensor square_sums(const at::Tensor& x) {
-  const at::Tensor out = square_sums_output(x);
-  const at::Tensor dense = x.contiguous();
-  const int64_t count = dense.numel();
+at::Tensor square_sums(at::TensorList xs) {
+  const at::Tensor out = square_sums_output(xs);
+  const SquareSumsWork work(xs);
   auto* totals = out.mutable_data_ptr<double>();
-  const void* data = dense.const_data_ptr();
-  const Storage storage = storage_of(dense);
-  at::parallel_for(0, out.numel(), kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
-    adamw_loops_here().square_sums(storage, data, count, totals, begin, end);
-  });
+  for (const SquaredTensor& tensor : work.tensors) {
+    const int64_t runs = square_runs(tensor.count);
+    at::parallel_for(0, runs, kElementsPerTask / kSquareRun, [&](int64_t begin, int64_t end) {
+      adamw_loops_here().square_sums(work.storage, tensor.x, tensor.count, totals, begin, end);
+    });
+    totals += runs;
+  }
   return out;
 }
 

@@ -21,11 +21,11 @@ void step(at::TensorList parameters, at::TensorList gradients, at::TensorList ma
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-at::Tensor square_sums(const at::Tensor& x) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  const at::Tensor out = square_sums_output(x);
-  const at::Tensor dense = x.contiguous();
-  launch_square_sums(storage_of(dense), dense.const_data_ptr(), dense.numel(), out.mutable_data_ptr<double>(),
+at::Tensor square_sums(at::TensorList xs) {
+  const c10::cuda::CUDAGuard guard(xs.front().device());
+  const at::Tensor out = square_sums_output(xs);
+  const SquareSumsWork work(xs);
+  launch_square_sums(work.storage, work.tensors.data(), work.tensors.size(), out.mutable_data_ptr<double>(),
                      c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;

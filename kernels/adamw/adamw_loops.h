@@ -24,6 +24,11 @@ struct AdamWTensor {
   int64_t count;
 };
 
+struct SquaredTensor {
+  const void* x;
+  int64_t count;
+};
+
 struct AdamWLoops {
   void (*step)(const AdamWArguments&, const AdamWTensor&, int64_t begin, int64_t end);
   // totals[run] = sum of squares of elements [run * kSquareRun, ...) below `count`

@@ -26,7 +26,17 @@ struct AdamWWork {
   std::vector<AdamWTensor> tensors;
 };
 
-at::Tensor square_sums_output(const at::Tensor& x);
+at::Tensor square_sums_output(at::TensorList xs);
+
+// Of checked tensors. Holds those whose strides forbade to read them where they are.
+struct SquareSumsWork {
+  explicit SquareSumsWork(at::TensorList xs);
+
+  std::vector<at::Tensor> dense;
+  std::vector<SquaredTensor> tensors;
+  Storage storage;
+};
+
 void check_accumulate(const at::Tensor& sum, const at::Tensor& x);
 
 }  // namespace limbeck::kernels

@@ -34,22 +34,23 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Row and first column of this thread's pack; false past the end.
-template <int elements>
+// Row and first column of this thread's pack; false past the end. Index: of a pack; the GPU divides 64-bit numbers in
+// some hundred instructions.
+template <int elements, class Index>
 __device__ __forceinline__ bool place(int64_t rows, int64_t width, int64_t& row, int64_t& column) {
-  const int64_t packs = (width + elements - 1) / elements;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const Index packs = static_cast<Index>(width / elements);
+  const Index index = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
   row = index / packs;
-  column = index % packs * elements;
+  column = static_cast<int64_t>(index % packs) * elements;
   return row < rows;
 }
 
-template <class Activation, class T, int elements>
+template <class Activation, class T, int elements, class Index>
 __global__ void __launch_bounds__(kThreads) forward(GatedForward a, int64_t rows) {
   using S = typename DeviceCompute<T>::Type;
   using P = Pack<T, elements>;
   int64_t row, column;
-  if (!place<elements>(rows, a.width, row, column)) return;
+  if (!place<elements, Index>(rows, a.width, row, column)) return;
   const P gate = *reinterpret_cast<const P*>(static_cast<const T*>(a.gate) + row * a.gate_row + column);
   const P up = *reinterpret_cast<const P*>(static_cast<const T*>(a.up) + row * a.up_row + column);
   P out;
@@ -59,12 +60,12 @@ __global__ void __launch_bounds__(kThreads) forward(GatedForward a, int64_t rows
   *reinterpret_cast<P*>(static_cast<T*>(a.out) + row * a.width + column) = out;
 }
 
-template <class Activation, class T, int elements>
+template <class Activation, class T, int elements, class Index>
 __global__ void __launch_bounds__(kThreads) backward(GatedBackward a, int64_t rows) {
   using S = typename DeviceCompute<T>::Type;
   using P = Pack<T, elements>;
   int64_t row, column;
-  if (!place<elements>(rows, a.width, row, column)) return;
+  if (!place<elements, Index>(rows, a.width, row, column)) return;
   const P grad = *reinterpret_cast<const P*>(static_cast<const T*>(a.grad) + row * a.grad_row + column);
   const P gate = *reinterpret_cast<const P*>(static_cast<const T*>(a.gate) + row * a.gate_row + column);
   const P up = *reinterpret_cast<const P*>(static_cast<const T*>(a.up) + row * a.up_row + column);
@@ -79,8 +80,16 @@ __global__ void __launch_bounds__(kThreads) backward(GatedBackward a, int64_t ro
   *reinterpret_cast<P*>(static_cast<T*>(a.grad_up) + row * a.width + column) = grad_up;
 }
 
-unsigned grid_for(int64_t rows, int64_t width, int elements) {
-  return static_cast<unsigned>((rows * ((width + elements - 1) / elements) + kThreads - 1) / kThreads);
+// Calls launched(index, blocks), decltype(index) being the type of an Index.
+template <class Launched>
+void with_index(int64_t rows, int64_t width, int elements, Launched launched) {
+  const int64_t packs = rows * (width / elements);
+  const auto blocks = static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+  if (packs > 0xffff0000) {  // the last block counts on
+    launched(uint64_t{}, blocks);
+  } else {
+    launched(uint32_t{}, blocks);
+  }
 }
 
 template <class Activation>
@@ -89,9 +98,13 @@ void launch(Storage storage, const GatedForward& a, int64_t rows, cudaStream_t s
     using T = typename decltype(tag)::Type;
     constexpr int kPack = kPackElements<T>;
     if (packable<T>(a.gate, a.gate_row) && packable<T>(a.up, a.up_row) && packable<T>(a.out, a.width)) {
-      forward<Activation, T, kPack><<<grid_for(rows, a.width, kPack), kThreads, 0, stream>>>(a, rows);
+      with_index(rows, a.width, kPack, [&](auto index, unsigned blocks) {
+        forward<Activation, T, kPack, decltype(index)><<<blocks, kThreads, 0, stream>>>(a, rows);
+      });
     } else {
-      forward<Activation, T, 1><<<grid_for(rows, a.width, 1), kThreads, 0, stream>>>(a, rows);
+      with_index(rows, a.width, 1, [&](auto index, unsigned blocks) {
+        forward<Activation, T, 1, decltype(index)><<<blocks, kThreads, 0, stream>>>(a, rows);
+      });
     }
   });
 }
@@ -103,9 +116,13 @@ void launch(Storage storage, const GatedBackward& a, int64_t rows, cudaStream_t 
     constexpr int kPack = kPackElements<T>;
     if (packable<T>(a.grad, a.grad_row) && packable<T>(a.gate, a.gate_row) && packable<T>(a.up, a.up_row) &&
         packable<T>(a.grad_gate, a.width) && packable<T>(a.grad_up, a.width)) {
-      backward<Activation, T, kPack><<<grid_for(rows, a.width, kPack), kThreads, 0, stream>>>(a, rows);
+      with_index(rows, a.width, kPack, [&](auto index, unsigned blocks) {
+        backward<Activation, T, kPack, decltype(index)><<<blocks, kThreads, 0, stream>>>(a, rows);
+      });
     } else {
-      backward<Activation, T, 1><<<grid_for(rows, a.width, 1), kThreads, 0, stream>>>(a, rows);
+      with_index(rows, a.width, 1, [&](auto index, unsigned blocks) {
+        backward<Activation, T, 1, decltype(index)><<<blocks, kThreads, 0, stream>>>(a, rows);
+      });
     }
   });
 }

@@ -13,6 +13,10 @@ struct CpuRotary {
       rotary_loops_here().rotate(work.storage, work.arguments, begin, end);
     });
   }
+  static void rotate_both(const RotaryWork& q, const RotaryWork& k) {
+    rotate(q);
+    rotate(k);
+  }
 };
 
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) { RotaryOn<CpuRotary>::add_to(m); }

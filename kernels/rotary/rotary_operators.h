@@ -3,12 +3,18 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
+
 #include "kernels/rotary/rotary_loops.h"
 
 namespace limbeck::kernels {
 
 // `op` names the caller in messages: x is the gradient for the backward.
 at::Tensor rotary_output(const char* op, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin);
+
+// Of queries and keys, which agree in all but their number of heads.
+std::tuple<at::Tensor, at::Tensor> rotary_outputs(const char* op, const at::Tensor& q, const at::Tensor& k,
+                                                  const at::Tensor& cos, const at::Tensor& sin);
 
 // Holds what the pointers of `arguments` point to.
 struct RotaryWork {

@@ -168,6 +168,23 @@ TEST_P(AdamWTest, PartsHaveTheSquareSumsOfTheWhole) {
   expect_same_bits(kernels::square_sums(x.narrow(0, cut, x.numel() - cut)), whole.narrow(0, 2, 4), "second part");
 }
 
+// More tensors than one launch takes, empty ones among them, from starts of every alignment.
+TEST_P(AdamWTest, AListHasTheSquareSumsOfItsTensors) {
+  const at::Tensor source = random_tensor({40000}, options(), 5);
+  Tensors xs;
+  Tensors alone;
+  for (int64_t i = 0; i < 150; ++i) {
+    xs.push_back(i % 40 == 7 ? source.narrow(0, 0, 2100).view({3, 700}).t() : source.narrow(0, i, i * 37 % 3000));
+    if (xs.back().numel() > 0) alone.push_back(kernels::square_sums(xs.back()));
+    ASSERT_EQ(kernels::square_runs(xs.back().numel()), xs.back().numel() == 0 ? 0 : alone.back().numel());
+  }
+  expect_same_bits(kernels::square_sums(xs), at::cat(alone), "sums");
+  EXPECT_EQ(kernels::square_sums({source.narrow(0, 0, 0)}).numel(), 0);
+  EXPECT_THROW(kernels::square_sums({source, source.to(at::kMeta)}), c10::Error);
+  EXPECT_THROW(kernels::square_sums({source, source.to(GetParam().dtype == at::kFloat ? at::kDouble : at::kFloat)}),
+               c10::Error);
+}
+
 TEST_P(AdamWTest, AccumulateAddsInTheWideDtype) {
   const at::ScalarType wide = GetParam().dtype == at::kDouble ? at::kDouble : at::kFloat;
   const at::Tensor sum = at::zeros({1000, 7}, options().dtype(wide));

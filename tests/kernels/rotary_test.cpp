@@ -91,6 +91,62 @@ TEST_P(RotaryTest, PacksAndElementsGiveTheSameBits) {
   }
 }
 
+// Queries and keys together, from places that can and that cannot be read in packs, whichever of the two learns.
+TEST_P(RotaryTest, BothHaveTheBitsOfEach) {
+  const auto both_of = [](const Tensors& in) {
+    const auto [q, k] = kernels::rotary_embedding_of_both(in[0], in[1], in[2], in[3]);
+    return at::cat({q, k}, 2);
+  };
+  const auto each_of = [](const Tensors& in) {
+    return at::cat({kernels::rotary_embedding(in[0], in[2], in[3]), kernels::rotary_embedding(in[1], in[2], in[3])}, 2);
+  };
+  struct Shape {
+    int64_t heads, kv_heads, width, half, skipped;
+  };
+  for (const Shape& s : {Shape{8, 2, 128, 64, 0},
+                         {4, 4, 64, 16, 0},
+                         {5, 1, 80, 16, 3},
+                         {3, 2, 7, 3, 0},
+                         {1, 9, 2, 1, 1},
+                         {6, 3, 64, 32, 8},
+                         {2, 1, 8, 0, 0},
+                         {4, 0, 8, 4, 0}}) {
+    SCOPED_TRACE(::testing::PrintToString(std::vector<int64_t>{s.heads, s.kv_heads, s.width, s.half, s.skipped}));
+    const at::Tensor fused = random_tensor({2, 5, s.heads + s.kv_heads, s.skipped + s.width}, options(), 1);
+    const at::Tensor q = fused.narrow(2, 0, s.heads).narrow(3, s.skipped, s.width);
+    const at::Tensor k = fused.narrow(2, s.heads, s.kv_heads).narrow(3, s.skipped, s.width);
+    const Case one = rotary_case(q, 2, s.half);
+    const Case c{both_of, each_of, {q, k, one.inputs[1], one.inputs[2]}, 2};
+    const Tensors ours = output_and_gradients(both_of, c.inputs, 2),
+                  wanted = output_and_gradients(each_of, c.inputs, 2);
+    for (size_t i = 0; i < 3; ++i) expect_same_bits(ours[i], wanted[i], "result " + std::to_string(i));
+    expect_inference_equals_training(c);
+    expect_threads_do_not_matter(c);
+    expect_meta_agrees(c);
+    for (const size_t learned : {0, 1}) {
+      for (const size_t used : {0, 1}) {
+        Tensors in{q.detach(), k.detach(), one.inputs[1], one.inputs[2]};
+        in[learned].requires_grad_(true);
+        const auto [y_q, y_k] = kernels::rotary_embedding_of_both(in[0], in[1], in[2], in[3]);
+        const at::Tensor& y = used == 0 ? y_q : y_k;
+        const auto gradient = torch::autograd::grad({y}, {in[learned]}, {at::ones_like(y)}, {}, false, true)[0];
+        EXPECT_EQ(gradient.defined(), learned == used);
+      }
+    }
+  }
+}
+
+TEST_P(RotaryTest, KeysMustBeLikeTheQueries) {
+  const Case c = rotary_case(random_tensor({2, 3, 2, 8}, options(), 1), 1, 4);
+  const auto& [q, cos, sin] = std::tie(c.inputs[0], c.inputs[1], c.inputs[2]);
+  const at::ScalarType other = GetParam().dtype == at::kFloat ? at::kDouble : at::kFloat;
+  for (const at::Tensor& k :
+       {q.to(other), q.to(at::kMeta), q[0], q.narrow(0, 0, 1), q.narrow(1, 0, 2), at::cat({q, q}, 3), at::Tensor()}) {
+    EXPECT_THROW(kernels::rotary_embedding_of_both(q, k, cos, sin), c10::Error);
+  }
+  EXPECT_THROW(kernels::rotary_embedding_of_both(q, q, cos.detach().requires_grad_(true), sin), c10::Error);
+}
+
 TEST_P(RotaryTest, AnglesMustBeFloat32ConstantsOfTheRightShape) {
   const Case c = rotary_case(random_tensor({2, 3, 2, 8}, options(), 1), 1, 4);
   const auto& [x, cos, sin] = std::tie(c.inputs[0], c.inputs[1], c.inputs[2]);

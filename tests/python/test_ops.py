@@ -88,6 +88,15 @@ def test_values_and_gradients_equal_the_composition(name):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+def test_rotary_of_both_is_that_of_each():
+    q, k = tensors((2, 3, 4, 10), (2, 3, 2, 10))
+    both = ops.rotary_embedding_of_both(q, k, *angles())
+    each = [ops.rotary_embedding(x, *angles()) for x in (q, k)]
+    gradients = [torch.autograd.grad(sum((y**2).sum() for y in ys), [q, k]) for ys in (both, each)]
+    for a, b in zip((*both, *gradients[0]), (*each, *gradients[1]), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_gradcheck(name):
     ours, _, shapes = CASES[name]
@@ -97,7 +106,7 @@ def test_gradcheck(name):
 def opcheck_samples():
     x, w, b = tensors((6, 24), (24,), (24,), dtype=torch.float32)
     gate, up = tensors((6, 24), (6, 24), dtype=torch.bfloat16)
-    (heads,) = tensors((2, 3, 2, 10), dtype=torch.float32)
+    heads, fewer = tensors((2, 3, 2, 10), (2, 3, 1, 10), dtype=torch.float32)
     return {
         "rms_norm": (x, w, EPS, True),
         "layer_norm": (x, w, b, EPS),
@@ -105,6 +114,8 @@ def opcheck_samples():
         "geglu_tanh": (gate, up),
         "dropout": (x, torch.arange(6), -7, 0.4),
         "rotary_embedding": (heads, *angles()),
+        "rotary_embedding_of_both": (heads, fewer, *angles()),
+        "sample_ids": (x.detach(), 0.7, 5, 0.9, 3, 1),
     }
 
 

@@ -160,24 +160,34 @@ void Optimizer::accumulate(int64_t micro_batches) {
 // Of the scaled gradients of all ranks, without rounding on the way; names the first that is not finite. What a device
 // has computed comes in one copy, as the bytes that it is.
 double Optimizer::State::square_sum(StepReport& report, const std::vector<at::Tensor>& beside) const {
-  std::vector<at::Tensor> numbers;
-  std::vector<size_t> runs;  // of which slot each is
+  struct Gradients {
+    std::vector<at::Tensor> tensors;
+    std::vector<size_t> slots;  // whose they are
+  };
+  std::map<at::ScalarType, Gradients> alike;
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor gradient = shares->gradient(i);
     if (!gradient.defined() || gradient.numel() == 0) continue;
-    numbers.push_back(kernels::square_sums(gradient));
-    runs.push_back(i);
+    alike[gradient.scalar_type()].tensors.push_back(gradient);
+    alike[gradient.scalar_type()].slots.push_back(i);
   }
+  std::vector<at::Tensor> numbers;
+  for (const auto& [dtype, gradients] : alike) numbers.push_back(kernels::square_sums(gradients.tensors));
   if (on_meta) return 0;
   for (const at::Tensor& number : beside) numbers.push_back(number.detach().reshape({1}));
   const NumberReader reader(numbers);
   parallel::ExactSum total;
   int64_t spoiled = -1;
   size_t next = 0;
-  for (const size_t i : runs) {
-    for (const double value : reader.of(next++)) {
-      if (!std::isfinite(value) && spoiled < 0) spoiled = static_cast<int64_t>(i);
-      total.add(value);
+  for (const auto& [dtype, gradients] : alike) {
+    const std::vector<double> values = reader.of(next++);
+    auto value = values.begin();
+    for (size_t i = 0; i < gradients.tensors.size(); ++i) {
+      const auto slot = static_cast<int64_t>(gradients.slots[i]);
+      for (int64_t run = kernels::square_runs(gradients.tensors[i].numel()); run > 0; --run, ++value) {
+        if (!std::isfinite(*value) && (spoiled < 0 || slot < spoiled)) spoiled = slot;
+        total.add(*value);
+      }
     }
   }
   for (size_t i = 0; i < beside.size(); ++i) report.beside.push_back(reader.of(next++).front());

@@ -85,8 +85,7 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
   }
   const auto& [cos, sin] = local_ ? input.local_angles : input.angles;
   if (cos.defined()) {
-    q = kernels::rotary_embedding(q, cos, sin);
-    k = kernels::rotary_embedding(k, cos, sin);
+    std::tie(q, k) = kernels::rotary_embedding_of_both(q, k, cos, sin);
   }
   if (input.taps != nullptr && input.taps->keep_attention) input.taps->attention.push_back({q, k});
   if (input.cache != nullptr) std::tie(k, v) = input.cache->memory<KeysAndValues>(layer_).append(k, v, *input.cache);

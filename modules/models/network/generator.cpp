@@ -1,15 +1,11 @@
 #include "modules/models/network/generator.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/PhiloxRNGEngine.h>
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
-#include <numeric>
 #include <optional>
 
+#include "kernels/sampling/sampling.h"
 #include "modules/errors.h"
 #include "modules/id_range.h"
 #include "modules/precision/casts.h"
@@ -18,51 +14,31 @@ namespace limbeck::models {
 
 namespace {
 
-// Draws one id from the softmax of `logits` [V] after temperature, top-k and top-p; ties keep the lower id.
-int64_t sample(const at::Tensor& logits_v, const GenerateOptions& options, uint64_t row, uint64_t step) {
-  const at::Tensor wide = precision::cast(logits_v, logits_v.scalar_type(), at::kDouble, "generate (sampling)");
-  // From the greatest, and then divided: beside a temperature near zero any other is infinitely far below it.
-  const at::Tensor scaled = ((wide - wide.max()) / options.temperature).contiguous();
-  const double* score = scaled.const_data_ptr<double>();
-  std::vector<int64_t> order(static_cast<size_t>(scaled.numel()));
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return score[a] > score[b]; });
-  if (options.top_k > 0 && options.top_k < scaled.numel()) order.resize(static_cast<size_t>(options.top_k));
-  std::vector<double> cumulative;
-  double total = 0.0;
-  for (const int64_t id : order) cumulative.push_back(total += std::exp(score[id] - score[order[0]]));
-  // top-p keeps the smallest set whose mass reaches p, at least one.
-  const auto last = std::lower_bound(cumulative.begin(), cumulative.end(), options.top_p * total);
-  const auto kept = std::min<size_t>(static_cast<size_t>(last - cumulative.begin()) + 1, cumulative.size());
-  at::Philox4_32 random(options.seed, row, step);
-  const double uniform = (static_cast<double>(random()) + 0.5) / 4294967296.0;
-  const double target = uniform * cumulative[kept - 1];
-  const auto chosen = std::upper_bound(cumulative.begin(), cumulative.begin() + static_cast<int64_t>(kept), target);
-  return order[std::min<size_t>(static_cast<size_t>(chosen - cumulative.begin()), kept - 1)];
+at::Tensor choose(const at::Tensor& logits_bv, const GenerateOptions& options, int64_t step) {
+  if (options.temperature > 0) {
+    precision::name_inner_cast("generate (sampling)", logits_bv.scalar_type(), at::kDouble);
+  }
+  return kernels::sample_ids(logits_bv, {.temperature = options.temperature,
+                                         .top_k = options.top_k,
+                                         .top_p = options.top_p,
+                                         .seed = options.seed,
+                                         .step = step,
+                                         .allow_nonfinite = options.allow_nonfinite});
 }
 
-// Of the rows that still go on: one that has ended only carries padding.
-void check_logits(const at::Tensor& logits_bv, const at::Tensor& finished, int64_t step) {
-  const at::Tensor broken = logits_bv.isfinite().all(-1).logical_or(finished).logical_not();
+// Of the rows that still go on: one that has ended only carries padding, and no token is negative.
+void check_chosen(const at::Tensor& next_on_cpu, at::ScalarType logits, int64_t step) {
+  const at::Tensor broken = next_on_cpu.lt(0);
   if (!broken.any().item<bool>()) return;
   throw NumericError(fmt::format(
       "generate: the logits of row {} at new token {} are NaN or infinite: damaged weights, or values beyond "
       "{}: choose a wider --dtype; --allow-nonfinite goes on all the same",
-      broken.nonzero()[0].item<int64_t>(), step + 1, precision::dtype_name(logits_bv.scalar_type())));
+      broken.nonzero()[0].item<int64_t>(), step + 1, precision::dtype_name(logits)));
 }
 
-at::Tensor choose(const at::Tensor& given_bv, const GenerateOptions& options, int64_t step) {
-  // First NaN to the least, then infinities to what is finite: a sample is drawn from differences.
-  const at::Tensor logits_bv =
-      options.allow_nonfinite ? given_bv.nan_to_num(-std::numeric_limits<double>::infinity()).nan_to_num() : given_bv;
-  if (options.temperature == 0.0) return logits_bv.argmax(-1);
-  const at::Tensor next = at::empty({logits_bv.size(0)}, at::TensorOptions().dtype(at::kLong));
-  const at::Tensor on_cpu = precision::move(logits_bv, at::kCPU);
-  for (int64_t row = 0; row < next.numel(); ++row) {
-    next.data_ptr<int64_t>()[row] =
-        sample(on_cpu[row], options, static_cast<uint64_t>(row), static_cast<uint64_t>(step));
-  }
-  return precision::move(next, logits_bv.device());
+at::Tensor ended(at::Tensor before, const at::Tensor& next, const std::vector<int64_t>& ends) {
+  for (const int64_t end : ends) before = before.logical_or(next.eq(end));
+  return before;
 }
 
 // Positions of a row skip its left padding.
@@ -123,6 +99,7 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
   at::Tensor mask = attention_mask.defined() ? precision::integers(attention_mask, at::kLong) : at::ones_like(prompt);
   require_room(a, mask);
   at::Tensor finished = at::zeros({batch}, prompt.options().dtype(at::kBool));
+  at::Tensor finished_on_cpu = at::zeros({batch}, at::kBool);
   const int64_t pad = a.pad_with >= 0 ? a.pad_with : (a.end_of_sequence.empty() ? 0 : a.end_of_sequence[0]);
 
   std::optional<TokenCache> cache;
@@ -138,15 +115,16 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
     input.cache = cache ? &*cache : nullptr;
     const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
     const at::Tensor logits = model.head(last).select(1, 0);
-    if (!options.allow_nonfinite) check_logits(logits, finished, step);
-    at::Tensor next = choose(logits, options, step);
-    next = next.masked_fill(finished, pad);
+    const at::Tensor next = choose(logits, options, step).masked_fill(finished, pad);
     ids = at::cat({ids, next.unsqueeze(1)}, 1);
     mask = at::cat({mask, at::ones({batch, 1}, mask.options())}, 1);
-    if (progress) progress(step + 1, next);
+    const at::Tensor on_cpu = precision::move(next, at::kCPU);  // the one wait of a token
+    check_chosen(on_cpu, logits.scalar_type(), step);
+    if (progress) progress(step + 1, on_cpu);
     if (options.ignore_end) continue;
-    for (const int64_t end : a.end_of_sequence) finished = finished.logical_or(next.eq(end));
-    if (finished.all().item<bool>()) break;
+    finished = ended(finished, next, a.end_of_sequence);
+    finished_on_cpu = next.is_cpu() ? finished : ended(finished_on_cpu, on_cpu, a.end_of_sequence);
+    if (finished_on_cpu.all().item<bool>()) break;
   }
   return ids;
 }

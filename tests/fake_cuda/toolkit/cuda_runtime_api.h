@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 
 #include "fake_cuda/launch.h"
 #include "fake_cuda/streams.h"
@@ -37,6 +38,8 @@ inline cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
 extern limbeck::fake_cuda::Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define __syncthreads() ::limbeck::fake_cuda::meet_block(__FILE__, __LINE__)
+// Threads change only where they wait, so what one has written the others see.
+inline void __threadfence() {}
 #define __syncwarp(...)                                                                                             \
   ::limbeck::fake_cuda::exchanged_in_warp(~0u __VA_OPT__(&) __VA_ARGS__, 0, ::limbeck::fake_cuda::lane(), __FILE__, \
                                           __LINE__)
@@ -69,5 +72,11 @@ template <class T>
 T atomicAdd(T* to, T value) {
   const T before = *to;
   *to = before + value;
+  return before;
+}
+template <class T>
+T atomicMax(T* to, T value) {
+  const T before = *to;
+  if (value > before) *to = value;
   return before;
 }

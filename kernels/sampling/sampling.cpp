@@ -1,0 +1,91 @@
+// Schema, checks and Meta kernel of sampling.
+#include "kernels/sampling/sampling.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <limits>
+
+#include "kernels/operator/operator_handle.h"
+#include "kernels/sampling/sampling_operators.h"
+
+namespace limbeck::kernels {
+
+at::Tensor sampled_ids(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t, int64_t,
+                       bool) {
+  check_floating("sample_ids", "logits", logits);
+  TORCH_CHECK(logits.dim() == 2 && logits.sym_size(1) > 0, "[sample_ids] logits is ", described(logits),
+              ", wanted [B, V] with V of 1 or more");
+  TORCH_CHECK(temperature >= 0, "[sample_ids] temperature is ", temperature, ", wanted 0 or more");
+  TORCH_CHECK(top_k >= 0, "[sample_ids] top_k is ", top_k, ", wanted 0 (all) or more");
+  TORCH_CHECK(top_p > 0 && top_p <= 1, "[sample_ids] top_p is ", top_p, ", wanted above 0 and at most 1");
+  return at::empty_symint({logits.sym_size(0)}, logits.options().dtype(at::kLong));
+}
+
+namespace {
+
+double largest_of(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kFloat:
+      return std::numeric_limits<float>::max();
+    case at::kBFloat16:
+      return std::numeric_limits<at::BFloat16>::max();
+    case at::kHalf:
+      return std::numeric_limits<at::Half>::max();
+    default:
+      return std::numeric_limits<double>::max();
+  }
+}
+
+}  // namespace
+
+SamplingWork::SamplingWork(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed,
+                           int64_t step, bool allow_nonfinite, const at::Tensor& ids)
+    : rows(logits) {
+  const int64_t kept = top_k == 0 || top_k > rows.width ? rows.width : top_k;
+  arguments = {rows.data,
+               rows.stride,
+               rows.width,
+               ids.mutable_data_ptr<int64_t>(),
+               temperature,
+               kept,
+               top_p,
+               static_cast<uint64_t>(seed),
+               static_cast<uint64_t>(step),
+               largest_of(logits.scalar_type()),
+               allow_nonfinite};
+}
+
+namespace {
+
+using Sample = at::Tensor(const at::Tensor&, double, int64_t, double, int64_t, int64_t, bool);
+
+const auto& sample_operator() {
+  static const auto op = typed_operator<Sample>("limbeck::sample_ids");
+  return op;
+}
+
+// Ids have no derivative.
+at::Tensor autograd_sample(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed,
+                           int64_t step, bool allow_nonfinite) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return sample_operator().call(logits, temperature, top_k, top_p, seed, step, allow_nonfinite);
+}
+
+TORCH_LIBRARY_FRAGMENT(limbeck, m) {
+  m.def(
+      "sample_ids(Tensor logits, float temperature=0., int top_k=0, float top_p=1., int seed=0, int step=0, "
+      "bool allow_nonfinite=False) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("sample_ids", sampled_ids); }
+TORCH_LIBRARY_IMPL(limbeck, Autograd, m) { m.impl("sample_ids", autograd_sample); }
+
+}  // namespace
+
+at::Tensor sample_ids(const at::Tensor& logits_bv, const SamplingOptions& o) {
+  return sample_operator().call(logits_bv, o.temperature, o.top_k, o.top_p, static_cast<int64_t>(o.seed), o.step,
+                                o.allow_nonfinite);
+}
+
+}  // namespace limbeck::kernels
