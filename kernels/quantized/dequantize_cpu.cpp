@@ -21,8 +21,7 @@ void dequantize_row(const QuantizedView& v, int64_t row, int64_t begin, int64_t 
     const ValueScale scale = scale_at<kind>(v, row, i, kDynamicLevels.data());
     const int64_t stop = std::min(end, end_of_scale<kind>(v, row, i));
     const int64_t first = code_index<kind>(v, row, 0);
-    for (; i < stop; ++i)
-      values[i - begin] = value_of<kind>(code_at<kind>(v, first + i), scale, kNf4Levels.data());
+    for (; i < stop; ++i) values[i - begin] = value_of<kind>(code_at<kind>(v, first + i), scale, kNf4Levels.data());
   }
 }
 

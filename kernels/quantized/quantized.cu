@@ -82,30 +82,33 @@ __global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, int64_t 
   }
 }
 
-constexpr int kAtOnce = 8;     // codes
-constexpr int kRowsOfWarp = 4;  // of x: sums of more take too many registers
+constexpr int kRowsOfWarp = 2;  // of x: sums of more take too many registers
 
-// Brings the next codes to the front.
-template <CodeKind kind>
+// Brings the next `codes` to the front.
+template <CodeKind kind, int codes>
 __device__ __forceinline__ void turn(Words& words) {
-  constexpr int by = kind == CodeKind::kInt8 ? kAtOnce / 4 : kAtOnce / 8;
+  constexpr int bits = codes * (kind == CodeKind::kInt8 ? 8 : 4);
   const Words before = words;
-  for (int i = 0; i < 4; ++i) words.value[i] = before.value[(i + by) % 4];
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (bits < 32) {
+      words.value[i] = before.value[i] >> bits | before.value[(i + 1) % 4] << (32 - bits);
+    } else {
+      words.value[i] = before.value[(i + bits / 32) % 4];
+    }
+  }
 }
 
 // The first codes of a pack by those of each row of x.
 template <CodeKind kind, class T, int most>
 __device__ __forceinline__ void add_products(const Words& words, const ValueScale& scale, const Levels& levels,
-                                             const T* x, int64_t stride, int64_t count, float (&sums)[most]) {
-  float w[kAtOnce];
-  for (int j = 0; j < kAtOnce; ++j) w[j] = value_of<kind>(code_of<kind>(words, j), scale, levels.nf4);
+                                             const T* x, int64_t stride, int count, float (&sums)[most]) {
   constexpr int kRead = kPackElements<T>;
+  float w[kRead];
+  for (int j = 0; j < kRead; ++j) w[j] = value_of<kind>(code_of<kind>(words, j), scale, levels.nf4);
   for (int r = 0; r < most; ++r) {
     if (r >= count) continue;
-    for (int i = 0; i < kAtOnce; i += kRead) {
-      const auto read = *reinterpret_cast<const Pack<T, kRead>*>(x + r * stride + i);
-      for (int j = 0; j < kRead; ++j) sums[r] += w[i + j] * widened(read.value[j]);
-    }
+    const auto read = *reinterpret_cast<const Pack<T, kRead>*>(x + r * stride);
+    for (int j = 0; j < kRead; ++j) sums[r] += w[j] * widened(read.value[j]);
   }
 }
 
@@ -120,7 +123,7 @@ __global__ void __launch_bounds__(kProductThreads, 8) few_rows_product(FewRowsPr
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kProductThreads / kWarp) + threadIdx.x / kWarp;
   const int64_t groups = rounded_up_quotient(p.count, most), row = warp / groups, first_x = warp % groups * most;
   if (row >= v.rows) return;  // a whole warp
-  const int64_t count = p.count - first_x;
+  const int count = static_cast<int>(p.count - first_x);
   const auto* x = static_cast<const T*>(p.x) + first_x * v.columns;
   const int64_t first = code_index<kind>(v, row, 0);
   float sums[most] = {};
@@ -134,9 +137,9 @@ __global__ void __launch_bounds__(kProductThreads, 8) few_rows_product(FewRowsPr
     } else {
       Words words = pack_at<kind>(v, first + column);
 #pragma unroll 1  // all of it at once takes more registers than there are
-      for (int i = 0; i < codes; i += kAtOnce) {
+      for (int i = 0; i < codes; i += kPackElements<T>) {
         add_products<kind, T, most>(words, scale, levels, x + column + i, v.columns, count, sums);
-        turn<kind>(words);
+        turn<kind, kPackElements<T>>(words);
       }
     }
   }

@@ -44,11 +44,11 @@ void for_unpacked_runs(const QuantizedMatrix& weight, const Tensor& like, Body b
 
 Tensor few_rows(const Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias, Tensor y) {
   const Tensor dense_bias = bias ? bias->contiguous() : Tensor();
-  launch_few_rows_product(storage_of(x),
-                          {view_of(weight), x.const_data_ptr(),
-                           dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr, y.mutable_data_ptr(),
-                           x.size(0)},
-                          c10::cuda::getCurrentCUDAStream());
+  launch_few_rows_product(
+      storage_of(x),
+      {view_of(weight), x.const_data_ptr(), dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
+       y.mutable_data_ptr(), x.size(0)},
+      c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }

@@ -111,7 +111,8 @@ LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_
   }
 }
 
-// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2, the high half first.
+// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2, the high half
+// first.
 template <CodeKind kind>
 LIMBECK_FORMULA int64_t code_index(const QuantizedView& v, int64_t row, int64_t column) {
   return row * (kind == CodeKind::kInt4 ? (v.columns + 1) / 2 * 2 : v.columns) + column;
