@@ -1,6 +1,7 @@
 """The operators that tools/gpu_check times: ours, the same by PyTorch and others, and the FLOPs and bytes that it takes.
 
-Sizes are those of a student of 0.6B at 8,192 tokens; `small` has a dry run's. Each case is forward and backward.
+Sizes are those of a student of 0.6B at 8,192 tokens; `small` has a dry run's. Each case is forward and backward, but
+for those of one row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ class Case:
     tolerance: float  # of the norm of each result
     dtype: str = "bfloat16"
     alike: tuple[str, ...] = ("PyTorch",)
+    ways: str = "forward and backward"
 
 
 class Sizes:
@@ -243,17 +245,33 @@ def linear_float16(m: Maker) -> Case:
                    moved=2.0 * 3 * (x.numel() + w.numel()), tolerance=2e-3, dtype="float16")  # fmt: skip
 
 
-def linear_nf4(m: Maker) -> Case:
+def linear_quantized(m: Maker, kind: str) -> Case:
     """A frozen weight: PyTorch's is the one that the codes stand for, kept unpacked."""
     s = m.sizes
-    weight = torch.randn(s.inner, s.width, generator=torch.Generator().manual_seed(2))
-    parts = [part.to(m.device) for part in m.ops.quantize_weight(weight, "nf4")]
-    plain = m.ops.dequantize_rows(parts, "nf4", s.inner, s.width, 0, s.inner).to(torch.bfloat16)
+    parts, plain = packed_weight(m, kind)
     x = m.drawn(s.tokens, s.width)
     moved = 2.0 * (2 * s.tokens * (s.width + s.inner)) + 2 * sum(part.nbytes for part in parts)
-    return m.among("linear, NF4 weight", {OURS: lambda x: m.ops.quantized_linear(x, parts, "nf4", s.inner, s.width),
-                                          "PyTorch": lambda x: F.linear(x, plain)},
+    return m.among(f"linear, {kind} weight", {OURS: lambda x: m.ops.quantized_linear(x, parts, kind, s.inner, s.width),
+                                              "PyTorch": lambda x: F.linear(x, plain)},
                    [x], flops=4.0 * s.tokens * s.width * s.inner, moved=moved)  # fmt: skip
+
+
+def packed_weight(m: Maker, kind: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    s = m.sizes
+    weight = torch.randn(s.inner, s.width, generator=torch.Generator().manual_seed(2))
+    parts = [part.to(m.device) for part in m.ops.quantize_weight(weight, kind)]
+    return parts, m.ops.dequantize_rows(parts, kind, s.inner, s.width, 0, s.inner).to(torch.bfloat16)
+
+
+def linear_of_one_row(m: Maker, kind: str) -> Case:
+    """What a generated token asks of a layer, forward alone: the codes and scales are all that is worth counting."""
+    s = m.sizes
+    parts, plain = packed_weight(m, kind)
+    x = m.drawn(1, s.width, learned=False)
+    moved = 2.0 * (s.width + s.inner) + sum(part.nbytes for part in parts)
+    return Case(f"linear, {kind} weight, 1 row", {OURS: lambda: [m.ops.quantized_linear(x, parts, kind, s.inner, s.width)],
+                                                  "PyTorch": lambda: [F.linear(x, plain)]},
+                2.0 * s.width * s.inner, moved, 0.02, ways="forward")  # fmt: skip
 
 
 def dropout(m: Maker) -> Case:
@@ -307,7 +325,12 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "swiglu": lambda m: gated(m, "swiglu"),
     "rotary": rotary,
     "head and cross-entropy": head_and_cross_entropy,
-    "linear, NF4": linear_nf4,
+    "linear, NF4": lambda m: linear_quantized(m, "nf4"),
+    "linear, NF4, 1 row": lambda m: linear_of_one_row(m, "nf4"),
+    "linear, int4": lambda m: linear_quantized(m, "int4"),
+    "linear, int4, 1 row": lambda m: linear_of_one_row(m, "int4"),
+    "linear, int8": lambda m: linear_quantized(m, "int8"),
+    "linear, int8, 1 row": lambda m: linear_of_one_row(m, "int8"),
     "linear, float16": linear_float16,
     "geglu": lambda m: gated(m, "geglu_tanh"),
     "layer norm": layer_norm,

@@ -72,7 +72,7 @@ def one(place: Place, device: str, name: str) -> Row:
     taken, peaks, notes = measured(place, case, OURS)
     card = card_named(place.card)
     floor = 1e3 * card.floor_seconds(case.flops, case.moved, case.dtype) if card else None
-    notes = [agreement, f"forward and backward, {case.flops / 1e12:.3g} TFLOP, {case.moved / 1e9:.3g} GB", *notes]
+    notes = [agreement, f"{case.ways}, {case.flops / 1e12:.3g} TFLOP, {case.moved / 1e9:.3g} GB", *notes]
     notes += [f"peak MiB of {who} {peak:.0f}" for who, peak in peaks.items() if who != OURS]
     notes += [] if card else [f"no figures of {place.card} in gpu_check_cards.py: no share of a roofline"]
     return place.row(case.name, MEASURED, "; ".join(notes), device=where, feature=kept.PYTHON_OPERATORS, value=taken[OURS], unit="ms",

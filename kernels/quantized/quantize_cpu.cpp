@@ -110,7 +110,7 @@ at::Tensor mean_of(const at::Tensor& values) {
 }
 
 void quantize_scales(const at::Tensor& exact, std::vector<at::Tensor>& parts) {
-  static const auto middles = middles_of(dynamic_levels());
+  static const auto middles = middles_of(kDynamicLevels);
   const at::Tensor offset = mean_of(exact), centred = exact - offset;
   parts[3].copy_(offset);
   const float* values = centred.const_data_ptr<float>();

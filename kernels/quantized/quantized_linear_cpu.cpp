@@ -27,7 +27,7 @@ at::Tensor product_with(const at::Tensor& a, const QuantizedMatrix& matrix, bool
   if (c.numel() == 0) return c;
   const at::Tensor dense = a.contiguous(), b = bias ? bias->contiguous() : at::Tensor();
   if (dense.size(-1) == 0) return b.defined() ? c.copy_(b.expand_as(c)) : c.zero_();
-  const QuantizedView view(matrix);
+  const QuantizedView view = view_of(matrix);
   quantized_product({.storage = storage_of(a),
                      .a = dense.const_data_ptr(),
                      .b = view,

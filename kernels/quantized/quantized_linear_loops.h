@@ -7,7 +7,7 @@
 
 namespace limbeck::kernels {
 
-struct QuantizedView;  // quantized_cpu.h
+struct QuantizedView;  // quantized_formula.h
 
 // C [m, n] = A [m, k] B [k, n] + bias [n] or nullptr; B is the matrix, or its transpose. A and C have no gaps.
 struct QuantizedProduct {

@@ -4,8 +4,6 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
-#include <algorithm>
-
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
 #include "kernels/quantized/quantized_operands.h"
@@ -15,8 +13,6 @@ namespace {
 
 constexpr std::array<QuantizedFormat, 4> kFormats = {QuantizedFormat::kInt8, QuantizedFormat::kInt4,
                                                      QuantizedFormat::kNf4, QuantizedFormat::kNf4Double};
-
-int64_t pieces(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
 
 }  // namespace
 
@@ -53,22 +49,22 @@ QuantizedFormat format_named(std::string_view name) {
 }
 
 std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns) {
-  const int64_t values = rows * columns, blocks = pieces(values, kNf4Block);
+  const int64_t values = rows * columns, blocks = rounded_up_quotient(values, kNf4Block);
   switch (format) {
     case QuantizedFormat::kInt8:
       return {{"codes", at::kChar, {rows, columns}}, {"scales", at::kFloat, {rows}}};
     case QuantizedFormat::kInt4: {
-      const int64_t groups = pieces(columns, kInt4Group);
-      return {{"codes", at::kByte, {rows, pieces(columns, 2)}},
+      const int64_t groups = rounded_up_quotient(columns, kInt4Group);
+      return {{"codes", at::kByte, {rows, rounded_up_quotient(columns, 2)}},
               {"scales", at::kFloat, {rows, groups}},
               {"lows", at::kFloat, {rows, groups}}};
     }
     case QuantizedFormat::kNf4:
-      return {{"codes", at::kByte, {pieces(values, 2)}}, {"scales", at::kFloat, {blocks}}};
+      return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}}, {"scales", at::kFloat, {blocks}}};
     case QuantizedFormat::kNf4Double:
-      return {{"codes", at::kByte, {pieces(values, 2)}},
+      return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}},
               {"scale_codes", at::kByte, {blocks}},
-              {"scales", at::kFloat, {pieces(blocks, kScaleBlock)}},
+              {"scales", at::kFloat, {rounded_up_quotient(blocks, kScaleBlock)}},
               {"offset", at::kFloat, {1}}};
   }
   return {};
@@ -98,34 +94,17 @@ void check_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count) {
               " of ", matrix.rows);
 }
 
-// Levels are the middles between k + 1 evenly spaced points from 0.1 to 1, k = 1, 2, 4, … 64, each decade ten times the
-// one below, both signs; and 0 and 1.
-const std::array<float, 256>& dynamic_levels() {
-  static const std::array<float, 256> levels = [] {
-    constexpr std::array<float, 7> kDecades = {1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
-    std::array<float, 256> all{};
-    size_t next = 0;
-    all[next++] = 0.0F;
-    all[next++] = 1.0F;
-    for (size_t decade = 0; decade < kDecades.size(); ++decade) {
-      const int count = 1 << decade;
-      const float low = 0.1F, high = 1.0F, step = (high - low) / static_cast<float>(count);
-      // From the nearer end, rounded once: what torch.linspace gives.
-      const auto point = [&](int i) {
-        const double from_low = static_cast<double>(low) + static_cast<double>(step) * i;
-        const double from_high = static_cast<double>(high) - static_cast<double>(step) * (count - i);
-        return static_cast<float>(i < (count + 1) / 2 ? from_low : from_high);
-      };
-      for (int i = 0; i < count; ++i) {
-        const float level = kDecades[decade] * ((point(i) + point(i + 1)) / 2.0F);
-        all[next++] = level;
-        all[next++] = -level;
-      }
-    }
-    std::sort(all.begin(), all.end());
-    return all;
-  }();
-  return levels;
+QuantizedView view_of(const QuantizedMatrix& m) {
+  const auto numbers = [&m](size_t part) { return m.parts[part].const_data_ptr<float>(); };
+  const bool is_double = m.format == QuantizedFormat::kNf4Double;
+  return {.format = m.format,
+          .rows = m.rows,
+          .columns = m.columns,
+          .codes = m.parts[0].const_data_ptr(),
+          .scales = numbers(is_double ? 2 : 1),
+          .lows = m.format == QuantizedFormat::kInt4 ? numbers(2) : nullptr,
+          .scale_codes = is_double ? m.parts[1].const_data_ptr<uint8_t>() : nullptr,
+          .offset = is_double ? numbers(3) : nullptr};
 }
 
 namespace {

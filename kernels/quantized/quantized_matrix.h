@@ -18,11 +18,9 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/quantized/quantized_formula.h"
+
 namespace limbeck::kernels {
-
-enum class QuantizedFormat { kInt8, kInt4, kNf4, kNf4Double };
-
-inline constexpr int64_t kInt4Group = 128, kNf4Block = 64, kScaleBlock = 256;
 
 // "int8", "int4", "nf4", "nf4-double"
 const char* format_name(QuantizedFormat format);

@@ -113,7 +113,7 @@ class Bitsandbytes : public FolderLayout {
       return packed;
     }
     state.integer("nested_blocksize", kernels::kScaleBlock, kernels::kScaleBlock);
-    if (!are_levels(folder.read(weight + ".nested_quant_map"), kernels::dynamic_levels()))
+    if (!are_levels(folder.read(weight + ".nested_quant_map"), kernels::kDynamicLevels))
       refuse_weight("nested_quant_map holds other levels than those of nf4-double");
     fill("scale_codes", weight + ".absmax");
     fill("scales", weight + ".nested_absmax");
@@ -136,7 +136,7 @@ class Bitsandbytes : public FolderLayout {
     } else {
       tensors.emplace_back(weight + ".absmax", here.part("scale_codes"));
       tensors.emplace_back(weight + ".nested_absmax", here.part("scales"));
-      tensors.emplace_back(weight + ".nested_quant_map", level_tensor(kernels::dynamic_levels()));
+      tensors.emplace_back(weight + ".nested_quant_map", level_tensor(kernels::kDynamicLevels));
       state["nested_blocksize"] = kernels::kScaleBlock;
       state["nested_dtype"] = "float32";
       state["nested_offset"] = static_cast<double>(*here.part("offset").const_data_ptr<float>());

@@ -51,13 +51,9 @@ TEST_P(QuantizedLinearValues, ForwardAndGradientsMatchFloat64) {
 
   const auto wd = dequantize_rows(weight, 0, shape.n).to(at::kDouble), xd = x.detach().to(at::kDouble);
   const auto gd = dy.to(at::kDouble), bd = with_bias ? b.detach().to(at::kDouble) : at::zeros({shape.n}, at::kDouble);
-  const auto exact = xd.mm(wd.t()) + bd, absolute = xd.abs().mm(wd.abs().t()) + bd.abs();
-  expect_quantized_product(y.detach(), exact, absolute, "y");
+  expect_quantized_product(y.detach(), xd.mm(wd.t()) + bd, xd.abs().mm(wd.abs().t()) + bd.abs(), "y");
   expect_quantized_product(grads[0], gd.mm(wd), gd.abs().mm(wd.abs()), "dx");
   if (with_bias) expect_quantized_product(grads[1], gd.sum(0), gd.abs().sum(0), "dbias");
-  // What a GPU computes, here on the CPU.
-  expect_quantized_product(composed_quantized_linear(x.detach(), weight, bias), exact, absolute, "composed y");
-  expect_quantized_product(composed_quantized_backward(dy, weight), gd.mm(wd), gd.abs().mm(wd.abs()), "composed dx");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, QuantizedLinearValues,

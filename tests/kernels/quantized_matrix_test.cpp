@@ -60,13 +60,6 @@ TEST_P(QuantizedMatrixOf, AnyRowsAreThoseOfTheWhole) {
     test::expect_same_bits(dequantize_rows(m, row, count), whole.narrow(0, row, count), "rows");
 }
 
-TEST_P(QuantizedMatrixOf, TheCompositionForGpusGivesTheSameBits) {
-  for (const int64_t columns : {1, 75, 128, 300}) {
-    const auto m = quantize(drawn_matrix(37, columns), GetParam());
-    test::expect_same_bits(composed_dequantize_rows(m, 5, 21), dequantize_rows(m, 5, 21), "composed");
-  }
-}
-
 TEST_P(QuantizedMatrixOf, ThreadsDoNotMatter) {
   const Tensor w = drawn_matrix(301, 4100);  // 19,000 blocks: more than one run of the mean of scales
   const int threads = at::get_num_threads();

@@ -1,0 +1,143 @@
+// What codes stand for, once for the loops of the CPU and for CUDA (quantized.cu): the levels, which scale a value has,
+// and the value. float32, every product and sum rounded by itself, so that both devices have the same bits. No torch.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/operator/formula.h"
+
+namespace limbeck::kernels {
+
+enum class QuantizedFormat { kInt8, kInt4, kNf4, kNf4Double };
+
+inline constexpr int64_t kInt4Group = 128, kNf4Block = 64, kScaleBlock = 256;
+
+// The 16 levels of nf4, ascending.
+inline constexpr std::array<float, 16> kNf4Levels = {
+    -1.0F,         -0.696192801F, -0.525073051F, -0.394917488F, -0.284441382F, -0.18477343F, -0.0910500363F, 0.0F,
+    0.0795802996F, 0.160930201F,  0.246112302F,  0.337915242F,  0.440709829F,  0.562617004F, 0.722956836F,   1.0F};
+
+// Levels are the middles between k + 1 evenly spaced points from 0.1 to 1, k = 1, 2, 4, … 64, each decade ten times the
+// one below, both signs; and 0 and 1.
+constexpr std::array<float, 256> made_dynamic_levels() {
+  constexpr std::array<float, 7> kDecades = {1e-6F, 1e-5F, 1e-4F, 1e-3F, 1e-2F, 1e-1F, 1.0F};
+  constexpr size_t kZero = 127;
+  std::array<float, 256> all{};
+  all[255] = 1.0F;
+  size_t next = 1;
+  for (size_t decade = 0; decade < kDecades.size(); ++decade) {
+    const int count = 1 << decade;
+    const float low = 0.1F, high = 1.0F, step = (high - low) / static_cast<float>(count);
+    for (int i = 0; i < count; ++i, ++next) {
+      float points[2] = {};
+      for (int end = 0; end < 2; ++end) {
+        // From the nearer end, rounded once: what torch.linspace gives.
+        const int at = i + end;
+        const double from_low = static_cast<double>(low) + static_cast<double>(step) * at;
+        const double from_high = static_cast<double>(high) - static_cast<double>(step) * (count - at);
+        points[end] = static_cast<float>(at < (count + 1) / 2 ? from_low : from_high);
+      }
+      const float level = kDecades[decade] * ((points[0] + points[1]) / 2.0F);
+      all[kZero + next] = level;
+      all[kZero - next] = -level;
+    }
+  }
+  return all;
+}
+// The 256 levels of the dynamic map, ascending: 7 decades, each with twice the levels of the one below.
+inline constexpr std::array<float, 256> kDynamicLevels = made_dynamic_levels();
+
+// A quantized matrix without tensors: pointers to its parts, all on one device.
+struct QuantizedView {
+  QuantizedFormat format;
+  int64_t rows, columns;
+  const void* codes;
+  const float* scales;
+  const float* lows;           // int4
+  const uint8_t* scale_codes;  // nf4-double
+  const float* offset;         // nf4-double: one number
+};
+
+// What int8, int4 and both kinds of nf4 share of their codes.
+enum class CodeKind { kInt8, kInt4, kNf4 };
+
+LIMBECK_FORMULA CodeKind code_kind(QuantizedFormat format) {
+  return format == QuantizedFormat::kInt8   ? CodeKind::kInt8
+         : format == QuantizedFormat::kInt4 ? CodeKind::kInt4
+                                            : CodeKind::kNf4;
+}
+
+LIMBECK_FORMULA int64_t rounded_up_quotient(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
+
+struct ValueScale {
+  float scale, low;
+};
+
+// nvcc would fuse a product with the sum that takes it.
+LIMBECK_FORMULA float rounded_product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+// `dynamic`: the levels of the dynamic map, wherever the device keeps them.
+template <CodeKind kind>
+LIMBECK_FORMULA ValueScale scale_at(const QuantizedView& v, int64_t row, int64_t column, const float* dynamic) {
+  if constexpr (kind == CodeKind::kInt8) {
+    return {v.scales[row], 0.0F};
+  } else if constexpr (kind == CodeKind::kInt4) {
+    const int64_t group = row * rounded_up_quotient(v.columns, kInt4Group) + column / kInt4Group;
+    return {v.scales[group], v.lows[group]};
+  } else {
+    const int64_t block = (row * v.columns + column) / kNf4Block;
+    if (v.scale_codes == nullptr) return {v.scales[block], 0.0F};
+    return {rounded_product(dynamic[v.scale_codes[block]], v.scales[block / kScaleBlock]) + *v.offset, 0.0F};
+  }
+}
+
+// The column behind the last one with the scale of `column`; it may lie beyond the row.
+template <CodeKind kind>
+LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_t column) {
+  if constexpr (kind == CodeKind::kInt8) {
+    return v.columns;
+  } else if constexpr (kind == CodeKind::kInt4) {
+    return (column / kInt4Group + 1) * kInt4Group;
+  } else {
+    const int64_t value = row * v.columns + column;
+    return column + kNf4Block - value % kNf4Block;
+  }
+}
+
+// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2, the high half
+// first.
+template <CodeKind kind>
+LIMBECK_FORMULA int64_t code_index(const QuantizedView& v, int64_t row, int64_t column) {
+  return row * (kind == CodeKind::kInt4 ? (v.columns + 1) / 2 * 2 : v.columns) + column;
+}
+
+template <CodeKind kind>
+LIMBECK_FORMULA int code_at(const QuantizedView& v, int64_t index) {
+  if constexpr (kind == CodeKind::kInt8) {
+    return static_cast<const int8_t*>(v.codes)[index];
+  } else {
+    const uint8_t pair = static_cast<const uint8_t*>(v.codes)[index / 2];
+    return index % 2 == 0 ? pair >> 4 : pair & 15;
+  }
+}
+
+// `levels`: those of nf4.
+template <CodeKind kind>
+LIMBECK_FORMULA float value_of(int code, const ValueScale& s, const float* levels) {
+  if constexpr (kind == CodeKind::kInt8) {
+    return rounded_product(static_cast<float>(code), s.scale);
+  } else if constexpr (kind == CodeKind::kInt4) {
+    return rounded_product(static_cast<float>(code), s.scale) + s.low;
+  } else {
+    return rounded_product(levels[code], s.scale);
+  }
+}
+
+}  // namespace limbeck::kernels
