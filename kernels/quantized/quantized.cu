@@ -82,6 +82,14 @@ __global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, int64_t 
   }
 }
 
+// As a product with many rows of x has it: what is generated is what was evaluated.
+template <class T>
+__device__ __forceinline__ float rounded(float value) {
+  T stored;
+  put(&stored, value);
+  return widened(stored);
+}
+
 constexpr int kRowsOfWarp = 2;  // of x: sums of more take too many registers
 
 // Brings the next `codes` to the front.
@@ -104,7 +112,7 @@ __device__ __forceinline__ void add_products(const Words& words, const ValueScal
                                              const T* x, int64_t stride, int count, float (&sums)[most]) {
   constexpr int kRead = kPackElements<T>;
   float w[kRead];
-  for (int j = 0; j < kRead; ++j) w[j] = value_of<kind>(code_of<kind>(words, j), scale, levels.nf4);
+  for (int j = 0; j < kRead; ++j) w[j] = rounded<T>(value_of<kind>(code_of<kind>(words, j), scale, levels.nf4));
   for (int r = 0; r < most; ++r) {
     if (r >= count) continue;
     const auto read = *reinterpret_cast<const Pack<T, kRead>*>(x + r * stride);
@@ -130,7 +138,7 @@ __global__ void __launch_bounds__(kProductThreads, 8) few_rows_product(FewRowsPr
   for (int64_t column = lane * codes; column < v.columns; column += kWarp * codes) {
     const ValueScale scale = scale_at<kind>(v, row, column, levels.dynamic);
     if constexpr (codes == 1) {
-      const float w = value_of<kind>(code_at<kind>(v, first + column), scale, levels.nf4);
+      const float w = rounded<T>(value_of<kind>(code_at<kind>(v, first + column), scale, levels.nf4));
       for (int r = 0; r < most; ++r) {
         if (r < count) sums[r] += w * widened(x[r * v.columns + column]);
       }

@@ -1,6 +1,7 @@
 // y = x W'^T + b with a frozen W in 8 or 4 bits, of which at most a few hundred rows by a few hundred columns exist in
-// float32 at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b. On CUDA, products
-// with more than a few rows of x, and gradients, unpack up to 64 MiB of W' in the dtype of x, each value rounded once.
+// float32 at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b. On CUDA the
+// values of W' are rounded once to the dtype of x, for any number of rows and in gradients; up to 64 MiB of them are
+// unpacked at a time.
 #pragma once
 #include <optional>
 

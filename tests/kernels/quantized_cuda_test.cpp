@@ -16,8 +16,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kMostRowsThatReadCodes = 8;
-
 Tensor values_of(at::IntArrayRef sizes, at::ScalarType dtype, uint64_t seed) {
   return test::random_tensor(sizes, at::TensorOptions().dtype(dtype), seed);
 }
@@ -56,7 +54,7 @@ TEST_P(QuantizedCuda, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSameAgain) {
   set_unpacked_bytes(scratch);
   const auto here = quantize(values_of({shape.rows, shape.columns}, at::kFloat, 1), format);
   const auto weight = on_gpu(here);
-  const Tensor w = dequantize_rows(here, 0, shape.rows), rounded = w.to(dtype);
+  const Tensor rounded = dequantize_rows(here, 0, shape.rows).to(dtype);
   const Tensor x = values_of({shape.count, shape.columns}, dtype, 2), b = values_of({shape.rows}, dtype, 3);
   const Tensor dy = values_of({shape.count, shape.rows}, dtype, 4);
   const auto bias = with_bias ? std::optional<Tensor>(b.cuda()) : std::nullopt;
@@ -69,10 +67,8 @@ TEST_P(QuantizedCuda, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSameAgain) {
   const auto [y_again, dx_again] = run();
   ASSERT_EQ(y.scalar_type(), dtype);
   ASSERT_EQ(dx.scalar_type(), dtype);
-  // A few rows take the weight as it is; unpacked ones are rounded to the dtype of x, which float32 does not notice.
-  const bool few = shape.count <= kMostRowsThatReadCodes;
   const Tensor added = with_bias ? b : at::zeros({shape.rows}, dtype);
-  expect_product(y, x, (few ? w : rounded).t(), added, "y");
+  expect_product(y, x, rounded.t(), added, "y");
   expect_product(dx, dy, rounded, at::zeros({shape.columns}, dtype), "dx");
   test::expect_same_bits(y.cpu(), y_again.cpu(), "y again");
   test::expect_same_bits(dx.cpu(), dx_again.cpu(), "dx again");
@@ -143,8 +139,8 @@ TEST_P(QuantizedCudaOf, cuda_ReadsAnyStridesStartsAndEmptyBatches) {
       for (const Tensor& x : {wide.slice(1, 64, 128), values_of({64, count}, dtype, 18).cuda().t(),
                               wide.slice(1, 0, 128, 2), flat.cuda().slice(0, 1).view({count, 64})}) {
         const Tensor dense = x.cpu().contiguous();
-        const Tensor weight = dequantize_rows(there, 0, 9).cpu(), zero = at::zeros({9});
-        expect_product(quantized_linear(x, there), dense, (count > 8 ? weight.to(dtype) : weight).t(), zero, "strides");
+        const Tensor weight = dequantize_rows(there, 0, 9).cpu().to(dtype), zero = at::zeros({9});
+        expect_product(quantized_linear(x, there), dense, weight.t(), zero, "strides");
       }
     }
   }
