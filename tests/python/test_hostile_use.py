@@ -332,7 +332,7 @@ def test_a_limit_of_memory_ends_in_words(work, tmp_path):
     forward_ids = ("forward", "--model", work.folder / "student", "--input", tmp_path / "in.safetensors",
                    "--output", tmp_path / "out", "--threads=2")  # fmt: skip
     recipe, codes = work.recipe("memory", **KEYS), set()
-    for megabytes in [*range(310, 560, 40), 2000]:
+    for megabytes in [*range(310, 560, 20), 2000]:
         train = ("train", recipe, f"--run={tmp_path / str(megabytes)}", "--threads=2")
         for arguments in (("list", "models"), forward_ids, train):
             done = subprocess.run([str(LIMBECK), *map(str, arguments), "--quiet"], capture_output=True, text=True,

@@ -41,6 +41,20 @@ unset(CMAKE_CUDA_ARCHITECTURES CACHE)
 set(kineto_LIBRARY "${LIMBECK_TORCH_LIB_DIR}/libc10.so")
 find_package(Torch REQUIRED PATHS "${LIMBECK_TORCH_LIB_DIR}/../share/cmake/Torch" NO_DEFAULT_PATH)
 set(CMAKE_CUDA_ARCHITECTURES OFF)
+# One intermediate code for all generations, that of the oldest, as ours asks for nothing newer: nvcc's front half runs
+# once instead of once for each of them, which halves the time of a .cu file.
+string(REGEX MATCHALL "sm_[0-9]+[a-z]*" _generations "${CMAKE_CUDA_FLAGS}")
+if(_generations AND NOT _generations MATCHES "[0-9][a-z]")  # sm_90a has code of its own
+  list(SORT _generations COMPARE NATURAL)
+  list(GET _generations 0 _oldest)
+  string(REPLACE "sm_" "compute_" _oldest "${_oldest}")
+  if(CMAKE_CUDA_FLAGS MATCHES "code=compute_")
+    list(APPEND _generations "${_oldest}")
+  endif()
+  list(JOIN _generations "," _codes)
+  string(REGEX REPLACE "-gencode +[^ ]+ *" "" CMAKE_CUDA_FLAGS "${CMAKE_CUDA_FLAGS}")
+  string(APPEND CMAKE_CUDA_FLAGS " -gencode arch=${_oldest},code=[${_codes}]")
+endif()
 
 add_library(limbeck_torch_cuda INTERFACE)
 # Kept even where no symbol of libtorch_cuda is used: loading liblimbeck_cuda.so must bring CUDA tensors into the program.

@@ -217,7 +217,7 @@ App::Prepared App::prepared(const Command& command, const std::vector<std::strin
   std::optional<recipe::RecipeFile> file;
   if (command.takes_recipe) file = recipe::RecipeFile::read(recipe_path);
   recipe::Settings settings(table, file ? &*file : nullptr, parsed.flags);
-  if (settings.integer("threads") > 0) at::set_num_threads(static_cast<int>(settings.integer("threads")));
+  if (settings.integer("threads") > 0) set_worker_threads(static_cast<int>(settings.integer("threads")));
   check_json_is_no_input(settings, recipe_path);
   check_outputs(settings, recipe_path);
   return {std::move(settings), std::move(parsed.operands)};

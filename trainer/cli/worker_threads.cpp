@@ -34,6 +34,11 @@ void try_threads(int count) {
 
 }  // namespace
 
+void set_worker_threads(int count) {
+  try_threads(2 * count + kBeside);  // ATen's pool, and OpenMP's later
+  at::set_num_threads(count);
+}
+
 void start_worker_threads() {
   const int count = at::get_num_threads();
   try_threads(count + kBeside);

@@ -4,6 +4,9 @@
 
 namespace limbeck::cli {
 
+// at::set_num_threads(), whose pool waits for ever for a thread that the system has refused. NumericError instead.
+void set_worker_threads(int count);
+
 // As many as at::get_num_threads() says, for the calling thread. NumericError when the system has no room for them.
 void start_worker_threads();
 
