@@ -43,10 +43,7 @@ void check_segments(const char* name, const OptionalTensor& segments, const Tens
 // A result of this shape, contiguous whatever the strides of its inputs are.
 Tensor empty_like_shape(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
 
-// So many bytes more at the peak.
-void hold_for_a_moment(const Tensor& like, int64_t bytes) { at::empty({bytes}, like.options().dtype(at::kByte)); }
-
-// A plan for a GPU holds what its composition allocates; FlashAttention's forward allocates its results alone.
+// A plan for a GPU runs the composition where that runs there; FlashAttention says itself what it holds.
 bool plans_composition(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                        const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
   return planned_device() == at::kCUDA && !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);

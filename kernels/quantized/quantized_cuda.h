@@ -15,7 +15,7 @@ void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, 
                        cudaStream_t stream);
 
 // y [count, rows] = x [count, columns] W'^T + bias [rows] or nullptr, none with gaps, count at most kFewRows. W'
-// is not rounded, sums are float32 in one order.
+// is rounded once to the storage, sums are float32 in one order.
 struct FewRowsProduct {
   QuantizedView weight;
   const void* x;

@@ -93,9 +93,7 @@ class Computing {
 };
 
 bool adds_in_no_order(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
-  if (!kAddByIndex.contains(op.schema().name() +
-                            (op.schema().overload_name().empty() ? "" : "." + op.schema().overload_name())))
-    return false;
+  if (!kAddByIndex.contains(c10::toString(op.operator_name()))) return false;
   const Computing scope;
   const Tensor index = on_host(torch::jit::peek(stack, 2, op.schema().arguments().size()).toTensor()).flatten();
   return std::get<0>(at::_unique(index)).numel() < index.numel();
@@ -232,7 +230,7 @@ Tensor& put_product(const char* name, std::initializer_list<Tensor> operands, Te
   const Operation operation = begin(name, out.device());
   for (const Tensor& t : operands) reads(operation, t);
   writes(operation, out);
-  ++counters().operators;
+  count(/*waits=*/false);
   const Computing scope;
   on_host(out).copy_(product());
   return out;

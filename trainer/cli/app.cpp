@@ -1,6 +1,5 @@
 #include "trainer/cli/app.h"
 
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
 #include <torch/version.h>

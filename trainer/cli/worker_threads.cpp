@@ -35,7 +35,7 @@ void try_threads(int count) {
 }  // namespace
 
 void set_worker_threads(int count) {
-  try_threads(2 * count + kBeside);  // ATen's pool, and OpenMP's later
+  try_threads(count);
   at::set_num_threads(count);
 }
 

@@ -168,8 +168,9 @@ double Optimizer::State::square_sum(StepReport& report, const std::vector<at::Te
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor gradient = shares->gradient(i);
     if (!gradient.defined() || gradient.numel() == 0) continue;
-    alike[gradient.scalar_type()].tensors.push_back(gradient);
-    alike[gradient.scalar_type()].slots.push_back(i);
+    Gradients& of_dtype = alike[gradient.scalar_type()];
+    of_dtype.tensors.push_back(gradient);
+    of_dtype.slots.push_back(i);
   }
   std::vector<at::Tensor> numbers;
   for (const auto& [dtype, gradients] : alike) numbers.push_back(kernels::square_sums(gradients.tensors));
