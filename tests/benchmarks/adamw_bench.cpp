@@ -5,10 +5,11 @@
 #include <ATen/core/grad_mode.h>
 #include <malloc.h>
 
+#include "benchmarks/benchmarks.h"
 #include "benchmarks/paired.h"
 #include "kernels/adamw/adamw.h"
 
-namespace limbeck::bench {
+namespace limbeck::bench::adamw_bench {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
@@ -57,9 +58,8 @@ void add_all(const char* name, at::ScalarType dtype, const std::vector<int64_t>&
 }
 
 }  // namespace
-}  // namespace limbeck::bench
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   const at::NoGradGuard no_gradient;
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 2147483647);
@@ -67,8 +67,10 @@ int main(int argc, char** argv) {
   const std::vector<int64_t> student = {32000 * 256, 32000 * 256, 1024 * 256, 1024 * 256, 256 * 256, 256 * 256,
                                         1024 * 256,  1024 * 256,  1024 * 256, 1024 * 256, 256,       256};
   const std::vector<int64_t> small(200, 576);
-  limbeck::bench::add_all("bfloat16 student", at::kBFloat16, student);
-  limbeck::bench::add_all("float32 student", at::kFloat, student);
-  limbeck::bench::add_all("bfloat16 200 x 576", at::kBFloat16, small);
-  return limbeck::bench::run_pairs(argc, argv);
+  add_all("bfloat16 student", at::kBFloat16, student);
+  add_all("float32 student", at::kFloat, student);
+  add_all("bfloat16 200 x 576", at::kBFloat16, small);
+  return run_pairs(argc, argv);
 }
+
+}  // namespace limbeck::bench::adamw_bench

@@ -1,6 +1,6 @@
 // Saving and restoring the state of a training run, in turn with what others do in the same time on the same disk.
-//   checkpoint_bench [GIGABYTES] [FOLDER] [ROUNDS]    1 GB, the temporary folder, 7 rounds; exit code 1: a bar is
-//   missed
+//   limbeck_bench checkpoint [GIGABYTES] [FOLDER] [ROUNDS]    1 GB, the temporary folder, 7 rounds; exit code 1: a bar
+//   is missed
 //
 // Save: checkpoint::Saver (checksums, fsync of files and folders) against torch.distributed.checkpoint saving the same
 // tensors from a process of its own that keeps them: as it comes (FileSystemWriter fsyncs its file), with two threads,
@@ -28,11 +28,13 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmarks.h"
 #include "benchmarks/python_peer.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/saver.h"
 #include "trainer/checkpoint/verify.h"
 
+namespace limbeck::bench::checkpoint_bench {
 namespace {
 
 namespace fs = std::filesystem;
@@ -246,11 +248,11 @@ bool run(uint64_t bytes, const fs::path& folder, int rounds) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   const double gigabytes = argc > 1 ? std::strtod(argv[1], nullptr) : 1.0;
   const int rounds = argc > 3 ? std::atoi(argv[3]) : 7;
   if (!(gigabytes >= 0.01 && gigabytes <= 64) || rounds < 1) {
-    std::fprintf(stderr, "usage: checkpoint_bench [GIGABYTES, 0.01 to 64] [FOLDER] [ROUNDS]\n");
+    std::fprintf(stderr, "usage: limbeck_bench checkpoint [GIGABYTES, 0.01 to 64] [FOLDER] [ROUNDS]\n");
     return 2;
   }
   std::string pattern = (argc > 2 ? fs::path(argv[2]) : fs::temp_directory_path()) / "limbeck-checkpoint-XXXXXX";
@@ -267,3 +269,5 @@ int main(int argc, char** argv) {
   fs::remove_all(pattern);
   return code;
 }
+
+}  // namespace limbeck::bench::checkpoint_bench

@@ -1,4 +1,4 @@
-"""dcp_peer.py: torch.distributed.checkpoint behind a pipe, so that checkpoint_bench can time it beside Limbeck.
+"""dcp_peer.py: torch.distributed.checkpoint behind a pipe, so that limbeck_bench can time it beside Limbeck.
 
 Keeps the tensors of the safetensors files it is started with. Each line of standard input, `SYNC THREADS FOLDER`, saves
 them once (SYNC: 1 as the writer comes, 0 without fsync) and is answered by the seconds of the save alone.

@@ -12,10 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmarks.h"
 #include "benchmarks/paired.h"
 #include "kernels/head_loss/head_loss.h"
 #include "support/cpu_memory.h"
 
+namespace limbeck::bench::head_loss_bench {
 namespace {
 
 using at::Tensor;
@@ -90,9 +92,9 @@ void chunked(const Problem& p) {
 
 void add(const std::string& name, Problem p) {
   const auto run = [p] { ours(p); };
-  limbeck::bench::add_pair(name + " / products alone", run, [p, out = std::make_shared<Products>(p)] { out->run(p); });
-  limbeck::bench::add_pair(name + " / eager", run, [p] { eager(p); });
-  limbeck::bench::add_pair(name + " / runs of 256", run, [p] { chunked(p); });
+  add_pair(name + " / products alone", run, [p, out = std::make_shared<Products>(p)] { out->run(p); });
+  add_pair(name + " / eager", run, [p] { eager(p); });
+  add_pair(name + " / runs of 256", run, [p] { chunked(p); });
 }
 
 void print_memory(const char* name, const Problem& p) {
@@ -104,7 +106,7 @@ void print_memory(const char* name, const Problem& p) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   at::set_num_threads(2);
   const bool large = argc > 1 && std::string(argv[1]).find("152k") != std::string::npos;
   add("32k bf16", Problem(2048, 32000, 256, 512, at::kBFloat16));
@@ -113,5 +115,7 @@ int main(int argc, char** argv) {
   print_memory("152k float32", Problem(2048, 151936, 256, 512, at::kFloat));
   add("32k float32", Problem(2048, 32000, 256, 512, at::kFloat));
   if (large) add("152k bf16", Problem(2048, 151936, 256, 512, at::kBFloat16));
-  return limbeck::bench::run_pairs(argc, argv);
+  return run_pairs(argc, argv);
 }
+
+}  // namespace limbeck::bench::head_loss_bench

@@ -6,12 +6,13 @@
 #include <malloc.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "benchmarks/benchmarks.h"
 #include "benchmarks/paired.h"
 #include "kernels/gated/gated_activation.h"
 #include "kernels/norm/norm.h"
 #include "kernels/rotary/rotary.h"
 
-namespace limbeck::bench {
+namespace limbeck::bench::kernels_bench {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
@@ -99,15 +100,16 @@ void add_all(at::ScalarType dtype, const std::string& type) {
 }
 
 }  // namespace
-}  // namespace limbeck::bench
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   // Without this glibc gives large buffers back and faults them in again at every call, and that is what would be
   // timed.
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 2147483647);
   mallopt(M_TOP_PAD, 64 << 20);
-  limbeck::bench::add_all(at::kBFloat16, "bfloat16");
-  limbeck::bench::add_all(at::kFloat, "float32");
-  return limbeck::bench::run_pairs(argc, argv);
+  add_all(at::kBFloat16, "bfloat16");
+  add_all(at::kFloat, "float32");
+  return run_pairs(argc, argv);
 }
+
+}  // namespace limbeck::bench::kernels_bench

@@ -1,6 +1,6 @@
 // float16 linear on this CPU: ours and ATen's, interleaved in one run, and the float32 product as the physical limit.
-// linear_bench [rounds]; prints the median GFLOP/s of each and the median of the ratios, forward and backward apart.
-// ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 makes ATen behave as on processors without float16 instructions.
+// limbeck_bench linear [rounds]; prints the median GFLOP/s of each and the median of the ratios, forward and backward
+// apart. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 makes ATen behave as on processors without float16 instructions.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -11,9 +11,11 @@
 #include <functional>
 #include <vector>
 
+#include "benchmarks/benchmarks.h"
 #include "kernels/linear/half_gemm_cpu.h"
 #include "kernels/linear/linear.h"
 
+namespace limbeck::bench::linear_bench {
 namespace {
 
 using limbeck::kernels::HalfGemmPath;
@@ -84,7 +86,7 @@ void measure(const Shape& s, int rounds) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);  // some of ATen's rounds take minutes
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 15;
   std::printf("threads %d   path %s\n", at::get_num_threads(),
@@ -93,4 +95,7 @@ int main(int argc, char** argv) {
        {Shape{512, 512, 2048}, {2048, 1024, 1024}, {1024, 8192, 512}, {8, 2048, 2048}, {1, 2048, 2048}}) {
     measure(s, rounds);
   }
+  return 0;
 }
+
+}  // namespace limbeck::bench::linear_bench

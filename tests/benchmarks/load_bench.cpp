@@ -1,5 +1,6 @@
 // Loading a 1 GB safetensors model against reading the same bytes, interleaved in one process.
-//   load_bench [GIGABYTES] [FOLDER]     1 GB and the temporary folder by default; exit code 1 when a bar is missed
+//   limbeck_bench load [GIGABYTES] [FOLDER]     1 GB and the temporary folder by default; exit code 1 when a bar is
+//   missed
 //
 // The bars of the foundation: load <= 1.3 x the time of reading the file's bytes into memory of that size, peak memory
 // <= 1.1 x the model. "Reading" is a plain pread loop of one thread into fresh memory, as load needs; the same loop
@@ -22,9 +23,11 @@
 #include <string>
 #include <vector>
 
+#include "benchmarks/benchmarks.h"
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 
+namespace limbeck::bench::load_bench {
 namespace {
 
 namespace fs = std::filesystem;
@@ -157,10 +160,10 @@ int run(uint64_t bytes, const fs::path& folder) {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main_of(int argc, char** argv) {
   const double gigabytes = argc > 1 ? std::strtod(argv[1], nullptr) : 1.0;
   if (!(gigabytes >= 0.01 && gigabytes <= 64)) {
-    std::fprintf(stderr, "usage: load_bench [GIGABYTES, 0.01 to 64] [FOLDER]\n");
+    std::fprintf(stderr, "usage: limbeck_bench load [GIGABYTES, 0.01 to 64] [FOLDER]\n");
     return 2;
   }
   std::string pattern = (argc > 2 ? fs::path(argv[2]) : fs::temp_directory_path()) / "limbeck-load-XXXXXX";
@@ -177,3 +180,5 @@ int main(int argc, char** argv) {
   fs::remove_all(pattern);
   return code;
 }
+
+}  // namespace limbeck::bench::load_bench

@@ -15,7 +15,7 @@ namespace {
 
 constexpr const char* kMasked = R"({"architectures": ["BertForMaskedLM"]})";
 constexpr const char* kDistilled = R"({"architectures": ["DistilBertForMaskedLM"]})";
-constexpr double kTemperature = 2.0;
+constexpr double kMaskedTemperature = 2.0;
 
 using Leaves = std::map<std::string, at::Tensor>;
 
@@ -60,14 +60,14 @@ TEST_P(MaskedHead, ValuesAndGradientsAreThoseOfFloat64) {
   request.divergence = &divergence;
   request.labels_n = labels;
   request.divergence_weight_n = at::full({21}, 0.7 / 21), request.ce_weight_n = at::full({21}, 0.3 / 21);
-  request.temperature = kTemperature;
+  request.temperature = kMaskedTemperature;
   const kernels::HeadLoss got = head_terms(request);
   got.loss.backward();
 
   const Leaves ours = head_leaves(pair.student()), theirs = head_leaves(*pair.teacher());
   const at::Tensor wide = states.detach().to(at::kDouble).set_requires_grad(true);
   const at::Tensor zs = logits(ours, wide), zt = logits(theirs, seen.to(at::kDouble)).detach();
-  const double t = divergence.tempered ? kTemperature : 1.0;
+  const double t = divergence.tempered ? kMaskedTemperature : 1.0;
   const at::Tensor kd = test::textbook_divergence(name, zs / t, zt / t) * (t * t);
   const at::Tensor wanted = 0.7 * kd.mean() + 0.3 * at::cross_entropy_loss(zs, labels);
   wanted.backward();

@@ -19,7 +19,7 @@ function(limbeck_test name)
     LINK ${F_LINK} GTest::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)  # the libraries are what must be fast
+    target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-Og>)  # the libraries are what must be fast
   endif()
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
     # GCC bug 105651: in "literal" + std::string these see copies that cannot happen.
