@@ -5,11 +5,14 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #include <utility>
@@ -34,8 +37,13 @@ struct Aborted {};
 
 class NcclWork final : public Work {
  public:
-  NcclWork(Moment end, c10::DeviceIndex device) : end_(std::move(end)), device_(device) {}
-  bool isCompleted() override { return limbeck::fake_cuda::passed(end_); }
+  NcclWork(Moment end, c10::DeviceIndex device, bool broken) : end_(std::move(end)), device_(device), broken_(broken) {}
+  bool isCompleted() override { return broken_ || limbeck::fake_cuda::passed(end_); }
+  std::exception_ptr exception() const override {
+    return broken_ ? std::make_exception_ptr(
+                         std::runtime_error("NCCL error: remote process exited or there was a network error"))
+                   : nullptr;
+  }
   void synchronize() override { limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_); }
   bool wait(std::chrono::milliseconds) override {
     synchronize();
@@ -45,7 +53,15 @@ class NcclWork final : public Work {
  private:
   Moment end_;
   c10::DeviceIndex device_;
+  bool broken_;  // NCCL says so by ncclCommGetAsyncError; the operation itself never ends
 };
+
+// Whether this operation is the one of the process that LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE=N breaks, counted from 1.
+bool breaks_now() {
+  static const char* text = std::getenv("LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE");
+  static std::atomic<int> begun = 0;
+  return text != nullptr && ++begun == std::atoi(text);
+}
 
 struct Trace {
   std::mutex mutex;
@@ -77,6 +93,7 @@ class ProcessGroupNCCL::Exchange {
 
   void add(Jobs before, std::shared_ptr<Job> job, std::function<void()> body) {
     const std::lock_guard lock(mutex_);
+    if (aborted_) return job->finish();
     queue_.push_back({std::move(before), std::move(job), std::move(body)});
     changed_.notify_all();
   }
@@ -122,6 +139,10 @@ class ProcessGroupNCCL::Exchange {
   }
 
   at::Tensor summed(const at::Tensor& own, int size);
+
+  void never_end() const {
+    for (;; std::this_thread::sleep_for(kPatience)) refuse_aborted();
+  }
 
   // A send ends when it is received.
   void await_taken(int to) {
@@ -194,7 +215,7 @@ class ProcessGroupNCCL::Exchange {
     try {
       question();
     } catch (const std::exception&) {
-      for (;; std::this_thread::sleep_for(kPatience)) refuse_aborted();
+      never_end();
     }
   }
 
@@ -272,11 +293,13 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
   auto job = std::make_shared<Job>();
   Jobs before = fake::add_job(own, job);
   note(name);
-  exchange_->add(std::move(before), job, [shared = exchange_.get(), read, written, body]() mutable {
+  const bool broken = breaks_now();
+  exchange_->add(std::move(before), job, [shared = exchange_.get(), read, written, body, broken]() mutable {
     const at::NoGradGuard no_gradient;
+    if (broken) shared->never_end();
     body(*shared, read, written);
   });
-  return c10::make_intrusive<NcclWork>(fake::moment_of(own), device);
+  return c10::make_intrusive<NcclWork>(fake::moment_of(own), device, broken);
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::_allgather_base(at::Tensor& whole, at::Tensor& shard) {

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,10 +136,11 @@ class Counters(NamedTuple):
     bytes: int
     peak_bytes: int
     unordered: int
+    polls: int
 
     @classmethod
     def of(cls, file: Path):
-        return cls(*struct.unpack("6q", file.read_bytes()))
+        return cls(*struct.unpack("7q", file.read_bytes()))
 
 
 def update_counts(work: Work, name: str, **keys) -> Counters:
@@ -312,18 +316,70 @@ def test_ranks_resume_with_the_same_bits(work, alone):
     assert ranked(work, "ranks-whole", 2, **keys).differences(whole) == []
 
 
-def test_a_rank_that_is_killed_is_named(work):
-    """After parallel.timeout: an operation of NCCL's whose partner is gone never ends."""
-    recipe, run = work.recipe("ranks-killed", train__steps="100000 steps", train__accumulate=2, parallel__zero=3,
-                              parallel__timeout=3), work.folder / "run-ranks-killed"
-    env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": "2"}
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_ranks_make_the_host_wait_no_oftener_than_one_rank(work, zero):
+    """Streams wait for collectives; the host stands once an update, where its numbers are read, and asks no event."""
+    keys = TREE | dict(train__accumulate=4, data__batch_size=2, eval__batches=1)
+    counted = {}
+    for size in (1, 2):
+        for steps in (2, 4):
+            name = f"ranks-waits-{zero}-{size}-{steps}"
+            recipe, run = work.recipe(name, **keys, train__steps=f"{steps} steps", parallel__zero=zero if size > 1 else 0), work.folder / f"run-{name}"
+            file = work.folder / f"{name}.counters"
+            env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)}
+            Ranks(size, recipe, f"--run={run}", "--device=cuda", env=env,
+                  variables=lambda rank: {"LIMBECK_FAKE_CUDA_COUNTERS": f"{file}{rank}"}).end(60).well()  # fmt: skip
+            counted[size, steps] = [Counters.of(Path(f"{file}{rank}")) for rank in range(size)]
+    one, *two = (Counters(*(b - a for a, b in zip(counted[size, 2][rank], counted[size, 4][rank]))) for size, rank in ((1, 0), (2, 0), (2, 1)))
+    print(f"ZeRO-{zero}, two updates: one rank {one.waits} host waits and {one.polls} questions, two ranks",
+          [(rank.waits, rank.polls) for rank in two])  # fmt: skip
+    for rank in two:
+        assert rank.waits <= one.waits and rank.polls == 0
+
+
+@contextmanager
+def ranks_at_work(work: Work, name: str, size: int, variables=None, **keys) -> Iterator[Ranks]:
+    """So many ranks in the midst of their training."""
+    recipe, run = work.recipe(name, train__steps="100000 steps", train__accumulate=2 * size, parallel__zero=3,
+                              **keys), work.folder / f"run-{name}"  # fmt: skip
+    env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)}
     metrics = run / "metrics.jsonl"
-    with Ranks(2, recipe, f"--run={run}", "--device=cuda", "--train.log_every=1", "--quiet", env=env) as ranks:
+    with Ranks(size, recipe, f"--run={run}", "--device=cuda", "--train.log_every=1", "--quiet", env=env, variables=variables) as ranks:
         deadline = time.monotonic() + 30
         while not (metrics.exists() and '"step":3' in metrics.read_text()):
             assert time.monotonic() < deadline and ranks.processes[0].poll() is None, ranks.texts()
             time.sleep(0.05)
-        ranks.signal(1)
-        code, said = ranks.end_of(0, timeout=15)
-        print(said)
-        assert code == 7 and ranks.name(1) in said
+        yield ranks
+
+
+@pytest.mark.parametrize("size, killed", [(2, 1), (2, 0), (3, 1)])
+def test_a_rank_that_is_killed_is_named(work, size, killed):
+    """Long before parallel.timeout, though an operation of NCCL's whose partner is gone never ends."""
+    with ranks_at_work(work, f"ranks-killed-{size}-{killed}", size, parallel__timeout=600) as ranks:
+        ranks.signal(killed)
+        begin = time.monotonic()
+        for rank in set(range(size)) - {killed}:
+            code, said = ranks.end_of(rank, timeout=10 - (time.monotonic() - begin))
+            print(f"rank {rank}, {time.monotonic() - begin:.1f} s: {said}")
+            assert code == 7 and f"{ranks.name(killed)} is gone" in said
+
+
+def test_a_rank_that_stands_still_is_named(work):
+    """After parallel.timeout: it might go on before."""
+    timeout = 5
+    with ranks_at_work(work, "ranks-stopped", 2, parallel__timeout=timeout) as ranks:
+        ranks.signal(1, signal.SIGSTOP)
+        begin = time.monotonic()
+        code, said = ranks.end_of(0, timeout=timeout + 12)
+        print(f"{time.monotonic() - begin:.1f} s: {said}")
+        assert code == 7 and f"{ranks.name(1)} is gone or stands still" in said
+        assert time.monotonic() - begin > timeout / 2
+
+
+def test_an_error_that_nccl_reports_ends_all_ranks(work):
+    broken = {1: {"LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE": "400"}}
+    with ranks_at_work(work, "ranks-broken", 2, variables=lambda rank: broken.get(rank, {}), parallel__timeout=600) as ranks:
+        ended = ranks.end(20)
+    print("\n".join(ended.errors))
+    assert ended.codes == [7, 7] and "failed on rank 1: NCCL error: remote process exited" in ended.errors[1]
+    assert f"{ranks.name(1)} ended: " in ended.errors[0] and "NCCL error" in ended.errors[0]
