@@ -190,8 +190,12 @@ bool CollectiveWatch::somebody_is_missed() {
 
 void CollectiveWatch::take_down(const Collective& collective, const std::string& symptom) {
   std::string text = board_->blame(collective.line, collective.number, collective.what, symptom);
-  const std::string trace = options_.dump_trace ? options_.dump_trace() : "";
-  if (!trace.empty()) text += fmt::format("; the last operations are in {}", trace);
+  try {
+    const std::string trace = options_.dump_trace ? options_.dump_trace() : "";
+    if (!trace.empty()) text += fmt::format("; the last operations are in {}", trace);
+  } catch (const std::exception&) {
+    // The message matters more.
+  }
   const std::lock_guard lock(mutex_);
   if (!failure_.empty()) return;
   failure_ = text;  // before the abort: who goes on by it must find what there is to confirm
@@ -199,7 +203,7 @@ void CollectiveWatch::take_down(const Collective& collective, const std::string&
     try {
       abort();
     } catch (const std::exception&) {
-      // The message matters more.
+      // The others are to end all the same.
     }
   }
   changed_.notify_all();
