@@ -157,3 +157,11 @@ def test_an_error_that_nccl_reports_ends_all_ranks(work):
     print("\n".join(ended.errors))
     assert ended.codes == [7, 7] and "failed on rank 1: NCCL error: remote process exited" in ended.errors[1]
     assert f"{ranks.name(1)} ended: " in ended.errors[0] and "NCCL error" in ended.errors[0]
+
+
+def test_ranks_that_are_told_to_stop_save_first(work):
+    """The one that says farewell first takes nothing down."""
+    with ranks_at_work(work, "ranks-told", 2, parallel__timeout=600) as ranks:
+        ranks.signal(1, signal.SIGTERM)
+        ended = ranks.end(20)
+    assert ended.codes == [75, 75] and "with everything saved" in ended.errors[0], ended.errors
