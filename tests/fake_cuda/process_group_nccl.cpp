@@ -35,27 +35,6 @@ constexpr auto kPatience = std::chrono::milliseconds(10);
 // The group was aborted while it waited for a partner.
 struct Aborted {};
 
-class NcclWork final : public Work {
- public:
-  NcclWork(Moment end, c10::DeviceIndex device, bool broken) : end_(std::move(end)), device_(device), broken_(broken) {}
-  bool isCompleted() override { return broken_ || limbeck::fake_cuda::passed(end_); }
-  std::exception_ptr exception() const override {
-    return broken_ ? std::make_exception_ptr(
-                         std::runtime_error("NCCL error: remote process exited or there was a network error"))
-                   : nullptr;
-  }
-  void synchronize() override { limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_); }
-  bool wait(std::chrono::milliseconds) override {
-    synchronize();
-    return true;
-  }
-
- private:
-  Moment end_;
-  c10::DeviceIndex device_;
-  bool broken_;  // NCCL says so by ncclCommGetAsyncError; the operation itself never ends
-};
-
 // Whether this operation is the one of the process that LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE=N breaks, counted from 1.
 bool breaks_now() {
   static const char* text = std::getenv("LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE");
@@ -85,6 +64,23 @@ void check(const at::Tensor& tensor) {
 }
 
 }  // namespace
+
+ProcessGroupNCCL::WorkNCCL::WorkNCCL(Moment end, c10::DeviceIndex device, bool broken, std::vector<at::Tensor> outputs)
+    : end_(std::move(end)), device_(device), broken_(broken), outputs_(std::move(outputs)) {}
+ProcessGroupNCCL::WorkNCCL::WorkNCCL(const WorkNCCL& other)
+    : Work(), end_(other.end_), device_(other.device_), broken_(other.broken_) {}
+bool ProcessGroupNCCL::WorkNCCL::isCompleted() { return broken_ || limbeck::fake_cuda::passed(end_); }
+std::exception_ptr ProcessGroupNCCL::WorkNCCL::exception() const {
+  if (!broken_) return nullptr;
+  return std::make_exception_ptr(std::runtime_error("NCCL error: remote process exited or there was a network error"));
+}
+void ProcessGroupNCCL::WorkNCCL::synchronize() {
+  limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_);
+}
+bool ProcessGroupNCCL::WorkNCCL::wait(std::chrono::milliseconds) {
+  synchronize();
+  return true;
+}
 
 // The thread of a group, and what it says to the store.
 class ProcessGroupNCCL::Exchange {
@@ -279,6 +275,7 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
   const fake::Stream own = stream_for(any);
   fake::make_wait(own, fake::moment_of(fake::current_stream(device)));
   const fake::Operation operation(own, name, fake::Operation::Later{});
+  const Tensors outputs = written;
   // The memory alone goes to the thread: who keeps it is the caller.
   for (at::Tensor& one : read) {
     check(one);
@@ -299,7 +296,7 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
     if (broken) shared->never_end();
     body(*shared, read, written);
   });
-  return c10::make_intrusive<NcclWork>(fake::moment_of(own), device, broken);
+  return c10::make_intrusive<WorkNCCL>(fake::moment_of(own), device, broken, outputs);
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::_allgather_base(at::Tensor& whole, at::Tensor& shard) {

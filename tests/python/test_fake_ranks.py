@@ -109,6 +109,8 @@ def test_ranks_make_the_host_wait_no_oftener_than_one_rank(work, zero):
           [(rank.waits, rank.polls) for rank in two])  # fmt: skip
     for rank in two:
         assert rank.waits <= one.waits and rank.polls == 0
+        # Memory of an operation is free for the next one when a stream waits for it, and not when somebody finds it ended.
+        assert rank.peak_bytes <= one.peak_bytes
 
 
 @contextmanager

@@ -180,7 +180,10 @@ class Nccl : public Communicator {
   static void follow(const c10::intrusive_ptr<c10d::Work>& work, Works& works) {
     if (!work) return;
     work->synchronize();
-    works.push_back(work);
+    // To be asked later. A copy does not keep the tensors, whose memory the next operation is to have.
+    using Own = c10d::ProcessGroupNCCL::WorkNCCL;
+    const auto* own = dynamic_cast<const Own*>(work.get());
+    if (own != nullptr) works.emplace_back(c10::make_intrusive<Own>(*own));
   }
 
   void tree(const at::Tensor& shard, const at::Tensor& whole, Works& works) {
