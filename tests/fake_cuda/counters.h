@@ -12,9 +12,10 @@ struct Counters {
   std::atomic<int64_t> host_waits;  // what a real device would make the host wait for
   std::atomic<int64_t> bytes, peak_bytes;
   std::atomic<int64_t>
-      unordered;  // operators of ATen that a real device sums up by atomics, in another order each time
+      unordered;               // operators of ATen that a real device sums up by atomics, in another order each time
+  std::atomic<int64_t> polls;  // questions whether an event has passed, of threads that launch work
 };
-static_assert(sizeof(Counters) == 6 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
+static_assert(sizeof(Counters) == 7 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
 
 Counters& counters();
 

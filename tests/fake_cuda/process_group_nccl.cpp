@@ -5,11 +5,14 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #include <utility>
@@ -32,20 +35,12 @@ constexpr auto kPatience = std::chrono::milliseconds(10);
 // The group was aborted while it waited for a partner.
 struct Aborted {};
 
-class NcclWork final : public Work {
- public:
-  NcclWork(Moment end, c10::DeviceIndex device) : end_(std::move(end)), device_(device) {}
-  bool isCompleted() override { return limbeck::fake_cuda::passed(end_); }
-  void synchronize() override { limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_); }
-  bool wait(std::chrono::milliseconds) override {
-    synchronize();
-    return true;
-  }
-
- private:
-  Moment end_;
-  c10::DeviceIndex device_;
-};
+// Whether this operation is the one of the process that LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE=N breaks, counted from 1.
+bool breaks_now() {
+  static const char* text = std::getenv("LIMBECK_FAKE_CUDA_BROKEN_COLLECTIVE");
+  static std::atomic<int> begun = 0;
+  return text != nullptr && ++begun == std::atoi(text);
+}
 
 struct Trace {
   std::mutex mutex;
@@ -70,6 +65,23 @@ void check(const at::Tensor& tensor) {
 
 }  // namespace
 
+ProcessGroupNCCL::WorkNCCL::WorkNCCL(Moment end, c10::DeviceIndex device, bool broken, std::vector<at::Tensor> outputs)
+    : end_(std::move(end)), device_(device), broken_(broken), outputs_(std::move(outputs)) {}
+ProcessGroupNCCL::WorkNCCL::WorkNCCL(const WorkNCCL& other)
+    : Work(), end_(other.end_), device_(other.device_), broken_(other.broken_) {}
+bool ProcessGroupNCCL::WorkNCCL::isCompleted() { return broken_ || limbeck::fake_cuda::passed(end_); }
+std::exception_ptr ProcessGroupNCCL::WorkNCCL::exception() const {
+  if (!broken_) return nullptr;
+  return std::make_exception_ptr(std::runtime_error("NCCL error: remote process exited or there was a network error"));
+}
+void ProcessGroupNCCL::WorkNCCL::synchronize() {
+  limbeck::fake_cuda::make_wait(limbeck::fake_cuda::current_stream(device_), end_);
+}
+bool ProcessGroupNCCL::WorkNCCL::wait(std::chrono::milliseconds) {
+  synchronize();
+  return true;
+}
+
 // The thread of a group, and what it says to the store.
 class ProcessGroupNCCL::Exchange {
  public:
@@ -77,6 +89,7 @@ class ProcessGroupNCCL::Exchange {
 
   void add(Jobs before, std::shared_ptr<Job> job, std::function<void()> body) {
     const std::lock_guard lock(mutex_);
+    if (aborted_) return job->finish();
     queue_.push_back({std::move(before), std::move(job), std::move(body)});
     changed_.notify_all();
   }
@@ -122,6 +135,10 @@ class ProcessGroupNCCL::Exchange {
   }
 
   at::Tensor summed(const at::Tensor& own, int size);
+
+  void never_end() const {
+    for (;; std::this_thread::sleep_for(kPatience)) refuse_aborted();
+  }
 
   // A send ends when it is received.
   void await_taken(int to) {
@@ -194,7 +211,7 @@ class ProcessGroupNCCL::Exchange {
     try {
       question();
     } catch (const std::exception&) {
-      for (;; std::this_thread::sleep_for(kPatience)) refuse_aborted();
+      never_end();
     }
   }
 
@@ -258,6 +275,7 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
   const fake::Stream own = stream_for(any);
   fake::make_wait(own, fake::moment_of(fake::current_stream(device)));
   const fake::Operation operation(own, name, fake::Operation::Later{});
+  const Tensors outputs = written;
   // The memory alone goes to the thread: who keeps it is the caller.
   for (at::Tensor& one : read) {
     check(one);
@@ -272,11 +290,13 @@ c10::intrusive_ptr<Work> ProcessGroupNCCL::queue(const char* name, Tensors read,
   auto job = std::make_shared<Job>();
   Jobs before = fake::add_job(own, job);
   note(name);
-  exchange_->add(std::move(before), job, [shared = exchange_.get(), read, written, body]() mutable {
+  const bool broken = breaks_now();
+  exchange_->add(std::move(before), job, [shared = exchange_.get(), read, written, body, broken]() mutable {
     const at::NoGradGuard no_gradient;
+    if (broken) shared->never_end();
     body(*shared, read, written);
   });
-  return c10::make_intrusive<NcclWork>(fake::moment_of(own), device);
+  return c10::make_intrusive<WorkNCCL>(fake::moment_of(own), device, broken, outputs);
 }
 
 c10::intrusive_ptr<Work> ProcessGroupNCCL::_allgather_base(at::Tensor& whole, at::Tensor& shard) {

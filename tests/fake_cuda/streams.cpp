@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
 
 namespace limbeck::fake_cuda {
@@ -22,7 +23,7 @@ struct Schedule {
   std::mutex mutex;
   std::vector<Line> lines = std::vector<Line>(kMostDevices);
   std::array<int, kMostDevices> made{};  // streams of each device beside its default one
-  Clock host;
+  Clock host;                            // what a thread has stood still for, and so all that it tells
 };
 
 Schedule& schedule() {
@@ -31,6 +32,8 @@ Schedule& schedule() {
 }
 
 thread_local int device = 0;
+thread_local Clock asked;  // what this thread alone knows: it has asked, and nobody waited for the answer
+thread_local bool launches = false;
 thread_local auto current = [] {
   std::array<Stream, kMostDevices> all{};
   std::iota(all.begin(), all.end(), 0);
@@ -56,7 +59,7 @@ Line& line_of(Stream stream) { return schedule().lines.at(static_cast<size_t>(st
 // Whether what `stream` does next comes after `use`; the mutex is held.
 bool follows(Stream stream, const Use& use) {
   return use.stream < 0 || use.stream == stream || at(line_of(stream).clock, use.stream) >= use.ticket ||
-         at(schedule().host, use.stream) >= use.ticket;
+         at(schedule().host, use.stream) >= use.ticket || at(asked, use.stream) >= use.ticket;
 }
 
 void require_follows(const Use& later, const char* does, const Use& earlier, const char* did, size_t bytes) {
@@ -142,11 +145,11 @@ void make_wait(Stream stream, const Moment& moment) {
 bool idle(Stream stream) { return moment_of(stream).jobs.empty(); }
 
 bool passed(const Moment& moment) {
+  if (launches) ++counters().polls;
   for (const auto& job : moment.jobs) {
     if (!job->finished()) return false;
   }
-  const std::lock_guard lock(schedule().mutex);
-  join(schedule().host, moment.clock);
+  join(asked, moment.clock);
   return true;
 }
 
@@ -155,7 +158,8 @@ void make_host_wait(const Moment& moment) {
     while (!job->wait_for(std::chrono::seconds(1))) {
     }
   }
-  passed(moment);
+  const std::lock_guard lock(schedule().mutex);
+  join(schedule().host, moment.clock);
 }
 
 double milliseconds_between(const Moment& from, const Moment& to) {
@@ -203,6 +207,7 @@ Operation::Operation(Stream stream, const char* name) : Operation(stream, name, 
 }
 
 Operation::Operation(Stream stream, const char* name, Later) {
+  launches = true;
   const std::lock_guard lock(schedule().mutex);
   Clock& clock = line_of(stream).clock;
   const auto place = static_cast<size_t>(stream);

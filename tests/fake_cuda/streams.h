@@ -56,9 +56,9 @@ struct Moment {
 Moment moment_of(Stream stream);
 Moment moment_of_device(int device);  // of all its streams
 void make_wait(Stream stream, const Moment& moment);
-bool idle(Stream stream);           // nothing that it waits for is under way
-bool passed(const Moment& moment);  // if so, the host knows it from here on
-void make_host_wait(const Moment& moment);
+bool idle(Stream stream);                   // nothing that it waits for is under way
+bool passed(const Moment& moment);          // if so, this thread knows it from here on, and no other: nobody waited
+void make_host_wait(const Moment& moment);  // then every thread knows it
 double milliseconds_between(const Moment& from, const Moment& to);
 
 // Adds a job; what the stream is given from here on waits for it. It has to wait itself for those that come back.

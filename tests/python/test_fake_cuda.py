@@ -9,23 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import struct
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import model_zoo
 import pytest
 import torch
-from limbeck_runner import LimbeckError, build_folder, run_program
-from rank_processes import Ranks
+from fake_cuda_work import FLOAT32, FOLDER, Counters, only_where_built, student_of_experts
+from limbeck_runner import LimbeckError, run_program
 from safetensors.torch import load_file, save_file
-from training_work import Outcome, Run, Work, checkpoints, saved
+from training_work import Outcome, Run, Work, checkpoints
 
-FOLDER = build_folder() / "fake_cuda"
-pytestmark = pytest.mark.skipif(not (FOLDER / "liblimbeck_cuda.so").exists(), reason="built without the fake CUDA device")
+pytestmark = only_where_built
 
-FLOAT32 = 2e-6  # of a loss: both devices sum in float32, in another order
 HALF = 2e-4  # the attention of the device rounds once where the CPU's does twice; a step of bfloat16 is 4e-3 of a number
 
 
@@ -76,14 +71,7 @@ def work(tmp_path_factory, limbeck) -> Work:
 
 @pytest.fixture(scope="module")
 def experts(work) -> Path:
-    """A student whose layers have experts, with the teacher's vocabulary."""
-    config = model_zoo.transformers.MixtralConfig(
-        vocab_size=work.teacher.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128,
-        bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    return saved(model_zoo.transformers.MixtralForCausalLM(config).float(), work.folder / "experts")
+    return student_of_experts(work)
 
 
 def trained(work: Work, name: str, device: str, *flags: str, steps: int = 10, environment=None, **keys) -> Run:
@@ -122,21 +110,6 @@ def test_training_is_the_cpus(work, kind):
     planned, took = plan_of(work, kind, cuda), cuda.result["peak_bytes"]
     print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}")
     assert took - 16 * 1024 <= planned <= took
-
-
-class Counters(NamedTuple):
-    """tests/fake_cuda/counters.h."""
-
-    launches: int
-    operators: int
-    waits: int
-    bytes: int
-    peak_bytes: int
-    unordered: int
-
-    @classmethod
-    def of(cls, file: Path):
-        return cls(*struct.unpack("6q", file.read_bytes()))
 
 
 def update_counts(work: Work, name: str, **keys) -> Counters:
@@ -250,80 +223,3 @@ def test_a_merged_adapter_is_the_cpus(work):
         on_device(device, "merge", "--model", work.folder / "student", "--adapter", adapter, "--output", out)
         merged.append(load_file(out / "model.safetensors"))
     assert_close(*merged, 1e-6)
-
-
-def ranked(work: Work, name: str, size: int, *flags: str, device: str = "cuda", **keys) -> Outcome:
-    """Ten steps on so many ranks, each with a fake device of its own; NCCL's place is taken, nccl.cpp is ours unchanged."""
-    usual = {"train__steps": "10 steps", "train__accumulate": 4, "data__batch_size": 2}
-    recipe, run = work.recipe(name, **(usual | keys)), work.folder / f"run-{name}"
-    env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)} if device == "cuda" else {}
-    Ranks(size, recipe, f"--run={run}", f"--device={device}", *flags, env=env).end(60).well()
-    return Outcome.of(run)
-
-
-def losses(outcome: Outcome) -> list[float]:
-    return [line["loss"] for line in outcome.lines if line["phase"] == "train"]
-
-
-TREE = dict(parallel__reduce="tree")
-
-
-@pytest.fixture(scope="module")
-def alone(work) -> Outcome:
-    return ranked(work, "ranks-alone", 1, **TREE)
-
-
-def test_one_rank_has_the_losses_of_the_cpu(work, alone):
-    cpu = ranked(work, "ranks-cpu", 1, device="cpu", **TREE)
-    assert losses(alone) == pytest.approx(losses(cpu), rel=FLOAT32)
-
-
-@pytest.mark.parametrize("zero", [0, 1, 3])
-def test_two_ranks_have_the_bits_of_one(work, alone, zero):
-    assert ranked(work, f"ranks-{zero}", 2, **TREE, parallel__zero=zero).differences(alone) == []
-
-
-def test_ranks_with_experts_have_the_bits_of_one(work, experts):
-    one, two = (ranked(work, f"ranks-experts-{size}", size, **TREE, student__model=experts, parallel__zero=1, train__steps="5 steps")
-                for size in (1, 2))
-    assert two.differences(one) == []
-
-
-def test_ranks_whose_average_is_evaluated_have_the_bits_of_one(work):
-    keys = TREE | dict(train__steps="4 steps", optim__ema=0.9, eval__every=2)
-    one, two = (ranked(work, f"ranks-ema-{size}", size, **keys, parallel__zero=1) for size in (1, 2))
-    assert two.differences(one) == []
-
-
-def test_three_ranks_have_the_losses_of_the_cpu(work):
-    keys = dict(train__accumulate=6, parallel__zero=1, parallel__reduce="fast")
-    three, cpu = ranked(work, "ranks-three", 3, **keys), ranked(work, "ranks-three-cpu", 1, device="cpu", **keys)
-    assert losses(three) == pytest.approx(losses(cpu), rel=FLOAT32)
-
-
-def test_ranks_resume_with_the_same_bits(work, alone):
-    keys = TREE | dict(parallel__zero=1, checkpoint__every=4, checkpoint__keep=3)
-    whole = ranked(work, "ranks-whole", 2, **keys)
-    assert whole.differences(alone) == []
-    run = work.folder / "run-ranks-whole"
-    for folder in checkpoints(run):
-        if int(folder.name.removeprefix("step-")) > 4:
-            shutil.rmtree(folder)
-    assert ranked(work, "ranks-whole", 2, **keys).differences(whole) == []
-
-
-def test_a_rank_that_is_killed_is_named(work):
-    """After parallel.timeout: an operation of NCCL's whose partner is gone never ends."""
-    recipe, run = work.recipe("ranks-killed", train__steps="100000 steps", train__accumulate=2, parallel__zero=3,
-                              parallel__timeout=3), work.folder / "run-ranks-killed"
-    env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": "2"}
-    metrics = run / "metrics.jsonl"
-    with Ranks(2, recipe, f"--run={run}", "--device=cuda", "--train.log_every=1", "--quiet", env=env) as ranks:
-        deadline = time.monotonic() + 30
-        while not (metrics.exists() and '"step":3' in metrics.read_text()):
-            assert time.monotonic() < deadline and ranks.processes[0].poll() is None, ranks.texts()
-            time.sleep(0.05)
-        ranks.signal(1)
-        code, said = ranks.end_of(0, timeout=15)
-        print(said)
-        assert code == 7 and ranks.name(1) in said

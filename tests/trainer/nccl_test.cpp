@@ -6,7 +6,10 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstdlib>
+#include <future>
+#include <thread>
 
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
@@ -65,6 +68,9 @@ TEST_F(NcclRanks, EveryOperationGivesWhatTheCpuGives) {
     EXPECT_EQ(test::wrong_operation(*other, device), "");
     ranks.settle();
     EXPECT_EQ(test::wrong_operation(ranks, device), "");
+    // The watch adds up the times of what has ended.
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (ranks.time().running_s == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
     EXPECT_GT(ranks.time().running_s, 0.0);
   });
 }
@@ -109,6 +115,36 @@ TEST_F(NcclRanks, OperationsMayOverlapAndWaitInAnyOrder) {
   });
 }
 
+TEST_F(NcclRanks, TheHostGoesOnBeforeAnOperationEnds) {
+  std::promise<void> went_on;
+  run([&](Communicator& ranks, c10::Device device) {
+    const at::Tensor sum = at::ones({64}, at::TensorOptions().device(device));
+    ranks.all_reduce(sum, Order::kFast, "the first")->wait();  // makes the connection, which waits for both
+    if (ranks.rank() == 1) {
+      ASSERT_EQ(went_on.get_future().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+    }
+    const auto pending = ranks.all_reduce(sum, Order::kFast, "the second");
+    pending->wait();
+    if (ranks.rank() == 0) went_on.set_value();
+    EXPECT_TRUE(sum.eq(4).all().item<bool>());
+    ranks.confirm();
+  });
+}
+
+// On the fake device alone: what a GPU would read there depends on who is quicker.
+TEST_F(NcclRanks, ReadingWithoutAWaitIsFoundByTheFakeDevice) {
+  if (std::getenv("LIMBECK_FAKE_CUDA_DEVICES") == nullptr) GTEST_SKIP() << "on a GPU nothing would see it";
+  ::testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_DEATH(run([](Communicator& ranks, c10::Device device) {
+                 const at::Tensor sum = at::ones({64}, at::TensorOptions().device(device));
+                 const auto pending = ranks.all_reduce(sum, Order::kFast, "the gradient");
+                 std::this_thread::sleep_for(std::chrono::seconds(1));  // done long since, and nobody has waited
+                 sum.add_(1);
+                 pending->wait();
+               }),
+               "block of [0-9]+ bytes that all_reduce on stream [0-9]+ writes, and has not waited for it");
+}
+
 TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
@@ -117,7 +153,10 @@ TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
     EXPECT_EQ(test::wrong_operation(*ranks, device), "");
     ranks->settle();
     if (rank == 1) throw std::runtime_error("stays away");
-    ranks->all_reduce(at::ones({64}, at::TensorOptions().device(device)), Order::kFast, "the gradient")->wait();
+    const at::Tensor sum = at::ones({64}, at::TensorOptions().device(device));
+    ranks->all_reduce(sum, Order::kFast, "the gradient")->wait();
+    sum.cpu();
+    ranks->confirm();
   });
   EXPECT_NE(thrown[0].find("rank 1"), std::string::npos) << thrown[0];
   EXPECT_NE(thrown[0].find("all_reduce of the gradient"), std::string::npos) << thrown[0];

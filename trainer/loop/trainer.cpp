@@ -44,11 +44,13 @@ std::string odd_ones(const std::map<uint32_t, std::vector<size_t>>& holders) {
     if (most == nullptr || group.size() > most->size()) most = &group;
   }
   const bool majority = 2 * most->size() > ranks;
-  std::vector<std::string> groups;
+  std::map<size_t, std::string> by_first;  // rank of the group: in the order of ranks, whatever their digests are
   for (const auto& [digest, group] : holders) {
     if (majority && &group == most) continue;
-    groups.push_back(fmt::format("rank{} {}", group.size() > 1 ? "s" : "", fmt::join(group, ", ")));
+    by_first[group.front()] = fmt::format("rank{} {}", group.size() > 1 ? "s" : "", fmt::join(group, ", "));
   }
+  std::vector<std::string> groups;
+  for (const auto& [first, group] : by_first) groups.push_back(group);
   if (majority) {
     const bool several = holders.size() > 2 || groups.front().starts_with("ranks");
     return fmt::format("{} differ{} from the others: suspect is the memory or processor there",

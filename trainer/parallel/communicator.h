@@ -18,7 +18,8 @@ enum class Reduce { kSum, kMin, kMax };
 // kTree: a fixed binary tree over the ranks (adjacent ranks first), so that 1, 2, 4 and 8 ranks give the same bits.
 enum class Order { kFast, kTree };
 
-// An operation under way. wait() returns when its tensors may be used, and throws what went wrong.
+// An operation under way. After wait() its tensors may be used: by the host, or on a GPU by what the current stream is
+// given from here on; it throws what is known to have gone wrong.
 class Pending {
  public:
   virtual ~Pending() = default;
@@ -52,6 +53,9 @@ class Communicator {
   // The sum over ranks in place; with kTree the size must be a multiple of size().
   virtual std::shared_ptr<Pending> all_reduce(const at::Tensor& whole, Order order, const std::string& what) = 0;
 
+  // Throws what went wrong with operations that streams wait for, and not the host: what it has read from the device
+  // counts after this.
+  virtual void confirm() {}
   virtual CommunicationTime time() const { return {}; }
   // Says to the other ranks why this one ends, so that they name the cause and not its silence.
   virtual void farewell(const std::string& reason) { (void)reason; }

@@ -6,14 +6,18 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
-#include <thread>
+#include <mutex>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
+#include "trainer/parallel/ranks/collective_watch.h"
 #include "trainer/parallel/ranks/line_names.h"
 #include "trainer/parallel/ranks/same_call.h"
 #include "trainer/parallel/sums/tree_sum.h"
@@ -21,13 +25,10 @@
 namespace limbeck::parallel {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Works = std::vector<c10::intrusive_ptr<c10d::Work>>;
 using at::cuda::CUDAEvent;
 
-constexpr auto kSpin = std::chrono::microseconds(200), kNap = std::chrono::microseconds(50);
-
-double seconds_from(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+constexpr auto kLastOperations = std::chrono::seconds(5);
 
 std::string line_of(const std::string& text) { return text.substr(0, text.find('\n')); }
 
@@ -65,24 +66,38 @@ std::string gpu_name(int device) {
   return fmt::format("host {}, GPU {}", host, bus);
 }
 
+// Of the operations of one line.
+struct Times {
+  std::mutex mutex;
+  CommunicationTime sum;
+};
+
 // One line. Tensor operations are queued on a stream of the line's own, which waits for the caller's; the stream of who
-// waits for an operation waits for that.
+// waits for an operation waits for that, and the host for none: the watch finds what never ends.
 class Nccl : public Communicator {
  public:
-  Nccl(std::unique_ptr<Communicator> control, const Meeting& meeting, const NcclOptions& options,
-       const std::string& name)
+  Nccl(std::unique_ptr<Communicator> control, std::shared_ptr<CollectiveWatch> watch, const Meeting& meeting,
+       const NcclOptions& options, const std::string& name)
       : control_(std::move(control)),
+        watch_(std::move(watch)),
         meeting_(meeting),
         options_(options),
         name_(name),
-        timeout_s_(options.first_timeout_s),
-        stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device())) {}
+        stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/true, device())) {
+    watch_->joins(board_name(), [this] {
+      const std::lock_guard lock(making_);
+      if (backend_) backend_->abort();  // kernels that wait for the other ranks would keep the process from ending
+    });
+  }
 
   ~Nccl() override {
+    // An orderly end waits for the other ranks; after a failure they may never come.
+    const bool orderly = watch_->ended_well(
+        board_name(), std::uncaught_exceptions() == 0 ? kLastOperations : std::chrono::seconds::zero());
+    watch_->leaves(board_name());
     if (!backend_) return;
     try {
-      // An orderly end waits for the other ranks; after a failure they may never come.
-      open_ > 0 ? backend_->abort() : backend_->shutdown();
+      orderly ? backend_->shutdown() : backend_->abort();
     } catch (const std::exception&) {
       // The process is at its end, and what went wrong has been said.
     }
@@ -90,17 +105,28 @@ class Nccl : public Communicator {
 
   int rank() const override { return control_->rank(); }
   int size() const override { return control_->size(); }
-  CommunicationTime time() const override { return time_; }
+  CommunicationTime time() const override {
+    const std::lock_guard lock(times_->mutex);
+    return times_->sum;
+  }
+  void confirm() override { watch_->confirm(); }
   void farewell(const std::string& reason) override { control_->farewell(reason); }
   void settle() override {
     control_->settle();
-    timeout_s_ = options_.timeout_s;
+    watch_->settle();
   }
-  void all_reduce(std::vector<int64_t>& values, Reduce how) override { control_->all_reduce(values, how); }
-  std::vector<std::string> all_gather(const std::string& mine) override { return control_->all_gather(mine); }
+  // The numbers may come from the device.
+  void all_reduce(std::vector<int64_t>& values, Reduce how) override {
+    watch_->confirm();
+    control_->all_reduce(values, how);
+  }
+  std::vector<std::string> all_gather(const std::string& mine) override {
+    watch_->confirm();
+    return control_->all_gather(mine);
+  }
   std::unique_ptr<Communicator> line(const std::string& name) override {
     const std::string own = lines_.fresh(name);
-    return std::make_unique<Nccl>(control_->line(own), meeting_, options_, own);
+    return std::make_unique<Nccl>(control_->line(own), watch_, meeting_, options_, own);
   }
 
   std::shared_ptr<Pending> all_gather(const at::Tensor& whole, const at::Tensor& shard,
@@ -136,9 +162,11 @@ class Nccl : public Communicator {
   struct Operation;
 
   c10::DeviceIndex device() const { return static_cast<c10::DeviceIndex>(options_.device); }
+  std::string board_name() const { return name_ + " (NCCL)"; }
 
   // Made at the first tensor: most lines carry control alone.
   c10d::ProcessGroupNCCL& backend() {
+    const std::lock_guard lock(making_);
     if (!backend_) {
       auto opts = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
       opts->timeout = std::chrono::hours(24 * 365);  // the deadline is ours
@@ -152,7 +180,10 @@ class Nccl : public Communicator {
   static void follow(const c10::intrusive_ptr<c10d::Work>& work, Works& works) {
     if (!work) return;
     work->synchronize();
-    works.push_back(work);
+    // To be asked later. A copy does not keep the tensors, whose memory the next operation is to have.
+    using Own = c10d::ProcessGroupNCCL::WorkNCCL;
+    const auto* own = dynamic_cast<const Own*>(work.get());
+    if (own != nullptr) works.emplace_back(c10::make_intrusive<Own>(*own));
   }
 
   void tree(const at::Tensor& shard, const at::Tensor& whole, Works& works) {
@@ -169,35 +200,50 @@ class Nccl : public Communicator {
 
   std::shared_ptr<Pending> run(const std::string& what, const at::Tensor& counted, std::vector<at::Tensor> tensors,
                                const std::function<void(Works&)>& queue);
-  void finish(Operation& operation);
-  [[noreturn]] void fail(const Operation& operation, const std::string& symptom);
+  void follow(Operation& operation);
 
   std::unique_ptr<Communicator> control_;
+  std::shared_ptr<CollectiveWatch> watch_;  // of all lines
   Meeting meeting_;
   NcclOptions options_;
   std::string name_;
   LineNames lines_;
-  double timeout_s_;
   c10::cuda::CUDAStream stream_;
+  std::mutex making_;  // of backend_, which the watch may abort
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> backend_;
-  CommunicationTime time_;
-  int64_t number_ = 0, open_ = 0;  // operations begun; not waited for, or failed
+  std::shared_ptr<Times> times_ = std::make_shared<Times>();
+  int64_t number_ = 0;  // operations begun
 };
 
-struct Nccl::Operation : Pending {
-  Operation(Nccl& line, std::string name, std::vector<at::Tensor> used)
-      : owner(line), what(std::move(name)), number(++line.number_), tensors(std::move(used)) {}
-  void wait() override {
-    if (!done) owner.finish(*this);
+struct Nccl::Operation : Pending, CollectiveWatch::Collective {
+  Operation(Nccl& of, const std::string& name, std::vector<at::Tensor> used)
+      : owner(of), times(of.times_), tensors(std::move(used)) {
+    line = of.board_name(), what = name, number = ++of.number_;
   }
 
-  Nccl& owner;
-  std::string what;
-  int64_t number;
-  std::vector<at::Tensor> tensors;  // kept until they are done with
+  void wait() override { owner.follow(*this); }
+
+  CollectiveWatch::State look() override {
+    for (const auto& work : works) {
+      if (work->isCompleted() && work->exception()) std::rethrow_exception(work->exception());
+    }
+    if (!after.query()) {
+      return before.query() ? CollectiveWatch::State::kRuns : CollectiveWatch::State::kQueued;
+    }
+    const std::lock_guard lock(times->mutex);
+    times->sum.running_s += before.elapsed_time(after) / 1000.0;
+    // Where a stream came to wait for it before it was done.
+    if (awaited && asked.query()) times->sum.waited_s += std::max(0.0F, asked.elapsed_time(after)) / 1000.0;
+    return CollectiveWatch::State::kEnded;
+  }
+
+  Nccl& owner;  // of who waits alone: the watch may look after it is gone
+  std::shared_ptr<Times> times;
+  std::vector<at::Tensor> tensors;  // kept until a stream waits for it
   Works works;
-  CUDAEvent before{cudaEventDefault}, after{cudaEventDefault};  // with times
-  bool done = false;
+  // With times: of our stream before and after it, of the first stream that waits when it comes there.
+  CUDAEvent before{cudaEventDefault}, after{cudaEventDefault}, asked{cudaEventDefault};
+  std::atomic<bool> awaited = false;
 };
 
 std::shared_ptr<Pending> Nccl::run(const std::string& what, const at::Tensor& counted, std::vector<at::Tensor> tensors,
@@ -207,8 +253,8 @@ std::shared_ptr<Pending> Nccl::run(const std::string& what, const at::Tensor& co
     require_same_call(control_->all_gather(call), rank());
   }
   auto operation = std::make_shared<Operation>(*this, what, std::move(tensors));
-  ++open_;
-  meeting_.board->begins(name_ + " (NCCL)", operation->number, what);
+  watch_->confirm();
+  meeting_.board->begins(operation->line, operation->number, what);
   try {
     CUDAEvent ready;
     ready.record(c10::cuda::getCurrentCUDAStream(device()));
@@ -218,52 +264,21 @@ std::shared_ptr<Pending> Nccl::run(const std::string& what, const at::Tensor& co
     queue(operation->works);
     operation->after.record(stream_);
   } catch (const std::exception& error) {
-    fail(*operation, line_of(error.what()));
+    watch_->fail(*operation, line_of(error.what()));
   }
+  watch_->add(operation);
   return operation;
 }
 
-// Waits on the CPU too: a GPU cannot be given a deadline, and a rank that is gone is seen by polling alone.
-void Nccl::finish(Operation& operation) {
-  const auto begin = Clock::now();
-  try {
-    operation.after.block(c10::cuda::getCurrentCUDAStream(device()));
-    while (!operation.after.query()) {
-      for (const auto& work : operation.works) {
-        if (!work->isCompleted() || !work->exception()) continue;
-        std::rethrow_exception(work->exception());
-      }
-      const double waited = seconds_from(begin);
-      if (waited > timeout_s_) {
-        fail(operation, fmt::format("not done within {:.0f} s (parallel.{})", timeout_s_,
-                                    timeout_s_ == options_.timeout_s ? "timeout" : "first_timeout"));
-      }
-      if (Clock::now() - begin > kSpin) std::this_thread::sleep_for(kNap);
-    }
-    time_.running_s += operation.before.elapsed_time(operation.after) / 1000.0;
-  } catch (const Error&) {
-    throw;
-  } catch (const std::exception& error) {
-    fail(operation, line_of(error.what()));
+void Nccl::follow(Operation& operation) {
+  watch_->confirm();
+  const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream(device());
+  if (!operation.awaited) {
+    operation.asked.record(stream);
+    operation.awaited = true;
   }
-  time_.waited_s += seconds_from(begin);
-  operation.done = true;
-  operation.works.clear();
-  operation.tensors.clear();
-  --open_;
-  meeting_.board->ended(name_ + " (NCCL)", operation.number, operation.what);
-}
-
-void Nccl::fail(const Operation& operation, const std::string& symptom) {
-  const std::string blame = meeting_.board->blame(name_ + " (NCCL)", operation.number, operation.what, symptom);
-  std::string trace;
-  try {
-    trace = dumped_trace(rank());
-    if (backend_) backend_->abort();  // kernels that wait for the other ranks would keep the process from ending
-  } catch (const std::exception&) {
-    // The message matters more.
-  }
-  throw DistributedError(blame + (trace.empty() ? "" : fmt::format("; the last operations are in {}", trace)));
+  operation.after.block(stream);
+  operation.tensors.clear();  // what uses their memory next comes after the wait
 }
 
 }  // namespace
@@ -275,7 +290,11 @@ extern "C" __attribute__((visibility("default"))) Communicator* limbeck_make_ncc
   refuse_shared_gpu(*line, gpu_name(options->device));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(options->device));
   leave_errors_to_us();
-  return std::make_unique<Nccl>(std::move(line), *meeting, *options, "main").release();
+  auto watch =
+      std::make_shared<CollectiveWatch>(line->line("alive"), meeting->board,
+                                        CollectiveWatch::Options{options->first_timeout_s, options->timeout_s,
+                                                                 [rank = line->rank()] { return dumped_trace(rank); }});
+  return std::make_unique<Nccl>(std::move(line), std::move(watch), *meeting, *options, "main").release();
 }
 
 }  // namespace limbeck::parallel

@@ -1,7 +1,7 @@
 // Ranks as processes with a GPU each: tensors go by NCCL, control by a Gloo line. The body is liblimbeck_nccl.so, which
 // needs libtorch_cuda and is opened only when a run with several ranks asks for GPUs.
 // Never run on GPUs: the machines that built it had none. It runs on the fake devices of tests/fake_cuda/, where
-// another stands in NCCL's place (tests/trainer/nccl_test.cpp, tests/python/test_fake_cuda.py).
+// another stands in NCCL's place (tests/trainer/nccl_test.cpp, tests/python/test_fake_ranks.py).
 #pragma once
 #include <memory>
 

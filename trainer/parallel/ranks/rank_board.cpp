@@ -9,6 +9,7 @@
 #include <exception>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "modules/errors.h"
 
@@ -19,6 +20,8 @@ constexpr auto kBeat = std::chrono::milliseconds(500), kPatience = std::chrono::
                kLookAgain = std::chrono::milliseconds(20), kLongestStay = std::chrono::milliseconds(6000);
 // An operation that fails ends the process in less.
 constexpr auto kWayOut = std::chrono::seconds(4);
+
+constexpr const char* kAlarm = "board/alarm";
 
 std::string key_of(int rank) { return "board/" + std::to_string(rank); }
 
@@ -149,7 +152,8 @@ void Board::begins(const std::string& line, int64_t number, const std::string& w
 
 void Board::ended(const std::string& line, int64_t number, const std::string& what) {
   const std::lock_guard lock(mutex_);
-  lines_[line] = {number, what};
+  auto& last = lines_[line];
+  if (last.first <= number) last = {number, what};  // else the line has more under way, begun since
 }
 
 void Board::farewell(const std::string& reason) {
@@ -158,6 +162,31 @@ void Board::farewell(const std::string& reason) {
     farewell_ = reason;
   }
   post();
+  raise_alarm();
+}
+
+void Board::raise_alarm() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(alarmed_, true)) return;
+  }
+  try {
+    store_.set(kAlarm, std::to_string(options_.rank));
+  } catch (const std::exception&) {
+    // Who cannot be told finds out by the deadline.
+  }
+}
+
+bool Board::alarmed() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (alarmed_) return true;
+  }
+  try {
+    return !store_.get(kAlarm).empty();
+  } catch (const std::exception&) {
+    return false;  // a store that is gone is the beat's to see
+  }
 }
 
 Board::Post Board::read(int rank) {
@@ -176,6 +205,7 @@ Board::Post Board::read(int rank) {
 std::string Board::blame(const std::string& line, int64_t number, const std::string& what, const std::string& symptom) {
   const std::string here =
       fmt::format("{} #{} (line {}) failed on rank {}: {}", what, number, line, options_.rank, symptom);
+  raise_alarm();
   std::vector<std::string> farewells, gone, late;
   try {
     std::vector<Post> before;

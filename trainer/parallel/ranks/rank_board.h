@@ -35,6 +35,8 @@ class Board {
   void begins(const std::string& line, int64_t number, const std::string& what);
   void ended(const std::string& line, int64_t number, const std::string& what);
   void farewell(const std::string& reason);
+  // Whether a rank has said farewell, or an operation has failed on one: whoever waits for it may wait for ever.
+  bool alarmed();
   // Who is to blame that operation `number` of `line` failed here with `symptom`. Takes about two seconds: a rank that
   // lives shows a new beat in that time.
   std::string blame(const std::string& line, int64_t number, const std::string& what, const std::string& symptom);
@@ -46,6 +48,7 @@ class Board {
   void look_for_first(bool reached);
   [[noreturn]] void end_process();
   Post read(int rank);
+  void raise_alarm();
   void see_others_off();
 
   PatientStore store_;
@@ -55,7 +58,7 @@ class Board {
   std::map<std::string, std::pair<int64_t, std::string>> lines_;  // line -> number, what (">" before: under way)
   std::string farewell_;
   int64_t beats_ = 0;
-  bool stopped_ = false, left_ = false;
+  bool stopped_ = false, left_ = false, alarmed_ = false;
   std::optional<std::chrono::steady_clock::time_point>
       gone_since_;  // the store; of the beating thread, as the next two
   bool first_left_ = false;

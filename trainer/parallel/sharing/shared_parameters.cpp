@@ -139,6 +139,7 @@ class SharedParameters : public ParameterShares {
   }
 
   void complete(ExactSum& sum) override {
+    ranks_.confirm();
     if (options_.zero > 0) all_reduce(ranks_, {&sum});
   }
 

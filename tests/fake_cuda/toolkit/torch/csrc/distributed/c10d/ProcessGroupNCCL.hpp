@@ -7,6 +7,7 @@
 #include <ATen/cuda/CUDAEvent.h>
 
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -23,6 +24,23 @@ class ProcessGroupNCCL : public c10::intrusive_ptr_target {
     static c10::intrusive_ptr<Options> create(bool is_high_priority_stream = false);
     std::chrono::milliseconds timeout{};  // nothing here ends by it
     bool is_high_priority_stream = false;
+  };
+
+  // Keeps what the operation writes for as long as it lives; a copy of it does not.
+  class WorkNCCL : public Work {
+   public:
+    WorkNCCL(limbeck::fake_cuda::Moment end, c10::DeviceIndex device, bool broken, std::vector<at::Tensor> outputs);
+    WorkNCCL(const WorkNCCL& other);
+    bool isCompleted() override;
+    std::exception_ptr exception() const override;
+    void synchronize() override;
+    bool wait(std::chrono::milliseconds timeout) override;
+
+   private:
+    limbeck::fake_cuda::Moment end_;
+    c10::DeviceIndex device_;
+    bool broken_;  // NCCL says so by ncclCommGetAsyncError; the operation itself never ends
+    std::vector<at::Tensor> outputs_;
   };
 
   ProcessGroupNCCL(c10::intrusive_ptr<Store> store, int rank, int size, c10::intrusive_ptr<Options> options);
