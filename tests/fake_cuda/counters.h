@@ -13,8 +13,9 @@ struct Counters {
   std::atomic<int64_t> bytes, peak_bytes;
   std::atomic<int64_t>
       unordered;  // operators of ATen that a real device sums up by atomics, in another order each time
+  std::atomic<int64_t> registered_bytes, most_registered_bytes;  // of host memory, by cudaHostRegister
 };
-static_assert(sizeof(Counters) == 6 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
+static_assert(sizeof(Counters) == 8 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
 
 Counters& counters();
 

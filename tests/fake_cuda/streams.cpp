@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "fake_cuda/device_memory.h"
+#include "fake_cuda/host_pages.h"
 
 namespace limbeck::fake_cuda {
 namespace {
@@ -145,8 +146,11 @@ bool passed(const Moment& moment) {
   for (const auto& job : moment.jobs) {
     if (!job->finished()) return false;
   }
-  const std::lock_guard lock(schedule().mutex);
-  join(schedule().host, moment.clock);
+  {
+    const std::lock_guard lock(schedule().mutex);
+    join(schedule().host, moment.clock);
+  }
+  open_pages_waited_for();
   return true;
 }
 
@@ -156,6 +160,11 @@ void make_host_wait(const Moment& moment) {
     }
   }
   passed(moment);
+}
+
+bool host_follows(const Use& use) {
+  const std::lock_guard lock(schedule().mutex);
+  return at(schedule().host, use.stream) >= use.ticket;
 }
 
 double milliseconds_between(const Moment& from, const Moment& to) {

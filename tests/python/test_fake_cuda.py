@@ -133,10 +133,12 @@ class Counters(NamedTuple):
     bytes: int
     peak_bytes: int
     unordered: int
+    registered_bytes: int
+    most_registered_bytes: int
 
     @classmethod
     def of(cls, file: Path):
-        return cls(*struct.unpack("6q", file.read_bytes()))
+        return cls(*struct.unpack("8q", file.read_bytes()))
 
 
 def update_counts(work: Work, name: str, **keys) -> Counters:
