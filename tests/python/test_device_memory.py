@@ -6,8 +6,8 @@ import os
 
 import pytest
 from limbeck_runner import run_program
-from test_fake_cuda import FOLDER, Counters, trained, update_counts
-from training_work import Work, checkpoints, joined_state
+from test_fake_cuda import FOLDER, Counters, plan_of, trained, update_counts
+from training_work import Work, checkpoints, joined_state, llama, saved
 
 pytestmark = pytest.mark.skipif(not (FOLDER / "liblimbeck_cuda.so").exists(), reason="built without the fake CUDA device")
 
@@ -16,7 +16,10 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, limbeck) -> Work:
-    return Work(tmp_path_factory.mktemp("device_memory"), limbeck)
+    work = Work(tmp_path_factory.mktemp("device_memory"), limbeck)
+    # Unpacking a matrix of the wide one takes more than all activations.
+    saved(llama(256, 2, seed=3), work.folder / "wide")
+    return work
 
 
 def test_saves_lock_the_bytes_of_the_plan_and_unlock_them(work):
@@ -51,3 +54,22 @@ def test_where_nothing_can_be_locked_a_run_says_so_once_and_saves(work):
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "cannot be locked in memory (out of memory)" in line]
     assert len(said) == 1 and len(checkpoints(run)) == 3, done.stderr
+
+
+QUANTIZED = {
+    "int8": dict(teacher__quantize="int8"),
+    "int4": dict(teacher__quantize="int4"),
+    "nf4": dict(teacher__quantize="nf4", teacher__dtype="bfloat16"),
+    "nf4-lora": dict(student__model="wide", student__quantize="nf4", adapter__kind="lora", adapter__rank=4),
+    "nf4-lora-bfloat16": dict(student__model="wide", student__quantize="nf4", student__dtype="bfloat16", adapter__kind="lora"),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_the_plan_of_quantized_weights_is_what_a_run_takes(work, kind):
+    keys = {"teacher__model": "wide"} | QUANTIZED[kind]
+    keys = {key: work.folder / value if value == "wide" else value for key, value in keys.items()}
+    run = trained(work, f"plan-{kind}", "cuda", steps=2, **keys)
+    planned, took = plan_of(work, kind, run), run.result["peak_bytes"]
+    print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}")
+    assert took - 16 * 1024 <= planned <= took
