@@ -5,6 +5,7 @@
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 
+#include "kernels/operator/rounded_up.h"
 #include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
@@ -98,11 +99,11 @@ int64_t flash_forward_scratch(const Tensor& q, bool documents) {
 
 int64_t flash_backward_scratch(const Tensor& q, const Tensor& k, bool documents) {
   constexpr int64_t kRows = 128, kProcessors = 132;  // of a block; of an H100 (an A100 has 108)
-  const auto rounded = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
+  const auto rounded = [](int64_t n, int64_t to) { return rounded_up_quotient(n, to) * to; };
   const int64_t batch = q.size(0), length = q.size(1), heads = q.size(2), depth = q.size(3);
   const int64_t width = rounded(depth, depth <= 128 ? 32 : 64);
   const int64_t rows = documents ? batch * (length + kRows) : batch * rounded(length, kRows);
-  const int64_t orders = (kProcessors + batch * heads - 1) / (batch * heads);
+  const int64_t orders = rounded_up_quotient(kProcessors, batch * heads);
   const int64_t dq_sums = 4 * orders * rows * heads * width, row_sums = 4 * rows * heads;
   const int64_t expanded = k.size(2) == heads ? 0 : 2 * batch * k.size(1) * heads * depth * k.element_size();
   const int64_t unpadded = documents ? q.numel() * q.element_size() + 4 * batch * heads * length : 0;

@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "kernels/operator/rounded_up.h"
+
 namespace limbeck::kernels {
 namespace {
 
@@ -38,13 +40,11 @@ std::atomic<int64_t>& wished_cuda_run() {
   return run;
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 class Layout {
  public:
   int64_t take(int64_t bytes) {
     const int64_t at = bytes_;
-    bytes_ += ceil_div(bytes, 64) * 64;
+    bytes_ += rounded_up_quotient(bytes, 64) * 64;
     return at;
   }
   int64_t bytes() const { return bytes_; }
@@ -80,8 +80,8 @@ void lay_out(const HeadShape& s, HeadPlan& p) {
 HeadPlan kept_plan(const HeadShape& s, int64_t group) {
   HeadPlan p;
   p.kept = true;
-  p.tiles = ceil_div(s.vocabulary, kHeadTile);
-  p.blocks = ceil_div(s.tokens, kHeadBlock);
+  p.tiles = rounded_up_quotient(s.vocabulary, kHeadTile);
+  p.blocks = rounded_up_quotient(s.tokens, kHeadBlock);
   p.group = std::min(group, p.tiles);
   p.statistics_tiles = p.tiles;
   p.chunk_bytes = 2 * kHeadArea * 4;
@@ -89,15 +89,15 @@ HeadPlan kept_plan(const HeadShape& s, int64_t group) {
   const int64_t per_block = p.tiles * (p.chunk_bytes + (kHeadStatistics + 2) * kHeadBlock * 4);
   // Equal runs: 2,048 tokens at 7 blocks a run are 10 runs of 7 blocks, not 9 and a rest of 1.
   const int64_t most = std::clamp<int64_t>((kScratchLimit - p.bytes) / per_block, 1, p.blocks);
-  p.run = ceil_div(p.blocks, ceil_div(p.blocks, most));
+  p.run = rounded_up_quotient(p.blocks, rounded_up_quotient(p.blocks, most));
   lay_out(s, p);
   return p;
 }
 
 HeadPlan anew_plan(const HeadShape& s, int64_t group) {
   HeadPlan p;
-  p.tiles = ceil_div(s.vocabulary, kHeadTile);
-  p.blocks = ceil_div(s.tokens, kHeadBlock);
+  p.tiles = rounded_up_quotient(s.vocabulary, kHeadTile);
+  p.blocks = rounded_up_quotient(s.tokens, kHeadBlock);
   p.chunk_bytes = 2 * kHeadArea * s.student.element();
   p.run = std::clamp<int64_t>(kChunksLimit / (4 * p.chunk_bytes), 1, p.blocks);
   p.group = std::min({group, p.tiles, std::max<int64_t>(kChunksLimit / (p.run * p.chunk_bytes), 1)});
@@ -134,11 +134,11 @@ void set_cuda_head_run(int64_t most_tokens) { wished_cuda_run().store(most_token
 
 CudaHeadPlan cuda_head_plan(int64_t tokens, int64_t vocabulary, bool teacher) {
   CudaHeadPlan plan;
-  plan.stride = ceil_div(vocabulary, kCudaColumns) * kCudaColumns;
+  plan.stride = rounded_up_quotient(vocabulary, kCudaColumns) * kCudaColumns;
   const int64_t per_token = plan.stride * 4 * (teacher ? 2 : 1);
   const int64_t wish = wished_cuda_run().load(std::memory_order_relaxed), all = std::max<int64_t>(tokens, 1);
   const int64_t most = wish > 0 ? wish : std::max(kCudaLogitsLimit / per_token, kCudaLeastRun);
-  plan.run = ceil_div(all, ceil_div(all, most));
+  plan.run = rounded_up_quotient(all, rounded_up_quotient(all, most));
   plan.bytes = plan.run * (per_token + kCudaRowBytes);
   return plan;
 }

@@ -48,13 +48,19 @@ void load_cuda_library() {
               " registered no operators: it belongs to another build");
 }
 
+void* cuda_library_symbol(const char* name) {
+  if (!cuda_library_loaded()) return nullptr;
+  if (void* linked = dlsym(RTLD_DEFAULT, name)) return linked;
+  void* handle = dlopen(beside_this_one(kOperators).c_str(), RTLD_NOW | RTLD_NOLOAD);
+  return handle == nullptr ? nullptr : dlsym(handle, name);
+}
+
 bool cuda_available() {
   try {
     load_cuda_library();
     // Asked of the library itself and not of ATen, which may have stored its answer before the library came.
     using DeviceCount = int (*)();
-    void* symbol =
-        dlsym(dlopen(beside_this_one(kOperators).c_str(), RTLD_NOW | RTLD_NOLOAD), "limbeck_cuda_device_count");
+    void* symbol = cuda_library_symbol("limbeck_cuda_device_count");
     return symbol != nullptr && reinterpret_cast<DeviceCount>(symbol)() > 0;
   } catch (const std::exception&) {
     return false;

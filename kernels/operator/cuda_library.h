@@ -15,6 +15,9 @@ void* open_library_beside(const std::string& file);
 // Whether the CUDA operators are in this process, by whichever way they came.
 bool cuda_library_loaded();
 
+// A plain function of the library that is loaded; nullptr: it has none of that name, or is not loaded.
+void* cuda_library_symbol(const char* name);
+
 // Loads the library if it can; true when a GPU can be used. Never throws.
 bool cuda_available();
 

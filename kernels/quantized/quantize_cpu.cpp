@@ -138,7 +138,7 @@ void quantize_int4(const float* w, int64_t rows, int64_t columns, std::vector<at
   auto* codes = parts[0].zero_().mutable_data_ptr<uint8_t>();
   auto* scales = parts[1].mutable_data_ptr<float>();
   auto* lows = parts[2].mutable_data_ptr<float>();
-  const int64_t groups = (columns + kInt4Group - 1) / kInt4Group, bytes = (columns + 1) / 2;
+  const int64_t groups = rounded_up_quotient(columns, kInt4Group), bytes = (columns + 1) / 2;
   at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t g = 0; g < groups; ++g) {

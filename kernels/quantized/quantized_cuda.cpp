@@ -98,7 +98,7 @@ Tensor quantized_backward_cuda(const Tensor& dy, at::TensorList parts, c10::stri
   const int64_t count = c10::multiply_integers(dy.sizes().slice(0, sizes.size() - 1));
   const Tensor dense = dy.contiguous().view({count, rows});
   if (rows == 0) return at::zeros(sizes, dy.options());
-  const bool one_run = unpacked_rows_at_once(rows, columns, dy.element_size()) >= rows;
+  const bool one_run = unpacked_at_once(rows, columns, dy.element_size());
   Tensor dx = at::empty({count, columns}, one_run ? dy.options() : dy.options().dtype(at::kFloat));
   for_unpacked_runs(weight, dy, [&](int64_t row, const Tensor& values) {
     const Tensor part = dense.narrow(1, row, values.size(0));

@@ -7,9 +7,6 @@
 
 namespace limbeck::kernels {
 
-// As many rows of x a product takes that reads the codes once; more of them are worth unpacked weights and a GEMM.
-inline constexpr int64_t kFewRows = 8;
-
 // w' of rows [row, row + count), rounded once to the storage (not float64), into `values` without gaps.
 void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, Storage storage, void* values,
                        cudaStream_t stream);

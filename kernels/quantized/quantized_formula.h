@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/operator/formula.h"
+#include "kernels/operator/rounded_up.h"
 
 namespace limbeck::kernels {
 
@@ -67,8 +68,6 @@ LIMBECK_FORMULA CodeKind code_kind(QuantizedFormat format) {
          : format == QuantizedFormat::kInt4 ? CodeKind::kInt4
                                             : CodeKind::kNf4;
 }
-
-LIMBECK_FORMULA int64_t rounded_up_quotient(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
 
 struct ValueScale {
   float scale, low;

@@ -7,7 +7,9 @@
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/quantized/quantized_operands.h"
+#include "kernels/quantized/quantized_plan.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -29,18 +31,32 @@ at::Tensor like_with_width(const at::Tensor& x, int64_t width) {
   return at::empty_symint(sizes, x.options());
 }
 
+int64_t rows_of(const at::Tensor& x) { return c10::multiply_integers(x.sizes().slice(0, x.sizes().size() - 1)); }
+
+// Of the copy without gaps that a product wants.
+int64_t copy_bytes(const at::Tensor& x) { return x.is_contiguous() ? 0 : static_cast<int64_t>(x.nbytes()); }
+
 at::Tensor quantized_outputs(const at::Tensor& x, at::TensorList parts, c10::string_view format, int64_t rows,
                              int64_t columns, const OptionalBias& bias) {
   const QuantizedMatrix weight = checked_matrix("quantized_linear", parts, format, rows, columns);
   check_quantized_linear(x, weight, bias);
-  return like_with_width(x, rows);
+  const at::Tensor y = like_with_width(x, rows);
+  if (planned_device() == at::kCUDA) {
+    const int64_t count = rows_of(x), gap = bias && count <= kFewRows ? copy_bytes(*bias) : 0;
+    hold_for_a_moment(x, copy_bytes(x) + gap + cuda_product_scratch(count, rows, columns, x.element_size()));
+  }
+  return y;
 }
 
 at::Tensor quantized_gradients(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t rows,
                                int64_t columns) {
   const QuantizedMatrix weight = checked_matrix("quantized_linear_backward", parts, format, rows, columns);
   check_quantized_backward(dy, weight);
-  return like_with_width(dy, columns);
+  const at::Tensor dx = like_with_width(dy, columns);
+  if (planned_device() == at::kCUDA) {
+    hold_for_a_moment(dy, copy_bytes(dy) + cuda_gradient_scratch(rows_of(dy), rows, columns, dy.element_size()));
+  }
+  return dx;
 }
 
 at::Tensor call_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {

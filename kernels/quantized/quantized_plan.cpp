@@ -18,6 +18,23 @@ int64_t unpacked_rows_at_once(int64_t rows, int64_t columns, int64_t value_bytes
   return std::max<int64_t>(1, std::min(run, rows));
 }
 
+bool unpacked_at_once(int64_t rows, int64_t columns, int64_t value_bytes) {
+  return unpacked_rows_at_once(rows, columns, value_bytes) >= rows;
+}
+
+int64_t cuda_product_scratch(int64_t count, int64_t rows, int64_t columns, int64_t value_bytes) {
+  return count <= kFewRows ? 0 : unpacked_rows_at_once(rows, columns, value_bytes) * columns * value_bytes;
+}
+
+int64_t cuda_gradient_scratch(int64_t count, int64_t rows, int64_t columns, int64_t value_bytes) {
+  if (rows == 0) return 0;
+  const int64_t unpacked = unpacked_rows_at_once(rows, columns, value_bytes) * columns * value_bytes;
+  if (value_bytes == 4 || unpacked_at_once(rows, columns, value_bytes)) return unpacked;
+  // Half types: the result is made of the float32 sums when the unpacked rows are gone.
+  const int64_t result = count * columns * value_bytes, sums = count * columns * 4;
+  return std::max(sums + unpacked - result, sums);
+}
+
 void set_unpacked_bytes(int64_t bytes) { bytes_of_tests.store(bytes, std::memory_order_relaxed); }
 
 }  // namespace limbeck::kernels

@@ -2,13 +2,18 @@
 #include "kernels/sampling/sampling.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
 #include <limits>
 
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/sampling/sampling_operators.h"
+#include "kernels/sampling/sampling_plan.h"
 
 namespace limbeck::kernels {
 
@@ -23,7 +28,33 @@ at::Tensor sampled_ids(const at::Tensor& logits, double temperature, int64_t top
   return at::empty_symint({logits.sym_size(0)}, logits.options().dtype(at::kLong));
 }
 
+void check_sampled_on_cuda(const at::Tensor& logits) {
+  TORCH_CHECK(logits.size(0) <= kMostSampledRows && logits.size(1) <= kMostSampled, "[sample_ids] logits is ",
+              described(logits), ", wanted at most ", kMostSampledRows, " rows of ", kMostSampled, " on CUDA");
+}
+
+void greatest_ids(const at::Tensor& logits, bool allow_nonfinite, const at::Tensor& ids) {
+  if (!allow_nonfinite) {
+    ids.copy_(logits.argmax(-1).masked_fill_(logits.isfinite().all(-1).logical_not_(), -1));
+  } else {
+    ids.copy_(logits.nan_to_num(-std::numeric_limits<double>::infinity()).nan_to_num_().argmax(-1));
+  }
+}
+
 namespace {
+
+at::Tensor sample_meta(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed,
+                       int64_t step, bool allow_nonfinite) {
+  const at::Tensor ids = sampled_ids(logits, temperature, top_k, top_p, seed, step, allow_nonfinite);
+  if (planned_device() == at::kCUDA) {
+    check_sampled_on_cuda(logits);
+    hold_for_a_moment(logits, sampling_workspace_bytes(ids.numel()));
+  } else if (temperature == 0) {
+    const at::DisableRecordFunctionGuard inside;  // who records operators sees this one
+    greatest_ids(logits, allow_nonfinite, ids);
+  }
+  return ids;
+}
 
 double largest_of(at::ScalarType dtype) {
   switch (dtype) {
@@ -78,7 +109,7 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
       "sample_ids(Tensor logits, float temperature=0., int top_k=0, float top_p=1., int seed=0, int step=0, "
       "bool allow_nonfinite=False) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("sample_ids", sampled_ids); }
+TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("sample_ids", sample_meta); }
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) { m.impl("sample_ids", autograd_sample); }
 
 }  // namespace

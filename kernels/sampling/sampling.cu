@@ -17,8 +17,8 @@ using Whole = unsigned long long;  // what CUDA's atomics take
 __extension__ typedef unsigned __int128 Mass;
 
 constexpr int kThreads = 256;
-constexpr int kChunk = 2048;  // logits of a block
-constexpr int kBins = 2048;   // of a pass
+constexpr int kChunk = 2048;          // logits of a block
+constexpr int kBins = kSamplingBins;  // of a pass
 static_assert(kChunk == kBins);
 static_assert(kMostSampled / kChunk < kBins);
 
@@ -61,6 +61,7 @@ struct RowWork {
   Tally coarse[kBins];  // of the first bits: the same for every place
   Tally fine[kBins];    // of the others; at the end, by block, how many are equal to the drawn
 };
+static_assert(sizeof(RowWork) == sampling_workspace_bytes(1), "what a plan says is what a row takes");
 
 __device__ __forceinline__ Whole bits_of(double value) {
   Whole bits;
@@ -352,8 +353,6 @@ void launch_rows(const SamplingArguments& a, int64_t rows, RowWork* work, cudaSt
 }
 
 }  // namespace
-
-int64_t sampling_workspace_bytes(int64_t rows) { return rows * static_cast<int64_t>(sizeof(RowWork)); }
 
 void launch_sampling(Storage storage, const SamplingArguments& a, int64_t rows, void* workspace, cudaStream_t stream) {
   with_device_type(storage, [&](auto tag) {

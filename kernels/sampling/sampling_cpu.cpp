@@ -64,15 +64,6 @@ int64_t id_of_row(const SamplingArguments& a, int64_t row) {
   return drawn(candidates_of(logits, *std::max_element(logits.begin(), logits.end()), a), a, row);
 }
 
-// The first of the greatest of each row, by ATen's vectors.
-void greatest_ids(const at::Tensor& logits, bool allow_nonfinite, const at::Tensor& ids) {
-  if (!allow_nonfinite) {
-    ids.copy_(logits.argmax(-1).masked_fill_(logits.isfinite().all(-1).logical_not_(), -1));
-  } else {
-    ids.copy_(logits.nan_to_num(-std::numeric_limits<double>::infinity()).nan_to_num_().argmax(-1));
-  }
-}
-
 at::Tensor sample(const at::Tensor& logits, double temperature, int64_t top_k, double top_p, int64_t seed, int64_t step,
                   bool allow_nonfinite) {
   const at::Tensor ids = sampled_ids(logits, temperature, top_k, top_p, seed, step, allow_nonfinite);

@@ -14,8 +14,7 @@ at::Tensor sample(const at::Tensor& logits, double temperature, int64_t top_k, d
                   bool allow_nonfinite) {
   const c10::cuda::CUDAGuard guard(logits.device());
   const at::Tensor ids = sampled_ids(logits, temperature, top_k, top_p, seed, step, allow_nonfinite);
-  TORCH_CHECK(logits.size(0) <= kMostSampledRows && logits.size(1) <= kMostSampled, "[sample_ids] logits is ",
-              described(logits), ", wanted at most ", kMostSampledRows, " rows of ", kMostSampled, " on CUDA");
+  check_sampled_on_cuda(logits);
   const SamplingWork work(logits, temperature, top_k, top_p, seed, step, allow_nonfinite, ids);
   const at::Tensor workspace = at::zeros({sampling_workspace_bytes(ids.numel())}, logits.options().dtype(at::kByte));
   launch_sampling(storage_of(logits), work.arguments, ids.numel(), workspace.mutable_data_ptr(),

@@ -14,8 +14,9 @@ struct Counters {
   std::atomic<int64_t>
       unordered;               // operators of ATen that a real device sums up by atomics, in another order each time
   std::atomic<int64_t> polls;  // questions whether an event has passed, of threads that launch work
+  std::atomic<int64_t> registered_bytes, most_registered_bytes;  // of host memory, by cudaHostRegister
 };
-static_assert(sizeof(Counters) == 7 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
+static_assert(sizeof(Counters) == 9 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
 
 Counters& counters();
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "fake_cuda/counters.h"
+#include "fake_cuda/host_pages.h"
 
 namespace limbeck::fake_cuda {
 namespace {
@@ -115,6 +116,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
       return;
     }
   }
+  refuse_early_touch(info->si_addr);
   // Not ours: as it would have been without us.
   if ((previous.sa_flags & SA_SIGINFO) != 0 && previous.sa_sigaction != nullptr) {
     previous.sa_sigaction(signal, info, context);
@@ -122,6 +124,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     sigaction(SIGSEGV, &previous, nullptr);
   }
 }
+
+}  // namespace
 
 void watch_faults() {
   static const bool once = [] {
@@ -133,6 +137,8 @@ void watch_faults() {
   }();
   (void)once;
 }
+
+namespace {
 
 std::atomic<int64_t> peak{0};  // the one of the counters is the process's
 

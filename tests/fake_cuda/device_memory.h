@@ -42,6 +42,9 @@ class KernelAccess {
   const Operation& operation_;
 };
 
+// From now on a touch of what must not be touched ends the process with a message.
+void watch_faults();
+
 // Says it on standard error, without allocating, and aborts.
 [[noreturn]] void die(const char* format, ...) __attribute__((format(printf, 1, 2)));
 

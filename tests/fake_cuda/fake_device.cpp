@@ -12,7 +12,9 @@
 #include <mutex>
 #include <vector>
 
+#include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
+#include "fake_cuda/host_pages.h"
 
 namespace c10::cuda {
 
@@ -30,6 +32,11 @@ int require_there_is(c10::Device device) {
   if (!device.has_index()) return current_device();
   TORCH_CHECK(device.index() < device_count(), "CUDA error: invalid device ordinal: ", device);
   return device.index();
+}
+
+void count_wait(const Moment& moment) {
+  ++counters().host_waits;
+  make_host_wait(moment);
 }
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {
@@ -62,11 +69,11 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   bool queryEvent(void* event) const override { return event == nullptr || passed(*static_cast<Moment*>(event)); }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<Moment*>(event); }
   bool queryStream(const c10::Stream& stream) const override { return passed(moment_of(stream_of(stream))); }
-  void synchronizeStream(const c10::Stream& stream) const override { make_host_wait(moment_of(stream_of(stream))); }
+  void synchronizeStream(const c10::Stream& stream) const override { count_wait(moment_of(stream_of(stream))); }
   void synchronizeEvent(void* event) const override {
-    if (event != nullptr) make_host_wait(*static_cast<Moment*>(event));
+    if (event != nullptr) count_wait(*static_cast<Moment*>(event));
   }
-  void synchronizeDevice(const c10::DeviceIndex device) const override { make_host_wait(moment_of_device(device)); }
+  void synchronizeDevice(const c10::DeviceIndex device) const override { count_wait(moment_of_device(device)); }
   void recordDataPtrOnStream(const c10::DataPtr& memory, const c10::Stream& stream) const override {
     record_stream(memory.get(), stream_of(stream));
   }
@@ -168,7 +175,7 @@ c10::Allocator& device_allocator() {
   return one;
 }
 
-bool is_pinned(const void* address) { return pinned_allocator().holds(address); }
+bool is_pinned(const void* address) { return pinned_allocator().holds(address) || is_registered(address); }
 
 at::Tensor on_host(const at::Tensor& tensor) {
   if (!tensor.defined() || !tensor.is_cuda()) return tensor;

@@ -26,6 +26,7 @@
 #include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
 #include "fake_cuda/fake_device.h"
+#include "fake_cuda/host_pages.h"
 
 namespace limbeck::fake_cuda {
 namespace {
@@ -171,11 +172,16 @@ Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.numel() == 0) return to;
   const bool host_waits = waits(to, from, non_blocking);
   count(host_waits);
+  std::optional<HostPages> pages;
   if (!computing) {
     const Operation operation = begin("aten::copy_", to.is_cuda() ? to.device() : from.device());
     reads(operation, from);
     writes(operation, to);
-    if (host_waits) make_host_wait(moment_of(operation.use().stream));
+    if (host_waits) {
+      make_host_wait(moment_of(operation.use().stream));
+    } else if (to.is_cpu()) {
+      pages.emplace(to.storage().data(), operation.use());
+    }
   }
   const Computing scope;
   Tensor host = on_host(to);

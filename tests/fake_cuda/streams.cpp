@@ -8,6 +8,7 @@
 
 #include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
+#include "fake_cuda/host_pages.h"
 
 namespace limbeck::fake_cuda {
 namespace {
@@ -150,6 +151,7 @@ bool passed(const Moment& moment) {
     if (!job->finished()) return false;
   }
   join(asked, moment.clock);
+  if (launches) open_pages_waited_for();  // what a watch learns is known to it alone
   return true;
 }
 
@@ -158,8 +160,16 @@ void make_host_wait(const Moment& moment) {
     while (!job->wait_for(std::chrono::seconds(1))) {
     }
   }
+  {
+    const std::lock_guard lock(schedule().mutex);
+    join(schedule().host, moment.clock);
+  }
+  open_pages_waited_for();
+}
+
+bool host_follows(const Use& use) {
   const std::lock_guard lock(schedule().mutex);
-  join(schedule().host, moment.clock);
+  return at(schedule().host, use.stream) >= use.ticket || at(asked, use.stream) >= use.ticket;
 }
 
 double milliseconds_between(const Moment& from, const Moment& to) {

@@ -70,6 +70,8 @@ struct Use {
   const char* name = "";
 };
 
+bool host_follows(const Use& use);  // whether the host has waited for it
+
 // Who has used a block of memory. The allocator gives it back to the stream that it came from.
 struct Uses {
   Stream home = 0;

@@ -28,10 +28,12 @@ class Counters(NamedTuple):
     peak_bytes: int
     unordered: int
     polls: int
+    registered_bytes: int
+    most_registered_bytes: int
 
     @classmethod
     def of(cls, file: Path):
-        return cls(*struct.unpack("7q", file.read_bytes()))
+        return cls(*struct.unpack("9q", file.read_bytes()))
 
 
 def student_of_experts(work: Work) -> Path:

@@ -8,6 +8,7 @@
 #include "kernels/operator/planned_device.h"
 #include "modules/errors.h"
 #include "modules/memory/meta_memory.h"
+#include "modules/models/network/generator.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/recorder.h"
 #include "trainer/agreement/pair_agreement.h"
@@ -177,24 +178,37 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
   }
 }
 
+// Else the device would say it, some hours later, at the first batch of full length.
+void refuse_too_large(const recipe::Settings& settings, CheckReport& report) {
+  constexpr const char* kLimit = "parallel.memory_limit";
+  const double limit = settings.number(kLimit) * (1 << 30);
+  if (limit == 0 || static_cast<double>(report.peak_bytes) <= limit) return;
+  report.ran_wrongly.push_back(fmt::format(
+      "[memory] {} needs {} bytes in tensors for a batch of {} x {} tokens, wanted at most {:.0f} ({} = {} {}): set a "
+      "smaller data.batch_size and a larger train.accumulate, or train.checkpoint_activations=true, or divide more by "
+      "parallel.zero",
+      report.ranks > 1 ? fmt::format("each of {} ranks", report.ranks) : "one rank", report.peak_bytes,
+      settings.integer("data.batch_size"), settings.integer("data.sequence_length"), limit, kLimit,
+      settings.text(kLimit), settings.where(kLimit)));
+}
+
 void run_generation(const Transformer& model, const recipe::Settings& settings, CheckReport& report) {
   const int64_t rows = settings.integer("data.batch_size"), prompt = settings.integer("data.sequence_length");
   const int64_t room = prompt + settings.integer("generation.max_new_tokens");
   const int64_t length = model.architecture().learned_positions > 0
                              ? std::min(prompt, model.architecture().learned_positions - 1)
                              : prompt;
+  models::GenerateOptions sampling;
+  sampling.temperature = settings.number("generation.temperature");
+  sampling.top_k = settings.integer("generation.top_k");
+  sampling.top_p = settings.number("generation.top_p");
   run_phase("generate", report, [&] {
     const c10::InferenceMode inference;
     models::TokenCache cache(model.architecture().layers, rows, room);
     const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
-    for (const int64_t tokens : {length, int64_t{1}}) {
-      models::ModelInput input;
-      input.ids = at::empty({rows, tokens}, options);
-      input.attention_mask = at::empty({rows, tokens}, options);
-      input.cache = &cache;
-      const at::Tensor last = model.encode(input).last.narrow(1, tokens - 1, 1);
-      const at::Tensor next = model.head(last).argmax(-1);
-      (void)next;
+    for (int64_t step = 0; step < 2; ++step) {  // all of the prompt at once, and a token by the cache
+      const at::Tensor ids = at::empty({rows, length + step}, options), mask = at::empty_like(ids);
+      models::next_ids(model, ids, mask, &cache, sampling, step);
     }
   });
 }
@@ -244,6 +258,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   plan_weights(*objective, kept, report);
   pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
   run_training(settings, {*objective, *planned, two_streams}, kept, tamper, report);
+  refuse_too_large(settings, report);
   const models::Architecture& student = pair->student.config.architecture;
   if (student.head != HeadKind::kLanguageModel || student.masked_language_model()) return report;
   if (ranks > 1) {  // whose weights went with their ranks; who generates has them all

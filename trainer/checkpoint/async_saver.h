@@ -9,6 +9,7 @@
 #include <exception>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <thread>
 
 #include "trainer/checkpoint/saver.h"
@@ -38,11 +39,13 @@ class AsyncSaver {
   const Saver& saver() const { return saver_; }
 
  private:
+  void make_room(int64_t bytes, c10::Device device);
   void stage(SaveRequest& request);
   void work();
 
   Saver saver_;
-  at::Tensor staging_;  // bytes, reused; grows when a request is larger
+  at::Tensor staging_;           // bytes, reused; grows when a request is larger
+  std::string staging_warning_;  // for the next report
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<SaveRequest> request_;  // waiting or in flight

@@ -1,6 +1,7 @@
 #include "trainer/loop/trainer.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/stack.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -12,6 +13,7 @@
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
 #include "modules/memory/device_memory.h"
+#include "modules/precision/casts.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/ranks/together.h"
@@ -25,14 +27,21 @@ uint32_t digest_of(const at::Tensor& tensor) {
   return io::crc32c(plain.const_data_ptr(), plain.nbytes());
 }
 
-// A name whose part is not finite, or "".
+// A name whose part is not finite, or "". A device is waited for once.
 std::string first_spoiled(const std::vector<optim::StateTensor>& tensors) {
   const at::NoGradGuard no_gradient;
+  std::vector<at::Tensor> sums;
+  std::vector<const std::string*> names;
   for (const optim::StateTensor& tensor : tensors) {
     if (tensor.part.numel() == 0) continue;
-    if (!std::isfinite(kernels::square_sums(tensor.part.view({-1})).sum().item<double>())) return tensor.name;
+    sums.push_back(kernels::square_sums(tensor.part.view({-1})).sum());
+    names.push_back(&tensor.name);
   }
-  return "";
+  if (sums.empty()) return "";
+  const at::Tensor here = precision::move(at::stack(sums), at::kCPU);
+  const double* sum = here.const_data_ptr<double>();
+  const auto spoiled = std::find_if(sum, sum + here.numel(), [](double one) { return !std::isfinite(one); });
+  return spoiled == sum + here.numel() ? "" : *names[static_cast<size_t>(spoiled - sum)];
 }
 
 // Who is wrong, by which ranks hold which bits: those outside of a majority, where there is one.

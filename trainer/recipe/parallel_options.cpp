@@ -53,6 +53,12 @@ void declare_parallel_options(OptionTable& table) {
              .help = "0: every rank holds everything; 1: optimizer states are divided among the ranks; 2: gradients "
                      "too; 3: weights too, the frozen teacher's included.",
              .range = {0, 3}});
+  table.add({.name = "parallel.memory_limit",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "GiB that the tensors of a rank may take on its device: a recipe whose plan needs more is refused "
+                     "before it reads a weight; 0: no limit.",
+             .interval = {.low = 0, .high = 1 << 20}});
   table.add({.name = "parallel.timeout",
              .kind = OptionKind::kNumber,
              .fallback = "600",

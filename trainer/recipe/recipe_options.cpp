@@ -105,6 +105,21 @@ void declare_generation_options(OptionTable& table) {
              .fallback = "64",
              .help = "Tokens that generation with the student adds at most: what check plans its cache for.",
              .range = {1, 1 << 24}});
+  table.add({.name = "generation.temperature",
+             .kind = OptionKind::kNumber,
+             .fallback = "0",
+             .help = "Of the generation that check rehearses: 0: greedy; above: sampled from logits divided by it.",
+             .interval = {.low = 0, .high = 100}});
+  table.add({.name = "generation.top_k",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Of it: sample among the k likeliest tokens; 0: among all.",
+             .range = {0, 1 << 24}});
+  table.add({.name = "generation.top_p",
+             .kind = OptionKind::kNumber,
+             .fallback = "1",
+             .help = "Of it: sample among the likeliest tokens that hold this share of the probability.",
+             .interval = {.low = 0, .high = 1, .above_low = true}});
 }
 
 void declare_recipe_options(OptionTable& table) {

@@ -88,6 +88,19 @@ void require_room(const Architecture& a, const at::Tensor& mask) {
 
 }  // namespace
 
+NextIds next_ids(const Transformer& model, const at::Tensor& ids, const at::Tensor& mask, TokenCache* cache,
+                 const GenerateOptions& options, int64_t step) {
+  const int64_t known = cache != nullptr ? cache->length() : 0, fresh = ids.size(1) - known;
+  ModelInput input;
+  input.ids = ids.narrow(1, known, fresh);
+  input.attention_mask = mask.narrow(1, known, fresh);
+  input.position_ids = positions_of(mask).narrow(1, known, fresh);
+  input.cache = cache;
+  const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
+  const at::Tensor logits = model.head(last).select(1, 0);
+  return {choose(logits, options, step), logits.scalar_type()};
+}
+
 at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at::Tensor& attention_mask,
                     const GenerateOptions& options,
                     const std::function<void(int64_t step, const at::Tensor& next)>& progress) {
@@ -99,32 +112,23 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
   at::Tensor mask = attention_mask.defined() ? precision::integers(attention_mask, at::kLong) : at::ones_like(prompt);
   require_room(a, mask);
   at::Tensor finished = at::zeros({batch}, prompt.options().dtype(at::kBool));
-  at::Tensor finished_on_cpu = at::zeros({batch}, at::kBool);
   const int64_t pad = a.pad_with >= 0 ? a.pad_with : (a.end_of_sequence.empty() ? 0 : a.end_of_sequence[0]);
 
   std::optional<TokenCache> cache;
   if (options.cache) cache.emplace(a.layers, batch, length + options.max_new_tokens);
   for (int64_t step = 0; step < options.max_new_tokens; ++step) {
     if (cache && !cache_stays_valid(a, ids.size(1), length)) cache.reset();
-    const int64_t known = cache ? cache->length() : 0;
-    const int64_t fresh = ids.size(1) - known;
-    ModelInput input;
-    input.ids = ids.narrow(1, known, fresh);
-    input.attention_mask = mask.narrow(1, known, fresh);
-    input.position_ids = positions_of(mask).narrow(1, known, fresh);
-    input.cache = cache ? &*cache : nullptr;
-    const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
-    const at::Tensor logits = model.head(last).select(1, 0);
-    const at::Tensor next = choose(logits, options, step).masked_fill(finished, pad);
+    const auto [chosen, logits] = next_ids(model, ids, mask, cache ? &*cache : nullptr, options, step);
+    const at::Tensor next = chosen.masked_fill(finished, pad);
     ids = at::cat({ids, next.unsqueeze(1)}, 1);
     mask = at::cat({mask, at::ones({batch, 1}, mask.options())}, 1);
-    const at::Tensor on_cpu = precision::move(next, at::kCPU);  // the one wait of a token
-    check_chosen(on_cpu, logits.scalar_type(), step);
+    if (!options.ignore_end) finished = ended(finished, next, a.end_of_sequence);
+    // The one wait of a token: its ids, and behind them whether all rows have ended.
+    const at::Tensor told = precision::move(at::cat({next, finished.all().unsqueeze(0)}), at::kCPU);
+    const at::Tensor on_cpu = told.narrow(0, 0, batch);
+    check_chosen(on_cpu, logits, step);
     if (progress) progress(step + 1, on_cpu);
-    if (options.ignore_end) continue;
-    finished = ended(finished, next, a.end_of_sequence);
-    finished_on_cpu = next.is_cpu() ? finished : ended(finished_on_cpu, on_cpu, a.end_of_sequence);
-    if (finished_on_cpu.all().item<bool>()) break;
+    if (told[batch].item<int64_t>() != 0) break;
   }
   return ids;
 }

@@ -19,6 +19,15 @@ struct GenerateOptions {
   bool ignore_end = false;       // go on past the end-of-sequence id
 };
 
+// The ids after those of `ids` [B, T]: what one step of a generation does, at once for all that the cache (nullptr:
+// none) has not read yet. [B], -1 where the logits are broken; of which dtype these were is told beside it.
+struct NextIds {
+  at::Tensor ids;
+  at::ScalarType logits;
+};
+NextIds next_ids(const Transformer& model, const at::Tensor& ids, const at::Tensor& mask, TokenCache* cache,
+                 const GenerateOptions& options, int64_t step);
+
 // ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are
 // filled with the padding id; generation stops when all have. `progress` sees each step's ids [B].
 at::Tensor generate(const Transformer& model, const at::Tensor& ids, const at::Tensor& attention_mask,

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "fake_cuda/host_pages.h"
 #include "fake_cuda/launch.h"
 #include "fake_cuda/streams.h"
 
@@ -22,11 +23,37 @@
 using dim3 = limbeck::fake_cuda::Index3;
 using cudaStream_t = struct CUstream_st*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101 };
-inline constexpr unsigned cudaEventDefault = 0, cudaEventDisableTiming = 2;
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorHostMemoryAlreadyRegistered = 712,
+  cudaErrorHostMemoryNotRegistered = 713
+};
+inline constexpr unsigned cudaEventDefault = 0, cudaEventDisableTiming = 2, cudaHostRegisterDefault = 0;
 
 inline const char* cudaGetErrorString(cudaError_t code) {
-  return code == cudaSuccess ? "no error" : "invalid device ordinal";
+  switch (code) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorHostMemoryAlreadyRegistered:
+      return "part or all of the requested memory range is already mapped";
+    case cudaErrorHostMemoryNotRegistered:
+      return "pointer does not correspond to a registered memory region";
+  }
+  return "unknown error";
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // no launch is refused by it: see CUDAException.h
+
+inline cudaError_t cudaHostRegister(void* memory, size_t bytes, unsigned /*flags*/) {
+  return static_cast<cudaError_t>(limbeck::fake_cuda::register_pages(memory, bytes));
+}
+inline cudaError_t cudaHostUnregister(void* memory) {
+  return limbeck::fake_cuda::unregister_pages(memory) ? cudaSuccess : cudaErrorHostMemoryNotRegistered;
 }
 
 inline cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {

@@ -1,0 +1,153 @@
+// What the Meta kernels plan for a GPU is what the bodies of CUDA take, to the byte.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <array>
+#include <optional>
+#include <string>
+
+#include "fake_cuda/device_memory.h"
+#include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
+#include "kernels/quantized/quantized_linear.h"
+#include "kernels/quantized/quantized_plan.h"
+#include "kernels/sampling/sampling.h"
+#include "modules/memory/meta_memory.h"
+
+namespace limbeck::test {
+namespace {
+
+using at::Tensor;
+using kernels::QuantizedFormat;
+using kernels::QuantizedMatrix;
+using memory::MetaMemory;
+
+struct Product {
+  int64_t count, rows, columns;
+  QuantizedFormat format;
+  at::ScalarType dtype;
+  bool gaps, bias;
+
+  std::string text() const {
+    return std::to_string(count) + " rows of " + std::to_string(columns) + " to " + std::to_string(rows) + ", " +
+           kernels::format_name(format) + " beside " + c10::toString(dtype) + (gaps ? ", with gaps" : "") +
+           (bias ? ", with a bias" : "");
+  }
+};
+
+template <class Call>
+int64_t taken_by(const Call& call) {
+  fake_cuda::reset_peak();
+  const int64_t before = fake_cuda::live_bytes();
+  call();
+  return fake_cuda::peak_bytes() - before;
+}
+
+template <class Call>
+int64_t planned_beside(const Call& call) {
+  const kernels::PlanFor device(at::kCUDA);
+  MetaMemory::reset_peak();
+  const int64_t before = MetaMemory::live_bytes();
+  call();
+  return MetaMemory::peak_bytes() - before;
+}
+
+template <class Call>
+int64_t planned_by(const Call& call) {
+  const MetaMemory memory;
+  return planned_beside(call);
+}
+
+using GradientOfX = Tensor(const Tensor&, at::TensorList, c10::string_view, int64_t, int64_t);
+
+// What measure(call) says of the product and of the gradient of x, whose operands were made before, on this device.
+// Without autograd: its threads free what they had at a time of their own.
+template <class Measure>
+std::array<int64_t, 2> peaks(const Product& p, c10::Device device, const Measure& measure) {
+  static const auto gradient = kernels::typed_operator<GradientOfX>("limbeck::quantized_linear_backward");
+  const at::NoGradGuard no_gradient;
+  const auto options = at::TensorOptions(device).dtype(p.dtype);
+  QuantizedMatrix weight = kernels::quantize(
+      at::ones({p.rows, p.columns}, at::TensorOptions(device.is_meta() ? at::kMeta : at::kCPU)), p.format);
+  for (Tensor& part : weight.parts) part = part.to(device);
+  const auto made = [&](int64_t width) {
+    return p.gaps ? at::ones({p.count, 2 * width}, options).narrow(1, 0, width) : at::ones({p.count, width}, options);
+  };
+  const Tensor x = made(p.columns), dy = made(p.rows);
+  const auto bias = p.bias ? std::optional<Tensor>(at::ones({p.rows}, options)) : std::nullopt;
+  return {measure([&] { kernels::quantized_linear(x, weight, bias); }),
+          measure([&] { gradient.call(dy, weight.parts, kernels::format_name(p.format), p.rows, p.columns); })};
+}
+
+std::array<int64_t, 2> taken(const Product& p) {
+  return peaks(p, at::kCUDA, [](const auto& call) { return taken_by(call); });
+}
+
+std::array<int64_t, 2> planned(const Product& p) {
+  const MetaMemory memory;
+  return peaks(p, at::kMeta, [](const auto& call) { return planned_beside(call); });
+}
+
+TEST(PlannedPeak, OfAQuantizedProductIsWhatItTakes) {
+  // All rows at once; runs of 64, whose sums are float32 beside half types; a few rows of x, which unpack nothing.
+  for (const int64_t bytes : {int64_t{0}, int64_t{64 * 96 * 4}}) {
+    kernels::set_unpacked_bytes(bytes);
+    for (const auto format : {QuantizedFormat::kInt8, QuantizedFormat::kInt4, QuantizedFormat::kNf4}) {
+      for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        for (const int64_t count : {1, 8, 9, 40, 600}) {
+          for (const bool gaps : {false, true}) {
+            const Product p{count, 300, 96, format, dtype, gaps, /*bias=*/count == 40};
+            EXPECT_EQ(planned(p), taken(p)) << p.text() << ", scratch of " << bytes;
+          }
+        }
+      }
+    }
+  }
+  kernels::set_unpacked_bytes(0);
+}
+
+TEST(PlannedPeak, OfAQuantizedProductHoldsItsUnpackedRows) {
+  const Product few{8, 300, 96, QuantizedFormat::kNf4, at::kFloat, false, false};
+  Product many = few;
+  many.count = 9;
+  // The gradient unpacks whatever the number of rows.
+  EXPECT_EQ(planned(few), (std::array<int64_t, 2>{8 * 300 * 4, (8 + 300) * 96 * 4}));
+  EXPECT_EQ(planned(many), (std::array<int64_t, 2>{9 * 300 * 4 + 300 * 96 * 4, (9 + 300) * 96 * 4}));
+}
+
+// Greedy or sampled: of both the workspace, whatever the vocabulary.
+TEST(PlannedPeak, OfSamplingIsWhatItTakes) {
+  for (const double temperature : {0.0, 0.8}) {
+    for (const auto dtype : {at::kFloat, at::kBFloat16}) {
+      for (const int64_t rows : {1, 5}) {
+        const auto sampled = [&](c10::Device device) {
+          return [&, device] {
+            kernels::sample_ids(at::ones({rows, 300}, at::TensorOptions(device).dtype(dtype)),
+                                {.temperature = temperature, .top_k = 20, .top_p = 0.9});
+          };
+        };
+        const int64_t plan = planned_by(sampled(at::kMeta)), took = taken_by(sampled(at::kCUDA));
+        EXPECT_EQ(plan, took) << rows << " rows at " << temperature;
+        EXPECT_GT(plan, rows * 2 * 2048 * 24);
+      }
+    }
+  }
+}
+
+TEST(PlannedPeak, RefusesWhatTheDeviceRefusesInItsWords) {
+  const auto words = [](c10::Device device) -> std::string {
+    const kernels::PlanFor plan(at::kCUDA);
+    try {
+      kernels::sample_ids(at::zeros({65536, 2}, at::TensorOptions(device)), {});
+    } catch (const c10::Error& error) {
+      const std::string text = error.what_without_backtrace();
+      return text.substr(text.find("wanted"));
+    }
+    return "";
+  };
+  EXPECT_EQ(words(at::kMeta), "wanted at most 65535 rows of 4194303 on CUDA");
+  EXPECT_EQ(words(at::kMeta), words(at::kCUDA));
+}
+
+}  // namespace
+}  // namespace limbeck::test
