@@ -43,7 +43,7 @@ at::Tensor dequantize_cpu(at::TensorList parts, c10::string_view format, int64_t
 
 void dequantize_rectangle(const QuantizedView& view, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
                           float* values) {
-  const CodeKind kind = code_kind(view.format);
+  const CodeKind kind = view.format.kind;
   const auto row_of = kind == CodeKind::kInt8   ? dequantize_row<CodeKind::kInt8>
                       : kind == CodeKind::kInt4 ? dequantize_row<CodeKind::kInt4>
                                                 : dequantize_row<CodeKind::kNf4>;

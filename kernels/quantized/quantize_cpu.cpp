@@ -33,8 +33,20 @@ bool all_finite(const float* w, int64_t count) {
   return finite;
 }
 
-void quantize_row(const float* w, int64_t columns, int8_t* codes, float& scale) {
-  scale = largest_magnitude(w, columns) / 127.0F;
+// The scale in the dtype S that it is stored in, no less than the exact one.
+template <class S>
+S rounded_up(float exact) {
+  S scale = static_cast<S>(exact);
+  if constexpr (sizeof(S) == 2) {
+    if (static_cast<float>(scale) < exact) ++scale.x;
+  }
+  return scale;
+}
+
+template <class S>
+void quantize_row(const float* w, int64_t columns, int8_t* codes, S& stored) {
+  stored = rounded_up<S>(largest_magnitude(w, columns) / 127.0F);
+  const float scale = static_cast<float>(stored);
   for (int64_t i = 0; i < columns; ++i) {
     const float code = scale > 0 ? std::nearbyint(w[i] / scale) : 0.0F;
     codes[i] = static_cast<int8_t>(std::clamp(code, -127.0F, 127.0F));
@@ -46,14 +58,23 @@ inline void put_code(uint8_t* codes, int64_t i, unsigned code) {
   codes[i / 2] = static_cast<uint8_t>(codes[i / 2] | (i % 2 == 0 ? code << 4 : code));
 }
 
-void quantize_group(const float* w, int64_t count, uint8_t* codes, int64_t first, float& scale, float& low) {
-  const auto [least, most] = std::minmax_element(w, w + count);
-  low = *least;
-  scale = (*most - low) / 15.0F;
+// Codes of one group into words that hold zeros; gives the code of 0.
+template <class S>
+uint32_t quantize_group(const QuantizedFormat& format, const float* w, int64_t first, int64_t count, uint32_t* words,
+                        S& stored) {
+  float least = 0, most = 0;
+  for (int64_t i = 0; i < count; ++i) least = std::min(least, w[i]), most = std::max(most, w[i]);
+  stored = rounded_up<S>(format.has_zeros ? (most - least) / 15.0F : std::max(most, -least) / 7.5F);
+  const float scale = static_cast<float>(stored);
+  const bool usable = scale > 0 && std::isfinite(scale);
+  const float middle = kMiddleCode, zero = !format.has_zeros ? middle
+                                           : usable          ? std::clamp(std::nearbyint(-least / scale), 0.0F, 15.0F)
+                                                             : 0.0F;
   for (int64_t i = 0; i < count; ++i) {
-    const float code = scale > 0 && std::isfinite(scale) ? std::nearbyint((w[i] - low) / scale) : 0.0F;
-    put_code(codes, first + i, static_cast<unsigned>(std::clamp(code, 0.0F, 15.0F)));
+    const float code = usable ? std::clamp(std::nearbyint(w[i] / scale) + zero, 0.0F, 15.0F) : zero;
+    words[(first + i) / kWordCodes] |= static_cast<uint32_t>(code) << (first + i) % kWordCodes * 4;
   }
+  return static_cast<uint32_t>(zero);
 }
 
 // Index of the nearest level, of the lower one at equal distance.
@@ -125,28 +146,42 @@ void quantize_scales(const at::Tensor& exact, std::vector<at::Tensor>& parts) {
   }
 }
 
+// Calls body with a pointer to scales of their dtype.
+template <class Body>
+void with_scales(const at::Tensor& scales, const Body& body) {
+  if (scales.scalar_type() == at::kBFloat16) return body(scales.mutable_data_ptr<c10::BFloat16>());
+  if (scales.scalar_type() == at::kHalf) return body(scales.mutable_data_ptr<c10::Half>());
+  return body(scales.mutable_data_ptr<float>());
+}
+
 void quantize_int8(const float* w, int64_t rows, int64_t columns, std::vector<at::Tensor>& parts) {
   auto* codes = parts[0].mutable_data_ptr<int8_t>();
-  auto* scales = parts[1].mutable_data_ptr<float>();
-  at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      quantize_row(w + row * columns, columns, codes + row * columns, scales[row]);
+  with_scales(parts[1], [&](auto* scales) {
+    at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row)
+        quantize_row(w + row * columns, columns, codes + row * columns, scales[row]);
+    });
   });
 }
 
-void quantize_int4(const float* w, int64_t rows, int64_t columns, std::vector<at::Tensor>& parts) {
-  auto* codes = parts[0].zero_().mutable_data_ptr<uint8_t>();
-  auto* scales = parts[1].mutable_data_ptr<float>();
-  auto* lows = parts[2].mutable_data_ptr<float>();
-  const int64_t groups = rounded_up_quotient(columns, kInt4Group), bytes = (columns + 1) / 2;
-  at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t first = g * kInt4Group, count = std::min(kInt4Group, columns - first);
-        quantize_group(w + row * columns + first, count, codes + row * bytes, first, scales[row * groups + g],
-                       lows[row * groups + g]);
-      }
-    }
+void quantize_int4(const QuantizedFormat& format, const float* w, int64_t rows, int64_t columns,
+                   std::vector<at::Tensor>& parts) {
+  auto* codes = reinterpret_cast<uint32_t*>(parts[0].zero_().mutable_data_ptr<int32_t>());
+  auto* zeros = format.has_zeros ? reinterpret_cast<uint32_t*>(parts[2].zero_().mutable_data_ptr<int32_t>()) : nullptr;
+  const int64_t groups = parts[1].size(1), words = parts[0].size(1), group = format.group();
+  with_scales(parts[1], [&](auto* scales) {
+    // Eight rows share words of zeros.
+    at::parallel_for(0, rounded_up_quotient(rows, kWordCodes), items_per_task(columns * kWordCodes),
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t row = begin * kWordCodes; row < std::min(end * kWordCodes, rows); ++row) {
+                         for (int64_t g = 0; g < groups; ++g) {
+                           const int64_t first = g * group, count = std::min(group, columns - first);
+                           const uint32_t zero = quantize_group(format, w + row * columns + first, first, count,
+                                                                codes + row * words, scales[row * groups + g]);
+                           if (zeros != nullptr) zeros[row / kWordCodes * groups + g] |= zero << row % kWordCodes * 4;
+                         }
+                       }
+                     });
   });
 }
 
@@ -162,12 +197,14 @@ void quantize_nf4(const float* w, int64_t values, at::Tensor& packed, at::Tensor
   });
 }
 
-std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view name) {
+std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view name, at::ScalarType scales) {
   const QuantizedFormat format = format_named(name);
   const auto dtype = weight.scalar_type();
   TORCH_CHECK(weight.dim() == 2 && (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf),
               "[quantize_weight] weight is ", described(weight),
               ", wanted float32, bfloat16 or float16 [rows, columns]");
+  TORCH_CHECK(scales == at::kFloat || scales == at::kBFloat16 || scales == at::kHalf, "[quantize_weight] scales in ",
+              c10::toString(scales), ", wanted float32, bfloat16 or float16");
   const at::Tensor wide = weight.to(at::kFloat).contiguous();
   const int64_t rows = wide.size(0), columns = wide.size(1);
   const float* w = wide.const_data_ptr<float>();
@@ -176,31 +213,28 @@ std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view 
                 " holds NaN or infinity, which no ", name, " code stands for");
   }
   std::vector<at::Tensor> parts;
-  for (const QuantizedPart& part : parts_of(format, rows, columns))
+  for (const QuantizedPart& part : parts_of(format, rows, columns, scales))
     parts.push_back(at::empty(part.shape, wide.options().dtype(part.dtype)));
   if (wide.numel() == 0) {
     for (at::Tensor& part : parts) part.zero_();
     return parts;
   }
-  switch (format) {
-    case QuantizedFormat::kInt8:
+  switch (format.kind) {
+    case CodeKind::kInt8:
       quantize_int8(w, rows, columns, parts);
       break;
-    case QuantizedFormat::kInt4:
-      quantize_int4(w, rows, columns, parts);
-      TORCH_CHECK(parts[1].isfinite().all().item<bool>(), "[quantize_weight] ", described(weight),
-                  " holds values whose difference overflows float32");
+    case CodeKind::kInt4:
+      quantize_int4(format, w, rows, columns, parts);
       break;
-    case QuantizedFormat::kNf4:
-      quantize_nf4(w, wide.numel(), parts[0], parts[1]);
-      break;
-    case QuantizedFormat::kNf4Double: {
-      at::Tensor scales = at::empty(parts[1].sizes(), wide.options());
-      quantize_nf4(w, wide.numel(), parts[0], scales);
-      quantize_scales(scales, parts);
+    case CodeKind::kNf4: {
+      at::Tensor wide_scales = format.double_scales ? at::empty(parts[1].sizes(), wide.options()) : parts[1];
+      quantize_nf4(w, wide.numel(), parts[0], wide_scales);
+      if (format.double_scales) quantize_scales(wide_scales, parts);
       break;
     }
   }
+  TORCH_CHECK(format.kind == CodeKind::kNf4 || parts[1].isfinite().all().item<bool>(), "[quantize_weight] ",
+              described(weight), " holds values whose scale overflows ", c10::toString(scales));
   return parts;
 }
 

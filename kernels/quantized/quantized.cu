@@ -10,7 +10,7 @@ constexpr int kThreads = 256, kProductThreads = 128, kWarp = 32;
 
 template <CodeKind kind>
 constexpr int kPackCodes = kind == CodeKind::kInt8 ? 16 : 32;
-static_assert(kInt4Group % kPackCodes<CodeKind::kInt4> == 0 && kNf4Block % kPackCodes<CodeKind::kNf4> == 0,
+static_assert(kSmallestGroup % kPackCodes<CodeKind::kInt4> == 0 && kNf4Block % kPackCodes<CodeKind::kNf4> == 0,
               "a pack has one scale");
 
 struct Levels {
@@ -39,11 +39,13 @@ __device__ __forceinline__ void fill_levels(const QuantizedView& v, Levels& leve
 
 using Words = Pack<uint32_t, 4>;
 
-// Code i of a pack: bytes from the low end, of two codes in a byte the high half first.
+// Code i of a pack: from the low end, but of nf4 the high half of a byte before the low one.
 template <CodeKind kind>
 __device__ __forceinline__ int code_of(const Words& words, int i) {
   if constexpr (kind == CodeKind::kInt8) {
     return static_cast<int8_t>(words.value[i / 4] >> i % 4 * 8);
+  } else if constexpr (kind == CodeKind::kInt4) {
+    return static_cast<int>(words.value[i / 8] >> i % 8 * 4 & 15u);
   } else {
     return static_cast<int>(words.value[i / 8] >> (i % 8 / 2 * 8 + (i % 2 == 0 ? 4 : 0)) & 15u);
   }
@@ -172,7 +174,7 @@ template <class Body>
 void with_kind_and_type(QuantizedFormat format, Storage storage, Body body) {
   with_device_type(storage, [&](auto type) {
     if constexpr (sizeof(typename decltype(type)::Type) < sizeof(double)) {
-      switch (code_kind(format)) {
+      switch (format.kind) {
         case CodeKind::kInt8:
           return body(KindTag<CodeKind::kInt8>{}, type);
         case CodeKind::kInt4:

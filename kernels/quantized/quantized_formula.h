@@ -4,15 +4,42 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/operator/formula.h"
 #include "kernels/operator/rounded_up.h"
+#include "kernels/operator/storage.h"
 
 namespace limbeck::kernels {
 
-enum class QuantizedFormat { kInt8, kInt4, kNf4, kNf4Double };
+enum class CodeKind { kInt8, kInt4, kNf4 };
 
-inline constexpr int64_t kInt4Group = 128, kNf4Block = 64, kScaleBlock = 256;
+// A value, so that a loop can ask for its traits, and a new group is a row of a table (quantized_matrix.cpp).
+struct QuantizedFormat {
+  CodeKind kind = CodeKind::kInt8;
+  int group_shift = 0;         // int4: neighbours of a row with one scale, as a power of 2
+  bool has_zeros = false;      // int4: a code of its own for 0 in each group, instead of 8 in all
+  bool double_scales = false;  // nf4: scales in 8 bits
+
+  LIMBECK_FORMULA int64_t group() const { return int64_t{1} << group_shift; }
+  friend bool operator==(const QuantizedFormat& a, const QuantizedFormat& b) {
+    return a.kind == b.kind && a.group_shift == b.group_shift && a.has_zeros == b.has_zeros &&
+           a.double_scales == b.double_scales;
+  }
+  friend bool operator!=(const QuantizedFormat& a, const QuantizedFormat& b) { return !(a == b); }
+
+  static const QuantizedFormat kInt8, kInt4, kNf4, kNf4Double;
+};
+inline constexpr QuantizedFormat QuantizedFormat::kInt8{CodeKind::kInt8};
+inline constexpr QuantizedFormat QuantizedFormat::kInt4{CodeKind::kInt4, 7, /*has_zeros=*/true};
+inline constexpr QuantizedFormat QuantizedFormat::kNf4{CodeKind::kNf4};
+inline constexpr QuantizedFormat QuantizedFormat::kNf4Double{CodeKind::kNf4, 0, false, /*double_scales=*/true};
+
+inline constexpr int64_t kSmallestGroup = 32, kNf4Block = 64, kScaleBlock = 256;
+// Codes of int4 are unsigned: the one that stands for 0 where a format has no zeros of its own.
+inline constexpr int kMiddleCode = 8;
+// 4-bit codes, and zeros, in a word of int4.
+inline constexpr int64_t kWordCodes = 8;
 
 // The 16 levels of nf4, ascending.
 inline constexpr std::array<float, 16> kNf4Levels = {
@@ -54,24 +81,32 @@ struct QuantizedView {
   QuantizedFormat format;
   int64_t rows, columns;
   const void* codes;
-  const float* scales;
-  const float* lows;           // int4
+  const void* scales;
+  Storage scale_storage;       // not float64
+  const uint32_t* zeros;       // int4 with zeros: eight rows of a group in a word
   const uint8_t* scale_codes;  // nf4-double
   const float* offset;         // nf4-double: one number
 };
 
-// What int8, int4 and both kinds of nf4 share of their codes.
-enum class CodeKind { kInt8, kInt4, kNf4 };
+struct ValueScale {
+  float scale, zero;
+};
 
-LIMBECK_FORMULA CodeKind code_kind(QuantizedFormat format) {
-  return format == QuantizedFormat::kInt8   ? CodeKind::kInt8
-         : format == QuantizedFormat::kInt4 ? CodeKind::kInt4
-                                            : CodeKind::kNf4;
+LIMBECK_FORMULA float float_of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
-struct ValueScale {
-  float scale, low;
-};
+LIMBECK_FORMULA float stored_scale(const QuantizedView& v, int64_t index) {
+  if (v.scale_storage == Storage::kFloat32) return static_cast<const float*>(v.scales)[index];
+  const uint32_t bits = static_cast<const uint16_t*>(v.scales)[index];
+  if (v.scale_storage == Storage::kBFloat16) return float_of_bits(bits << 16);
+  // float16: its exponent is 112 less than float32 has for the same power of two; of infinity and NaN it is full.
+  const uint32_t body = (bits & 0x7fffu) << 13, sign = (bits & 0x8000u) << 16;
+  if (body >= 0x7c00u << 13) return float_of_bits(sign | 0x70000000u | body);
+  return float_of_bits(sign | 0x77800000u) * float_of_bits(body);
+}
 
 // nvcc would fuse a product with the sum that takes it.
 LIMBECK_FORMULA float rounded_product(float a, float b) {
@@ -82,18 +117,27 @@ LIMBECK_FORMULA float rounded_product(float a, float b) {
 #endif
 }
 
+// Scales of a row of int4.
+LIMBECK_FORMULA int64_t groups_of(const QuantizedView& v) {
+  return (v.columns + v.format.group() - 1) >> v.format.group_shift;
+}
+
 // `dynamic`: the levels of the dynamic map, wherever the device keeps them.
 template <CodeKind kind>
 LIMBECK_FORMULA ValueScale scale_at(const QuantizedView& v, int64_t row, int64_t column, const float* dynamic) {
   if constexpr (kind == CodeKind::kInt8) {
-    return {v.scales[row], 0.0F};
+    return {stored_scale(v, row), 0.0F};
   } else if constexpr (kind == CodeKind::kInt4) {
-    const int64_t group = row * rounded_up_quotient(v.columns, kInt4Group) + column / kInt4Group;
-    return {v.scales[group], v.lows[group]};
+    const int64_t groups = groups_of(v), group = column >> v.format.group_shift;
+    const float scale = stored_scale(v, row * groups + group);
+    if (v.zeros == nullptr) return {scale, kMiddleCode};
+    const uint32_t zeros = v.zeros[row / kWordCodes * groups + group];
+    return {scale, static_cast<float>(zeros >> row % kWordCodes * 4 & 15u)};
   } else {
     const int64_t block = (row * v.columns + column) / kNf4Block;
-    if (v.scale_codes == nullptr) return {v.scales[block], 0.0F};
-    return {rounded_product(dynamic[v.scale_codes[block]], v.scales[block / kScaleBlock]) + *v.offset, 0.0F};
+    const auto* scales = static_cast<const float*>(v.scales);
+    if (v.scale_codes == nullptr) return {scales[block], 0.0F};
+    return {rounded_product(dynamic[v.scale_codes[block]], scales[block / kScaleBlock]) + *v.offset, 0.0F};
   }
 }
 
@@ -103,18 +147,18 @@ LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_
   if constexpr (kind == CodeKind::kInt8) {
     return v.columns;
   } else if constexpr (kind == CodeKind::kInt4) {
-    return (column / kInt4Group + 1) * kInt4Group;
+    return ((column >> v.format.group_shift) + 1) << v.format.group_shift;
   } else {
     const int64_t value = row * v.columns + column;
     return column + kNf4Block - value % kNf4Block;
   }
 }
 
-// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2, the high half
-// first.
+// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2: of int4 the low
+// half first, of nf4 the high one. A row of int4 begins with a new word.
 template <CodeKind kind>
 LIMBECK_FORMULA int64_t code_index(const QuantizedView& v, int64_t row, int64_t column) {
-  return row * (kind == CodeKind::kInt4 ? (v.columns + 1) / 2 * 2 : v.columns) + column;
+  return row * (kind == CodeKind::kInt4 ? rounded_up_quotient(v.columns, kWordCodes) * kWordCodes : v.columns) + column;
 }
 
 template <CodeKind kind>
@@ -123,7 +167,7 @@ LIMBECK_FORMULA int code_at(const QuantizedView& v, int64_t index) {
     return static_cast<const int8_t*>(v.codes)[index];
   } else {
     const uint8_t pair = static_cast<const uint8_t*>(v.codes)[index / 2];
-    return index % 2 == 0 ? pair >> 4 : pair & 15;
+    return (index % 2 == 0) == (kind == CodeKind::kNf4) ? pair >> 4 : pair & 15;
   }
 }
 
@@ -133,7 +177,7 @@ LIMBECK_FORMULA float value_of(int code, const ValueScale& s, const float* level
   if constexpr (kind == CodeKind::kInt8) {
     return rounded_product(static_cast<float>(code), s.scale);
   } else if constexpr (kind == CodeKind::kInt4) {
-    return rounded_product(static_cast<float>(code), s.scale) + s.low;
+    return rounded_product(static_cast<float>(code) - s.zero, s.scale);
   } else {
     return rounded_product(levels[code], s.scale);
   }

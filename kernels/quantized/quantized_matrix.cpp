@@ -11,72 +11,95 @@
 namespace limbeck::kernels {
 namespace {
 
-constexpr std::array<QuantizedFormat, 4> kFormats = {QuantizedFormat::kInt8, QuantizedFormat::kInt4,
-                                                     QuantizedFormat::kNf4, QuantizedFormat::kNf4Double};
+struct NamedFormat {
+  const char* name;
+  QuantizedFormat format;
+};
+
+constexpr QuantizedFormat int4(int group_shift, bool has_zeros) { return {CodeKind::kInt4, group_shift, has_zeros}; }
+
+constexpr std::array kFormats = {
+    NamedFormat{"int8", QuantizedFormat::kInt8},
+    NamedFormat{"int4", QuantizedFormat::kInt4},
+    NamedFormat{"int4-g64", int4(6, true)},
+    NamedFormat{"int4-g32", int4(5, true)},
+    NamedFormat{"int4-sym", int4(7, false)},
+    NamedFormat{"int4-sym-g64", int4(6, false)},
+    NamedFormat{"int4-sym-g32", int4(5, false)},
+    NamedFormat{"nf4", QuantizedFormat::kNf4},
+    NamedFormat{"nf4-double", QuantizedFormat::kNf4Double},
+};
 
 }  // namespace
 
 const char* format_name(QuantizedFormat format) {
-  switch (format) {
-    case QuantizedFormat::kInt8:
-      return "int8";
-    case QuantizedFormat::kInt4:
-      return "int4";
-    case QuantizedFormat::kNf4:
-      return "nf4";
-    case QuantizedFormat::kNf4Double:
-      return "nf4-double";
+  for (const NamedFormat& known : kFormats) {
+    if (known.format == format) return known.name;
   }
   return "unknown";
 }
 
 std::optional<QuantizedFormat> find_format(std::string_view name) {
-  for (const QuantizedFormat format : kFormats) {
-    if (name == format_name(format)) return format;
+  for (const NamedFormat& known : kFormats) {
+    if (known.name == name) return known.format;
   }
   return std::nullopt;
 }
 
 std::vector<std::string> format_names() {
   std::vector<std::string> names;
-  for (const QuantizedFormat format : kFormats) names.emplace_back(format_name(format));
+  for (const NamedFormat& known : kFormats) names.emplace_back(known.name);
   return names;
 }
 
 QuantizedFormat format_named(std::string_view name) {
   if (const auto found = find_format(name)) return *found;
-  TORCH_CHECK(false, "quantized format \"", name, "\" is not known: wanted int8, int4, nf4 or nf4-double");
+  std::string known;
+  for (const NamedFormat& format : kFormats) known += (known.empty() ? "" : ", ") + std::string(format.name);
+  TORCH_CHECK(false, "quantized format \"", name, "\" is not known: wanted one of ", known);
 }
 
-std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns) {
+std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType scales) {
   const int64_t values = rows * columns, blocks = rounded_up_quotient(values, kNf4Block);
-  switch (format) {
-    case QuantizedFormat::kInt8:
-      return {{"codes", at::kChar, {rows, columns}}, {"scales", at::kFloat, {rows}}};
-    case QuantizedFormat::kInt4: {
-      const int64_t groups = rounded_up_quotient(columns, kInt4Group);
-      return {{"codes", at::kByte, {rows, rounded_up_quotient(columns, 2)}},
-              {"scales", at::kFloat, {rows, groups}},
-              {"lows", at::kFloat, {rows, groups}}};
+  switch (format.kind) {
+    case CodeKind::kInt8:
+      return {{"codes", at::kChar, {rows, columns}}, {"scales", scales, {rows}}};
+    case CodeKind::kInt4: {
+      const int64_t groups = rounded_up_quotient(columns, format.group());
+      std::vector<QuantizedPart> parts = {{"codes", at::kInt, {rows, rounded_up_quotient(columns, kWordCodes)}},
+                                          {"scales", scales, {rows, groups}}};
+      if (format.has_zeros) parts.push_back({"zeros", at::kInt, {rounded_up_quotient(rows, kWordCodes), groups}});
+      return parts;
     }
-    case QuantizedFormat::kNf4:
-      return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}}, {"scales", at::kFloat, {blocks}}};
-    case QuantizedFormat::kNf4Double:
-      return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}},
-              {"scale_codes", at::kByte, {blocks}},
-              {"scales", at::kFloat, {rounded_up_quotient(blocks, kScaleBlock)}},
-              {"offset", at::kFloat, {1}}};
+    case CodeKind::kNf4:
+      break;
   }
-  return {};
+  if (!format.double_scales) {
+    return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}}, {"scales", at::kFloat, {blocks}}};
+  }
+  return {{"codes", at::kByte, {rounded_up_quotient(values, 2)}},
+          {"scale_codes", at::kByte, {blocks}},
+          {"scales", at::kFloat, {rounded_up_quotient(blocks, kScaleBlock)}},
+          {"offset", at::kFloat, {1}}};
+}
+
+at::ScalarType QuantizedMatrix::scales() const {
+  return format.kind == CodeKind::kNf4 ? at::kFloat : parts.at(1).scalar_type();
 }
 
 QuantizedMatrix checked_matrix(const char* op, at::TensorList parts, std::string_view format, int64_t rows,
                                int64_t columns) {
   TORCH_CHECK(rows >= 0 && columns >= 0, "[", op, "] a matrix of ", rows, " x ", columns);
   QuantizedMatrix matrix{format_named(format), rows, columns, parts.vec()};
-  const auto wanted = parts_of(matrix.format, rows, columns);
+  auto wanted = parts_of(matrix.format, rows, columns);
   TORCH_CHECK(parts.size() == wanted.size(), "[", op, "] ", format, " came with ", parts.size(), " parts, wanted ",
               wanted.size());
+  if (matrix.format.kind != CodeKind::kNf4 && parts[1].defined()) {
+    const auto scales = parts[1].scalar_type();
+    TORCH_CHECK(scales == at::kFloat || scales == at::kBFloat16 || scales == at::kHalf, "[", op, "] scales is ",
+                described(parts[1]), ", wanted float32, bfloat16 or float16");
+    wanted[1].dtype = scales;
+  }
   for (size_t i = 0; i < wanted.size(); ++i) {
     const at::Tensor& part = parts[i];
     TORCH_CHECK(part.defined() && part.scalar_type() == wanted[i].dtype && part.sizes() == wanted[i].shape &&
@@ -95,24 +118,26 @@ void check_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count) {
 }
 
 QuantizedView view_of(const QuantizedMatrix& m) {
-  const auto numbers = [&m](size_t part) { return m.parts[part].const_data_ptr<float>(); };
-  const bool is_double = m.format == QuantizedFormat::kNf4Double;
-  return {.format = m.format,
-          .rows = m.rows,
-          .columns = m.columns,
-          .codes = m.parts[0].const_data_ptr(),
-          .scales = numbers(is_double ? 2 : 1),
-          .lows = m.format == QuantizedFormat::kInt4 ? numbers(2) : nullptr,
-          .scale_codes = is_double ? m.parts[1].const_data_ptr<uint8_t>() : nullptr,
-          .offset = is_double ? numbers(3) : nullptr};
+  const bool is_double = m.format.double_scales;
+  const at::Tensor& scales = m.parts[is_double ? 2 : 1];
+  return {
+      .format = m.format,
+      .rows = m.rows,
+      .columns = m.columns,
+      .codes = m.parts[0].const_data_ptr(),
+      .scales = scales.const_data_ptr(),
+      .scale_storage = storage_of(scales),
+      .zeros = m.format.has_zeros ? reinterpret_cast<const uint32_t*>(m.parts[2].const_data_ptr<int32_t>()) : nullptr,
+      .scale_codes = is_double ? m.parts[1].const_data_ptr<uint8_t>() : nullptr,
+      .offset = is_double ? m.parts[3].const_data_ptr<float>() : nullptr};
 }
 
 namespace {
 
-std::vector<at::Tensor> empty_parts(const at::Tensor& weight, c10::string_view format) {
+std::vector<at::Tensor> empty_parts(const at::Tensor& weight, c10::string_view format, at::ScalarType scales) {
   TORCH_CHECK(weight.dim() == 2, "[quantize_weight] weight is ", described(weight), ", wanted [rows, columns]");
   std::vector<at::Tensor> parts;
-  for (const QuantizedPart& part : parts_of(format_named(format), weight.size(0), weight.size(1)))
+  for (const QuantizedPart& part : parts_of(format_named(format), weight.size(0), weight.size(1), scales))
     parts.push_back(at::empty(part.shape, weight.options().dtype(part.dtype)));
   return parts;
 }
@@ -125,11 +150,10 @@ at::Tensor dequantize_meta(at::TensorList parts, c10::string_view format, int64_
 
 }  // namespace
 
-QuantizedMatrix quantize(const at::Tensor& weight, QuantizedFormat format) {
-  static const auto op =
-      typed_operator<std::vector<at::Tensor>(const at::Tensor&, c10::string_view)>("limbeck::quantize_weight");
+QuantizedMatrix quantize(const at::Tensor& weight, QuantizedFormat format, at::ScalarType scales) {
+  static const auto op = typed_operator<decltype(empty_parts)>("limbeck::quantize_weight");
   TORCH_CHECK(weight.dim() == 2, "[quantize_weight] weight is ", described(weight), ", wanted [rows, columns]");
-  return {format, weight.size(0), weight.size(1), op.call(weight, format_name(format))};
+  return {format, weight.size(0), weight.size(1), op.call(weight, format_name(format), scales)};
 }
 
 at::Tensor dequantize_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count) {
@@ -138,7 +162,7 @@ at::Tensor dequantize_rows(const QuantizedMatrix& matrix, int64_t row, int64_t c
 }
 
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
-  m.def("quantize_weight(Tensor weight, str format) -> Tensor[]");
+  m.def("quantize_weight(Tensor weight, str format, ScalarType scales=float32) -> Tensor[]");
   m.def("dequantize_rows(Tensor[] parts, str format, int rows, int columns, int row, int count) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) {

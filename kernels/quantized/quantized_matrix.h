@@ -1,14 +1,19 @@
 // A frozen matrix W [rows, columns] in 8 or 4 bits a value, as packed tensors ("parts"). Arithmetic is float32,
-// rounding to nearest even, and w' is what the matrix stands for afterwards.
+// rounding to nearest even, and w' is what the matrix stands for afterwards. Scales of int8 and int4 are stored in
+// float32, bfloat16 or float16, rounded up before codes are chosen by them: no value lies beyond the last code.
 //   int8        each row: scale = max |w| / 127; code = round(w / scale) within ±127; w' = code scale.
-//   int4        each 128 neighbours of a row (the last group may be shorter): low = min w, scale = (max w - low) / 15;
-//               code = round((w - low) / scale) within 0..15; w' = code scale + low. Each row begins with a new byte.
+//   int4        each 128 (-g64, -g32: 64, 32) neighbours of a row, of which the last may be fewer: least and most, 0
+//   being
+//               one of the values; scale = (most - least) / 15; zero = round(-least / scale);
+//               code = round(w / scale) + zero within 0..15; w' = (code - zero) scale.
+//   int4-sym    the same (-g64, -g32) with scale = max |w| / 7.5 and zero = 8.
+//               Codes lie in words of 8, the first one lowest; a row begins with a new word. Zeros likewise, those of a
+//               group for 8 rows in a word. Both are what compressed-tensors calls pack-quantized.
 //   nf4         each 64 values of W row by row, across rows (the last block may be shorter): scale = max |w|; code: the
 //               nearest of 16 levels (quantiles of a normal distribution) to w / scale; w' = level scale. The blocks,
-//               levels and ties are those of bitsandbytes.
+//               levels and ties are those of bitsandbytes; two codes lie in a byte, the first one in the high half.
 //   nf4-double  nf4, and of its scales: offset = their mean; each 256 of scale - offset are scaled to ±1 by their
 //               largest magnitude and stored as the nearest of 256 levels of a "dynamic" map, denser around 0.
-// Two 4-bit codes lie in a byte, the first one in the high half.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -22,7 +27,7 @@
 
 namespace limbeck::kernels {
 
-// "int8", "int4", "nf4", "nf4-double"
+// "int8", "int4", "int4-sym-g32", "nf4", …
 const char* format_name(QuantizedFormat format);
 QuantizedFormat format_named(std::string_view name);
 std::optional<QuantizedFormat> find_format(std::string_view name);
@@ -33,17 +38,20 @@ struct QuantizedPart {
   at::ScalarType dtype;
   std::vector<int64_t> shape;
 };
-// The tensors that the format consists of, in order.
-std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns);
+// The tensors that the format consists of, in order; the scales of int8 and int4 in the dtype `scales`.
+std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns,
+                                    at::ScalarType scales = at::kFloat);
 
 struct QuantizedMatrix {
   QuantizedFormat format = QuantizedFormat::kInt8;
   int64_t rows = 0, columns = 0;
   std::vector<at::Tensor> parts;  // as parts_of() lists them
+
+  at::ScalarType scales() const;  // the dtype in which parts_of() lists them
 };
 
 // Of a float32, bfloat16 or float16 matrix on the CPU, whose values must be finite; on meta the parts alone.
-QuantizedMatrix quantize(const at::Tensor& weight, QuantizedFormat format);
+QuantizedMatrix quantize(const at::Tensor& weight, QuantizedFormat format, at::ScalarType scales = at::kFloat);
 // w' of rows [row, row + count), float32 [count, columns].
 at::Tensor dequantize_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count);
 

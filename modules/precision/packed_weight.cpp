@@ -19,11 +19,14 @@ PackedWeight::PackedWeight(QuantizedFormat format, int64_t rows, int64_t columns
     matrix_.parts.push_back(at::empty(part.shape, at::TensorOptions().dtype(part.dtype).device(device)));
 }
 
-PackedWeight::PackedWeight(const at::Tensor& weight, QuantizedFormat format, c10::Device device) {
+PackedWeight::PackedWeight(const at::Tensor& weight, QuantizedFormat format, c10::Device device,
+                           at::ScalarType scales) {
   const at::NoGradGuard no_gradient;
-  matrix_ = kernels::quantize(weight.detach(), format);
+  matrix_ = kernels::quantize(weight.detach(), format, scales);
   *this = on(device);
 }
+
+PackedWeight::PackedWeight(kernels::QuantizedMatrix matrix) : matrix_(std::move(matrix)) {}
 
 PackedWeight PackedWeight::on(c10::Device device) const {
   PackedWeight moved = *this;
@@ -67,7 +70,8 @@ bool PackedWeight::operator==(const PackedWeight& other) const {
 
 std::vector<std::string> PackedWeight::violations(QuantizedFormat format, int64_t rows, int64_t columns,
                                                   c10::Device device) const {
-  const auto wanted = kernels::parts_of(format, rows, columns);
+  const auto scales = matrix_.parts.size() > 1 ? matrix_.scales() : at::kFloat;
+  const auto wanted = kernels::parts_of(format, rows, columns, scales);
   if (matrix_.format != format || matrix_.parts.size() != wanted.size()) {
     return {fmt::format("the weight is stored in {}, wanted {}", kernels::format_name(matrix_.format),
                         kernels::format_name(format))};

@@ -14,8 +14,12 @@ class PackedWeight {
  public:
   // Uninitialised: to be replaced when weights are read, or left so on meta.
   PackedWeight(kernels::QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device);
-  // Quantized from a float matrix on the CPU, then placed on `device`.
-  PackedWeight(const at::Tensor& weight, kernels::QuantizedFormat format, c10::Device device);
+  // Quantized from a float matrix on the CPU, then placed on `device`. Scales are float32 but where a file is to hold
+  // them in another dtype: what codes stand for does not depend on the dtype that they are computed beside.
+  PackedWeight(const at::Tensor& weight, kernels::QuantizedFormat format, c10::Device device,
+               at::ScalarType scales = at::kFloat);
+  // From the tensors of its parts, as parts_of() lists them.
+  explicit PackedWeight(kernels::QuantizedMatrix matrix);
 
   const kernels::QuantizedMatrix& matrix() const { return matrix_; }
   kernels::QuantizedFormat format() const { return matrix_.format; }

@@ -121,7 +121,7 @@ class Bitsandbytes : public FolderLayout {
     return packed;
   }
 
-  std::vector<QuantizedFormat> formats() const override { return {QuantizedFormat::kNf4, QuantizedFormat::kNf4Double}; }
+  bool writes(QuantizedFormat format) const override { return format.kind == kernels::CodeKind::kNf4; }
 
   io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {
     const PackedWeight here = packed.on(c10::kCPU);
@@ -149,16 +149,22 @@ class Bitsandbytes : public FolderLayout {
     return tensors;
   }
 
-  nlohmann::json config(QuantizedFormat format, const std::vector<std::string>& plain,
-                        at::ScalarType dtype) const override {
+  nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const override {
+    const bool nested = modules.packed.begin()->second.double_scales;
+    for (const auto& [module, format] : modules.packed) {
+      if (format.double_scales == nested) continue;
+      throw UsageError(fmt::format("{} is in {}, {} in {}: bitsandbytes has one format for a folder", module,
+                                   kernels::format_name(format), modules.packed.begin()->first,
+                                   kernels::format_name(modules.packed.begin()->second)));
+    }
     return {{"quant_method", "bitsandbytes"},
             {"load_in_4bit", true},
             {"load_in_8bit", false},
             {"bnb_4bit_quant_type", "nf4"},
-            {"bnb_4bit_use_double_quant", format == QuantizedFormat::kNf4Double},
+            {"bnb_4bit_use_double_quant", nested},
             {"bnb_4bit_compute_dtype", precision::dtype_name(dtype)},
             {"bnb_4bit_quant_storage", "uint8"},
-            {"llm_int8_skip_modules", plain}};
+            {"llm_int8_skip_modules", modules.plain}};
   }
 
  private:

@@ -2,6 +2,7 @@
 // tensors stand for each. One class for each layout that other programs read and write. Names are the checkpoint's
 // ("model.layers.0.mlp.up_proj.weight").
 #pragma once
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +13,12 @@
 #include "modules/precision/packed_weight.h"
 
 namespace limbeck::quantization {
+
+// The linear modules of a folder, by the checkpoint's names.
+struct StoredModules {
+  std::map<std::string, kernels::QuantizedFormat> packed;
+  std::vector<std::string> plain;
+};
 
 class FolderLayout {
  public:
@@ -27,22 +34,24 @@ class FolderLayout {
   virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
                                        int64_t columns) const = 0;
 
-  // To write: the tensors that stand for a weight of a format in formats(), whose activations are of `dtype`.
-  virtual std::vector<kernels::QuantizedFormat> formats() const = 0;
+  // To write: the tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
+  virtual bool writes(kernels::QuantizedFormat format) const = 0;
   virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,
                                    at::ScalarType dtype) const = 0;
-  // quantization_config of a folder whose weights are all in `format` but for those of the modules `plain`.
-  virtual nlohmann::json config(kernels::QuantizedFormat format, const std::vector<std::string>& plain,
-                                at::ScalarType dtype) const = 0;
+  // quantization_config of a folder with these modules. UsageError where it has no words for them together.
+  virtual nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const = 0;
 };
 
 // As quantization_config of a config.json has it; null without one. WeightsError for a layout that is not known.
 std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config);
-// The one in which others read this format; null: none is written yet.
-std::shared_ptr<const FolderLayout> layout_for(kernels::QuantizedFormat format);
+// The first one that writes all these formats; null: none does.
+std::shared_ptr<const FolderLayout> layout_for(const StoredModules& modules);
 
 // bitsandbytes' nf4, with plain or quantized scales; read from `quantization` (quantization_config), or to write.
 std::shared_ptr<const FolderLayout> bitsandbytes_layout(const io::JsonFile& quantization);
 std::shared_ptr<const FolderLayout> bitsandbytes_layout();
+// compressed-tensors' int8 and int4, in one folder or mixed.
+std::shared_ptr<const FolderLayout> compressed_tensors_layout(const io::JsonFile& quantization);
+std::shared_ptr<const FolderLayout> compressed_tensors_layout();
 
 }  // namespace limbeck::quantization

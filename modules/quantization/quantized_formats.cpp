@@ -1,17 +1,18 @@
 #include "modules/quantization/quantized_formats.h"
 
-#include "kernels/quantized/quantized_matrix.h"
-
 namespace limbeck::quantization {
 
 const std::vector<NamedKind>& quantized_formats() {
-  using kernels::format_name, kernels::QuantizedFormat;
   static const std::vector<NamedKind> formats = {
-      {format_name(QuantizedFormat::kInt8), "8 bits and a scale for each row"},
-      {format_name(QuantizedFormat::kInt4), "4 bits, a scale and an offset for each 128 neighbours of a row"},
-      {format_name(QuantizedFormat::kNf4),
-       "4 bits by quantiles of a normal distribution, a scale for each 64 values; as bitsandbytes has it"},
-      {format_name(QuantizedFormat::kNf4Double), "nf4 with its scales in 8 bits"}};
+      {"int8", "8 bits and a scale for each row"},
+      {"int4", "4 bits, a scale and a zero for each 128 neighbours of a row"},
+      {"int4-g64", "the same for each 64"},
+      {"int4-g32", "the same for each 32"},
+      {"int4-sym", "4 bits and a scale for each 128 neighbours of a row"},
+      {"int4-sym-g64", "the same for each 64"},
+      {"int4-sym-g32", "the same for each 32"},
+      {"nf4", "4 bits by quantiles of a normal distribution, a scale for each 64 values; as bitsandbytes has it"},
+      {"nf4-double", "nf4 with its scales in 8 bits"}};
   return formats;
 }
 

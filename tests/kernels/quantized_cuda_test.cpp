@@ -10,6 +10,7 @@
 #include "kernels/quantized/quantized_linear.h"
 #include "kernels/quantized/quantized_plan.h"
 #include "support/operator_checks.h"
+#include "support/quantized_formats.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -74,8 +75,7 @@ TEST_P(QuantizedCuda, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSameAgain) {
   test::expect_same_bits(dx.cpu(), dx_again.cpu(), "dx again");
 }
 
-const auto kFormats = ::testing::Values(QuantizedFormat::kInt8, QuantizedFormat::kInt4, QuantizedFormat::kNf4,
-                                        QuantizedFormat::kNf4Double);
+const auto kFormats = ::testing::ValuesIn(test::every_format());
 const auto kDtypes = ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf);
 
 // Columns of 1, 75, 129 and 257 begin rows inside bytes, groups and blocks; those of 96, 128, 544 are read in packs,

@@ -10,6 +10,7 @@
 #include "kernels/quantized/quantized_operands.h"
 #include "tests/support/cpu_memory.h"
 #include "tests/support/operator_checks.h"
+#include "tests/support/quantized_formats.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -57,8 +58,7 @@ TEST_P(QuantizedLinearValues, ForwardAndGradientsMatchFloat64) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, QuantizedLinearValues,
-                         ::testing::Combine(::testing::Values(QuantizedFormat::kInt8, QuantizedFormat::kInt4,
-                                                              QuantizedFormat::kNf4, QuantizedFormat::kNf4Double),
+                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
                                             ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
                                             ::testing::Values(ProductShape{1, 1, 1}, ProductShape{1, 33, 257},
                                                               ProductShape{7, 5, 3}, ProductShape{130, 70, 513},
@@ -144,14 +144,8 @@ TEST_P(QuantizedLinearOf, HasNoSecondDerivative) {
   EXPECT_THROW(torch::autograd::grad({dx.sum()}, {dy}), c10::Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, QuantizedLinearOf,
-                         ::testing::Values(QuantizedFormat::kInt8, QuantizedFormat::kInt4, QuantizedFormat::kNf4,
-                                           QuantizedFormat::kNf4Double),
-                         [](const auto& instance) {
-                           std::string name = format_name(instance.param);
-                           std::erase(name, '-');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizedLinearOf, ::testing::ValuesIn(test::every_format()),
+                         [](const auto& instance) { return test::format_label(instance.param); });
 
 }  // namespace
 }  // namespace limbeck::kernels

@@ -10,14 +10,12 @@
 
 #include "kernels/quantized/quantized_operands.h"
 #include "tests/support/operator_checks.h"
+#include "tests/support/quantized_formats.h"
 
 namespace limbeck::kernels {
 namespace {
 
 using at::Tensor;
-
-constexpr std::array<QuantizedFormat, 4> kEveryFormat = {QuantizedFormat::kInt8, QuantizedFormat::kInt4,
-                                                         QuantizedFormat::kNf4, QuantizedFormat::kNf4Double};
 
 Tensor drawn_matrix(int64_t rows, int64_t columns, at::ScalarType dtype = at::kFloat) {
   return test::random_tensor({rows, columns}, at::TensorOptions().dtype(dtype), 11);
@@ -43,12 +41,13 @@ class QuantizedMatrixOf : public ::testing::TestWithParam<QuantizedFormat> {};
 TEST_P(QuantizedMatrixOf, StaysWithinHalfAStepOfTheWeight) {
   for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {7, 129}, {64, 64}, {33, 300}}) {
     const Tensor w = drawn_matrix(rows, columns), back = dequantize_rows(quantize(w, GetParam()), 0, rows);
-    // Half the widest step between neighbouring codes, in units of the largest value: 1/127, (max - min) / 15, the gap
-    // of 0.304 between the lowest two levels; and what 8-bit scales may be off, at most 1.5 % of the largest scale.
-    const double step = GetParam() == QuantizedFormat::kInt8   ? 0.5 / 127
-                        : GetParam() == QuantizedFormat::kInt4 ? 1.0 / 15
-                        : GetParam() == QuantizedFormat::kNf4  ? 0.152
-                                                               : 0.152 + 0.015;
+    // Half the widest step between neighbouring codes, in units of the largest value: 1/127, (max - min) / 15 or max
+    // / 7.5, the gap of 0.304 between the lowest two levels; and what 8-bit scales may be off, at most 1.5 % of the
+    // largest.
+    const double step = GetParam().kind == CodeKind::kInt8   ? 0.5 / 127
+                        : GetParam().kind == CodeKind::kInt4 ? 1.0 / 15
+                        : GetParam().double_scales           ? 0.152 + 0.015
+                                                             : 0.152;
     EXPECT_LE((back - w).abs().max().item<double>(), 1.0001 * step * w.abs().max().item<double>()) << rows;
   }
 }
@@ -96,10 +95,28 @@ TEST_P(QuantizedMatrixOf, HalfTypesAreWidenedFirst) {
   }
 }
 
+// Magnitudes from one row to the next differ as far as float16 reaches, into its subnormal numbers.
+TEST_P(QuantizedMatrixOf, ScalesOfHalfTypesAreRoundedBeforeTheCodes) {
+  if (GetParam().kind == CodeKind::kNf4) return;  // float32 always
+  const Tensor w = drawn_matrix(24, 130) * at::pow(2.0, at::arange(-20, 4, at::kFloat)).view({24, 1});
+  for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+    const auto m = quantize(w, GetParam(), dtype);
+    EXPECT_EQ(m.scales(), dtype);
+    QuantizedMatrix same = m;
+    same.parts[1] = m.parts[1].to(at::kFloat);
+    const Tensor back = dequantize_rows(m, 0, 24);
+    test::expect_same_bits(back, dequantize_rows(same, 0, 24), "the scale that was stored is the one that is meant");
+    const Tensor step = GetParam().kind == CodeKind::kInt8
+                            ? same.parts[1].view({24, 1}).expand({24, 130})
+                            : same.parts[1].repeat_interleave(GetParam().group(), 1).narrow(1, 0, 130);
+    EXPECT_TRUE(((back - w).abs() <= 0.5001 * step).all().item<bool>()) << c10::toString(dtype);
+  }
+}
+
 TEST_P(QuantizedMatrixOf, ZerosAndConstantsAreExact) {
   const Tensor zeros = at::zeros({3, 130});
   EXPECT_TRUE(at::equal(dequantize_rows(quantize(zeros, GetParam()), 0, 3), zeros));
-  if (GetParam() == QuantizedFormat::kInt8) return;  // 127 (c / 127) is c but for a rounding
+  if (GetParam().kind != CodeKind::kNf4) return;  // 127 (c / 127) is c but for a rounding
   const Tensor equal = at::full({4, 128}, 0.3);
   EXPECT_TRUE(at::equal(dequantize_rows(quantize(equal, GetParam()), 0, 4), equal));
 }
@@ -133,16 +150,15 @@ TEST_P(QuantizedMatrixOf, RefusesPartsOfAnotherMatrix) {
   EXPECT_NE(refused([&] { dequantize_rows(m, 0, 1); }).find("parts, wanted"), std::string::npos);
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, QuantizedMatrixOf, ::testing::ValuesIn(kEveryFormat), [](const auto& instance) {
-  std::string name = format_name(instance.param);
-  std::erase(name, '-');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizedMatrixOf, ::testing::ValuesIn(test::every_format()),
+                         [](const auto& instance) { return test::format_label(instance.param); });
 
 TEST(QuantizedMatrix, CountsRealBytes) {
   const Tensor w = drawn_matrix(256, 512);  // 131072 values
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt8)), 131072 + 256 * 4);
-  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt4)), 65536 + 256 * 4 * 8);
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt8, at::kHalf)), 131072 + 256 * 2);
+  EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt4)), 65536 + 256 * 4 * 4 + 256 / 8 * 4 * 4);
+  EXPECT_EQ(bytes_of(quantize(w, format_named("int4-sym-g32"), at::kBFloat16)), 65536 + 256 * 16 * 2);
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4)), 65536 + 2048 * 4);
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4Double)), 65536 + 2048 + 8 * 4 + 4);
 }
@@ -150,15 +166,14 @@ TEST(QuantizedMatrix, CountsRealBytes) {
 TEST(QuantizedMatrix, Int4RefusesARangeThatOverflows) {
   const Tensor w = at::full({2, 40}, 3e38);
   w[1][7] = -3e38;
-  EXPECT_NE(refused([&] { quantize(w, QuantizedFormat::kInt4); }).find("difference overflows float32"),
-            std::string::npos);
+  EXPECT_NE(refused([&] { quantize(w, QuantizedFormat::kInt4); }).find("scale overflows Float"), std::string::npos);
   w[1][7] = 3e38;
   EXPECT_EQ(refused([&] { quantize(w, QuantizedFormat::kInt4); }), "accepted");
 }
 
 TEST(QuantizedMatrix, NamesAreRead) {
-  for (const QuantizedFormat format : kEveryFormat) EXPECT_EQ(format_named(format_name(format)), format);
-  EXPECT_NE(refused([] { format_named("int3"); }).find("wanted int8, int4, nf4 or nf4-double"), std::string::npos);
+  for (const QuantizedFormat format : test::every_format()) EXPECT_EQ(format_named(format_name(format)), format);
+  EXPECT_NE(refused([] { format_named("int3"); }).find("wanted one of int8, int4, int4-g64"), std::string::npos);
 }
 
 }  // namespace

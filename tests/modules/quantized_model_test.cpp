@@ -13,6 +13,7 @@
 #include "modules/errors.h"
 #include "modules/models/weights/save_model.h"
 #include "tests/support/cpu_memory.h"
+#include "tests/support/quantized_formats.h"
 #include "tests/support/tiny_models.h"
 
 namespace limbeck::models {
@@ -20,9 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using kernels::QuantizedFormat;
-
-constexpr std::array<QuantizedFormat, 4> kEveryFormat = {QuantizedFormat::kInt8, QuantizedFormat::kInt4,
-                                                         QuantizedFormat::kNf4, QuantizedFormat::kNf4Double};
 
 ModelRequest request_for(const fs::path& folder, std::optional<QuantizedFormat> format, at::ScalarType dtype) {
   ModelRequest request;
@@ -82,7 +80,7 @@ TEST(QuantizedModel, LinearWeightsOfAttentionAndMlpArePackedAndNothingElse) {
   for (const std::string& family : test::tiny_families()) {
     SCOPED_TRACE(family);
     const fs::path folder = test::tiny_model(family);
-    for (const QuantizedFormat format : kEveryFormat) {
+    for (const QuantizedFormat format : test::every_format()) {
       const BuiltModel built = load_model(request_for(folder, format, at::kBFloat16));
       EXPECT_TRUE(violations(built).empty());
       EXPECT_FALSE(quantized_linears(built).empty());
@@ -137,7 +135,7 @@ TEST(QuantizedModel, LoadingNeverHoldsTheModelInFloat) {
   const BuiltModel whole = load_model(request);
   save_model(whole, folder);
   const int64_t all = footprint(whole).bytes;
-  for (const QuantizedFormat format : kEveryFormat) {
+  for (const QuantizedFormat format : test::every_format()) {
     ModelRequest quantized = request_for(folder, format, at::kFloat);
     quantized.random_init = false;
     const test::CpuMemory memory;
@@ -160,7 +158,8 @@ TEST(QuantizedModel, RandomWeightsAreTheCodesOfThoseOfAFloatModel) {
   const auto floats = plain.model->named_parameters();
   for (const auto& linear : quantized_linears(quantized)) {
     const at::Tensor& weight = floats[linear->path().substr(std::string("model.").size()) + ".weight"];
-    EXPECT_TRUE(*linear->packed_weight("weight") == precision::PackedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
+    EXPECT_TRUE(*linear->packed_weight("weight") ==
+                precision::PackedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
   }
 }
 

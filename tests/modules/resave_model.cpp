@@ -1,6 +1,6 @@
-// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] [--rule RULE]: loads a
-// model, or draws a fresh one from its config.json, and saves it; with a format as its codes ("as-it-is": the folder's
-// own).
+// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT [--scales DTYPE]]
+// [--rule RULE]: loads a model, or draws a fresh one from its config.json, and saves it; with a format as its codes
+// ("as-it-is": the folder's own).
 #include <cstdio>
 #include <string>
 
@@ -12,7 +12,7 @@ int main(int argc, char** argv) {
   if (argc < 3 || argc % 2 == 0) {
     std::fprintf(stderr,
                  "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] "
-                 "[--rule RULE]\n");
+                 "[--scales DTYPE] [--rule RULE]\n");
     return 2;
   }
   try {
@@ -32,6 +32,8 @@ int main(int argc, char** argv) {
         options.packed = true;
         const auto format = limbeck::kernels::find_format(value);
         if (format) request.packing = limbeck::precision::pack_all(*format, flag);
+      } else if (flag == "--scales") {
+        request.scales = limbeck::precision::dtype_from_name(value);
       } else if (flag == "--rule") {
         request.rules.push_back(limbeck::precision::parse_rule(value, flag));
       } else {

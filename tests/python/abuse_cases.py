@@ -38,7 +38,7 @@ def on_model(stock: Stock, model: Path, folder: Path, dice: random.Random, adapt
     """Any command that reads one model."""
     flags = [f"--model={model}", "--threads=1"] + ([f"--adapter={adapter}"] if adapter else [])
     flags += [f"--dtype={dice.choice(['float16', 'bfloat16', 'float64'])}"] if dice.random() < 0.2 else []
-    flags += [f"--quantize={dice.choice(['int8', 'int4', 'nf4', 'nf4-double'])}"] if dice.random() < 0.15 else []
+    flags += [f"--quantize={dice.choice(['int8', 'int4', 'int4-sym-g32', 'nf4', 'nf4-double'])}"] if dice.random() < 0.15 else []
     output = folder / "out.safetensors"
     which = dice.randrange(6 if adapter else 4)
     if which == 0:

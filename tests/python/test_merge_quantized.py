@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ import transformers
 from limbeck_runner import LimbeckError
 from safetensors.torch import load_file, save_file
 from test_quantized_models import ADAPTERS, quantized_weights
-from test_quantized_ops import FORMATS, reference_blockwise
+from test_quantized_ops import FORMATS, INT4, reference_blockwise
 
 OUTPUT_BAR = 1e-5  # of the largest entry
 WAYS = ("original", "dequantized", "requantized")
@@ -29,12 +30,13 @@ def int8(w: torch.Tensor) -> torch.Tensor:
     return torch.round(w / scale).clamp(-127, 127) * scale
 
 
-def int4(w: torch.Tensor) -> torch.Tensor:
+def int4(w: torch.Tensor, size: int = 128, symmetric: bool = False) -> torch.Tensor:
     groups = []
-    for group in w.split(128, dim=1):
-        low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)
-        scale = (high - low) / 15
-        groups.append(torch.round((group - low) / scale).clamp(0, 15) * scale + low)
+    for group in w.split(size, dim=1):
+        low, high = group.amin(1, keepdim=True).clamp(max=0), group.amax(1, keepdim=True).clamp(min=0)
+        scale = torch.maximum(high, -low) / 7.5 if symmetric else (high - low) / 15
+        zero = torch.full_like(scale, 8) if symmetric else torch.round(-low / scale).clamp(0, 15)
+        groups.append(((torch.round(group / scale) + zero).clamp(0, 15) - zero) * scale)
     return torch.cat(groups, 1)
 
 
@@ -59,7 +61,9 @@ def nf4_double(w: torch.Tensor) -> torch.Tensor:
 
 # Also on what is not quantized: embeddings and stacks of experts.
 ADAPTED = ADAPTERS | {name: test_adapters.CASES[name] for name in ("lora-embedding", "lora-experts")}
-INDEPENDENT = {"int8": int8, "int4": int4, "nf4": nf4, "nf4-double": nf4_double}
+INDEPENDENT = {"int8": int8, "nf4": nf4, "nf4-double": nf4_double} | {
+    form: functools.partial(int4, size=size, symmetric="sym" in form) for form, size in INT4.items()
+}
 
 
 def test_every_format_is_here():

@@ -107,24 +107,45 @@ def test_int8_rounds_ties_to_even():
     assert ops.quantize_weight(w, "int8")[0].tolist() == [[127, 0, 2, 2, 0, -2, -126]]
 
 
+def in_words(codes: torch.Tensor) -> torch.Tensor:
+    """Eight 4-bit codes of a row in each int32, the first one lowest."""
+    codes = torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % 8)).view(len(codes), -1, 8)
+    return (codes << torch.arange(0, 32, 4)).sum(2).to(torch.int32)
+
+
+INT4 = {"int4": 128, "int4-g64": 64, "int4-g32": 32, "int4-sym": 128, "int4-sym-g64": 64, "int4-sym-g32": 32}
+
+
+@pytest.mark.parametrize("form", INT4)
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 128), (6, 129), (6, 300)])
-def test_int4_is_its_formula(shape):
+def test_int4_is_its_formula(shape, form):
     w = weight(shape)
-    rows, columns = shape
-    codes, scales, lows, values = [], [], [], []
-    for group in w.split(128, dim=1):
-        low, high = group.amin(1, keepdim=True), group.amax(1, keepdim=True)
-        scale = (high - low) / 15
-        code = torch.round((group - low) / scale).nan_to_num(0).clamp(0, 15)  # one value a group: 0 / 0
-        codes.append(code), scales.append(scale), lows.append(low), values.append(code * scale + low)
-    plain = torch.nn.functional.pad(torch.cat(codes, 1).to(torch.uint8), (0, columns % 2))
-    ours = ops.quantize_weight(w, "int4")
-    assert torch.equal(ours[0], plain[:, ::2] << 4 | plain[:, 1::2])
-    assert torch.equal(ours[1], torch.cat(scales, 1)) and torch.equal(ours[2], torch.cat(lows, 1))
-    assert torch.equal(dequantized(ours, "int4", shape), torch.cat(values, 1))
+    symmetric = "sym" in form
+    codes, scales, zeros, values = [], [], [], []
+    for group in w.split(INT4[form], dim=1):
+        low, high = group.amin(1, keepdim=True).clamp(max=0), group.amax(1, keepdim=True).clamp(min=0)
+        scale = torch.maximum(high, -low) / 7.5 if symmetric else (high - low) / 15
+        zero = torch.full_like(scale, 8) if symmetric else torch.round(-low / scale).clamp(0, 15)
+        code = (torch.round(group / scale) + zero).clamp(0, 15)
+        codes.append(code), scales.append(scale), zeros.append(zero), values.append((code - zero) * scale)
+    ours = ops.quantize_weight(w, form)
+    assert torch.equal(ours[0], in_words(torch.cat(codes, 1)))
+    assert torch.equal(ours[1], torch.cat(scales, 1))
+    assert len(ours) == 2 if symmetric else torch.equal(ours[2], in_words(torch.cat(zeros, 1).T).T)
+    assert torch.equal(dequantized(ours, form, shape), torch.cat(values, 1))
 
 
-FORMATS = ["int8", "int4", "nf4", "nf4-double"]
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", ["int8", *INT4])
+def test_scales_of_half_types_are_rounded_up(form, dtype):
+    w = weight((37, 333))
+    exact, stored = ops.quantize_weight(w, form)[1], ops.quantize_weight(w, form, dtype)[1]
+    assert stored.dtype == dtype
+    down = torch.where(stored.float() == exact, stored, torch.nextafter(stored, torch.zeros_like(stored)))
+    assert (stored.float() >= exact).all() and (down.float() <= exact).all()
+
+
+FORMATS = ["int8", *INT4, "nf4", "nf4-double"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

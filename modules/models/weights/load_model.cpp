@@ -115,6 +115,7 @@ BuiltModel load_model(const ModelRequest& asked) {
   options.cast = request.dtype.has_value() || !request.rules.empty();
   options.allow_nonfinite = request.allow_nonfinite;
   options.layout = built.config.layout.get();
+  options.scales = request.scales;
   built.report = load_weights(*built.model, *built.config.family, weights, options);
   for (const std::string& note : weights.notes()) built.report.notes.push_back(note);
   return built;

@@ -18,8 +18,10 @@ struct ModelRequest {
   c10::Device device = c10::Device(c10::kCPU);
   std::vector<precision::Rule> rules;
   precision::Packing packing;  // of weights, which are then frozen
-  bool unpacked = false;       // what a folder of packed weights stands for, in the dtype of the run
-  bool for_training = false;   // gradients will flow through it: float16 beside quantized weights is refused
+  // Of int8 and int4 codes that are made while floats are read: another one than float32 is for a folder to be written.
+  at::ScalarType scales = at::kFloat;
+  bool unpacked = false;      // what a folder of packed weights stands for, in the dtype of the run
+  bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
   bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used
   bool allow_nonfinite = false;

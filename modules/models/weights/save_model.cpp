@@ -1,9 +1,11 @@
 #include "modules/models/weights/save_model.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <set>
 #include <system_error>
 
 #include "modules/errors.h"
@@ -56,27 +58,26 @@ StoredModel plain(const std::vector<WeightBinding>& bindings) {
 // The codes as they are.
 StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   std::vector<WeightBinding> floats;
-  std::optional<kernels::QuantizedFormat> format;
-  std::vector<std::string> kept;
+  quantization::StoredModules modules;
   for (const WeightBinding& binding : bindings) {
-    if (binding.packed() == nullptr) {
-      floats.push_back(binding);
-      if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr)
-        kept.push_back(binding.name.substr(0, binding.name.rfind('.')));
+    const std::string module = binding.name.substr(0, binding.name.rfind('.'));
+    if (binding.packed() != nullptr) {
+      modules.packed[module] = binding.packed()->format();
       continue;
     }
-    if (format && *format != binding.packed()->format()) {
-      throw UsageError(fmt::format("[{}] is in {}, others in {}: a folder of packed weights holds one format yet",
-                                   binding.owner->path(), kernels::format_name(binding.packed()->format()),
-                                   kernels::format_name(*format)));
-    }
-    format = binding.packed()->format();
+    floats.push_back(binding);
+    if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr)
+      modules.plain.push_back(module);
   }
-  if (!format) throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
-  const auto layout = quantization::layout_for(*format);
+  if (modules.packed.empty()) throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
+  const auto layout = quantization::layout_for(modules);
   if (layout == nullptr) {
-    throw UsageError(fmt::format("[{}] {} weights are not written packed yet: wanted nf4 or nf4-double",
-                                 built.model->path(), kernels::format_name(*format)));
+    std::set<std::string> formats;
+    for (const auto& [module, format] : modules.packed) formats.insert(kernels::format_name(format));
+    throw UsageError(
+        fmt::format("[{}] weights in {} have no folder in common that others read: nf4 is of bitsandbytes, int8 "
+                    "and int4 are of compressed-tensors",
+                    built.model->path(), fmt::join(formats, ", ")));
   }
   StoredModel stored = plain(floats);
   const at::ScalarType activations = built.policy->stream_dtype();
@@ -85,7 +86,7 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
     for (auto& tensor : layout->tensors(binding.name, *binding.packed(), activations))
       stored.tensors.push_back(std::move(tensor));
   }
-  stored.quantization = layout->config(*format, kept, activations);
+  stored.quantization = layout->config(modules, activations);
   return stored;
 }
 

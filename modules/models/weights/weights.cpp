@@ -206,8 +206,8 @@ void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights,
   }
   const at::Tensor values = stored.rows(0, stored.matrix().rows);
   if (wanted != nullptr) {
-    binding.owner->replace_packed_weight(binding.leaf,
-                                         precision::PackedWeight(values, wanted->format(), binding.owner->placement()));
+    binding.owner->replace_packed_weight(
+        binding.leaf, precision::PackedWeight(values, wanted->format(), binding.owner->placement(), options.scales));
     return;
   }
   at::Tensor target = binding.part_of(binding.parameter.detach());
@@ -215,7 +215,8 @@ void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights,
 }
 
 // Reads one tensor, keeps its codes and lets it go.
-void load_packed(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
+void load_packed(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights,
+                 const LoadOptions& options) {
   check_shape(binding, entry, weights);
   const precision::Precision& contract = binding.owner->precision();
   at::Tensor stored = weights.read(entry.name);
@@ -234,7 +235,7 @@ void load_packed(const WeightBinding& binding, const io::TensorEntry& entry, con
   }
   binding.owner->replace_packed_weight(
       binding.leaf, precision::PackedWeight(binding.transposed ? stored.t() : stored, *contract.quantized,
-                                            binding.owner->placement()));
+                                            binding.owner->placement(), options.scales));
 }
 
 // Reads one tensor into its parameter; straight into place where layout and dtype allow it.
@@ -284,28 +285,31 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
   std::vector<std::string> missing;
   std::string embedding;
   for (WeightBinding& binding : report.bindings) {
+    const auto codes_of = [&](const std::string& name) {
+      return options.layout == nullptr ? std::vector<std::string>() : options.layout->tensors_of(weights, name);
+    };
     const io::TensorEntry* entry = weights.find(binding.name);
+    std::vector<std::string> codes = codes_of(binding.name);
     for (const std::string& other : binding.other_names) {
-      if (entry != nullptr) break;
+      if (entry != nullptr || !codes.empty()) break;
       entry = weights.find(other);
-      if (entry != nullptr) binding.name = other;
+      codes = codes_of(other);
+      if (entry != nullptr || !codes.empty()) binding.name = other;
     }
-    if (entry == nullptr) {
-      missing.push_back(binding.name + offer_nearest(binding.name, known, 1, {.before = " (nearest: ", .behind = ")"}));
-      continue;
-    }
-    unused.erase(binding.name);
-    const auto codes =
-        options.layout == nullptr ? std::vector<std::string>() : options.layout->tensors_of(weights, binding.name);
     if (!codes.empty()) {
       for (const std::string& part : codes) unused.erase(part);
       load_stored_codes(binding, weights, options);
       ++report.packed_tensors;
       continue;
     }
+    if (entry == nullptr) {
+      missing.push_back(binding.name + offer_nearest(binding.name, known, 1, {.before = " (nearest: ", .behind = ")"}));
+      continue;
+    }
+    unused.erase(binding.name);
     if (binding.path == model.path() + ".embed_tokens.weight") embedding = binding.name;
     if (binding.packed() != nullptr) {
-      load_packed(binding, *entry, weights);
+      load_packed(binding, *entry, weights, options);
       ++report.packed_tensors;
       continue;
     }

@@ -39,6 +39,7 @@ struct LoadOptions {
   const quantization::FolderLayout* layout = nullptr;  // of the packed weights of the folder; null: all are plain
   bool cast = false;  // the run's dtype was asked for: convert what the file holds in another one
   bool allow_nonfinite = false;
+  at::ScalarType scales = at::kFloat;  // of codes that are made
 };
 
 struct LoadReport {
