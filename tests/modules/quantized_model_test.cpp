@@ -158,8 +158,7 @@ TEST(QuantizedModel, RandomWeightsAreTheCodesOfThoseOfAFloatModel) {
   const auto floats = plain.model->named_parameters();
   for (const auto& linear : quantized_linears(quantized)) {
     const at::Tensor& weight = floats[linear->path().substr(std::string("model.").size()) + ".weight"];
-    EXPECT_TRUE(*linear->packed_weight("weight") ==
-                precision::PackedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
+    EXPECT_TRUE(*linear->packed_weight("weight") == precision::PackedWeight(weight, QuantizedFormat::kInt4, at::kCPU));
   }
 }
 
