@@ -24,6 +24,8 @@ using kernels::QuantizedFormat;
 using precision::PackedWeight;
 
 constexpr const char* kState = ".quant_state.bitsandbytes__nf4";
+// Filled up with spaces, so that what a folder will weigh does not depend on the digits of a mean.
+constexpr int64_t kStateBytes = 320;
 
 template <class Levels>
 bool are_levels(const at::Tensor& stored, const Levels& levels) {
@@ -142,11 +144,21 @@ class Bitsandbytes : public FolderLayout {
       state["nested_offset"] = static_cast<double>(*here.part("offset").const_data_ptr<float>());
     }
     tensors.emplace_back(weight + ".quant_map", level_tensor(kernels::kNf4Levels));
-    const std::string text = state.dump();
+    std::string text = state.dump();
+    text.resize(std::max(text.size(), static_cast<size_t>(kStateBytes)), ' ');
     at::Tensor bytes = at::empty({static_cast<int64_t>(text.size())}, at::kByte);
     std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
     tensors.emplace_back(weight + kState, bytes);
     return tensors;
+  }
+
+  int64_t bytes_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType) const override {
+    int64_t bytes = kStateBytes + static_cast<int64_t>(sizeof(kernels::kNf4Levels));
+    for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, columns)) {
+      if (std::string_view(part.name) == "offset") continue;  // in the text
+      bytes += c10::multiply_integers(part.shape) * static_cast<int64_t>(c10::elementSize(part.dtype));
+    }
+    return bytes + (format.double_scales ? static_cast<int64_t>(sizeof(kernels::kDynamicLevels)) : 0);
   }
 
   nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const override {

@@ -216,6 +216,19 @@ class CompressedTensors : public FolderLayout {
     return tensors;
   }
 
+  int64_t bytes_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType dtype) const override {
+    constexpr int64_t kWord = 4, kShape = 16;
+    const auto scale = static_cast<int64_t>(c10::elementSize(dtype));
+    if (format.kind == CodeKind::kInt8) {
+      return rows * kernels::rounded_up_quotient(columns, 4) * kWord + rows * scale + kShape;
+    }
+    const int64_t groups = kernels::rounded_up_quotient(columns, format.group());
+    const int64_t zeros =
+        format.has_zeros ? kernels::rounded_up_quotient(rows, kernels::kWordCodes) * groups * kWord : 0;
+    return rows * kernels::rounded_up_quotient(columns, kernels::kWordCodes) * kWord + rows * groups * scale + zeros +
+           kShape;
+  }
+
   nlohmann::json config(const StoredModules& modules, at::ScalarType) const override {
     std::map<std::string, std::vector<std::string>> by_format;
     for (const auto& [module, format] : modules.packed) by_format[kernels::format_name(format)].push_back(module);

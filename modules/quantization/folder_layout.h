@@ -38,6 +38,9 @@ class FolderLayout {
   virtual bool writes(kernels::QuantizedFormat format) const = 0;
   virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,
                                    at::ScalarType dtype) const = 0;
+  // The bytes of those tensors, of a matrix of this size.
+  virtual int64_t bytes_of(kernels::QuantizedFormat format, int64_t rows, int64_t columns,
+                           at::ScalarType dtype) const = 0;
   // quantization_config of a folder with these modules. UsageError where it has no words for them together.
   virtual nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const = 0;
 };

@@ -55,22 +55,23 @@ StoredModel plain(const std::vector<WeightBinding>& bindings) {
   return stored;
 }
 
-// The codes as they are.
-StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
-  std::vector<WeightBinding> floats;
+struct PackedFolder {
+  std::shared_ptr<const quantization::FolderLayout> layout;
+  quantization::StoredModules modules;
+};
+
+PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   quantization::StoredModules modules;
   for (const WeightBinding& binding : bindings) {
     const std::string module = binding.name.substr(0, binding.name.rfind('.'));
     if (binding.packed() != nullptr) {
       modules.packed[module] = binding.packed()->format();
-      continue;
-    }
-    floats.push_back(binding);
-    if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr)
+    } else if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr) {
       modules.plain.push_back(module);
+    }
   }
   if (modules.packed.empty()) throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
-  const auto layout = quantization::layout_for(modules);
+  auto layout = quantization::layout_for(modules);
   if (layout == nullptr) {
     std::set<std::string> formats;
     for (const auto& [module, format] : modules.packed) formats.insert(kernels::format_name(format));
@@ -78,6 +79,16 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
         fmt::format("[{}] weights in {} have no folder in common that others read: nf4 is of bitsandbytes, int8 "
                     "and int4 are of compressed-tensors",
                     built.model->path(), fmt::join(formats, ", ")));
+  }
+  return {std::move(layout), std::move(modules)};
+}
+
+// The codes as they are.
+StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
+  const auto [layout, modules] = packed_folder(built, bindings);
+  std::vector<WeightBinding> floats;
+  for (const WeightBinding& binding : bindings) {
+    if (binding.packed() == nullptr) floats.push_back(binding);
   }
   StoredModel stored = plain(floats);
   const at::ScalarType activations = built.policy->stream_dtype();
@@ -132,6 +143,32 @@ class TemporaryFolder {
 };
 
 }  // namespace
+
+int64_t PackedPlan::bytes() const {
+  int64_t sum = 0;
+  for (const Tensor& tensor : tensors) sum += tensor.bytes;
+  return sum;
+}
+
+PackedPlan plan_packed(const BuiltModel& built) {
+  const auto bindings = bind_weights(*built.model, *built.config.family);
+  const PackedFolder folder = packed_folder(built, bindings);
+  const at::ScalarType activations = built.policy->stream_dtype();
+  folder.layout->config(folder.modules, activations);  // has words for them together, or throws
+  PackedPlan plan{{}, folder.layout->name()};
+  for (const WeightBinding& binding : bindings) {
+    if (const precision::PackedWeight* packed = binding.packed()) {
+      const auto& matrix = packed->matrix();
+      plan.tensors.push_back({binding.name, kernels::format_name(matrix.format), packed->values(),
+                              folder.layout->bytes_of(matrix.format, matrix.rows, matrix.columns, activations)});
+    } else {
+      const at::Tensor part = binding.part_of(binding.parameter);
+      plan.tensors.push_back({binding.name, precision::dtype_name(part.scalar_type()), part.numel(),
+                              static_cast<int64_t>(part.numel() * part.element_size())});
+    }
+  }
+  return plan;
+}
 
 void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptions& options) {
   const fs::path target = folder.has_filename() ? folder : folder.parent_path();  // "out/" is "out"

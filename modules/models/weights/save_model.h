@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/load_model.h"
@@ -17,6 +19,20 @@ struct SaveOptions {
   io::BeforeTensor before = {};          // see modules/io/safetensors.h
   std::filesystem::path tokenizer = {};  // the folder of its tokenizer's files; empty: the model's own
 };
+
+// What a folder of packed weights holds, by the checkpoint's names, and what its tensors will weigh.
+struct PackedPlan {
+  struct Tensor {
+    std::string name;
+    std::string format;  // of codes, or the dtype
+    int64_t values = 0, bytes = 0;
+  };
+  std::vector<Tensor> tensors;
+  std::string layout;
+  int64_t bytes() const;
+};
+// Of a model on any device, meta too. UsageError where nothing is packed, or no folder that others read holds it.
+PackedPlan plan_packed(const BuiltModel& built);
 
 // Writes `folder`, which must not exist or be empty; it appears complete or not at all. config.json comes from the
 // folder that the model was read from. UsageError, IoError.

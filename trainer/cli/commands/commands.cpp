@@ -13,14 +13,15 @@ Command list_command();
 Command merge_command();
 Command tokenize_command();
 Command train_command();
+Command quantize_command();
 Command unmerge_command();
 Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(),    train_command(),    eval_command(),    forward_command(),
-      generate_command(), merge_command(),    unmerge_command(), consolidate_command(),
-      list_command(),     tokenize_command(), verify_command(),  completion_command(),
+      check_command(),    train_command(),   eval_command(),        forward_command(),  generate_command(),
+      merge_command(),    unmerge_command(), consolidate_command(), quantize_command(), list_command(),
+      tokenize_command(), verify_command(),  completion_command(),
   };
 }
 

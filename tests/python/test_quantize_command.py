@@ -1,0 +1,77 @@
+"""limbeck quantize: a folder that others load, which weighs what was planned, to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import model_zoo
+import parity_measures
+import pytest
+import torch
+import transformers
+from limbeck_runner import LimbeckError
+from safetensors.torch import load_file
+from test_quantized_models import OUTPUT_BAR
+from test_quantized_ops import FORMATS
+
+IDS = {"input_ids": torch.arange(64).view(2, 32)}
+DTYPES = ("float32", "bfloat16")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, vocab_size=101, initializer_range=0.1)  # fmt: skip
+    folder = tmp_path_factory.mktemp("base") / "base"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def quantized(limbeck, base: Path, out: Path, *flags: str) -> dict:
+    limbeck.run("quantize", "--model", str(base), "--output", str(out), "--json", str(out) + ".json", *flags)
+    return json.loads(Path(str(out) + ".json").read_text())["result"]
+
+
+def payload(folder: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_it_weighs_what_was_planned_and_others_load_it(limbeck, base, tmp_path, form, dtype):
+    said = quantized(limbeck, base, tmp_path / "packed", "--quantize", form, "--dtype", dtype)
+    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
+    values = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(base).parameters())
+    assert said["values"] == values and said["compression_ratio"] == pytest.approx(4 * values / said["bytes"])
+    assert said["layout"] == ("bitsandbytes" if form.startswith("nf4") else "compressed-tensors")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        wanted = theirs(**IDS, use_cache=False).logits
+    ours = limbeck.forward(tmp_path / "packed", IDS, dtype=None if dtype == "float32" else torch.bfloat16)["logits"]
+    assert parity_measures.largest_error(ours.float(), wanted) < (OUTPUT_BAR if dtype == "float32" else 5e-2)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "mixtral", "phi3"])
+@pytest.mark.parametrize("form", ["int8", "nf4", "nf4-double"])
+def test_families_weigh_what_was_planned(limbeck, tmp_path, family, form):
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    said = quantized(limbeck, base, tmp_path / "packed", "--quantize", form)
+    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
+
+
+def test_rules_make_a_mix(limbeck, base, tmp_path):
+    said = quantized(limbeck, base, tmp_path / "packed", "--quantize", "int4-sym", "--rule", "model.layers.1.** int8", "--rule",
+                     "model.layers.0.mlp.up_proj float32")  # fmt: skip
+    assert {name: entry["tensors"] for name, entry in said["formats"].items()} == {"float32": 8, "int4-sym": 6, "int8": 7}
+    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
+
+
+def test_no_format_and_an_adapter_are_refused(limbeck, base, tmp_path):
+    command = ["quantize", "--model", str(base), "--output", str(tmp_path / "out")]
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*say in which format: --quantize=int4-sym"):
+        limbeck.run(*command)
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*takes a model without an adapter"):
+        limbeck.run(*command, "--quantize", "int8", "--adapter", str(base))
+    assert not (tmp_path / "out").exists()
