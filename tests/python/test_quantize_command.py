@@ -49,7 +49,7 @@ def test_it_weighs_what_was_planned_and_others_load_it(limbeck, base, tmp_path, 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map="cpu", dtype=torch.float32)
     with torch.no_grad():
         wanted = theirs(**IDS, use_cache=False).logits
-    ours = limbeck.forward(tmp_path / "packed", IDS, dtype=None if dtype == "float32" else torch.bfloat16)["logits"]
+    ours = limbeck.forward(tmp_path / "packed", IDS, dtype=getattr(torch, dtype))["logits"]
     assert parity_measures.largest_error(ours.float(), wanted) < (OUTPUT_BAR if dtype == "float32" else 5e-2)
 
 
