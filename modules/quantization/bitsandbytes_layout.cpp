@@ -123,6 +123,7 @@ class Bitsandbytes : public FolderLayout {
     return packed;
   }
 
+  bool has_transposed() const override { return true; }
   bool writes(QuantizedFormat format) const override { return format.kind == kernels::CodeKind::kNf4; }
 
   io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {

@@ -194,6 +194,7 @@ class CompressedTensors : public FolderLayout {
     return PackedWeight(std::move(matrix));
   }
 
+  bool has_transposed() const override { return false; }
   bool writes(QuantizedFormat format) const override { return format.kind != CodeKind::kNf4; }
 
   io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {

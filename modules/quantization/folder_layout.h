@@ -34,6 +34,8 @@ class FolderLayout {
   virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
                                        int64_t columns) const = 0;
 
+  // Whether its readers know packed weights of modules that store them transposed (GPT-2's Conv1D).
+  virtual bool has_transposed() const = 0;
   // To write: the tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
   virtual bool writes(kernels::QuantizedFormat format) const = 0;
   virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,

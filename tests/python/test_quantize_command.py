@@ -61,6 +61,15 @@ def test_families_weigh_what_was_planned(limbeck, tmp_path, family, form):
     assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
 
 
+def test_gpt2_is_packed_by_bitsandbytes_alone(limbeck, tmp_path):
+    base = model_zoo.write_model(model_zoo.BY_NAME["gpt2"], tmp_path / "base")
+    said = quantized(limbeck, base, tmp_path / "packed", "--quantize", "nf4")
+    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*c_attn.weight is stored transposed, and compressed-tensors has no words"):
+        quantized(limbeck, base, tmp_path / "int8", "--quantize", "int8")
+    assert not (tmp_path / "int8").exists()
+
+
 def test_rules_make_a_mix(limbeck, base, tmp_path):
     said = quantized(limbeck, base, tmp_path / "packed", "--quantize", "int4-sym", "--rule", "model.layers.1.** int8", "--rule",
                      "model.layers.0.mlp.up_proj float32")  # fmt: skip

@@ -80,6 +80,12 @@ PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBind
                     "and int4 are of compressed-tensors",
                     built.model->path(), fmt::join(formats, ", ")));
   }
+  for (const WeightBinding& binding : bindings) {
+    if (binding.packed() == nullptr || !binding.transposed || layout->has_transposed()) continue;
+    throw UsageError(fmt::format(
+        "[{}] {} is stored transposed, and {} has no words for such modules (Conv1D): keep it in floats, or take nf4",
+        built.model->path(), binding.name, layout->name()));
+  }
   return {std::move(layout), std::move(modules)};
 }
 
