@@ -7,7 +7,6 @@
 //   int-quantized    W             int8 [rows, columns]
 //                    W_scale       float [rows, 1]
 // Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both.
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -219,15 +218,13 @@ class CompressedTensors : public FolderLayout {
 
   int64_t bytes_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType dtype) const override {
     constexpr int64_t kWord = 4, kShape = 16;
-    const auto scale = static_cast<int64_t>(c10::elementSize(dtype));
-    if (format.kind == CodeKind::kInt8) {
-      return rows * kernels::rounded_up_quotient(columns, 4) * kWord + rows * scale + kShape;
-    }
-    const int64_t groups = kernels::rounded_up_quotient(columns, format.group());
-    const int64_t zeros =
-        format.has_zeros ? kernels::rounded_up_quotient(rows, kernels::kWordCodes) * groups * kWord : 0;
-    return rows * kernels::rounded_up_quotient(columns, kernels::kWordCodes) * kWord + rows * groups * scale + zeros +
-           kShape;
+    // Rows of int8 are filled up to whole words; int4 has them already.
+    const bool int8 = format.kind == CodeKind::kInt8;
+    const int64_t stored = int8 ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
+    int64_t bytes = kShape;
+    for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, stored, dtype))
+      bytes += c10::multiply_integers(part.shape) * static_cast<int64_t>(c10::elementSize(part.dtype));
+    return bytes;
   }
 
   nlohmann::json config(const StoredModules& modules, at::ScalarType) const override {
@@ -284,33 +281,32 @@ class CompressedTensors : public FolderLayout {
     throw UsageError(
         fmt::format("{}: its scales are {}, and not all of them are numbers of {}, which others read them in: quantize "
                     "the float weights "
-                    "anew (limbeck merge --quantize), or save in {}",
+                    "anew (limbeck quantize), or save in {}",
                     weight, precision::dtype_name(scales.scalar_type()), precision::dtype_name(dtype),
                     precision::dtype_name(scales.scalar_type())));
   }
 
-  // int8 codes as bytes counted from the least code, four in a word; a last word is filled up with zeros.
+  // int8 codes as bytes counted from the least code, or back again; rows of either may be longer than the columns.
+  static void copy_turned(const void* from, int64_t from_row, void* to, int64_t to_row, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto* bytes = static_cast<const uint8_t*>(from) + row * from_row;
+      auto* turned = static_cast<uint8_t*>(to) + row * to_row;
+      for (int64_t i = 0; i < columns; ++i) turned[i] = static_cast<uint8_t>(bytes[i] ^ kLeastByte);
+    }
+  }
+
+  // Four in a word; a last word is filled up with zeros.
   static at::Tensor words_of(const at::Tensor& codes) {
     const int64_t rows = codes.size(0), columns = codes.size(1), words = kernels::rounded_up_quotient(columns, 4);
     at::Tensor stored = at::zeros({rows, words}, at::kInt);
-    auto* bytes = reinterpret_cast<uint8_t*>(stored.mutable_data_ptr<int32_t>());
-    const auto* from = reinterpret_cast<const uint8_t*>(codes.const_data_ptr<int8_t>());
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t i = 0; i < columns; ++i)
-        bytes[row * words * 4 + i] = static_cast<uint8_t>(from[row * columns + i] ^ kLeastByte);
-    }
+    copy_turned(codes.const_data_ptr(), columns, stored.mutable_data_ptr(), words * 4, rows, columns);
     return stored;
   }
 
   static at::Tensor codes_from_words(const at::Tensor& words, int64_t columns) {
-    const int64_t rows = words.size(0), stride = words.size(1) * 4;
+    const int64_t rows = words.size(0);
     at::Tensor codes = at::empty({rows, columns}, at::kChar);
-    const auto* bytes = reinterpret_cast<const uint8_t*>(words.const_data_ptr<int32_t>());
-    auto* to = reinterpret_cast<uint8_t*>(codes.mutable_data_ptr<int8_t>());
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t i = 0; i < columns; ++i)
-        to[row * columns + i] = static_cast<uint8_t>(bytes[row * stride + i] ^ kLeastByte);
-    }
+    copy_turned(words.const_data_ptr(), words.size(1) * 4, codes.mutable_data_ptr(), columns, rows, columns);
     return codes;
   }
 

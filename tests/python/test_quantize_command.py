@@ -12,21 +12,11 @@ import torch
 import transformers
 from limbeck_runner import LimbeckError
 from safetensors.torch import load_file
+from test_compressed_tensors import IDS, base  # noqa: F401
 from test_quantized_models import OUTPUT_BAR
 from test_quantized_ops import FORMATS
 
-IDS = {"input_ids": torch.arange(64).view(2, 32)}
 DTYPES = ("float32", "bfloat16")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
-                                      num_key_value_heads=2, vocab_size=101, initializer_range=0.1)  # fmt: skip
-    folder = tmp_path_factory.mktemp("base") / "base"
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def quantized(limbeck, base: Path, out: Path, *flags: str) -> dict:
