@@ -162,6 +162,32 @@ TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
   EXPECT_NE(thrown[0].find("all_reduce of the gradient"), std::string::npos) << thrown[0];
 }
 
+// Control goes by Gloo: what fails there finds all of NCCL's own operations done.
+TEST_F(NcclRanks, ARankThatFailsBetweenOperationsWaitsForNobody) {
+  using Clock = std::chrono::steady_clock;
+  std::promise<void> gone;
+  Clock::time_point when;
+  const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+    const int rank = gloo->rank();
+    try {
+      const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 60, .timeout_s = 60});
+      const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
+      EXPECT_EQ(test::wrong_operation(*ranks, device), "");
+      if (rank == 1) {  // it lives, and does not leave: as one that stands still
+        gone.get_future().wait();
+        throw std::runtime_error("stood still");
+      }
+      when = Clock::now();
+      throw DistributedError("no answer to control");
+    } catch (const DistributedError&) {
+      EXPECT_LT(Clock::now() - when, std::chrono::seconds(6));
+      gone.set_value();
+      throw;
+    }
+  });
+  EXPECT_EQ(thrown[0], "no answer to control");
+}
+
 TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();

@@ -91,9 +91,8 @@ class Nccl : public Communicator {
   }
 
   ~Nccl() override {
-    // An orderly end waits for the other ranks; after a failure they may never come.
-    const bool orderly = watch_->ended_well(
-        board_name(), std::uncaught_exceptions() == 0 ? kLastOperations : std::chrono::seconds::zero());
+    // An orderly end waits for the other ranks; after a failure, of control too, they may never come.
+    const bool orderly = std::uncaught_exceptions() == 0 && watch_->ended_well(board_name(), kLastOperations);
     watch_->leaves(board_name());
     if (!backend_) return;
     try {
