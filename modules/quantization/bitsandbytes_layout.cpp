@@ -43,7 +43,7 @@ bool is_about(const std::string& module, const std::string& skipped) {
   return module.starts_with(skipped) || module.ends_with(skipped);
 }
 
-class Bitsandbytes : public FolderLayout {
+class Bitsandbytes : public WrittenLayout {
  public:
   Bitsandbytes() = default;
   explicit Bitsandbytes(const io::JsonFile& quantization) {
@@ -181,9 +181,6 @@ class Bitsandbytes : public FolderLayout {
   }
 
  private:
-  [[noreturn]] static void refuse(const io::JsonFile& quantization, const std::string& what) {
-    throw WeightsError(quantization.where() + ": " + what);
-  }
 
   QuantizedFormat format_ = QuantizedFormat::kNf4;
   std::vector<std::string> skipped_;
@@ -195,6 +192,6 @@ std::shared_ptr<const FolderLayout> bitsandbytes_layout(const io::JsonFile& quan
   return std::make_shared<Bitsandbytes>(quantization);
 }
 
-std::shared_ptr<const FolderLayout> bitsandbytes_layout() { return std::make_shared<Bitsandbytes>(); }
+std::shared_ptr<const WrittenLayout> bitsandbytes_layout() { return std::make_shared<Bitsandbytes>(); }
 
 }  // namespace limbeck::quantization

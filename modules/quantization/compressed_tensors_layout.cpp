@@ -20,6 +20,7 @@
 #include "modules/io/finite_check.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/precision.h"
+#include "modules/quantization/code_words.h"
 #include "modules/quantization/folder_layout.h"
 
 namespace limbeck::quantization {
@@ -28,12 +29,6 @@ namespace {
 using kernels::CodeKind;
 using kernels::QuantizedFormat;
 using precision::PackedWeight;
-
-constexpr uint8_t kLeastByte = 0x80;  // -128, from which packed codes are counted
-
-[[noreturn]] void refuse(const io::JsonFile& where, const std::string& what) {
-  throw WeightsError(where.where() + ": " + what);
-}
 
 // What names modules: a name, "re:" and an expression for its beginning, or a class. Of several that fit a module, the
 // name counts most, then the expression.
@@ -102,7 +97,7 @@ Group group_of(const io::JsonFile& group, const std::string& format_of_all) {
   return {targets_of(group, "targets"), format_of_weights(group.child("weights"), in_words), in_words};
 }
 
-class CompressedTensors : public FolderLayout {
+class CompressedTensors : public WrittenLayout {
  public:
   CompressedTensors() = default;
   explicit CompressedTensors(const io::JsonFile& quantization) : ignored_(targets_of(quantization, "ignore")) {
@@ -184,7 +179,7 @@ class CompressedTensors : public FolderLayout {
     } else {
       const int64_t codes_of_word = int8 ? 4 : kernels::kWordCodes;
       const at::Tensor words = wanted(stored, {at::kInt}, {rows, kernels::rounded_up_quotient(columns, codes_of_word)});
-      matrix.parts = {int8 ? codes_from_words(words, columns) : words, scales};
+      matrix.parts = {int8 ? codes_of_words(words, columns) : words, scales};
       if (group->format.has_zeros) {
         matrix.parts.push_back(wanted(weight + "_zero_point", {at::kInt},
                                       {kernels::rounded_up_quotient(rows, kernels::kWordCodes), groups}));
@@ -286,30 +281,6 @@ class CompressedTensors : public FolderLayout {
                     precision::dtype_name(scales.scalar_type())));
   }
 
-  // int8 codes as bytes counted from the least code, or back again; rows of either may be longer than the columns.
-  static void copy_turned(const void* from, int64_t from_row, void* to, int64_t to_row, int64_t rows, int64_t columns) {
-    for (int64_t row = 0; row < rows; ++row) {
-      const auto* bytes = static_cast<const uint8_t*>(from) + row * from_row;
-      auto* turned = static_cast<uint8_t*>(to) + row * to_row;
-      for (int64_t i = 0; i < columns; ++i) turned[i] = static_cast<uint8_t>(bytes[i] ^ kLeastByte);
-    }
-  }
-
-  // Four in a word; a last word is filled up with zeros.
-  static at::Tensor words_of(const at::Tensor& codes) {
-    const int64_t rows = codes.size(0), columns = codes.size(1), words = kernels::rounded_up_quotient(columns, 4);
-    at::Tensor stored = at::zeros({rows, words}, at::kInt);
-    copy_turned(codes.const_data_ptr(), columns, stored.mutable_data_ptr(), words * 4, rows, columns);
-    return stored;
-  }
-
-  static at::Tensor codes_from_words(const at::Tensor& words, int64_t columns) {
-    const int64_t rows = words.size(0);
-    at::Tensor codes = at::empty({rows, columns}, at::kChar);
-    copy_turned(words.const_data_ptr(), words.size(1) * 4, codes.mutable_data_ptr(), columns, rows, columns);
-    return codes;
-  }
-
   std::vector<Target> ignored_;
   std::vector<Group> groups_;
 };
@@ -320,6 +291,6 @@ std::shared_ptr<const FolderLayout> compressed_tensors_layout(const io::JsonFile
   return std::make_shared<CompressedTensors>(quantization);
 }
 
-std::shared_ptr<const FolderLayout> compressed_tensors_layout() { return std::make_shared<CompressedTensors>(); }
+std::shared_ptr<const WrittenLayout> compressed_tensors_layout() { return std::make_shared<CompressedTensors>(); }
 
 }  // namespace limbeck::quantization

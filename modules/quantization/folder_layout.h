@@ -1,6 +1,6 @@
 // How packed weights lie in a folder of safetensors: what config.json's quantization_config says of them, and which
-// tensors stand for each. One class for each layout that other programs read and write. Names are the checkpoint's
-// ("model.layers.0.mlp.up_proj.weight").
+// tensors stand for each. One class for each layout of other programs, all of which are read; some are written too.
+// Names are the checkpoint's ("model.layers.0.mlp.up_proj.weight").
 #pragma once
 #include <map>
 #include <memory>
@@ -33,11 +33,14 @@ class FolderLayout {
   // On the CPU. WeightsError where its tensors are not those of a matrix of this size.
   virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
                                        int64_t columns) const = 0;
+};
 
+class WrittenLayout : public FolderLayout {
+ public:
   // Whether its readers know packed weights of modules that store them transposed (GPT-2's Conv1D).
   virtual bool has_transposed() const = 0;
-  // To write: the tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
   virtual bool writes(kernels::QuantizedFormat format) const = 0;
+  // The tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
   virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,
                                    at::ScalarType dtype) const = 0;
   // The bytes of those tensors, of a matrix of this size.
@@ -47,16 +50,21 @@ class FolderLayout {
   virtual nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const = 0;
 };
 
+// WeightsError with the place.
+[[noreturn]] void refuse(const io::JsonFile& where, const std::string& what);
+
 // As quantization_config of a config.json has it; null without one. WeightsError for a layout that is not known.
 std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config);
 // The first one that writes all these formats; null: none does.
-std::shared_ptr<const FolderLayout> layout_for(const StoredModules& modules);
+std::shared_ptr<const WrittenLayout> layout_for(const StoredModules& modules);
 
 // bitsandbytes' nf4, with plain or quantized scales; read from `quantization` (quantization_config), or to write.
 std::shared_ptr<const FolderLayout> bitsandbytes_layout(const io::JsonFile& quantization);
-std::shared_ptr<const FolderLayout> bitsandbytes_layout();
+std::shared_ptr<const WrittenLayout> bitsandbytes_layout();
 // compressed-tensors' int8 and int4, in one folder or mixed.
 std::shared_ptr<const FolderLayout> compressed_tensors_layout(const io::JsonFile& quantization);
-std::shared_ptr<const FolderLayout> compressed_tensors_layout();
+std::shared_ptr<const WrittenLayout> compressed_tensors_layout();
+// GPTQ's int4 and int8, as gptqmodel and auto-round write them: read only.
+std::shared_ptr<const FolderLayout> gptq_layout(const io::JsonFile& quantization);
 
 }  // namespace limbeck::quantization

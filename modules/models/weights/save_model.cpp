@@ -56,7 +56,7 @@ StoredModel plain(const std::vector<WeightBinding>& bindings) {
 }
 
 struct PackedFolder {
-  std::shared_ptr<const quantization::FolderLayout> layout;
+  std::shared_ptr<const quantization::WrittenLayout> layout;
   quantization::StoredModules modules;
 };
 

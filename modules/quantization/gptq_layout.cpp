@@ -1,0 +1,229 @@
+// A weight W of GPTQ, of a module M, is these tensors; codes and zeros are unsigned, low bits first:
+//   M.qweight  int32 [words, rows]    codes of a row, packed along its columns
+//   M.qzeros   int32 [groups, words]  the code that stands for 0, packed along the rows; less one in all but gptq_v2
+//   M.scales   float [groups, rows]
+//   M.g_idx    int32 [columns]        the group of each column; not always there
+// Turned over, that is our int4 itself, and our int8 where a row has one group and 128 stands for 0.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <re2/re2.h>
+
+#include <algorithm>
+
+#include "kernels/operator/rounded_up.h"
+#include "modules/errors.h"
+#include "modules/io/finite_check.h"
+#include "modules/precision/precision.h"
+#include "modules/quantization/code_words.h"
+#include "modules/quantization/folder_layout.h"
+
+namespace limbeck::quantization {
+namespace {
+
+using kernels::CodeKind;
+using kernels::QuantizedFormat;
+using precision::PackedWeight;
+
+constexpr int64_t kWordBits = 32;
+
+struct Scheme {
+  int64_t bits = 4, group = 128;  // group -1: one a row
+  bool symmetric = true;
+
+  // Those keys that are there take the place of `base`'s.
+  static Scheme of(const io::JsonFile& keys, const Scheme& base) {
+    return {.bits = keys.integer_or("bits", base.bits, 1, 32),
+            .group = keys.integer_or("group_size", base.group, -1, int64_t{1} << 30),
+            .symmetric = keys.boolean_or("sym", base.symmetric)};
+  }
+
+  // nullopt: floats.
+  std::optional<QuantizedFormat> format(const io::JsonFile& where) const {
+    if (bits >= 16) return std::nullopt;
+    if (bits == 8 && group == -1 && symmetric) return QuantizedFormat::kInt8;
+    if (bits == 4) {
+      const auto found = kernels::find_format(fmt::format("int4{}{}", symmetric ? "-sym" : "",
+                                                          group == 128 ? std::string() : fmt::format("-g{}", group)));
+      if (found) return found;
+    }
+    refuse(where, fmt::format("{} bits, {}, group_size {} are not read: wanted 4 bits in groups of 32, 64 or 128, or 8 "
+                              "bits, symmetric, with group_size -1",
+                              bits, symmetric ? "symmetric" : "with zero points", group));
+  }
+};
+
+// Some modules have a scheme of their own, or none.
+struct Exception {
+  std::shared_ptr<const re2::RE2> modules;  // matched from the beginning of the name
+  std::optional<QuantizedFormat> format;    // nullopt: floats
+};
+
+class Gptq : public FolderLayout {
+ public:
+  explicit Gptq(const io::JsonFile& quantization) {
+    const bool by_auto_round = quantization.string("quant_method") == "auto-round";
+    read_packing(quantization, by_auto_round);
+    if (quantization.boolean_or("desc_act", false) && quantization.boolean_or("static_groups", false)) {
+      refuse(quantization, "static_groups under desc_act reorders columns, and is not read: quantize without desc_act");
+    }
+    const Scheme scheme = Scheme::of(quantization, {});
+    format_ = scheme.format(quantization);
+    head_ = quantization.boolean_or("lm_head", false);
+    read_exceptions(quantization, by_auto_round ? "extra_config" : "dynamic", scheme);
+  }
+
+  const char* name() const override { return "gptq"; }
+
+  std::optional<QuantizedFormat> format_of(const std::string& weight) const override {
+    const std::string module = module_of(weight);
+    for (const Exception& exception : exceptions_) {
+      if (exception.modules->Match(module, 0, module.size(), re2::RE2::ANCHOR_START, nullptr, 0)) {
+        return exception.format;
+      }
+    }
+    // What is not in a numbered block stays in floats, but for a head that is named.
+    static const re2::RE2 in_a_block("\\.[0-9]+\\.");
+    const bool packed = re2::RE2::PartialMatch(module, in_a_block) || (head_ && module == "lm_head");
+    return packed ? format_ : std::nullopt;
+  }
+
+  std::vector<std::string> tensors_of(const io::WeightsFolder& folder, const std::string& weight) const override {
+    const std::string module = module_of(weight);
+    std::vector<std::string> found;
+    if (!weight.ends_with(".weight") || folder.find(module + ".qweight") == nullptr) return found;
+    for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"}) {
+      if (folder.find(module + part) != nullptr) found.push_back(module + part);
+    }
+    return found;
+  }
+
+  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
+                    int64_t columns) const override {
+    const Stored stored{folder, module_of(weight)};
+    const auto format = format_of(weight);
+    if (!format) stored.refuse("it is packed, and config.json's quantization_config has its module in floats");
+    const bool int8 = format->kind == CodeKind::kInt8;
+    const int64_t bits = int8 ? 8 : 4, group = int8 ? columns : format->group();
+    const int64_t groups = kernels::rounded_up_quotient(columns, group);
+    const auto words = [bits](int64_t codes) { return kernels::rounded_up_quotient(codes * bits, kWordBits); };
+    require_order(stored, columns, group);
+
+    const at::Tensor codes = turned(stored.wanted(".qweight", {at::kInt}, {words(columns), rows}));
+    at::Tensor scales = turned(stored.wanted(".scales", {at::kHalf, at::kBFloat16, at::kFloat}, {groups, rows}));
+    if (io::first_nonfinite(scales)) stored.refuse(".scales holds NaN or infinity");
+    const at::Tensor zeros = turned(raw_zeros(stored.wanted(".qzeros", {at::kInt}, {groups, words(rows)}), bits));
+    if (!format->has_zeros) require_middle(stored, zeros, bits, rows);
+
+    kernels::QuantizedMatrix matrix{*format, rows, columns, {}};
+    if (int8) {
+      matrix.parts = {codes_of_words(codes, columns), scales.view({rows})};
+    } else {
+      matrix.parts = {codes, scales};
+      if (format->has_zeros) matrix.parts.push_back(zeros);
+    }
+    return PackedWeight(std::move(matrix));
+  }
+
+ private:
+  // The tensors of one module.
+  struct Stored {
+    const io::WeightsFolder& folder;
+    std::string module;
+
+    [[noreturn]] void refuse(const std::string& what) const {
+      throw WeightsError(
+          fmt::format("{}: {} of GPTQ: {}", folder.file_of(module + ".qweight").string(), module, what));
+    }
+    at::Tensor wanted(const char* part, at::ArrayRef<at::ScalarType> dtypes, at::IntArrayRef shape) const {
+      if (folder.find(module + part) == nullptr) refuse(fmt::format("{} is missing", part));
+      at::Tensor tensor = folder.read(module + part);
+      if (std::find(dtypes.begin(), dtypes.end(), tensor.scalar_type()) == dtypes.end() || tensor.sizes() != shape) {
+        refuse(fmt::format("{} is {} [{}], wanted {} [{}]", part, c10::toString(tensor.scalar_type()),
+                           fmt::join(tensor.sizes(), ","), c10::toString(dtypes[0]), fmt::join(shape, ",")));
+      }
+      return tensor;
+    }
+  };
+
+  static std::string module_of(const std::string& weight) { return weight.substr(0, weight.rfind('.')); }
+  static at::Tensor turned(const at::Tensor& stored) { return stored.t().contiguous(); }
+
+  void read_packing(const io::JsonFile& quantization, bool by_auto_round) {
+    const char* key = by_auto_round ? "packing_format" : "checkpoint_format";
+    const std::string packing = quantization.string_or(key, by_auto_round ? "auto_round:auto_gptq" : "gptq");
+    const bool less_one = packing == "gptq" || packing == "auto_round:auto_gptq";
+    if (!less_one && packing != "gptq_v2" && packing != "auto_round" && packing != "auto_round:gptqmodel") {
+      refuse(quantization, fmt::format("{} \"{}\" is not read: wanted {}", key, packing,
+                                       by_auto_round ? "auto_round:auto_gptq, auto_round:gptqmodel or auto_round"
+                                                     : "gptq or gptq_v2"));
+    }
+    if (quantization.string_or("data_type", "int") != "int") refuse(quantization, "data_type is not int");
+    if (quantization.integer_or("act_bits", 16, 1, 32) < 16) {
+      refuse(quantization, "act_bits: activations in fewer than 16 bits are not computed");
+    }
+    stored_less_one_ = less_one;
+  }
+
+  // GPTQ: {"-:EXPRESSION": {}, "+:EXPRESSION": {keys}}, auto-round: {"NAME or EXPRESSION": {keys}}; the first counts.
+  void read_exceptions(const io::JsonFile& quantization, const char* key, const Scheme& scheme) {
+    if (!quantization.has(key)) return;
+    const io::JsonFile listed = quantization.child(key);
+    for (const auto& [name, keys] : listed.value().items()) {
+      const bool plain = name.starts_with("-:");
+      const std::string text = plain || name.starts_with("+:") ? name.substr(2) : name;
+      auto expression = std::make_shared<const re2::RE2>(text, re2::RE2::Quiet);
+      if (!expression->ok()) refuse(listed, fmt::format("\"{}\": {}", text, expression->error()));
+      const io::JsonFile own = listed.child(name);
+      exceptions_.push_back({std::move(expression), plain ? std::nullopt : Scheme::of(own, scheme).format(own)});
+    }
+  }
+
+  static void require_order(const Stored& stored, int64_t columns, int64_t group) {
+    if (stored.folder.find(stored.module + ".g_idx") == nullptr) return;
+    const at::Tensor groups = stored.wanted(".g_idx", {at::kInt}, {columns});
+    const auto* of = groups.const_data_ptr<int32_t>();
+    for (int64_t column = 0; column < columns; ++column) {
+      if (of[column] == column / group) continue;
+      stored.refuse(
+          fmt::format(".g_idx has column {} in group {}, wanted {}: groups of reordered columns are not read; quantize "
+                      "without activation order by group (desc_act = false)",
+                      column, of[column], column / group));
+    }
+  }
+
+  // As they count: each one more, without a carry into its neighbour.
+  at::Tensor raw_zeros(const at::Tensor& stored, int64_t bits) const {
+    if (!stored_less_one_) return stored;
+    const uint32_t ones = bits == 8 ? 0x01010101U : 0x11111111U, tops = ones << (bits - 1);
+    at::Tensor raw = stored.clone();
+    auto* words = reinterpret_cast<uint32_t*>(raw.mutable_data_ptr<int32_t>());
+    for (int64_t i = 0; i < raw.numel(); ++i) words[i] = ((words[i] & ~tops) + ones) ^ (words[i] & tops);
+    return raw;
+  }
+
+  static void require_middle(const Stored& stored, const at::Tensor& zeros, int64_t bits, int64_t rows) {
+    const int64_t codes = kWordBits / bits, groups = zeros.size(1);
+    const auto* words = reinterpret_cast<const uint32_t*>(zeros.const_data_ptr<int32_t>());
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t group = 0; group < groups; ++group) {
+        const uint32_t word = words[row / codes * groups + group];
+        const uint32_t zero = word >> (row % codes * bits) & ((1U << bits) - 1);
+        if (zero == 1U << (bits - 1)) continue;
+        stored.refuse(fmt::format(".qzeros: in row {} code {} stands for 0, and config.json says sym, which wants {}",
+                                  row, zero, 1U << (bits - 1)));
+      }
+    }
+  }
+
+  std::optional<QuantizedFormat> format_;
+  bool head_ = false, stored_less_one_ = true;
+  std::vector<Exception> exceptions_;
+};
+
+}  // namespace
+
+std::shared_ptr<const FolderLayout> gptq_layout(const io::JsonFile& quantization) {
+  return std::make_shared<Gptq>(quantization);
+}
+
+}  // namespace limbeck::quantization
