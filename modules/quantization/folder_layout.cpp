@@ -24,7 +24,10 @@ std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
 std::shared_ptr<const FolderLayout> layout_for(const StoredModules& modules) {
   for (auto layout : {bitsandbytes_layout(), compressed_tensors_layout()}) {
     const auto written = [&](const auto& module) { return layout->writes(module.second); };
-    if (std::all_of(modules.packed.begin(), modules.packed.end(), written)) return layout;
+    if (std::all_of(modules.packed.begin(), modules.packed.end(), written) &&
+        std::all_of(modules.embeddings.begin(), modules.embeddings.end(), written)) {
+      return layout;
+    }
   }
   return nullptr;
 }

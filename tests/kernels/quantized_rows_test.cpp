@@ -75,8 +75,8 @@ TEST_P(QuantizedRowsOf, ThreadsDoNotMatter) {
 TEST_P(QuantizedRowsOf, MetaHasTheSameShapes) {
   auto m = drawn(75, GetParam());
   for (Tensor& part : m.parts) part = part.to(at::kMeta);
-  const Tensor got = quantized_rows(at::empty({2, 3}, at::TensorOptions().dtype(at::kLong).device(at::kMeta)), m,
-                                    at::kHalf);
+  const Tensor got =
+      quantized_rows(at::empty({2, 3}, at::TensorOptions().dtype(at::kLong).device(at::kMeta)), m, at::kHalf);
   EXPECT_TRUE(got.is_meta());
   EXPECT_EQ(got.sizes(), at::IntArrayRef({2, 3, 75}));
   EXPECT_EQ(got.scalar_type(), at::kHalf);
@@ -94,7 +94,8 @@ TEST_P(QuantizedRowsOf, cuda_HaveTheBitsOfTheCpu) {
     const auto here = drawn(columns, GetParam()), there = moved_to_gpu(here);
     for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
       for (const Tensor& ids : {ids_of({2, 5}), ids_of({0}), ids_of({4, 6}).t()}) {
-        test::expect_same_bits(quantized_rows(ids.cuda(), there, dtype).cpu(), quantized_rows(ids, here, dtype), "rows");
+        test::expect_same_bits(quantized_rows(ids.cuda(), there, dtype).cpu(), quantized_rows(ids, here, dtype),
+                               "rows");
         test::expect_same_bits(quantized_rows(ids.to(at::kInt).cuda(), there, dtype).cpu(),
                                quantized_rows(ids, here, dtype), "int32 ids");
       }
