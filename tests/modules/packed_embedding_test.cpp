@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/head_loss/head_loss.h"
+#include "modules/adapters/merge/merge_quantized.h"
+#include "modules/adapters/new_adapter.h"
 #include "modules/errors.h"
 #include "modules/models/weights/save_model.h"
 #include "modules/precision/contract_modules.h"
@@ -174,6 +176,40 @@ TEST(PackedEmbedding, TheFusedHeadGivesTheStatesTheGradientOfTheDequantizedWeigh
       EXPECT_LT((states.grad().to(at::kDouble) - exact.grad()).abs().max().item<double>(),
                 bar * exact.grad().abs().max().item<double>());
     }
+  }
+}
+
+// Adapters on packed embeddings and heads: in the fused head's operands, and merged into what the codes stand for.
+TEST(PackedEmbedding, AdaptersWorkBesideCodesAndAreMergedIntoWhatTheyMean) {
+  for (const QuantizedFormat format : test::every_format()) {
+    const fs::path folder = tiny_llama(false);
+    const std::string rule = std::string("model.** ") + kernels::format_name(format);
+    BuiltModel quantized = load_model(with_rules(folder, at::kFloat, {rule}));
+    BuiltModel plain = load_model(with_rules(folder, at::kFloat, {}));
+    adapters::NewAdapter lora;
+    lora.config.rank = 4, lora.config.alpha = 8;
+    lora.targets = {{"embed_tokens"}, {"lm_head"}};
+    ASSERT_EQ(adapters::create_adapter(quantized, lora), 2);
+    const at::Tensor before = logits_of(quantized);
+    uint64_t seed = 7;
+    for (const auto& owner : owners_of(quantized)) {
+      if (owner->role() != Role::kAdapter) continue;
+      for (const at::Tensor& p : owner->parameters()) {
+        const at::NoGradGuard no_gradient;
+        p.copy_(test::random_tensor(p.sizes(), p.options().requires_grad(false), ++seed) * 0.3);
+      }
+    }
+    const at::Tensor beside = logits_of(quantized);
+    EXPECT_GT((beside - before).abs().max().item<double>(), 1e-3);
+    const at::Tensor states = test::random_tensor({5, head_of(quantized).in_features()}, before.options(), 9);
+    const at::NoGradGuard no_gradient;
+    const ProductOperands product = quantized.model->head_operands(states);
+    const at::Tensor made = at::linear(product.x, product.weight), wanted = quantized.model->head(states);
+    EXPECT_LT((made - wanted).abs().max().item<double>(), 1e-5 * wanted.abs().max().item<double>());
+    const auto report = adapters::merge_quantized_adapter(quantized, plain, adapters::MergeInto::kDequantized);
+    EXPECT_EQ(report.modules, 2);
+    const at::Tensor merged = logits_of(plain);
+    EXPECT_LT((merged - beside).abs().max().item<double>(), 1e-5 * beside.abs().max().item<double>());
   }
 }
 
