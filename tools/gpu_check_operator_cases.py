@@ -263,6 +263,16 @@ def packed_weight(m: Maker, kind: str) -> tuple[list[torch.Tensor], torch.Tensor
     return parts, m.ops.dequantize_rows(parts, kind, s.inner, s.width, 0, s.inner).to(torch.bfloat16)
 
 
+def packed_embedding(m: Maker, kind: str) -> Case:
+    """A lookup in a packed table; PyTorch's is the one that the codes stand for, kept unpacked."""
+    s = m.sizes
+    parts, plain = packed_weight(m, kind)
+    ids = torch.randint(0, s.inner, (s.tokens,), generator=torch.Generator().manual_seed(5)).to(m.device)
+    return Case(f"embedding, {kind} table", {OURS: lambda: [m.ops.quantized_rows(ids, parts, kind, s.inner, s.width, torch.bfloat16)],
+                                             "PyTorch": lambda: [F.embedding(ids, plain)]},
+                0, 2.0 * s.tokens * s.width + sum(part.nbytes for part in parts), 0, ways="forward")  # fmt: skip
+
+
 def linear_of_one_row(m: Maker, kind: str) -> Case:
     """What a generated token asks of a layer, forward alone: the codes and scales are all that is worth counting."""
     s = m.sizes
@@ -331,6 +341,7 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "linear, int4, 1 row": lambda m: linear_of_one_row(m, "int4"),
     "linear, int8": lambda m: linear_quantized(m, "int8"),
     "linear, int8, 1 row": lambda m: linear_of_one_row(m, "int8"),
+    "embedding, int8": lambda m: packed_embedding(m, "int8"),
     "linear, float16": linear_float16,
     "geglu": lambda m: gated(m, "geglu_tanh"),
     "layer norm": layer_norm,

@@ -57,17 +57,28 @@ __device__ __forceinline__ Words pack_at(const QuantizedView& v, int64_t index) 
   return *reinterpret_cast<const Words*>(static_cast<const uint8_t*>(v.codes) + byte);
 }
 
+// Row by row from `row` on, or where ids are given those.
+struct RowChoice {
+  int64_t row;
+  const int64_t* ids;
+};
+
 template <CodeKind kind, class T, int codes>
-__global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, int64_t row, int64_t count, T* values) {
+__global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, RowChoice rows, int64_t count, T* values) {
   __shared__ Levels levels;
   fill_levels<kind>(v, levels);
   const int64_t packs = rounded_up_quotient(v.columns, codes);
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t below = index / packs, column = index % packs * codes;
   if (below >= count) return;
-  const ValueScale scale = scale_at<kind>(v, row + below, column, levels.dynamic);
-  const int64_t first = code_index<kind>(v, row + below, column);
   T* to = values + below * v.columns + column;
+  const int64_t row = rows.ids == nullptr ? rows.row + below : rows.ids[below];
+  if (row < 0 || row >= v.rows) {
+    for (int i = 0; i < codes; ++i) put(to + i, 0.0f);
+    return;
+  }
+  const ValueScale scale = scale_at<kind>(v, row, column, levels.dynamic);
+  const int64_t first = code_index<kind>(v, row, column);
   if constexpr (codes == 1) {
     put(to, value_of<kind>(code_at<kind>(v, first), scale, levels.nf4));
   } else {
@@ -205,10 +216,8 @@ void launch_product(const FewRowsProduct& p, cudaStream_t stream) {
   }
 }
 
-}  // namespace
-
-void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, Storage storage, void* values,
-                       cudaStream_t stream) {
+void launch_rows(const QuantizedView& weight, RowChoice rows, int64_t count, Storage storage, void* values,
+                 cudaStream_t stream) {
   if (count == 0 || weight.columns == 0) return;
   with_kind_and_type(weight.format, storage, [&](auto kind_tag, auto type) {
     using T = typename decltype(type)::Type;
@@ -217,12 +226,24 @@ void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, 
     auto* to = static_cast<T*>(values);
     if (in_packs<kKind, T>(weight, values)) {
       const unsigned blocks = blocks_for(count * (weight.columns / kCodes), kThreads);
-      dequantize<kKind, T, kCodes><<<blocks, kThreads, 0, stream>>>(weight, row, count, to);
+      dequantize<kKind, T, kCodes><<<blocks, kThreads, 0, stream>>>(weight, rows, count, to);
     } else {
       const unsigned blocks = blocks_for(count * weight.columns, kThreads);
-      dequantize<kKind, T, 1><<<blocks, kThreads, 0, stream>>>(weight, row, count, to);
+      dequantize<kKind, T, 1><<<blocks, kThreads, 0, stream>>>(weight, rows, count, to);
     }
   });
+}
+
+}  // namespace
+
+void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, Storage storage, void* values,
+                       cudaStream_t stream) {
+  launch_rows(weight, {row, nullptr}, count, storage, values, stream);
+}
+
+void launch_lookup(const QuantizedView& weight, const int64_t* ids, int64_t count, Storage storage, void* values,
+                   cudaStream_t stream) {
+  launch_rows(weight, {0, ids}, count, storage, values, stream);
 }
 
 void launch_few_rows_product(Storage storage, const FewRowsProduct& product, cudaStream_t stream) {

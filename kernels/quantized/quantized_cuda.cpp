@@ -4,6 +4,7 @@
 #include "kernels/quantized/quantized_cuda.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_assert_async.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -13,6 +14,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <string>
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/wide_type.h"
@@ -75,6 +77,22 @@ Tensor dequantize_cuda(at::TensorList parts, c10::string_view format, int64_t ro
   return values;
 }
 
+Tensor rows_cuda(const Tensor& ids, at::TensorList parts, c10::string_view format, int64_t rows, int64_t columns,
+                 at::ScalarType dtype) {
+  const QuantizedMatrix matrix = checked_matrix("quantized_rows", parts, format, rows, columns);
+  Tensor values = empty_rows(ids, matrix, dtype);
+  if (ids.numel() == 0) return values;
+  const c10::DeviceGuard guard(ids.device());
+  const Tensor dense = ids.contiguous().to(at::kLong);
+  // The host does not wait: it learns of an id that is no row at its next wait.
+  at::_assert_async((dense >= 0).logical_and_(dense < rows).all(),
+                    "[quantized_rows] an id is out of range, wanted 0 to " + std::to_string(rows - 1));
+  launch_lookup(view_of(matrix), dense.const_data_ptr<int64_t>(), dense.numel(), storage_of(values),
+                values.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return values;
+}
+
 Tensor quantized_linear_cuda(const Tensor& x, at::TensorList parts, c10::string_view format, int64_t rows,
                              int64_t columns, const OptionalBias& bias) {
   const QuantizedMatrix weight = checked_matrix("quantized_linear", parts, format, rows, columns);
@@ -119,6 +137,7 @@ TORCH_LIBRARY_IMPL(limbeck, CUDA, m) {
   m.impl("dequantize_rows", &dequantize_cuda);
   m.impl("quantized_linear", &quantized_linear_cuda);
   m.impl("quantized_linear_backward", &quantized_backward_cuda);
+  m.impl("quantized_rows", &rows_cuda);
 }
 
 }  // namespace

@@ -11,6 +11,10 @@ namespace limbeck::kernels {
 void launch_dequantize(const QuantizedView& weight, int64_t row, int64_t count, Storage storage, void* values,
                        cudaStream_t stream);
 
+// w' of rows ids[0 .. count) in the same way; of an id that is no row, zeros.
+void launch_lookup(const QuantizedView& weight, const int64_t* ids, int64_t count, Storage storage, void* values,
+                   cudaStream_t stream);
+
 // y [count, rows] = x [count, columns] W'^T + bias [rows] or nullptr, none with gaps, count at most kFewRows. W'
 // is rounded once to the storage, sums are float32 in one order.
 struct FewRowsProduct {

@@ -3,6 +3,7 @@
 //   limbeck::dequantize_rows           -> float32 [count, columns]
 //   limbeck::quantized_linear          -> y, with autograd for x and the bias
 //   limbeck::quantized_linear_backward -> dx
+//   limbeck::quantized_rows            -> [..., columns] of the dtype asked for
 #pragma once
 #include <optional>
 
@@ -20,6 +21,9 @@ void check_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count);
 void check_quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias);
 // dy [..., rows]
 void check_quantized_backward(const at::Tensor& dy, const QuantizedMatrix& weight);
+
+// Of the ids' shape and [columns], not filled; dtypes and devices are checked, the ids' values are not.
+at::Tensor empty_rows(const at::Tensor& ids, const QuantizedMatrix& matrix, at::ScalarType dtype);
 
 // The pointers of a checked matrix, which must outlive them.
 QuantizedView view_of(const QuantizedMatrix& matrix);

@@ -102,9 +102,8 @@ std::shared_ptr<models::LinearAdapter> make_adapter(const AdapterParts& parts, c
 }
 
 std::shared_ptr<models::EmbeddingAdapter> make_adapter(const AdapterParts& parts, const models::Embedding& host) {
-  const at::Tensor& table = host.weight();
   return std::make_shared<LowRankEmbedding>(parts.scope, host.precision(),
-                                            low_rank_shape(parts, table.size(0), table.size(1)));
+                                            low_rank_shape(parts, host.rows(), host.width()));
 }
 
 std::shared_ptr<models::ExpertAdapter> make_adapter(const AdapterParts& parts, const models::ExpertStack& host) {

@@ -42,6 +42,11 @@ void ContractModule::create_matrix(const std::string& name, int64_t rows, int64_
   packed_shapes_[name] = {rows, columns};
 }
 
+void ContractModule::pack_as(const ContractModule& owner) {
+  precision_.quantized = owner.precision_.quantized;
+  precision_.source = owner.precision_.source;
+}
+
 bool ContractModule::has_parameter(const std::string& name) const { return parameters_.contains(name); }
 
 const at::Tensor& ContractModule::parameter(const std::string& name) const {

@@ -67,6 +67,8 @@ class ContractModule : public torch::nn::Module {
   void create_parameter(const std::string& name, at::IntArrayRef shape);
   // A matrix in the form that the contract says, uninitialised: a parameter, or packed.
   void create_matrix(const std::string& name, int64_t rows, int64_t columns);
+  // For a module whose weight is another one's: it is packed as that one is, and has no parts of its own.
+  void pack_as(const ContractModule& owner);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.
   at::Tensor enter(const at::Tensor& x) const;
   // Gives the result, which must be of the compute dtype, in the output dtype.

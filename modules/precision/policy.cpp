@@ -94,10 +94,14 @@ Rule parse_rule(const std::string& text, const std::string& source) {
   }
 }
 
-bool packable(Role role) { return role == Role::kAttention || role == Role::kMlp; }
+bool packable(Role role) { return packed_by_default(role) || role == Role::kEmbedding || role == Role::kHead; }
+
+bool packed_by_default(Role role) { return role == Role::kAttention || role == Role::kMlp; }
 
 Packing pack_all(kernels::QuantizedFormat format, std::string source) {
-  return {[format](const std::string&, Role role) { return packable(role) ? std::optional(format) : std::nullopt; },
+  return {[format](const std::string&, Role role) {
+            return packed_by_default(role) ? std::optional(format) : std::nullopt;
+          },
           std::move(source)};
 }
 
@@ -158,8 +162,7 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
     if (unpackable_[i]) {
       throw UsageError(fmt::format(
           "precision.rule {} {} ({}) packs no weight: of the modules that it matches, none is a linear one of "
-          "attention "
-          "or MLP, which alone can be packed: name such a module, or a dtype",
+          "attention or MLP, a head or an embedding, which alone can be packed: name such a module, or a dtype",
           rule.pattern, kernels::format_name(std::get<kernels::QuantizedFormat>(rule.storage)), rule.source));
     }
     const std::string advice = offer_nearest(

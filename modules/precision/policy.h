@@ -26,15 +26,18 @@ struct Rule {
 Rule parse_rule(const std::string& text, const std::string& source);
 bool matches(const std::string& pattern, const std::string& path);
 
-// Whether modules of this role can have their weight in few bits: linear ones of attention and MLP.
+// Whether modules of this role can have their weight in few bits: linear ones of attention and MLP, heads, embeddings.
 bool packable(Role role);
+// Those that are packed where a format is asked for the whole model: heads and embeddings stay floats unless a rule
+// says otherwise.
+bool packed_by_default(Role role);
 
 // Which weights are packed before rules are asked, by the module's path below the model's root; empty: none.
 struct Packing {
   std::function<std::optional<kernels::QuantizedFormat>(const std::string& path, Role role)> format_of = {};
   std::string source = {};
 };
-// Every packable one in this format.
+// Every one that is packed by default in this format.
 Packing pack_all(kernels::QuantizedFormat format, std::string source);
 
 class PrecisionPolicy {

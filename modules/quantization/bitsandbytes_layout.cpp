@@ -63,7 +63,9 @@ class Bitsandbytes : public WrittenLayout {
 
   const char* name() const override { return "bitsandbytes"; }
 
-  std::optional<QuantizedFormat> format_of(const std::string& weight) const override {
+  // Its readers keep heads and embeddings floats.
+  std::optional<QuantizedFormat> format_of(const std::string& weight, Role role) const override {
+    if (!precision::packed_by_default(role)) return std::nullopt;
     const std::string module = weight.substr(0, weight.rfind('.'));
     const auto about = [&](const std::string& skipped) { return is_about(module, skipped); };
     if (std::any_of(skipped_.begin(), skipped_.end(), about)) return std::nullopt;
@@ -79,7 +81,7 @@ class Bitsandbytes : public WrittenLayout {
     return found;
   }
 
-  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
+  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, Role, int64_t rows,
                     int64_t columns) const override {
     const auto refuse_weight = [&](const std::string& what) {
       throw WeightsError(fmt::format("{}: {} of bitsandbytes' nf4: {}", folder.file_of(weight).string(), weight, what));
@@ -126,7 +128,9 @@ class Bitsandbytes : public WrittenLayout {
   bool has_transposed() const override { return true; }
   bool writes(QuantizedFormat format) const override { return format.kind == kernels::CodeKind::kNf4; }
 
-  io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {
+  io::NamedTensors tensors(const StoredWeight& stored, const PackedWeight& packed,
+                           at::ScalarType dtype) const override {
+    const std::string& weight = stored.name;
     const PackedWeight here = packed.on(c10::kCPU);
     const kernels::QuantizedMatrix& matrix = packed.matrix();
     nlohmann::ordered_json state = {{"quant_type", "nf4"},
@@ -153,7 +157,8 @@ class Bitsandbytes : public WrittenLayout {
     return tensors;
   }
 
-  int64_t bytes_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType) const override {
+  int64_t bytes_of(const StoredWeight&, QuantizedFormat format, int64_t rows, int64_t columns,
+                   at::ScalarType) const override {
     int64_t bytes = kStateBytes + static_cast<int64_t>(sizeof(kernels::kNf4Levels));
     for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, columns)) {
       if (std::string_view(part.name) == "offset") continue;  // in the text
@@ -163,6 +168,11 @@ class Bitsandbytes : public WrittenLayout {
   }
 
   nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const override {
+    if (!modules.embeddings.empty()) {
+      throw UsageError(fmt::format(
+          "{} is in {}: bitsandbytes keeps embeddings in floats: leave it out, or write int8 (compressed-tensors)",
+          modules.embeddings.begin()->first, kernels::format_name(modules.embeddings.begin()->second)));
+    }
     const bool nested = modules.packed.begin()->second.double_scales;
     for (const auto& [module, format] : modules.packed) {
       if (format.double_scales == nested) continue;
@@ -181,7 +191,6 @@ class Bitsandbytes : public WrittenLayout {
   }
 
  private:
-
   QuantizedFormat format_ = QuantizedFormat::kNf4;
   std::vector<std::string> skipped_;
 };

@@ -6,13 +6,14 @@
 //                    W_shape       int64 [2]
 //   int-quantized    W             int8 [rows, columns]
 //                    W_scale       float [rows, 1]
-// Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both.
+// Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both. An embedding is
+// written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
+// tensor of the name W). A head that shares it has the same codes, stored once, and scales under its own name.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <re2/re2.h>
 
 #include <algorithm>
 
@@ -21,6 +22,7 @@
 #include "modules/precision/casts.h"
 #include "modules/precision/precision.h"
 #include "modules/quantization/code_words.h"
+#include "modules/quantization/compressed_tensors_groups.h"
 #include "modules/quantization/folder_layout.h"
 
 namespace limbeck::quantization {
@@ -30,82 +32,14 @@ using kernels::CodeKind;
 using kernels::QuantizedFormat;
 using precision::PackedWeight;
 
-// What names modules: a name, "re:" and an expression for its beginning, or a class. Of several that fit a module, the
-// name counts most, then the expression.
-class Target {
- public:
-  Target(const io::JsonFile& where, std::string text) : text_(std::move(text)) {
-    if (!text_.starts_with("re:")) return;
-    expression_ = std::make_shared<const re2::RE2>(text_.substr(3), re2::RE2::Quiet);
-    if (!expression_->ok()) refuse(where, fmt::format("\"{}\": {}", text_, expression_->error()));
-  }
-
-  // 0 where it does not fit. All modules whose weights we pack are of the class Linear.
-  int fits(const std::string& module) const {
-    if (module == text_) return 3;
-    if (expression_ && expression_->Match(module, 0, module.size(), re2::RE2::ANCHOR_START, nullptr, 0)) return 2;
-    return text_ == "Linear" ? 1 : 0;
-  }
-
- private:
-  std::string text_;
-  std::shared_ptr<const re2::RE2> expression_;
-};
-
-std::vector<Target> targets_of(const io::JsonFile& where, const std::string& key) {
-  std::vector<Target> targets;
-  if (!where.has(key)) return targets;
-  const auto& listed = where.value().at(key);
-  if (!listed.is_array()) refuse(where, key + " is no list of names");
-  for (const auto& target : listed) {
-    if (!target.is_string()) refuse(where, key + " is no list of names");
-    targets.emplace_back(where, target.get<std::string>());
-  }
-  return targets;
-}
-
-struct Group {
-  std::vector<Target> targets;
-  QuantizedFormat format;
-  bool in_words;  // pack-quantized
-};
-
-QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
-  const int64_t bits = weights.integer("num_bits", 1, 16);
-  const std::string strategy = weights.string_or("strategy", ""), type = weights.string_or("type", "int");
-  const bool symmetric = weights.boolean_or("symmetric", true);
-  const int64_t group = weights.integer_or("group_size", -1, -1, int64_t{1} << 30);
-  if (type == "int" && bits == 8 && symmetric && strategy == "channel") return QuantizedFormat::kInt8;
-  if (type == "int" && bits == 4 && in_words && strategy == "group") {
-    const auto format = kernels::find_format(
-        fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
-    if (format) return *format;
-  }
-  refuse(weights,
-         fmt::format(
-             "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 4 bits of int in groups of 32, 64 or "
-             "128 (pack-quantized), or 8 bits, symmetric, by channel",
-             bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
-}
-
-Group group_of(const io::JsonFile& group, const std::string& format_of_all) {
-  const std::string format = group.string_or("format", format_of_all);
-  const bool in_words = format == "pack-quantized";
-  if (!in_words && format != "int-quantized") {
-    refuse(group, fmt::format("format \"{}\" is not read: wanted pack-quantized or int-quantized", format));
-  }
-  return {targets_of(group, "targets"), format_of_weights(group.child("weights"), in_words), in_words};
-}
-
 class CompressedTensors : public WrittenLayout {
  public:
   CompressedTensors() = default;
-  explicit CompressedTensors(const io::JsonFile& quantization) : ignored_(targets_of(quantization, "ignore")) {
+  explicit CompressedTensors(const io::JsonFile& quantization) : groups_(quantization) {
     const std::string status = quantization.string_or("quantization_status", "compressed");
     if (status != "compressed") {
       refuse(quantization, fmt::format("quantization_status is \"{}\", wanted \"compressed\"", status));
     }
-    const std::string format = quantization.string_or("format", "");
     for (const char* more : {"kv_cache_scheme", "transform_config", "sparsity_config"}) {
       const bool there = quantization.has(more) && !quantization.value().at(more).empty();
       if (there && !(quantization.value().at(more).is_object() &&
@@ -113,14 +47,12 @@ class CompressedTensors : public WrittenLayout {
         refuse(quantization, fmt::format("{} changes what the weights compute, and is not read", more));
       }
     }
-    const io::JsonFile groups = quantization.child("config_groups");
-    for (const auto& [name, group] : groups.value().items()) groups_.push_back(group_of(groups.child(name), format));
   }
 
   const char* name() const override { return "compressed-tensors"; }
 
-  std::optional<QuantizedFormat> format_of(const std::string& weight) const override {
-    const Group* group = group_for(weight);
+  std::optional<QuantizedFormat> format_of(const std::string& weight, Role role) const override {
+    const CompressedGroup* group = groups_.find(weight, role);
     return group == nullptr ? std::nullopt : std::optional(group->format);
   }
 
@@ -135,9 +67,27 @@ class CompressedTensors : public WrittenLayout {
     return found;
   }
 
-  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
+  // Codes and scales alike; where the head's tensors differ, config.json ties what the files do not.
+  std::vector<std::string> repeated_for(const io::WeightsFolder& folder, const std::string& head,
+                                        const std::string& embedding) const override {
+    std::vector<std::string> found;
+    for (const char* part : {"", "_packed", "_scale", "_zero_point", "_shape"}) {
+      const std::string own = head + part, other = embedding + part;
+      if (folder.find(own) == nullptr || folder.find(other) == nullptr) continue;
+      if (!folder.read(own).equal(folder.read(other))) {
+        throw WeightsError(fmt::format(
+            "{}: {} differs from {}, but config.json ties them (\"tie_word_embeddings\"): set it to false to "
+            "use both",
+            folder.file_of(own).string(), own, other));
+      }
+      found.push_back(own);
+    }
+    return found;
+  }
+
+  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, Role role, int64_t rows,
                     int64_t columns) const override {
-    const Group* group = group_for(weight);
+    const CompressedGroup* group = groups_.find(weight, role);
     const std::string stored = group != nullptr && group->in_words ? weight + "_packed" : weight;
     const auto refuse_weight = [&](const std::string& what) {
       const std::string there = folder.find(stored) != nullptr ? stored : tensors_of(folder, weight).at(0);
@@ -191,9 +141,17 @@ class CompressedTensors : public WrittenLayout {
   bool has_transposed() const override { return false; }
   bool writes(QuantizedFormat format) const override { return format.kind != CodeKind::kNf4; }
 
-  io::NamedTensors tensors(const std::string& weight, const PackedWeight& packed, at::ScalarType dtype) const override {
+  io::NamedTensors tensors(const StoredWeight& stored, const PackedWeight& packed,
+                           at::ScalarType dtype) const override {
+    const std::string& weight = stored.name;
     const PackedWeight here = packed.on(c10::kCPU);
     const kernels::QuantizedMatrix& matrix = here.matrix();
+    if (stored.embedding) {
+      const at::Tensor scales = in_dtype(weight, here.part("scales"), dtype).view({matrix.rows, 1});
+      io::NamedTensors bytes = {{weight, here.part("codes")}, {weight + "_scale", scales}};
+      if (!stored.tied_head.empty()) bytes.emplace_back(stored.tied_head + ".weight_scale", scales.clone());
+      return bytes;
+    }
     const bool int8 = matrix.format.kind == CodeKind::kInt8;
     if (!int8 && matrix.columns % matrix.format.group() != 0) {
       throw UsageError(
@@ -211,8 +169,13 @@ class CompressedTensors : public WrittenLayout {
     return tensors;
   }
 
-  int64_t bytes_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType dtype) const override {
+  int64_t bytes_of(const StoredWeight& weight, QuantizedFormat format, int64_t rows, int64_t columns,
+                   at::ScalarType dtype) const override {
     constexpr int64_t kWord = 4, kShape = 16;
+    if (weight.embedding) {
+      const int64_t scales = rows * static_cast<int64_t>(c10::elementSize(dtype));
+      return rows * columns + scales * (weight.tied_head.empty() ? 1 : 2);
+    }
     // Rows of int8 are filled up to whole words; int4 has them already.
     const bool int8 = format.kind == CodeKind::kInt8;
     const int64_t stored = int8 ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
@@ -226,22 +189,22 @@ class CompressedTensors : public WrittenLayout {
     std::map<std::string, std::vector<std::string>> by_format;
     for (const auto& [module, format] : modules.packed) by_format[kernels::format_name(format)].push_back(module);
     nlohmann::json groups = nlohmann::json::object();
+    const auto add = [&](const std::vector<std::string>& targets, QuantizedFormat format, const char* form) {
+      groups[fmt::format("group_{}", groups.size())] = {{"targets", targets},
+                                                        {"format", form},
+                                                        {"weights", weights_of(format)},
+                                                        {"input_activations", nullptr},
+                                                        {"output_activations", nullptr}};
+    };
+    const bool names = by_format.size() > 1 || !modules.embeddings.empty();
     for (const auto& [name, packed] : by_format) {
-      const QuantizedFormat format = kernels::format_named(name);
-      const bool int8 = format.kind == CodeKind::kInt8;
-      nlohmann::json weights = {{"num_bits", int8 ? 8 : 4},       {"type", "int"},
-                                {"symmetric", !format.has_zeros}, {"strategy", int8 ? "channel" : "group"},
-                                {"group_size", nullptr},          {"dynamic", false}};
-      if (!int8) weights["group_size"] = format.group();
-      groups[fmt::format("group_{}", groups.size())] = {
-          {"targets", by_format.size() == 1 ? std::vector<std::string>{"Linear"} : packed},
-          {"format", "pack-quantized"},
-          {"weights", weights},
-          {"input_activations", nullptr},
-          {"output_activations", nullptr}};
+      add(names ? packed : std::vector<std::string>{"Linear"}, kernels::format_named(name), kInWords);
     }
+    const std::vector<std::string> embeddings = embedding_targets(modules);
+    if (!embeddings.empty()) add(embeddings, QuantizedFormat::kInt8, kInBytes);
+    const char* all = embeddings.empty() ? kInWords : by_format.empty() ? kInBytes : "mixed-precision";
     return {{"quant_method", "compressed-tensors"},
-            {"format", "pack-quantized"},
+            {"format", all},
             {"quantization_status", "compressed"},
             {"global_compression_ratio", nullptr},
             {"kv_cache_scheme", nullptr},
@@ -250,20 +213,30 @@ class CompressedTensors : public WrittenLayout {
   }
 
  private:
-  const Group* group_for(const std::string& weight) const {
-    const std::string module = weight.substr(0, weight.rfind('.'));
-    for (const Target& ignored : ignored_) {
-      if (ignored.fits(module) > 0) return nullptr;
-    }
-    const Group* best = nullptr;
-    int most = 0;
-    for (const Group& group : groups_) {
-      for (const Target& target : group.targets) {
-        const int fits = target.fits(module);
-        if (fits > most) most = fits, best = &group;
+  static nlohmann::json weights_of(QuantizedFormat format) {
+    const bool int8 = format.kind == CodeKind::kInt8;
+    nlohmann::json weights = {{"num_bits", int8 ? 8 : 4},       {"type", "int"},
+                              {"symmetric", !format.has_zeros}, {"strategy", int8 ? "channel" : "group"},
+                              {"group_size", nullptr},          {"dynamic", false}};
+    if (!int8) weights["group_size"] = format.group();
+    return weights;
+  }
+
+  // And the head that shares the weight.
+  static std::vector<std::string> embedding_targets(const StoredModules& modules) {
+    std::vector<std::string> targets;
+    for (const auto& [module, format] : modules.embeddings) {
+      if (format != QuantizedFormat::kInt8) {
+        throw UsageError(
+            fmt::format("{} is in {}, and transformers loads packed embeddings in int8 alone: say int8 for it in the "
+                        "rule, or leave "
+                        "it in floats",
+                        module, kernels::format_name(format)));
       }
+      targets.push_back(module);
     }
-    return best;
+    if (!modules.tied_head.empty()) targets.push_back(modules.tied_head);
+    return targets;
   }
 
   // Scales as the file is to hold them, if nothing is lost by it.
@@ -281,8 +254,7 @@ class CompressedTensors : public WrittenLayout {
                     precision::dtype_name(scales.scalar_type())));
   }
 
-  std::vector<Target> ignored_;
-  std::vector<Group> groups_;
+  CompressedGroups groups_;
 };
 
 }  // namespace

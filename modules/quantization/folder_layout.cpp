@@ -10,6 +10,11 @@ namespace limbeck::quantization {
 
 void refuse(const io::JsonFile& where, const std::string& what) { throw WeightsError(where.where() + ": " + what); }
 
+std::vector<std::string> FolderLayout::repeated_for(const io::WeightsFolder&, const std::string&,
+                                                    const std::string&) const {
+  return {};
+}
+
 std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
   if (!config.has("quantization_config")) return nullptr;
   const io::JsonFile quantization = config.child("quantization_config");
@@ -18,15 +23,19 @@ std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
   if (method == "compressed-tensors") return compressed_tensors_layout(quantization);
   if (method == "gptq" || method == "auto-round") return gptq_layout(quantization);
   refuse(quantization,
-      fmt::format("quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\" or "
-                  "\"auto-round\" (int8, int4), or the model's float weights, which --quantize packs while they are read",
-                  method));
+         fmt::format(
+             "quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\" or "
+             "\"auto-round\" (int8, int4), or the model's float weights, which --quantize packs while they are read",
+             method));
 }
 
 std::shared_ptr<const WrittenLayout> layout_for(const StoredModules& modules) {
   for (const auto& layout : {bitsandbytes_layout(), compressed_tensors_layout()}) {
     const auto written = [&](const auto& module) { return layout->writes(module.second); };
-    if (std::all_of(modules.packed.begin(), modules.packed.end(), written)) return layout;
+    if (std::all_of(modules.packed.begin(), modules.packed.end(), written) &&
+        std::all_of(modules.embeddings.begin(), modules.embeddings.end(), written)) {
+      return layout;
+    }
   }
   return nullptr;
 }

@@ -11,13 +11,25 @@
 #include "modules/io/json_file.h"
 #include "modules/io/safetensors.h"
 #include "modules/precision/packed_weight.h"
+#include "modules/precision/policy.h"
 
 namespace limbeck::quantization {
 
-// The linear modules of a folder, by the checkpoint's names.
+using precision::Role;
+
+// The linear modules of a folder, and its packed embeddings, by the checkpoint's names.
 struct StoredModules {
-  std::map<std::string, kernels::QuantizedFormat> packed;
+  std::map<std::string, kernels::QuantizedFormat> packed;  // linear ones
   std::vector<std::string> plain;
+  std::map<std::string, kernels::QuantizedFormat> embeddings;
+  std::string tied_head;  // that has the weight of a packed embedding; empty: none
+};
+
+// A packed weight by the checkpoint's name, and what stores it.
+struct StoredWeight {
+  std::string name;
+  bool embedding = false;
+  std::string tied_head = {};  // the module that shares it
 };
 
 class FolderLayout {
@@ -26,13 +38,18 @@ class FolderLayout {
 
   // The word for it in quantization_config.quant_method.
   virtual const char* name() const = 0;
-  // What the weight is stored in as config.json has it, without a look at the files; none: plainly.
-  virtual std::optional<kernels::QuantizedFormat> format_of(const std::string& weight) const = 0;
+  // What the weight of a module of this role is stored in as config.json has it, without a look at the files; none:
+  // plainly.
+  virtual std::optional<kernels::QuantizedFormat> format_of(const std::string& weight, Role role) const = 0;
   // The tensors of the folder that stand for it; empty: it is stored plainly there, or not at all.
   virtual std::vector<std::string> tensors_of(const io::WeightsFolder& folder, const std::string& weight) const = 0;
   // On the CPU. WeightsError where its tensors are not those of a matrix of this size.
-  virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
-                                       int64_t columns) const = 0;
+  virtual precision::PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, Role role,
+                                       int64_t rows, int64_t columns) const = 0;
+  // Tensors of the folder that say once more what those of an embedding say, for a head that shares its weight.
+  // WeightsError where they say something else.
+  virtual std::vector<std::string> repeated_for(const io::WeightsFolder& folder, const std::string& head,
+                                                const std::string& embedding) const;
 };
 
 class WrittenLayout : public FolderLayout {
@@ -41,10 +58,10 @@ class WrittenLayout : public FolderLayout {
   virtual bool has_transposed() const = 0;
   virtual bool writes(kernels::QuantizedFormat format) const = 0;
   // The tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
-  virtual io::NamedTensors tensors(const std::string& weight, const precision::PackedWeight& packed,
+  virtual io::NamedTensors tensors(const StoredWeight& weight, const precision::PackedWeight& packed,
                                    at::ScalarType dtype) const = 0;
   // The bytes of those tensors, of a matrix of this size.
-  virtual int64_t bytes_of(kernels::QuantizedFormat format, int64_t rows, int64_t columns,
+  virtual int64_t bytes_of(const StoredWeight& weight, kernels::QuantizedFormat format, int64_t rows, int64_t columns,
                            at::ScalarType dtype) const = 0;
   // quantization_config of a folder with these modules. UsageError where it has no words for them together.
   virtual nlohmann::json config(const StoredModules& modules, at::ScalarType dtype) const = 0;

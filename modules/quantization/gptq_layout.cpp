@@ -42,8 +42,8 @@ struct Scheme {
     if (bits >= 16) return std::nullopt;
     if (bits == 8 && group == -1 && symmetric) return QuantizedFormat::kInt8;
     if (bits == 4) {
-      const auto found = kernels::find_format(fmt::format("int4{}{}", symmetric ? "-sym" : "",
-                                                          group == 128 ? std::string() : fmt::format("-g{}", group)));
+      const auto found = kernels::find_format(
+          fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
       if (found) return found;
     }
     refuse(where, fmt::format("{} bits, {}, group_size {} are not read: wanted 4 bits in groups of 32, 64 or 128, or 8 "
@@ -74,7 +74,8 @@ class Gptq : public FolderLayout {
 
   const char* name() const override { return "gptq"; }
 
-  std::optional<QuantizedFormat> format_of(const std::string& weight) const override {
+  std::optional<QuantizedFormat> format_of(const std::string& weight, Role role) const override {
+    if (role == Role::kEmbedding) return std::nullopt;
     const std::string module = module_of(weight);
     for (const Exception& exception : exceptions_) {
       if (exception.modules->Match(module, 0, module.size(), re2::RE2::ANCHOR_START, nullptr, 0)) {
@@ -97,10 +98,10 @@ class Gptq : public FolderLayout {
     return found;
   }
 
-  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, int64_t rows,
+  PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, Role role, int64_t rows,
                     int64_t columns) const override {
     const Stored stored{folder, module_of(weight)};
-    const auto format = format_of(weight);
+    const auto format = format_of(weight, role);
     if (!format) stored.refuse("it is packed, and config.json's quantization_config has its module in floats");
     const bool int8 = format->kind == CodeKind::kInt8;
     const int64_t bits = int8 ? 8 : 4, group = int8 ? columns : format->group();
@@ -131,8 +132,7 @@ class Gptq : public FolderLayout {
     std::string module;
 
     [[noreturn]] void refuse(const std::string& what) const {
-      throw WeightsError(
-          fmt::format("{}: {} of GPTQ: {}", folder.file_of(module + ".qweight").string(), module, what));
+      throw WeightsError(fmt::format("{}: {} of GPTQ: {}", folder.file_of(module + ".qweight").string(), module, what));
     }
     at::Tensor wanted(const char* part, at::ArrayRef<at::ScalarType> dtypes, at::IntArrayRef shape) const {
       if (folder.find(module + part) == nullptr) refuse(fmt::format("{} is missing", part));

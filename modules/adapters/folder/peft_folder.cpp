@@ -25,7 +25,6 @@ namespace limbeck::adapters {
 namespace {
 
 namespace fs = std::filesystem;
-using models::Linear;
 using precision::ContractModule;
 
 // What the file holds for one module: tensor by parameter, and its name in the file.
@@ -183,15 +182,15 @@ bool same_values(const at::Tensor& own, const at::Tensor& stored) {
   return converted.equal(own.detach());
 }
 
-bool is_weight_of(const Linear& host, const at::Tensor& stored) {
-  if (stored.sizes() != at::IntArrayRef({host.out_features(), host.in_features()})) return false;
-  if (!host.is_quantized()) return same_values(host.weight(), stored);
-  return precision::PackedWeight(stored, *host.precision().quantized, host.placement()) ==
-         *host.packed_weight("weight");
-}
-
 template <class Host>
 bool is_weight_of(const Host& host, const at::Tensor& stored) {
+  if (!host.is_quantized()) return same_values(host.weight(), stored);
+  const auto& matrix = host.packed()->matrix();
+  return stored.sizes() == at::IntArrayRef({matrix.rows, matrix.columns}) &&
+         precision::PackedWeight(stored, *host.precision().quantized, host.placement()) == *host.packed();
+}
+
+bool is_weight_of(const models::ExpertStack& host, const at::Tensor& stored) {
   return same_values(host.weight(), stored);
 }
 

@@ -23,9 +23,9 @@ models::ProductOperands LearnedScale::operands(const at::Tensor& x, const models
                                                const models::Draws&) const {
   const precision::ModuleScope scope(path());
   const at::Tensor factor = learns ? parameter("ia3_l") : parameter("ia3_l").detach();  // a row or a column
-  if (what_ == Scaled::kInput) return {leave(enter(x) * factor.flatten()), host.weight()};
-  const at::ScalarType stored = host.weight().scalar_type();
-  return {x, host.weight() * precision::cast(factor, precision().storage, stored, path() + " (factor)")};
+  const at::Tensor weight = host.operand();
+  if (what_ == Scaled::kInput) return {leave(enter(x) * factor.flatten()), weight};
+  return {x, weight * precision::cast(factor, precision().storage, weight.scalar_type(), path() + " (factor)")};
 }
 
 void LearnedScale::initialize(const models::Linear&, uint64_t) {

@@ -113,14 +113,15 @@ models::ProductOperands LowRank::operands(const at::Tensor& x, const models::Lin
   const precision::ModuleScope scope(path());
   const auto own = [&](const at::Tensor& tensor) { return learns ? tensor : tensor.detach(); };
   const at::Tensor scaled = leave(low(x, own(parameter("lora_A")), draws) * shape_.scale);
+  const at::Tensor weight = host.operand();
   const at::Tensor b =
-      precision::cast(own(parameter("lora_B")), precision().storage, host.weight().scalar_type(), path() + " (B)");
-  if (!shape_.dora) return {at::cat({x, scaled}, -1), at::cat({host.weight(), b}, 1)};
+      precision::cast(own(parameter("lora_B")), precision().storage, weight.scalar_type(), path() + " (B)");
+  if (!shape_.dora) return {at::cat({x, scaled}, -1), at::cat({weight, b}, 1)};
   const at::Tensor norms = row_norms(host), factor = own(dora_factor(*this, norms)).unsqueeze(1);
-  if (!drops(draws)) return {at::cat({x, scaled}, -1), at::cat({host.weight(), b}, 1) * factor};
+  if (!drops(draws)) return {at::cat({x, scaled}, -1), at::cat({weight, b}, 1) * factor};
   const at::Tensor left = kernels::dropout(x, draws.mask(path(), shape_.dropout));
   const at::Tensor excess = own(dora_excess(*this, norms)).unsqueeze(1);
-  return {at::cat({x, left, scaled}, -1), at::cat({host.weight(), host.weight() * excess, b * factor}, 1)};
+  return {at::cat({x, left, scaled}, -1), at::cat({weight, weight * excess, b * factor}, 1)};
 }
 
 }  // namespace limbeck::adapters

@@ -35,7 +35,7 @@ at::Tensor LowRankEmbedding::rows_of_change(int64_t row, int64_t rows) const {
 
 at::Tensor LowRankEmbedding::rows_of_sum(const models::Embedding& host, int64_t row, int64_t rows) const {
   const at::NoGradGuard no_gradient;
-  return rows_of_change(row, rows).add_(widened(host.weight().narrow(0, row, rows)));
+  return rows_of_change(row, rows).add_(widened(host.weight_rows(row, rows)));
 }
 
 at::Tensor LowRankEmbedding::column_norms(const models::Embedding& host) const {

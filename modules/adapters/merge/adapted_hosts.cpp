@@ -56,8 +56,8 @@ std::vector<AnyHost> adapted_hosts(const models::BuiltModel& built) {
 }
 
 std::string packed_in(const AnyHost& host) {
-  const auto* linear = std::get_if<models::Linear*>(&host);
-  return linear != nullptr && (*linear)->is_quantized() ? precision::storage_name((*linear)->precision()) : "";
+  return std::visit([](const auto* one) { return one->precision().quantized ? storage_name(one->precision()) : ""; },
+                    host);
 }
 
 std::string path_of(const AnyHost& host) {

@@ -14,18 +14,17 @@
 namespace limbeck::adapters {
 namespace {
 
-using models::Linear;
-
 constexpr std::array<const char*, kMergeWays.size()> kNames = {"original", "dequantized", "requantized"};
 
 // Every row of a quantized weight, in the parameter's dtype.
-void store_codes(const Linear& quantized, const Linear& plain) {
-  each_row_block(plain.out_features(), [&](int64_t row, int64_t count) {
+template <class Host>
+void store_codes(const Host& quantized, const Host& plain) {
+  each_row_block(plain.weight().size(0), [&](int64_t row, int64_t count) {
     store_rounded(plain.weight().narrow(0, row, count), quantized.weight_rows(row, count), plain.path());
   });
 }
 
-at::Tensor requantized(const at::Tensor& sum, const Linear& host) {
+at::Tensor requantized(const at::Tensor& sum, const precision::ContractModule& host) {
   const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
   return codes.rows(0, sum.size(0));
 }
@@ -38,10 +37,12 @@ void require_quantized_host(const std::vector<AnyHost>& adapted, const std::stri
                                model, adapted.size()));
 }
 
-double change_squared(const at::Tensor& wanted, const Linear& host) {
+template <class Host>
+double change_squared(const at::Tensor& wanted, const Host& host) {
   double sum = 0;
   each_row_block(wanted.size(0), [&](int64_t row, int64_t count) {
-    const double norm = (wanted.narrow(0, row, count) - host.weight_rows(row, count)).norm().item<double>();
+    const at::Tensor change = wanted.narrow(0, row, count) - host.weight_rows(row, count);
+    const double norm = change.norm().item<double>();
     sum += norm * norm;
   });
   return sum;
@@ -71,22 +72,16 @@ class Merging {
 
   template <class Host>
   void merge(const Host& host, const Host& target) {
-    if (host.adapter() == nullptr) return;
-    const models::MergedWeight sum = host.adapter()->merged(target);
-    store_rounded(target.weight(), sum.weight, target.path());
-    if (sum.bias) store_rounded(*bias_of(target), *sum.bias, target.path());
-    ++report_.float_modules;
-  }
-
-  void merge(const Linear& host, const Linear& target) {
     if (!host.is_quantized()) {
-      merge<Linear>(host, target);
+      merge_floats(host, target);
     } else if (host.adapter() != nullptr) {
       merge_packed(host, target);
     } else if (into_ != MergeInto::kOriginal) {
       store_codes(host, target);
     }
   }
+
+  void merge(const models::ExpertStack& host, const models::ExpertStack& target) { merge_floats(host, target); }
 
   QuantizedMergeReport report() const {
     QuantizedMergeReport report = report_;
@@ -95,18 +90,29 @@ class Merging {
   }
 
  private:
-  void merge_packed(const Linear& quantized, const Linear& plain) {
+  template <class Host>
+  void merge_floats(const Host& host, const Host& target) {
+    if (host.adapter() == nullptr) return;
+    const models::MergedWeight sum = host.adapter()->merged(target);
+    store_rounded(target.weight(), sum.weight, target.path());
+    if (sum.bias) store_rounded(*bias_of(target), *sum.bias, target.path());
+    ++report_.float_modules;
+  }
+
+  template <class Host>
+  void merge_packed(const Host& quantized, const Host& plain) {
     const models::MergedWeight wanted = quantized.adapter()->merged(quantized);
     change_ = change_squared(wanted.weight, quantized);
     // First what is computed from the weight that the others overwrite.
     take(MergeInto::kOriginal, quantized.adapter()->merged(plain).weight, wanted.weight, plain);
     take(MergeInto::kDequantized, wanted.weight, wanted.weight, plain);
     take(MergeInto::kRequantized, requantized(wanted.weight, quantized), wanted.weight, plain);
-    if (wanted.bias) store_rounded(*plain.bias(), *wanted.bias, plain.path());
+    if (wanted.bias) store_rounded(*bias_of(plain), *wanted.bias, plain.path());
     ++report_.modules;
   }
 
-  void take(MergeInto way, const at::Tensor& exact, const at::Tensor& wanted, const Linear& plain) {
+  template <class Host>
+  void take(MergeInto way, const at::Tensor& exact, const at::Tensor& wanted, const Host& plain) {
     const auto at = static_cast<size_t>(way);
     const RoundingError error = rounding_error(exact, wanted, plain.weight().scalar_type(), plain.path());
     weight_[at].add(error.relative(), plain.path());

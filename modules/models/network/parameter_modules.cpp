@@ -12,6 +12,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/norm/norm.h"
 #include "kernels/quantized/quantized_linear.h"
+#include "kernels/quantized/quantized_rows.h"
 #include "modules/errors.h"
 
 namespace limbeck::models {
@@ -19,6 +20,24 @@ namespace limbeck::models {
 namespace {
 std::optional<at::Tensor> bias_of(const ContractModule& module) {
   return module.has_parameter("bias") ? std::optional<at::Tensor>(module.parameter("bias")) : std::nullopt;
+}
+
+[[noreturn]] void refuse_one_tensor(const ContractModule& module) {
+  throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor",
+                                  module.path(), precision::storage_name(module.precision()),
+                                  module.precision().source));
+}
+
+// A tied head has no weight to store: its contract is the embedding's, unless somebody said otherwise of the head
+// alone.
+void require_one_contract(const Linear& head, const Embedding& embedding) {
+  const precision::Precision &own = head.precision(), &other = embedding.precision();
+  const bool packed = own.quantized || other.quantized;
+  if (packed ? own.quantized == other.quantized : own.storage == other.storage) return;
+  throw ContractError(fmt::format(
+      "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover "
+      "both, or name [{}] alone",
+      head.path(), precision::storage_name(other), own.source, precision::storage_name(own), embedding.path()));
 }
 }  // namespace
 
@@ -30,63 +49,73 @@ Linear::Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias
 
 Linear::Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias)
     : ContractModule(scope, role), tied_(std::move(tied)) {
-  out_ = weight().size(0), in_ = weight().size(1);
+  out_ = tied_->rows(), in_ = tied_->width();
   if (bias) create_parameter("bias", {out_});
-  if (weight().scalar_type() != precision().storage) {
-    throw ContractError(fmt::format(
-        "[{}] is tied to an embedding stored in {}, but its own contract ({}) says {}: one rule must cover both",
-        path(), precision::dtype_name(weight().scalar_type()), precision().source,
-        precision::dtype_name(precision().storage)));
-  }
+  if (tied_->is_quantized() && precision().source == scope.policy->source()) pack_as(*tied_);
+  require_one_contract(*this, *tied_);
 }
 
 at::Tensor Linear::base_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  const precision::PackedWeight* packed = packed_weight("weight");
-  if (packed != nullptr) return leave(kernels::quantized_linear(enter(x), packed->matrix(), bias()));
+  if (is_quantized()) return leave(kernels::quantized_linear(enter(x), packed()->matrix(), bias()));
   return leave(kernels::linear(enter(x), weight(), bias()));
 }
 
 at::Tensor Linear::product(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  const precision::PackedWeight* packed = packed_weight("weight");
-  if (packed != nullptr) return leave(kernels::quantized_linear(enter(x), packed->matrix()));
+  if (is_quantized()) return leave(kernels::quantized_linear(enter(x), packed()->matrix()));
   return leave(kernels::linear(enter(x), weight()));
 }
 
 at::Tensor Linear::frozen_forward(const at::Tensor& x) const {
   const precision::ModuleScope scope(path());
-  const ProductOperands product =
-      adapter() ? adapter()->operands(x, *this, /*learns=*/false, /*draws=*/{}) : ProductOperands{x, weight().detach()};
   std::optional<at::Tensor> own = bias();
   if (own) own = own->detach();
+  if (is_quantized() && !adapter()) return leave(kernels::quantized_linear(enter(x), packed()->matrix(), own));
+  const ProductOperands product =
+      adapter() ? adapter()->operands(x, *this, /*learns=*/false, /*draws=*/{}) : ProductOperands{x, weight().detach()};
   return leave(kernels::linear(enter(product.x), product.weight, own));
 }
 
 std::optional<at::Tensor> Linear::bias() const { return bias_of(*this); }
 
 const at::Tensor& Linear::weight() const {
-  if (is_quantized()) {
-    throw ContractError(fmt::format("[{}] stores its weight in {} ({}), which cannot be read as one tensor", path(),
-                                    precision::storage_name(precision()), precision().source));
-  }
+  if (is_quantized()) refuse_one_tensor(*this);
   return tied_ ? tied_->weight() : parameter("weight");
 }
 
+at::Tensor Linear::operand() const {
+  return is_quantized() ? kernels::all_rows(packed()->matrix(), precision().compute) : weight();
+}
+
+const precision::PackedWeight* Linear::packed() const { return tied_ ? tied_->packed() : packed_weight("weight"); }
+
 at::Tensor Linear::weight_rows(int64_t row, int64_t count) const {
-  const precision::PackedWeight* packed = packed_weight("weight");
-  return packed != nullptr ? packed->rows(row, count) : weight().narrow(0, row, count);
+  return is_quantized() ? packed()->rows(row, count) : weight().narrow(0, row, count);
 }
 
 Embedding::Embedding(const Scope& scope, int64_t rows, int64_t width, int64_t padding_id)
-    : ContractModule(scope, Role::kEmbedding), padding_id_(padding_id < rows ? padding_id : -1) {
-  create_parameter("weight", {rows, width});
+    : ContractModule(scope, Role::kEmbedding),
+      rows_(rows),
+      width_(width),
+      padding_id_(padding_id < rows ? padding_id : -1) {
+  create_matrix("weight", rows, width);
 }
 
 at::Tensor Embedding::base_forward(const at::Tensor& ids) const {
   const precision::ModuleScope scope(path());
   accept_ids(ids);
+  if (is_quantized()) return leave(kernels::quantized_rows(ids, packed()->matrix(), precision().compute));
   return leave(at::embedding(weight(), ids, padding_id_));
+}
+
+const at::Tensor& Embedding::weight() const {
+  if (is_quantized()) refuse_one_tensor(*this);
+  return parameter("weight");
+}
+
+at::Tensor Embedding::weight_rows(int64_t row, int64_t count) const {
+  return is_quantized() ? packed()->rows(row, count) : weight().narrow(0, row, count);
 }
 
 Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)

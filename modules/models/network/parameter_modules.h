@@ -23,7 +23,7 @@ class Embedding;
 class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
  public:
   Linear(const Scope& scope, Role role, int64_t in, int64_t out, bool bias);
-  // Shares the weight of an embedding (a tied head): the parameter belongs there and is read anew at each forward.
+  // Shares the weight of an embedding (a tied head): it belongs there, packed or not, and is read anew at each forward.
   // A bias is its own.
   Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias = false);
   at::Tensor forward(const at::Tensor& x, const Draws& draws = {}) const {
@@ -34,11 +34,14 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   // The same as forward() without draws, but only x gets a gradient.
   at::Tensor frozen_forward(const at::Tensor& x) const;
   const at::Tensor& weight() const;  // throws where it is quantized
+  // As an operand in the compute dtype; of a quantized weight all of it, unpacked at each call.
+  at::Tensor operand() const;
   // Rows of the weight; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.
   at::Tensor weight_rows(int64_t row, int64_t count) const;
   int64_t in_features() const { return in_; }
   int64_t out_features() const { return out_; }
-  bool is_quantized() const { return packed_weight("weight") != nullptr; }
+  const precision::PackedWeight* packed() const;  // null: the weight is a parameter
+  bool is_quantized() const { return packed() != nullptr; }
   std::optional<at::Tensor> bias() const;
 
   bool is_tied() const { return tied_ != nullptr; }
@@ -48,6 +51,7 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   std::shared_ptr<Embedding> tied_;
 };
 
+// Its table is a parameter, or packed and frozen, as its contract says.
 class Embedding : public ContractModule, public NamedAdapters<EmbeddingAdapter> {
  public:
   // The row padding_id takes part in lookups but gets no gradient from them; -1: none.
@@ -56,11 +60,17 @@ class Embedding : public ContractModule, public NamedAdapters<EmbeddingAdapter> 
     return adapter() ? adapter()->forward(ids, *this) : base_forward(ids);
   }
   at::Tensor base_forward(const at::Tensor& ids) const;  // without the adapter
-  const at::Tensor& weight() const { return parameter("weight"); }
+  const at::Tensor& weight() const;                      // throws where it is quantized
+  // Rows of the table; of a quantized one what its codes stand for, in float32. Meant for some rows at a time.
+  at::Tensor weight_rows(int64_t row, int64_t count) const;
+  int64_t rows() const { return rows_; }
+  int64_t width() const { return width_; }
+  const precision::PackedWeight* packed() const { return packed_weight("weight"); }  // null: it is a parameter
+  bool is_quantized() const { return packed() != nullptr; }
   int64_t padding_id() const { return padding_id_; }
 
  private:
-  int64_t padding_id_;
+  int64_t rows_, width_, padding_id_;
 };
 
 class Norm : public ContractModule {

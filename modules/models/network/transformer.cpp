@@ -186,7 +186,7 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
 ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns, const Draws& draws) const {
   const at::Tensor x = before_head(states, learns, draws);
   ProductOperands product = head_->adapter() != nullptr ? head_->adapter()->operands(x, *head_, learns, draws)
-                                                        : ProductOperands{x, head_->weight()};
+                                                        : ProductOperands{x, head_->operand()};
   if (!learns) product.weight = product.weight.detach();
   const std::optional<at::Tensor> bias = head_->bias();
   if (!bias) return product;

@@ -45,8 +45,9 @@ class Transformer : public torch::nn::Module {
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
   at::Tensor head(const at::Tensor& last, const Draws& draws = {}) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
-  const at::Tensor& head_weight() const { return head_->weight(); }
-  // Of the head's product with what its transform makes of these states, with the adapters that work there. A bias is
+  const at::Tensor& head_weight() const { return head_->weight(); }  // throws where it is quantized
+  // Of the head's product with what its transform makes of these states, with the adapters that work there; a quantized
+  // weight is unpacked in the dtype of the states, as long as these operands live. A bias is
   // part of the product: a column of ones beside the states, and the bias beside the weight.
   ProductOperands head_operands(const at::Tensor& states, bool learns = true, const Draws& draws = {}) const;
   // Training keeps each layer's input alone and runs the layer again in backward: the same bits in less memory.

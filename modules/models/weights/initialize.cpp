@@ -14,7 +14,7 @@ namespace limbeck::models {
 namespace {
 
 // Row p, columns 2j and 2j+1: sine and cosine of p / 10000^(2j / width).
-void fill_sinusoidal(at::Tensor& table) {
+void fill_sinusoidal(at::Tensor table) {
   const int64_t rows = table.size(0), width = table.size(1);
   const at::Tensor values = at::empty({rows, width}, at::TensorOptions().dtype(at::kDouble));
   auto* value = values.mutable_data_ptr<double>();
@@ -40,14 +40,23 @@ double deviation_of(const Architecture& a, const std::string& path) {
   return a.initializer_range / scale;
 }
 
+void draw_matrix(at::Tensor matrix, const ContractModule& module, const std::string& name, const Transformer& model,
+                 uint64_t seed) {
+  const Architecture& a = model.architecture();
+  if (a.sinusoidal_positions && module.path() == model.path() + ".embed_positions") return fill_sinusoidal(matrix);
+  kernels::fill_normal_(matrix, kernels::key_of(seed, module.path() + "." + name), deviation_of(a, module.path()));
+  const bool tokens = module.path() == model.path() + ".embed_tokens";
+  if (tokens && a.padding_id >= 0 && a.padding_id < matrix.size(0)) matrix.select(0, a.padding_id).zero_();
+}
+
 // The codes of what the float weight would have drawn.
-void initialize_packed(ContractModule& module, const Architecture& a, uint64_t seed) {
+void initialize_packed(ContractModule& module, const Transformer& model, uint64_t seed) {
   std::vector<std::string> names;
   for (const auto& [name, weight] : module.packed_weights()) names.push_back(name);
   for (const std::string& name : names) {
     const kernels::QuantizedMatrix& matrix = module.packed_weight(name)->matrix();
     const at::Tensor drawn = at::empty({matrix.rows, matrix.columns}, at::TensorOptions().dtype(at::kFloat));
-    kernels::fill_normal_(drawn, kernels::key_of(seed, module.path() + "." + name), deviation_of(a, module.path()));
+    draw_matrix(drawn, module, name, model, seed);
     module.replace_packed_weight(name, precision::PackedWeight(drawn, matrix.format, module.placement()));
   }
 }
@@ -62,13 +71,8 @@ void initialize(const ContractModule& module, const Transformer& model, uint64_t
       parameter.fill_(one ? 1.0 : 0.0);
     } else if (entry.key() == "bias") {
       parameter.zero_();
-    } else if (a.sinusoidal_positions && module.path() == model.path() + ".embed_positions") {
-      fill_sinusoidal(parameter);
     } else {
-      const std::string path = module.path() + "." + entry.key();
-      kernels::fill_normal_(parameter, kernels::key_of(seed, path), deviation_of(a, module.path()));
-      const bool tokens = module.path() == model.path() + ".embed_tokens";
-      if (tokens && a.padding_id >= 0 && a.padding_id < parameter.size(0)) parameter.select(0, a.padding_id).zero_();
+      draw_matrix(parameter, module, entry.key(), model, seed);
     }
     if (!placed.is_cpu()) precision::cast_into(placed, parameter);
   }
@@ -87,7 +91,7 @@ void initialize_weights(const Transformer& model, uint64_t seed) {
   const at::NoGradGuard no_gradient;
   for (const auto& module : precision::contract_modules(model)) {
     initialize(*module, model, seed);
-    initialize_packed(*module, model.architecture(), seed);
+    initialize_packed(*module, model, seed);
   }
 }
 

@@ -44,8 +44,14 @@ precision::Packing packing_of(const ModelRequest& request, const ModelConfig& co
         "[{}] {} with {}, whose weights are packed already ({}): leave it out; a precision.rule changes single modules",
         request.root, request.packing.source, (config.folder / "config.json").string(), config.layout->name()));
   }
-  const auto format_of = [layout = config.layout, family = config.family](const std::string& path, Role role) {
-    return precision::packable(role) ? layout->format_of(stored_name(*family, path, "weight")) : std::nullopt;
+  // A tied head is what the embedding is.
+  const bool tied = config.architecture.tied && config.architecture.head == HeadKind::kLanguageModel;
+  const auto format_of = [layout = config.layout, family = config.family, tied](const std::string& path, Role role) {
+    const bool of_embedding = tied && path == "lm_head";
+    return precision::packable(role)
+               ? layout->format_of(stored_name(*family, of_embedding ? "embed_tokens" : path, "weight"),
+                                   of_embedding ? Role::kEmbedding : role)
+               : std::nullopt;
   };
   return {format_of, (config.folder / "config.json").string()};
 }

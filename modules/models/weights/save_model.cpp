@@ -60,21 +60,56 @@ struct PackedFolder {
   quantization::StoredModules modules;
 };
 
-PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
+// The head that has no weight of its own, as the checkpoint calls it, or "".
+std::string tied_head_of(const BuiltModel& built) {
+  const Architecture& a = built.model->architecture();
+  return a.tied && a.head == HeadKind::kLanguageModel ? stored_head_name(*built.config.family) : "";
+}
+
+quantization::StoredWeight stored_weight(const BuiltModel& built, const WeightBinding& binding) {
+  const bool tokens = binding.path == built.model->path() + ".embed_tokens.weight";
+  return {binding.name, binding.owner->role() == Role::kEmbedding, tokens ? tied_head_of(built) : ""};
+}
+
+quantization::StoredModules stored_modules(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   quantization::StoredModules modules;
   for (const WeightBinding& binding : bindings) {
+    const auto [name, embedding, tied_head] = stored_weight(built, binding);
     const std::string module = binding.name.substr(0, binding.name.rfind('.'));
+    // What reads the folder goes by classes, and must leave a plain head alone even where it has no weight of its own.
+    if (!tied_head.empty() && binding.packed() == nullptr) modules.plain.push_back(tied_head);
     if (binding.packed() != nullptr) {
-      modules.packed[module] = binding.packed()->format();
+      (embedding ? modules.embeddings : modules.packed)[module] = binding.packed()->format();
+      if (!tied_head.empty()) modules.tied_head = tied_head;
     } else if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr) {
       modules.plain.push_back(module);
     }
   }
-  if (modules.packed.empty()) throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
+  return modules;
+}
+
+void refuse_heads_in_nf4(const std::vector<WeightBinding>& bindings) {
+  for (const WeightBinding& binding : bindings) {
+    const Role role = binding.owner->role();
+    if (binding.packed() == nullptr || precision::packed_by_default(role)) continue;
+    if (binding.packed()->format().kind != kernels::CodeKind::kNf4) continue;
+    throw UsageError(fmt::format(
+        "[{}] is in {}, and bitsandbytes, which alone has that, keeps heads and embeddings in floats: leave "
+        "it out, or take int8 for it and int8 or int4 for the others (compressed-tensors)",
+        binding.owner->path(), kernels::format_name(binding.packed()->format())));
+  }
+}
+
+PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
+  refuse_heads_in_nf4(bindings);
+  quantization::StoredModules modules = stored_modules(built, bindings);
+  if (modules.packed.empty() && modules.embeddings.empty())
+    throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
   auto layout = quantization::layout_for(modules);
   if (layout == nullptr) {
     std::set<std::string> formats;
     for (const auto& [module, format] : modules.packed) formats.insert(kernels::format_name(format));
+    for (const auto& [module, format] : modules.embeddings) formats.insert(kernels::format_name(format));
     throw UsageError(
         fmt::format("[{}] weights in {} have no folder in common that others read: nf4 is of bitsandbytes, int8 "
                     "and int4 are of compressed-tensors",
@@ -100,7 +135,7 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
   const at::ScalarType activations = built.policy->stream_dtype();
   for (const WeightBinding& binding : bindings) {
     if (binding.packed() == nullptr) continue;
-    for (auto& tensor : layout->tensors(binding.name, *binding.packed(), activations))
+    for (auto& tensor : layout->tensors(stored_weight(built, binding), *binding.packed(), activations))
       stored.tensors.push_back(std::move(tensor));
   }
   stored.quantization = layout->config(modules, activations);
@@ -166,7 +201,8 @@ PackedPlan plan_packed(const BuiltModel& built) {
     if (const precision::PackedWeight* packed = binding.packed()) {
       const auto& matrix = packed->matrix();
       plan.tensors.push_back({binding.name, kernels::format_name(matrix.format), packed->values(),
-                              folder.layout->bytes_of(matrix.format, matrix.rows, matrix.columns, activations)});
+                              folder.layout->bytes_of(stored_weight(built, binding), matrix.format, matrix.rows,
+                                                      matrix.columns, activations)});
     } else {
       const at::Tensor part = binding.part_of(binding.parameter);
       plan.tensors.push_back({binding.name, precision::dtype_name(part.scalar_type()), part.numel(),

@@ -198,8 +198,8 @@ void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights,
     throw WeightsError(fmt::format("{}: tensor {} is packed, and {} is no matrix",
                                    weights.file_of(binding.name).string(), binding.name, binding.path));
   }
-  const precision::PackedWeight stored =
-      options.layout->read(weights, binding.name, turned ? sizes[1] : sizes[0], turned ? sizes[0] : sizes[1]);
+  const precision::PackedWeight stored = options.layout->read(
+      weights, binding.name, binding.owner->role(), turned ? sizes[1] : sizes[0], turned ? sizes[0] : sizes[1]);
   if (wanted != nullptr && stored.format() == wanted->format()) {
     binding.owner->replace_packed_weight(binding.leaf, stored.on(binding.owner->placement()));
     return;
@@ -296,6 +296,8 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       codes = codes_of(other);
       if (entry != nullptr || !codes.empty()) binding.name = other;
     }
+    const bool tokens = binding.path == model.path() + ".embed_tokens.weight";
+    if (tokens && (entry != nullptr || !codes.empty())) embedding = binding.name;
     if (!codes.empty()) {
       for (const std::string& part : codes) unused.erase(part);
       load_stored_codes(binding, weights, options);
@@ -307,7 +309,6 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       continue;
     }
     unused.erase(binding.name);
-    if (binding.path == model.path() + ".embed_tokens.weight") embedding = binding.name;
     if (binding.packed() != nullptr) {
       load_packed(binding, *entry, weights, options);
       ++report.packed_tensors;
@@ -323,6 +324,9 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
     const std::string head = stored_head_name(family) + ".weight";
     check_tied_head(model, weights, embedding, head);
     unused.erase(head);
+    if (options.layout != nullptr) {
+      for (const std::string& part : options.layout->repeated_for(weights, head, embedding)) unused.erase(part);
+    }
   }
   std::vector<std::string> extra;
   for (const std::string& name : unused) {
