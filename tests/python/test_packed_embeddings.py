@@ -104,13 +104,24 @@ def test_what_a_layout_cannot_hold_is_refused_before_writing(limbeck, bases, tmp
     assert not (tmp_path / "packed").exists()
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma2"])
-def test_families_weigh_what_was_planned(limbeck, tmp_path, family):
-    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
-    said = quantized(limbeck, base, tmp_path / "packed", "--rule", "model.** int8")
-    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
-    theirs = logits(read_by_transformers(tmp_path / "packed", attn_implementation="eager"))
-    assert parity_measures.largest_error(limbeck.forward(tmp_path / "packed", IDS)["logits"], theirs) < OUTPUT_BAR
+FAMILIES = ("qwen3", "gemma2", "gemma3", "llama3-tied", "gpt2", "bert", "bert-masked", "distilbert", "distilbert-masked")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_weigh_what_was_planned_and_others_load_them(limbeck, tmp_path, name):
+    """Positions, token types, poolers and transforms of heads too; GPT-2's layers are transposed, and stay floats."""
+    family = model_zoo.BY_NAME[name]
+    base, folder = model_zoo.write_model(family, tmp_path / "base"), tmp_path / "packed"
+    said = quantized(limbeck, base, folder, "--rule", "model.embed_tokens int8" if name == "gpt2" else "model.** int8")
+    assert said["planned_bytes"] == said["bytes"] == payload(folder)
+    inputs = model_zoo.make_inputs(family).tensors
+    theirs = type(model_zoo.load(family, base, torch.float32)).from_pretrained(folder, device_map="cpu", attn_implementation="eager")
+    with torch.no_grad():
+        wanted = theirs.eval()(**inputs)
+    ours = limbeck.forward(folder, inputs)
+    ours, wanted = (ours["logits"], wanted.logits) if "logits" in ours else (ours["last_hidden_state"], wanted.last_hidden_state)
+    kept = inputs["attention_mask"].unsqueeze(-1)
+    assert parity_measures.largest_error(ours * kept, wanted * kept) < OUTPUT_BAR
 
 
 @pytest.mark.parametrize("tied", [False, True])
