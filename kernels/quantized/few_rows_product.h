@@ -62,7 +62,10 @@ struct FewRowsProduct {
       }
       for (int64_t s = 0; s < kStrips; ++s) {
         const int64_t n = n0 + s * lanes, count = std::clamp<int64_t>(n1 - n, 0, lanes);
-        if (count > 0) gather_words<kind>(v, n, count, k, depth, own.words[s]);
+        if (count > 0) {
+          gather_words<kind>(v, n, count, k, depth, own.words[s]);
+          ask_for_next_block<kind>(v, n, k, depth, kStrips * lanes);
+        }
         gather_scales<kind>(v, n, count, k, depth, levels, own.runs[s]);
       }
       for (int64_t s = 0; s < strips; s += kTogether) add_block<kind, Rows, kTogether>(v, levels, k, depth, s, own);

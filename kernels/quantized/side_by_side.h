@@ -24,6 +24,23 @@ LIMBECK_INLINE bool lies_side_by_side(const QuantizedView& v) {
   return v.format.kind != CodeKind::kNf4 || v.columns % kNf4Block == 0;
 }
 
+// Rows lie too far apart for the processor to foresee what is read next: the lines of the next block of columns, or of
+// the first one `rows_ahead` further on, are asked for a block ahead.
+template <CodeKind kind>
+LIMBECK_INLINE void ask_for_next_block(const QuantizedView& v, int64_t row, int64_t column, int64_t depth,
+                                       int64_t rows_ahead) {
+  constexpr int64_t line = 64;
+  const bool row_ends = column + depth >= v.columns;
+  const int64_t next_row = row_ends ? row + rows_ahead : row, next_column = row_ends ? 0 : column + depth;
+  if (next_row >= v.rows) return;
+  const int64_t next_depth = std::min(depth, v.columns - next_column);
+  constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2;
+  for (int64_t i = 0; i < std::min(kLanes<float>, v.rows - next_row); ++i) {
+    const auto* from = static_cast<const uint8_t*>(v.codes) + code_index<kind>(v, next_row + i, next_column) / per_byte;
+    for (int64_t byte = 0; byte < next_depth / per_byte; byte += line) __builtin_prefetch(from + byte);
+  }
+}
+
 // Words [words][lanes] of rows [row, row + count) and columns [column, column + depth); lanes without a row are 0.
 // `column` begins a word.
 template <CodeKind kind>

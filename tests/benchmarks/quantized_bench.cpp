@@ -15,6 +15,7 @@
 
 #include "benchmarks/benchmarks.h"
 #include "kernels/linear/linear.h"
+#include "kernels/quantized/int8_dynamic_linear.h"
 #include "kernels/quantized/quantized_linear.h"
 
 namespace limbeck::bench::quantized_bench {
@@ -51,21 +52,29 @@ double bytes_of(const kernels::QuantizedMatrix& weight) {
   return bytes;
 }
 
-// All threads add up the words of a block four times as large as most last caches.
+// All threads add up the words of a block that is larger than the last cache, in vectors.
 struct StreamRead {
+  typedef int64_t Words __attribute__((vector_size(32)));
+  static constexpr int64_t kTogether = 8, kWords = 4;
   Tensor block = at::ones({int64_t{32} << 20}, at::kLong);
   int64_t sum = 0;
 
   void operator()() {
     const auto* words = block.const_data_ptr<int64_t>();
+    constexpr int64_t piece = kTogether * kWords;
+    const int64_t pieces = block.numel() / piece;
     sum += at::parallel_reduce(
-        0, block.numel(), block.numel() / at::get_num_threads(), int64_t{0},
+        0, pieces, pieces / at::get_num_threads(), int64_t{0},
         [&](int64_t begin, int64_t end, int64_t from) {
-          int64_t part[8] = {};
-          for (int64_t i = begin; i + 8 <= end; i += 8) {
-            for (int64_t lane = 0; lane < 8; ++lane) part[lane] += words[i + lane];
+          Words part[kTogether] = {};
+          for (int64_t i = begin; i < end; ++i) {
+            for (int64_t j = 0; j < kTogether; ++j) {
+              Words read;
+              __builtin_memcpy(&read, words + i * piece + j * kWords, sizeof read);
+              part[j] += read;
+            }
           }
-          for (const int64_t lane : part) from += lane;
+          for (const Words& each : part) from += each[0] + each[1] + each[2] + each[3];
           return from;
         },
         [](int64_t a, int64_t b) { return a + b; });
@@ -88,6 +97,10 @@ void measure(int64_t rows, int64_t out, int64_t in, int rounds) {
     for (const Tensor* of : {&x, &x16, &half}) {
       all.push_back({std::string(kernels::format_name(weight.format)) + " " + c10::toString(of->scalar_type()),
                      bytes_of(weight), [&weight, of] { kernels::quantized_linear(*of, weight); }});
+      if (weight.format == kernels::QuantizedFormat::kInt8) {
+        all.push_back({std::string("int8 dynamic ") + c10::toString(of->scalar_type()), bytes_of(weight),
+                       [&weight, of] { kernels::int8_dynamic_linear(*of, weight); }});
+      }
     }
   }
   std::vector<std::vector<double>> times(all.size());
