@@ -32,6 +32,8 @@ at::Tensor product_with(const at::Tensor& a, const QuantizedMatrix& matrix, bool
                      .a = dense.const_data_ptr(),
                      .b = view,
                      .dequantize = &dequantize_rectangle,
+                     .nf4_levels = kNf4Levels.data(),
+                     .dynamic_levels = kDynamicLevels.data(),
                      .transposed = transposed,
                      .c = c.mutable_data_ptr(),
                      .bias = b.defined() ? b.const_data_ptr() : nullptr,

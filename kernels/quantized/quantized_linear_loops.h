@@ -15,6 +15,7 @@ struct QuantizedProduct {
   const void* a;
   const QuantizedView& b;
   void (*dequantize)(const QuantizedView&, int64_t row0, int64_t row1, int64_t column0, int64_t column1, float* values);
+  const float *nf4_levels, *dynamic_levels;  // kNf4Levels and kDynamicLevels
   bool transposed;
   void* c;
   const void* bias;

@@ -22,5 +22,8 @@ int main_of(int argc, char** argv);
 namespace load_bench {
 int main_of(int argc, char** argv);
 }
+namespace quantized_bench {
+int main_of(int argc, char** argv);
+}
 
 }  // namespace limbeck::bench

@@ -22,6 +22,7 @@ constexpr std::array kBenchmarks = {
     Benchmark{"kernels", "norm, rotary and gated activations against ATen's operators", bench::kernels_bench::main_of},
     Benchmark{"linear", "half products against ATen's", bench::linear_bench::main_of},
     Benchmark{"load", "reading safetensors against the bytes alone", bench::load_bench::main_of},
+    Benchmark{"quantized", "linears with packed weights beside float ones", bench::quantized_bench::main_of},
 };
 
 }  // namespace

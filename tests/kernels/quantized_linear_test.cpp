@@ -65,6 +65,27 @@ INSTANTIATE_TEST_SUITE_P(All, QuantizedLinearValues,
                                                               ProductShape{520, 530, 300}),
                                             ::testing::Bool()));
 
+// Issue 16: layers of models, input widths that no word or block divides, and each number of rows that has a body of
+// its own.
+INSTANTIATE_TEST_SUITE_P(Layers, QuantizedLinearValues,
+                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
+                                            ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                                            ::testing::Values(ProductShape{1, 512, 1024}, ProductShape{16, 512, 1024},
+                                                              ProductShape{17, 512, 1024}, ProductShape{1, 1024, 512},
+                                                              ProductShape{16, 1024, 512}, ProductShape{17, 1024, 512},
+                                                              ProductShape{1, 90, 100}, ProductShape{16, 90, 100},
+                                                              ProductShape{17, 90, 100}, ProductShape{1, 90, 130},
+                                                              ProductShape{16, 90, 130}, ProductShape{17, 90, 130}),
+                                            ::testing::Values(true)));
+INSTANTIATE_TEST_SUITE_P(FewRows, QuantizedLinearValues,
+                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
+                                            ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
+                                            ::testing::Values(ProductShape{2, 101, 320}, ProductShape{3, 101, 320},
+                                                              ProductShape{4, 101, 320}, ProductShape{5, 101, 320},
+                                                              ProductShape{6, 101, 320}, ProductShape{7, 101, 320},
+                                                              ProductShape{8, 101, 320}, ProductShape{9, 101, 320}),
+                                            ::testing::Bool()));
+
 class QuantizedLinearOf : public ::testing::TestWithParam<QuantizedFormat> {};
 
 TEST_P(QuantizedLinearOf, TheSameBitsForAnyThreadsAnyOtherRowsAndWithoutGradients) {
@@ -85,6 +106,36 @@ TEST_P(QuantizedLinearOf, TheSameBitsForAnyThreadsAnyOtherRowsAndWithoutGradient
     test::expect_same_bits(quantized_linear(x.slice(0, 40, 41), weight, b), y[0].slice(0, 40, 41), "one row");
     const c10::InferenceMode inference;
     test::expect_same_bits(quantized_linear(x, weight, b), y[0], "inference");
+  }
+}
+
+// The codes of few rows go straight to the sums, those of many through float32 rectangles; 704 is whole blocks of nf4.
+TEST_P(QuantizedLinearOf, ARowHasTheSameBitsAmongFewAndAmongMany) {
+  for (const auto scales : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    for (const int64_t width : {int64_t{704}, int64_t{330}, int64_t{5}}) {
+      const auto weight = quantize(drawn({517, width}, at::kFloat, 5), GetParam(), scales);
+      for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+        const auto x = drawn({60, width}, dtype, 6), b = drawn({517}, dtype, 7);
+        const auto all = quantized_linear(x, weight, b);
+        for (int64_t rows = 1; rows <= 10; ++rows) {
+          test::expect_same_bits(quantized_linear(x.slice(0, 7, 7 + rows), weight, b), all.slice(0, 7, 7 + rows),
+                                 std::to_string(rows) + " rows of width " + std::to_string(width));
+        }
+      }
+    }
+  }
+}
+
+TEST_P(QuantizedLinearOf, FewRowsHaveTheSameBitsOnTwoThreads) {
+  const auto weight = quantize(drawn({1000, 1024}, at::kFloat, 5), GetParam());
+  const int threads = at::get_num_threads();
+  for (const int64_t rows : {1, 3, 8}) {
+    const auto x = drawn({rows, 1024}, at::kBFloat16, 6);
+    at::set_num_threads(1);
+    const auto alone = quantized_linear(x, weight);
+    at::set_num_threads(2);
+    test::expect_same_bits(quantized_linear(x, weight), alone, std::to_string(rows) + " rows");
+    at::set_num_threads(threads);
   }
 }
 

@@ -1,0 +1,180 @@
+// Weights of neighbouring rows side by side, for *_loops.cpp: a lane of a vector is a row of the matrix, and a word
+// (four bytes) of codes of each row is brought into one vector, so that codes are read once and unpacked in registers.
+// The values are those of quantized_formula.h to the bit.
+#pragma once
+#include <algorithm>
+
+#include "kernels/cpu/panels.h"
+#include "kernels/quantized/quantized_formula.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
+
+template <CodeKind kind>
+inline constexpr int kValuesOfWord = kind == CodeKind::kInt8 ? 4 : 8;
+inline constexpr int64_t kWordBytes = 4;
+
+// Levels of nf4 and of its scales; in the loops nobody may ask an inline variable for its address.
+struct Levels {
+  const float* nf4;
+  const float* dynamic;
+};
+
+// Blocks of nf4 must not cross from one row into the next.
+LIMBECK_INLINE bool lies_side_by_side(const QuantizedView& v) {
+  return v.format.kind != CodeKind::kNf4 || v.columns % kNf4Block == 0;
+}
+
+// Rows lie too far apart for the processor to foresee what is read next: the lines of the next block of columns, or of
+// the first one `rows_ahead` further on, are asked for a block ahead.
+template <CodeKind kind>
+LIMBECK_INLINE void ask_for_next_block(const QuantizedView& v, int64_t row, int64_t column, int64_t depth,
+                                       int64_t rows_ahead) {
+  constexpr int64_t line = 64;
+  const bool row_ends = column + depth >= v.columns;
+  const int64_t next_row = row_ends ? row + rows_ahead : row, next_column = row_ends ? 0 : column + depth;
+  if (next_row >= v.rows) return;
+  const int64_t next_depth = std::min(depth, v.columns - next_column);
+  constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2;
+  for (int64_t i = 0; i < std::min(kLanes<float>, v.rows - next_row); ++i) {
+    const auto* from = static_cast<const uint8_t*>(v.codes) + code_index<kind>(v, next_row + i, next_column) / per_byte;
+    for (int64_t byte = 0; byte < next_depth / per_byte; byte += line) __builtin_prefetch(from + byte);
+  }
+}
+
+// Words [words][lanes] of rows [row, row + count) and columns [column, column + depth); lanes without a row are 0.
+// `column` begins a word.
+template <CodeKind kind>
+void gather_words(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth, uint32_t* words) {
+  constexpr int64_t lanes = kLanes<float>;
+  const int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2;
+  const int64_t row_bytes = (code_index<kind>(v, 1, 0) - code_index<kind>(v, 0, 0)) / per_byte;
+  const auto* first = static_cast<const uint8_t*>(v.codes) + row * row_bytes + column / per_byte;
+  // int4 has whole words in memory, nf4 in whole blocks; a row of int8 may end within a word.
+  const int64_t bytes = kind == CodeKind::kInt8 ? depth : rounded_up_quotient(depth, kWordCodes) * kWordBytes;
+  const int64_t block = lanes * kWordBytes;
+  int64_t byte = 0;
+  for (; count == lanes && byte + block <= bytes; byte += block, words += lanes * lanes) {
+    F32 part[lanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(&part[i], first + i * row_bytes + byte, sizeof part[i]);
+    transpose_step<float, lanes / 2>(part);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(words + i * lanes, &part[i], sizeof part[i]);
+  }
+  for (; byte < bytes; byte += kWordBytes, words += lanes) {
+    const auto have = static_cast<size_t>(std::min(kWordBytes, bytes - byte));
+    for (int64_t i = 0; i < lanes; ++i) {
+      uint32_t word = 0;
+      if (i < count) {
+        for (size_t j = 0; j < have; ++j)
+          word |= uint32_t{first[i * row_bytes + byte + static_cast<int64_t>(j)]} << 8 * j;
+      }
+      words[i] = word;
+    }
+  }
+}
+
+struct LaneScales {
+  F32 scale, zero;
+};
+
+// Scales and zeros [runs][lanes] of a block of columns, a run having one scale a row; lanes without a row are 0.
+struct ScaleRuns {
+  static constexpr int64_t kMost = 256 / kSmallestGroup;
+  alignas(64) float scale[kMost][kLanes<float>], zero[kMost][kLanes<float>];
+
+  LIMBECK_INLINE LaneScales of(int64_t run) const { return {load(scale[run]), load(zero[run])}; }
+};
+
+// Calls body(run, first, end) for the runs of [column, column + depth), counted from `column`.
+template <CodeKind kind, class Body>
+LIMBECK_INLINE void for_scale_runs(const QuantizedView& v, int64_t column, int64_t depth, Body body) {
+  for (int64_t k = 0, run = 0; k < depth; ++run) {
+    const int64_t end = std::min(depth, end_of_scale<kind>(v, 0, column + k) - column);
+    body(run, k, end);
+    k = end;
+  }
+}
+
+template <CodeKind kind>
+LIMBECK_INLINE void gather_scales_of(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
+                                     const Levels& levels, ScaleRuns& to) {
+  for_scale_runs<kind>(v, column, depth, [&](int64_t run, int64_t begin, int64_t) {
+    for (int64_t i = 0; i < kLanes<float>; ++i) {
+      const ValueScale of_lane = i < count ? scale_at<kind>(v, row + i, column + begin, levels.dynamic) : ValueScale{};
+      to.scale[run][i] = of_lane.scale;
+      to.zero[run][i] = of_lane.zero;
+    }
+  });
+}
+
+// Their storage is asked for once, and not for each lane.
+template <CodeKind kind>
+void gather_scales(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
+                   const Levels& levels, ScaleRuns& to) {
+  QuantizedView known = v;
+  if (v.scale_storage == Storage::kFloat32) {
+    known.scale_storage = Storage::kFloat32;
+    gather_scales_of<kind>(known, row, count, column, depth, levels, to);
+  } else if (v.scale_storage == Storage::kBFloat16) {
+    known.scale_storage = Storage::kBFloat16;
+    gather_scales_of<kind>(known, row, count, column, depth, levels, to);
+  } else {
+    known.scale_storage = Storage::kFloat16;
+    gather_scales_of<kind>(known, row, count, column, depth, levels, to);
+  }
+}
+
+// Levels by their numbers, of which the low four bits count.
+LIMBECK_INLINE F32 nf4_levels(U32 codes, const float* levels) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)codes, _mm512_loadu_ps(levels));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels), (__m256i)codes);
+  const __m256 high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(levels + 8), (__m256i)codes);
+  return (F32)_mm256_blendv_ps(low, high, (__m256)(codes << 28));  // the sign is bit 3
+#else
+  F32 values;
+  for (int64_t i = 0; i < kLanes<float>; ++i) values[i] = levels[codes[i] & 15u];
+  return values;
+#endif
+}
+
+// The values of code `place` of each word.
+template <CodeKind kind>
+LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, const Levels& levels) {
+  if constexpr (kind == CodeKind::kInt8) {
+    return __builtin_convertvector((I32)(words << (24 - 8 * place)) >> 24, F32) * s.scale;
+  } else if constexpr (kind == CodeKind::kInt4) {
+    return (__builtin_convertvector((I32)(words >> (4 * place) & 15u), F32) - s.zero) * s.scale;
+  } else {
+    return nf4_levels(words >> (place / 2 * 8 + (place % 2 == 0 ? 4 : 0)), levels.nf4) * s.scale;
+  }
+}
+
+// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: vector k at values + k * stride.
+template <CodeKind kind>
+void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
+                         const Levels& levels, uint32_t* words, float* values, int64_t stride) {
+  constexpr int64_t lanes = kLanes<float>;
+  constexpr int per_word = kValuesOfWord<kind>;
+  ScaleRuns runs;
+  gather_words<kind>(v, row, count, column, depth, words);
+  gather_scales<kind>(v, row, count, column, depth, levels, runs);
+  for_scale_runs<kind>(v, column, depth, [&](int64_t run, int64_t begin, int64_t end) {
+    const LaneScales scales = runs.of(run);
+    int64_t k = begin;
+    for (; k + per_word <= end; k += per_word) {
+      const U32 word = load(words + k / per_word * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < per_word; ++i)
+        store(values + (k + i) * stride, values_of_words<kind>(word, i, scales, levels));
+    }
+    for (; k < end; ++k) {
+      const U32 word = load(words + k / per_word * lanes);
+      store(values + k * stride, values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
+    }
+  });
+}
+
+}  // namespace limbeck::kernels::LIMBECK_ISA
