@@ -8,7 +8,7 @@
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
-#include "trainer/cli/commands/quantize_tables.h"
+#include "trainer/cli/commands/quantize_measured.h"
 #include "trainer/quantize/static_policy.h"
 
 namespace limbeck::cli {
@@ -25,26 +25,36 @@ int64_t payload_of(const std::filesystem::path& folder) {
 }
 
 // How the formats of single modules are decided, as a user says it.
-enum class Way { kOneFormat, kStatic };
+enum class Way { kOneFormat, kStatic, kDynamic, kBudgeted };
 
 Way way_of(const recipe::Settings& settings) {
-  const std::string& policy = settings.text("policy");
-  const bool one_format = settings.text("quantize") != "none";
-  if (policy != "none" && one_format) {
+  const std::string &policy = settings.text("policy"), &format = settings.text("quantize");
+  const bool budgeted = settings.given("budget");
+  if (budgeted && policy != "none") {
+    throw UsageError(
+        fmt::format("limbeck quantize: --budget and --policy={} both decide: leave one of them out", policy));
+  }
+  if ((policy != "none" || budgeted) && format != "none") {
     throw UsageError(fmt::format(
-        "limbeck quantize: --quantize={} gives all modules one format and --policy={} each its own: leave one of them "
-        "out",
-        settings.text("quantize"), policy));
+        "limbeck quantize: --quantize={} gives all modules one format and {} each its own: leave one of them out",
+        format, budgeted ? "--budget" : "--policy=" + policy));
   }
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
   }
-  if (policy == "static") return Way::kStatic;
-  if (!one_format && settings.values("rule").empty()) {
+  if ((budgeted || policy == "dynamic") && !settings.given("data")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: {} goes by what is measured, and there is nothing to measure on: name a folder of token "
+        "shards by --data, or take --policy=static, which needs none",
+        budgeted ? "--budget" : "--policy=dynamic"));
+  }
+  if (budgeted) return Way::kBudgeted;
+  if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
+  if (format == "none" && settings.values("rule").empty()) {
     throw UsageError(
         "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP, or "
-        "single modules by --rule='model.layers.0.** int8', or --policy=static; limbeck list quantizers shows the "
-        "formats");
+        "single modules by --rule='model.layers.0.** int8', or --policy or --budget, which choose for each; limbeck "
+        "list quantizers shows the formats");
   }
   return Way::kOneFormat;
 }
@@ -67,27 +77,17 @@ void choose_floats(models::ModelRequest& request, Console& console) {
                            precision::dtype_name(*request.dtype), precision::dtype_name(own)));
 }
 
-// The mix of a policy, as it is shown before anything is written.
-struct Decided {
-  quantize::FormatTable table;
-  quantize::Mix mix;
-  Reasons reasons = {};
-};
-
-Decided by_tags(const models::ModelRequest& request, Invocation& call) {
+quantize::StaticQuantizationPolicy static_policy(const recipe::Settings& settings) {
   quantize::StaticQuantizationPolicy policy;
-  for (const recipe::Value& tag : call.settings.values("tag")) policy.set(tag.text, "--tag");
-  quantize::FormatTable table(request, policy.formats());
-  quantize::Mix mix = policy.mix(table);
-  for (const std::string& line : policy.unmet(models::build_on_meta(request))) call.console.warning(line);
-  return {std::move(table), std::move(mix)};
+  for (const recipe::Value& tag : settings.values("tag")) policy.set(tag.text, "--tag");
+  return policy;
 }
 
-void tell_decision(const Decided& decided, Invocation& call) {
-  const quantize::SizeEstimate estimate = quantize::estimate_model_size(decided.table, decided.mix);
-  call.console.note(mix_table(decided.table, decided.mix, decided.reasons, call.width));
+void tell_decision(const quantize::FormatTable& table, const Decided& decided, Invocation& call) {
+  const quantize::SizeEstimate estimate = quantize::estimate_model_size(table, decided.mix);
+  call.console.note(mix_table(table, decided.mix, decided.reasons, call.width));
   call.console.result(estimate_line(estimate));
-  call.result["modules"] = mix_json(decided.table, decided.mix, decided.reasons);
+  call.result["modules"] = mix_json(table, decided.mix, decided.reasons);
   call.result["estimate"] = estimate_json(estimate);
 }
 
@@ -132,13 +132,29 @@ void run_quantize(Invocation& call) {
   }
   const Way way = way_of(settings);
   models::ModelRequest request = request_of(settings);
-  if (way == Way::kStatic) {
-    choose_floats(request, call.console);
-    const Decided decided = by_tags(request, call);
-    tell_decision(decided, call);
-    request.packing = quantize::packing_of(decided.mix, "--policy=static");
+  if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, call);
+
+  if (way == Way::kBudgeted) quantize::Budget::parse(settings.text("budget"), "--budget");
+  if (way != Way::kOneFormat) choose_floats(request, call.console);
+  const bool by_roles = way == Way::kStatic;
+  const quantize::StaticQuantizationPolicy policy = static_policy(settings);
+  const std::string formats = way == Way::kOneFormat ? quantize::kFloatFormat : settings.text("formats");
+  const quantize::FormatTable table(request,
+                                    by_roles ? policy.formats() : quantize::parse_formats(formats, "--formats"));
+  std::unique_ptr<Calibration> calibration;
+  if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
+  if (way != Way::kOneFormat) {
+    if (by_roles) {
+      for (const std::string& line : policy.unmet(models::build_on_meta(request))) call.console.warning(line);
+    }
+    const Decided decided = by_roles               ? Decided{policy.mix(table)}
+                            : way == Way::kDynamic ? calibration->dynamic()
+                                                   : calibration->budgeted();
+    tell_decision(table, decided, call);
+    request.packing = quantize::packing_of(decided.mix, way == Way::kBudgeted ? "--budget" : "--policy");
   }
-  write_folder(std::move(request), folder, call);
+  write_folder(request, folder, call);
+  if (calibration) calibration->measure(folder);
 }
 
 void declare_quantize(recipe::OptionTable& table) {
@@ -153,14 +169,16 @@ void declare_quantize(recipe::OptionTable& table) {
   table.add({.name = "policy",
              .kind = recipe::OptionKind::kChoice,
              .fallback = "none",
-             .help = "static: each module's format by its role (experts int4, attention and MLP int8, the rest float).",
-             .words = {"none", "static"},
+             .help = "static: each module's format by its role (experts int4, attention and MLP int8, the rest float); "
+                     "dynamic: by its importance, measured on --data.",
+             .words = {"none", "static", "dynamic"},
              .flag_only = true});
   table.add({.name = "tag",
              .kind = recipe::OptionKind::kList,
              .help = "What --policy=static gives the modules of a role, such as \"mlp int4-g32\"; may be repeated.",
              .value_name = "\"ROLE FORMAT\"",
              .flag_only = true});
+  declare_measured(table);
   declare_output_folder(table);
 }
 
