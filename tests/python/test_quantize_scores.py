@@ -170,7 +170,7 @@ def test_what_was_written_is_measured_against_the_floats(case, tmp_path):
 
 
 def test_one_file_answers_every_budget(case, tmp_path):
-    scores, losses = tmp_path / "scores.jsonl", []
+    scores, losses = tmp_path / "new" / "folder" / "scores.jsonl", []
     for i, budget in enumerate(["2.2x", "3x", "4x", "4.5x"]):
         said = case.run(tmp_path / f"out{i}", budget=budget, scores=scores, exchange_steps=0)
         assert said["calibration"]["rows_kept"] == (0 if i == 0 else ROWS)
@@ -192,7 +192,12 @@ def same_outcome(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.55, 0.8, 0.97, 0.999])
+def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
+    rows = [("mix" if "mix" in line else "row") for line in lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]]
+    assert rows == ["row"] * ROWS + ["mix"] * 7  # the solved one, and six tries
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.8, 0.97, 0.985, 0.999])
 def test_cut_anywhere_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path, share):
     """What a killed process leaves: whole lines, and part of one. On one thread before and on two now."""
     whole = Path(f"{uninterrupted}.scores.jsonl").read_bytes()

@@ -79,6 +79,8 @@ Json ScoreFile::identity(const models::BuiltModel& model, const FormatTable& tab
 
 ScoreFile::ScoreFile(const fs::path& path, const Json& identity) {
   read(path, identity);
+  std::error_code there;
+  if (path.has_parent_path()) fs::create_directories(path.parent_path(), there);
   file_ = std::make_unique<metrics::AppendFile>(path);
   if (!has_identity_) write(identity);
 }
@@ -91,7 +93,8 @@ void ScoreFile::read(const fs::path& path, const Json& identity) {
   std::string lines = text.str();
   // What a killed process was writing; it is measured again.
   const size_t whole = lines.rfind('\n') == std::string::npos ? 0 : lines.rfind('\n') + 1;
-  if (whole < lines.size()) fs::resize_file(path, whole);
+  if (whole < lines.size()) fs::resize_file(path, whole, absent);
+  if (absent) throw IoError(fmt::format("{}: cannot be written: {}", path.string(), absent.message()));
   lines.resize(whole);
   std::istringstream in(lines);
   int64_t number = 0;
