@@ -6,7 +6,9 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/support/tiny_models.h"
+#include "tests/support/token_shards.h"
 #include "tests/trainer/message_of.h"
+#include "tests/trainer/tiny_distillation.h"
 #include "trainer/cli/commands/quantize_tables.h"
 #include "trainer/quantize/exchange.h"
 #include "trainer/quantize/importance.h"
@@ -99,6 +101,52 @@ TEST(Importance, JoinsTheThreeStandardisedMeasuresByModule) {
     const double of_variance = (static_cast<double>(i * i) - squares) / std::sqrt(fourths - squares * squares);
     EXPECT_NEAR(importance.at(table.modules()[i].path), 0.5 * z + 0.3 * of_variance - 0.2 * z, 1e-12) << i;
   }
+}
+
+TEST(LayerImportanceAnalyzer, MeasuresAsManyBatchesAsItIsAskedForInTheirOrder) {
+  models::ModelRequest request;
+  request.folder = test::weighted_model("llama", "{}", 3);
+  request.dtype = at::kFloat;
+  request.trainable = true;
+  const models::BuiltModel model = models::load_model(request);
+  const FormatTable table(request, parse_formats("float", "--formats"));
+  test::TokenSet set;
+  set.vocabulary = 90;
+  for (int document = 0; document < 6; ++document) {
+    test::TokenDocument tokens;
+    for (int i = 0; i < 12; ++i) tokens.ids.push_back((7 * document + 5 * i * i) % 90);
+    set.shards.resize(1);
+    set.shards[0].push_back(tokens);
+  }
+  data::DataRequest asked;
+  asked.folder = std::filesystem::path(::testing::TempDir()) / "importance_data";
+  std::filesystem::remove_all(asked.folder);
+  std::filesystem::create_directories(asked.folder);
+  test::write_token_set(asked.folder, set);
+  asked.origin = "data";
+  asked.batch_size = 1;
+  asked.sequence_length = 16;
+  asked.packing = data::Packing::kPadded;
+  asked.shuffle = false;
+  const data::DataSource source(asked);
+
+  const ScoreMeter meter(model, table, at::kHalf);
+  const LayerImportanceAnalyzer analyzer(meter, table);
+  RowScore first, all;
+  for (int64_t i = 0; i < 6; ++i) {
+    const RowScore row = meter.measure(source.batch(i));
+    EXPECT_EQ(row.targets, 11);
+    if (i < 2) first.add(row);
+    all.add(row);
+  }
+  EXPECT_EQ(analyzer.analyze(source, 2), importance_of(table, first, meter.mean_weights()));
+  EXPECT_EQ(analyzer.analyze(source, 100), importance_of(table, all, meter.mean_weights()));
+  EXPECT_NE(analyzer.analyze(source, 2), analyzer.analyze(source, 100));
+  double sum = 0;
+  for (const auto& [module, importance] : analyzer.analyze(source, 6)) sum += importance;
+  EXPECT_NEAR(sum, 0, 1e-12);  // of standardised values
+  const std::string said = test::message_of([&] { analyzer.analyze(source, 0); });
+  EXPECT_EQ(said, "2: importance is measured on data: there is no batch to measure it on");
 }
 
 // Scores by which every format below float loses, some modules more than others.

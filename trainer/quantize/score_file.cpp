@@ -86,15 +86,15 @@ ScoreFile::ScoreFile(const fs::path& path, const Json& identity) {
 }
 
 void ScoreFile::read(const fs::path& path, const Json& identity) {
-  std::error_code absent;
-  if (!fs::is_regular_file(path, absent)) return;
+  std::error_code fault;
+  if (!fs::is_regular_file(path, fault)) return;
   std::ostringstream text;
   text << std::ifstream(path, std::ios::binary).rdbuf();
   std::string lines = text.str();
   // What a killed process was writing; it is measured again.
   const size_t whole = lines.rfind('\n') == std::string::npos ? 0 : lines.rfind('\n') + 1;
-  if (whole < lines.size()) fs::resize_file(path, whole, absent);
-  if (absent) throw IoError(fmt::format("{}: cannot be written: {}", path.string(), absent.message()));
+  if (whole < lines.size()) fs::resize_file(path, whole, fault);
+  if (fault) throw IoError(fmt::format("{}: cannot be written: {}", path.string(), fault.message()));
   lines.resize(whole);
   std::istringstream in(lines);
   int64_t number = 0;
