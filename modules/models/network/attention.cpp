@@ -55,6 +55,7 @@ Attention::Attention(const Scope& scope, const Architecture& a, int64_t layer)
     query_ = linear("q_proj", a.hidden, q_width, a.query_key_value_bias);
     key_ = linear("k_proj", a.hidden, kv_width, a.query_key_value_bias);
     value_ = linear("v_proj", a.hidden, kv_width, a.query_key_value_bias);
+    for (const auto& other : {key_, value_}) other->fuse_with(*query_);
   }
   output_ = linear("o_proj", q_width, a.hidden, a.output_bias);
   if (a.query_key_norm) {

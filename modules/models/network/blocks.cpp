@@ -13,6 +13,7 @@ Mlp::Mlp(const Scope& scope, const Architecture& a) : activation_(a.activation) 
   } else {
     if (a.gated) gate_ = linear("gate_proj", a.hidden, a.intermediate);
     up_ = linear("up_proj", a.hidden, a.intermediate);
+    if (gate_) up_->fuse_with(*gate_);
   }
   down_ = linear("down_proj", a.intermediate, a.hidden);
 }

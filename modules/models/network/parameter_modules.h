@@ -45,9 +45,14 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   std::optional<at::Tensor> bias() const;
 
   bool is_tied() const { return tied_ != nullptr; }
+  // Programs that read quantized folders make one product of some linear modules (q, k and v; gate and up), which must
+  // then be in one format: the path of the first of them, of a module by itself its own.
+  const std::string& fused_with() const { return fused_with_.empty() ? path() : fused_with_; }
+  void fuse_with(const Linear& first) { fused_with_ = first.path(); }
 
  private:
   int64_t in_ = 0, out_ = 0;
+  std::string fused_with_;
   std::shared_ptr<Embedding> tied_;
 };
 

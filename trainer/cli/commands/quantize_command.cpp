@@ -1,45 +1,18 @@
 // limbeck quantize: a model's weights in 8 or 4 bits, as a folder that other programs load.
 #include <fmt/format.h>
 
-#include <map>
-
+#include "modules/errors.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
 #include "modules/precision/policy.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
-#include "trainer/cli/console/text_table.h"
+#include "trainer/cli/commands/quantize_measured.h"
+#include "trainer/quantize/static_policy.h"
 
 namespace limbeck::cli {
 namespace {
-
-constexpr int64_t kFloatBytes = 4;
-
-struct FormatSum {
-  int64_t tensors = 0, values = 0, bytes = 0;
-};
-
-double ratio_of(int64_t values, int64_t bytes) {
-  return bytes > 0 ? static_cast<double>(values * kFloatBytes) / static_cast<double>(bytes) : 0;
-}
-
-std::string plan_table(const std::map<std::string, FormatSum>& formats, const FormatSum& all, int width) {
-  TextTable table({{"stored in"},
-                   {"tensors", Align::kRight},
-                   {"values", Align::kRight},
-                   {"bytes", Align::kRight},
-                   {"bits a value", Align::kRight},
-                   {"of float32", Align::kRight}});
-  const auto row = [&table](const std::string& name, const FormatSum& sum) {
-    table.add_row({name, std::to_string(sum.tensors), std::to_string(sum.values), human_bytes(sum.bytes),
-                   fmt::format("{:.3f}", 8.0 * static_cast<double>(sum.bytes) / static_cast<double>(sum.values)),
-                   fmt::format("1/{:.2f}", ratio_of(sum.values, sum.bytes))});
-  };
-  for (const auto& [name, sum] : formats) row(name, sum);
-  row("all", all);
-  return table.render(width);
-}
 
 int64_t payload_of(const std::filesystem::path& folder) {
   const io::WeightsFolder weights(folder);
@@ -51,17 +24,103 @@ int64_t payload_of(const std::filesystem::path& folder) {
   return bytes;
 }
 
-models::ModelRequest quantized_request(const recipe::Settings& settings) {
-  if (settings.text("quantize") == "none" && settings.values("rule").empty()) {
+// How the formats of single modules are decided, as a user says it.
+enum class Way { kOneFormat, kStatic, kDynamic, kBudgeted };
+
+Way way_of(const recipe::Settings& settings) {
+  const std::string &policy = settings.text("policy"), &format = settings.text("quantize");
+  const bool budgeted = settings.given("budget");
+  if (budgeted && policy != "none") {
+    throw UsageError(
+        fmt::format("limbeck quantize: --budget and --policy={} both decide: leave one of them out", policy));
+  }
+  if ((policy != "none" || budgeted) && format != "none") {
+    throw UsageError(fmt::format(
+        "limbeck quantize: --quantize={} gives all modules one format and {} each its own: leave one of them out",
+        format, budgeted ? "--budget" : "--policy=" + policy));
+  }
+  if (!settings.values("tag").empty() && policy != "static") {
+    throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
+  }
+  if ((budgeted || policy == "dynamic") && !settings.given("data")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: {} goes by what is measured, and there is nothing to measure on: name a folder of token "
+        "shards by --data, or take --policy=static, which needs none",
+        budgeted ? "--budget" : "--policy=dynamic"));
+  }
+  if (budgeted) return Way::kBudgeted;
+  if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
+  if (format == "none" && settings.values("rule").empty()) {
     throw UsageError(
         "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP, or "
-        "single "
-        "modules by --rule='model.layers.0.** int8'; limbeck list quantizers shows the formats");
+        "single modules by --rule='model.layers.0.** int8', or --policy or --budget, which choose for each; limbeck "
+        "list quantizers shows the formats");
   }
+  return Way::kOneFormat;
+}
+
+models::ModelRequest request_of(const recipe::Settings& settings) {
   models::ModelRequest request = single_model(settings);
   for (const recipe::Value& rule : settings.values("rule"))
     request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
   return request;
+}
+
+// Policies have half floats, where nobody says otherwise: a float32 that is left would weigh more than all the codes.
+void choose_floats(models::ModelRequest& request, Console& console) {
+  if (request.dtype) return;
+  const at::ScalarType own = models::build_on_meta(request).policy->stream_dtype();
+  request.dtype = own == at::kBFloat16 ? own : at::kHalf;
+  request.dtype_source = "the policy";
+  if (own == *request.dtype) return;
+  console.note(fmt::format("what is not packed is stored in {}: --dtype={} keeps the model's own",
+                           precision::dtype_name(*request.dtype), precision::dtype_name(own)));
+}
+
+quantize::StaticQuantizationPolicy static_policy(const recipe::Settings& settings) {
+  quantize::StaticQuantizationPolicy policy;
+  for (const recipe::Value& tag : settings.values("tag")) policy.set(tag.text, "--tag");
+  return policy;
+}
+
+void tell_decision(const quantize::FormatTable& table, const Decided& decided, Invocation& call) {
+  const quantize::SizeEstimate estimate = quantize::estimate_model_size(table, decided.mix);
+  call.console.note(mix_table(table, decided.mix, decided.reasons, call.width));
+  call.console.result(estimate_line(estimate));
+  call.result["modules"] = mix_json(table, decided.mix, decided.reasons);
+  call.result["estimate"] = estimate_json(estimate);
+}
+
+const char* loaded_by(const std::string& layout) {
+  if (layout.empty()) return "transformers";
+  return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
+}
+
+void write_folder(models::ModelRequest request, const std::filesystem::path& folder, Invocation& call) {
+  const models::BuiltModel built_on_meta = models::build_on_meta(request);
+  const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
+  const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
+  call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
+
+  // As the folder stores them: the codes are chosen by the scales that others will read.
+  const at::ScalarType dtype = built_on_meta.policy->stream_dtype();
+  request.scales = dtype;
+  const models::BuiltModel built = models::load_model(request);
+  report_load(built, call.console);
+  models::SaveOptions options;
+  options.packed = !plan.layout.empty();
+  models::save_model(built, folder, options);
+
+  call.result["layout"] = layout;
+  call.result["dtype"] = precision::dtype_name(dtype);
+  call.result.update(plan_json(plan));
+  const int64_t bytes = payload_of(folder);
+  const double ratio = ratio_to_float32(call.result["values"].get<int64_t>(), bytes);
+  call.result["bytes"] = bytes;
+  call.result["compression_ratio"] = ratio;
+  call.result["output"] = folder.string();
+  call.console.result(fmt::format("{}: {} of weights, everything counted, 1/{:.2f} of float32; layout {}, loaded by {}",
+                                  folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout)));
 }
 
 void run_quantize(Invocation& call) {
@@ -71,46 +130,31 @@ void run_quantize(Invocation& call) {
     throw UsageError(
         "limbeck quantize takes a model without an adapter: make it part of the model first (limbeck merge)");
   }
-  models::ModelRequest request = quantized_request(settings);
-  const models::BuiltModel built_on_meta = models::build_on_meta(request);
-  const models::PackedPlan plan = models::plan_packed(built_on_meta);
-  std::map<std::string, FormatSum> formats;
-  FormatSum all;
-  for (const auto& tensor : plan.tensors) {
-    for (FormatSum* sum : {&formats[tensor.format], &all}) {
-      ++sum->tensors;
-      sum->values += tensor.values;
-      sum->bytes += tensor.bytes;
+  const Way way = way_of(settings);
+  models::ModelRequest request = request_of(settings);
+  if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, call);
+
+  if (way == Way::kBudgeted) quantize::Budget::parse(settings.text("budget"), "--budget");
+  if (way != Way::kOneFormat) choose_floats(request, call.console);
+  const bool by_roles = way == Way::kStatic;
+  const quantize::StaticQuantizationPolicy policy = static_policy(settings);
+  const std::string formats = way == Way::kOneFormat ? quantize::kFloatFormat : settings.text("formats");
+  const quantize::FormatTable table(request,
+                                    by_roles ? policy.formats() : quantize::parse_formats(formats, "--formats"));
+  std::unique_ptr<Calibration> calibration;
+  if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
+  if (way != Way::kOneFormat) {
+    if (by_roles) {
+      for (const std::string& line : policy.unmet(models::build_on_meta(request))) call.console.warning(line);
     }
+    const Decided decided = by_roles               ? Decided{policy.mix(table)}
+                            : way == Way::kDynamic ? calibration->dynamic()
+                                                   : calibration->budgeted();
+    tell_decision(table, decided, call);
+    request.packing = quantize::packing_of(decided.mix, way == Way::kBudgeted ? "--budget" : "--policy");
   }
-  call.console.note(
-      fmt::format("planned, in the layout of {}:\n{}", plan.layout, plan_table(formats, all, call.width)));
-
-  // As the folder stores them: the codes are chosen by the scales that others will read.
-  const at::ScalarType dtype = built_on_meta.policy->stream_dtype();
-  request.scales = dtype;
-  const models::BuiltModel built = models::load_model(request);
-  report_load(built, call.console);
-  models::SaveOptions options;
-  options.packed = true;
-  models::save_model(built, folder, options);
-
-  const int64_t bytes = payload_of(folder);
-  call.result["layout"] = plan.layout;
-  call.result["dtype"] = precision::dtype_name(dtype);
-  for (const auto& [name, sum] : formats) {
-    call.result["formats"][name] = {{"tensors", sum.tensors}, {"values", sum.values}, {"bytes", sum.bytes}};
-  }
-  call.result["values"] = all.values;
-  call.result["float32_bytes"] = all.values * kFloatBytes;
-  call.result["planned_bytes"] = all.bytes;
-  call.result["bytes"] = bytes;
-  call.result["compression_ratio"] = ratio_of(all.values, bytes);
-  call.result["output"] = folder.string();
-  call.console.result(fmt::format(
-      "{}: {} of weights, everything counted, 1/{:.2f} of float32; layout {}, loaded by {}", folder.string(),
-      human_bytes(bytes), ratio_of(all.values, bytes), plan.layout,
-      plan.layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors"));
+  write_folder(request, folder, call);
+  if (calibration) calibration->measure(folder);
 }
 
 void declare_quantize(recipe::OptionTable& table) {
@@ -121,6 +165,20 @@ void declare_quantize(recipe::OptionTable& table) {
                      "floats; may be repeated, the last one that matches wins.",
              .value_name = "\"PATTERN FORMAT\"",
              .flag_only = true});
+  table.group("Policy");
+  table.add({.name = "policy",
+             .kind = recipe::OptionKind::kChoice,
+             .fallback = "none",
+             .help = "static: each module's format by its role (experts int4, attention and MLP int8, the rest float); "
+                     "dynamic: by its importance, measured on --data.",
+             .words = {"none", "static", "dynamic"},
+             .flag_only = true});
+  table.add({.name = "tag",
+             .kind = recipe::OptionKind::kList,
+             .help = "What --policy=static gives the modules of a role, such as \"mlp int4-g32\"; may be repeated.",
+             .value_name = "\"ROLE FORMAT\"",
+             .flag_only = true});
+  declare_measured(table);
   declare_output_folder(table);
 }
 

@@ -1,0 +1,84 @@
+"""limbeck quantize with policies: formats by role, by importance and by budget; what each weighs and loses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import model_zoo
+import pytest
+import torch
+import transformers
+from limbeck_runner import LimbeckError
+from safetensors.torch import load_file
+from test_quantize_command import payload, quantized
+
+
+def llama(folder: Path, **options) -> Path:
+    torch.manual_seed(7)
+    config = transformers.LlamaConfig(**{"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                         "num_key_value_heads": 2, "vocab_size": 101, "initializer_range": 0.1} | options)  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return llama(tmp_path_factory.mktemp("policies") / "base")
+
+
+def formats(said: dict) -> dict[str, str]:
+    return {module: entry["format"] for module, entry in said["modules"].items()}
+
+
+def weighs_as_said(said: dict, out: Path) -> None:
+    assert said["estimate"]["mixed_precision_bytes"] == said["planned_bytes"] == said["bytes"] == payload(out)
+    assert said["estimate"]["total_parameters"] == said["values"]
+
+
+@pytest.mark.parametrize("family", ["llama3-tied", "qwen3", "qwen3-moe", "mixtral", "phi3", "gemma2"])
+def test_static_goes_by_roles(limbeck, tmp_path, family):
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    said = quantized(limbeck, base, tmp_path / "out", "--policy", "static")
+    weighs_as_said(said, tmp_path / "out")
+    assert set(formats(said).values()) == {"int8"} and said["dtype"] == "float16"
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    packed = {name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")}
+    assert len(packed) == len(said["modules"])
+    assert not any("norm" in name or "embed" in name or "lm_head" in name for name in packed)
+
+
+def test_what_a_role_gets_can_be_said(limbeck, base, tmp_path):
+    said = quantized(limbeck, base, tmp_path / "out", "--policy", "static", "--tag", "mlp int4", "--rule", "model.layers.0.mlp.up_proj int8")
+    weighs_as_said(said, tmp_path / "out")
+    for module, form in formats(said).items():
+        assert form == ("int8" if "self_attn" in module else "int4"), module
+    assert "layers.0.mlp.up_proj" not in said["modules"]  # the rule's own
+    assert said["formats"]["int8"]["tensors"] == 9
+    kept = quantized(limbeck, base, tmp_path / "kept", "--policy", "static", "--dtype", "float32")
+    assert kept["dtype"] == "float32"
+
+
+def test_experts_that_stay_floats_are_said(limbeck, tmp_path):
+    base = model_zoo.write_model(model_zoo.BY_NAME["mixtral"], tmp_path / "base")
+    run = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "out"), "--policy", "static")
+    assert "modules of role expert would be int4 by the policy, but their weights cannot be packed" in run.stderr + run.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--policy", "static", "--quantize", "int8"], "gives all modules one format and --policy=static each its own"),
+        (["--quantize", "int8", "--tag", "mlp int4"], "--tag says what --policy=static gives a role"),
+        (["--policy", "static", "--tag", "mlps int4"], "wanted ROLE FORMAT, such as"),
+        (["--policy", "static", "--tag", "norm int8"], "weights of role norm cannot be packed"),
+        (["--policy", "static", "--tag", "mlp nf4"], "no folder that others read holds them together"),
+        (["--policy", "static", "--rule", "model.layers.7.** int8"], "matches no module of model"),
+        (["--policy", "static", "--tag", "mlp int4", "--rule", "model.layers.*.mlp.* int8"], "is for no module"),
+    ],
+)
+def test_contradictions_are_refused(limbeck, base, tmp_path, flags, message):
+    with pytest.raises(LimbeckError, match="exit 2") as refused:
+        limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "out"), *flags)
+    assert message in str(refused.value)
+    assert not (tmp_path / "out").exists()

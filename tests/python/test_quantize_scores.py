@@ -1,0 +1,292 @@
+"""Scores of limbeck quantize against float64, the mixes that follow from them, and what a folder measures."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import time
+from pathlib import Path
+
+import model_zoo
+import pytest
+import token_rows
+import torch
+import transformers
+from limbeck_runner import Limbeck, LimbeckError, build_folder
+from safetensors.torch import load_file
+from test_quantize_command import payload
+from test_quantize_policies import formats, llama, weighs_as_said
+
+LENGTH, ROWS, HELD_OUT, VOCABULARY = 24, 6, 5, 101
+FORMATS = ["float", "int8", "int4-g32", "int4"]
+
+
+class Case:
+    def __init__(self, folder: Path):
+        self.folder, self.base = folder, llama(folder / "base")
+        self.documents = token_rows.random_documents(40, LENGTH // 2, LENGTH, VOCABULARY, seed=3)
+        self.data = token_rows.write(folder / "data", self.documents, VOCABULARY)
+
+    def flags(self, out: Path, **keys) -> list[str]:
+        options = {"model": self.base, "data": self.data, "output": out, "json": f"{out}.json", "packing": "padded",
+                   "sequence-length": LENGTH, "calibration-rows": ROWS, "held-out-rows": HELD_OUT} | {
+                       key.replace("_", "-"): value for key, value in keys.items()}  # fmt: skip
+        return ["quantize", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+    def run(self, out: Path, limbeck: Limbeck | None = None, **keys) -> dict:
+        (limbeck or Limbeck(threads=2)).run(*self.flags(out, **keys))
+        return json.loads(Path(f"{out}.json").read_text())["result"]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory) -> Case:
+    return Case(tmp_path_factory.mktemp("scores"))
+
+
+def model(folder: Path, dtype: torch.dtype = torch.float64) -> transformers.PreTrainedModel:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu", attn_implementation="eager").to(dtype)
+
+
+def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The numbers in each int32 along the last dimension, the lowest bits first, counted from the least code."""
+    shifts = torch.arange(0, 32, bits)
+    return ((words.long()[..., None] >> shifts) & (2**bits - 1)).flatten(-2) - 2 ** (bits - 1)
+
+
+def weight_of(stored: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """What a weight in compressed-tensors' pack-quantized layout stands for, in float64."""
+    rows, columns = stored[f"{name}_shape"].tolist()
+    words, scale = stored[f"{name}_packed"], stored[f"{name}_scale"].double()
+    codes = unpacked(words, 8 if words.shape[1] * 4 == columns else 4)[:, :columns].double()
+    if f"{name}_zero_point" in stored:
+        zeros = unpacked(stored[f"{name}_zero_point"].T.contiguous(), 4).T[:rows].double()
+        codes -= zeros.repeat_interleave(columns // scale.shape[1], 1)
+    return codes * scale.repeat_interleave(columns // scale.shape[1], 1)
+
+
+def stood_for(base: Path, folder: Path) -> transformers.PreTrainedModel:
+    """The model that a folder of packed weights stands for, in float64."""
+    stored, net = load_file(folder / "model.safetensors"), model(base)
+    plain = {name: stored[name].double() if name in stored else weight_of(stored, name) for name in net.state_dict()}
+    net.load_state_dict(plain)
+    return net
+
+
+def linears(net) -> dict[str, torch.nn.Linear]:
+    return {name.removeprefix("model."): module for name, module in net.named_modules() if name.endswith("_proj")}
+
+
+def rows_of(case: Case, begin: int, count: int) -> list[torch.Tensor]:
+    return [torch.tensor([ids]) for ids in case.documents[begin : begin + count]]
+
+
+@pytest.fixture(scope="module")
+def reference(case, tmp_path_factory):
+    """By module, in float64: the score in each format, mean |gradient|, variance of outputs, mean |w|."""
+    net, out = model(case.base), tmp_path_factory.mktemp("codes")
+    stored = {"float": {name: module.weight.detach().half().double() for name, module in linears(net).items()}}
+    for form in FORMATS[1:]:
+        Limbeck().run("quantize", f"--model={case.base}", f"--output={out / form}", f"--quantize={form}", "--dtype=float16")
+        stored[form] = {name: module.weight.detach() for name, module in linears(stood_for(case.base, out / form)).items()}
+    seen: dict[str, tuple] = {}
+    for name, module in linears(net).items():
+        def keep(_, inputs, output, name=name):
+            output.retain_grad()
+            seen[name] = (inputs[0], output)
+        module.register_forward_hook(keep)
+    found = {name: {"losses": [0.0] * len(FORMATS), "gradient": 0.0, "outputs": []} for name in linears(net)}
+    for ids in rows_of(case, 0, ROWS):
+        net.zero_grad()
+        logits = net(ids).logits
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+        for name, (x, y) in seen.items():
+            weight = linears(net)[name].weight
+            for i, form in enumerate(FORMATS):
+                change = x.detach() @ (stored[form][name] - weight.detach()).T
+                found[name]["losses"][i] += 0.5 * float((change * y.grad).square().sum())
+            found[name]["gradient"] += float(weight.grad.abs().mean()) / (ids.shape[1] - 1)
+            found[name]["outputs"].append(y.detach().flatten())
+    for name, entry in found.items():
+        entry["variance"] = float(torch.cat(entry["outputs"]).var(unbiased=False))
+        entry["weight"] = float(linears(net)[name].weight.detach().abs().mean())
+    return found
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_scores_are_those_of_float64(case, reference, tmp_path):
+    case.run(tmp_path / "out", budget="3x", exchange_steps=0)
+    head, *rows = lines_of(tmp_path / "out.scores.jsonl")
+    assert head["formats"] == FORMATS and [row["row"] for row in rows] == list(range(ROWS))
+    for i, name in enumerate(head["modules"]):
+        for j in range(len(FORMATS)):
+            ours = sum(row["modules"][i][4][j] for row in rows)
+            # Float32 rounds the change of an output by about 1e-7 of the output, and float16's own is 2e-4 of it.
+            assert ours == pytest.approx(reference[name]["losses"][j], rel=5e-3 if FORMATS[j] == "float" else 1e-4), (name, FORMATS[j])
+        assert sum(row["modules"][i][0] for row in rows) == pytest.approx(reference[name]["gradient"], rel=1e-4), name
+
+
+def test_dynamic_is_the_formula_over_all_modules(case, reference, tmp_path):
+    said = case.run(tmp_path / "out", policy="dynamic")
+    weighs_as_said(said, tmp_path / "out")
+    z = {}
+    for key, share in (("gradient", 0.5), ("variance", 0.3), ("weight", 0.2)):
+        values = torch.tensor([entry[key] for entry in reference.values()], dtype=torch.float64)
+        for name, value in zip(reference, (values - values.mean()) / values.std(unbiased=False), strict=True):
+            z[name] = z.get(name, 0) + share * float(value)
+    for name, entry in said["modules"].items():
+        assert entry["importance"] == pytest.approx(z[name], abs=1e-4), name
+    ranked = sorted(z, key=z.get)
+    assert {name for name, form in formats(said).items() if form == "float"} == set(ranked[-2:])  # 20 % of 14
+    assert {name for name, form in formats(said).items() if form == "int4"} == set(ranked[:5])  # 40 %
+
+
+def test_what_was_written_is_measured_against_the_floats(case, tmp_path):
+    said = case.run(tmp_path / "out", budget="4x")
+    weighs_as_said(said, tmp_path / "out")
+    assert said["bytes"] <= said["budget"]["allowed_bytes"] == said["float32_bytes"] // 4
+    for group in (["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]):
+        for layer in range(2):
+            given = {form for name, form in formats(said).items() if f"layers.{layer}." in name and name.split(".")[-1] in group}
+            assert len(given) == 1
+    floats, mix = model(case.base), stood_for(case.base, tmp_path / "out")
+    kl, losses, tokens = 0.0, [0.0, 0.0], 0
+    with torch.no_grad():
+        for ids in rows_of(case, ROWS, HELD_OUT):
+            p, q = (net(ids).logits[0, :-1].log_softmax(-1) for net in (floats, mix))
+            kl += float((p.exp() * (p - q)).sum())
+            losses = [loss - float(l.gather(1, ids[0, 1:, None]).sum()) for loss, l in zip(losses, (p, q), strict=True)]
+            tokens += ids.shape[1] - 1
+    measured = said["measured"]
+    assert measured["targets"] == tokens and measured["rows"] == HELD_OUT
+    assert measured["kl"] == pytest.approx(kl / tokens, rel=1e-3)
+    assert measured["float_perplexity"] == pytest.approx(math.exp(losses[0] / tokens), rel=1e-5)
+    assert measured["perplexity"] == pytest.approx(math.exp(losses[1] / tokens), rel=1e-5)
+    assert measured["kl_low"] <= measured["kl"] <= measured["kl_high"]
+    assert said["exchange"]["kl_after"] <= said["exchange"]["kl_before"]
+
+
+def test_one_file_answers_every_budget(case, tmp_path):
+    scores, losses = tmp_path / "new" / "folder" / "scores.jsonl", []
+    for i, budget in enumerate(["2.2x", "3x", "4x", "4.5x"]):
+        said = case.run(tmp_path / f"out{i}", budget=budget, scores=scores, exchange_steps=0)
+        assert said["calibration"]["rows_kept"] == (0 if i == 0 else ROWS)
+        losses.append(said["budget"]["predicted_loss"])
+        assert said["bytes"] <= said["budget"]["allowed_bytes"]
+    assert losses == sorted(losses) and losses[0] < losses[-1]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(case, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    case.run(out, limbeck=Limbeck(threads=1), budget="4x", exchange_steps=6)
+    return out
+
+
+def same_outcome(one: Path, other: Path) -> None:
+    assert Path(f"{one}.scores.jsonl").read_bytes() == Path(f"{other}.scores.jsonl").read_bytes()
+    ours, theirs = (load_file(out / "model.safetensors") for out in (one, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
+    rows = [("mix" if "mix" in line else "row") for line in lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]]
+    assert rows == ["row"] * ROWS + ["mix"] * 7  # the solved one, and six tries
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.8, 0.97, 0.985, 0.999])
+def test_cut_anywhere_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path, share):
+    """What a killed process leaves: whole lines, and part of one. On one thread before and on two now."""
+    whole = Path(f"{uninterrupted}.scores.jsonl").read_bytes()
+    (tmp_path / "out.scores.jsonl").write_bytes(whole[: int(share * len(whole))])
+    case.run(tmp_path / "out", budget="4x", exchange_steps=6)
+    same_outcome(tmp_path / "out", uninterrupted)
+
+
+def test_killed_while_it_measures_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    scores, flags = Path(f"{out}.scores.jsonl"), case.flags(out, budget="4x", exchange_steps=6)
+    for lines in (2, 4, 8):
+        run = subprocess.Popen([build_folder() / "bin" / "limbeck", *flags, "--quiet"], stdin=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while run.poll() is None and time.monotonic() < until:
+            if scores.exists() and scores.read_bytes().count(b"\n") >= lines:
+                break
+        run.kill()
+        run.wait()
+    case.run(out, budget="4x", exchange_steps=6)
+    same_outcome(out, uninterrupted)
+
+
+REFUSALS = [
+    ({"budget": "4x", "data": None}, 2, "--budget goes by what is measured, and there is nothing to measure on"),
+    ({"policy": "dynamic", "data": None}, 2, "--policy=dynamic goes by what is measured"),
+    ({"policy": "dynamic", "budget": "4x"}, 2, "--budget and --policy=dynamic both decide"),
+    ({"budget": "4"}, 2, "wanted what the model may weigh, everything counted"),
+    ({"budget": "1 bits"}, 2, "the least that this model takes is"),
+    ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
+    ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),
+    ({"budget": "4x", "rule": "model.layers.9.** int8"}, 2, "matches no module of model"),
+    ({"budget": "4x", "calibration-rows": 40}, 3, "wanted --calibration-rows=40 and at least one more"),
+]
+
+
+@pytest.mark.parametrize(("keys", "code", "message"), REFUSALS)
+def test_refusals_come_before_anything_is_measured(case, tmp_path, keys, code, message):
+    with pytest.raises(LimbeckError, match=f"exit {code}") as refused:
+        Limbeck().run(*case.flags(tmp_path / "out", **keys))
+    assert message in str(refused.value)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.scores.jsonl").exists()
+
+
+def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted, tmp_path):
+    other = llama(tmp_path / "other", initializer_range=0.2)
+    data = token_rows.write(tmp_path / "data", case.documents[::-1], VOCABULARY)
+    for keys, what in (({"model": other}, "other model"), ({"data": data}, "other data"), ({"formats": "float,int8"}, "other formats"),
+                       ({"dtype": "bfloat16"}, "other floats"), ({"sequence-length": 16}, "other data")):  # fmt: skip
+        with pytest.raises(LimbeckError, match=f"(?s)exit 2: .*holds scores of {what}"):
+            Limbeck().run(*case.flags(tmp_path / "out", budget="3x", scores=f"{uninterrupted}.scores.jsonl", **keys))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_line_is_refused_by_its_number(case, uninterrupted, tmp_path):
+    lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
+    lines[2] = lines[2].replace("targets", "target")
+    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(LimbeckError, match="(?s)exit 3: .*scores.jsonl:3: is no line of scores"):
+        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", scores=tmp_path / "scores.jsonl"))
+
+
+def test_weights_that_are_no_numbers_are_refused(case, tmp_path):
+    net = transformers.AutoModelForCausalLM.from_pretrained(case.base)
+    with torch.no_grad():
+        net.model.layers[1].mlp.up_proj.weight[3, 5] = math.nan
+    net.save_pretrained(tmp_path / "broken")
+    with pytest.raises(LimbeckError, match="(?s)exit 4: .*up_proj"):
+        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", model=tmp_path / "broken"))
+    with pytest.raises(LimbeckError, match="(?s)exit 4: .*layers.1.mlp.up_proj: its weight holds NaN or infinity"):
+        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", model=tmp_path / "broken"), "--allow-nonfinite")
+
+
+def test_experts_without_tokens_are_named(tmp_path):
+    base = model_zoo.write_model(model_zoo.BY_NAME["qwen3-moe"], tmp_path / "base")
+    data = token_rows.write(tmp_path / "data", [[5, 5, 5], [5, 5, 5]], model_zoo.VOCABULARY)
+    run = Limbeck().run("quantize", f"--model={base}", f"--data={data}", f"--output={tmp_path / 'out'}", "--budget=2x", "--packing=padded",
+                        "--sequence-length=16", "--calibration-rows=1", "--formats=float,int8,int4-g32")  # fmt: skip
+    assert "mlp.experts: experts" in run.stderr and "saw no token" in run.stderr
+
+
+def test_a_model_without_next_tokens_is_refused(case, tmp_path):
+    base = model_zoo.write_model(model_zoo.BY_NAME["bert"], tmp_path / "base")
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*without a loss of next tokens"):
+        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", model=base))
+
+
+def test_a_uniform_folder_is_measured_too(case, tmp_path):
+    said = case.run(tmp_path / "out", quantize="int8")
+    assert said["dtype"] == "float32" and 0 < said["measured"]["kl"] < 1e-2
+    assert not (tmp_path / "out.scores.jsonl").exists()
+    assert payload(tmp_path / "out") == said["bytes"]

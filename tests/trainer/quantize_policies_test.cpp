@@ -1,0 +1,266 @@
+// Which format each module gets: by importance, within a budget, repaired by measurement; and what a mix weighs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "tests/support/tiny_models.h"
+#include "tests/support/token_shards.h"
+#include "tests/trainer/message_of.h"
+#include "tests/trainer/tiny_distillation.h"
+#include "trainer/cli/commands/quantize_tables.h"
+#include "trainer/quantize/exchange.h"
+#include "trainer/quantize/importance.h"
+#include "trainer/quantize/joint_measure.h"
+
+namespace limbeck::quantize {
+namespace {
+
+models::ModelRequest request_for(const std::string& family, const nlohmann::json& changes = nlohmann::json::object()) {
+  models::ModelRequest request;
+  request.folder = test::tiny_model(family);
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(request.folder / "config.json"));
+  config.update(changes);
+  std::ofstream(request.folder / "config.json") << config.dump();
+  request.dtype = at::kHalf;
+  return request;
+}
+
+std::map<std::string, int64_t> counts(const Mix& mix) {
+  std::map<std::string, int64_t> found;
+  for (const auto& [module, format] : mix) ++found[format];
+  return found;
+}
+
+LayerImportance ascending(int64_t count) {
+  LayerImportance importance;
+  for (int64_t i = 0; i < count; ++i) importance[std::to_string(100 + i)] = static_cast<double>(i);
+  return importance;
+}
+
+using Counts = std::map<std::string, int64_t>;
+
+TEST(DynamicPolicy, OfTenGivesTwoFiveThree) {
+  const Mix mix = DynamicQuantizationPolicy{ascending(10), 0.2, 0.3}.mix("float", "int8", "int4");
+  EXPECT_EQ(counts(mix), (Counts{{"float", 2}, {"int8", 5}, {"int4", 3}}));
+  EXPECT_EQ(mix.at("109"), "float");
+  EXPECT_EQ(mix.at("100"), "int4");
+}
+
+TEST(DynamicPolicy, GivesEqualModulesTheFirstFormat) {
+  LayerImportance equal;
+  for (int i = 0; i < 9; ++i) equal[std::to_string(i)] = 0.25;
+  EXPECT_EQ(counts(DynamicQuantizationPolicy{equal}.mix("float", "int8", "int4")), (Counts{{"float", 9}}));
+}
+
+TEST(DynamicPolicy, FortyFortyTwentyIsFourTimesSmallerAndMissesTheTarget) {
+  // 70 modules of 1024 x 1024; embeddings and head hardly count.
+  const FormatTable table(request_for("llama", {{"hidden_size", 1024},
+                                                {"intermediate_size", 1024},
+                                                {"num_attention_heads", 8},
+                                                {"num_key_value_heads", 8},
+                                                {"head_dim", 128},
+                                                {"num_hidden_layers", 10}}),
+                          parse_formats("float,int8,int4-sym", "--formats"));
+  ASSERT_EQ(table.modules().size(), 70U);
+  LayerImportance importance;
+  for (const Candidate& module : table.modules()) importance[module.path] = static_cast<double>(importance.size());
+  const Mix mix = DynamicQuantizationPolicy{importance}.mix("float", "int8", "int4-sym");
+  EXPECT_EQ(counts(mix), (Counts{{"float", 14}, {"int8", 28}, {"int4-sym", 28}}));
+  const SizeEstimate estimate = estimate_model_size(table, mix);
+  EXPECT_FALSE(estimate.meets_target);
+  EXPECT_EQ(estimate.target_compression, 6.0);
+  EXPECT_EQ(estimate.fp32_bytes, 4 * estimate.total_parameters);
+  const std::string line = cli::estimate_line(estimate);
+  EXPECT_TRUE(line.ends_with(": 4.0x (target 6.0x: not met)")) << line;
+}
+
+TEST(Importance, JoinsTheThreeStandardisedMeasuresByModule) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8", "--formats"));
+  RowScore scores;
+  std::vector<double> weights;
+  scores.rows = 2;
+  const size_t count = table.modules().size();
+  for (size_t i = 0; i < count; ++i) {
+    ModuleScore module;
+    module.gradient = static_cast<double>(i);
+    module.count = 4;  // half of them 1 + i, half 1 - i: a variance of i squared
+    module.outputs = 4;
+    module.squares = 4 * (1 + static_cast<double>(i * i));
+    scores.modules.push_back(module);
+    weights.push_back(static_cast<double>(count - i));
+  }
+  const auto n = static_cast<double>(count);
+  const auto deviation = std::sqrt((n * n - 1) / 12);
+  double squares = 0, fourths = 0;
+  for (size_t i = 0; i < count; ++i) squares += std::pow(i, 2) / n, fourths += std::pow(i, 4) / n;
+  const LayerImportance importance = importance_of(table, scores, weights);
+  for (size_t i = 0; i < count; ++i) {
+    const double z = (static_cast<double>(i) - (n - 1) / 2) / deviation;
+    const double of_variance = (static_cast<double>(i * i) - squares) / std::sqrt(fourths - squares * squares);
+    EXPECT_NEAR(importance.at(table.modules()[i].path), 0.5 * z + 0.3 * of_variance - 0.2 * z, 1e-12) << i;
+  }
+}
+
+TEST(LayerImportanceAnalyzer, MeasuresAsManyBatchesAsItIsAskedForInTheirOrder) {
+  models::ModelRequest request;
+  request.folder = test::weighted_model("llama", "{}", 3);
+  request.dtype = at::kFloat;
+  request.trainable = true;
+  const models::BuiltModel model = models::load_model(request);
+  const FormatTable table(request, parse_formats("float", "--formats"));
+  test::TokenSet set;
+  set.vocabulary = 90;
+  for (int document = 0; document < 6; ++document) {
+    test::TokenDocument tokens;
+    for (int i = 0; i < 12; ++i) tokens.ids.push_back((7 * document + 5 * i * i) % 90);
+    set.shards.resize(1);
+    set.shards[0].push_back(tokens);
+  }
+  data::DataRequest asked;
+  asked.folder = std::filesystem::path(::testing::TempDir()) / "importance_data";
+  std::filesystem::remove_all(asked.folder);
+  std::filesystem::create_directories(asked.folder);
+  test::write_token_set(asked.folder, set);
+  asked.origin = "data";
+  asked.batch_size = 1;
+  asked.sequence_length = 16;
+  asked.packing = data::Packing::kPadded;
+  asked.shuffle = false;
+  const data::DataSource source(asked);
+
+  const ScoreMeter meter(model, table, at::kHalf);
+  const LayerImportanceAnalyzer analyzer(meter, table);
+  RowScore first, all;
+  for (int64_t i = 0; i < 6; ++i) {
+    const RowScore row = meter.measure(source.batch(i));
+    EXPECT_EQ(row.targets, 11);
+    if (i < 2) first.add(row);
+    all.add(row);
+  }
+  EXPECT_EQ(analyzer.analyze(source, 2), importance_of(table, first, meter.mean_weights()));
+  EXPECT_EQ(analyzer.analyze(source, 100), importance_of(table, all, meter.mean_weights()));
+  EXPECT_NE(analyzer.analyze(source, 2), analyzer.analyze(source, 100));
+  double sum = 0;
+  for (const auto& [module, importance] : analyzer.analyze(source, 6)) sum += importance;
+  EXPECT_NEAR(sum, 0, 1e-12);  // of standardised values
+  const std::string said = test::message_of([&] { analyzer.analyze(source, 0); });
+  EXPECT_EQ(said, "2: importance is measured on data: there is no batch to measure it on");
+}
+
+// Scores by which every format below float loses, some modules more than others.
+RowScore made_scores(const FormatTable& table) {
+  RowScore scores;
+  scores.rows = 1;
+  scores.targets = 10;
+  for (size_t i = 0; i < table.modules().size(); ++i) {
+    ModuleScore module;
+    for (size_t format = 0; format < table.formats().size(); ++format)
+      module.losses.push_back(static_cast<double>(format * format * (1 + i % 5)));
+    scores.modules.push_back(module);
+  }
+  return scores;
+}
+
+TEST(BudgetedPolicy, KeepsWhatOthersFuseInOneFormatAndTheBudgetToTheByte) {
+  for (const char* family : {"llama", "qwen3", "gemma2"}) {
+    const FormatTable table(request_for(family), parse_formats("float,int8,int4-g32", "--formats"));
+    const RowScore scores = made_scores(table);
+    int64_t before = std::numeric_limits<int64_t>::max();
+    for (const char* text : {"1.5x", "2x", "2.2x", "2.5x"}) {
+      const Budget budget = Budget::parse(text, "--budget");
+      std::string said;
+      try {
+        const BudgetedMix found = budgeted_mix(table, scores, budget);
+        EXPECT_LE(found.bytes, budget.bytes(table.values()));
+        EXPECT_LE(found.bytes, before);
+        before = found.bytes;
+        EXPECT_EQ(found.bytes, estimate_model_size(table, found.mix).mixed_precision_bytes);
+        for (const auto& group : table.groups()) {
+          for (const size_t module : group)
+            EXPECT_EQ(found.mix.at(table.modules()[module].path), found.mix.at(table.modules()[group[0]].path));
+        }
+      } catch (const UsageError& error) {
+        said = error.what();
+        EXPECT_NE(said.find("the least that this model takes is"), std::string::npos);
+      }
+    }
+    EXPECT_LT(before, std::numeric_limits<int64_t>::max());
+  }
+}
+
+TEST(BudgetedPolicy, GroupsAreQueriesWithKeysAndValuesAndGatesWithTheirUps) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8", "--formats"));
+  ASSERT_EQ(table.modules().size(), 14U);
+  std::vector<size_t> sizes;
+  for (const auto& group : table.groups()) sizes.push_back(group.size());
+  EXPECT_EQ(sizes, (std::vector<size_t>{3, 1, 2, 1, 3, 1, 2, 1}));
+}
+
+TEST(BudgetedPolicy, WhatIsOfferedInPlaceOfTooLittleFits) {
+  const FormatTable table(request_for("llama"), parse_formats("int8", "--formats"));
+  const RowScore scores = made_scores(table);
+  for (const char* text : {"1 bits", "31x", "5 bytes"}) {
+    const std::string said = test::message_of([&] { budgeted_mix(table, scores, Budget::parse(text, "--budget")); });
+    ASSERT_TRUE(said.starts_with("2: --budget=\"" + std::string(text) + "\" is ")) << said;
+    const size_t begin = said.rfind("--budget=\"") + 10;
+    const std::string offered = said.substr(begin, said.find('"', begin) - begin);
+    EXPECT_NO_THROW(budgeted_mix(table, scores, Budget::parse(offered, "--budget"))) << offered;
+  }
+}
+
+TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8", "--formats"));
+  const RowScore scores = made_scores(table);
+  const BudgetedMix first = budgeted_mix(table, scores, Budget::parse("2.5x", "--budget"));
+  // Really, only the last layer's down_proj suffers.
+  const std::string tender = table.modules().back().path;
+  int64_t measured = 0;
+  const auto kl = [&](const Mix& mix) {
+    ++measured;
+    return mix.at(tender) == "float" ? 0.0 : 1.0;
+  };
+  BudgetedMix worst = first;
+  worst.bytes +=
+      *table.modules().back().bytes[1] - *table.modules().back().bytes[table.format_index(worst.mix[tender])];
+  worst.mix[tender] = "int8";
+  const Exchanged found = exchange(table, scores, worst, 500, kl);
+  EXPECT_EQ(found.mix.mix.at(tender), "float");
+  EXPECT_EQ(found.kl_before, 1.0);
+  EXPECT_EQ(found.kl_after, 0.0);
+  EXPECT_LE(found.mix.bytes, found.mix.allowed);
+  EXPECT_EQ(found.mix.bytes, table.bytes_of(found.mix.mix));
+  EXPECT_EQ(measured, static_cast<int64_t>(found.tries.size()) + 1);
+  EXPECT_EQ(exchange(table, scores, worst, 0, kl).mix.mix, worst.mix);
+}
+
+TEST(JointMeasure, IsTheMeanOverTargetsWithAnIntervalAroundIt) {
+  std::vector<RowDivergence> rows;
+  for (int i = 0; i < 50; ++i) rows.push_back({10 + i % 3, 0.1 * (1 + i % 7), 20.0, 22.0});
+  const JointMeasure measure = joint_measure(rows);
+  double kl = 0, targets = 0;
+  for (const auto& row : rows) kl += row.kl, targets += static_cast<double>(row.targets);
+  EXPECT_NEAR(measure.kl, kl / targets, 1e-15);
+  EXPECT_NEAR(measure.perplexity, std::exp(50 * 22.0 / targets), 1e-9);
+  EXPECT_NEAR(measure.float_perplexity, std::exp(50 * 20.0 / targets), 1e-9);
+  // By the formula for a ratio: 1.96 standard errors each way, within what 2,000 draws show.
+  double squares = 0;
+  for (const auto& row : rows) squares += std::pow(row.kl - measure.kl * static_cast<double>(row.targets), 2);
+  const double error = std::sqrt(squares) / targets;
+  EXPECT_NEAR(measure.kl_low, measure.kl - 1.96 * error, 0.3 * error);
+  EXPECT_NEAR(measure.kl_high, measure.kl + 1.96 * error, 0.3 * error);
+  const JointMeasure equal = joint_measure(std::vector<RowDivergence>(5, {4, 2.0, 1.0, 1.0}));
+  EXPECT_EQ(equal.kl_low, 0.5);
+  EXPECT_EQ(equal.kl_high, 0.5);
+}
+
+TEST(Formats, ThatNoFolderHoldsTogetherAreRefused) {
+  for (const char* text : {"int8,nf4", "int8,int8", "float,int9", ""}) {
+    const std::string said = test::message_of([&] { parse_formats(text, "--formats"); });
+    EXPECT_TRUE(said.starts_with("2: --formats")) << said;
+  }
+}
+
+}  // namespace
+}  // namespace limbeck::quantize

@@ -1,0 +1,51 @@
+// What limbeck quantize does with data: scores of every module and format, kept in a file, the mix that follows from
+// them, and what a written folder measures.
+#pragma once
+#include <memory>
+
+#include "trainer/cli/commands/command.h"
+#include "trainer/cli/commands/quantize_tables.h"
+#include "trainer/data/data_source.h"
+#include "trainer/quantize/budgeted_policy.h"
+#include "trainer/quantize/score_file.h"
+
+namespace limbeck::cli {
+
+// The mix of a policy, as it is shown before anything is written.
+struct Decided {
+  quantize::Mix mix;
+  Reasons reasons = {};
+};
+
+void declare_measured(recipe::OptionTable& table);
+
+class Calibration {
+ public:
+  // `request`: of the folder to be written. Reads the model and looks at the data.
+  Calibration(const models::ModelRequest& request, const quantize::FormatTable& table, Invocation& call);
+
+  // Both measure every row that the score file does not hold; `request` must say its dtype.
+  // By importance: the first format, the second, the last.
+  Decided dynamic();
+  // Within --budget, improved by --exchange-steps.
+  Decided budgeted();
+  // Of the folder that was written, on rows that decided nothing.
+  void measure(const std::filesystem::path& folder) const;
+
+ private:
+  void open_scores();
+  void score_rows();
+  quantize::BudgetedMix exchanged(const quantize::BudgetedMix& first);
+
+  const models::ModelRequest request_;
+  const quantize::FormatTable& table_;
+  Invocation& call_;
+  models::BuiltModel model_;
+  std::unique_ptr<data::DataSource> source_;
+  int64_t calibration_rows_ = 0, held_out_rows_ = 0;
+  std::unique_ptr<quantize::ScoreMeter> meter_;
+  std::unique_ptr<quantize::ScoreFile> file_;
+  quantize::RowScore scores_;
+};
+
+}  // namespace limbeck::cli

@@ -1,0 +1,50 @@
+#include "trainer/quantize/budget.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+
+#include "modules/errors.h"
+
+namespace limbeck::quantize {
+
+namespace {
+
+constexpr double kFloatBytes = 4, kByteBits = 8, kPrintedSteps = 1000;
+constexpr double kMost = 1e15;  // whole numbers up to here are doubles
+
+}  // namespace
+
+Budget Budget::parse(const std::string& text, const std::string& source) {
+  double amount = 0;
+  const auto [end, fault] = std::from_chars(text.data(), text.data() + text.size(), amount);
+  std::string unit(end, text.data() + text.size());
+  unit.erase(0, unit.find_first_not_of(' '));
+  const bool number = fault == std::errc() && amount > 0 && amount < kMost;
+  if (number && (unit == "bits" || unit == "bit")) return {Unit::kBits, amount, text};
+  if (number && unit == "x") return {Unit::kRatio, amount, text};
+  if (number && (unit == "bytes" || unit == "byte") && amount == std::floor(amount))
+    return {Unit::kBytes, amount, text};
+  throw UsageError(
+      fmt::format("{} = \"{}\": wanted what the model may weigh, everything counted: bits a weight (\"4.5 bits\"), how "
+                  "much less than float32 (6x), or whole bytes (\"123456 bytes\")",
+                  source, text));
+}
+
+int64_t Budget::bytes(int64_t values) const {
+  const auto count = static_cast<double>(values);
+  if (unit_ == Unit::kBits) return static_cast<int64_t>(amount_ * count / kByteBits);
+  if (unit_ == Unit::kRatio) return static_cast<int64_t>(count * kFloatBytes / amount_);
+  return static_cast<int64_t>(amount_);
+}
+
+std::string Budget::holding(int64_t bytes, int64_t values) const {
+  const auto count = static_cast<double>(values), whole = static_cast<double>(bytes);
+  if (unit_ == Unit::kBytes) return fmt::format("{} bytes", bytes);
+  if (unit_ == Unit::kBits)
+    return fmt::format("{:.3f} bits", std::ceil(kPrintedSteps * kByteBits * whole / count) / kPrintedSteps);
+  return fmt::format("{:.3f}x", std::floor(kPrintedSteps * kFloatBytes * count / whole) / kPrintedSteps);
+}
+
+}  // namespace limbeck::quantize

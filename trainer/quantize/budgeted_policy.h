@@ -1,0 +1,20 @@
+// The mix of least predicted loss within a budget: modules that must be in one format are one item, exactly solved from
+// measured scores. One set of scores answers every budget.
+#pragma once
+#include "trainer/quantize/budget.h"
+#include "trainer/quantize/format_table.h"
+#include "trainer/quantize/score_meter.h"
+
+namespace limbeck::quantize {
+
+struct BudgetedMix {
+  Mix mix;
+  std::map<std::string, double> predicted;  // by module: nats a target
+  double loss = 0;                          // all of them
+  int64_t bytes = 0, allowed = 0;           // of the whole model
+};
+
+// UsageError where not even the smallest formats fit: it says what they weigh, in the unit of the budget.
+BudgetedMix budgeted_mix(const FormatTable& table, const RowScore& scores, const Budget& budget);
+
+}  // namespace limbeck::quantize

@@ -1,0 +1,153 @@
+#include "trainer/quantize/exchange.h"
+
+#include <ATen/core/grad_mode.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
+
+namespace limbeck::quantize {
+
+namespace {
+
+// One item in another format.
+struct Move {
+  size_t group = 0, format = 0;
+  int64_t bytes = 0;  // more than now
+  double loss = 0;    // more than predicted now
+};
+
+struct Proposal {
+  std::vector<Move> moves;
+  double loss = 0;
+};
+
+const std::string& format_of(const FormatTable& table, const Mix& mix, size_t group) {
+  return mix.at(table.modules()[table.groups()[group].front()].path);
+}
+
+std::vector<Move> moves_from(const FormatTable& table, const RowScore& scores, const Mix& mix) {
+  std::vector<Move> moves;
+  const auto targets = static_cast<double>(std::max<int64_t>(scores.targets, 1));
+  for (size_t group = 0; group < table.groups().size(); ++group) {
+    const size_t now = table.format_index(format_of(table, mix, group));
+    for (size_t format = 0; format < table.formats().size(); ++format) {
+      Move move{group, format, 0, 0};
+      bool possible = format != now;
+      for (const size_t module : table.groups()[group]) {
+        const auto& bytes = table.modules()[module].bytes;
+        possible = possible && bytes[format];
+        if (!possible) break;
+        move.bytes += *bytes[format] - *bytes[now];
+        move.loss += (scores.modules[module].losses[format] - scores.modules[module].losses[now]) / targets;
+      }
+      if (possible) moves.push_back(move);
+    }
+  }
+  return moves;
+}
+
+// All within `spare` bytes, the most promising first.
+std::vector<Proposal> proposals(const std::vector<Move>& moves, int64_t spare) {
+  std::vector<Proposal> found;
+  for (size_t i = 0; i < moves.size(); ++i) {
+    if (moves[i].bytes <= spare) found.push_back({{moves[i]}, moves[i].loss});
+    for (size_t j = i + 1; j < moves.size(); ++j) {
+      if (moves[i].group == moves[j].group || moves[i].bytes + moves[j].bytes > spare) continue;
+      found.push_back({{moves[i], moves[j]}, moves[i].loss + moves[j].loss});
+    }
+  }
+  std::stable_sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.loss < b.loss; });
+  return found;
+}
+
+BudgetedMix applied(const FormatTable& table, const RowScore& scores, const BudgetedMix& mix,
+                    const Proposal& proposal) {
+  BudgetedMix next = mix;
+  const auto targets = static_cast<double>(std::max<int64_t>(scores.targets, 1));
+  for (const Move& move : proposal.moves) {
+    next.bytes += move.bytes;
+    next.loss += move.loss;
+    for (const size_t module : table.groups()[move.group]) {
+      const std::string& path = table.modules()[module].path;
+      next.mix[path] = table.formats()[move.format].name;
+      next.predicted[path] = scores.modules[module].losses[move.format] / targets;
+    }
+  }
+  return next;
+}
+
+std::string described(const FormatTable& table, const Mix& mix, const Proposal& proposal) {
+  std::string text;
+  for (const Move& move : proposal.moves) {
+    text +=
+        fmt::format("{}{} {} -> {}", text.empty() ? "" : ", ", table.modules()[table.groups()[move.group].front()].path,
+                    format_of(table, mix, move.group), table.formats()[move.format].name);
+  }
+  return text;
+}
+
+}  // namespace
+
+Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
+                   const MeasureMix& measure) {
+  Exchanged found{first, measure(first.mix), 0, {}};
+  found.kl_after = found.kl_before;
+  std::set<std::string> seen = {spelled(table, first.mix)};
+  for (bool helped = true; helped;) {
+    helped = false;
+    const auto moves = moves_from(table, scores, found.mix.mix);
+    for (const Proposal& proposal : proposals(moves, found.mix.allowed - found.mix.bytes)) {
+      if (static_cast<int64_t>(found.tries.size()) >= tries) return found;
+      const BudgetedMix next = applied(table, scores, found.mix, proposal);
+      if (!seen.insert(spelled(table, next.mix)).second) continue;
+      const double kl = measure(next.mix);
+      helped = kl < found.kl_after;
+      found.tries.push_back({described(table, found.mix.mix, proposal), proposal.loss, kl, helped});
+      if (!helped) continue;
+      found.mix = next;
+      found.kl_after = kl;
+      break;
+    }
+  }
+  return found;
+}
+
+std::string spelled(const FormatTable& table, const Mix& mix) {
+  std::string text;
+  for (const Candidate& module : table.modules())
+    text += fmt::format("{}{}", text.empty() ? "" : " ", table.format_index(mix.at(module.path)));
+  return text;
+}
+
+MixedModel::MixedModel(models::BuiltModel model, const ScoreMeter& meter, const FormatTable& table,
+                       at::ScalarType floats)
+    : model_(std::move(model)), meter_(meter), table_(table) {
+  const at::NoGradGuard no_gradient;
+  const std::string root = model_.model->path() + ".";
+  for (const auto& module : precision::contract_modules(*model_.model)) {
+    const size_t next = modules_.size();
+    if (next < table.modules().size() && module->path() == root + table.modules()[next].path)
+      modules_.push_back(module);
+  }
+  for (const auto& [path, parameter] : precision::path_parameters(*model_.model)) {
+    at::Tensor narrow = at::empty(parameter.sizes(), parameter.options().dtype(floats)), values = parameter.detach();
+    precision::cast_into(narrow, values);
+    precision::cast_into(values, narrow);
+  }
+}
+
+const models::BuiltModel& MixedModel::in(const Mix& mix) {
+  for (size_t i = 0; i < modules_.size(); ++i) {
+    const std::string& path = table_.modules()[i].path;
+    const std::string& format = mix.at(path);
+    if (now_[path] == format) continue;
+    modules_[i]->replace_parameter("weight", meter_.weight_in(i, table_.format_index(format)));
+    now_[path] = format;
+  }
+  return model_;
+}
+
+}  // namespace limbeck::quantize

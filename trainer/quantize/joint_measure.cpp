@@ -1,0 +1,101 @@
+#include "trainer/quantize/joint_measure.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/log_softmax.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/random/counter_bits.h"
+#include "modules/models/network/token_loss.h"
+#include "modules/precision/casts.h"
+#include "trainer/objective/forward_pass.h"
+
+namespace limbeck::quantize {
+
+namespace {
+
+constexpr int kDraws = 2000;
+constexpr double kOutside = 0.025;  // on each side
+constexpr uint64_t kKey = 0x5ca1ab1e;
+
+double total_of(const at::Tensor& values_n) {
+  const at::Tensor here = precision::move(values_n.contiguous(), c10::kCPU);
+  const double* value = here.const_data_ptr<double>();
+  double sum = 0;
+  for (int64_t i = 0; i < here.numel(); ++i) sum += value[i];
+  return sum;
+}
+
+// float64 log-probabilities [positions, V] of what comes next.
+at::Tensor predicted(const models::BuiltModel& built, const data::TokenStream& stream, const at::Tensor& positions) {
+  const at::Tensor last = built.model->encode(objective::model_input(stream, nullptr)).last;
+  const at::Tensor chosen = last.flatten(0, 1).index_select(0, positions).unsqueeze(0);
+  const at::Tensor logits = built.model->head(chosen).squeeze(0);
+  const std::string place = built.model->path() + " (divergence)";
+  return at::log_softmax(precision::cast(logits, logits.scalar_type(), at::kDouble, place), -1);
+}
+
+double share_at(const std::vector<double>& sorted, double share) {
+  const double place = share * static_cast<double>(sorted.size() - 1);
+  const auto below = static_cast<size_t>(place);
+  const size_t above = std::min(below + 1, sorted.size() - 1);
+  return sorted[below] + (place - static_cast<double>(below)) * (sorted[above] - sorted[below]);
+}
+
+}  // namespace
+
+RowDivergence divergence_on(const models::BuiltModel& floats, const models::BuiltModel& mix, const data::Batch& made) {
+  const at::NoGradGuard no_gradient;
+  const data::TokenStream stream = data::place(made, floats.policy->device()).student;
+  const at::Tensor labels = objective::predicted_labels(stream);
+  const at::Tensor positions = labels.ne(models::kIgnoredLabel).nonzero().flatten();
+  RowDivergence row;
+  row.targets = positions.numel();
+  if (row.targets == 0) return row;
+  const at::Tensor p = predicted(floats, stream, positions), q = predicted(mix, stream, positions);
+  const at::Tensor target = labels.index_select(0, positions).unsqueeze(1);
+  row.kl = total_of((p.exp() * (p - q)).sum(-1));
+  row.float_loss = -total_of(p.gather(1, target).flatten());
+  row.loss = -total_of(q.gather(1, target).flatten());
+  return row;
+}
+
+double mean_divergence(const std::vector<RowDivergence>& rows) {
+  double kl = 0;
+  int64_t targets = 0;
+  for (const RowDivergence& row : rows) kl += row.kl, targets += row.targets;
+  return targets > 0 ? kl / static_cast<double>(targets) : 0;
+}
+
+JointMeasure joint_measure(const std::vector<RowDivergence>& rows) {
+  JointMeasure measure;
+  double float_loss = 0, loss = 0;
+  for (const RowDivergence& row : rows) {
+    measure.targets += row.targets;
+    float_loss += row.float_loss;
+    loss += row.loss;
+  }
+  measure.rows = static_cast<int64_t>(rows.size());
+  if (measure.targets == 0) return measure;
+  const auto targets = static_cast<double>(measure.targets);
+  measure.kl = mean_divergence(rows);
+  measure.float_perplexity = std::exp(float_loss / targets);
+  measure.perplexity = std::exp(loss / targets);
+  std::vector<double> drawn;
+  for (uint64_t draw = 0; draw < kDraws; ++draw) {
+    double sum = 0, count = 0;
+    for (uint64_t i = 0; i < rows.size(); ++i) {
+      const RowDivergence& row = rows[kernels::counter_bits(kKey, draw * rows.size() + i) % rows.size()];
+      sum += row.kl;
+      count += static_cast<double>(row.targets);
+    }
+    if (count > 0) drawn.push_back(sum / count);
+  }
+  std::sort(drawn.begin(), drawn.end());
+  measure.kl_low = share_at(drawn, kOutside);
+  measure.kl_high = share_at(drawn, 1 - kOutside);
+  return measure;
+}
+
+}  // namespace limbeck::quantize

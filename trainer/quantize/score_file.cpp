@@ -1,0 +1,155 @@
+#include "trainer/quantize/score_file.h"
+
+#include <fmt/format.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "modules/errors.h"
+#include "modules/io/crc32c.h"
+#include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
+
+namespace limbeck::quantize {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+namespace fs = std::filesystem;
+
+std::string digest_of(const models::BuiltModel& model) {
+  uint32_t sum = 0;
+  for (const auto& [path, parameter] : precision::path_parameters(*model.model)) {
+    const at::Tensor values = precision::move(parameter.detach(), c10::kCPU).contiguous();
+    sum = io::crc32c(path.data(), path.size(), sum);
+    sum = io::crc32c(values.const_data_ptr(), values.nbytes(), sum);
+  }
+  return fmt::format("{:08x}", sum);
+}
+
+Json json_of(int64_t row, const RowScore& score) {
+  Json modules = Json::array();
+  for (const ModuleScore& module : score.modules)
+    modules.push_back({module.gradient, module.outputs, module.squares, module.count, module.losses});
+  return {
+      {"row", row}, {"targets", score.targets}, {"loss", score.loss}, {"modules", modules}, {"experts", score.experts}};
+}
+
+RowScore score_of(const Json& line) {
+  RowScore score;
+  score.rows = 1;
+  score.targets = line.at("targets");
+  score.loss = line.at("loss");
+  for (const Json& module : line.at("modules")) {
+    score.modules.push_back(
+        {module.at(0), module.at(1), module.at(2), module.at(3), module.at(4).get<std::vector<double>>()});
+  }
+  score.experts = line.at("experts").get<std::map<std::string, std::vector<int64_t>>>();
+  return score;
+}
+
+void require_same(const fs::path& path, const Json& found, const Json& wanted) {
+  if (found == wanted) return;
+  for (const auto& [key, value] : wanted.items()) {
+    const Json other = found.contains(key) ? found[key] : Json();
+    if (other == value) continue;
+    const auto shown = [](const Json& json) { return json.is_array() ? std::string() : " (" + json.dump() + ")"; };
+    throw UsageError(
+        fmt::format("{}: holds scores of other {}{}, wanted those of this run{}: name another file by "
+                    "--scores, or remove it",
+                    path.string(), key, shown(other), shown(value)));
+  }
+  throw UsageError(path.string() + ": is no file of scores that this version reads: name another one by --scores");
+}
+
+}  // namespace
+
+Json ScoreFile::identity(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats,
+                         const Json& data) {
+  Json formats = Json::array(), modules = Json::array();
+  for (const StoredFormat& format : table.formats()) formats.push_back(format.name);
+  for (const Candidate& module : table.modules()) modules.push_back(module.path);
+  return {{"limbeck_scores", 1},
+          {"model", digest_of(model)},
+          {"data", data},
+          {"formats", formats},
+          {"floats", precision::dtype_name(floats)},
+          {"modules", modules}};
+}
+
+ScoreFile::ScoreFile(const fs::path& path, const Json& identity) {
+  read(path, identity);
+  std::error_code there;
+  if (path.has_parent_path()) fs::create_directories(path.parent_path(), there);
+  file_ = std::make_unique<metrics::AppendFile>(path);
+  if (!has_identity_) write(identity);
+}
+
+void ScoreFile::read(const fs::path& path, const Json& identity) {
+  std::error_code fault;
+  if (!fs::is_regular_file(path, fault)) return;
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  std::string lines = text.str();
+  // What a killed process was writing; it is measured again.
+  const size_t whole = lines.rfind('\n') == std::string::npos ? 0 : lines.rfind('\n') + 1;
+  if (whole < lines.size()) fs::resize_file(path, whole, fault);
+  if (fault) throw IoError(fmt::format("{}: cannot be written: {}", path.string(), fault.message()));
+  lines.resize(whole);
+  std::istringstream in(lines);
+  int64_t number = 0;
+  for (std::string line; std::getline(in, line);) {
+    ++number;
+    try {
+      const Json json = Json::parse(line);
+      if (number == 1) {
+        require_same(path, json, identity);
+        has_identity_ = true;
+        continue;
+      }
+      if (json.contains("mix")) {
+        divergences_[json.at("mix").get<std::string>()] = json.at("kl");
+        continue;
+      }
+      RowScore score = score_of(json);
+      if (score.modules.size() != identity["modules"].size()) throw std::out_of_range("modules");
+      for (const ModuleScore& module : score.modules) {
+        if (module.losses.size() != identity["formats"].size()) throw std::out_of_range("formats");
+      }
+      rows_[json.at("row").get<int64_t>()] = std::move(score);
+    } catch (const nlohmann::json::exception&) {
+      throw InputDataError(
+          fmt::format("{}:{}: is no line of scores: remove the file to measure anew", path.string(), number));
+    } catch (const std::out_of_range&) {
+      throw InputDataError(fmt::format(
+          "{}:{}: has not a score for each module and format: remove the file to measure anew", path.string(), number));
+    }
+  }
+}
+
+const RowScore* ScoreFile::find(int64_t row) const {
+  const auto found = rows_.find(row);
+  return found == rows_.end() ? nullptr : &found->second;
+}
+
+std::optional<double> ScoreFile::divergence(const std::string& mix) const {
+  const auto found = divergences_.find(mix);
+  return found == divergences_.end() ? std::nullopt : std::optional(found->second);
+}
+
+void ScoreFile::add_divergence(const std::string& mix, double kl) {
+  write({{"mix", mix}, {"kl", kl}});
+  divergences_[mix] = kl;
+}
+
+void ScoreFile::write(const Json& line) {
+  file_->write(line.dump() + "\n");
+  if (!file_->fault().empty()) throw IoError(file_->fault());
+}
+
+void ScoreFile::add(int64_t row, RowScore score) {
+  write(json_of(row, score));
+  rows_[row] = std::move(score);
+}
+
+}  // namespace limbeck::quantize

@@ -1,0 +1,43 @@
+// Scores of rows as they are measured, one whole line of JSON each: whoever is killed goes on behind the last whole
+// line, with the same bits. Its first line says of which model, data and formats they are; those of others are refused.
+#pragma once
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "trainer/metrics/append_file.h"
+#include "trainer/quantize/score_meter.h"
+
+namespace limbeck::quantize {
+
+class ScoreFile {
+ public:
+  // What may not differ: the model, the data and how rows are cut from them, the formats, the modules.
+  static nlohmann::ordered_json identity(const models::BuiltModel& model, const FormatTable& table,
+                                         at::ScalarType floats, const nlohmann::ordered_json& data);
+
+  // Made when it is not there. UsageError where it is of something else, InputDataError for a line that is none of
+  // ours.
+  ScoreFile(const std::filesystem::path& path, const nlohmann::ordered_json& identity);
+
+  // Null: not measured yet.
+  const RowScore* find(int64_t row) const;
+  void add(int64_t row, RowScore score);
+  // KL of a whole mix, by the format of each module and the number of rows; nothing: not measured yet.
+  std::optional<double> divergence(const std::string& mix) const;
+  void add_divergence(const std::string& mix, double kl);
+
+ private:
+  void read(const std::filesystem::path& path, const nlohmann::ordered_json& identity);
+  void write(const nlohmann::ordered_json& line);
+
+  std::map<int64_t, RowScore> rows_;
+  std::map<std::string, double> divergences_;
+  bool has_identity_ = false;
+  std::unique_ptr<metrics::AppendFile> file_;
+};
+
+}  // namespace limbeck::quantize

@@ -1,0 +1,267 @@
+#include "trainer/quantize/score_meter.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/bincount.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <cmath>
+#include <stdexcept>
+
+#include "kernels/linear/linear.h"
+#include "modules/errors.h"
+#include "modules/io/finite_check.h"
+#include "modules/models/network/token_loss.h"
+#include "modules/precision/casts.h"
+#include "modules/precision/contract_modules.h"
+#include "modules/precision/observer.h"
+#include "trainer/objective/forward_pass.h"
+
+namespace limbeck::quantize {
+
+namespace {
+
+// In one order on any number of threads: along each row as ATen has it, then row by row.
+double sum_of(const at::Tensor& values) {
+  const at::Tensor sums = precision::move(values.sum(-1).flatten(), c10::kCPU).contiguous();
+  const float* sum = sums.const_data_ptr<float>();
+  double all = 0;
+  for (int64_t i = 0; i < sums.numel(); ++i) all += static_cast<double>(sum[i]);
+  return all;
+}
+
+at::Tensor as_rows(const at::Tensor& x) { return x.detach().reshape({-1, x.size(-1)}); }
+
+}  // namespace
+
+void ModuleScore::add(const ModuleScore& other) {
+  gradient += other.gradient;
+  outputs += other.outputs;
+  squares += other.squares;
+  count += other.count;
+  losses.resize(other.losses.size());
+  for (size_t i = 0; i < losses.size(); ++i) losses[i] += other.losses[i];
+}
+
+void RowScore::add(const RowScore& other) {
+  rows += other.rows;
+  targets += other.targets;
+  loss += other.loss;
+  modules.resize(other.modules.size());
+  for (size_t i = 0; i < modules.size(); ++i) modules[i].add(other.modules[i]);
+  for (const auto& [layer, tokens] : other.experts) {
+    auto& sum = experts[layer];
+    sum.resize(tokens.size());
+    for (size_t i = 0; i < tokens.size(); ++i) sum[i] += tokens[i];
+  }
+}
+
+struct ScoreMeter::Measured {
+  const models::Linear* module;
+  std::string path;
+  std::vector<std::optional<precision::PackedWeight>> packed;  // by format; none: float, or it cannot be stored so
+};
+
+struct ScoreMeter::Heard {
+  std::vector<at::Tensor> x, y, gradient;
+};
+
+namespace {
+
+// Keeps what went into the measured modules and came out of them.
+class Listener : public precision::ModuleObserver {
+ public:
+  struct Passed {
+    std::vector<at::Tensor> x, y;
+  };
+  explicit Listener(std::map<const precision::ContractModule*, Passed>& passed) : passed_(passed) {}
+
+  void input(const precision::ContractModule& module, const at::Tensor& x) override {
+    const auto found = passed_.find(&module);
+    if (found != passed_.end()) found->second.x.push_back(x);
+  }
+  void output(const precision::ContractModule& module, const at::Tensor& y) override {
+    const auto found = passed_.find(&module);
+    if (found != passed_.end()) found->second.y.push_back(y);
+  }
+
+ private:
+  std::map<const precision::ContractModule*, Passed>& passed_;
+};
+
+// Tokens that each expert of each sparse layer is given, padding left out.
+std::map<std::string, std::vector<int64_t>> expert_tokens(const models::Architecture& a, const models::Taps& taps,
+                                                          const at::Tensor& valid_n) {
+  std::map<std::string, std::vector<int64_t>> tokens;
+  size_t sparse = 0;
+  for (int64_t layer = 0; layer < a.layers && sparse < taps.router_logits.size(); ++layer) {
+    if (!a.sparse(layer)) continue;
+    const at::Tensor logits = as_rows(taps.router_logits[sparse++]).index_select(0, valid_n);
+    const at::Tensor chosen = std::get<1>(logits.topk(a.experts.per_token)).flatten();
+    const at::Tensor counts = precision::move(at::bincount(chosen, {}, a.experts.count), c10::kCPU).contiguous();
+    const int64_t* count = counts.const_data_ptr<int64_t>();
+    tokens[fmt::format("layers.{}.mlp.experts", layer)].assign(count, count + counts.numel());
+  }
+  return tokens;
+}
+
+}  // namespace
+
+void require_next_tokens(const models::BuiltModel& model) {
+  const models::Architecture& a = model.config.architecture;
+  if (a.kind == models::ModelKind::kDecoder && a.head == models::HeadKind::kLanguageModel) return;
+  throw UsageError(
+      fmt::format("[{}] is a {} model without a loss of next tokens to measure: scores are for decoders of "
+                  "language; --policy=static needs none",
+                  model.model->path(), a.family));
+}
+
+ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats)
+    : model_(model), table_(table), floats_(floats) {
+  require_next_tokens(model);
+  const std::string root = model.model->path() + ".";
+  for (const auto& module : precision::contract_modules(*model.model)) {
+    const size_t next = modules_.size();
+    if (next == table.modules().size() || module->path() != root + table.modules()[next].path) continue;
+    const auto& linear = dynamic_cast<const models::Linear&>(*module);
+    auto measured = std::make_unique<Measured>(Measured{&linear, table.modules()[next].path, {}});
+    const at::Tensor weight = precision::move(linear.weight().detach(), c10::kCPU);
+    if (io::first_nonfinite(weight)) {
+      throw WeightsError(fmt::format("{}: its weight holds NaN or infinity, which no code stands for: mend the model",
+                                     measured->path));
+    }
+    for (size_t i = 0; i < table.formats().size(); ++i) {
+      const auto& format = table.formats()[i].packed;
+      const bool codes = format && table.modules()[next].bytes[i];
+      measured->packed.push_back(
+          codes ? std::optional(precision::PackedWeight(weight, *format, linear.placement(), floats)) : std::nullopt);
+    }
+    modules_.push_back(std::move(measured));
+  }
+  if (modules_.size() != table.modules().size()) throw std::logic_error("the model has not all modules of the table");
+}
+
+ScoreMeter::~ScoreMeter() = default;
+
+at::Tensor ScoreMeter::stored(const Measured& module, size_t format) const {
+  const at::Tensor weight = module.module->weight().detach();
+  if (module.packed[format]) return module.packed[format]->rows(0, weight.size(0));
+  at::Tensor narrow = at::empty(weight.sizes(), weight.options().dtype(floats_)), back = at::empty_like(weight);
+  precision::cast_into(narrow, weight);
+  precision::cast_into(back, narrow);
+  return back;
+}
+
+at::Tensor ScoreMeter::weight_in(size_t module, size_t format) const {
+  const at::NoGradGuard no_gradient;
+  return stored(*modules_.at(module), format);
+}
+
+ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const {
+  ModuleScore score;
+  score.losses.resize(table_.formats().size());
+  for (size_t i = 0; i < score.losses.size(); ++i) {
+    const at::Tensor error = stored(module, i) - module.module->weight().detach();
+    for (size_t call = 0; call < heard.x.size(); ++call) {
+      const at::Tensor change = kernels::linear(as_rows(heard.x[call]), error);
+      score.losses[i] += 0.5 * sum_of((change * as_rows(heard.gradient[call])).square());
+    }
+    if (std::isfinite(score.losses[i])) continue;
+    throw NumericError(fmt::format("{}: its score in {} is not finite: look at its weights and at the data",
+                                   module.path, table_.formats()[i].name));
+  }
+  for (const at::Tensor& y : heard.y) {
+    const at::Tensor valid = as_rows(y).index_select(0, valid_n);
+    score.outputs += sum_of(valid);
+    score.squares += sum_of(valid.square());
+    score.count += valid.numel();
+  }
+  return score;
+}
+
+RowScore ScoreMeter::measure(const data::Batch& made) const {
+  const data::Batch batch = data::place(made, model_.policy->device());
+  const data::TokenStream& stream = batch.student;
+  std::map<const precision::ContractModule*, Listener::Passed> passed;
+  for (const auto& module : modules_) passed[module->module];
+  models::Taps taps;
+  taps.keep_router = true;
+  at::Tensor token_loss;
+  {
+    Listener listener(passed);
+    const precision::Observing observing(listener);
+    const at::Tensor last = model_.model->encode(objective::model_input(stream, &taps)).last;
+    token_loss = models::next_token_loss(model_.model->head(last), stream.labels, model_.model->path() + " (scores)");
+  }
+  std::vector<at::Tensor> asked;
+  for (const auto& module : modules_) {
+    const Listener::Passed& of = passed.at(module->module);
+    if (of.y.empty() || of.x.size() != of.y.size()) {
+      throw InputDataError(fmt::format(
+          "{}: no forward of the calibration rows went through it, so it has no score: give it a format by --rule",
+          module->path));
+    }
+    asked.insert(asked.end(), of.y.begin(), of.y.end());
+    asked.push_back(module->module->weight());
+  }
+  const auto gradients =
+      torch::autograd::grad({token_loss.sum()}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
+
+  const at::NoGradGuard no_gradient;
+  RowScore row;
+  row.rows = 1;
+  row.targets = data::target_count(stream);
+  row.loss = sum_of(token_loss.detach());
+  if (!std::isfinite(row.loss)) {
+    throw NumericError(fmt::format("[{}] the loss of row {} is not finite: look at its weights", model_.model->path(),
+                                   batch.first_row));
+  }
+  const at::Tensor valid_n = objective::valid_tokens(stream).flatten().nonzero().flatten();
+  size_t next = 0;
+  for (const auto& module : modules_) {
+    const Listener::Passed& of = passed.at(module->module);
+    Heard heard{of.x, of.y, {}};
+    for (size_t call = 0; call < of.y.size(); ++call, ++next) {
+      if (gradients[next].defined()) {
+        heard.gradient.push_back(gradients[next]);
+      } else {
+        throw InputDataError(
+            fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
+                        "format by --rule",
+                        module->path));
+      }
+    }
+    ModuleScore score = this->score(*module, heard, valid_n);
+    const at::Tensor& of_weight = gradients[next++];
+    score.gradient =
+        sum_of(of_weight.abs()) / static_cast<double>(of_weight.numel() * std::max<int64_t>(row.targets, 1));
+    row.modules.push_back(std::move(score));
+  }
+  row.experts = expert_tokens(model_.config.architecture, taps, valid_n);
+  return row;
+}
+
+std::vector<double> ScoreMeter::mean_weights() const {
+  const at::NoGradGuard no_gradient;
+  std::vector<double> means;
+  for (const auto& module : modules_) {
+    const at::Tensor weight = module->module->weight();
+    means.push_back(sum_of(weight.abs()) / static_cast<double>(weight.numel()));
+  }
+  return means;
+}
+
+std::vector<std::string> experts_without_tokens(const RowScore& scores) {
+  std::vector<std::string> lines;
+  for (const auto& [layer, tokens] : scores.experts) {
+    std::vector<size_t> none;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (tokens[i] == 0) none.push_back(i);
+    }
+    if (!none.empty()) lines.push_back(fmt::format("{}: experts {} saw no token", layer, fmt::join(none, ", ")));
+  }
+  return lines;
+}
+
+}  // namespace limbeck::quantize

@@ -1,0 +1,68 @@
+// What the modules of a float32 model show on one row of data: of each format, how much worse the loss is predicted to
+// become (half the squared error of the module's outputs under it, each weighted with the squared gradient of the loss
+// by that output), and what importance is made of. Of one row alone: rows add up, in their order.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "modules/models/weights/load_model.h"
+#include "trainer/data/batch.h"
+#include "trainer/quantize/format_table.h"
+
+namespace limbeck::quantize {
+
+struct ModuleScore {
+  double gradient = 0;              // mean |dL/dw|, L being the mean over the row's targets
+  double outputs = 0, squares = 0;  // sums over what it gave, of tokens that are no padding
+  int64_t count = 0;
+  std::vector<double> losses;  // by format, in nats over all targets of the row
+
+  void add(const ModuleScore& other);
+};
+
+struct RowScore {
+  int64_t rows = 0, targets = 0;
+  double loss = 0;                                      // nats over all targets
+  std::vector<ModuleScore> modules;                     // as the table has them
+  std::map<std::string, std::vector<int64_t>> experts;  // by sparse layer: tokens of each
+
+  void add(const RowScore& other);
+};
+
+// UsageError for a model that is no decoder of language.
+void require_next_tokens(const models::BuiltModel& model);
+
+class ScoreMeter {
+ public:
+  // `model`: of next tokens, float32, its weights trainable; `floats`: what "float" is stored in, and scales. Both must
+  // live on. WeightsError names a weight that is not finite.
+  ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats);
+  ~ScoreMeter();
+  ScoreMeter(const ScoreMeter&) = delete;
+  ScoreMeter& operator=(const ScoreMeter&) = delete;
+
+  // NumericError where a loss or score is not finite; InputDataError names a module that the forward did not reach.
+  RowScore measure(const data::Batch& batch) const;
+  // Mean |w| of each module.
+  std::vector<double> mean_weights() const;
+  // What the weight of a module, by its place in the table, is as a format stores it; float32.
+  at::Tensor weight_in(size_t module, size_t format) const;
+
+ private:
+  struct Measured;
+  struct Heard;
+  at::Tensor stored(const Measured& module, size_t format) const;
+  ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
+
+  const models::BuiltModel& model_;
+  const FormatTable& table_;
+  at::ScalarType floats_;
+  std::vector<std::unique_ptr<Measured>> modules_;
+};
+
+// "layers.0.mlp.experts: experts 3, 5 saw no token": one line a layer that has such.
+std::vector<std::string> experts_without_tokens(const RowScore& scores);
+
+}  // namespace limbeck::quantize
