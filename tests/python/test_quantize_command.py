@@ -51,6 +51,14 @@ def test_families_weigh_what_was_planned(limbeck, tmp_path, family, form):
     assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
 
 
+@pytest.mark.parametrize("family, warned", [("mixtral", True), ("qwen3", False)])
+def test_experts_that_transformers_does_not_read_are_said(limbeck, tmp_path, family, warned):
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    done = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "packed"), "--quantize", "int8")
+    assert ("experts are stored one by one" in done.stderr) == warned
+    assert ("loaded by limbeck" in done.stdout) == warned
+
+
 def test_gpt2_is_packed_by_bitsandbytes_alone(limbeck, tmp_path):
     base = model_zoo.write_model(model_zoo.BY_NAME["gpt2"], tmp_path / "base")
     said = quantized(limbeck, base, tmp_path / "packed", "--quantize", "nf4")

@@ -27,11 +27,17 @@ double total_of(const at::Tensor& values_n) {
   return sum;
 }
 
+// Of a row's positions, so many at a time: a vocabulary of 150,000 would take gigabytes for all of them.
+constexpr int64_t kLogitsAtATime = int64_t{1} << 22;
+
+// What the head gets [positions, D].
+at::Tensor hidden_at(const models::BuiltModel& built, const data::TokenStream& stream, const at::Tensor& positions) {
+  return built.model->encode(objective::model_input(stream, nullptr)).last.flatten(0, 1).index_select(0, positions);
+}
+
 // float64 log-probabilities [positions, V] of what comes next.
-at::Tensor predicted(const models::BuiltModel& built, const data::TokenStream& stream, const at::Tensor& positions) {
-  const at::Tensor last = built.model->encode(objective::model_input(stream, nullptr)).last;
-  const at::Tensor chosen = last.flatten(0, 1).index_select(0, positions).unsqueeze(0);
-  const at::Tensor logits = built.model->head(chosen).squeeze(0);
+at::Tensor predicted(const models::BuiltModel& built, const at::Tensor& hidden) {
+  const at::Tensor logits = built.model->head(hidden.unsqueeze(0)).squeeze(0);
   const std::string place = built.model->path() + " (divergence)";
   return at::log_softmax(precision::cast(logits, logits.scalar_type(), at::kDouble, place), -1);
 }
@@ -53,11 +59,17 @@ RowDivergence divergence_on(const models::BuiltModel& floats, const models::Buil
   RowDivergence row;
   row.targets = positions.numel();
   if (row.targets == 0) return row;
-  const at::Tensor p = predicted(floats, stream, positions), q = predicted(mix, stream, positions);
-  const at::Tensor target = labels.index_select(0, positions).unsqueeze(1);
-  row.kl = total_of((p.exp() * (p - q)).sum(-1));
-  row.float_loss = -total_of(p.gather(1, target).flatten());
-  row.loss = -total_of(q.gather(1, target).flatten());
+  const at::Tensor of_floats = hidden_at(floats, stream, positions), of_mix = hidden_at(mix, stream, positions);
+  const at::Tensor targets = labels.index_select(0, positions).unsqueeze(1);
+  const int64_t step = std::max<int64_t>(1, kLogitsAtATime / floats.config.architecture.vocabulary);
+  for (int64_t begin = 0; begin < row.targets; begin += step) {
+    const int64_t count = std::min(step, row.targets - begin);
+    const at::Tensor p = predicted(floats, of_floats.narrow(0, begin, count));
+    const at::Tensor q = predicted(mix, of_mix.narrow(0, begin, count)), target = targets.narrow(0, begin, count);
+    row.kl += total_of((p.exp() * (p - q)).sum(-1));
+    row.float_loss -= total_of(p.gather(1, target).flatten());
+    row.loss -= total_of(q.gather(1, target).flatten());
+  }
   return row;
 }
 

@@ -91,7 +91,8 @@ void tell_decision(const quantize::FormatTable& table, const Decided& decided, I
   call.result["estimate"] = estimate_json(estimate);
 }
 
-const char* loaded_by(const std::string& layout) {
+const char* loaded_by(const std::string& layout, bool experts) {
+  if (experts && !layout.empty()) return "limbeck";
   if (layout.empty()) return "transformers";
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
@@ -100,6 +101,12 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   const models::BuiltModel built_on_meta = models::build_on_meta(request);
   const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
+  const bool experts = built_on_meta.config.architecture.experts.count > 0;
+  if (experts && !plan.layout.empty()) {
+    call.console.warning(
+        "experts are stored one by one, as in the model's own folder: from a packed one transformers 5 computes "
+        "something else (seen with Mixtral and Qwen3-MoE), and limbeck reads it");
+  }
   call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
 
   // As the folder stores them: the codes are chosen by the scales that others will read.
@@ -120,7 +127,7 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   call.result["compression_ratio"] = ratio;
   call.result["output"] = folder.string();
   call.console.result(fmt::format("{}: {} of weights, everything counted, 1/{:.2f} of float32; layout {}, loaded by {}",
-                                  folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout)));
+                                  folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout, experts)));
 }
 
 void run_quantize(Invocation& call) {
