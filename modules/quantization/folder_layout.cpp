@@ -21,10 +21,11 @@ std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
   const std::string method = quantization.string("quant_method");
   if (method == "bitsandbytes") return bitsandbytes_layout(quantization);
   if (method == "compressed-tensors") return compressed_tensors_layout(quantization);
-  if (method == "gptq" || method == "auto-round") return gptq_layout(quantization);
+  if (method == "gptq" || method == "awq" || method == "auto-round") return gptq_layout(quantization);
   refuse(quantization,
          fmt::format(
-             "quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\" or "
+             "quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\", "
+             "\"awq\" or "
              "\"auto-round\" (int8, int4), or the model's float weights, which --quantize packs while they are read",
              method));
 }

@@ -81,7 +81,7 @@ std::shared_ptr<const WrittenLayout> bitsandbytes_layout();
 // compressed-tensors' int8 and int4, in one folder or mixed.
 std::shared_ptr<const FolderLayout> compressed_tensors_layout(const io::JsonFile& quantization);
 std::shared_ptr<const WrittenLayout> compressed_tensors_layout();
-// GPTQ's int4 and int8, as gptqmodel and auto-round write them: read only.
+// GPTQ's int4 and int8 and AWQ's int4, as gptqmodel, AutoAWQ and auto-round write them: read only.
 std::shared_ptr<const FolderLayout> gptq_layout(const io::JsonFile& quantization);
 
 }  // namespace limbeck::quantization

@@ -1,14 +1,21 @@
-// A weight W of GPTQ, of a module M, is these tensors; codes and zeros are unsigned, low bits first:
-//   M.qweight  int32 [words, rows]    codes of a row, packed along its columns
-//   M.qzeros   int32 [groups, words]  the code that stands for 0, packed along the rows; less one in all but gptq_v2
-//   M.scales   float [groups, rows]
-//   M.g_idx    int32 [columns]        the group of each column; not always there
-// Turned over, that is our int4 itself, and our int8 where a row has one group and 128 stands for 0.
+// A weight W of GPTQ or AWQ, of a module M, is these tensors; codes and zeros are unsigned, a word has its low bits
+// first:
+//              GPTQ                      AWQ
+//   M.qweight  int32 [words, rows]       int32 [columns, words]   packed along the columns, or along the rows
+//   M.qzeros   int32 [groups, words]     the same                 the code that stands for 0, packed along the rows
+//   M.scales   float [groups, rows]      the same
+//   M.g_idx    int32 [columns]           not there                the group of each column; not always there
+// GPTQ's zeros are stored less one in all but gptq_v2; a word of AWQ has its eight codes in an order of its own. Turned
+// over, that is our int4 itself, and our int8 where a row has one group and 128 stands for 0.
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <re2/re2.h>
 
 #include <algorithm>
+#include <array>
+#include <cctype>
+#include <map>
 
 #include "kernels/operator/rounded_up.h"
 #include "modules/errors.h"
@@ -25,6 +32,10 @@ using kernels::QuantizedFormat;
 using precision::PackedWeight;
 
 constexpr int64_t kWordBits = 32;
+// Which of its eight rows the four bits of an AWQ word hold, the low ones first.
+constexpr std::array<int, 8> kRowOfBits = {0, 2, 4, 6, 1, 3, 5, 7};
+
+enum class Packing { kGptqLessOne, kGptq, kAwq };
 
 struct Scheme {
   int64_t bits = 4, group = 128;  // group -1: one a row
@@ -34,7 +45,8 @@ struct Scheme {
   static Scheme of(const io::JsonFile& keys, const Scheme& base) {
     return {.bits = keys.integer_or("bits", base.bits, 1, 32),
             .group = keys.integer_or("group_size", base.group, -1, int64_t{1} << 30),
-            .symmetric = keys.boolean_or("sym", base.symmetric)};
+            .symmetric = keys.has("sym") || !keys.has("zero_point") ? keys.boolean_or("sym", base.symmetric)
+                                                                    : !keys.boolean_or("zero_point", true)};
   }
 
   // nullopt: floats.
@@ -61,15 +73,20 @@ struct Exception {
 class Gptq : public FolderLayout {
  public:
   explicit Gptq(const io::JsonFile& quantization) {
-    const bool by_auto_round = quantization.string("quant_method") == "auto-round";
-    read_packing(quantization, by_auto_round);
+    const std::string method = quantization.string("quant_method");
+    read_packing(quantization, method);
     if (quantization.boolean_or("desc_act", false) && quantization.boolean_or("static_groups", false)) {
       refuse(quantization, "static_groups under desc_act reorders columns, and is not read: quantize without desc_act");
     }
     const Scheme scheme = Scheme::of(quantization, {});
     format_ = scheme.format(quantization);
     head_ = quantization.boolean_or("lm_head", false);
-    read_exceptions(quantization, by_auto_round ? "extra_config" : "dynamic", scheme);
+    read_exceptions(quantization, method == "auto-round" ? "extra_config" : "dynamic", scheme);
+    if (method != "awq" || !quantization.has("modules_to_not_convert")) return;
+    for (const auto& part : quantization.value().at("modules_to_not_convert")) {
+      if (!part.is_string()) refuse(quantization, "modules_to_not_convert is no list of names");
+      floats_.push_back(part.get<std::string>());
+    }
   }
 
   const char* name() const override { return "gptq"; }
@@ -77,6 +94,8 @@ class Gptq : public FolderLayout {
   std::optional<QuantizedFormat> format_of(const std::string& weight, Role role) const override {
     if (role == Role::kEmbedding) return std::nullopt;
     const std::string module = module_of(weight);
+    const auto is_part = [&](const std::string& part) { return module.find(part) != std::string::npos; };
+    if (std::any_of(floats_.begin(), floats_.end(), is_part)) return std::nullopt;
     for (const Exception& exception : exceptions_) {
       if (exception.modules->Match(module, 0, module.size(), re2::RE2::ANCHOR_START, nullptr, 0)) {
         return exception.format;
@@ -100,16 +119,19 @@ class Gptq : public FolderLayout {
 
   PackedWeight read(const io::WeightsFolder& folder, const std::string& weight, Role role, int64_t rows,
                     int64_t columns) const override {
-    const Stored stored{folder, module_of(weight)};
+    const Stored stored{folder, module_of(weight), packing_ == Packing::kAwq ? "AWQ" : "GPTQ"};
     const auto format = format_of(weight, role);
     if (!format) stored.refuse("it is packed, and config.json's quantization_config has its module in floats");
     const bool int8 = format->kind == CodeKind::kInt8;
+    if (int8 && packing_ == Packing::kAwq) stored.refuse("AWQ in 8 bits is not read");
     const int64_t bits = int8 ? 8 : 4, group = int8 ? columns : format->group();
     const int64_t groups = kernels::rounded_up_quotient(columns, group);
     const auto words = [bits](int64_t codes) { return kernels::rounded_up_quotient(codes * bits, kWordBits); };
     require_order(stored, columns, group);
 
-    const at::Tensor codes = turned(stored.wanted(".qweight", {at::kInt}, {words(columns), rows}));
+    const at::Tensor codes = packing_ == Packing::kAwq
+                                 ? along_columns(stored.wanted(".qweight", {at::kInt}, {columns, words(rows)}), rows)
+                                 : turned(stored.wanted(".qweight", {at::kInt}, {words(columns), rows}));
     at::Tensor scales = turned(stored.wanted(".scales", {at::kHalf, at::kBFloat16, at::kFloat}, {groups, rows}));
     if (io::first_nonfinite(scales)) stored.refuse(".scales holds NaN or infinity");
     const at::Tensor zeros = turned(raw_zeros(stored.wanted(".qzeros", {at::kInt}, {groups, words(rows)}), bits));
@@ -130,9 +152,11 @@ class Gptq : public FolderLayout {
   struct Stored {
     const io::WeightsFolder& folder;
     std::string module;
+    const char* layout;
 
     [[noreturn]] void refuse(const std::string& what) const {
-      throw WeightsError(fmt::format("{}: {} of GPTQ: {}", folder.file_of(module + ".qweight").string(), module, what));
+      throw WeightsError(
+          fmt::format("{}: {} of {}: {}", folder.file_of(module + ".qweight").string(), module, layout, what));
     }
     at::Tensor wanted(const char* part, at::ArrayRef<at::ScalarType> dtypes, at::IntArrayRef shape) const {
       if (folder.find(module + part) == nullptr) refuse(fmt::format("{} is missing", part));
@@ -148,20 +172,30 @@ class Gptq : public FolderLayout {
   static std::string module_of(const std::string& weight) { return weight.substr(0, weight.rfind('.')); }
   static at::Tensor turned(const at::Tensor& stored) { return stored.t().contiguous(); }
 
-  void read_packing(const io::JsonFile& quantization, bool by_auto_round) {
-    const char* key = by_auto_round ? "packing_format" : "checkpoint_format";
-    const std::string packing = quantization.string_or(key, by_auto_round ? "auto_round:auto_gptq" : "gptq");
-    const bool less_one = packing == "gptq" || packing == "auto_round:auto_gptq";
-    if (!less_one && packing != "gptq_v2" && packing != "auto_round" && packing != "auto_round:gptqmodel") {
-      refuse(quantization, fmt::format("{} \"{}\" is not read: wanted {}", key, packing,
-                                       by_auto_round ? "auto_round:auto_gptq, auto_round:gptqmodel or auto_round"
-                                                     : "gptq or gptq_v2"));
+  void read_packing(const io::JsonFile& quantization, const std::string& method) {
+    static const std::map<std::string, std::map<std::string, Packing>> kPackings = {
+        {"gptq", {{"gptq", Packing::kGptqLessOne}, {"gptq_v2", Packing::kGptq}}},
+        {"awq", {{"gemm", Packing::kAwq}}},
+        {"auto-round",
+         {{"auto_round:auto_gptq", Packing::kGptqLessOne},
+          {"auto_round", Packing::kGptq},
+          {"auto_round:gptqmodel", Packing::kGptq},
+          {"auto_round:auto_awq", Packing::kAwq}}}};
+    const auto& known = kPackings.at(method);
+    const char* key = method == "gptq" ? "checkpoint_format" : method == "awq" ? "version" : "packing_format";
+    std::string packing = quantization.string_or(key, method == "gptq" ? "gptq" : method == "awq" ? "gemm" : "");
+    if (method == "awq") std::transform(packing.begin(), packing.end(), packing.begin(), ::tolower);
+    const auto found = known.find(packing);
+    if (found == known.end()) {
+      std::vector<std::string> names;
+      for (const auto& [name, value] : known) names.push_back(name);
+      refuse(quantization, fmt::format("{} \"{}\" is not read: wanted {}", key, packing, fmt::join(names, ", ")));
     }
+    packing_ = found->second;
     if (quantization.string_or("data_type", "int") != "int") refuse(quantization, "data_type is not int");
     if (quantization.integer_or("act_bits", 16, 1, 32) < 16) {
       refuse(quantization, "act_bits: activations in fewer than 16 bits are not computed");
     }
-    stored_less_one_ = less_one;
   }
 
   // GPTQ: {"-:EXPRESSION": {}, "+:EXPRESSION": {keys}}, auto-round: {"NAME or EXPRESSION": {keys}}; the first counts.
@@ -191,14 +225,41 @@ class Gptq : public FolderLayout {
     }
   }
 
-  // As they count: each one more, without a carry into its neighbour.
+  // As they count, in the order of the rows. GPTQ's are each one more, without a carry into its neighbour.
   at::Tensor raw_zeros(const at::Tensor& stored, int64_t bits) const {
-    if (!stored_less_one_) return stored;
+    if (packing_ == Packing::kGptq) return stored;
     const uint32_t ones = bits == 8 ? 0x01010101U : 0x11111111U, tops = ones << (bits - 1);
     at::Tensor raw = stored.clone();
     auto* words = reinterpret_cast<uint32_t*>(raw.mutable_data_ptr<int32_t>());
-    for (int64_t i = 0; i < raw.numel(); ++i) words[i] = ((words[i] & ~tops) + ones) ^ (words[i] & tops);
+    for (int64_t i = 0; i < raw.numel(); ++i) {
+      words[i] = packing_ == Packing::kAwq ? in_order(words[i]) : ((words[i] & ~tops) + ones) ^ (words[i] & tops);
+    }
     return raw;
+  }
+
+  static uint32_t in_order(uint32_t word) {
+    uint32_t ordered = 0;
+    for (size_t i = 0; i < kRowOfBits.size(); ++i) ordered |= (word >> 4 * i & 15U) << 4 * kRowOfBits[i];
+    return ordered;
+  }
+
+  // AWQ's codes [columns, words of rows] as words of columns [rows, words].
+  static at::Tensor along_columns(const at::Tensor& stored, int64_t rows) {
+    const int64_t columns = stored.size(0), row_words = stored.size(1);
+    const int64_t column_words = kernels::rounded_up_quotient(columns, kernels::kWordCodes);
+    at::Tensor packed = at::zeros({rows, column_words}, at::kInt);
+    const auto* from = reinterpret_cast<const uint32_t*>(stored.const_data_ptr<int32_t>());
+    auto* to = reinterpret_cast<uint32_t*>(packed.mutable_data_ptr<int32_t>());
+    for (int64_t column = 0; column < columns; ++column) {
+      for (int64_t word = 0; word < row_words; ++word) {
+        const uint32_t codes = in_order(from[column * row_words + word]);
+        for (int64_t i = 0; i < std::min(kernels::kWordCodes, rows - word * kernels::kWordCodes); ++i) {
+          to[(word * kernels::kWordCodes + i) * column_words + column / kernels::kWordCodes] |=
+              (codes >> 4 * i & 15U) << 4 * (column % kernels::kWordCodes);
+        }
+      }
+    }
+    return packed;
   }
 
   static void require_middle(const Stored& stored, const at::Tensor& zeros, int64_t bits, int64_t rows) {
@@ -216,7 +277,9 @@ class Gptq : public FolderLayout {
   }
 
   std::optional<QuantizedFormat> format_;
-  bool head_ = false, stored_less_one_ = true;
+  bool head_ = false;
+  Packing packing_ = Packing::kGptqLessOne;
+  std::vector<std::string> floats_;  // parts of names
   std::vector<Exception> exceptions_;
 };
 

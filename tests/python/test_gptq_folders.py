@@ -1,6 +1,6 @@
-"""Folders in GPTQ's layout, as gptqmodel and auto-round write them: read as they are, and refused by name where they are not ours.
+"""Folders in the layouts of GPTQ and AWQ, as gptqmodel, AutoAWQ and auto-round write them: read, and refused by name where they are not ours.
 
-Neither package is installed here: the folders are packed by the layout's own description, one code at a time.
+None of these packages is installed here: the folders are packed by the layout's own description, one code at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.from_numpy(packed.view(numpy.int32))
 
 
+def awq_words(codes: torch.Tensor) -> torch.Tensor:
+    """[n, m] codes of 4 bits as int32 [n, m / 8]: of eight neighbours in a row, the one of number j is moved by these bits."""
+    moved = numpy.array([0, 4, 1, 5, 2, 6, 3, 7], dtype=numpy.uint32) * 4
+    groups = codes.numpy().astype(numpy.uint32).reshape(codes.shape[0], -1, 8)
+    return torch.from_numpy((groups << moved).sum(-1, dtype=numpy.uint32).view(numpy.int32))
+
+
 @dataclass
 class Scheme:
     bits: int = 4
@@ -42,6 +49,9 @@ class Scheme:
     dtype: torch.dtype = torch.float16
     order: bool = True  # a g_idx, though it says nothing
     keys: dict = field(default_factory=dict)  # more of quantization_config
+
+    def is_awq(self) -> bool:
+        return "awq" in (self.keys.get("quant_method"), self.keys.get("packing_format", "").removeprefix("auto_round:auto_"))
 
     def zeros_are_less_one(self) -> bool:
         packing = self.keys.get("packing_format", self.keys.get("checkpoint_format", "gptq"))
@@ -67,6 +77,8 @@ class Scheme:
         codes = (torch.round(groups / wide) + zeros.unsqueeze(-1)).clamp(0, top)
         values = ((codes - zeros.unsqueeze(-1)) * wide).view(rows, columns)
         stored = (zeros - 1) % (top + 1) if self.zeros_are_less_one() else zeros
+        if self.is_awq():
+            return {"qweight": awq_words(codes.view(rows, columns).T), "qzeros": awq_words(zeros.T), "scales": scales.T.contiguous()}, values
         tensors = {
             "qweight": words(codes.view(rows, columns).T, self.bits),
             "qzeros": words(stored, self.bits).T.contiguous(),
@@ -100,6 +112,7 @@ def quantized(base: Path, out: Path, scheme: Scheme, own=lambda module: None) ->
 
 
 BY_AUTO_ROUND = {"quant_method": "auto-round", "data_type": "int"}
+AWQ = {"quant_method": "awq", "version": "gemm", "zero_point": True, "sym": None, "modules_to_not_convert": None}
 SCHEMES = {
     "int4": Scheme(group=128),
     "int4, groups of 64": Scheme(group=64, order=False),
@@ -110,6 +123,10 @@ SCHEMES = {
     "int8": Scheme(bits=8, group=-1),
     "int8, version 2": Scheme(bits=8, group=-1, order=False, keys={"checkpoint_format": "gptq_v2"}),
     "auto-round": Scheme(group=128, order=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}),
+    "awq": Scheme(group=128, symmetric=False, keys=AWQ),
+    "awq, groups of 32, bfloat16": Scheme(symmetric=False, dtype=torch.bfloat16, keys=AWQ | {"version": "GEMM"}),
+    "awq by auto-round": Scheme(group=64, symmetric=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_awq"}),
+    "awq by auto-round, symmetric": Scheme(group=64, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_awq"}),
     "auto-round with zeros": Scheme(symmetric=False, order=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:gptqmodel"}),
 }
 
@@ -157,6 +174,14 @@ def test_modules_may_have_schemes_of_their_own(limbeck, base, tmp_path):  # noqa
         assert parity_measures.largest_error(ours, wanted) < OUTPUT_BAR
         found.append(ours)
     assert torch.equal(*found)
+
+
+def test_awq_leaves_modules_with_a_part_of_a_name_in_floats(limbeck, base, tmp_path):  # noqa: F811
+    scheme = Scheme(symmetric=False, keys=AWQ | {"modules_to_not_convert": ["o_proj", "layers.1.mlp"]})
+    kept = lambda module: False if "o_proj" in module or "layers.1.mlp" in module else None  # noqa: E731
+    wanted = quantized(base, tmp_path / "packed", scheme, kept)
+    ours = limbeck.forward(tmp_path / "packed", IDS, dtype=torch.float32)["logits"]
+    assert parity_measures.largest_error(ours, wanted) < OUTPUT_BAR
 
 
 def test_it_is_a_teacher_and_a_base_of_adapters(limbeck, tmp_path):
@@ -216,10 +241,14 @@ def damage(kind: str, tensors: dict, quantization: dict) -> None:
             quantization["dynamic"] = {r"-:.*up_proj": {}}
         case "8-bit activations":
             quantization["act_bits"] = 8
-        case "awq":
-            quantization |= {"quant_method": "auto-round", "packing_format": "auto_round:auto_awq"}
-        case "another method":
+        case "awq's shapes":
             quantization["quant_method"] = "awq"
+        case "awq of another version":
+            quantization |= {"quant_method": "awq", "version": "gemv"}
+        case "auto-round's other packing":
+            quantization |= {"quant_method": "auto-round", "packing_format": "auto_round:fp8"}
+        case "another method":
+            quantization["quant_method"] = "hqq"
 
 
 DAMAGES = {
@@ -234,12 +263,14 @@ DAMAGES = {
     "3 bits": "3 bits, symmetric, group_size 32 are not read: wanted 4 bits in groups of 32, 64 or 128",
     "groups of 8 bits": "8 bits, symmetric, group_size 32 are not read",
     "one group a row": "4 bits, symmetric, group_size -1 are not read",
-    "another packing": 'checkpoint_format "marlin" is not read: wanted gptq or gptq_v2',
+    "another packing": 'checkpoint_format "marlin" is not read: wanted gptq, gptq_v2',
     "an expression": '"(lm_head": missing )',
     "packed though in floats": "it is packed, and config.json's quantization_config has its module in floats",
     "8-bit activations": "activations in fewer than 16 bits are not computed",
-    "awq": 'packing_format "auto_round:auto_awq" is not read: wanted auto_round:auto_gptq',
-    "another method": 'quant_method "awq" is not read: wanted "bitsandbytes" (nf4), "compressed-tensors", "gptq" or "auto-round"',
+    "awq's shapes": "of AWQ: .qweight is Int [16,128], wanted Int [128,16]",
+    "awq of another version": 'version "gemv" is not read: wanted gemm',
+    "auto-round's other packing": 'packing_format "auto_round:fp8" is not read: wanted auto_round, auto_round:auto_awq, auto_round:auto_gptq',
+    "another method": 'quant_method "hqq" is not read: wanted "bitsandbytes" (nf4), "compressed-tensors", "gptq", "awq" or "auto-round"',
 }
 
 

@@ -203,8 +203,8 @@ def damage(kind: str, tensors: dict, config: dict) -> None:
             quantization["bnb_4bit_quant_type"] = "fp4"
         case "8 bits":
             quantization.update(load_in_4bit=False, load_in_8bit=True)
-        case "awq":
-            quantization["quant_method"] = "awq"
+        case "hqq":
+            quantization["quant_method"] = "hqq"
 
 
 DAMAGES = {
@@ -218,7 +218,7 @@ DAMAGES = {
     "nan": "is NaN or infinite",
     "fp4": 'bnb_4bit_quant_type is "fp4", wanted "nf4"',
     "8 bits": "the 8 bits of bitsandbytes are not read",
-    "awq": 'quant_method "awq" is not read: wanted "bitsandbytes"',
+    "hqq": 'quant_method "hqq" is not read: wanted "bitsandbytes"',
 }
 
 
