@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <sstream>
 #include <string_view>
 #include <utility>
@@ -91,6 +92,17 @@ Rule parse_rule(const std::string& text, const std::string& source) {
     return {pattern, storage_from_name(storage), source};
   } catch (const UsageError& error) {
     throw UsageError(fmt::format("precision.rule \"{}\" ({}): {}", text, source, error.what()));
+  }
+}
+
+void require_roots(const std::vector<Rule>& rules, const std::vector<std::string>& roots) {
+  for (const Rule& rule : rules) {
+    const std::string first(split_first(rule.pattern).first);
+    const auto fits = [&](const std::string& root) { return first == "**" || matches(first, root); };
+    if (std::any_of(roots.begin(), roots.end(), fits)) continue;
+    throw UsageError(fmt::format(
+        "precision.rule {} ({}) begins with \"{}\", where no module is: wanted {} as its first part, for example {}.{}",
+        rule.pattern, rule.source, first, fmt::join(roots, " or "), roots.front(), rule.pattern));
   }
 }
 

@@ -25,6 +25,8 @@ struct Rule {
 // "student.layers.*.mlp.* float16", "student.layers.0.** int8" -> Rule; throws UsageError naming the source.
 Rule parse_rule(const std::string& text, const std::string& source);
 bool matches(const std::string& pattern, const std::string& path);
+// UsageError for a rule whose first part is none of these: no module would ever be asked for it.
+void require_roots(const std::vector<Rule>& rules, const std::vector<std::string>& roots);
 
 // Whether modules of this role can have their weight in few bits: linear ones of attention and MLP, heads, embeddings.
 bool packable(Role role);

@@ -236,6 +236,14 @@ def test_recipe_errors(recipe, text, message):
     assert recipe(text) == message
 
 
+@pytest.mark.parametrize("pattern", ["sudent.layers.**", "lm_head", "model.layers.*.mlp.*"])
+def test_a_rule_that_begins_with_no_model_is_refused(pattern):
+    """Nobody would ever ask for it: without a word it would be as if it had not been written."""
+    message = refused("check", ROOT / "recipes/check_small.ini", f"--precision.rule={pattern} float16")
+    first = pattern.split(".")[0]
+    assert f'begins with "{first}", where no module is: wanted student or teacher as its first part' in message, message
+
+
 def test_a_rule_that_resembles_nothing_suggests_nothing():
     message = refused("check", ROOT / "recipes/check_small.ini", f"--precision.rule=student.{'q' * 300} float16")
     assert message.endswith("matches no module of student: 'limbeck check RECIPE' lists its modules"), message

@@ -59,6 +59,12 @@ def test_experts_that_transformers_does_not_read_are_said(limbeck, tmp_path, fam
     assert ("loaded by limbeck" in done.stdout) == warned
 
 
+def test_a_rule_without_the_models_name_is_refused(limbeck, base, tmp_path):
+    with pytest.raises(LimbeckError, match='(?s)exit 2: .*begins with "lm_head", where no module is: wanted model as its first part'):
+        quantized(limbeck, base, tmp_path / "packed", "--quantize", "int8", "--rule", "lm_head int8")
+    assert not (tmp_path / "packed").exists()
+
+
 def test_gpt2_is_packed_by_bitsandbytes_alone(limbeck, tmp_path):
     base = model_zoo.write_model(model_zoo.BY_NAME["gpt2"], tmp_path / "base")
     said = quantized(limbeck, base, tmp_path / "packed", "--quantize", "nf4")

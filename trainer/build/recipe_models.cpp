@@ -24,6 +24,7 @@ std::vector<precision::Rule> rules_of(const recipe::Settings& settings) {
   for (const recipe::Value& rule : settings.values("precision.rule")) {
     rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
   }
+  precision::require_roots(rules, {"student", "teacher"});
   return rules;
 }
 
