@@ -22,20 +22,6 @@ using recipe::OptionKind;
 
 constexpr int kPrefetchedBatches = 2;
 
-data::DataRequest data_request(const recipe::Settings& settings, const models::BuiltModel& built) {
-  data::DataRequest request;
-  request.folder = settings.required_path("data");
-  request.origin = "data " + settings.where("data");
-  request.batch_size = settings.integer("batch-size");
-  request.sequence_length = settings.integer("sequence-length");
-  request.packing = settings.text("packing") == "packed" ? data::Packing::kPacked : data::Packing::kPadded;
-  request.long_documents = data::LongDocuments::kSplit;
-  request.shuffle = false;
-  request.whole_epoch = true;
-  request.student_vocabulary = built.config.architecture.vocabulary;
-  return request;
-}
-
 // Of the first `batches`, in the order in which they are stored.
 adapters::NptMeans means_over(const models::BuiltModel& built, const data::DataSource& source, int64_t batches,
                               Console& console) {
@@ -72,7 +58,7 @@ void run_consolidate(Invocation& call) {
   const adapters::AdapterRequest request;
   load_named_adapter(settings, built, request, call.console);
   adapters::require_consolidable(built, request.name);
-  const data::DataSource source(data_request(settings, built));
+  const data::DataSource source(rows_in_order(settings, built, settings.integer("batch-size")));
   for (const std::string& note : source.notes()) call.console.note(note);
 
   const int64_t asked = settings.integer("batches"), all = source.batches_per_epoch();

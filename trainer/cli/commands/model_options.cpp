@@ -115,4 +115,18 @@ void report_load(const models::BuiltModel& built, Console& console) {
   }
 }
 
+data::DataRequest rows_in_order(const recipe::Settings& settings, const models::BuiltModel& built, int64_t batch_size) {
+  data::DataRequest request;
+  request.folder = settings.required_path("data");
+  request.origin = "data " + settings.where("data");
+  request.batch_size = batch_size;
+  request.sequence_length = settings.integer("sequence-length");
+  request.packing = settings.text("packing") == "packed" ? data::Packing::kPacked : data::Packing::kPadded;
+  request.long_documents = data::LongDocuments::kSplit;
+  request.shuffle = false;
+  request.whole_epoch = true;
+  request.student_vocabulary = built.config.architecture.vocabulary;
+  return request;
+}
+
 }  // namespace limbeck::cli

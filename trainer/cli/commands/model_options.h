@@ -5,6 +5,7 @@
 #include "modules/adapters/folder/peft_folder.h"
 #include "modules/models/weights/load_model.h"
 #include "trainer/cli/console/console.h"
+#include "trainer/data/data_request.h"
 #include "trainer/recipe/option_table.h"
 #include "trainer/recipe/settings.h"
 
@@ -21,5 +22,8 @@ void declare_output_folder(recipe::OptionTable& table);
 at::Tensor integer_input(const std::filesystem::path& file, const std::string& name, const at::Tensor& tensor);
 // What loading had to convert or leave aside.
 void report_load(const models::BuiltModel& built, Console& console);
+
+// The data of --data, --sequence-length and --packing, all of them once and in the order in which they are stored.
+data::DataRequest rows_in_order(const recipe::Settings& settings, const models::BuiltModel& built, int64_t batch_size);
 
 }  // namespace limbeck::cli

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "modules/errors.h"
+#include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
 #include "trainer/quantize/exchange.h"
@@ -16,20 +17,6 @@ namespace limbeck::cli {
 namespace {
 
 using recipe::OptionKind;
-
-data::DataRequest calibration_data(const recipe::Settings& settings, const models::BuiltModel& built) {
-  data::DataRequest request;
-  request.folder = settings.required_path("data");
-  request.origin = "data " + settings.where("data");
-  request.batch_size = 1;
-  request.sequence_length = settings.integer("sequence-length");
-  request.packing = settings.text("packing") == "packed" ? data::Packing::kPacked : data::Packing::kPadded;
-  request.long_documents = data::LongDocuments::kSplit;
-  request.shuffle = false;
-  request.whole_epoch = true;
-  request.student_vocabulary = built.config.architecture.vocabulary;
-  return request;
-}
 
 // The model that the formats are measured against: in float32, whatever it is stored in.
 models::ModelRequest float_request(const std::filesystem::path& folder, c10::Device device) {
@@ -64,7 +51,7 @@ Calibration::Calibration(const models::ModelRequest& request, const quantize::Fo
   asked.trainable = true;
   model_ = models::load_model(asked);
   quantize::require_next_tokens(model_);
-  source_ = std::make_unique<data::DataSource>(calibration_data(settings, model_));
+  source_ = std::make_unique<data::DataSource>(rows_in_order(settings, model_, /*batch_size=*/1));
   for (const std::string& note : source_->notes()) call.console.note(note);
 
   calibration_rows_ = settings.integer("calibration-rows");
