@@ -30,6 +30,7 @@
 
 #include "benchmarks/benchmarks.h"
 #include "benchmarks/python_peer.h"
+#include "benchmarks/timing.h"
 #include "trainer/checkpoint/checkpoint.h"
 #include "trainer/checkpoint/saver.h"
 #include "trainer/checkpoint/verify.h"
@@ -47,11 +48,6 @@ double seconds(const std::function<void()>& action) {
   const auto start = std::chrono::steady_clock::now();
   action();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 struct Times {

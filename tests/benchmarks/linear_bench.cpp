@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "benchmarks/benchmarks.h"
+#include "benchmarks/timing.h"
 #include "kernels/linear/half_gemm_cpu.h"
 #include "kernels/linear/linear.h"
 
@@ -23,17 +24,6 @@ using limbeck::kernels::HalfGemmPath;
 struct Shape {
   int64_t m, n, k;
 };
-
-double seconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
 
 // Each contestant once a round, so that what else the machine does hits all alike.
 std::vector<std::vector<double>> interleave(const std::vector<std::function<void()>>& contestants, int rounds) {

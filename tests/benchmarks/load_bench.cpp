@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "benchmarks/benchmarks.h"
+#include "benchmarks/timing.h"
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 
@@ -104,11 +105,6 @@ std::vector<at::Tensor> load(const fs::path& folder, NonFinite nonfinite) {
   std::vector<at::Tensor> tensors;
   for (const std::string& name : weights.names()) tensors.push_back(weights.read(name));
   return tensors;
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 struct Memory {

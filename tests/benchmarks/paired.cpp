@@ -1,4 +1,5 @@
 #include "benchmarks/paired.h"
+#include "benchmarks/timing.h"
 
 #include <ATen/Parallel.h>
 #include <benchmark/benchmark.h>
@@ -30,11 +31,6 @@ class SideReporter : public benchmark::BenchmarkReporter {
   double ours = 0.0;
   double theirs = 0.0;
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 void add_side(const std::string& name, Body body) {
   benchmark::RegisterBenchmark(name.c_str(),

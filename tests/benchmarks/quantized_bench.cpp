@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "benchmarks/benchmarks.h"
+#include "benchmarks/timing.h"
 #include "kernels/linear/linear.h"
 #include "kernels/quantized/int8_dynamic_linear.h"
 #include "kernels/quantized/quantized_linear.h"
@@ -30,17 +31,6 @@ struct Contestant {
   double bytes;  // of the weight
   std::function<void()> work;
 };
-
-double seconds(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
 
 double fastest(const std::vector<double>& values) { return *std::min_element(values.begin(), values.end()); }
 
