@@ -22,6 +22,12 @@ std::string source_of(const recipe::Settings& settings, const std::string& key) 
 std::vector<precision::Rule> rules_of(const recipe::Settings& settings) {
   std::vector<precision::Rule> rules;
   for (const recipe::Value& rule : settings.values("precision.rule")) {
+    if (rule.text.starts_with("projector")) {
+      throw UsageError(
+          fmt::format("precision.rule \"{}\" ({}): a projector takes the dtype of the model it attaches to: "
+                      "set projector.dtype = float32 for another, or remove the rule",
+                      rule.text, rule.origin.to_string()));
+    }
     rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
   }
   precision::require_roots(rules, {"student", "teacher"});

@@ -83,13 +83,6 @@ EquivalenceOptions equivalence_options(const Settings& settings) {
 }
 
 ProjectorOptions projector_options(const Settings& settings) {
-  for (const recipe::Value& rule : settings.values("precision.rule")) {
-    if (!rule.text.starts_with("projector")) continue;
-    throw UsageError(
-        fmt::format("precision.rule \"{}\" ({}): a projector takes the dtype of the model it attaches to: "
-                    "set projector.dtype = float32 for another, or remove the rule",
-                    rule.text, rule.origin.to_string()));
-  }
   return {.float32 = settings.text("projector.dtype") == "float32",
           .float32_source = settings.origin("projector.dtype").to_string(),
           .init_std = settings.number("projector.init_std"),
