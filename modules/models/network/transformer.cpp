@@ -157,7 +157,7 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
     throw ContractError(fmt::format("[{}] {} tokens, wanted at most {} (rows of the position table)", path_,
                                     past + input.ids.size(1), architecture_.learned_positions));
   }
-  const at::Tensor positions = input.position_ids ? *input.position_ids : default_positions(input, architecture_.kind);
+  const at::Tensor positions = positions_of(input);
   const LayerInput shared = layer_input(input, positions);
   Encoded result;
   if (keeper_ != nullptr) keeper_->before_forward(WeightKeeper::kOutside);
@@ -178,9 +178,19 @@ Encoded Transformer::encode(const ModelInput& input, bool keep_hidden) const {
     ++number;
   }
   if (input.cache != nullptr) input.cache->advance(input.ids.size(1));
-  result.last = final_norm_ ? final_norm_->forward(x) : x;
+  result.last = last_of(x);
   if (keep_hidden) result.hidden.push_back(result.last);
   return result;
+}
+
+at::Tensor Transformer::positions_of(const ModelInput& input) const {
+  return input.position_ids ? *input.position_ids : default_positions(input, architecture_.kind);
+}
+
+at::Tensor Transformer::embedded(const ModelInput& input) const { return embed(input, positions_of(input)); }
+
+at::Tensor Transformer::through_layer(size_t layer, const at::Tensor& x, const ModelInput& input) const {
+  return layers_.at(layer)->forward(x, layer_input(input, positions_of(input)));
 }
 
 ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns, const Draws& draws) const {

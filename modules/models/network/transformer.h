@@ -42,6 +42,11 @@ class Transformer : public torch::nn::Module {
   const std::string& path() const { return path_; }
   const std::vector<std::shared_ptr<Layer>>& layers() const { return layers_; }
   Encoded encode(const ModelInput& input, bool keep_hidden = false) const;
+  // The parts of encode(), for whoever goes through the layers one by one: what the first layer gets, what a layer
+  // makes of its input x, and the last states, from what the last layer gives.
+  at::Tensor embedded(const ModelInput& input) const;
+  at::Tensor through_layer(size_t layer, const at::Tensor& x, const ModelInput& input) const;
+  at::Tensor last_of(const at::Tensor& x) const { return final_norm_ ? final_norm_->forward(x) : x; }
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
   at::Tensor head(const at::Tensor& last, const Draws& draws = {}) const;
   bool has_head() const { return architecture_.head != HeadKind::kNone; }
@@ -58,6 +63,7 @@ class Transformer : public torch::nn::Module {
   at::Tensor embed_tokens(const at::Tensor& ids) const { return tokens_->forward(ids); }
 
  private:
+  at::Tensor positions_of(const ModelInput& input) const;
   at::Tensor before_head(const at::Tensor& last, bool learns, const Draws& draws) const;
   at::Tensor embed(const ModelInput& input, const at::Tensor& positions) const;
   LayerInput layer_input(const ModelInput& input, const at::Tensor& positions) const;

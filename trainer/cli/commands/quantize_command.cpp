@@ -48,6 +48,11 @@ Way way_of(const recipe::Settings& settings) {
         "shards by --data, or take --policy=static, which needs none",
         budgeted ? "--budget" : "--policy=dynamic"));
   }
+  if (settings.text("rounding") == "compensated" && !settings.given("data")) {
+    throw UsageError(
+        "limbeck quantize: --rounding=compensated goes by the inputs of each module, and there is nothing to see them "
+        "on: name a folder of token shards by --data, or leave --rounding=nearest, which needs none");
+  }
   if (budgeted) return Way::kBudgeted;
   if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
   if (format == "none" && settings.values("rule").empty()) {
@@ -98,7 +103,9 @@ const char* loaded_by(const std::string& layout, bool experts) {
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
 
-void write_folder(models::ModelRequest request, const std::filesystem::path& folder, Invocation& call) {
+// `calibration`: null where there is no data.
+void write_folder(models::ModelRequest request, const std::filesystem::path& folder, const Calibration* calibration,
+                  Invocation& call) {
   const models::BuiltModel built_on_meta = models::build_on_meta(request);
   const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
@@ -115,6 +122,7 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   request.scales = dtype;
   const models::BuiltModel built = models::load_model(request);
   report_load(built, call.console);
+  if (call.settings.text("rounding") == "compensated") calibration->compensate(request, built);
   models::SaveOptions options;
   options.packed = !plan.layout.empty();
   models::save_model(built, folder, options);
@@ -140,7 +148,7 @@ void run_quantize(Invocation& call) {
   }
   const Way way = way_of(settings);
   models::ModelRequest request = request_of(settings);
-  if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, call);
+  if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, nullptr, call);
 
   if (way == Way::kBudgeted) quantize::Budget::parse(settings.text("budget"), "--budget");
   if (way != Way::kOneFormat) choose_floats(request, call.console);
@@ -161,7 +169,7 @@ void run_quantize(Invocation& call) {
     tell_decision(table, decided, call);
     request.packing = quantize::packing_of(decided.mix, way == Way::kBudgeted ? "--budget" : "--policy");
   }
-  write_folder(request, folder, call);
+  write_folder(request, folder, calibration.get(), call);
   if (calibration) calibration->measure(folder);
 }
 

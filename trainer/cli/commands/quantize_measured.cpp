@@ -5,9 +5,12 @@
 #include <algorithm>
 
 #include "modules/errors.h"
+#include "modules/precision/contract_modules.h"
+#include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
+#include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/exchange.h"
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/joint_measure.h"
@@ -31,6 +34,15 @@ models::ModelRequest float_request(const std::filesystem::path& folder, c10::Dev
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all) {
   return std::make_unique<Progress>(call.console.err(), label, unit, all,
                                     ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
+}
+
+// What is packed of two models with the same contracts, but for dtypes.
+void take_packed_weights(const models::BuiltModel& to, const models::BuiltModel& from) {
+  const auto taking = precision::contract_modules(*to.model), giving = precision::contract_modules(*from.model);
+  for (size_t i = 0; i < taking.size(); ++i) {
+    for (const auto& [name, weight] : giving.at(i)->packed_weights())
+      taking[i]->replace_packed_weight(name, weight.on(taking[i]->placement()));
+  }
 }
 
 std::filesystem::path score_path(const recipe::Settings& settings) {
@@ -168,6 +180,36 @@ Decided Calibration::budgeted() {
   return {found.mix, {"predicted loss", found.predicted}};
 }
 
+void Calibration::compensate(const models::ModelRequest& request, const models::BuiltModel& built) const {
+  const quantize::RoundingRows rows{[this](int64_t row) { return source_->batch(row); }, calibration_rows_,
+                                    call_.settings.integer("sequence-length")};
+  const quantize::RoundingPlan plan = quantize::plan_rounding(built, rows);
+  call_.console.note(fmt::format(
+      "rounding {} modules of {} stages by {} calibration rows; at a time {} of states, one layer's, and {} of moments",
+      plan.modules, plan.stages, rows.count, human_bytes(plan.state_bytes), human_bytes(plan.moment_bytes)));
+  models::ModelRequest wide = request;
+  wide.dtype = at::kFloat;
+  wide.dtype_source = "limbeck quantize calibrates in float32";
+  const models::BuiltModel packed = models::load_model(wide);
+  const auto progress = progress_of(call_, "rounding", "stages", plan.stages);
+  const auto rounded = quantize::round_compensated(model_, packed, request.scales, rows,
+                                                   [&](int64_t stage) { progress->update(stage); });
+  progress->finish();
+  take_packed_weights(built, packed);
+  double nearest = 0, compensated = 0;
+  for (const quantize::RoundedModule& module : rounded) {
+    nearest += module.nearest;
+    compensated += module.compensated;
+    if (module.tokens > 0) continue;
+    call_.console.warning(
+        fmt::format("{}: no calibration token told anything of its inputs: it is rounded to nearest", module.path));
+  }
+  call_.console.note(rounding_table(rounded, call_.width));
+  call_.console.result(fmt::format("rounding: squared error of the modules' outputs {:.4g} a token, to nearest {:.4g}",
+                                   compensated, nearest));
+  call_.result["rounding"] = rounding_json(rounded);
+}
+
 void Calibration::measure(const std::filesystem::path& folder) const {
   const models::BuiltModel written = models::load_model(float_request(folder, request_.device));
   const auto progress = progress_of(call_, "measure", "rows", held_out_rows_);
@@ -227,6 +269,13 @@ void declare_measured(recipe::OptionTable& table) {
        .fallback = "16",
        .help = "Of --budget: mixes that are measured as a whole, to improve the one that scores predict.",
        .range = {0, 1 << 20}});
+  add({.name = "rounding",
+       .kind = OptionKind::kChoice,
+       .fallback = "nearest",
+       .help =
+           "nearest: each weight to its nearest code; compensated: what one column of a matrix loses is made up for "
+           "by the columns behind it, by what --data shows of its inputs (GPTQ), in the same stored format.",
+       .words = {"nearest", "compensated"}});
   table.group("Calibration");
   add({.name = "data",
        .kind = OptionKind::kPath,

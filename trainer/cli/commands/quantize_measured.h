@@ -29,6 +29,8 @@ class Calibration {
   Decided dynamic();
   // Within --budget, improved by --exchange-steps.
   Decided budgeted();
+  // Rounds the packed weights of `built`, which `request` asks for, anew by the calibration rows.
+  void compensate(const models::ModelRequest& request, const models::BuiltModel& built) const;
   // Of the folder that was written, on rows that decided nothing.
   void measure(const std::filesystem::path& folder) const;
 

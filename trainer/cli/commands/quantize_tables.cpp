@@ -86,6 +86,34 @@ nlohmann::ordered_json mix_json(const quantize::FormatTable& table, const quanti
   return json;
 }
 
+std::string rounding_table(const std::vector<quantize::RoundedModule>& modules, int width) {
+  TextTable table({{"module"},
+                   {"format"},
+                   {"error to nearest", Align::kRight},
+                   {"compensated", Align::kRight},
+                   {"of that", Align::kRight}});
+  for (const quantize::RoundedModule& module : modules) {
+    const bool rounded = module.tokens > 0;
+    const double share = module.nearest > 0 ? module.compensated / module.nearest : 1;
+    table.add_row({module.path, module.format, rounded ? fmt::format("{:.4g}", module.nearest) : "no token",
+                   rounded ? fmt::format("{:.4g}", module.compensated) : "",
+                   rounded ? fmt::format("{:.3f}", share) : ""});
+  }
+  return table.render(width);
+}
+
+nlohmann::ordered_json rounding_json(const std::vector<quantize::RoundedModule>& modules) {
+  nlohmann::ordered_json json;
+  for (const quantize::RoundedModule& module : modules) {
+    json[module.path] = {{"format", module.format},
+                         {"tokens", module.tokens},
+                         {"damping", module.damping},
+                         {"nearest", module.nearest},
+                         {"compensated", module.compensated}};
+  }
+  return json;
+}
+
 nlohmann::ordered_json estimate_json(const quantize::SizeEstimate& estimate) {
   return {{"total_parameters", estimate.total_parameters},           {"fp32_bytes", estimate.fp32_bytes},
           {"mixed_precision_bytes", estimate.mixed_precision_bytes}, {"compression_ratio", estimate.compression_ratio},

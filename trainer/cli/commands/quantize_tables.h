@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/format_table.h"
 
 namespace limbeck::cli {
@@ -20,6 +21,10 @@ struct Reasons {
 };
 std::string mix_table(const quantize::FormatTable& table, const quantize::Mix& mix, const Reasons& reasons, int width);
 nlohmann::ordered_json mix_json(const quantize::FormatTable& table, const quantize::Mix& mix, const Reasons& reasons);
+
+// By module: what rounding changes of its outputs, to nearest and as it is.
+std::string rounding_table(const std::vector<quantize::RoundedModule>& modules, int width);
+nlohmann::ordered_json rounding_json(const std::vector<quantize::RoundedModule>& modules);
 
 nlohmann::ordered_json estimate_json(const quantize::SizeEstimate& estimate);
 std::string estimate_line(const quantize::SizeEstimate& estimate);
