@@ -6,14 +6,17 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import parity_measures
 import pytest
 import test_quantize_scores as scores
 import torch
 import transformers
 from limbeck_runner import Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file
+from test_compressed_tensors import IDS
 from test_quantize_policies import formats, weighs_as_said
 from test_quantize_scores import case  # noqa: F401
+from test_quantized_models import OUTPUT_BAR
 from test_quantized_ops import FORMATS, INT4, dequantized, ops, weight
 
 NF4 = torch.tensor([-1.0, -0.696192801, -0.525073051, -0.394917488, -0.284441382, -0.18477343, -0.0910500363, 0.0, 0.0795802996, 0.160930201,
@@ -240,6 +243,16 @@ def test_a_model_is_rounded_in_the_order_of_its_forward(case, tmp_path, form):  
     case.run(tmp_path / "again", limbeck=Limbeck(threads=1), **flags)
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert all(torch.equal(stored[name], again[name]) for name in stored)
+
+
+@pytest.mark.parametrize("form", ["int4-g64", "nf4-double"])
+def test_others_load_what_was_rounded(case, tmp_path, form):  # noqa: F811
+    said = case.run(tmp_path / "out", quantize=form, rounding="compensated", dtype="float32")
+    assert all(entry["compensated"] < entry["nearest"] for entry in said["rounding"].values())
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        wanted = theirs(**IDS, use_cache=False).logits
+    assert parity_measures.largest_error(Limbeck().forward(tmp_path / "out", IDS)["logits"], wanted) < OUTPUT_BAR
 
 
 def test_the_chosen_mix_of_a_budget_is_rounded(case, tmp_path):  # noqa: F811
