@@ -6,9 +6,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import model_zoo
 import parity_measures
 import pytest
 import test_quantize_scores as scores
+import token_rows
 import torch
 import transformers
 from limbeck_runner import Limbeck, LimbeckError, build_folder
@@ -253,6 +255,32 @@ def test_others_load_what_was_rounded(case, tmp_path, form):  # noqa: F811
     with torch.no_grad():
         wanted = theirs(**IDS, use_cache=False).logits
     assert parity_measures.largest_error(Limbeck().forward(tmp_path / "out", IDS)["logits"], wanted) < OUTPUT_BAR
+
+
+@pytest.mark.parametrize(("family", "form", "rule"), [
+    ("llama3-tied", "int8", "model.embed_tokens int8"), ("gemma2", "int8", None), ("phi3", "int8", "model.lm_head int8"),
+    ("qwen3-moe", "int8", None), ("gpt2", "nf4", None)])  # fmt: skip
+def test_every_packed_linear_of_a_family_is_rounded(case, tmp_path, family, form, rule):  # noqa: F811
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    data = token_rows.write(tmp_path / "data", token_rows.random_documents(20, 16, 24, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
+    said = case.run(tmp_path / "out", model=base, data=data, quantize=form, rule=rule, rounding="compensated")
+    tables = 1 if rule is not None and "embed" in rule else 0
+    assert len(said["rounding"]) == said["formats"][form]["tensors"] - tables
+    assert all(entry["tokens"] > 0 and entry["compensated"] <= entry["nearest"] for entry in said["rounding"].values())
+    total = {key: sum(entry[key] for entry in said["rounding"].values()) for key in ("compensated", "nearest")}
+    assert total["compensated"] < 0.9 * total["nearest"]
+
+
+def test_what_no_folder_holds_is_refused_before_anything_is_measured(case, tmp_path):  # noqa: F811
+    base = model_zoo.write_model(model_zoo.BY_NAME["qwen3"], tmp_path / "base")
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*limbeck: model.layers.0.[a-z_.]*: 112 columns are no multiple of its groups of 32") as refused:
+        Limbeck().run(*case.flags(tmp_path / "out", model=base, quantize="int4-g32", rounding="compensated"))
+    assert "rounding: squared error" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_a_model_without_packed_modules_is_left_alone(case, tmp_path):  # noqa: F811
+    said = case.run(tmp_path / "out", budget="2x", exchange_steps=0, rounding="compensated")
+    assert set(formats(said).values()) == {"float"} and said["rounding"] == {}
 
 
 def test_the_chosen_mix_of_a_budget_is_rounded(case, tmp_path):  # noqa: F811

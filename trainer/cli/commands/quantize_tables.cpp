@@ -103,7 +103,7 @@ std::string rounding_table(const std::vector<quantize::RoundedModule>& modules, 
 }
 
 nlohmann::ordered_json rounding_json(const std::vector<quantize::RoundedModule>& modules) {
-  nlohmann::ordered_json json;
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
   for (const quantize::RoundedModule& module : modules) {
     json[module.path] = {{"format", module.format},
                          {"tokens", module.tokens},
