@@ -69,8 +69,8 @@ def packed_by_transformers(base: Path, out: Path, form: str, kept: list[str] | N
 
 
 def resave(base: Path, out: Path, *flags: str) -> Path:
-    program = Limbeck()._program.with_name("resave_model")
-    done = subprocess.run([program, base, out, *flags], capture_output=True, text=True)
+    program = Limbeck()._program.with_name("test_driver")
+    done = subprocess.run([program, "resave", base, out, *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
 

@@ -16,8 +16,8 @@ FAMILIES = pytest.mark.parametrize("family", model_zoo.FAMILIES, ids=lambda fami
 
 
 def resave(limbeck, model: Path, out: Path, *flags: str) -> Path:
-    program = limbeck._program.with_name("resave_model")
-    done = subprocess.run([program, model, out, *flags], capture_output=True, text=True, timeout=120, check=False)
+    program = limbeck._program.with_name("test_driver")
+    done = subprocess.run([program, "resave", model, out, *flags], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return out
 

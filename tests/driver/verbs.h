@@ -1,0 +1,13 @@
+#pragma once
+// What tests need of the libraries in a process of its own, as verbs of one program: test_driver VERB ARGUMENT...
+
+namespace limbeck::test {
+
+// resave MODEL OUT [FLAG VALUE]...: loads a model, or draws a fresh one from its config.json, and saves it.
+int resave_model(int count, char** arguments);
+// templates: renders chat templates, one a line of standard input.
+int render_templates();
+// backward early|late: a backward on the device, with CUDA loaded before the process's first backward or after it.
+int late_load(int count, char** arguments);
+
+}  // namespace limbeck::test
