@@ -6,9 +6,8 @@
 int main(int count, char** arguments) {
   namespace test = limbeck::test;
   const std::string_view verb = count > 1 ? arguments[1] : "";
-  if (verb == "resave") return test::resave_model(count - 1, arguments + 1);
   if (verb == "templates") return test::render_templates();
   if (verb == "backward") return test::late_load(count - 1, arguments + 1);
-  std::fprintf(stderr, "usage: test_driver resave|templates|backward ...\n");
+  std::fprintf(stderr, "usage: test_driver templates|backward ...\n");
   return 2;
 }

@@ -1,4 +1,4 @@
-// test_driver resave MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT [--scales DTYPE]]
+// resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT [--scales DTYPE]]
 // [--rule RULE]: loads a model, or draws a fresh one from its config.json, and saves it; with a format as its codes
 // ("as-it-is": the folder's own).
 #include <cstdio>
@@ -13,7 +13,7 @@ namespace limbeck::test {
 int resave_model(int argc, char** argv) {
   if (argc < 3 || argc % 2 == 0) {
     std::fprintf(stderr,
-                 "usage: test_driver resave MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] "
+                 "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] "
                  "[--scales DTYPE] [--rule RULE]\n");
     return 2;
   }
