@@ -34,12 +34,12 @@ def render_by_jinja(template: str, variables: dict) -> dict:
 @pytest.fixture(scope="module")
 def render(limbeck):
     """Renders (template, variables) pairs, all in one process; a crash or a hang fails the test."""
-    driver = limbeck._program.parent / "template_driver"
-    assert driver.is_file(), f"no program at {driver}: cmake --build build/release --target template_driver"
+    driver = limbeck._program.parent / "test_driver"
+    assert driver.is_file(), f"no program at {driver}: cmake --build build/release --target test_driver"
 
     def call(pairs):
         lines = "".join(json.dumps({"template": template, "variables": variables}) + "\n" for template, variables in pairs)
-        done = subprocess.run([str(driver)], input=lines.encode(), stdout=subprocess.PIPE, timeout=100, check=True)
+        done = subprocess.run([str(driver), "templates"], input=lines.encode(), stdout=subprocess.PIPE, timeout=100, check=True)
         answers = [json.loads(line) for line in done.stdout.decode().split("\n")[:-1]]
         assert len(answers) == len(pairs)
         return answers

@@ -24,10 +24,10 @@ if(LIMBECK_SANITIZE)
   add_link_options(-fsanitize=address,undefined)
 endif()
 
-# -O2 in place of CMake's -O3, which is a sixth more time of the compiler for loops that are not here: those of kernels/
-# over values ask for it themselves.
+# -O1 in place of CMake's -O3, which takes the compiler twice as long for loops that are not here: those over values and
+# over text ask for more themselves (limbeck_part).
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_FLAGS_RELEASE STREQUAL "-O3 -DNDEBUG")
-  set(CMAKE_CXX_FLAGS_RELEASE "-O2 -DNDEBUG")
+  set(CMAKE_CXX_FLAGS_RELEASE "-O1 -DNDEBUG")
 endif()
 
 # What our own code is compiled with; never seen by those who build on an installed Limbeck.
@@ -106,6 +106,17 @@ function(limbeck_floor name)
   endif()
   _limbeck_unity(limbeck_${name})
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endfunction()
+
+# limbeck_part(FLOOR NAME OPTIMIZE FLAG SOURCES ...): files of a floor that are optimised more than the others.
+function(limbeck_part floor name)
+  cmake_parse_arguments(F "" "OPTIMIZE" "SOURCES" ${ARGN})
+  add_library(limbeck_${name} OBJECT ${F_SOURCES})
+  target_link_libraries(limbeck_${name} PRIVATE limbeck_options $<TARGET_PROPERTY:limbeck_${floor},LINK_LIBRARIES>)
+  target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
+  target_compile_options(limbeck_${name} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:${F_OPTIMIZE}>)
+  _limbeck_unity(limbeck_${name})
+  target_sources(limbeck_${floor} PRIVATE $<TARGET_OBJECTS:limbeck_${name}>)
 endfunction()
 
 # limbeck_program(NAME [PCH] SOURCES ... LINK ...): an executable that finds our libraries by rpath.

@@ -6,9 +6,11 @@
 
 #include "modules/errors.h"
 #include "modules/models/weights/save_model.h"
+#include "tests/driver/verbs.h"
 
-int main(int argc, char** argv) {
-  namespace models = limbeck::models;
+namespace limbeck::test {
+
+int resave_model(int argc, char** argv) {
   if (argc < 3 || argc % 2 == 0) {
     std::fprintf(stderr,
                  "usage: resave_model MODEL OUT [--random SEED] [--dtype DTYPE] [--shard BYTES] [--packed FORMAT] "
@@ -25,25 +27,27 @@ int main(int argc, char** argv) {
         request.random_init = true;
         request.seed = std::stoull(value);
       } else if (flag == "--dtype") {
-        request.dtype = limbeck::precision::dtype_from_name(value);
+        request.dtype = precision::dtype_from_name(value);
       } else if (flag == "--shard") {
         options.max_shard_bytes = std::stoull(value);
       } else if (flag == "--packed") {
         options.packed = true;
-        const auto format = limbeck::kernels::find_format(value);
-        if (format) request.packing = limbeck::precision::pack_all(*format, flag);
+        const auto format = kernels::find_format(value);
+        if (format) request.packing = precision::pack_all(*format, flag);
       } else if (flag == "--scales") {
-        request.scales = limbeck::precision::dtype_from_name(value);
+        request.scales = precision::dtype_from_name(value);
       } else if (flag == "--rule") {
-        request.rules.push_back(limbeck::precision::parse_rule(value, flag));
+        request.rules.push_back(precision::parse_rule(value, flag));
       } else {
-        throw limbeck::UsageError("unknown flag " + flag);
+        throw UsageError("unknown flag " + flag);
       }
     }
     models::save_model(models::load_model(request), argv[2], options);
-  } catch (const limbeck::Error& error) {
+  } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return static_cast<int>(error.code());
   }
   return 0;
 }
+
+}  // namespace limbeck::test

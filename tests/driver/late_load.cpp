@@ -1,4 +1,4 @@
-// late_load early|late: a backward on the device, with CUDA loaded before the process's first backward or after it. The
+// test_driver backward early|late: a backward on the device, with CUDA loaded before the process's first backward or after it. The
 // second cannot work, and the fake device must show it: it is why commands load CUDA when they begin.
 #include <ATen/ATen.h>
 
@@ -6,7 +6,9 @@
 #include <string_view>
 
 #include "kernels/operator/cuda_library.h"
+#include "tests/driver/verbs.h"
 
+namespace limbeck::test {
 namespace {
 
 void run_backward(c10::Device device) {
@@ -16,12 +18,12 @@ void run_backward(c10::Device device) {
 
 }  // namespace
 
-int main(int count, char** arguments) {
+int late_load(int count, char** arguments) {
   const bool early = count == 2 && std::string_view(arguments[1]) == "early";
   try {
-    if (early) limbeck::kernels::load_cuda_library();
+    if (early) kernels::load_cuda_library();
     run_backward(at::kMeta);
-    limbeck::kernels::load_cuda_library();
+    kernels::load_cuda_library();
     run_backward(at::kCUDA);
   } catch (const c10::Error& error) {
     std::printf("refused: %s\n", error.what_without_backtrace());
@@ -30,3 +32,5 @@ int main(int count, char** arguments) {
   std::printf("both backwards ran\n");
   return 0;
 }
+
+}  // namespace limbeck::test

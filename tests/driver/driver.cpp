@@ -1,0 +1,13 @@
+#include <cstdio>
+#include <string_view>
+
+#include "tests/driver/verbs.h"
+
+int main(int count, char** arguments) {
+  namespace test = limbeck::test;
+  const std::string_view verb = count > 1 ? arguments[1] : "";
+  if (verb == "templates") return test::render_templates();
+  if (verb == "backward") return test::late_load(count - 1, arguments + 1);
+  std::fprintf(stderr, "usage: test_driver templates|backward ...\n");
+  return 2;
+}
