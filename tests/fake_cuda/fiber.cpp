@@ -2,7 +2,6 @@
 
 #include <sys/mman.h>
 
-#include <cstdint>
 #include <new>
 
 #if defined(__has_feature)  // clang's way to say it
@@ -11,7 +10,6 @@
 #endif
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -46,77 +44,66 @@ namespace limbeck::fake_cuda {
 namespace {
 
 constexpr size_t kPage = 4096, kStack = 128 * 1024;
+// Stacks that all end at the same place of a page would all lie in the same few lines of the processor's cache.
+constexpr size_t kApart = 448;
 
-thread_local Fiber* running = nullptr;
+Fiber *running = nullptr, *before = nullptr;  // who has switched to it
 
 }  // namespace
 
-Fiber::Fiber() {
+Fiber::Fiber(void (*entry)()) : entry_(entry), size_(kStack) {
   void* memory = mmap(nullptr, kPage + kStack, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   stack_ = static_cast<char*>(memory) + kPage;
+  bottom_ = stack_;
   if (mprotect(stack_, kStack, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+#if defined(__x86_64__)
+  static size_t count = 0;
+  void** top = reinterpret_cast<void**>(stack_ + kStack - count++ * kApart % kPage);
+  *--top = nullptr;  // where a caller would go on; it also aligns the stack as a call does
+  *--top = reinterpret_cast<void*>(&Fiber::start);
+  for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+  kept_ = top;
+#else
+  getcontext(&kept_);
+  kept_.uc_stack.ss_sp = stack_;
+  kept_.uc_stack.ss_size = kStack;
+  kept_.uc_link = nullptr;
+  makecontext(&kept_, &Fiber::start, 0);
+#endif
 }
 
-Fiber::~Fiber() { munmap(stack_ - kPage, kPage + kStack); }
+Fiber::~Fiber() {
+  if (stack_ != nullptr) munmap(stack_ - kPage, kPage + kStack);
+}
 
 void Fiber::start() {
   Fiber* self = running;
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &self->resumer_stack_, &self->resumer_size_);
-#endif
+  self->arrive();
   self->entry_();
   __builtin_trap();
 }
 
-void Fiber::begin(void (*entry)()) {
-  entry_ = entry;
+void Fiber::arrive() {
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stack_, kStack);  // of frames that were never left
-#endif
-#if defined(__x86_64__)
-  void** top = reinterpret_cast<void**>(stack_ + kStack);
-  *--top = nullptr;  // where a caller would go on; it also aligns the stack as a call does
-  *--top = reinterpret_cast<void*>(&Fiber::start);
-  for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
-  own_ = top;
-#else
-  getcontext(&own_);
-  own_.uc_stack.ss_sp = stack_;
-  own_.uc_stack.ss_size = kStack;
-  own_.uc_link = nullptr;
-  makecontext(&own_, &Fiber::start, 0);
+  const void* bottom = nullptr;
+  size_t size = 0;
+  __sanitizer_finish_switch_fiber(shadow_, &bottom, &size);
+  if (before->stack_ == nullptr) before->bottom_ = bottom, before->size_ = size;
 #endif
 }
 
-void Fiber::resume() {
-  running = this;
+void Fiber::switch_to(Fiber& next) {
+  before = this, running = &next;
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(&resumer_shadow_, stack_, kStack);
+  __sanitizer_start_switch_fiber(&shadow_, next.bottom_, next.size_);
 #endif
 #if defined(__x86_64__)
-  limbeck_switch_stacks(&resumer_, own_);
+  limbeck_switch_stacks(&kept_, next.kept_);
 #else
-  swapcontext(&resumer_, &own_);
+  swapcontext(&kept_, &next.kept_);
 #endif
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(resumer_shadow_, nullptr, nullptr);
-#endif
-}
-
-void Fiber::hand_back(bool last) {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(last ? nullptr : &own_shadow_, resumer_stack_, resumer_size_);
-#endif
-  (void)last;
-#if defined(__x86_64__)
-  limbeck_switch_stacks(&own_, resumer_);
-#else
-  swapcontext(&own_, &resumer_);
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(own_shadow_, &resumer_stack_, &resumer_size_);
-#endif
+  arrive();
 }
 
 }  // namespace limbeck::fake_cuda

@@ -1,5 +1,5 @@
-// One thread of an emulated block: a function on a stack of its own, which runs until it hands itself back. Fibers are
-// resumed by one system thread at a time, and never by themselves.
+// One stack of an emulated block: it runs one function for ever, and hands over to another where that has to wait.
+// Fibers run on one system thread at a time, and never by themselves.
 #pragma once
 #include <cstddef>
 
@@ -11,31 +11,30 @@ namespace limbeck::fake_cuda {
 
 class Fiber {
  public:
-  Fiber();
+  Fiber() = default;                // the stack of who calls
+  explicit Fiber(void (*entry)());  // a stack of its own, on which `entry` begins when it is first switched to
   ~Fiber();
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // From now on resume() runs `entry`, which ends by hand_back() and is never resumed after that.
-  void begin(void (*entry)());
-  void resume();
-  // Called on the fiber: back to who resumed it. `last`: it will not be resumed again.
-  void hand_back(bool last = false);
+  // From this one, which runs, to another. It goes on behind the call when somebody switches to it.
+  void switch_to(Fiber& next);
 
  private:
   static void start();
 
-  char* stack_;
+  char* stack_ = nullptr;
   void (*entry_)() = nullptr;
 #if defined(__x86_64__)
-  void *own_ = nullptr, *resumer_ = nullptr;  // stack pointers
+  void* kept_ = nullptr;  // its stack pointer while another runs
 #else
-  ucontext_t own_, resumer_;
+  ucontext_t kept_;
 #endif
   // What AddressSanitizer wants to know of a change of stacks.
-  void *own_shadow_ = nullptr, *resumer_shadow_ = nullptr;
-  const void* resumer_stack_ = nullptr;
-  size_t resumer_size_ = 0;
+  void arrive();
+  void* shadow_ = nullptr;
+  const void* bottom_ = nullptr;
+  size_t size_ = 0;
 };
 
 }  // namespace limbeck::fake_cuda

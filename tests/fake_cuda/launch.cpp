@@ -27,7 +27,7 @@ constexpr size_t kMostShared = 48 * 1024;
 enum class State { kReady, kAtBarrier, kInExchange, kEnded };
 
 struct Thread {
-  std::unique_ptr<Fiber> fiber;
+  Fiber* fiber = nullptr;  // from its begin to its end
   State state = State::kEnded;
   Index3 index;
   const char* file = "";
@@ -49,10 +49,9 @@ class Device {
   Thread& current() { return threads_[current_]; }
   unsigned current_number() const { return current_; }
   void wait(State state, const char* file, int line);
-  void end();
+  [[noreturn]] void work();
   void* shared() const { return shared_; }
   const Launch& launch() const { return launch_; }
-  void call() const { thread_(of_); }
   void set_seed(uint64_t seed) { seed_ = seed, random_.seed(seed); }
 
   std::mutex mutex;
@@ -61,6 +60,8 @@ class Device {
  private:
   void run_block();
   void drive(unsigned warp);
+  bool turn_to_next();
+  Fiber* idle_fiber();
   bool finish_exchange(unsigned warp);
   bool finish_barrier();
   void shuffle(std::vector<unsigned>& order);
@@ -70,8 +71,11 @@ class Device {
   void (*thread_)(const void*) = nullptr;
   const void* of_ = nullptr;
   std::vector<Thread> threads_;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Fiber*> idle_;  // those of no thread
+  Fiber driver_;
   std::vector<unsigned> warps_, lanes_;
-  unsigned size_ = 0, current_ = 0;
+  unsigned size_ = 0, current_ = 0, warp_ = 0, turn_ = 0;  // the next turn is that of lanes_[turn_] of warp_
   void* shared_ = nullptr;
   uint64_t seed_ = seed_of_environment();
   std::mt19937_64 random_{seed_};
@@ -89,38 +93,73 @@ const char* who() {
   return text;
 }
 
-void enter() {
-  device().call();
-  device().end();
-}
+void enter() { device().work(); }
 
 void Device::shuffle(std::vector<unsigned>& order) {
   std::iota(order.begin(), order.end(), 0u);
   if (seed_ != 0) std::shuffle(order.begin(), order.end(), random_);
 }
 
+// Makes the next thread of the warp that can go on the current one; false when none can.
+bool Device::turn_to_next() {
+  const unsigned lanes = lanes_of(warp_);
+  while (turn_ < kWarp) {
+    const unsigned lane = lanes_[turn_++];
+    if (lane >= lanes || threads_[warp_ * kWarp + lane].state != State::kReady) continue;
+    current_ = warp_ * kWarp + lane;
+    threadIdx = current().index;
+    return true;
+  }
+  return false;
+}
+
+Fiber* Device::idle_fiber() {
+  if (idle_.empty()) return fibers_.emplace_back(std::make_unique<Fiber>(enter)).get();
+  Fiber* const last = idle_.back();
+  idle_.pop_back();
+  return last;
+}
+
+// What a fiber does: it calls one thread after the other. Where a thread has to wait, the next one is called on another
+// fiber; so threads that never wait take one stack, and no change of it.
+void Device::work() {
+  Fiber& self = *current().fiber;
+  while (true) {
+    thread_(of_);
+    current().state = State::kEnded;
+    current().fiber = nullptr;
+    if (!turn_to_next()) {
+      idle_.push_back(&self);
+      self.switch_to(driver_);  // and back when it is some thread's again
+    } else if (current().fiber == nullptr) {
+      current().fiber = &self;
+    } else {
+      idle_.push_back(&self);
+      self.switch_to(*current().fiber);
+    }
+  }
+}
+
 void Device::wait(State state, const char* file, int line) {
   Thread& self = current();
   self.state = state, self.file = file, self.line = line;
-  self.fiber->hand_back();
-}
-
-void Device::end() {
-  current().state = State::kEnded;
-  current().fiber->hand_back(/*last=*/true);
+  Fiber* next = &driver_;
+  if (turn_to_next()) {
+    if (current().fiber == nullptr) current().fiber = idle_fiber();
+    next = current().fiber;
+  }
+  self.fiber->switch_to(*next);
 }
 
 // Until every lane waits or has ended.
 void Device::drive(unsigned warp) {
+  warp_ = warp;
   do {
     shuffle(lanes_);
-    for (const unsigned lane : lanes_) {
-      if (lane >= lanes_of(warp)) continue;
-      current_ = warp * kWarp + lane;
-      if (current().state != State::kReady) continue;
-      threadIdx = current().index;
-      current().fiber->resume();
-    }
+    turn_ = 0;
+    if (!turn_to_next()) continue;
+    if (current().fiber == nullptr) current().fiber = idle_fiber();
+    driver_.switch_to(*current().fiber);
   } while (finish_exchange(warp));
 }
 
@@ -167,7 +206,8 @@ bool Device::finish_barrier() {
     if (threads_[i].state != State::kAtBarrier) continue;
     ++there;
     if (waits == nullptr) waits = &threads_[i];
-    if (threads_[i].line != waits->line || std::strcmp(threads_[i].file, waits->file) != 0) {
+    if (threads_[i].line != waits->line ||
+        (threads_[i].file != waits->file && std::strcmp(threads_[i].file, waits->file) != 0)) {
       threadIdx = threads_[i].index;
       die("%s: threads of one block wait at different barriers: %s:%d and %s:%d", who(), waits->file, waits->line,
           threads_[i].file, threads_[i].line);
@@ -186,11 +226,9 @@ bool Device::finish_barrier() {
 void Device::run_block() {
   for (unsigned i = 0; i < size_; ++i) {
     Thread& thread = threads_[i];
-    if (!thread.fiber) thread.fiber = std::make_unique<Fiber>();
     const Index3& b = launch_.block;
     thread.index = {i % b.x, i / b.x % b.y, i / b.x / b.y};
     thread.state = State::kReady;
-    thread.fiber->begin(enter);
   }
   do {
     shuffle(warps_);
@@ -241,13 +279,12 @@ void run_kernel(const Launch& launch, void (*thread)(const void* of), const void
 
 void meet_block(const char* file, int line) { device().wait(State::kAtBarrier, file, line); }
 
-void exchange(unsigned mask, const void* value, size_t bytes, int source, void* result, const char* file, int line) {
+uint64_t exchange(unsigned mask, uint64_t value, int source, const char* file, int line) {
   Thread& self = device().current();
   if ((mask >> lane() & 1) == 0) die("%s: the exchange at %s:%d is not for lane %d", who(), file, line, lane());
-  self.mask = mask, self.source = source, self.given = 0;
-  std::memcpy(&self.given, value, bytes);
+  self.mask = mask, self.source = source, self.given = value;
   device().wait(State::kInExchange, file, line);
-  std::memcpy(result, &self.got, bytes);
+  return self.got;
 }
 
 int lane() { return static_cast<int>(device().current_number() % kWarp); }

@@ -35,8 +35,8 @@ void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, co
 
 // What the device code of a thread asks of the block it is in; `file` and `line` tell one place from another.
 void meet_block(const char* file, int line);
-// All lanes of the mask give `bytes` (at most 8) at `value`; each gets those of `source`, a lane of its warp.
-void exchange(unsigned mask, const void* value, size_t bytes, int source, void* result, const char* file, int line);
+// All lanes of the mask give a value; each gets that of `source`, a lane of its warp.
+uint64_t exchange(unsigned mask, uint64_t value, int source, const char* file, int line);
 int lane();
 void* dynamic_shared();
 

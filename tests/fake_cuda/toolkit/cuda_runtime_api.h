@@ -87,9 +87,11 @@ namespace limbeck::fake_cuda {
 template <class T>
 T exchanged_in_warp(unsigned mask, T value, int source, const char* file, int line) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
-  T result;
-  exchange(mask, &value, sizeof(T), source, &result, file, line);
-  return result;
+  uint64_t bytes = 0;
+  std::memcpy(&bytes, &value, sizeof(T));
+  bytes = exchange(mask, bytes, source, file, line);
+  std::memcpy(&value, &bytes, sizeof(T));
+  return value;
 }
 
 }  // namespace limbeck::fake_cuda
