@@ -25,7 +25,7 @@ DTYPE_NAMES = {
 }
 
 
-# Read while libraries are loaded, so a program that was loaded without them is not what they ask for.
+# Read while libraries are loaded, so only a program that was loaded with them is what they ask for.
 LOADING = ("ASAN_", "ATEN_", "CUDA_", "GOMP_", "KMP_", "LD_", "LSAN_", "MALLOC_", "MKL_", "OMP_", "ONEDNN_", "TORCH_", "UBSAN_")
 
 
@@ -37,10 +37,10 @@ def build_folder() -> Path:
 class ForkedProgram:
     """The program, loaded once and forked for one run after the other, as tests/trainer/forked_program.cpp says."""
 
-    def __init__(self, **more: str):
+    def __init__(self, environment: dict[str, str] | None = None):
         program = build_folder() / "bin" / "forked_program"
         assert program.is_file(), f"{program}: not built: cmake --build {build_folder()} --target forked_program"
-        self.environment = dict(os.environ) | more
+        self.environment = dict(os.environ) if environment is None else dict(environment)
         self.idle = True
         self._server = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment)
         self._said = b""
@@ -113,21 +113,25 @@ _programs: list[ForkedProgram] = []  # of this pytest process
 _choosing = threading.Lock()
 
 
-def fork_program(arguments, environment: dict[str, str], folder, out: str, err: str, seconds: float = 3600) -> ForkedRun | None:
-    """A run of the program, forked from one that is loaded; None when the environment is one that it was not loaded in."""
+def loaded_with(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(LOADING)}
+
+
+def fork_program(arguments, environment: dict[str, str], folder, out: str, err: str, seconds: float = 3600,
+                 program: str = "limbeck") -> ForkedRun:  # fmt: skip
+    """A run of the program, forked from one that was loaded in such an environment."""
     with _choosing:
-        program = next((one for one in _programs if one.idle), None)
-        if program is None:
-            program = ForkedProgram()
-            _programs.append(program)
-            atexit.register(program.close)
-        was = program.environment
+        wanted = loaded_with(environment)
+        loaded = next((one for one in _programs if one.idle and loaded_with(one.environment) == wanted), None)
+        if loaded is None:
+            loaded = ForkedProgram(environment)
+            _programs.append(loaded)
+            atexit.register(loaded.close)
+        was = loaded.environment
         changes = {name: None for name in was if name not in environment}
         changes |= {name: value for name, value in environment.items() if was.get(name) != value}
-        if any(name.startswith(LOADING) for name in changes):
-            return None
-        return program.start(arguments=[str(word) for word in arguments], environment=changes, folder=str(folder or os.getcwd()),
-                             stdout=out, stderr=err, seconds=seconds)  # fmt: skip
+        return loaded.start(program=program, arguments=[str(word) for word in arguments], environment=changes,
+                            folder=str(folder or os.getcwd()), stdout=out, stderr=err, seconds=seconds)  # fmt: skip
 
 
 def name_of(file) -> str:
@@ -135,17 +139,15 @@ def name_of(file) -> str:
     return f"/proc/{os.getpid()}/fd/{file.fileno()}"
 
 
-def run_program(*arguments, cwd=None, env: dict[str, str] | None = None, timeout: float = 120.0) -> subprocess.CompletedProcess:
+def run_program(*arguments, cwd=None, env: dict[str, str] | None = None, timeout: float = 120.0,
+                program: str = "limbeck") -> subprocess.CompletedProcess:  # fmt: skip
     """subprocess.run of the program, stdin empty, both outputs captured as text, but forked from one that is loaded.
 
     What is about processes themselves (signals, limits, the loading of libraries) starts a process of its own.
     """
-    command = [str(build_folder() / "bin" / "limbeck"), *map(str, arguments)]
+    command = [str(build_folder() / "bin" / program), *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        run = fork_program(arguments, dict(os.environ) if env is None else env, cwd, name_of(out), name_of(err), timeout)
-        if run is None:
-            return subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                                  timeout=timeout, check=False)  # fmt: skip
+        run = fork_program(arguments, dict(os.environ) if env is None else env, cwd, name_of(out), name_of(err), timeout, program)
         run.wait()
         said = out.read(), err.read()
         if run.outcome["timed_out"]:

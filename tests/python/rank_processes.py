@@ -72,10 +72,10 @@ class Ranks:
             command += per_rank(rank) if per_rank else []
             # A file and no pipe: a rank that says much must not stand still until somebody reads it.
             self.errors.append(tempfile.TemporaryFile(mode="w+"))
-            process = None if started else fork_program(command[1:], own, None, "/dev/null", name_of(self.errors[-1]))
             self.processes.append(
-                process or subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1])
-            )
+                subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=self.errors[-1]) if started
+                else fork_program(command[1:], own, None, "/dev/null", name_of(self.errors[-1]))
+            )  # fmt: skip
 
     def __enter__(self) -> "Ranks":
         return self

@@ -46,7 +46,7 @@ class Driver:
         self.sanitized = b"LIMBECK_SANITIZE:BOOL=ON" in (build_folder() / "CMakeCache.txt").read_bytes()
         # The shadow of ASan is larger than any limit.
         self._limits = {name: most for name, most in self.LIMITS.items() if not (self.sanitized and name == "data_bytes")}
-        self._program = ForkedProgram(OMP_NUM_THREADS="1")
+        self._program = ForkedProgram(os.environ | {"OMP_NUM_THREADS": "1"})
         self.close = self._program.close
 
     def run(self, case: abuse_cases.Case, folder: Path) -> tuple[dict, str]:

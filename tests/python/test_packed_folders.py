@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import bitsandbytes
@@ -13,7 +12,7 @@ import parity_measures
 import pytest
 import torch
 import transformers
-from limbeck_runner import Limbeck, LimbeckError
+from limbeck_runner import Limbeck, LimbeckError, run_program
 from safetensors.torch import load_file, save_file
 from test_quantized_models import OUTPUT_BAR, quantized_weights
 from training_work import Work
@@ -69,8 +68,7 @@ def packed_by_transformers(base: Path, out: Path, form: str, kept: list[str] | N
 
 
 def resave(base: Path, out: Path, *flags: str) -> Path:
-    program = Limbeck()._program.with_name("resave_model")
-    done = subprocess.run([program, base, out, *flags], capture_output=True, text=True)
+    done = run_program(base, out, *flags, program="resave_model")
     assert done.returncode == 0, done.stderr
     return out
 

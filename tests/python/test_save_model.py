@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from pathlib import Path
 
 import model_zoo
@@ -10,16 +9,36 @@ import pytest
 import torch
 import transformers
 import transformers_reference as reference
+from limbeck_runner import run_program
 from safetensors.torch import load_file
 
 FAMILIES = pytest.mark.parametrize("family", model_zoo.FAMILIES, ids=lambda family: family.name)
 
 
-def resave(limbeck, model: Path, out: Path, *flags: str) -> Path:
-    program = limbeck._program.with_name("resave_model")
-    done = subprocess.run([program, model, out, *flags], capture_output=True, text=True, timeout=120, check=False)
+def resave(model: Path, out: Path, *flags: str) -> Path:
+    done = run_program(model, out, *flags, program="resave_model")
     assert done.returncode == 0, done.stderr
     return out
+
+
+class Written:
+    """A model of each family as transformers saved it, and what was saved of it here, for all who look at them."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def source(self, family: model_zoo.Family) -> Path:
+        folder = self._folder / family.name
+        return folder if folder.exists() else model_zoo.write_model(family, folder)
+
+    def saved(self, family: model_zoo.Family) -> Path:
+        folder = self._folder / f"{family.name}-saved"
+        return folder if folder.exists() else resave(self.source(family), folder)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Written:
+    return Written(tmp_path_factory.mktemp("save_model"))
 
 
 def stored(folder: Path) -> dict[str, torch.Tensor]:
@@ -29,15 +48,18 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def logits(family, folder: Path) -> torch.Tensor:
-    model = family.model.from_pretrained(folder, local_files_only=True, attn_implementation=family.attention)
+def loaded(family, folder: Path):
+    """The model, and what transformers says of how it was loaded."""
+    return family.model.from_pretrained(folder, local_files_only=True, attn_implementation=family.attention, output_loading_info=True)
+
+
+def logits(family, model) -> torch.Tensor:
     return reference.forward(model.eval(), family, model_zoo.make_inputs(family))[family.output]
 
 
 @FAMILIES
-def test_the_file_holds_what_transformers_saved_bit_for_bit(limbeck, tmp_path, family):
-    source = model_zoo.write_model(family, tmp_path / "source")
-    saved = resave(limbeck, source, tmp_path / "saved")
+def test_the_file_holds_what_transformers_saved_bit_for_bit(written, family):
+    source, saved = written.source(family), written.saved(family)
     wanted, got = stored(source), stored(saved)
     assert got.keys() == wanted.keys()
     assert [name for name in wanted if not torch.equal(got[name], wanted[name])] == []
@@ -45,20 +67,18 @@ def test_the_file_holds_what_transformers_saved_bit_for_bit(limbeck, tmp_path, f
 
 
 @FAMILIES
-def test_transformers_loads_it_to_the_same_logits_without_a_warning(limbeck, tmp_path, family):
-    source = model_zoo.write_model(family, tmp_path / "source")
-    saved = resave(limbeck, source, tmp_path / "saved")
+def test_transformers_loads_it_to_the_same_logits_without_a_warning(written, family):
+    (saved, info), (source, _) = loaded(family, written.saved(family)), loaded(family, written.source(family))
     assert torch.equal(logits(family, saved), logits(family, source))
-    _, info = family.model.from_pretrained(saved, local_files_only=True, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
 
 
 @pytest.mark.parametrize("name", ["llama3-tied", "mixtral", "gpt2", "bert", "distilbert-classifier"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_half_models_load_in_their_dtype(limbeck, tmp_path, name, dtype):
+def test_half_models_load_in_their_dtype(written, tmp_path, name, dtype):
     family = model_zoo.BY_NAME[name]
-    source = model_zoo.write_model(family, tmp_path / "source")
-    saved = resave(limbeck, source, tmp_path / "saved", "--dtype", str(dtype).removeprefix("torch."))
+    source = written.source(family)
+    saved = resave(source, tmp_path / "saved", "--dtype", str(dtype).removeprefix("torch."))
     assert {tensor.dtype for tensor in stored(saved).values()} == {dtype}
     auto = {"decoder": "AutoModelForCausalLM", "encoder": "AutoModel"}.get(family.kind, "AutoModelForSequenceClassification")
     model = getattr(transformers, auto).from_pretrained(saved, dtype="auto", local_files_only=True)
@@ -68,19 +88,18 @@ def test_half_models_load_in_their_dtype(limbeck, tmp_path, name, dtype):
         assert torch.equal(ours, wanted), name_of
 
 
-def test_shards_are_found_by_transformers(limbeck, tmp_path):
+def test_shards_are_found_by_transformers(written, tmp_path):
     family = model_zoo.BY_NAME["mixtral"]
-    source = model_zoo.write_model(family, tmp_path / "source")
-    saved = resave(limbeck, source, tmp_path / "saved", "--shard", "100000")
+    source = written.source(family)
+    saved = resave(source, tmp_path / "saved", "--shard", "100000")
     assert len(list(saved.glob("model-*.safetensors"))) > 2
-    assert torch.equal(logits(family, saved), logits(family, source))
+    assert torch.equal(logits(family, loaded(family, saved)[0]), logits(family, loaded(family, source)[0]))
 
 
 @pytest.mark.parametrize("name", ["llama3-tied", "qwen2", "qwen3-moe", "gemma3", "phi3", "gpt2", "bert", "distilbert"])
-def test_our_own_forward_reads_it_bit_for_bit(limbeck, tmp_path, name):
+def test_our_own_forward_reads_it_bit_for_bit(limbeck, written, name):
     family = model_zoo.BY_NAME[name]
-    source = model_zoo.write_model(family, tmp_path / "source")
-    saved = resave(limbeck, source, tmp_path / "saved")
+    source, saved = written.source(family), written.saved(family)
     inputs = model_zoo.make_inputs(family).tensors
     assert torch.equal(limbeck.forward(saved, inputs)[family.output], limbeck.forward(source, inputs)[family.output])
 
@@ -90,14 +109,14 @@ def is_constant(tensor: torch.Tensor) -> bool:
 
 
 @FAMILIES
-def test_a_fresh_model_is_distributed_as_transformers_starts_it(limbeck, tmp_path, family):
+def test_a_fresh_model_is_distributed_as_transformers_starts_it(tmp_path, family):
     config = family.config(initializer_range=0.05)
     torch.manual_seed(3)
     family.model(config).save_pretrained(tmp_path / "theirs")
     (tmp_path / "bare").mkdir()
     config_file = tmp_path / "bare" / "config.json"
     config_file.write_text((tmp_path / "theirs" / "config.json").read_text())
-    theirs, ours = stored(tmp_path / "theirs"), stored(resave(limbeck, tmp_path / "bare", tmp_path / "ours", "--random", "3"))
+    theirs, ours = stored(tmp_path / "theirs"), stored(resave(tmp_path / "bare", tmp_path / "ours", "--random", "3"))
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():
         got = ours[name]
@@ -114,12 +133,12 @@ def test_a_fresh_model_is_distributed_as_transformers_starts_it(limbeck, tmp_pat
             assert torch.equal((got == 0).all(-1), zero_rows), name
 
 
-def test_sinusoidal_positions_of_distilbert_are_transformers_own(limbeck, tmp_path):
+def test_sinusoidal_positions_of_distilbert_are_transformers_own(tmp_path):
     config = model_zoo.BY_NAME["distilbert"].config(sinusoidal_pos_embds=True)
     model = transformers.DistilBertModel(config)
     model.save_pretrained(tmp_path / "theirs")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text((tmp_path / "theirs" / "config.json").read_text())
-    ours = stored(resave(limbeck, tmp_path / "bare", tmp_path / "ours", "--random", "0"))
+    ours = stored(resave(tmp_path / "bare", tmp_path / "ours", "--random", "0"))
     name = "embeddings.position_embeddings.weight"
     torch.testing.assert_close(ours[name], stored(tmp_path / "theirs")[name], rtol=0, atol=1e-6)

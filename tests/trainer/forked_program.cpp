@@ -2,7 +2,7 @@
 // computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of
 // loading LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
 // "stderr": FILE, "seconds": N}; a variable that is null is taken away, both files may be one; "data_bytes" and
-// "file_bytes", where given, are limits. The answer is a line with the child's "process", and at its end one with
+// "file_bytes", where given, are limits; "program" may be "resave_model" (tests/modules/resave_model.cpp). The answer is a line with the child's "process", and at its end one with
 // "code", "signal", "seconds", "peak_bytes" and "timed_out". tests/python/limbeck_runner.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -18,7 +18,9 @@
 #include <string>
 #include <vector>
 
-int limbeck_main(int argc, char** argv);  // trainer/cli/main.cpp, compiled under this name
+// trainer/cli/main.cpp and tests/modules/resave_model.cpp, compiled under these names.
+int limbeck_main(int argc, char** argv);
+int resave_main(int argc, char** argv);
 
 namespace {
 
@@ -36,7 +38,9 @@ void become(int descriptor, const std::string& file, int how) {
   if (opened < 0 || dup2(opened, descriptor) < 0) std::_Exit(121);
 }
 
-[[noreturn]] void run_child(const json& request, const std::string& program) {
+[[noreturn]] void run_child(const json& request, const std::filesystem::path& folder) {
+  const auto called = request.value("program", "limbeck");
+  if (called != "limbeck" && called != "resave_model") std::_Exit(123);
   const auto out = request.at("stdout").get<std::string>(), err = request.at("stderr").get<std::string>();
   become(STDIN_FILENO, "/dev/null", O_RDONLY);
   become(STDOUT_FILENO, out, O_WRONLY | O_CREAT | O_TRUNC);
@@ -51,12 +55,13 @@ void become(int descriptor, const std::string& file, int how) {
     else
       setenv(name.c_str(), value.get<std::string>().c_str(), 1);
   }
-  std::vector<std::string> words{program};
+  std::vector<std::string> words{(folder / called).string()};
   for (const auto& word : request.at("arguments")) words.push_back(word.get<std::string>());
   std::vector<char*> pointers;
   for (std::string& word : words) pointers.push_back(word.data());
   pointers.push_back(nullptr);
-  std::exit(limbeck_main(static_cast<int>(words.size()), pointers.data()));
+  const auto run = called == "limbeck" ? limbeck_main : resave_main;
+  std::exit(run(static_cast<int>(words.size()), pointers.data()));
 }
 
 sigset_t end_of_a_child() {
@@ -100,7 +105,7 @@ bool alone() {
 }  // namespace
 
 int main() {
-  const auto program = std::filesystem::read_symlink("/proc/self/exe").replace_filename("limbeck").string();
+  const auto folder = std::filesystem::read_symlink("/proc/self/exe").parent_path();
   limit(RLIMIT_CORE, 0);
   const sigset_t ends = end_of_a_child();
   sigset_t before;
@@ -111,7 +116,7 @@ int main() {
     if (child < 0) return 1;
     if (child == 0) {
       sigprocmask(SIG_SETMASK, &before, nullptr);
-      run_child(request, program);
+      run_child(request, folder);
     }
     std::cout << json{{"process", child}}.dump() << std::endl;
     std::cout << outcome(child, request.at("seconds").get<double>()).dump() << std::endl;
