@@ -1,6 +1,6 @@
 """test_summary.py JUNIT: the slowest tests, why tests were skipped, and one closing line that counts every case.
 
-ctest counts a GoogleTest suite or a pytest file as one test; here its cases are counted one by one.
+ctest counts a few GoogleTest suites or a pytest file as one test; here its cases are counted one by one.
 """
 
 import collections

@@ -20,8 +20,8 @@ from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Work, checkpoints, 
 
 import token_rows
 
-STEPS = 30
-KEYS = dict(adapter__kind="lora", adapter__rank=4, adapter__alpha=8, train__steps=f"{STEPS} steps")
+STEPS = 30  # of a trajectory; bits and dtypes show sooner
+KEYS = dict(adapter__kind="lora", adapter__rank=4, adapter__alpha=8, train__steps="15 steps")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -99,7 +99,8 @@ def test_a_float32_trajectory_is_that_of_peft_in_a_plain_torch_loop(work, kind):
                                         temperature=2.0)  # fmt: skip
     wanted = torch_distiller.distil(model, work.teacher, updates_of(work, STEPS, place), settings, dropout)
     # The rate is that of the folder.
-    own = dict(adapter__from=start, adapter__kind="none", adapter__target=None, adapter__dropout=None, optim__learning_rate=1e-2)
+    own = dict(adapter__from=start, adapter__kind="none", adapter__target=None, adapter__dropout=None, optim__learning_rate=1e-2,
+               train__steps=f"{STEPS} steps")  # fmt: skip
     run = work.train(f"parity-{kind}", **(KEYS | keys_of(work, kind) | own))
     for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
         got = run.series(name)

@@ -74,7 +74,7 @@ def experts(work) -> Path:
     return student_of_experts(work)
 
 
-def trained(work: Work, name: str, device: str, *flags: str, steps: int = 10, environment=None, **keys) -> Run:
+def trained(work: Work, name: str, device: str, *flags: str, steps: int = 6, environment=None, **keys) -> Run:
     recipe = work.recipe(name, train__steps=f"{steps} steps", **keys)
     run, result = work.folder / f"run-{name}-{device}", work.folder / f"{name}-{device}.json"
     on_device(device, "train", recipe, "--run", run, "--json", result, *flags, **(environment or {}))

@@ -31,8 +31,8 @@ def experts(work) -> Path:
 
 
 def ranked(work: Work, name: str, size: int, *flags: str, device: str = "cuda", **keys) -> Outcome:
-    """Ten steps on so many ranks, each with a fake device of its own; NCCL's place is taken, nccl.cpp is ours unchanged."""
-    usual = {"train__steps": "10 steps", "train__accumulate": 4, "data__batch_size": 2}
+    """Six steps on so many ranks, each with a fake device of its own; NCCL's place is taken, nccl.cpp is ours unchanged."""
+    usual = {"train__steps": "6 steps", "train__accumulate": 4, "data__batch_size": 2}
     recipe, run = work.recipe(name, **(usual | keys)), work.folder / f"run-{name}"
     env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)} if device == "cuda" else {}
     Ranks(size, recipe, f"--run={run}", f"--device={device}", *flags, env=env).end(60).well()
@@ -90,21 +90,30 @@ def test_ranks_resume_with_the_same_bits(work, alone):
     assert ranked(work, "ranks-whole", 2, **keys).differences(whole) == []
 
 
+def two_updates(work: Work, size: int, zero: int) -> list[Counters]:
+    """Of each rank: what it counts in two updates more."""
+    keys = TREE | dict(train__accumulate=4, data__batch_size=2, eval__batches=1, parallel__zero=zero)
+    counted = []
+    for steps in (2, 4):
+        name = f"ranks-waits-{zero}-{size}-{steps}"
+        recipe, run = work.recipe(name, **keys, train__steps=f"{steps} steps"), work.folder / f"run-{name}"
+        file = work.folder / f"{name}.counters"
+        env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)}
+        Ranks(size, recipe, f"--run={run}", "--device=cuda", env=env,
+              variables=lambda rank: {"LIMBECK_FAKE_CUDA_COUNTERS": f"{file}{rank}"}).end(60).well()  # fmt: skip
+        counted.append([Counters.of(Path(f"{file}{rank}")) for rank in range(size)])
+    return [Counters(*(b - a for a, b in zip(*of_rank))) for of_rank in zip(*counted)]
+
+
+@pytest.fixture(scope="module")
+def two_updates_alone(work) -> Counters:
+    return two_updates(work, 1, 0)[0]
+
+
 @pytest.mark.parametrize("zero", [0, 1, 3])
-def test_ranks_make_the_host_wait_no_oftener_than_one_rank(work, zero):
+def test_ranks_make_the_host_wait_no_oftener_than_one_rank(work, two_updates_alone, zero):
     """Streams wait for collectives; the host stands once an update, where its numbers are read, and asks no event."""
-    keys = TREE | dict(train__accumulate=4, data__batch_size=2, eval__batches=1)
-    counted = {}
-    for size in (1, 2):
-        for steps in (2, 4):
-            name = f"ranks-waits-{zero}-{size}-{steps}"
-            recipe, run = work.recipe(name, **keys, train__steps=f"{steps} steps", parallel__zero=zero if size > 1 else 0), work.folder / f"run-{name}"
-            file = work.folder / f"{name}.counters"
-            env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)}
-            Ranks(size, recipe, f"--run={run}", "--device=cuda", env=env,
-                  variables=lambda rank: {"LIMBECK_FAKE_CUDA_COUNTERS": f"{file}{rank}"}).end(60).well()  # fmt: skip
-            counted[size, steps] = [Counters.of(Path(f"{file}{rank}")) for rank in range(size)]
-    one, *two = (Counters(*(b - a for a, b in zip(counted[size, 2][rank], counted[size, 4][rank]))) for size, rank in ((1, 0), (2, 0), (2, 1)))
+    one, two = two_updates_alone, two_updates(work, 2, zero)
     print(f"ZeRO-{zero}, two updates: one rank {one.waits} host waits and {one.polls} questions, two ranks",
           [(rank.waits, rank.polls) for rank in two])  # fmt: skip
     for rank in two:

@@ -141,9 +141,15 @@ CASES = [("lora", form) for form in INDEPENDENT] + [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Each case, made once: nobody changes it."""
+    return functools.lru_cache(maxsize=None)(lambda name, form: Case(name, form, tmp_path_factory.mktemp(f"{name}-{form}")))
+
+
 @pytest.mark.parametrize(("name", "form"), CASES)
-def test_the_folder_holds_what_each_way_says(limbeck, tmp_path, name, form):
-    case = Case(name, form, tmp_path)
+def test_the_folder_holds_what_each_way_says(limbeck, cases, name, form):
+    case = cases(name, form)
     assert len(case.changed) > 1
     sums = None
     for into in ("dequantized", "original", "requantized"):
@@ -185,9 +191,9 @@ def expected_errors(case: Case, stored: dict[str, torch.Tensor]) -> dict[str, di
 
 @pytest.mark.parametrize(("name", "form"), CASES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_table_says_what_each_way_loses(limbeck, tmp_path, name, form, dtype):
+def test_the_table_says_what_each_way_loses(limbeck, cases, name, form, dtype):
     """The numbers of every row, whichever way is taken, against the three folders."""
-    case = Case(name, form, tmp_path)
+    case = cases(name, form)
     tables, worst = [], {}
     for into in WAYS:
         stored, result = case.merge(limbeck, into, dtype)
@@ -217,8 +223,8 @@ def test_a_change_that_drowns_is_seen(limbeck, tmp_path):
     assert errors["dequantized"]["of_change"]["worst"] < 1e-3
 
 
-def test_what_is_written_and_lost_is_printed(limbeck, tmp_path):
-    case = Case("lora", "nf4", tmp_path)
+def test_what_is_written_and_lost_is_printed(limbeck, cases, tmp_path):
+    case = cases("lora", "nf4")
     arguments = ["merge", "--model", str(case.base), "--adapter", str(case.adapter), "--quantize", "nf4", "--into"]
     printed = limbeck.run(*arguments, "requantized", "--output", str(tmp_path / "out")).stdout
     rows = [line.split()[0] for line in printed.splitlines() if line.startswith(WAYS)]
@@ -250,9 +256,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_merged_is_refused(limbeck, tmp_path, name):
+def test_what_cannot_be_merged_is_refused(limbeck, cases, tmp_path, name):
     flags, messages = REFUSED[name]
-    case = Case("lora", "nf4", tmp_path)
+    case = cases("lora", "nf4")
     with pytest.raises(LimbeckError) as refused:
         limbeck.run("merge", "--model", str(case.base), "--adapter", str(case.adapter), "--output", str(tmp_path / "out"),
                     *flags)  # fmt: skip

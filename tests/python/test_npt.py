@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from pathlib import Path
 
 import model_zoo
@@ -35,15 +37,25 @@ FAMILY = model_zoo.Family(
 )
 
 
+_bases = tempfile.TemporaryDirectory(prefix="npt-bases-")
+
+
+@functools.lru_cache(maxsize=None)
+def base_of(seed: int, dtype: torch.dtype) -> Path:
+    """Of all shapes of adapters: nobody writes into it."""
+    return model_zoo.write_model(FAMILY, Path(_bases.name) / f"{seed}-{dtype}", seed=seed, dtype=dtype)
+
+
 class Adapted:
     """A tiny Llama of random weights and an NPT folder for it, both stored in `dtype`."""
 
     def __init__(self, shape: Shape, folder: Path, dtype: torch.dtype = torch.float32, seed: int = 0):
         self.shape, self.dtype = shape, dtype
-        self.base = model_zoo.write_model(FAMILY, folder / "base", seed=seed, dtype=dtype)
+        self.base = base_of(seed, dtype)
         self.config = FAMILY.config()
         self.weights = load_file(self.base / "model.safetensors")
         self.tensors = scattered(shape, self.config, seed=seed, dtype=dtype)
+        folder.mkdir(exist_ok=True)
         self.folder = write_folder(folder / "adapter", shape, self.tensors)
         self.inputs = model_zoo.make_inputs(FAMILY, seed=seed)
         rows, length = self.inputs.valid.shape

@@ -30,7 +30,7 @@ def recipe(work, name="failures", **keys):
 
 
 def start(work, run, size=2, *flags, keys=None, **more):
-    return Ranks(size, recipe(work, run.name, **(keys or {})), f"--run={run}", "--quiet", *flags, started=True, **more)
+    return Ranks(size, recipe(work, run.name, **(keys or {})), f"--run={run}", "--quiet", *flags, **more)
 
 
 def train_lines(run):
@@ -46,7 +46,7 @@ def wait_for(condition, ranks, timeout=STARTED):
     deadline = time.monotonic() + timeout
     while not condition():
         ended = [process for process in ranks.processes if process.poll() is not None]
-        assert not ended, f"a rank ended: {ended[0].communicate()[1]}"
+        assert not ended, f"a rank ended: {ranks.texts()}"
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.02)
 
@@ -261,7 +261,7 @@ def losses(run):
 def test_signals_save_the_same_step_everywhere_and_the_rerun_has_the_same_bits(work, tmp_path):
     keys = {"train__steps": "160 steps", "parallel__reduce": "tree", "optim__warmup": "20 steps"}
     straight, run = tmp_path / "straight", tmp_path / "run"
-    Ranks(1, recipe(work, "run", **keys), f"--run={straight}", "--quiet", started=True).end().well()
+    Ranks(1, recipe(work, "run", **keys), f"--run={straight}", "--quiet").end().well()
     step = 0
     for rank, number in [(1, signal.SIGTERM), (0, signal.SIGUSR1), (1, signal.SIGINT)]:
         with start(work, run, keys=keys) as ranks:

@@ -26,7 +26,7 @@ def work(tmp_path_factory, limbeck) -> Work:
 def keys_of(work: Work, **more):
     return dict(teacher__model=work.folder / "large", student__model=work.folder / "large-student",
                 data__train=work.folder / "large-data", data__validation=None, data__sequence_length=64,
-                data__batch_size=4, train__steps="3 steps", train__accumulate=4, checkpoint__keep=0) | more  # fmt: skip
+                data__batch_size=4, train__steps="2 steps", train__accumulate=4, checkpoint__keep=0) | more  # fmt: skip
 
 
 CASES = {

@@ -10,12 +10,12 @@ import torch
 from rank_processes import Ranks
 from training_work import Outcome, Work
 
-STEPS = 20
-KEYS = dict(train__steps=f"{STEPS} steps", train__accumulate=8, data__batch_size=2, eval__every=10)
+STEPS = 14
+KEYS = dict(train__steps=f"{STEPS} steps", train__accumulate=8, data__batch_size=2, eval__every=7)
 LONG = KEYS | dict(parallel__reduce="tree")
 # Bits that differ do so in the sums of the first update, and in what the optimizer keeps by the second; the warm-up ends
 # with the fifth. What is interrupted runs longer, so that there is something left to interrupt.
-TREE = LONG | dict(train__steps="8 steps", eval__every=4)
+TREE = LONG | dict(train__steps="6 steps", eval__every=3)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_tree_of_sums_gives_the_same_bits_on_any_number_of_ranks(work, alone, 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_fast_sums_agree_within_rounding(work, fast_alone, zero):
-    # One process adds in order, two add halves: float32 rounding alone, 20 steps long.
+    # One process adds in order, two add halves: float32 rounding alone, 14 steps long.
     one = fast_alone
     two = outcome(work, f"fast-2-{zero}", 2, **KEYS, parallel__zero=zero)
     for name, weight in one.weights.items():

@@ -12,10 +12,10 @@ from rank_processes import Ranks
 from safetensors.torch import load_file
 from training_work import Work, llama, saved
 
-STEPS = 10
-KEYS = dict(train__steps=f"{STEPS} steps", train__accumulate=4, data__batch_size=2, eval__every=5,
+STEPS = 6
+KEYS = dict(train__steps=f"{STEPS} steps", train__accumulate=4, data__batch_size=2, eval__every=3,
             objective__label_smoothing=0.1)  # fmt: skip
-NEAR = 2e-6  # of losses and weights: some 30 roundings of float32, ten steps long
+NEAR = 2e-6  # of losses and weights: some 30 roundings of float32, six steps long
 DIVIDED = dict(objective__vocabulary_parallel="true")
 
 

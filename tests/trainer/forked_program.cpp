@@ -2,8 +2,8 @@
 // computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of
 // loading LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
 // "stderr": FILE, "seconds": N}; a variable that is null is taken away, both files may be one; "data_bytes" and
-// "file_bytes", where given, are limits; "program" may be "resave_model" (tests/driver/resave_model.cpp).
-// The answer is a line with the child's "process", and at its end one with "code", "signal", "seconds", "peak_bytes" and
+// "file_bytes", where given, are limits; "program" may be "resave_model" (tests/modules/resave_model.cpp). The answer
+// is a line with the child's "process", and at its end one with "code", "signal", "seconds", "peak_bytes" and
 // "timed_out". tests/python/limbeck_runner.py is what speaks to it.
 #include <fcntl.h>
 #include <sys/resource.h>
@@ -13,15 +13,17 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#include "tests/driver/verbs.h"
-
-int limbeck_main(int argc, char** argv);  // trainer/cli/main.cpp, compiled under this name
+// trainer/cli/main.cpp and tests/modules/resave_model.cpp, compiled under these names.
+int limbeck_main(int argc, char** argv);
+int limbeck::test::resave_model(int argc, char** argv);
 
 namespace {
 
@@ -61,8 +63,11 @@ void become(int descriptor, const std::string& file, int how) {
   std::vector<char*> pointers;
   for (std::string& word : words) pointers.push_back(word.data());
   pointers.push_back(nullptr);
-  const auto run = called == "limbeck" ? limbeck_main : limbeck::test::resave_model;
-  std::exit(run(static_cast<int>(words.size()), pointers.data()));
+  const auto count = static_cast<int>(words.size());
+  if (called == "limbeck") std::exit(limbeck_main(count, pointers.data()));
+  const int code = limbeck::test::resave_model(count, pointers.data());
+  std::fflush(nullptr);
+  std::_Exit(code);  // as limbeck_main: to take LibTorch down is 0.2 s
 }
 
 sigset_t end_of_a_child() {
@@ -122,5 +127,5 @@ int main() {
     std::cout << json{{"process", child}}.dump() << std::endl;
     std::cout << outcome(child, request.at("seconds").get<double>()).dump() << std::endl;
   }
-  return 0;
+  std::_Exit(0);
 }

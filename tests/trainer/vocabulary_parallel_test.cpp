@@ -103,7 +103,8 @@ std::vector<Found> textbook_of(const DividedHeads& heads, const std::string& nam
   return found;
 }
 
-Found divided(const DividedHeads& heads, const Divergence& divergence, const Reading& how, VocabularyRanks ranks) {
+Found divided(const DividedHeads& heads, const Divergence& divergence, const Reading& how,
+              const VocabularyRanks& ranks) {
   const Tokens& t = heads.ranks[static_cast<size_t>(ranks.line->rank())];
   HeadRequest request;
   request.student = {.hidden_nd = t.hidden.clone().requires_grad_(),
@@ -136,12 +137,28 @@ double relative_difference(const at::Tensor& got, const at::Tensor& wanted) {
   return ((got.to(at::kDouble) - wanted).norm() / wanted.norm().clamp_min(1e-30)).item<double>();
 }
 
-std::vector<Found> on_ranks(int size, const DividedHeads& heads, const Divergence& divergence, const Reading& how) {
-  std::vector<Found> found(static_cast<size_t>(size));
+struct Bars {
+  double value, gradient;
+};
+
+struct Case {
+  std::string name;
+  at::ScalarType dtype = at::kDouble;
+  Reading how;
+  Bars bars;
+};
+
+// What each rank finds, by case: the ranks meet once for all cases.
+std::vector<std::vector<Found>> on_ranks(int size, const std::vector<Case>& cases) {
+  std::vector<std::vector<Found>> found(cases.size(), std::vector<Found>(static_cast<size_t>(size)));
   const auto one = [&](std::unique_ptr<parallel::Communicator> line) {
     const auto order = (size & (size - 1)) == 0 ? parallel::Order::kTree : parallel::Order::kFast;
     const auto rank = static_cast<size_t>(line->rank());
-    found[rank] = divided(heads, divergence, how, {std::move(line), order});
+    const VocabularyRanks ranks{std::move(line), order};
+    for (size_t i = 0; i < cases.size(); ++i) {
+      const Case& c = cases[i];
+      found[i][rank] = divided(random_heads(size, c.dtype), test::divergence_named(c.name), c.how, ranks);
+    }
   };
   if (size == 1) {
     one(parallel::make_solo());
@@ -153,26 +170,20 @@ std::vector<Found> on_ranks(int size, const DividedHeads& heads, const Divergenc
   return found;
 }
 
-struct Bars {
-  double value, gradient;
-};
-
-void expect_textbook(int size, const std::string& name, at::ScalarType dtype, const Reading& how, const Bars& bars) {
-  SCOPED_TRACE(name + ", " + std::to_string(size) + " ranks, " + c10::toString(dtype));
-  const DividedHeads heads = random_heads(size, dtype);
-  const Divergence divergence = test::divergence_named(name);
-  const std::vector<Found> wanted = textbook_of(heads, name, divergence, how);
-  const std::vector<Found> got = on_ranks(size, heads, divergence, how);
+void expect_textbook(int size, const Case& c, const std::vector<Found>& got) {
+  SCOPED_TRACE(c.name + ", " + std::to_string(size) + " ranks, " + c10::toString(c.dtype));
+  const std::vector<Found> wanted =
+      textbook_of(random_heads(size, c.dtype), c.name, test::divergence_named(c.name), c.how);
   at::Tensor weight = at::zeros({kRows, kStudentWidth}, at::kDouble);
   for (size_t rank = 0; rank < got.size(); ++rank) {
     ASSERT_TRUE(got[rank].weight.defined());
-    EXPECT_NEAR(got[rank].loss, wanted[rank].loss, bars.value * wanted[rank].loss);
-    EXPECT_LT(relative_difference(got[rank].divergence_n, wanted[rank].divergence_n), bars.value);
-    if (how.labels) {
-      EXPECT_LT(relative_difference(got[rank].cross_entropy_n, wanted[rank].cross_entropy_n), bars.value);
+    EXPECT_NEAR(got[rank].loss, wanted[rank].loss, c.bars.value * wanted[rank].loss);
+    EXPECT_LT(relative_difference(got[rank].divergence_n, wanted[rank].divergence_n), c.bars.value);
+    if (c.how.labels) {
+      EXPECT_LT(relative_difference(got[rank].cross_entropy_n, wanted[rank].cross_entropy_n), c.bars.value);
     }
-    EXPECT_EQ(got[rank].hidden.scalar_type(), dtype);
-    EXPECT_LT(relative_difference(got[rank].hidden, wanted[rank].hidden), bars.gradient);
+    EXPECT_EQ(got[rank].hidden.scalar_type(), c.dtype);
+    EXPECT_LT(relative_difference(got[rank].hidden, wanted[rank].hidden), c.bars.gradient);
     // Only the rank's rows: the others' and those without an id stay 0.
     const int64_t first = kIds * static_cast<int64_t>(rank) / size,
                   end = kIds * (static_cast<int64_t>(rank) + 1) / size;
@@ -180,7 +191,12 @@ void expect_textbook(int size, const std::string& name, at::ScalarType dtype, co
     EXPECT_EQ(got[rank].weight.narrow(0, end, kRows - end).count_nonzero().item<int64_t>(), 0);
     weight += got[rank].weight.to(at::kDouble);
   }
-  EXPECT_LT(relative_difference(weight, wanted[0].weight), bars.gradient);
+  EXPECT_LT(relative_difference(weight, wanted[0].weight), c.bars.gradient);
+}
+
+void expect_textbook(int size, const std::vector<Case>& cases) {
+  const auto got = on_ranks(size, cases);
+  for (size_t i = 0; i < cases.size(); ++i) expect_textbook(size, cases[i], got[i]);
 }
 
 const std::vector<std::string>& sums_over_ids() {
@@ -191,31 +207,29 @@ const std::vector<std::string>& sums_over_ids() {
 
 // In float64 nothing but the formula shows.
 TEST(VocabularyParallel, EveryDivergenceIsTheTextbooksOnAnyNumberOfRanks) {
-  for (const int size : {1, 2, 3, 4}) {
-    for (const std::string& name : sums_over_ids()) {
-      expect_textbook(size, name, at::kDouble, {.labels = false}, {1e-12, 1e-12});
-    }
-  }
+  std::vector<Case> cases;
+  for (const std::string& name : sums_over_ids())
+    cases.push_back({name, at::kDouble, {.labels = false}, {1e-12, 1e-12}});
+  for (const int size : {1, 2, 3, 4}) expect_textbook(size, cases);
 }
 
 TEST(VocabularyParallel, SoftcapClampAndLabelSmoothingAreAppliedToSlicesToo) {
-  for (const int size : {1, 2, 4}) {
-    for (const std::string& name : sums_over_ids()) {
-      expect_textbook(size, name, at::kDouble, {.softcap = 3, .clamp = 1, .smoothing = 0.1}, {1e-12, 1e-12});
-    }
-    expect_textbook(size, "forward_kl", at::kDouble, {}, {1e-12, 1e-12});
+  std::vector<Case> cases{{"forward_kl", at::kDouble, {}, {1e-12, 1e-12}}};
+  for (const std::string& name : sums_over_ids()) {
+    cases.push_back({name, at::kDouble, {.softcap = 3, .clamp = 1, .smoothing = 0.1}, {1e-12, 1e-12}});
   }
+  for (const int size : {1, 2, 4}) expect_textbook(size, cases);
 }
 
 // float32: sums of 97 ids and products of 24 numbers, each rounded to 6e-8. bfloat16: the states and weights are taken
 // as they are and computed with in float32; only the gradients are rounded, once, to 8 bits: 2^-8 at most each.
 TEST(VocabularyParallel, StorageDtypesAddOnlyTheRoundingOfGradients) {
-  for (const int size : {1, 2, 4}) {
-    for (const std::string& name : sums_over_ids()) {
-      expect_textbook(size, name, at::kFloat, {.smoothing = 0.1}, {3e-6, 3e-6});
-      expect_textbook(size, name, at::kBFloat16, {.smoothing = 0.1}, {3e-6, 0x1p-8});
-    }
+  std::vector<Case> cases;
+  for (const std::string& name : sums_over_ids()) {
+    cases.push_back({name, at::kFloat, {.smoothing = 0.1}, {3e-6, 3e-6}});
+    cases.push_back({name, at::kBFloat16, {.smoothing = 0.1}, {3e-6, 0x1p-8}});
   }
+  for (const int size : {1, 2, 4}) expect_textbook(size, cases);
 }
 
 TEST(VocabularyParallel, FewerIdsThanRanksAreRefused) {

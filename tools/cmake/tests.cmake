@@ -12,7 +12,8 @@ if(LIMBECK_SANITIZE)
     "UBSAN_OPTIONS=print_stacktrace=1")
 endif()
 
-# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; each suite is a test of ctest's own.
+# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; a suite that takes seconds is a test of
+# ctest's own, ten short ones are one (list_suites.cmake).
 function(limbeck_test name)
   cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
   limbeck_program(${name} PCH SOURCES ${F_SOURCES} "${PROJECT_SOURCE_DIR}/tests/support/test_main.cpp"
