@@ -6,8 +6,10 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cctype>
 #include <map>
-#include <memory>
+#include <optional>
+#include <set>
 
 #include "modules/errors.h"
 #include "modules/gguf/llama_cpp_model.h"
@@ -137,7 +139,9 @@ class FileTensors {
     const std::string name = words_.tensor_name(module, binding.leaf);
     if (const precision::PackedWeight* packed = binding.packed()) {
       const kernels::QuantizedMatrix& matrix = packed->matrix();
-      all_.push_back({name, *quantization::gguf_type_of(matrix.format), {matrix.rows, matrix.columns},
+      all_.push_back({name,
+                      *quantization::gguf_type_of(matrix.format),
+                      {matrix.rows, matrix.columns},
                       [this, &binding, packed, rows = words_.row_order(module, matrix.rows)] {
                         const auto blocks = quantization::gguf_blocks(*packed, rows, binding.path);
                         take_larger(blocks.scale_change, binding.path, report_.scale_change, report_.scale_of);
@@ -179,8 +183,25 @@ uint32_t file_type(const std::vector<GgufTensor>& tensors) {
   return numbers.at(most->first);
 }
 
-std::string name_of(const std::filesystem::path& folder) {
-  return (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+bool has_tokens(const io::GgufMetadata& vocabulary, std::initializer_list<const char*> wanted) {
+  for (const auto& [key, value] : vocabulary) {
+    const auto* tokens = std::get_if<std::vector<std::string>>(&value);
+    if (key != "tokenizer.ggml.tokens" || tokens == nullptr) continue;
+    const std::set<std::string> all(tokens->begin(), tokens->end());
+    return std::all_of(wanted.begin(), wanted.end(), [&](const char* token) { return all.count(token) > 0; });
+  }
+  return true;
+}
+
+// The folder's. llama.cpp looks for these tokens in a model that is called Phi-3, and does not load it without them:
+// such a one gets no name.
+std::optional<std::string> name_of(const std::filesystem::path& folder, const io::GgufMetadata& vocabulary) {
+  const std::string name = (folder.has_filename() ? folder : folder.parent_path()).filename().string();
+  std::string small = name;
+  std::transform(small.begin(), small.end(), small.begin(), [](unsigned char c) { return std::tolower(c); });
+  const bool phi = small.find("phi-3") != small.npos || small.find("phi3") != small.npos;
+  if (phi && !has_tokens(vocabulary, {"</s>", "<unk>", "<s>", "<|endoftext|>"})) return std::nullopt;
+  return name;
 }
 
 }  // namespace
@@ -200,9 +221,9 @@ ExportReport export_gguf(const BuiltModel& built, const std::filesystem::path& f
   ExportReport report;
   const FileTensors tensors(built, report);
   io::GgufMetadata metadata = {{"general.architecture", tensors.words().architecture_name()},
-                               {"general.name", name_of(built.config.folder)},
                                {"general.file_type", file_type(tensors.all())},
                                {"general.quantization_version", kBlocksVersion}};
+  if (auto name = name_of(built.config.folder, vocabulary)) metadata.emplace_back("general.name", std::move(*name));
   for (const auto& pair : tensors.words().hyperparameters()) metadata.push_back(pair);
   metadata.insert(metadata.end(), vocabulary.begin(), vocabulary.end());
   io::write_gguf(file, metadata, tensors.all());

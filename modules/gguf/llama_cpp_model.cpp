@@ -22,9 +22,9 @@ struct Family {
   const char *ours, *theirs;
   bool neighbours = false;
 };
-constexpr Family kFamilies[] = {{"llama", "llama", true},   {"mistral", "llama", true}, {"mixtral", "llama", true},
-                                {"qwen2", "qwen2"},         {"qwen3", "qwen3"},         {"qwen3_moe", "qwen3moe"},
-                                {"gemma2", "gemma2"},       {"gemma3", "gemma3"},       {"phi3", "phi3"},
+constexpr Family kFamilies[] = {{"llama", "llama", true}, {"mistral", "llama", true}, {"mixtral", "llama", true},
+                                {"qwen2", "qwen2"},       {"qwen3", "qwen3"},         {"qwen3_moe", "qwen3moe"},
+                                {"gemma2", "gemma2"},     {"gemma3", "gemma3"},       {"phi3", "phi3"},
                                 {"gpt2", "gpt2"}};
 
 const Family& family_of(const Architecture& a, const std::string& where) {
@@ -136,10 +136,11 @@ LlamaCppModel::LlamaCppModel(const Architecture& architecture, const std::string
   neighbours_ = family.neighbours;
   const std::string fault = fault_of(architecture);
   if (fault.empty()) return;
-  throw UsageError(fmt::format(
-      "{}: this {} model cannot be written as GGUF, because llama.cpp would compute something else: {}; use it from its "
-      "own folder",
-      where, architecture.family, fault));
+  throw UsageError(
+      fmt::format("{}: this {} model cannot be written as GGUF, because llama.cpp would compute something else: {}; "
+                  "use it from its "
+                  "own folder",
+                  where, architecture.family, fault));
 }
 
 std::string LlamaCppModel::tensor_name(const std::string& module, const std::string& leaf) const {
@@ -156,8 +157,8 @@ std::string LlamaCppModel::tensor_name(const std::string& module, const std::str
       return fmt::format("blk.{}.{}.{}", number, sandwich ? "post_attention_norm" : "ffn_norm", leaf);
     if (found != names_in_layer().end()) return fmt::format("blk.{}.{}.{}", number, found->second, leaf);
   }
-  throw UsageError(fmt::format("[{}] {} has no name in llama.cpp's {}: the model cannot be written as GGUF", module,
-                               leaf, name_));
+  throw UsageError(
+      fmt::format("[{}] {} has no name in llama.cpp's {}: the model cannot be written as GGUF", module, leaf, name_));
 }
 
 std::vector<int64_t> LlamaCppModel::row_order(const std::string& module, int64_t rows) const {

@@ -104,8 +104,8 @@ class Reader {
 
 }  // namespace
 
-SpecialTokens special_tokens(const fs::path& folder, const models::Architecture& architecture,
-                             const text::Frame& frame, const IdOfToken& id_of, int64_t default_end) {
+SpecialTokens special_tokens(const fs::path& folder, const models::Architecture& architecture, const text::Frame& frame,
+                             const IdOfToken& id_of, int64_t default_end) {
   SpecialTokens found;
   Reader reader(folder, architecture, frame, id_of, found);
   reader.begin();

@@ -12,7 +12,8 @@ namespace limbeck::gguf {
 using Merge = std::pair<std::string, std::string>;
 
 struct TokenScores {
-  std::unordered_map<std::string, float> of;  // by token, of those that a merge makes: 0, -1, -2 ... in the list's order
+  std::unordered_map<std::string, float>
+      of;  // by token, of those that a merge makes: 0, -1, -2 ... in the list's order
   // Pairs that scores would join and the list does not, or joins at another time than its token's first merge.
   size_t different = 0;
   Merge first_different;

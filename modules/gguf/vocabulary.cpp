@@ -36,14 +36,15 @@ class Writer {
         file_(fs::is_directory(folder) ? folder / "tokenizer.json" : folder),
         a_(architecture),
         top_id_(text::Tokenizer(folder).top_id()),  // whatever is wrong with the file is said here
-        whole_(io::parse_json(io::read_json_text(file_, text::kTokenizerLimits), file_.string(),
-                              text::kTokenizerLimits),
-               file_.string()),
+        whole_(
+            io::parse_json(io::read_json_text(file_, text::kTokenizerLimits), file_.string(), text::kTokenizerLimits),
+            file_.string()),
         model_(whole_.child("model")) {
     if (top_id_ >= a_.vocabulary) {
-      throw UsageError(fmt::format("{}: its greatest id is {}, and the model has {} rows of embeddings: it is another "
-                                   "model's tokenizer; name the right one by --tokenizer=DIR",
-                                   file_.string(), top_id_, a_.vocabulary));
+      throw UsageError(
+          fmt::format("{}: its greatest id is {}, and the model has {} rows of embeddings: it is another "
+                      "model's tokenizer; name the right one by --tokenizer=DIR",
+                      file_.string(), top_id_, a_.vocabulary));
     }
     const std::string type = model_.string("type");
     if (type != "BPE") {
@@ -100,9 +101,10 @@ class Writer {
       if (!ids_.emplace(tokens_[id], id).second) tokens_[id] += " of the model";
     }
     if (flagged.empty()) return;
-    warn(fmt::format("{} added tokens take spaces or words beside them into account (lstrip, rstrip, single_word; the "
-                     "first is {}), which llama.cpp does not",
-                     flagged.size(), io::in_quotes(*flagged.begin())));
+    warn(
+        fmt::format("{} added tokens take spaces or words beside them into account (lstrip, rstrip, single_word; the "
+                    "first is {}), which llama.cpp does not",
+                    flagged.size(), io::in_quotes(*flagged.begin())));
   }
 
   void place(const std::string& token, int64_t id, TokenKind kind) {
@@ -127,10 +129,11 @@ class Writer {
     const bool ignore_merges = model_.boolean_or("ignore_merges", false);
     const WordRules rules = whole_.has("pre_tokenizer") ? word_rules(whole_, ignore_merges) : WordRules{"", "nothing"};
     if (given.empty() && rules.name.empty()) {
-      warn(fmt::format("llama.cpp has no name that limbeck knows for how this tokenizer cuts a text ({}{}): the file "
-                       "says \"default\", and texts will be cut otherwise; where you know the name, say "
-                       "--pre-tokenizer=NAME",
-                       rules.said, ignore_merges ? ", ignore_merges" : ""));
+      warn(
+          fmt::format("llama.cpp has no name that limbeck knows for how this tokenizer cuts a text ({}{}): the file "
+                      "says \"default\", and texts will be cut otherwise; where you know the name, say "
+                      "--pre-tokenizer=NAME",
+                      rules.said, ignore_merges ? ", ignore_merges" : ""));
     }
     if (whole_.has("normalizer")) {
       warn(fmt::format("texts are normalized before they are cut ({}), which llama.cpp leaves out",
@@ -139,9 +142,10 @@ class Writer {
     std::vector<std::string> merges;
     for (const auto& [left, right] : merges_) {
       if (left.find(' ') != left.npos || right.find(' ') != right.npos) {
-        throw UsageError(fmt::format("{}: the merge of {} and {} has a space in it, so it is no byte-level tokenizer: "
-                                     "write the file for use by ids, --without-tokenizer",
-                                     file_.string(), io::in_quotes(left), io::in_quotes(right)));
+        throw UsageError(
+            fmt::format("{}: the merge of {} and {} has a space in it, so it is no byte-level tokenizer: "
+                        "write the file for use by ids, --without-tokenizer",
+                        file_.string(), io::in_quotes(left), io::in_quotes(right)));
       }
       merges.push_back(left + " " + right);
     }
@@ -154,18 +158,19 @@ class Writer {
     for (int byte = 0; byte < 256; ++byte) {
       const auto found = ids_.find(byte_token(byte));
       if (found == ids_.end()) {
-        throw UsageError(fmt::format("{}: it falls back to bytes, and has no token {}, which llama.cpp asks for: write "
-                                     "the file for use by ids, --without-tokenizer",
-                                     file_.string(), byte_token(byte)));
+        throw UsageError(
+            fmt::format("{}: it falls back to bytes, and has no token {}, which llama.cpp asks for: write "
+                        "the file for use by ids, --without-tokenizer",
+                        file_.string(), byte_token(byte)));
       }
       kinds_[static_cast<size_t>(found->second)] = kByte;
     }
     const TokenScores scores = token_scores(merges_, normal_tokens());
     if (scores.different > 0) {
-      warn(fmt::format("llama.cpp joins tokens by one score for each, and {} merges of this tokenizer are not in that "
-                       "order (the first is {} and {}): some words will be cut otherwise",
-                       scores.different, io::in_quotes(scores.first_different.first),
-                       io::in_quotes(scores.first_different.second)));
+      warn(fmt::format(
+          "llama.cpp joins tokens by one score for each, and {} merges of this tokenizer are not in that "
+          "order (the first is {} and {}): some words will be cut otherwise",
+          scores.different, io::in_quotes(scores.first_different.first), io::in_quotes(scores.first_different.second)));
     }
     std::vector<float> of_tokens;
     for (const std::string& token : tokens_) {

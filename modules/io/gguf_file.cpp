@@ -79,8 +79,8 @@ void check(const std::string& where, const std::vector<GgufTensor>& tensors) {
   for (const GgufTensor& tensor : tensors) {
     const std::string what = where + ": tensor " + in_quotes(tensor.name);
     if (tensor.name.empty() || tensor.name.size() > kMostTensorNameBytes) {
-      throw ContractError(fmt::format("{}: its name has {} bytes, wanted 1 to {}", what, tensor.name.size(),
-                                      kMostTensorNameBytes));
+      throw ContractError(
+          fmt::format("{}: its name has {} bytes, wanted 1 to {}", what, tensor.name.size(), kMostTensorNameBytes));
     }
     if (!seen.insert(tensor.name).second) throw ContractError(what + " appears twice");
     if (tensor.shape.empty() || tensor.shape.size() > kMostSizes) {

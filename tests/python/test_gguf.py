@@ -11,8 +11,9 @@ import parity_measures
 import pytest
 import torch
 import transformers
-from limbeck_runner import LimbeckError
+from limbeck_runner import LimbeckError, run_program
 from safetensors.torch import load_file
+from test_gptq_folders import Scheme, quantized
 from test_packed_folders import resave
 from test_quantized_models import OUTPUT_BAR
 
@@ -156,14 +157,19 @@ def test_the_codes_of_a_folder_stand_for_the_same_values(limbeck, packed):
 
 def test_codes_without_zeros_compute_the_same(limbeck, tmp_path):
     base = draw(WIDE, tmp_path / "base", torch.bfloat16)
-    rules = [word for word in RULES]
-    for at, word in enumerate(rules):
-        rules[at] = re.sub(r"int4(?!-sym)", "int4-sym", word)
+    rules = [re.sub(r"int4(?!-sym)", "int4-sym", word) for word in RULES]
     limbeck.run("quantize", "--model", str(base), *rules, "--output", str(tmp_path / "packed"))
     reader, said = export(limbeck, tmp_path / "packed", "--dtype", "float32")
     assert said["scale_change"] == said["minimum_change"] == 0
     assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F32", "Q4_0", "Q8_0"}
     assert differs(limbeck.forward(tmp_path / "packed", IDS)["logits"], by_transformers(tmp_path / "packed")) < OUTPUT_BAR
+
+
+def test_a_folder_that_others_packed_means_the_same(limbeck, tmp_path):
+    wanted = quantized(draw(WIDE, tmp_path / "base"), tmp_path / "gptq", Scheme())
+    _, said = export(limbeck, tmp_path / "gptq", "--dtype", "float32")
+    assert said["formats"]["Q4_0"]["tensors"] == 14 and said["scale_change"] == said["minimum_change"] == 0
+    assert differs(wanted, by_transformers(tmp_path / "gptq")) < OUTPUT_BAR
 
 
 def test_float_weights_are_packed_by_scales_of_float16(limbeck, tmp_path):
@@ -178,6 +184,10 @@ def test_float_weights_are_packed_by_scales_of_float16(limbeck, tmp_path):
     steps = stored.view(-1, 32).abs().amax(1, keepdim=True) / 7.5
     error = (torch.from_numpy(gguf.dequantize(down.data, down.tensor_type)) - stored).view(-1, 32).abs() / steps
     assert 0.4 < error.max() < 0.51
+    again = tmp_path / "again.gguf"
+    run_program("export-gguf", "--model", folder, "--without-tokenizer", "--quantize", "int4-sym-g32", "--rule",
+                "model.embed_tokens int8", "--output", again, "--threads", 1)  # fmt: skip
+    assert again.read_bytes() == folder.with_suffix(".gguf").read_bytes()
 
 
 def test_what_other_programs_cannot_see_in_the_tensors_is_in_the_metadata(limbeck, tmp_path):

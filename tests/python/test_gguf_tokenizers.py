@@ -148,6 +148,11 @@ def test_what_llama_cpp_does_otherwise_is_said(folders, tmp_path):
     assert said["ggml.pre"] == "gpt-2" and "cuts a text" not in told
     _, told = export(folders["llama"], pieces(as_sentencepiece=False), tmp_path / "merges", eos_token="</s>")
     assert "joins tokens by one score for each, and" in told
+    # llama.cpp does not load a model that is called Phi-3 and has other tokens.
+    (tmp_path / "my-Phi3").symlink_to(folders["llama"])
+    export(tmp_path / "my-Phi3", strange, tmp_path / "unnamed")
+    assert "general.name" not in gguf.GGUFReader(tmp_path / "unnamed" / "model.gguf").fields
+    assert gguf.GGUFReader(tmp_path / "named" / "model.gguf").get_field("general.name").contents() == "llama"
 
 
 def test_a_tokenizer_that_cannot_be_written_is_refused(folders, tmp_path):
