@@ -63,8 +63,10 @@ std::string rope_fault(const Architecture& a) {
   const RopeType type = a.rope.type;
   if (type == RopeType::kLlama3 && std::string(family_of(a, "").theirs) != "llama")
     return "a rope_type of \"llama3\" is read there for llama alone";
-  if (type != RopeType::kDefault && type != RopeType::kLinear && type != RopeType::kLlama3)
-    return "of the rope scalings, default, linear and llama3 alone are written (no dynamic, yarn or longrope)";
+  if (type != RopeType::kDefault && type != RopeType::kLinear && type != RopeType::kLlama3 && type != RopeType::kYarn)
+    return "of the rope scalings, default, linear, yarn and llama3 alone are written (no dynamic or longrope)";
+  if (type == RopeType::kYarn && (a.rope.beta_fast != 32.0 || a.rope.beta_slow != 1.0 || !a.rope.truncate))
+    return "yarn with other numbers than beta_fast 32, beta_slow 1 and truncate is not written";
   if (a.family == "gemma3" && a.local_rope.type != RopeType::kDefault)
     return "the rope of sliding layers has a scaling, which is not read there";
   return "";
@@ -212,9 +214,15 @@ io::GgufMetadata LlamaCppModel::hyperparameters() const {
     add("rope.dimension_count", count(a_.rope.rotary_dim));
     add("rope.freq_base", real(a_.rope.theta));
   }
-  if (a_.rope.type == RopeType::kLinear) {
-    add("rope.scaling.type", std::string("linear"));
+  const bool yarn = a_.rope.type == RopeType::kYarn;
+  if (yarn || a_.rope.type == RopeType::kLinear) {
+    add("rope.scaling.type", std::string(yarn ? "yarn" : "linear"));
     add("rope.scaling.factor", real(a_.rope.factor));
+  }
+  if (yarn) {
+    // cos and sin are scaled by 1 + 0.1 log(factor) there without being told.
+    add("rope.scaling.original_context_length", count(a_.rope.original_positions));
+    add("rope.scaling.attn_factor", real(a_.rope.attention_factor / (1.0 + 0.1 * std::log(a_.rope.factor))));
   }
   if (a_.family == "gemma3") add("rope.freq_base_swa", real(a_.local_rope.theta));
   if (is_gemma(a_)) add("attention.sliding_window", count(*std::max_element(a_.window.begin(), a_.window.end())));

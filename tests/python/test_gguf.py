@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -207,6 +208,13 @@ def test_what_other_programs_cannot_see_in_the_tensors_is_in_the_metadata(limbec
     assert said["attention.layer_norm_rms_epsilon"] == pytest.approx(3e-5) and said["rope.freq_base"] == 5e5
     assert said["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16 and said["context_length"] == 64
 
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 1.2}
+    stretched = draw(transformers.Qwen2Config(**SIZES, rope_parameters=yarn), tmp_path / "stretched")
+    reader, _ = export(limbeck, stretched)
+    said = {key.removeprefix("qwen2.rope.scaling."): field.contents() for key, field in reader.fields.items()}
+    assert (said["type"], said["factor"], said["original_context_length"]) == ("yarn", 4.0, 16)
+    assert said["attn_factor"] == pytest.approx(1.2 / (1 + 0.1 * math.log(4)))
+
     windowed = draw(transformers.MistralConfig(**SIZES, sliding_window=20), tmp_path / "windowed")
     assert export(limbeck, windowed)[0].get_field("llama.context_length").contents() == 20
     scaled_rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
@@ -241,8 +249,8 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(limbeck, tmp_path):
     ragged = draw(transformers.LlamaConfig(**SIZES | dict(intermediate_size=72)), tmp_path / "ragged")
     refused(limbeck, ragged, r"exit 2: .*multiple of 32: model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj: keep these "
             r"in floats, such as --rule='model.layers.0.mlp.down_proj float16'", "--quantize", "int8")  # fmt: skip
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-    refused(limbeck, draw(transformers.Qwen2Config(**SIZES, rope_parameters=yarn), tmp_path / "yarn"), "exit 2: .*rope scalings")
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    refused(limbeck, draw(transformers.Qwen2Config(**SIZES, rope_parameters=dynamic), tmp_path / "dynamic"), "exit 2: .*rope scalings")
     other = transformers.Gemma2Config(**GEMMA | dict(query_pre_attn_scalar=100))
     refused(limbeck, draw(other, tmp_path / "scale"), "exit 2: .*queries are scaled by 0.1, and there by 0.0625")
     bert = transformers.BertConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4, vocab_size=50)
