@@ -56,7 +56,7 @@ void refuse_without_twin(const BuiltModel& built, const std::vector<WeightBindin
   if (!nf4.empty()) {
     throw UsageError(fmt::format(
         "{}: GGUF has no type for the codes of nf4, which {} weights are in: {}: have codes made anew from what these "
-        "stand for, --rule='{}.** int8' or int4-sym-g32, or export the float model",
+        "stand for, --rule='{}.layers.** int8' or int4-sym-g32, or export the float model",
         where, nf4.size(), joined(nf4), built.model->path()));
   }
   if (!ragged.empty()) {

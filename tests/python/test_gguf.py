@@ -235,7 +235,7 @@ def test_nf4_is_refused_by_module_until_a_rule_says_otherwise(limbeck, tmp_path)
     base = draw(MODELS["llama"], tmp_path / "base")
     limbeck.run("quantize", "--model", str(base), "--quantize", "nf4", "--output", str(tmp_path / "nf4"))
     refused(limbeck, tmp_path / "nf4", r"exit 2: .*nf4, which 14 weights are in: model.layers.0.self_attn.q_proj.*and 2 more: "
-            r".*--rule='model\.\*\* int8'")  # fmt: skip
+            r".*--rule='model\.layers\.\*\* int8'")  # fmt: skip
     reader, said = export(limbeck, tmp_path / "nf4", "--rule", "model.layers.** int8")
     assert said["formats"]["Q8_0"]["tensors"] == 14
     own = load_file(resave(tmp_path / "nf4", tmp_path / "floats", "--dtype", "float32") / "model.safetensors")

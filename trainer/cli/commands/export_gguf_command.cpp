@@ -73,7 +73,7 @@ void tell_changes(const gguf::ExportReport& report, Invocation& call) {
                     report.minimum_change, report.minimum_of));
   }
   if (report.scale_change == 0.0 && report.minimum_change == 0.0)
-    call.console.note("the file stands for the model's own weights, to the bit");
+    call.console.note("what the file stands for is what the model computes with here, to the bit");
 }
 
 void run_export_gguf(Invocation& call) {
