@@ -75,6 +75,13 @@ std::vector<WrittenTemplate> templates_of_settings(const io::JsonFile& settings)
   return found;
 }
 
+std::vector<WrittenTemplate> written_templates(const fs::path& folder) {
+  std::vector<WrittenTemplate> found = templates_of_files(folder);
+  const fs::path settings = folder / "tokenizer_config.json";
+  if (found.empty() && is_there(settings)) found = templates_of_settings(io::JsonFile(settings));
+  return found;
+}
+
 // A special token is a string, or an object that holds it as its content.
 std::optional<std::string> token_of(const nlohmann::json& value) {
   if (value.is_string()) return value.get<std::string>();
@@ -100,13 +107,19 @@ void take_tokens(const nlohmann::json& from, ordered_json& tokens) {
 
 }  // namespace
 
+std::optional<std::string> default_template(const fs::path& folder) {
+  for (WrittenTemplate& one : written_templates(folder)) {
+    if (one.name == "default") return std::move(one.text);
+  }
+  return std::nullopt;
+}
+
 ChatTemplate::ChatTemplate(const fs::path& folder) : where_(folder.string()), special_tokens_(ordered_json::object()) {
   const fs::path settings_path = folder / "tokenizer_config.json", map_path = folder / "special_tokens_map.json";
-  std::vector<WrittenTemplate> found = templates_of_files(folder);
+  std::vector<WrittenTemplate> found = written_templates(folder);
   bool knows_tokens = false;
   if (is_there(settings_path)) {
     const io::JsonFile settings(settings_path);
-    if (found.empty()) found = templates_of_settings(settings);
     take_tokens(settings.value(), special_tokens_);
     knows_tokens = settings.value().contains("added_tokens_decoder");
   }

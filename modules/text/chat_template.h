@@ -4,11 +4,15 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "modules/text/jinja/rendering.h"
 
 namespace limbeck::text {
+
+// The template that is called default, as it is written there; none: the folder has none.
+std::optional<std::string> default_template(const std::filesystem::path& folder);
 
 class ChatTemplate {
  public:

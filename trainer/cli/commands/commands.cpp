@@ -7,6 +7,7 @@ Command check_command();
 Command completion_command();
 Command consolidate_command();
 Command eval_command();
+Command export_gguf_command();
 Command forward_command();
 Command generate_command();
 Command list_command();
@@ -19,9 +20,9 @@ Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(),    train_command(),   eval_command(),        forward_command(),  generate_command(),
-      merge_command(),    unmerge_command(), consolidate_command(), quantize_command(), list_command(),
-      tokenize_command(), verify_command(),  completion_command(),
+      check_command(), train_command(),    eval_command(),        forward_command(),    generate_command(),
+      merge_command(), unmerge_command(),  consolidate_command(), quantize_command(),   export_gguf_command(),
+      list_command(),  tokenize_command(), verify_command(),      completion_command(),
   };
 }
 
