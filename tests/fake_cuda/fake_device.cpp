@@ -14,6 +14,7 @@
 
 #include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
+#include "fake_cuda/graph.h"
 #include "fake_cuda/host_pages.h"
 
 namespace c10::cuda {
@@ -35,6 +36,7 @@ int require_there_is(c10::Device device) {
 }
 
 void count_wait(const Moment& moment) {
+  refuse_while_capturing("a wait of the host");
   ++counters().host_waits;
   make_host_wait(moment);
 }
@@ -66,7 +68,10 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void block(void* event, const c10::Stream& stream) const override {
     if (event != nullptr) make_wait(stream_of(stream), *static_cast<Moment*>(event));
   }
-  bool queryEvent(void* event) const override { return event == nullptr || passed(*static_cast<Moment*>(event)); }
+  bool queryEvent(void* event) const override {
+    refuse_while_capturing("a question to an event");
+    return event == nullptr || passed(*static_cast<Moment*>(event));
+  }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<Moment*>(event); }
   bool queryStream(const c10::Stream& stream) const override { return passed(moment_of(stream_of(stream))); }
   void synchronizeStream(const c10::Stream& stream) const override { count_wait(moment_of(stream_of(stream))); }
@@ -84,8 +89,14 @@ class DeviceAllocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     const int device = current_device();
-    void* memory = fake_cuda::allocate(bytes, current_stream(device));
-    return {memory, memory, &release, device_number(device)};
+    const Stream stream = current_stream(device);
+    Graph* const graph = capturing(stream);
+    if (graph == nullptr) refuse_while_capturing("memory that is not the graph's");
+    void* memory = fake_cuda::allocate(bytes, stream);
+    if (graph == nullptr || memory == nullptr) return {memory, memory, &release, device_number(device)};
+    auto* shared = new std::shared_ptr<void>(memory, &release);
+    graph->keep(*shared, bytes);
+    return {memory, shared, [](void* one) { delete static_cast<std::shared_ptr<void>*>(one); }, device_number(device)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -162,6 +173,24 @@ Operation begin(const char* name, c10::Device device) {
   return {current_stream(device.has_index() ? device.index() : current_device()), name};
 }
 
+void give(const char* name, c10::Device device, std::vector<at::Tensor> read, std::vector<at::Tensor> written,
+          std::function<void()> compute) {
+  const Stream stream = current_stream(device.has_index() ? device.index() : current_device());
+  for (std::vector<at::Tensor>* all : {&read, &written}) {
+    for (at::Tensor& tensor : *all) tensor = tensor.defined() ? tensor.variable_data() : tensor;
+  }
+  const auto run = [name, read = std::move(read), written = std::move(written),
+                    compute = std::move(compute)](Stream now) {
+    const Operation operation(now, name);
+    for (const at::Tensor& tensor : read) reads(operation, tensor);
+    for (const at::Tensor& tensor : written) writes(operation, tensor);
+    compute();
+  };
+  Graph* const graph = capturing(stream);
+  if (graph != nullptr) return graph->add(run);
+  run(stream);
+}
+
 void reads(const Operation& operation, const at::Tensor& tensor) {
   if (tensor.defined() && tensor.is_cuda()) operation.reads(tensor.storage().data());
 }
@@ -206,6 +235,7 @@ class CUDAHooks final : public CUDAHooksInterface {
   DeviceIndex current_device() const override { return static_cast<DeviceIndex>(limbeck::fake_cuda::current_device()); }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   void deviceSynchronize(DeviceIndex device) const override {
+    limbeck::fake_cuda::refuse_while_capturing("a wait of the host");
     limbeck::fake_cuda::make_host_wait(limbeck::fake_cuda::moment_of_device(device));
   }
   const Generator& getDefaultGenerator(DeviceIndex device) const override {

@@ -4,7 +4,8 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/Stream.h>
 
-#include <initializer_list>
+#include <functional>
+#include <vector>
 
 #include "fake_cuda/streams.h"
 
@@ -17,6 +18,10 @@ Stream stream_of(const c10::Stream& stream);
 Operation begin(const char* name, c10::Device device);
 void reads(const Operation& operation, const at::Tensor& tensor);
 void writes(const Operation& operation, const at::Tensor& tensor);
+// An operator whose results are there by now, on the current stream of the device: computed at once, or, where that is
+// captured, in every replay.
+void give(const char* name, c10::Device device, std::vector<at::Tensor> read, std::vector<at::Tensor> written,
+          std::function<void()> compute);
 
 c10::Allocator& device_allocator();
 bool is_pinned(const void* address);

@@ -9,6 +9,7 @@
 
 #include "fake_cuda/counters.h"
 #include "fake_cuda/fake_device.h"
+#include "fake_cuda/graph.h"
 
 namespace limbeck::fake_cuda {
 namespace {
@@ -69,6 +70,10 @@ void put(const Tensor& into, int64_t begin, int64_t end, const Tensor& by_head) 
   on_host(into).flatten(0, into.dim() - 3).slice(0, begin, end).copy_(summed.transpose(0, 1));
 }
 
+void count_operator(const Tensor& q) {
+  if (capturing(current_stream(q.device().index())) == nullptr) ++counters().operators;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                                            const std::optional<Tensor>& cumulative_q,
                                                            const std::optional<Tensor>& cumulative_k, c10::SymInt,
@@ -78,31 +83,31 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, cons
                                                            const std::optional<Tensor>& slopes) {
   for (const auto& [name, t] : {std::pair{"query", q}, {"key", k}, {"value", v}}) check_operand(name, t, q);
   TORCH_CHECK(dropout == 0.0 && !used && !slopes && scale, "the fake flash attention knows none of these");
-  ++counters().operators;
-  const Operation operation = begin("aten::_flash_attention_forward", q.device());
-  for (const Tensor& t : {q, k, v, cumulative_q.value_or(Tensor()), cumulative_k.value_or(Tensor())})
-    reads(operation, t);
-  const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
-  const int64_t heads = q.size(-2), total = queries.back();
+  const int64_t heads = q.size(-2), total = q.numel() / (heads * q.size(-1));
   const Tensor out = at::empty(q.sizes(), q.options());
   const Tensor lse = at::empty({heads, total}, q.options().dtype(at::kFloat));
-  for (const Tensor& t : {out, lse}) writes(operation, t);
-  for (size_t i = 0; i + 1 < queries.size(); ++i) {
-    const int64_t begin = queries[i], end = queries[i + 1];
-    if (begin == end) continue;
-    const Tensor q_row = by_head(q, begin, end, heads), k_row = by_head(k, keys[i], keys[i + 1], heads);
-    const Tensor hidden = Mask{causal, left, right}.hidden(end - begin, keys[i + 1] - keys[i]);
-    const Tensor scores =
-        at::bmm(q_row, k_row.transpose(1, 2)).mul(*scale).masked_fill(hidden, -std::numeric_limits<double>::infinity());
-    put(out, begin, end, at::bmm(at::softmax(scores, -1), by_head(v, keys[i], keys[i + 1], heads)));
-    on_host(lse).slice(1, begin, end).copy_(at::logsumexp(scores, -1));
-  }
   const Tensor state = at::empty({2}, q.options().dtype(at::kLong));
-  if (q.dim() == 3) return {out, lse, state, state, Tensor()};
-  const Tensor rows = at::empty({q.size(0), heads, q.size(1)}, lse.options());
-  writes(operation, rows);
-  on_host(rows).copy_(on_host(lse).unflatten(1, {q.size(0), q.size(1)}).transpose(0, 1));
-  return {out, rows, state, state, Tensor()};
+  const Tensor rows = q.dim() == 3 ? Tensor() : at::empty({q.size(0), heads, q.size(1)}, lse.options());
+  const auto attend = [=, q = q.variable_data(), k = k.variable_data(), v = v.variable_data(),
+                       out = out.variable_data(), lse = lse.variable_data()] {
+    const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
+    for (size_t i = 0; i + 1 < queries.size(); ++i) {
+      const int64_t begin = queries[i], end = queries[i + 1];
+      if (begin == end) continue;
+      const Tensor q_row = by_head(q, begin, end, heads), k_row = by_head(k, keys[i], keys[i + 1], heads);
+      const Tensor hidden = Mask{causal, left, right}.hidden(end - begin, keys[i + 1] - keys[i]);
+      const Tensor scores = at::bmm(q_row, k_row.transpose(1, 2))
+                                .mul(*scale)
+                                .masked_fill(hidden, -std::numeric_limits<double>::infinity());
+      put(out, begin, end, at::bmm(at::softmax(scores, -1), by_head(v, keys[i], keys[i + 1], heads)));
+      on_host(lse).slice(1, begin, end).copy_(at::logsumexp(scores, -1));
+    }
+    if (rows.defined()) on_host(rows).copy_(on_host(lse).unflatten(1, {q.size(0), q.size(1)}).transpose(0, 1));
+  };
+  count_operator(q);
+  give("aten::_flash_attention_forward", q.device(),
+       {q, k, v, cumulative_q.value_or(Tensor()), cumulative_k.value_or(Tensor())}, {out, lse, rows}, attend);
+  return {out, rows.defined() ? rows : lse, state, state, Tensor()};
 }
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v,
@@ -115,32 +120,35 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
   }
   TORCH_CHECK(at::globalContext().deterministicAlgorithms() && !at::globalContext().deterministicAlgorithmsWarnOnly(),
               "flash attention's backward would add up in any order");
-  ++counters().operators;
-  const Operation operation = begin("aten::_flash_attention_backward", q.device());
-  for (const Tensor& t : {dout, q, k, v, out, lse, cumulative_q, cumulative_k}) reads(operation, t);
-  const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
-  const int64_t heads = q.size(-2), total = queries.back();
+  const int64_t heads = q.size(-2), total = q.numel() / (heads * q.size(-1));
   TORCH_CHECK(
       lse.sizes() == (q.dim() == 3 ? at::IntArrayRef({heads, total}) : at::IntArrayRef({q.size(0), heads, q.size(1)})),
       "logsumexp is ", lse.sizes());
-  const Tensor sums = q.dim() == 3 ? on_host(lse) : on_host(lse).transpose(0, 1).reshape({heads, total});
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   const Tensor dv = at::empty(v.sizes(), v.options());
-  for (const Tensor& t : {dq, dk, dv}) writes(operation, t);
-  for (size_t i = 0; i + 1 < queries.size(); ++i) {
-    const int64_t begin = queries[i], end = queries[i + 1], k_begin = keys[i], k_end = keys[i + 1];
-    if (begin == end) continue;
-    const Tensor q_row = by_head(q, begin, end, heads), k_row = by_head(k, k_begin, k_end, heads);
-    const Tensor d_row = by_head(dout, begin, end, heads), o_row = by_head(out, begin, end, heads);
-    const Tensor hidden = Mask{causal, left, right}.hidden(end - begin, k_end - k_begin);
-    const Tensor scores = at::bmm(q_row, k_row.transpose(1, 2)).mul(*scale);
-    const Tensor p = (scores - sums.slice(1, begin, end).unsqueeze(2)).exp().masked_fill(hidden, 0.0);
-    const Tensor dp = at::bmm(d_row, by_head(v, k_begin, k_end, heads).transpose(1, 2));
-    const Tensor ds = p * (dp - (d_row * o_row).sum(-1, true)) * *scale;
-    put(dq, begin, end, at::bmm(ds, k_row));
-    put(dk, k_begin, k_end, at::bmm(ds.transpose(1, 2), q_row));
-    put(dv, k_begin, k_end, at::bmm(p.transpose(1, 2), d_row));
-  }
+  const auto attend = [=, dout = dout.variable_data(), q = q.variable_data(), k = k.variable_data(),
+                       v = v.variable_data(), out = out.variable_data(), lse = lse.variable_data(),
+                       dq = dq.variable_data(), dk = dk.variable_data(), dv = dv.variable_data()] {
+    const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
+    const Tensor sums = q.dim() == 3 ? on_host(lse) : on_host(lse).transpose(0, 1).reshape({heads, total});
+    for (size_t i = 0; i + 1 < queries.size(); ++i) {
+      const int64_t begin = queries[i], end = queries[i + 1], k_begin = keys[i], k_end = keys[i + 1];
+      if (begin == end) continue;
+      const Tensor q_row = by_head(q, begin, end, heads), k_row = by_head(k, k_begin, k_end, heads);
+      const Tensor d_row = by_head(dout, begin, end, heads), o_row = by_head(out, begin, end, heads);
+      const Tensor hidden = Mask{causal, left, right}.hidden(end - begin, k_end - k_begin);
+      const Tensor scores = at::bmm(q_row, k_row.transpose(1, 2)).mul(*scale);
+      const Tensor p = (scores - sums.slice(1, begin, end).unsqueeze(2)).exp().masked_fill(hidden, 0.0);
+      const Tensor dp = at::bmm(d_row, by_head(v, k_begin, k_end, heads).transpose(1, 2));
+      const Tensor ds = p * (dp - (d_row * o_row).sum(-1, true)) * *scale;
+      put(dq, begin, end, at::bmm(ds, k_row));
+      put(dk, k_begin, k_end, at::bmm(ds.transpose(1, 2), q_row));
+      put(dv, k_begin, k_end, at::bmm(p.transpose(1, 2), d_row));
+    }
+  };
+  count_operator(q);
+  give("aten::_flash_attention_backward", q.device(), {dout, q, k, v, out, lse, cumulative_q, cumulative_k},
+       {dq, dk, dv}, attend);
   return {dq, dk, dv};
 }
 

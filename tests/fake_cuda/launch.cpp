@@ -248,7 +248,7 @@ void Device::run(const Launch& launch, const Operation& operation, void (*thread
     error = text;
     return;
   }
-  ++counters().launches;
+  if (!launch.replayed) ++counters().launches;
   size_ = static_cast<unsigned>(threads);
   if (threads_.size() < size_) threads_.resize(size_);
   warps_.resize((size_ + kWarp - 1) / kWarp);

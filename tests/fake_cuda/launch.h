@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fake_cuda/graph.h"
+
 namespace limbeck::fake_cuda {
 
 struct Index3 {
@@ -19,6 +21,7 @@ struct Launch {
   size_t shared_bytes = 0;
   const char* name = "";  // for messages
   int stream = 0;         // of streams.h
+  bool replayed = false;  // by a graph
 };
 
 // thread(of) is the kernel with its arguments, called once for each thread.
@@ -28,9 +31,15 @@ void run_kernel(const Launch& launch, void (*thread)(const void* of), const void
 template <class Kernel>
 void launch(const char* name, Index3 grid, Index3 block, size_t shared_bytes, const void* stream,
             const Kernel& kernel) {
-  run_kernel(
-      {grid, block, shared_bytes, name, static_cast<int>(reinterpret_cast<intptr_t>(stream))},
-      [](const void* of) { (*static_cast<const Kernel*>(of))(); }, &kernel);
+  const Launch asked{grid, block, shared_bytes, name, static_cast<int>(reinterpret_cast<intptr_t>(stream))};
+  void (*const thread)(const void*) = [](const void* of) { (*static_cast<const Kernel*>(of))(); };
+  Graph* const graph = capturing(asked.stream);
+  if (graph == nullptr) return run_kernel(asked, thread, &kernel);
+  graph->add([asked, thread, kernel](Stream replay) {
+    Launch again = asked;
+    again.stream = replay, again.replayed = true;
+    run_kernel(again, thread, &kernel);
+  });
 }
 
 // What the device code of a thread asks of the block it is in; `file` and `line` tell one place from another.

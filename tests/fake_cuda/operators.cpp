@@ -26,6 +26,7 @@
 #include "fake_cuda/counters.h"
 #include "fake_cuda/device_memory.h"
 #include "fake_cuda/fake_device.h"
+#include "fake_cuda/graph.h"
 #include "fake_cuda/host_pages.h"
 
 namespace limbeck::fake_cuda {
@@ -110,22 +111,91 @@ void count(bool waits) {
   if (told) std::fprintf(stderr, "the host waits:\n%s\n", c10::get_backtrace(/*frames_to_skip=*/1).c_str());
 }
 
+void see_arguments(const c10::OperatorHandle& op, const torch::jit::Stack& stack,
+                   const std::function<void(const Tensor&, bool written)>& see) {
+  const auto& arguments = op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto* alias = arguments[i].alias_info();
+    const bool written = alias != nullptr && alias->isWrite();
+    for_each_tensor(torch::jit::peek(stack, i, arguments.size()), [&](const Tensor& t) { see(t, written); });
+  }
+}
+
+void see_results(const std::vector<c10::IValue>& results, const std::function<void(const Tensor&)>& see) {
+  for (const c10::IValue& result : results) for_each_tensor(result, see);
+}
+
+// The same tensors without what autograd knows of them: a graph must not keep its nodes alive.
+std::vector<c10::IValue> bare(std::vector<c10::IValue> values) {
+  for (c10::IValue& value : values) {
+    if (value.isTensor() && value.toTensor().defined()) {
+      value = value.toTensor().variable_data();
+    } else if (value.isTensorList()) {
+      std::vector<Tensor> all;
+      for (const Tensor& t : value.toTensorVector()) all.push_back(t.defined() ? t.variable_data() : t);
+      value = all;
+    } else if (value.isOptionalTensorList()) {
+      c10::List<std::optional<Tensor>> all;
+      for (const auto& t : value.toOptionalTensorVector()) {
+        all.push_back(t && t->defined() ? std::optional<Tensor>(t->variable_data()) : t);
+      }
+      value = all;
+    }
+  }
+  return values;
+}
+
+// What it wrote goes to where the results of its first call are.
+void compute_again(const c10::OperatorHandle& op, const torch::jit::Stack& given, const std::vector<c10::IValue>& made,
+                   Stream stream) {
+  const Operation operation(stream, op.schema().name().c_str());
+  see_arguments(op, given,
+                [&](const Tensor& t, bool written) { written ? writes(operation, t) : reads(operation, t); });
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;  // as where it was called first
+  const Computing scope;
+  torch::jit::Stack stack = given;
+  at::native::cpu_fallback(op, &stack);
+  std::vector<Tensor> into;
+  see_results(made, [&](const Tensor& t) { into.push_back(t); });
+  auto next = into.begin();
+  see_results(stack, [&](const Tensor& t) {
+    const Tensor& place = *next++;
+    if (!t.defined() || !t.is_cuda()) return;
+    writes(operation, place);
+    if (on_host(t).const_data_ptr() != on_host(place).const_data_ptr()) on_host(place).copy_(on_host(t));
+  });
+}
+
+// Computed for its results' shapes.
+void record(const c10::OperatorHandle& op, torch::jit::Stack* stack, c10::Device device, Graph& graph) {
+  const torch::jit::Stack given = bare(torch::jit::last(*stack, op.schema().arguments().size()).vec());
+  see_arguments(op, given, [&](const Tensor& t, bool written) {
+    if (written && t.defined() && t.is_cuda()) graph.forget_later(t.storage().mutable_data(), t.storage().nbytes());
+  });
+  {
+    const c10::DeviceGuard guard(device);
+    const Computing scope;
+    at::native::cpu_fallback(op, stack);
+  }
+  const std::vector<c10::IValue> made = bare(torch::jit::last(*stack, op.schema().returns().size()).vec());
+  graph.add([op, given, made](Stream stream) { compute_again(op, given, made, stream); });
+}
+
 void compute_on_host(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const c10::Device device = check_devices(op, *stack);
-  const auto& arguments = op.schema().arguments();
   const std::string& name = op.schema().name();
   const bool host_waits = kMakeTheHostWait.contains(name);
+  const Stream now = current_stream(device.has_index() ? device.index() : current_device());
+  if (host_waits && !computing) refuse_on_captured(now, name.c_str());
+  Graph* const graph = computing ? nullptr : capturing(now);
+  if (graph != nullptr) return record(op, stack, device, *graph);
   count(host_waits);
   if (!computing && adds_in_no_order(op, *stack)) ++counters().unordered;
   std::optional<Operation> operation;
   if (!computing) {
     operation = begin(name.c_str(), device);
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      const auto* alias = arguments[i].alias_info();
-      const bool written = alias != nullptr && alias->isWrite();
-      for_each_tensor(torch::jit::peek(*stack, i, arguments.size()),
-                      [&](const Tensor& t) { written ? writes(*operation, t) : reads(*operation, t); });
-    }
+    see_arguments(op, *stack,
+                  [&](const Tensor& t, bool written) { written ? writes(*operation, t) : reads(*operation, t); });
   }
   const c10::DeviceGuard guard(device);
   const Computing scope;
@@ -171,10 +241,27 @@ bool waits(const Tensor& to, const Tensor& from, bool non_blocking) {
 Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.numel() == 0) return to;
   const bool host_waits = waits(to, from, non_blocking);
+  const c10::Device device = to.is_cuda() ? to.device() : from.device();
+  Graph* const graph = computing ? nullptr : capturing(current_stream(device.index()));
+  if (graph != nullptr) {
+    // CUDA takes one that does not wait, and would read host memory that is somebody else's by then.
+    if (!to.is_cuda() || !from.is_cuda()) refuse_on_captured(current_stream(device.index()), "a copy of host memory");
+    graph->forget_later(to.storage().mutable_data(), to.storage().nbytes());
+    graph->add([to = to.variable_data(), from = from.variable_data()](Stream stream) {
+      const Operation operation(stream, "aten::copy_");
+      reads(operation, from);
+      writes(operation, to);
+      const Computing scope;
+      on_host(to).copy_(on_host(from));
+    });
+    const Computing scope;
+    on_host(to).copy_(on_host(from));
+    return to;
+  }
   count(host_waits);
   std::optional<HostPages> pages;
   if (!computing) {
-    const Operation operation = begin("aten::copy_", to.is_cuda() ? to.device() : from.device());
+    const Operation operation = begin("aten::copy_", device);
     reads(operation, from);
     writes(operation, to);
     if (host_waits) {
@@ -198,6 +285,7 @@ const Tensor& resize_(const Tensor& self, at::IntArrayRef size, std::optional<at
   if (bytes > storage.nbytes()) {
     const c10::DeviceGuard guard(self.device());
     c10::DataPtr larger = device_allocator().allocate(bytes);
+    if (storage.nbytes() > 0) refuse_on_captured(current_stream(self.device().index()), "aten::resize_");
     if (storage.nbytes() > 0 && !computing) reads(begin("aten::resize_", self.device()), self);
     if (storage.nbytes() > 0) device_allocator().copy_data(larger.get(), storage.data(), storage.nbytes());
     storage.set_data_ptr_noswap(std::move(larger));
@@ -213,6 +301,7 @@ Tensor copy_from_and_resize(const Tensor& from, const Tensor& to) {
 }
 
 at::Scalar item(const Tensor& self) {
+  refuse_on_captured(current_stream(self.device().index()), "aten::item");
   count(/*waits=*/true);
   const Operation operation = begin("aten::item", self.device());
   reads(operation, self);
@@ -233,19 +322,20 @@ void check_out_dtype(const char* name, const Tensor& a, const Tensor& b, at::Sca
 // Computed on the host: a real product has no copies of its operands on the device.
 template <class Product>
 Tensor& put_product(const char* name, std::initializer_list<Tensor> operands, Tensor& out, const Product& product) {
-  const Operation operation = begin(name, out.device());
-  for (const Tensor& t : operands) reads(operation, t);
-  writes(operation, out);
-  count(/*waits=*/false);
-  const Computing scope;
-  on_host(out).copy_(product());
+  if (capturing(current_stream(out.device().index())) == nullptr) count(/*waits=*/false);
+  give(name, out.device(), operands, {out}, [out = out.variable_data(), product] {
+    const Computing scope;
+    on_host(out).copy_(product());
+  });
   return out;
 }
 
 Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
   check_out_dtype("mm", a, b, type);
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
-  return put_product("aten::mm", {a, b}, out, [&] { return at::mm(on_host(a).to(type), on_host(b).to(type)); });
+  return put_product("aten::mm", {a, b}, out, [type, a = a.variable_data(), b = b.variable_data()] {
+    return at::mm(on_host(a).to(type), on_host(b).to(type));
+  });
 }
 
 Tensor mm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
@@ -259,15 +349,18 @@ Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
   TORCH_CHECK(type == self.scalar_type() || self.scalar_type() == a.scalar_type(),
               "self dtype must match either out_dtype or mat1 dtype");
-  return put_product("aten::addmm", {self, a, b}, out, [&] {
-    return at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha);
-  });
+  return put_product("aten::addmm", {self, a, b}, out,
+                     [=, self = self.variable_data(), a = a.variable_data(), b = b.variable_data()] {
+                       return at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha);
+                     });
 }
 
 Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
   check_out_dtype("bmm", a, b, type);
   Tensor out = at::empty({a.size(0), a.size(1), b.size(2)}, a.options().dtype(type));
-  return put_product("aten::bmm", {a, b}, out, [&] { return at::bmm(on_host(a).to(type), on_host(b).to(type)); });
+  return put_product("aten::bmm", {a, b}, out, [type, a = a.variable_data(), b = b.variable_data()] {
+    return at::bmm(on_host(a).to(type), on_host(b).to(type));
+  });
 }
 
 // On GPUs from Hopper on: bfloat16, and the host does not wait for the ends of the groups.
@@ -279,8 +372,9 @@ Tensor grouped_mm(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
               "the fake grouped product takes the ends of groups in int32 on the device, and nothing else");
   Tensor out = b.dim() == 3 ? at::empty({a.size(0), b.size(2)}, a.options())
                             : at::empty({ends->size(0), a.size(0), b.size(1)}, a.options());
-  return put_product("aten::_grouped_mm", {a, b, *ends}, out,
-                     [&] { return at::_grouped_mm(on_host(a), on_host(b), on_host(*ends)); });
+  return put_product("aten::_grouped_mm", {a, b, *ends}, out, [ends, a = a.variable_data(), b = b.variable_data()] {
+    return at::_grouped_mm(on_host(a), on_host(b), on_host(*ends));
+  });
 }
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }

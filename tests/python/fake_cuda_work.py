@@ -30,10 +30,11 @@ class Counters(NamedTuple):
     polls: int
     registered_bytes: int
     most_registered_bytes: int
+    graphs: int
 
     @classmethod
     def of(cls, file: Path):
-        return cls(*struct.unpack("9q", file.read_bytes()))
+        return cls(*struct.unpack("10q", file.read_bytes()))
 
 
 def student_of_experts(work: Work) -> Path:

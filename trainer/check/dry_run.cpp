@@ -19,6 +19,8 @@
 #include "trainer/parallel/parallel_options.h"
 #include "trainer/session/micro_batch_division.h"
 #include "trainer/session/run_state.h"
+#include "trainer/session/session_options.h"
+#include "trainer/session/step_graphs.h"
 #include "trainer/session/update.h"
 
 namespace limbeck::check {
@@ -248,6 +250,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
     return made;
   };
   auto objective = make();
+  if (session::read_session_options(settings).records_graphs) session::require_recordable(settings, *objective, ranks);
   for (const auto& module : objective->contract_modules()) {
     for (const std::string& line : module->violations()) report.stored_wrongly.push_back(line);
   }

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <bit>
 #include <set>
 
 #include "modules/models/network/token_loss.h"
@@ -48,6 +50,12 @@ int64_t target_count(const TokenStream& stream) {
   if (stream.targets) return *stream.targets;
   if (!stream.labels.defined() || stream.labels.size(1) < 2) return 0;
   return stream.labels.slice(1, stream.masked ? 0 : 1).ne(models::kIgnoredLabel).sum().item<int64_t>();
+}
+
+std::optional<int64_t> room_for_runs(const TokenStream& stream) {
+  if (!stream.runs) return std::nullopt;
+  if (stream.document_ids) return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(*stream.runs)));
+  return std::max(*stream.runs, 2 * stream.ids.size(0));
 }
 
 Batch place(Batch batch, c10::Device device) {

@@ -36,6 +36,10 @@ struct Batch {
 // Targets that a language-model loss counts: labels[:, 1:] that are not -100, in a masked stream labels.
 int64_t target_count(const TokenStream& stream);
 
+// Runs, with room for those of other batches: a number of two for each padded row, of packed ones the next power of
+// two. Empty runs cost next to nothing, and shapes that change with each batch cannot be recorded.
+std::optional<int64_t> room_for_runs(const TokenStream& stream);
+
 // The batch on `device`, its targets and runs counted on the way. To a GPU the copies go out of pinned memory and
 // nobody waits for them: what is computed from the batch is queued behind them.
 Batch place(Batch batch, c10::Device device);

@@ -49,9 +49,12 @@ class ClassTerms : public HeadTermGroup {
       const at::Tensor zt = logits(*pair_.teacher, pass.teacher.last, pass.wide);
       at::Tensor rows = divergence_.rows(softened(zs), softened(zt));
       if (divergence_.never_negative) rows = rows + (rows.detach().clamp_min(0) - rows.detach());
-      sum.add("kd", rows.sum() * ((divergence_.tempered ? t * t : 1.0) / pass.sequences), kd);
+      const double factor = divergence_.tempered ? t * t : 1.0;
+      const at::Tensor share =
+          pass.number([factor](const Progress& p, const data::Batch& b) { return factor / sequences_of(p, b); });
+      sum.add("kd", rows.sum() * share, kd);
     }
-    if (ce > 0) sum.add("ce", cross_entropy(zs, pass.batch->classes) / pass.sequences, ce);
+    if (ce > 0) sum.add("ce", cross_entropy(zs, pass.batch->classes) / pass.sequences(), ce);
   }
 
   void measure(const ForwardPass& pass, Measures& m) const override {

@@ -83,7 +83,8 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
   models::ModelInput input = model_input(batch.student, taps ? &pass.student_taps : nullptr);
   if (pass.progress.training && dropout > 0) {
     const at::Tensor& ids = batch.student.ids;
-    pass.draws = models::draws_of(options.seed, batch.first_row, ids.sizes(), ids.device());
+    const auto first_row = [](const Progress&, const data::Batch& b) { return b.first_row; };
+    pass.draws = models::draws_of(options.seed, pass.number(first_row, at::kLong), ids.sizes());
     input.draws = pass.draws;
   }
   if (request.guided && with_teacher) input.layer_inputs = &pass.teacher.hidden;
@@ -110,9 +111,19 @@ Terms Distillation::forward(const data::Batch& batch, const Progress& progress, 
     if (state_->heads != nullptr) state_->heads->measure(pass, *measures);
     if (state_->embeds) measure_pooled(pass, state_->options.pooled.first_token, *measures);
   }
-  const bool counts_targets = pass.causal || batch.student.masked;
-  return std::move(sum).finish(counts_targets ? pass.batch_targets() : batch.student.ids.size(0), pass);
+  return std::move(sum).finish(counted(batch), pass);
 }
+
+int64_t Distillation::counted(const data::Batch& batch) const {
+  const bool causal = student().model->architecture().kind == models::ModelKind::kDecoder;
+  return causal || batch.student.masked ? data::target_count(batch.student) : batch.student.ids.size(0);
+}
+
+std::vector<double> Distillation::constants(const Progress& progress) const {
+  return state_->options.weights.all(progress.fraction());
+}
+
+const ObjectiveOptions& Distillation::options() const { return state_->options; }
 
 const ModelPair& Distillation::pair() const { return *state_->pair; }
 

@@ -40,6 +40,12 @@ class Distillation {
   // `measures`: what evaluation reports beside the terms, added up over batches. No tensor of the models changes.
   Terms forward(const data::Batch& batch, const Progress& progress, Measures* measures = nullptr) const;
 
+  // Of a batch: Terms::targets.
+  int64_t counted(const data::Batch& batch) const;
+  // What forward() takes from the progress beside the numbers of the update (step_numbers.h): weights, temperature.
+  std::vector<double> constants(const Progress& progress) const;
+  const ObjectiveOptions& options() const;
+
   const ModelPair& pair() const;
   const models::BuiltModel& student() const { return pair().student; }
   const std::optional<models::BuiltModel>& teacher() const { return pair().teacher; }

@@ -1,7 +1,5 @@
 #include "trainer/objective/forward_pass.h"
 
-#include <algorithm>
-
 #include "modules/errors.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
@@ -13,7 +11,7 @@ models::ModelInput model_input(const data::TokenStream& stream, models::Taps* ta
   input.ids = stream.ids;
   input.attention_mask = stream.attention_mask;
   input.document_ids = stream.document_ids;
-  input.runs = stream.runs;
+  input.runs = data::room_for_runs(stream);
   input.taps = taps;
   return input;
 }
@@ -79,7 +77,23 @@ at::Tensor ForwardPass::weights(const at::Tensor& mask_n, double value) const {
   return at::zeros(mask_n.sizes(), mask_n.options().dtype(wide)).masked_fill(mask_n, value);
 }
 
-int64_t ForwardPass::batch_targets() const { return data::target_count(batch->student); }
+at::Tensor ForwardPass::shares_of_targets(const at::Tensor& mask_n, double value) const {
+  return mask_n.mul(number([value](const Progress& p, const data::Batch& b) { return value / targets_of(p, b); }));
+}
+
+at::Tensor ForwardPass::shares_of_sequences(const at::Tensor& mask_n, double value) const {
+  return mask_n.mul(number([value](const Progress& p, const data::Batch& b) { return value / sequences_of(p, b); }));
+}
+
+at::Tensor ForwardPass::number(const StepNumbers::Formula& formula, at::ScalarType type) const {
+  const auto options = at::TensorOptions().dtype(type).device(batch->student.ids.device());
+  if (progress.numbers != nullptr) return progress.numbers->next(formula, options, progress, *batch);
+  return at::full({}, formula(progress, *batch), options);
+}
+
+at::Tensor ForwardPass::number(const StepNumbers::Formula& formula) const { return number(formula, wide); }
+
+at::Tensor ForwardPass::sequences() const { return number(sequences_of); }
 
 void count_tokens(ForwardPass& pass) {
   const data::TokenStream& stream = pass.batch->student;
@@ -88,18 +102,15 @@ void count_tokens(ForwardPass& pass) {
   pass.target_n = pass.labels_n.ne(models::kIgnoredLabel);
   const at::Tensor& found = pass.align.found_bt();
   pass.compared_n = found.defined() ? pass.target_n.bitwise_and(found.flatten()) : pass.target_n;
-  const int64_t targets = pass.progress.update_targets > 0 ? pass.progress.update_targets : pass.batch_targets();
-  const int64_t rows = pass.progress.update_sequences > 0 ? pass.progress.update_sequences : stream.ids.size(0);
-  pass.targets = static_cast<double>(std::max<int64_t>(targets, 1));
-  pass.sequences = static_cast<double>(std::max<int64_t>(rows, 1));
+  pass.targets = pass.number(targets_of);
   if (pass.causal) {
-    pass.token_weight_n = pass.weights(pass.compared_n, 1.0 / pass.targets);
+    pass.token_weight_n = pass.shares_of_targets(pass.compared_n, 1.0);
     return;
   }
   // Encoders: the mean over the tokens of each sequence, then over sequences.
   at::Tensor valid = valid_tokens(stream);
   if (found.defined()) valid = valid.bitwise_and(found);
-  const at::Tensor share = pass.weights(valid, 1.0 / pass.sequences);
+  const at::Tensor share = pass.shares_of_sequences(valid, 1.0);
   pass.token_weight_n = (share / valid.sum(1, /*keepdim=*/true).clamp_min(1)).flatten();
 }
 

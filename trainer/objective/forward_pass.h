@@ -10,6 +10,7 @@
 #include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/objective/head/head_terms.h"
+#include "trainer/objective/step_numbers.h"
 #include "trainer/objective/terms.h"
 #include "trainer/objective/weights.h"
 
@@ -52,15 +53,21 @@ struct ForwardPass {
   models::Taps student_taps, teacher_taps;
   models::Draws draws;  // of the student, in training
   TokenAlignment align;
-  double targets = 1, sequences = 1;  // what terms are divided by
-  at::Tensor labels_n;                // [B T]: the token that each position predicts, -100 = none
-  at::Tensor target_n;                // bool [B T]: labels_n is set
-  at::Tensor compared_n;              // bool [B T]: and there is a teacher token to compare with
-  at::Tensor token_weight_n;          // wide [B T]: of per-token terms
+  at::Tensor targets;         // wide, 0-dim: what the logged values of terms are divided by
+  at::Tensor labels_n;        // [B T]: the token that each position predicts, -100 = none
+  at::Tensor target_n;        // bool [B T]: labels_n is set
+  at::Tensor compared_n;      // bool [B T]: and there is a teacher token to compare with
+  at::Tensor token_weight_n;  // wide [B T]: of per-token terms
 
   // Zero where the mask is not set, else `value`.
   at::Tensor weights(const at::Tensor& mask_n, double value) const;
-  int64_t batch_targets() const;  // of this batch
+  // The same of `value` divided by the targets, or the rows, of the update.
+  at::Tensor shares_of_targets(const at::Tensor& mask_n, double value) const;
+  at::Tensor shares_of_sequences(const at::Tensor& mask_n, double value) const;
+  // A number of this update, where the models are: wide, 0-dim.
+  at::Tensor number(const StepNumbers::Formula& formula) const;
+  at::Tensor number(const StepNumbers::Formula& formula, at::ScalarType type) const;
+  at::Tensor sequences() const;  // of the update
 };
 
 // Fills what follows from the batch and the progress; the states are the caller's.

@@ -126,9 +126,9 @@ class PooledTerms : public TermGroup {
                                        pass.wide, "objective.pooled (teacher)");
     const auto projected = [&](const Projector& projector) { return projector ? projector->forward(s) : s; };
     if (contrastive > 0)
-      sum.add("contrastive", info_nce(projected(contrast_), t, temperature_).sum() / pass.sequences, contrastive);
+      sum.add("contrastive", info_nce(projected(contrast_), t, temperature_).sum() / pass.sequences(), contrastive);
     if (embedding > 0)
-      sum.add("embedding", (1.0 - cosine_rows(projected(embedding_), t)).sum() / pass.sequences, embedding);
+      sum.add("embedding", (1.0 - cosine_rows(projected(embedding_), t)).sum() / pass.sequences(), embedding);
   }
 
  private:

@@ -114,7 +114,6 @@ class HeadedTerms : public HeadTermGroup {
 
   void add_student_terms(const ForwardPass& pass, const TermWeights& weights, const HeadSide* teacher, double kd,
                          double ce, TermSum& sum) const {
-    const double n = pass.targets;
     at::Tensor compared = dual_ ? pass.target_n : pass.compared_n;
     if (teacher != nullptr && dual_ && options_.only_right)
       compared = right_predictions(*teacher, pass.labels_n, compared);
@@ -126,8 +125,8 @@ class HeadedTerms : public HeadTermGroup {
       if (!request.teacher_learns) request.teacher->hidden_nd = teacher->hidden_nd.detach();
     }
     if (ce > 0) request.labels_n = pass.labels_n;
-    request.divergence_weight_n = pass.weights(compared, teacher != nullptr ? kd / n : 0.0);
-    request.ce_weight_n = pass.weights(pass.target_n, ce / n);
+    request.divergence_weight_n = pass.shares_of_targets(compared, teacher != nullptr ? kd : 0.0);
+    request.ce_weight_n = pass.shares_of_targets(pass.target_n, ce);
     request.temperature = weights.temperature(pass.progress.fraction());
     request.clamp = options_.clamp;
     request.label_smoothing = options_.label_smoothing;
@@ -135,8 +134,8 @@ class HeadedTerms : public HeadTermGroup {
     const kernels::HeadLoss head =
         divided_.line != nullptr ? vocabulary_parallel_terms(request, divided_) : head_terms(request);
     sum.add_loss(head.loss);
-    if (teacher != nullptr) sum.log("kd", head.divergence_n.sum() / n, kd);
-    if (ce > 0) sum.log("ce", head.cross_entropy_n.sum() / n, ce);
+    if (teacher != nullptr) sum.log("kd", head.divergence_n.sum() / pass.targets, kd);
+    if (ce > 0) sum.log("ce", head.cross_entropy_n.sum() / pass.targets, ce);
   }
 
   // Cross-entropy of projected teacher states through the student's head, which stays as it is.
@@ -144,7 +143,7 @@ class HeadedTerms : public HeadTermGroup {
                      double weight, TermSum& sum) const {
     HeadRequest request{.student = side, .labels_n = pass.labels_n};
     request.student.place = "objective." + name;
-    request.ce_weight_n = pass.weights(mask_n, weight / pass.targets);
+    request.ce_weight_n = pass.shares_of_targets(mask_n, weight);
     request.divergence_weight_n = at::zeros_like(request.ce_weight_n);
     request.gradient_scale = pass.progress.loss_scale;
     const kernels::HeadLoss head = head_terms(request);
@@ -161,7 +160,7 @@ class HeadedTerms : public HeadTermGroup {
                                              "objective.s2t_kd (student in the teacher's space)")};
     request.teacher = head_side(*pair_.teacher, pass.teacher.last, vocabulary_.teacher, "objective.s2t_kd (teacher)");
     request.divergence = &divergence_;
-    request.divergence_weight_n = pass.weights(mask, kd / pass.targets);
+    request.divergence_weight_n = pass.shares_of_targets(mask, kd);
     request.ce_weight_n = at::zeros_like(request.divergence_weight_n);
     request.temperature = weights.temperature(pass.progress.fraction());
     request.clamp = options_.clamp;

@@ -9,12 +9,15 @@
 
 namespace limbeck::objective {
 
+class StepNumbers;
+
 struct Progress {
   int64_t step = 0, total_steps = 1;
   int64_t update_targets = 0;    // valid targets of the whole update (micro-batches x ranks); 0: this batch's own
   int64_t update_sequences = 0;  // rows of the whole update, for terms that are a mean over sequences; 0: this batch's
   double loss_scale = 1.0;       // what backward() will be seeded with: operators that make gradients early apply it
   bool training = false;         // an update's own forward: dropout works
+  StepNumbers* numbers = nullptr;  // where the update's numbers are kept for another one; null: they are of this one
   double fraction() const { return total_steps > 0 ? static_cast<double>(step) / static_cast<double>(total_steps) : 0; }
 };
 

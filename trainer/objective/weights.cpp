@@ -63,6 +63,12 @@ TermWeights::TermWeights(const recipe::Settings& settings, bool headless) {
   temperature_end_ = given_or(settings, "objective.temperature_end", falls ? 1.5 : temperature_begin_);
 }
 
+std::vector<double> TermWeights::all(double fraction) const {
+  std::vector<double> found{temperature(fraction)};
+  for (const TermRow& row : recipe::kTermRows) found.push_back(at(row.kind, fraction));
+  return found;
+}
+
 double TermWeights::full(TermKind kind) const {
   return kind == TermKind::kCe && ce_follows_kd_ ? 1.0 - full(TermKind::kKd) : of(kind).full;
 }

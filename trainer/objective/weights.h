@@ -3,6 +3,7 @@
 // recipe/term_weights.h says.
 #pragma once
 #include <array>
+#include <vector>
 
 #include "trainer/objective/terms.h"
 #include "trainer/recipe/settings.h"
@@ -19,6 +20,8 @@ class TermWeights {
 
   // At this progress, curriculum included.
   double at(TermKind kind, double fraction) const;
+  // All that at() and temperature() say at this progress.
+  std::vector<double> all(double fraction) const;
   // Once the curriculum has let it in: whether the term takes part in the run at all.
   double full(TermKind kind) const;
   bool needs_teacher() const;  // one of those that take part

@@ -19,6 +19,12 @@ void declare_training_options(OptionTable& table) {
              .kind = OptionKind::kSwitch,
              .fallback = "false",
              .help = "Keep one activation a layer of the student and compute the rest again in the backward."});
+  table.add({.name = "train.cuda_graphs",
+             .kind = OptionKind::kChoice,
+             .fallback = "off",
+             .help = "on: forward and backward are recorded once as a CUDA graph and played again, with the same bits; "
+                     "one GPU, weights of terms that stay as they are.",
+             .words = {"off", "on"}});
   table.add({.name = "train.safe_mode",
              .kind = OptionKind::kSwitch,
              .fallback = "false",

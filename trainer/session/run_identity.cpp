@@ -21,8 +21,9 @@ namespace fs = std::filesystem;
 // Keys that decide where things go, how often something is done beside the updates, or how fast: never a bit of them.
 bool decides(const recipe::Option& option) {
   static const std::set<std::string> kFree = {
-      "run",           "train.log_every", "train.progress", "train.checkpoint_activations",
-      "data.prefetch", "threads",         "quiet",          "color"};
+      "run",           "train.log_every",   "train.progress", "train.checkpoint_activations",
+      "data.prefetch", "train.cuda_graphs", "threads",        "quiet",
+      "color"};
   const auto begins = [&](const char* prefix) { return option.name.starts_with(prefix); };
   if (option.flag_only || kFree.contains(option.name)) return false;
   return !begins("checkpoint.") && !begins("parallel.") && !begins("eval.") && !begins("generation.");

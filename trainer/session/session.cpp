@@ -72,7 +72,7 @@ StepResult Session::step() {
   StepResult result;
   result.step = s.run.step + 1;
   result.total_steps = s.total_steps;
-  result.update = run_update(*s.objective, *s.optimizer, now.batches, now.progress, s.ranks);
+  result.update = run_update(*s.objective, *s.optimizer, now.batches, now.progress, s.ranks, s.graphs.get());
   const int64_t tokens = s.deal.micro_batches * s.options.sequences * s.options.tokens_per_sequence;
   s.run.step = result.step;
   s.run.tokens += tokens;

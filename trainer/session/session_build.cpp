@@ -87,6 +87,9 @@ void Session::State::share_out(const SessionRequest& request) {
   }
   optimizer = build::make_optimizer(request.settings, *objective, ranks, deal.own, total_steps, request.unreached);
   teacher_shards = std::make_unique<build::TeacherShards>(options.parallel, *objective, ranks);
+  if (!options.records_graphs) return;
+  require_recordable(request.settings, *objective, ranks.size());
+  graphs = std::make_unique<StepGraphs>(*objective);
 }
 
 void Session::State::identify(const recipe::Settings& settings) {

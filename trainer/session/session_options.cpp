@@ -12,6 +12,7 @@ SessionOptions read_session_options(const recipe::Settings& settings) {
                          .prefetch = static_cast<int>(settings.integer("data.prefetch")),
                          .evaluation_batches = settings.integer("eval.batches"),
                          .recomputes_activations = settings.enabled("train.checkpoint_activations"),
+                         .records_graphs = settings.text("train.cuda_graphs") == "on",
                          .parallel = parallel::read_parallel_options(settings)};
   options.same_on_any_ranks =
       options.parallel.order == parallel::Order::kTree && !settings.enabled("objective.vocabulary_parallel");

@@ -12,6 +12,7 @@ struct SessionOptions {
   int prefetch = 0;                                // batches that are made ahead
   int64_t evaluation_batches = 0;                  // 0: all
   bool recomputes_activations = false;
+  bool records_graphs = false;
   bool same_on_any_ranks = false;  // the number of ranks does not show in the sums
   parallel::ParallelOptions parallel;
 };

@@ -9,6 +9,7 @@
 #include "trainer/session/micro_batch_division.h"
 #include "trainer/session/session.h"
 #include "trainer/session/session_options.h"
+#include "trainer/session/step_graphs.h"
 
 namespace limbeck::session {
 
@@ -58,6 +59,7 @@ struct Session::State {
   std::unique_ptr<build::TeacherShards> teacher_shards;
   std::unique_ptr<parallel::Communicator> checkpoint_line;
   RunState run;
+  std::unique_ptr<StepGraphs> graphs;  // where the recipe asks for them
   bool settled = false;
   std::optional<Upcoming> upcoming;
   std::optional<data::Prefetcher> prefetched;  // from the update after `upcoming` on

@@ -1,10 +1,9 @@
 #include "trainer/session/update.h"
 
-#include <ATen/ops/full_like.h>
-
 #include "trainer/metrics/phase_clock.h"
 #include "trainer/parallel/ranks/together.h"
 #include "trainer/parallel/sums/named_sums.h"
+#include "trainer/session/step_graphs.h"
 
 namespace limbeck::session {
 
@@ -46,13 +45,12 @@ objective::Progress update_progress(const std::vector<data::Batch>& batches, int
 
 UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& optimizer,
                         const std::vector<data::Batch>& batches, const objective::Progress& progress,
-                        parallel::Communicator& ranks) {
+                        parallel::Communicator& ranks, StepGraphs* graphs) {
   Logged logged;
   for (const data::Batch& batch : batches) {
-    const objective::Terms terms = objective.forward(batch, progress);
+    const objective::Terms terms =
+        graphs != nullptr ? graphs->run(batch, progress) : forward_and_backward(objective, batch, progress);
     const metrics::InPhase phase("backward");
-    // A batch without a target (all labels masked) may have no path to a weight: its share is nothing.
-    if (terms.loss.requires_grad()) terms.loss.backward(at::full_like(terms.loss, progress.loss_scale));
     logged.add(terms);
     optimizer.accumulate(static_cast<int64_t>(batches.size()));
   }

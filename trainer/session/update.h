@@ -12,6 +12,8 @@
 
 namespace limbeck::session {
 
+class StepGraphs;
+
 struct UpdateResult {
   double loss = 0;
   std::vector<std::pair<std::string, double>> terms;  // unweighted, by name; sums over the micro-batches of all ranks
@@ -25,9 +27,9 @@ objective::Progress update_progress(const std::vector<data::Batch>& batches, int
                                     double loss_scale);
 
 // `batches`: of this rank; `progress`: of the update on all ranks. On meta the numbers of the result stay 0: there are
-// none.
+// none. `graphs`: of the objective; null: nothing is recorded.
 UpdateResult run_update(objective::Distillation& objective, optim::Optimizer& optimizer,
                         const std::vector<data::Batch>& batches, const objective::Progress& progress,
-                        parallel::Communicator& ranks);
+                        parallel::Communicator& ranks, StepGraphs* graphs = nullptr);
 
 }  // namespace limbeck::session

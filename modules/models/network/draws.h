@@ -23,5 +23,7 @@ struct Draws {
 
 // Of a batch [rows, length] whose first row has the number `first_row` among all since training began.
 Draws draws_of(uint64_t seed, int64_t first_row, at::IntArrayRef batch_shape, c10::Device device);
+// The same of a number that lies on the device, 0-dim int64.
+Draws draws_of(uint64_t seed, const at::Tensor& first_row, at::IntArrayRef batch_shape);
 
 }  // namespace limbeck::models

@@ -92,9 +92,18 @@ at::Tensor RopeTable::inverse_frequencies(int64_t length) const {
   return 1.0 / at::pow(rope_.theta, exponents(rope_.rotary_dim));
 }
 
+// The device gets them once: in each forward they would be a copy, and one that cannot be recorded.
+at::Tensor RopeTable::frequencies_on(c10::Device device, int64_t length) const {
+  if (depends_on_length() || device.is_meta()) return precision::upload(inverse_frequencies(length), device);
+  if (!frequencies_.defined() || frequencies_.device() != device) {
+    frequencies_ = precision::upload(inverse_frequencies(length), device);
+  }
+  return frequencies_;
+}
+
 std::pair<at::Tensor, at::Tensor> RopeTable::angles(const at::Tensor& positions_bt, int64_t length) const {
   const at::NoGradGuard no_gradient;
-  const at::Tensor frequencies = precision::upload(inverse_frequencies(length), positions_bt.device());
+  const at::Tensor frequencies = frequencies_on(positions_bt.device(), length);
   // int64 positions times float32 frequencies: ATen promotes to float32, exact for positions below 2^24.
   const at::Tensor angle = positions_bt.unsqueeze(-1) * frequencies;
   if (rope_.attention_factor == 1.0) return {angle.cos(), angle.sin()};

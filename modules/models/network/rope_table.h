@@ -24,7 +24,10 @@ class RopeTable {
   at::Tensor inverse_frequencies(int64_t length) const;
 
  private:
+  at::Tensor frequencies_on(c10::Device device, int64_t length) const;
+
   Rope rope_;
+  mutable at::Tensor frequencies_;  // where the last forward was, unless they depend on its length
   int64_t max_positions_;
 };
 

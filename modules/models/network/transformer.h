@@ -17,8 +17,8 @@ struct ModelInput {
   at::Tensor ids;                            // integers [B, T]
   std::optional<at::Tensor> attention_mask;  // [B, T], 0 = padding; for cached decoding of the new tokens alone
   std::optional<at::Tensor> document_ids;    // [B, T], packed documents: no attention across; 0 = padding
-  // How many runs of equal numbers the rows of document_ids (without: attention_mask) have together, where no number
-  // comes twice in a row; a GPU reads documents one by one with it. Counted where the tensors are on the CPU.
+  // How many runs of equal numbers the rows of document_ids (without: attention_mask) have together, or more, where no
+  // number comes twice in a row; a GPU reads documents one by one with it. Counted where the tensors are on the CPU.
   std::optional<int64_t> runs;
   std::optional<at::Tensor> position_ids;    // [B, T]; default: counted per row (decoders skip padding) and document
   std::optional<at::Tensor> token_type_ids;  // [B, T]

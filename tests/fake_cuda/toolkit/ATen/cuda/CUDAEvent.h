@@ -5,6 +5,8 @@
 
 #include <optional>
 
+#include "fake_cuda/graph.h"
+
 namespace at::cuda {
 
 class CUDAEvent {
@@ -15,8 +17,12 @@ class CUDAEvent {
   void block(const c10::cuda::CUDAStream& stream) const {
     if (moment_) limbeck::fake_cuda::make_wait(stream.number(), *moment_);
   }
-  bool query() const { return !moment_ || limbeck::fake_cuda::passed(*moment_); }
+  bool query() const {
+    limbeck::fake_cuda::refuse_while_capturing("a question to an event");
+    return !moment_ || limbeck::fake_cuda::passed(*moment_);
+  }
   void synchronize() const {
+    limbeck::fake_cuda::refuse_while_capturing("a wait for an event");
     if (moment_) limbeck::fake_cuda::make_host_wait(*moment_);
   }
   // Milliseconds.

@@ -1,0 +1,110 @@
+#include "fake_cuda/graph.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "fake_cuda/counters.h"
+#include "fake_cuda/device_memory.h"
+
+namespace limbeck::fake_cuda {
+namespace {
+
+constexpr unsigned char kFresh = 0xff;  // as of memory that was just given out
+
+// One at a time.
+struct Capture {
+  std::mutex mutex;
+  Graph* graph = nullptr;
+  Stream stream = -1;
+};
+
+Capture& capture() {
+  static auto& one = *new Capture;
+  return one;
+}
+
+[[noreturn]] void refuse(const char* what) {
+  TORCH_CHECK(false, "CUDA error: operation not permitted when stream is capturing: ", what);
+}
+
+}  // namespace
+
+Graph* capturing(Stream stream) {
+  const std::lock_guard lock(capture().mutex);
+  return capture().stream == stream ? capture().graph : nullptr;
+}
+
+void refuse_while_capturing(const char* what) {
+  const std::lock_guard lock(capture().mutex);
+  Graph* graph = capture().graph;
+  if (graph == nullptr || (graph->alone_ && graph->thread_ != std::this_thread::get_id())) return;
+  graph->refused_ = true;
+  refuse(what);
+}
+
+void refuse_on_captured(Stream stream, const char* what) {
+  const std::lock_guard lock(capture().mutex);
+  if (capture().graph == nullptr || capture().stream != stream) return;
+  capture().graph->refused_ = true;
+  refuse(what);
+}
+
+Graph::~Graph() {
+  if (stream_ >= 0) make_host_wait(moment_of_device(device_of(stream_)));
+}
+
+void Graph::begin(Stream stream, bool alone) {
+  const std::lock_guard lock(capture().mutex);
+  if (capture().graph != nullptr) refuse("another capture");
+  if (stream < kMostDevices) refuse("the capture of a default stream");
+  stream_ = stream, alone_ = alone, thread_ = std::this_thread::get_id();
+  capture().graph = this, capture().stream = stream;
+}
+
+void Graph::end() {
+  {
+    const std::lock_guard lock(capture().mutex);
+    if (capture().graph != this) refuse("the end of a capture that has not begun");
+    capture().graph = nullptr, capture().stream = -1;
+  }
+  for (const Memory& one : kept_) std::memset(host_address(one.device.get()), kFresh, one.bytes);
+  for (const Before& one : before_) std::memcpy(host_address(one.device), one.bytes.data(), one.bytes.size());
+  before_.clear();
+  TORCH_CHECK(!refused_, "CUDA error: operation failed due to a previous error during capture");
+  ended_ = true;
+}
+
+void Graph::replay(Stream stream) const {
+  TORCH_CHECK(ended_, "a graph is replayed whose capture has not ended well");
+  ++counters().graphs;
+  for (const Node& node : nodes_) node(stream);
+}
+
+void Graph::add(Node node) {
+  const std::lock_guard lock(capture().mutex);
+  nodes_.push_back(std::move(node));
+}
+
+void Graph::keep(std::shared_ptr<void> device, size_t bytes) {
+  const std::lock_guard lock(capture().mutex);
+  kept_.push_back({std::move(device), bytes});
+}
+
+bool Graph::holds(const void* device) const {
+  return std::any_of(kept_.begin(), kept_.end(), [&](const Memory& one) { return one.device.get() == device; });
+}
+
+void Graph::forget_later(void* device, size_t bytes) {
+  const std::lock_guard lock(capture().mutex);
+  if (device == nullptr || holds(device)) return;
+  const auto known = [&](const Before& one) { return one.device == device; };
+  if (std::any_of(before_.begin(), before_.end(), known)) return;
+  const char* from = static_cast<const char*>(host_address(device));
+  before_.push_back({device, std::vector<char>(from, from + bytes)});
+}
+
+}  // namespace limbeck::fake_cuda
