@@ -1,5 +1,5 @@
-// test_driver backward early|late: a backward on the device, with CUDA loaded before the process's first backward or after it. The
-// second cannot work, and the fake device must show it: it is why commands load CUDA when they begin.
+// test_driver backward early|late: a backward on the device, with CUDA loaded before the process's first backward or
+// after it. The second cannot work, and the fake device must show it: it is why commands load CUDA when they begin.
 #include <ATen/ATen.h>
 
 #include <cstdio>

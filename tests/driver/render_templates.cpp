@@ -1,5 +1,6 @@
-// test_driver templates: renders templates, one a line of standard input, for tests/python/test_chat_template.py, which asks
-// for hundreds at once. A line is {"template": TEXT, "variables": {...}}; the answer {"text": ...} or {"refused": ...}.
+// test_driver templates: renders templates, one a line of standard input, for tests/python/test_chat_template.py, which
+// asks for hundreds at once. A line is {"template": TEXT, "variables": {...}}; the answer {"text": ...} or {"refused":
+// ...}.
 #include <iostream>
 #include <string>
 

@@ -2,7 +2,7 @@
 // computed: what a process of its own would do, signals and limits included, without its start, which is 0.2 s of
 // loading LibTorch. A line is a JSON object {"arguments": [...], "environment": {...}, "folder": DIR, "stdout": FILE,
 // "stderr": FILE, "seconds": N}; a variable that is null is taken away, both files may be one; "data_bytes" and
-// "file_bytes", where given, are limits; "program" may be "resave_model" (tests/modules/resave_model.cpp). The answer
+// "file_bytes", where given, are limits; "program" may be "resave_model" (tests/driver/resave_model.cpp). The answer
 // is a line with the child's "process", and at its end one with "code", "signal", "seconds", "peak_bytes" and
 // "timed_out". tests/python/limbeck_runner.py is what speaks to it.
 #include <fcntl.h>
@@ -21,9 +21,9 @@
 #include <string>
 #include <vector>
 
-// trainer/cli/main.cpp and tests/modules/resave_model.cpp, compiled under these names.
-int limbeck_main(int argc, char** argv);
-int limbeck::test::resave_model(int argc, char** argv);
+#include "tests/driver/verbs.h"
+
+int limbeck_main(int argc, char** argv);  // trainer/cli/main.cpp, compiled under this name
 
 namespace {
 

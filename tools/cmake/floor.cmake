@@ -68,6 +68,8 @@ add_library(limbeck_torch ALIAS limbeck::torch)
 # It fits only what is compiled with the same flags: everything is -fPIC, programs too (see limbeck_program).
 add_library(limbeck_pch OBJECT "${CMAKE_CURRENT_LIST_DIR}/pch.cpp")
 target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohmann_json)
+# GCC 12 dies (IPA pass: cp) where a header compiled at -O1 is used at -O2; the other way round it does not.
+target_compile_options(limbeck_pch PRIVATE $<$<CONFIG:Release>:-O2>)
 target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> <fmt/format.h> <fmt/ranges.h>
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
