@@ -191,8 +191,8 @@ def test_two_layers_distilled_from_four_fill_in_better_than_trained_alone(work):
     """From every second layer of the teacher, at equal steps, seed, batches and hidden words; on real text."""
     teacher = work.train("teacher", **{
         "student.model": work.folder / "start", "student.init": "random", "objective.alpha": 0, "objective.ce_weight": 1,
-        "data.batch_size": 16, "optim.learning_rate": 1e-3, "optim.warmup": "20 steps",
-        "train.steps": "250 steps", "eval.every": 250,
+        "data.batch_size": 32, "optim.learning_rate": 1e-3, "optim.warmup": "20 steps",
+        "train.steps": "400 steps", "eval.every": 400,
     })  # fmt: skip
     tool("take_layers.py", teacher / "final", work.folder / "taken", "--layers", "0,2")
     keys = {"student.model": work.folder / "taken", "data.batch_size": 16, "optim.learning_rate": 5e-4,
