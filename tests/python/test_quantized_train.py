@@ -152,7 +152,8 @@ def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, 
     settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=steps, warmup_steps=5, weight_decay=0.01,
                                         temperature=2.0)  # fmt: skip
     wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(steps)], settings)
-    keys = ADAPTER | dict(student__quantize=form, adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2)
+    keys = ADAPTER | dict(student__quantize=form, adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2,
+                          train__steps=f"{steps} steps")  # fmt: skip
     run = work.train(f"adapter-{kind}-{form}", **keys)
     for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
         worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(name), series, strict=True))
