@@ -5,7 +5,6 @@
 #include "modules/gguf/export_gguf.h"
 #include "modules/gguf/llama_cpp_model.h"
 #include "modules/gguf/vocabulary.h"
-#include "modules/precision/policy.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
@@ -22,9 +21,7 @@ models::ModelRequest exported_model(const recipe::Settings& settings) {
         "limbeck export-gguf takes a model without an adapter: make it part of the model first (limbeck merge)");
   }
   models::ModelRequest request = single_model(settings);
-  for (const recipe::Value& rule : settings.values("rule"))
-    request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
-  precision::require_roots(request.rules, {"model"});
+  request.rules = rules_of_model(settings);
   request.scales = at::kHalf;  // of codes that are made here: as the file stores them
   return request;
 }

@@ -76,6 +76,14 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   return request;
 }
 
+std::vector<precision::Rule> rules_of_model(const recipe::Settings& settings) {
+  std::vector<precision::Rule> rules;
+  for (const recipe::Value& rule : settings.values("rule"))
+    rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
+  precision::require_roots(rules, {"model"});
+  return rules;
+}
+
 std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
                                                           adapters::AdapterRequest request, Console& console) {
   if (!settings.given("adapter")) return std::nullopt;

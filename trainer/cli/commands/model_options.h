@@ -13,6 +13,8 @@ namespace limbeck::cli {
 
 void declare_single_model(recipe::OptionTable& table);
 models::ModelRequest single_model(const recipe::Settings& settings);
+// --rule, of a command that has it: each begins with "model".
+std::vector<precision::Rule> rules_of_model(const recipe::Settings& settings);
 // --adapter, put on the model; nothing where it was not given. `request`: all but the folder.
 std::optional<adapters::LoadedAdapter> load_named_adapter(const recipe::Settings& settings, models::BuiltModel& built,
                                                           adapters::AdapterRequest request, Console& console);

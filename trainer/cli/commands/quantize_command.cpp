@@ -67,9 +67,7 @@ Way way_of(const recipe::Settings& settings) {
 
 models::ModelRequest request_of(const recipe::Settings& settings) {
   models::ModelRequest request = single_model(settings);
-  for (const recipe::Value& rule : settings.values("rule"))
-    request.rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
-  precision::require_roots(request.rules, {"model"});
+  request.rules = rules_of_model(settings);
   return request;
 }
 
