@@ -74,12 +74,12 @@ target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> 
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
 # Every file pays for the templates which torch's headers leave to be instantiated at its end (three seconds with the
-# precompiled header), and compiles what it takes of torch, JSON and the containers again. Compiled 40 at a time, 40
-# files pay once. The preset dev, for those who change one file again and again, compiles each by itself.
+# precompiled header), and compiles what it takes of torch, JSON and the containers again. Compiled 60 at a time, 60
+# files pay once (40 of tests, whose files would be one unit that both ends the build and keeps one core). The preset dev, for those who change one file again and again, compiles each by itself.
 option(LIMBECK_UNITY "Compile several files at a time" ON)
 
-function(_limbeck_unity target)
-  set_target_properties(${target} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE 40)
+function(_limbeck_unity target batch)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${LIMBECK_UNITY} UNITY_BUILD_BATCH_SIZE ${batch})
   if(LIMBECK_UNITY)  # files that are included look like headers to this warning
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-subobject-linkage>)
   endif()
@@ -106,7 +106,7 @@ function(limbeck_floor name)
   if(F_PCH)
     target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
   endif()
-  _limbeck_unity(limbeck_${name})
+  _limbeck_unity(limbeck_${name} 60)
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
@@ -117,7 +117,7 @@ function(limbeck_part floor name)
   target_link_libraries(limbeck_${name} PRIVATE limbeck_options $<TARGET_PROPERTY:limbeck_${floor},LINK_LIBRARIES>)
   target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
   target_compile_options(limbeck_${name} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:${F_OPTIMIZE}>)
-  _limbeck_unity(limbeck_${name})
+  _limbeck_unity(limbeck_${name} 60)
   target_sources(limbeck_${floor} PRIVATE $<TARGET_OBJECTS:limbeck_${name}>)
 endfunction()
 
@@ -130,7 +130,7 @@ function(limbeck_program name)
   set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF
     INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${LIMBECK_TORCH_LIB_DIR}")
   target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
-  _limbeck_unity(${name})
+  _limbeck_unity(${name} 40)
   if(F_PCH)
     target_precompile_headers(${name} REUSE_FROM limbeck_pch)
   endif()
