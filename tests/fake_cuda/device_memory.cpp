@@ -90,6 +90,7 @@ void refuse(uintptr_t address, const Block& block) {
                     static_cast<long long>(reinterpret_cast<uintptr_t>(block.pages.device)) -
                     static_cast<long long>(block.before);
   if (kernel != nullptr) die("%s: out of bounds: byte %lld of a block of %zu", kernel(), byte, block.bytes);
+  ++counters().host_accesses;
   die("the host reads or writes byte %lld of a block of %zu on the device: a tensor on cuda is used as one on the cpu",
       byte, block.bytes);
 }
