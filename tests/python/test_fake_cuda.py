@@ -171,6 +171,7 @@ def test_training_of_experts_is_the_cpus(work, experts, dtype, tolerance):
     assert Counters.of(file).unordered == 0 and Counters.of(file).host_accesses == 0
     planned, took = plan_of(work, name, cuda), cuda.result["peak_bytes"]
     print(f"{name}: planned {planned}, took {took}: {planned / took:.3f}")
+    assert took - 16 * 1024 <= planned <= took
     assert Outcome.of(cuda.folder).differences(Outcome.of(resumed(work, cuda, step=5))) == []
     waits = update_counts(work, name, **keys).waits
     print(f"{dtype}: {waits} host waits of an update")
