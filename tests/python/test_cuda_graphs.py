@@ -65,16 +65,16 @@ def test_kinds_that_find_no_place_run_without_a_graph_and_the_run_says_so_once(w
     token_rows.write(work.folder / "widths", token_rows.random_documents(60, 6, 96, VOCABULARY, seed=9), VOCABULARY)
     keys = dict(data__train=work.folder / "widths", data__batch_size=1, data__sequence_length=96, train__accumulate=2)
     file = work.folder / "counters"
-    off = trained(work, "widths-off", "cuda", "--eval.batches=1", steps=30, checkpoint__every=30, **keys)
-    recipe, run = work.recipe("widths-on", train__steps="30 steps", train__cuda_graphs="on", checkpoint__every=30, **keys), work.folder / "run-widths"
+    off = trained(work, "widths-off", "cuda", "--eval.batches=1", steps=15, checkpoint__every=15, **keys)
+    recipe, run = work.recipe("widths-on", train__steps="15 steps", train__cuda_graphs="on", checkpoint__every=15, **keys), work.folder / "run-widths"
     env = dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_COUNTERS": str(file)}
     done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=2", "--eval.batches=1", env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in (done.stdout + done.stderr).splitlines() if "run without a graph" in line]
-    print(f"{Counters.of(file).graphs} replays of 60 micro-batches", *said, sep="\n")
+    print(f"{Counters.of(file).graphs} replays of 30 micro-batches", *said, sep="\n")
     assert len(said) == 1 and "data.packing = packed" in said[0]
     assert Outcome.of(off.folder).differences(Outcome.of(run)) == []
-    assert 4 < Counters.of(file).graphs < 60
+    assert 4 < Counters.of(file).graphs < 30
 
 
 REFUSED = {
