@@ -98,6 +98,16 @@ def model_flops(step: Step) -> float:
     return 3 * (student + attention_flops(step.student, step)) + teacher + attention_flops(step.teacher, step)
 
 
+# Read in the source of PyTorch (aten/src/ATen/native/cudnn/MHA.cpp, transformers/cuda/sdp_utils.cpp) on 2026-11-29, for the
+# second reason also found in the library of 2.11: ATen builds cuDNN's backward without set_deterministic_algorithm, which is off
+# where nobody asks, and chooses no cuDNN attention where a process asks for deterministic algorithms. Of sequences by
+# cumulative lengths it builds the plan anew at each call, and masks know no window.
+FLASH_ATTENTION = (
+    "FlashAttention 2, which does not use Hopper's own instructions; cuDNN's, which does, is left out: by ATen its backward "
+    "adds up in any order, and it knows neither windows nor softcaps"
+)
+
+
 def costs(step: Step) -> list[Cost]:
     s, t, n, v = step.student, step.teacher, step.tokens, step.vocabulary
     weights = HALF * (3 * s.linear_weights() + t.linear_weights())  # read twice, written once as gradients
@@ -121,7 +131,7 @@ def costs(step: Step) -> list[Cost]:
         Cost("linear layers", linear, weights, 0.70, None, None, "cuBLAS on shapes of this size; activations stay out of the count"),
         Cost("head: products", head, HALF * v * (4 * s.width + t.width), 0.70, 35, None, "target of both rows of the head"),
         Cost("head: passes over logits", 0, logits, 0.80, None, None, "row sums, then the gradient; an epilogue would save most"),
-        Cost("attention", attention, attended, 0.35, 20, None, "FlashAttention 2, which does not use Hopper's own instructions"),
+        Cost("attention", attention, attended, 0.35, 20, None, FLASH_ATTENTION),
         Cost("norms of queries and keys", 0, head_norms, 0.80, None, 0.80, "a warp a row"),
         Cost("norms of layers", 0, norms, 0.85, None, 0.80, ""),
         Cost("residual sums", 0, sums, 0.85, None, None, "ATen's"),

@@ -123,6 +123,20 @@ def resumed(work: Trainings, kind: str) -> Row:
     return work.place.row(f"{kind}, resumed", FAILED if found else PASSED, note, feature=kept.RESUME)
 
 
+def recorded(work: Trainings, kind: str) -> Row:
+    """Most of its steps are replays, of two shapes that take turns."""
+    place, runs, steps = work.place, {}, (2 if work.place.dry else 4) * STEPS
+    for graphs in ("off", "on"):
+        keys = {**KINDS[kind][1], "checkpoint.every": steps, "train.steps": f"{steps} steps", "train.cuda_graphs": graphs}
+        runs[graphs] = work.train(f"{kind}-graphs-{graphs}", "cuda", keys)
+    found = different(*runs.values())
+    note = f"differ: {', '.join(found[:6])}" if found else f"the bits of a run without: {len(digests(runs['on']))} files, {steps} losses"
+    if not place.dry:
+        fastest = {graphs: 1e3 * min(line["seconds"] for line in train_lines(run)) for graphs, run in runs.items()}
+        note += f"; a step of the tiny model {fastest['off']:.1f} ms without, {fastest['on']:.1f} ms with"
+    return place.row(f"{kind}, recorded as graphs", FAILED if found else PASSED, note, feature=kept.GRAPHS)
+
+
 def sanitizer(work: Trainings, tool: str) -> Row:
     place, name = work.place, f"compute-sanitizer {tool}"
     program = shutil.which("compute-sanitizer")
@@ -167,6 +181,8 @@ def rows(place: Place) -> Iterator[Row]:
         yield tried(f"{kind}, twice", kept.SAME_BITS, bits, work, kind)
     for kind in ("lora",) if place.dry else ("full", "lora"):
         yield tried(f"{kind}, resumed", kept.RESUME, resumed, work, kind)
+    for kind in ("bfloat16",) if place.dry else ("full", "bfloat16", "lora", "nf4-lora"):
+        yield tried(f"{kind}, recorded as graphs", kept.GRAPHS, recorded, work, kind)
     yield tried("kernels_test, CUDA cases", kept.OPERATORS, kernels_tests, place)
     for tool in ("memcheck", "racecheck"):
         yield tried(f"compute-sanitizer {tool}", kept.SANITIZER, sanitizer, work, tool)

@@ -92,7 +92,7 @@ class Contest:
 
             torch.cuda.empty_cache()  # the memory is the contenders'
 
-    def recipe(self, name: str, steps: int) -> Path:
+    def recipe(self, name: str, steps: int, graphs: str = "off") -> Path:
         step, work = self.work.step, self.work
         return write_recipe(self.folder / f"{name}.ini", {
             "teacher.model": self.folder / "teacher", "teacher.dtype": work.dtype, "student.model": self.folder / "student",
@@ -101,12 +101,13 @@ class Contest:
             "objective.divergence": "forward_kl", "objective.temperature": 1.0, "objective.alpha": 1.0,
             "optim.learning_rate": 1e-4, "optim.schedule": "constant", "optim.warmup": "0 steps", "optim.weight_decay": 0.01,
             "optim.clip": 1.0, "train.steps": f"{steps} steps", "train.accumulate": 1, "train.log_every": 1,
+            "train.cuda_graphs": graphs,
         })  # fmt: skip
 
-    def limbeck(self, name: str, steps: int, **environment: str) -> dict:
+    def limbeck(self, name: str, steps: int, graphs: str = "off", **environment: str) -> dict:
         run, result = self.folder / f"run-{name}", self.folder / f"{name}.json"
         with MemoryWatch(self.place) as watch:
-            self.place.limbeck("train", self.recipe(name, steps), "--run", run, "--json", result, device="cuda",
+            self.place.limbeck("train", self.recipe(name, steps, graphs), "--run", run, "--json", result, device="cuda",
                                threads=2 if self.place.dry else 8, **environment)  # fmt: skip
         lines = train_lines(run)
         return {"seconds": [line["seconds"] for line in lines], "losses": [line["loss"] for line in lines],
@@ -197,10 +198,25 @@ def counted(contest: Contest) -> Row:
     found, file = [], contest.folder / "counters"
     for steps in (2, 3):
         contest.limbeck(f"counted{steps}", steps, LIMBECK_FAKE_CUDA_COUNTERS=str(file))
-        found.append(struct.unpack("10q", file.read_bytes()))
-    launches, operators, waits, *_ = (b - a for a, b in zip(*found))
+        found.append(struct.unpack_from("3q", file.read_bytes()))
+    launches, operators, waits = (b - a for a, b in zip(*found))
     note = f"{launches} kernels of ours, {operators} operators of ATen, {waits} host waits, counted on the emulated device"
     return contest.place.row(name, PASSED if launches > 0 else FAILED, note)
+
+
+def with_graphs(contest: Contest, ours: dict) -> Row:
+    place, name = contest.place, f"{contest.work.name}: with CUDA graphs"
+    if place.left() < 60 and not place.dry:
+        return place.row(name, SKIPPED, f"{place.left():.0f} s are left of this section's time", feature=kept.GRAPHS)
+    place.say(name)
+    graphs = contest.limbeck("graphs", contest.work.steps, graphs="on")
+    if graphs["losses"] != ours["losses"]:
+        return place.row(name, FAILED, f"losses {graphs['losses']}, without graphs {ours['losses']}", feature=kept.GRAPHS)
+    if place.dry:
+        return place.row(name, PASSED, f"the same {len(graphs['losses'])} losses", feature=kept.GRAPHS)
+    recorded, plain = (statistics.median(run["seconds"][WARM:]) for run in (graphs, ours))
+    return place.row(name, MEASURED, f"the same losses; {1e3 * recorded:.1f} ms a step, without {1e3 * plain:.1f} ms", feature=kept.GRAPHS,
+                     value=1e3 * recorded, unit="ms", peers={"without graphs": 1e3 * plain}, peak_mib=graphs["peak_bytes"] / 2**20)  # fmt: skip
 
 
 def contested(place: Place, work: Work) -> Iterator[Row]:
@@ -219,6 +235,7 @@ def contested(place: Place, work: Work) -> Iterator[Row]:
     found = dict(peers(contest))
     yield first_loss(contest, ours, found["transformers"])
     yield from speed(contest, ours, found)
+    yield with_graphs(contest, ours)
 
 
 def rows(place: Place) -> Iterator[Row]:

@@ -1,6 +1,7 @@
 // Plain symbol of liblimbeck_cuda.so, which trainer/session/step_graphs.cpp looks up.
 #include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -13,18 +14,21 @@ namespace {
 
 class CudaGraph final : public DeviceGraph {
  public:
-  explicit CudaGraph(c10::Device device) : device_(device) {}
+  CudaGraph(c10::Device device, const CudaGraph* neighbour)
+      : device_(device),
+        // The default stream cannot be recorded; and memory is given out again only to the stream that it came from.
+        aside_(neighbour != nullptr ? neighbour->aside_
+                                    : c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())),
+        pool_(neighbour != nullptr ? neighbour->pool_ : c10::MempoolId_t{0, 0}) {}
 
   void record(const std::function<void()>& work) override {
     const c10::cuda::CUDAGuard guard(device_);
     const auto own = c10::cuda::getCurrentCUDAStream();
-    const auto aside =
-        c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device_.index());  // the default one cannot
-    join(own, aside);
+    join(own, aside_);
     {
-      const c10::cuda::CUDAStreamGuard stream(aside);
+      const c10::cuda::CUDAStreamGuard stream(aside_);
       // Other threads go on meanwhile: batches are placed, checkpoints written, events asked.
-      graph_.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+      graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
       try {
         work();
       } catch (...) {
@@ -33,12 +37,23 @@ class CudaGraph final : public DeviceGraph {
       }
       graph_.capture_end();
     }
-    join(aside, own);
+    join(aside_, own);
+    pool_ = graph_.pool();
+    recorded_ = true;
   }
 
   void play() override {
     const c10::cuda::CUDAGuard guard(device_);
     graph_.replay();
+  }
+
+  int64_t held_bytes() const override {
+    if (!recorded_) return 0;
+    int64_t bytes = 0;
+    for (const auto& segment : c10::cuda::CUDACachingAllocator::snapshot(pool_, /*include_traces=*/false).segments) {
+      if (segment.owner_private_pool_id == pool_) bytes += static_cast<int64_t>(segment.total_size);
+    }
+    return bytes;
   }
 
  private:
@@ -57,12 +72,16 @@ class CudaGraph final : public DeviceGraph {
   }
 
   c10::Device device_;
+  c10::cuda::CUDAStream aside_;
+  c10::MempoolId_t pool_;
+  bool recorded_ = false;
   at::cuda::CUDAGraph graph_;
 };
 
 }  // namespace
 }  // namespace limbeck::kernels
 
-extern "C" limbeck::kernels::DeviceGraph* limbeck_cuda_new_graph(c10::Device device) {
-  return new limbeck::kernels::CudaGraph(device);
+extern "C" limbeck::kernels::DeviceGraph* limbeck_cuda_new_graph(c10::Device device,
+                                                                 const limbeck::kernels::DeviceGraph* neighbour) {
+  return new limbeck::kernels::CudaGraph(device, static_cast<const limbeck::kernels::CudaGraph*>(neighbour));
 }

@@ -12,5 +12,7 @@ int render_templates();
 // test_driver backward early|late: a backward on the device, with CUDA loaded before the process's first backward or
 // after it.
 int late_load(int count, char** arguments);
+// test_driver touch: the host reads a tensor of the device as one of its own.
+int touch_device();
 
 }  // namespace limbeck::test

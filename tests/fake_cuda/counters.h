@@ -15,9 +15,10 @@ struct Counters {
       unordered;               // operators of ATen that a real device sums up by atomics, in another order each time
   std::atomic<int64_t> polls;  // questions whether an event has passed, of threads that launch work
   std::atomic<int64_t> registered_bytes, most_registered_bytes;  // of host memory, by cudaHostRegister
-  std::atomic<int64_t> graphs;  // replays; what is in them counts as neither launch nor operator
+  std::atomic<int64_t> graphs;         // replays; what is in them counts as neither launch nor operator
+  std::atomic<int64_t> host_accesses;  // to the device's memory, outside of operators: the first one is the last
 };
-static_assert(sizeof(Counters) == 10 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
+static_assert(sizeof(Counters) == 11 * sizeof(int64_t) && std::atomic<int64_t>::is_always_lock_free);
 
 Counters& counters();
 

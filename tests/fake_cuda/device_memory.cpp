@@ -35,6 +35,7 @@ struct Block {
   Pages pages;
   size_t bytes, before;  // the block begins `before` bytes into its pages
   Uses uses;
+  bool aside = false;
 };
 
 // Pages that a kernel has touched.
@@ -89,6 +90,7 @@ void refuse(uintptr_t address, const Block& block) {
                     static_cast<long long>(reinterpret_cast<uintptr_t>(block.pages.device)) -
                     static_cast<long long>(block.before);
   if (kernel != nullptr) die("%s: out of bounds: byte %lld of a block of %zu", kernel(), byte, block.bytes);
+  ++counters().host_accesses;
   die("the host reads or writes byte %lld of a block of %zu on the device: a tensor on cuda is used as one on the cpu",
       byte, block.bytes);
 }
@@ -217,9 +219,36 @@ void release(void* device) {
   if (found == nullptr) die("%p is freed, which is no block of the device", device);
   const Block block = *found;
   check_beside(block);
-  count(-static_cast<int64_t>(block.bytes));
+  if (!block.aside) count(-static_cast<int64_t>(block.bytes));
   all.blocks.erase(reinterpret_cast<uintptr_t>(block.pages.device));
   all.free[{block.pages.size, block.uses.home}].push_back(block);
+}
+
+namespace {
+
+// With the registry's mutex held.
+Block& known_block(const void* device) {
+  Block* block = block_of(reinterpret_cast<uintptr_t>(device));
+  if (block == nullptr) die("%p is no block of the device", device);
+  return *block;
+}
+
+}  // namespace
+
+void set_aside(void* device) {
+  const std::lock_guard lock(registry().mutex);
+  Block& block = known_block(device);
+  check_beside(block);
+  block.aside = true;
+  count(-static_cast<int64_t>(block.bytes));
+}
+
+void take_back(void* device) {
+  const std::lock_guard lock(registry().mutex);
+  Block& block = known_block(device);
+  block.aside = false;
+  std::memset(block.pages.host + block.before, kFresh, block.bytes);
+  count(static_cast<int64_t>(block.bytes));
 }
 
 void* host_address(const void* device) {

@@ -15,6 +15,11 @@ void* allocate(size_t bytes, Stream home = 0);
 // What a write has left beside the block ends the process with a message.
 void release(void* device);
 
+// A block that nobody has for a while, and that is not given to others: it counts as free. Taken back it is as a fresh
+// one.
+void set_aside(void* device);
+void take_back(void* device);
+
 // The address behind a device address; nullptr for nullptr.
 void* host_address(const void* device);
 bool is_device_address(const void* address);

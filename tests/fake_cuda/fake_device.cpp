@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -85,6 +86,17 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
+// Of a graph's memory, by a tensor.
+struct Taken {
+  std::shared_ptr<GraphMemory> from;
+  void* device;
+};
+
+void give_back(void* one) {
+  const std::unique_ptr<Taken> taken(static_cast<Taken*>(one));
+  taken->from->give_back(taken->device);
+}
+
 class DeviceAllocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -92,11 +104,12 @@ class DeviceAllocator final : public c10::DeviceAllocator {
     const Stream stream = current_stream(device);
     Graph* const graph = capturing(stream);
     if (graph == nullptr) refuse_while_capturing("memory that is not the graph's");
-    void* memory = fake_cuda::allocate(bytes, stream);
-    if (graph == nullptr || memory == nullptr) return {memory, memory, &release, device_number(device)};
-    auto* shared = new std::shared_ptr<void>(memory, &release);
-    graph->keep(*shared, bytes);
-    return {memory, shared, [](void* one) { delete static_cast<std::shared_ptr<void>*>(one); }, device_number(device)};
+    if (graph == nullptr || bytes == 0) {
+      void* memory = fake_cuda::allocate(bytes, stream);
+      return {memory, memory, &release, device_number(device)};
+    }
+    auto* taken = new Taken{graph->memory(), graph->take(bytes, stream)};
+    return {taken->device, taken, &give_back, device_number(device)};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -177,7 +190,7 @@ void give(const char* name, c10::Device device, std::vector<at::Tensor> read, st
           std::function<void()> compute) {
   const Stream stream = current_stream(device.has_index() ? device.index() : current_device());
   for (std::vector<at::Tensor>* all : {&read, &written}) {
-    for (at::Tensor& tensor : *all) tensor = tensor.defined() ? tensor.variable_data() : tensor;
+    for (at::Tensor& tensor : *all) tensor = place_of(tensor);
   }
   const auto run = [name, read = std::move(read), written = std::move(written),
                     compute = std::move(compute)](Stream now) {
@@ -206,16 +219,29 @@ c10::Allocator& device_allocator() {
 
 bool is_pinned(const void* address) { return pinned_allocator().holds(address) || is_registered(address); }
 
-at::Tensor on_host(const at::Tensor& tensor) {
-  if (!tensor.defined() || !tensor.is_cuda()) return tensor;
-  const c10::StorageImpl& storage = *tensor.storage().unsafeGetStorageImpl();
-  auto same = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), storage.nbytes(),
-                                                    c10::DataPtr(host_address(storage.data()), c10::kCPU), nullptr,
-                                                    /*resizable=*/false);
-  auto result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(same)),
-                                                         c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+namespace {
+
+// The same elements at another address, of memory that it does not keep.
+at::Tensor over(void* memory, c10::Device device, c10::DispatchKey key, const at::Tensor& tensor) {
+  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), tensor.storage().nbytes(),
+                                                       c10::DataPtr(memory, device), nullptr, /*resizable=*/false);
+  auto result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)), c10::DispatchKeySet(key),
+                                                         tensor.dtype());
   result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   return result;
+}
+
+}  // namespace
+
+at::Tensor on_host(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_cuda()) return tensor;
+  return over(host_address(tensor.storage().data()), c10::kCPU, c10::DispatchKey::CPU, tensor);
+}
+
+at::Tensor place_of(const at::Tensor& tensor) {
+  if (!tensor.defined()) return tensor;
+  if (!tensor.is_cuda()) return tensor.variable_data();
+  return over(const_cast<void*>(tensor.storage().data()), tensor.device(), c10::DispatchKey::CUDA, tensor);
 }
 
 }  // namespace limbeck::fake_cuda

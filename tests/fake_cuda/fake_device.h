@@ -28,5 +28,8 @@ bool is_pinned(const void* address);
 
 // The same memory as a tensor of the CPU; what is no tensor of the device comes back as it is.
 at::Tensor on_host(const at::Tensor& tensor);
+// Where it lies: the same elements, without what autograd knows and without keeping the memory of the device. What is
+// recorded has its tensors so.
+at::Tensor place_of(const at::Tensor& tensor);
 
 }  // namespace limbeck::fake_cuda

@@ -88,8 +88,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& q, cons
   const Tensor lse = at::empty({heads, total}, q.options().dtype(at::kFloat));
   const Tensor state = at::empty({2}, q.options().dtype(at::kLong));
   const Tensor rows = q.dim() == 3 ? Tensor() : at::empty({q.size(0), heads, q.size(1)}, lse.options());
-  const auto attend = [=, q = q.variable_data(), k = k.variable_data(), v = v.variable_data(),
-                       out = out.variable_data(), lse = lse.variable_data()] {
+  const auto attend = [=, q = place_of(q), k = place_of(k), v = place_of(v), out = place_of(out), lse = place_of(lse),
+                       rows = place_of(rows), cumulative_q = place_of(cumulative_q.value_or(Tensor())),
+                       cumulative_k = place_of(cumulative_k.value_or(Tensor()))] {
     const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
     for (size_t i = 0; i + 1 < queries.size(); ++i) {
       const int64_t begin = queries[i], end = queries[i + 1];
@@ -126,9 +127,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& dout, const Tensor& q,
       "logsumexp is ", lse.sizes());
   const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), k.options());
   const Tensor dv = at::empty(v.sizes(), v.options());
-  const auto attend = [=, dout = dout.variable_data(), q = q.variable_data(), k = k.variable_data(),
-                       v = v.variable_data(), out = out.variable_data(), lse = lse.variable_data(),
-                       dq = dq.variable_data(), dk = dk.variable_data(), dv = dv.variable_data()] {
+  const auto attend = [=, dout = place_of(dout), q = place_of(q), k = place_of(k), v = place_of(v), out = place_of(out),
+                       lse = place_of(lse), dq = place_of(dq), dk = place_of(dk), dv = place_of(dv),
+                       cumulative_q = place_of(cumulative_q), cumulative_k = place_of(cumulative_k)] {
     const auto queries = ends_of(cumulative_q, q), keys = ends_of(cumulative_k, k);
     const Tensor sums = q.dim() == 3 ? on_host(lse) : on_host(lse).transpose(0, 1).reshape({heads, total});
     for (size_t i = 0; i + 1 < queries.size(); ++i) {

@@ -53,14 +53,58 @@ void refuse_on_captured(Stream stream, const char* what) {
   refuse(what);
 }
 
+std::shared_ptr<GraphMemory> GraphMemory::of(uint64_t number) {
+  static auto& mutex = *new std::mutex;
+  static auto& all = *new std::map<uint64_t, std::weak_ptr<GraphMemory>>;
+  static uint64_t last = 0;
+  const std::lock_guard lock(mutex);
+  if (const auto found = all[number].lock()) return found;
+  const auto fresh = std::make_shared<GraphMemory>(number != 0 ? number : ++last);
+  all[fresh->number()] = fresh;
+  return fresh;
+}
+
+GraphMemory::~GraphMemory() {
+  for (const auto& [device, block] : blocks_) release(device);
+}
+
+void* GraphMemory::take(size_t bytes, Stream stream) {
+  const std::lock_guard lock(mutex_);
+  bytes_ += static_cast<int64_t>(bytes);
+  most_bytes_ = std::max(most_bytes_, bytes_);
+  for (auto& [device, block] : blocks_) {
+    if (block.taken || block.bytes != bytes || block.stream != stream) continue;
+    block.taken = true;
+    take_back(device);
+    return device;
+  }
+  void* device = allocate(bytes, stream);
+  blocks_[device] = {bytes, stream, true};
+  return device;
+}
+
+void GraphMemory::give_back(void* device) {
+  const std::lock_guard lock(mutex_);
+  Block& block = blocks_.at(device);
+  block.taken = false;
+  bytes_ -= static_cast<int64_t>(block.bytes);
+  set_aside(device);
+}
+
+bool GraphMemory::holds(const void* device) const {
+  const std::lock_guard lock(mutex_);
+  return blocks_.contains(const_cast<void*>(device));
+}
+
 Graph::~Graph() {
   if (stream_ >= 0) make_host_wait(moment_of_device(device_of(stream_)));
 }
 
-void Graph::begin(Stream stream, bool alone) {
+void Graph::begin(Stream stream, std::shared_ptr<GraphMemory> memory, bool alone) {
   const std::lock_guard lock(capture().mutex);
   if (capture().graph != nullptr) refuse("another capture");
   if (stream < kMostDevices) refuse("the capture of a default stream");
+  memory_ = std::move(memory);
   stream_ = stream, alone_ = alone, thread_ = std::this_thread::get_id();
   capture().graph = this, capture().stream = stream;
 }
@@ -71,8 +115,10 @@ void Graph::end() {
     if (capture().graph != this) refuse("the end of a capture that has not begun");
     capture().graph = nullptr, capture().stream = -1;
   }
-  for (const Memory& one : kept_) std::memset(host_address(one.device.get()), kFresh, one.bytes);
-  for (const Before& one : before_) std::memcpy(host_address(one.device), one.bytes.data(), one.bytes.size());
+  for (const Memory& one : taken_) std::memset(host_address(one.device), kFresh, one.bytes);
+  for (const Before& one : before_) {
+    if (is_device_address(one.device)) std::memcpy(host_address(one.device), one.bytes.data(), one.bytes.size());
+  }
   before_.clear();
   TORCH_CHECK(!refused_, "CUDA error: operation failed due to a previous error during capture");
   ended_ = true;
@@ -89,18 +135,16 @@ void Graph::add(Node node) {
   nodes_.push_back(std::move(node));
 }
 
-void Graph::keep(std::shared_ptr<void> device, size_t bytes) {
+void* Graph::take(size_t bytes, Stream stream) {
   const std::lock_guard lock(capture().mutex);
-  kept_.push_back({std::move(device), bytes});
-}
-
-bool Graph::holds(const void* device) const {
-  return std::any_of(kept_.begin(), kept_.end(), [&](const Memory& one) { return one.device.get() == device; });
+  void* device = memory_->take(bytes, stream);
+  taken_.push_back({device, bytes});
+  return device;
 }
 
 void Graph::forget_later(void* device, size_t bytes) {
   const std::lock_guard lock(capture().mutex);
-  if (device == nullptr || holds(device)) return;
+  if (device == nullptr || memory_->holds(device)) return;
   const auto known = [&](const Before& one) { return one.device == device; };
   if (std::any_of(before_.begin(), before_.end(), known)) return;
   const char* from = static_cast<const char*>(host_address(device));

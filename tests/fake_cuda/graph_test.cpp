@@ -13,15 +13,17 @@
 #include "fake_cuda/probe_kernels.h"
 #include "kernels/operator/device_graph.h"
 
-extern "C" limbeck::kernels::DeviceGraph* limbeck_cuda_new_graph(c10::Device device);
+extern "C" limbeck::kernels::DeviceGraph* limbeck_cuda_new_graph(c10::Device device,
+                                                                 const limbeck::kernels::DeviceGraph* neighbour);
 
 namespace limbeck::test {
 namespace {
 
 const at::TensorOptions kFloats = at::TensorOptions(at::kCUDA).dtype(at::kFloat);
 
-std::unique_ptr<kernels::DeviceGraph> graph_of(const std::function<void()>& work) {
-  std::unique_ptr<kernels::DeviceGraph> graph(limbeck_cuda_new_graph({at::kCUDA, 0}));
+std::unique_ptr<kernels::DeviceGraph> graph_of(const std::function<void()>& work,
+                                               const kernels::DeviceGraph* neighbour = nullptr) {
+  std::unique_ptr<kernels::DeviceGraph> graph(limbeck_cuda_new_graph({at::kCUDA, 0}, neighbour));
   graph->record(work);
   return graph;
 }
@@ -159,11 +161,65 @@ TEST(FakeGraph, ItsMemoryGoesWithIt) {
   {
     at::Tensor y;
     const auto graph = graph_of([&] { y = (x * 2 + 1).mul(3); });
-    EXPECT_GE(fake_cuda::counters().bytes, before + 4 * 4000);  // what lies between stays too
+    EXPECT_EQ(graph->held_bytes(), 3 * 4000);                   // what lies between is held,
+    EXPECT_EQ(fake_cuda::counters().bytes, before + 2 * 4000);  // and is no tensor's
     graph->play();
     EXPECT_EQ(first_of(y), 9.0f);
   }
   EXPECT_EQ(fake_cuda::counters().bytes, before + 4000);
+}
+
+// A tensor that outlives its graph has its memory still.
+TEST(FakeGraph, ItsMemoryIsThereWhileATensorHasIt) {
+  const int64_t before = fake_cuda::counters().bytes;
+  {
+    at::Tensor y;
+    const at::Tensor x = at::ones({1000}, kFloats);
+    graph_of([&] { y = x + 1; })->play();
+    EXPECT_EQ(first_of(y), 2.0f);
+  }
+  EXPECT_EQ(fake_cuda::counters().bytes, before);
+}
+
+TEST(FakeGraph, MemoryThatIsLeftIsUsedAgainInIt) {
+  const at::Tensor x = at::ones({1000}, kFloats);
+  at::Tensor y;
+  const auto graph = graph_of([&] {
+    y = x + 1;
+    for (int i = 0; i < 10; ++i) y = y * 2;
+  });
+  EXPECT_EQ(graph->held_bytes(), 2 * 4000);
+  for (int i = 0; i < 2; ++i) {
+    graph->play();
+    EXPECT_EQ(first_of(y), 2048.0f);
+  }
+}
+
+// Whose order does not matter, where nobody needs what another one made: each writes all that it reads.
+TEST(FakeGraph, NeighboursHaveOneMemory) {
+  const at::Tensor x = at::ones({1000}, kFloats), z = at::full({1000}, 3.0, kFloats);
+  at::Tensor y, kept;
+  const auto one = graph_of([&] { y = (x + 1).mul(2); });
+  const void* const place = y.const_data_ptr();
+  const at::Tensor there = at::for_blob(y.mutable_data_ptr(), y.sizes())
+                               .options(kFloats)
+                               .target_device(at::Device(at::kCUDA, 0))
+                               .make_tensor();
+  y.reset();
+  const auto other = graph_of([&] { kept = z * 5; }, one.get());
+  EXPECT_EQ(one->held_bytes(), 2 * 4000);
+  EXPECT_EQ(other->held_bytes(), one->held_bytes());
+  const at::Tensor second = kept;
+  for (int i = 0; i < 2; ++i) {
+    one->play();
+    EXPECT_EQ(first_of(there), 4.0f);
+    other->play();
+    EXPECT_EQ(first_of(second), 15.0f);
+    EXPECT_EQ(first_of(there), second.const_data_ptr() == place ? 15.0f : 4.0f);
+    one->play();
+    one->play();
+    EXPECT_EQ(first_of(there), 4.0f);
+  }
 }
 
 }  // namespace

@@ -125,19 +125,18 @@ void see_results(const std::vector<c10::IValue>& results, const std::function<vo
   for (const c10::IValue& result : results) for_each_tensor(result, see);
 }
 
-// The same tensors without what autograd knows of them: a graph must not keep its nodes alive.
-std::vector<c10::IValue> bare(std::vector<c10::IValue> values) {
+std::vector<c10::IValue> places_of(std::vector<c10::IValue> values) {
   for (c10::IValue& value : values) {
     if (value.isTensor() && value.toTensor().defined()) {
-      value = value.toTensor().variable_data();
+      value = place_of(value.toTensor());
     } else if (value.isTensorList()) {
       std::vector<Tensor> all;
-      for (const Tensor& t : value.toTensorVector()) all.push_back(t.defined() ? t.variable_data() : t);
+      for (const Tensor& t : value.toTensorVector()) all.push_back(place_of(t));
       value = all;
     } else if (value.isOptionalTensorList()) {
       c10::List<std::optional<Tensor>> all;
       for (const auto& t : value.toOptionalTensorVector()) {
-        all.push_back(t && t->defined() ? std::optional<Tensor>(t->variable_data()) : t);
+        all.push_back(t ? std::optional<Tensor>(place_of(*t)) : t);
       }
       value = all;
     }
@@ -168,8 +167,8 @@ void compute_again(const c10::OperatorHandle& op, const torch::jit::Stack& given
 
 // Computed for its results' shapes.
 void record(const c10::OperatorHandle& op, torch::jit::Stack* stack, c10::Device device, Graph& graph) {
-  const torch::jit::Stack given = bare(torch::jit::last(*stack, op.schema().arguments().size()).vec());
-  see_arguments(op, given, [&](const Tensor& t, bool written) {
+  const torch::jit::Stack arguments = torch::jit::last(*stack, op.schema().arguments().size()).vec();
+  see_arguments(op, arguments, [&](const Tensor& t, bool written) {
     if (written && t.defined() && t.is_cuda()) graph.forget_later(t.storage().mutable_data(), t.storage().nbytes());
   });
   {
@@ -177,7 +176,8 @@ void record(const c10::OperatorHandle& op, torch::jit::Stack* stack, c10::Device
     const Computing scope;
     at::native::cpu_fallback(op, stack);
   }
-  const std::vector<c10::IValue> made = bare(torch::jit::last(*stack, op.schema().returns().size()).vec());
+  const torch::jit::Stack given = places_of(arguments);  // by now of their size, where the operator had to find memory
+  const std::vector<c10::IValue> made = places_of(torch::jit::last(*stack, op.schema().returns().size()).vec());
   graph.add([op, given, made](Stream stream) { compute_again(op, given, made, stream); });
 }
 
@@ -247,7 +247,7 @@ Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
     // CUDA takes one that does not wait, and would read host memory that is somebody else's by then.
     if (!to.is_cuda() || !from.is_cuda()) refuse_on_captured(current_stream(device.index()), "a copy of host memory");
     graph->forget_later(to.storage().mutable_data(), to.storage().nbytes());
-    graph->add([to = to.variable_data(), from = from.variable_data()](Stream stream) {
+    graph->add([to = place_of(to), from = place_of(from)](Stream stream) {
       const Operation operation(stream, "aten::copy_");
       reads(operation, from);
       writes(operation, to);
@@ -323,7 +323,7 @@ void check_out_dtype(const char* name, const Tensor& a, const Tensor& b, at::Sca
 template <class Product>
 Tensor& put_product(const char* name, std::initializer_list<Tensor> operands, Tensor& out, const Product& product) {
   if (capturing(current_stream(out.device().index())) == nullptr) count(/*waits=*/false);
-  give(name, out.device(), operands, {out}, [out = out.variable_data(), product] {
+  give(name, out.device(), operands, {out}, [out = place_of(out), product] {
     const Computing scope;
     on_host(out).copy_(product());
   });
@@ -333,7 +333,7 @@ Tensor& put_product(const char* name, std::initializer_list<Tensor> operands, Te
 Tensor& mm_dtype_out(const Tensor& a, const Tensor& b, at::ScalarType type, Tensor& out) {
   check_out_dtype("mm", a, b, type);
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
-  return put_product("aten::mm", {a, b}, out, [type, a = a.variable_data(), b = b.variable_data()] {
+  return put_product("aten::mm", {a, b}, out, [type, a = place_of(a), b = place_of(b)] {
     return at::mm(on_host(a).to(type), on_host(b).to(type));
   });
 }
@@ -349,16 +349,15 @@ Tensor& addmm_dtype_out(const Tensor& self, const Tensor& a, const Tensor& b, at
   TORCH_CHECK(type == out.scalar_type(), "out_dtype must be the same as the dtype of the provided out tensor");
   TORCH_CHECK(type == self.scalar_type() || self.scalar_type() == a.scalar_type(),
               "self dtype must match either out_dtype or mat1 dtype");
-  return put_product("aten::addmm", {self, a, b}, out,
-                     [=, self = self.variable_data(), a = a.variable_data(), b = b.variable_data()] {
-                       return at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha);
-                     });
+  return put_product("aten::addmm", {self, a, b}, out, [=, self = place_of(self), a = place_of(a), b = place_of(b)] {
+    return at::addmm(on_host(self).to(type), on_host(a).to(type), on_host(b).to(type), beta, alpha);
+  });
 }
 
 Tensor bmm_dtype(const Tensor& a, const Tensor& b, at::ScalarType type) {
   check_out_dtype("bmm", a, b, type);
   Tensor out = at::empty({a.size(0), a.size(1), b.size(2)}, a.options().dtype(type));
-  return put_product("aten::bmm", {a, b}, out, [type, a = a.variable_data(), b = b.variable_data()] {
+  return put_product("aten::bmm", {a, b}, out, [type, a = place_of(a), b = place_of(b)] {
     return at::bmm(on_host(a).to(type), on_host(b).to(type));
   });
 }
@@ -372,9 +371,10 @@ Tensor grouped_mm(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
               "the fake grouped product takes the ends of groups in int32 on the device, and nothing else");
   Tensor out = b.dim() == 3 ? at::empty({a.size(0), b.size(2)}, a.options())
                             : at::empty({ends->size(0), a.size(0), b.size(1)}, a.options());
-  return put_product("aten::_grouped_mm", {a, b, *ends}, out, [ends, a = a.variable_data(), b = b.variable_data()] {
-    return at::_grouped_mm(on_host(a), on_host(b), on_host(*ends));
-  });
+  return put_product("aten::_grouped_mm", {a, b, *ends}, out,
+                     [ends = place_of(*ends), a = place_of(a), b = place_of(b)] {
+                       return at::_grouped_mm(on_host(a), on_host(b), on_host(ends));
+                     });
 }
 
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute_on_host>()); }

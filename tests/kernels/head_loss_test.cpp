@@ -512,6 +512,33 @@ TEST(HeadLossCuda, CrossEntropyAloneAndBesideADivergenceThatSharesItsSoftmax) {
   }
 }
 
+// The same numbers in rows that lie apart and begin beside every alignment.
+HeadCase apart(const HeadCase& c) {
+  const auto within = [](const Tensor& t) {
+    auto sizes = t.sizes().vec();
+    sizes.back() += 5;
+    const Tensor wide = at::full(sizes, NAN, t.options());
+    wide.narrow(-1, 3, t.size(-1)).copy_(t);
+    return wide.narrow(-1, 3, t.size(-1));
+  };
+  HeadCase result = c;
+  for (Tensor* t : {&result.student_hidden, &result.student_weight, &result.teacher_hidden, &result.teacher_weight,
+                    &result.divergence_weight, &result.ce_weight}) {
+    *t = within(*t);
+  }
+  return result;
+}
+
+TEST(HeadLossCuda, OperandsMayLieApartAndBeginAnywhere) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    const auto c = mixed_case(dtype, dtype);
+    const HeadLossOptions options{.label_smoothing = 0.2, .vocabulary = 500};
+    expect_close_to_reference(on_cpu(fused_head_loss(apart(on_gpu(c)), options)), reference_head_loss(c, options), 3e-6,
+                              gradient_tolerance(dtype), c10::toString(dtype));
+  }
+}
+
 // What the body holds on the device at its peak; a call before has made what is made once.
 int64_t peak_of_forward(const HeadCase& c, const HeadLossOptions& o, bool hidden, bool weight) {
   constexpr auto kTotal = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);

@@ -31,10 +31,11 @@ class Counters(NamedTuple):
     registered_bytes: int
     most_registered_bytes: int
     graphs: int
+    host_accesses: int
 
     @classmethod
     def of(cls, file: Path):
-        return cls(*struct.unpack("10q", file.read_bytes()))
+        return cls(*struct.unpack("11q", file.read_bytes()))
 
 
 def student_of_experts(work: Work) -> Path:

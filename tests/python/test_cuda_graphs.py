@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 
 import pytest
+import token_rows
 from fake_cuda_work import FOLDER, Counters, only_where_built, student_of_experts
 from limbeck_runner import run_program
-from test_fake_cuda import trained
-from training_work import Outcome, Work
+from test_fake_cuda import plan_of, trained
+from training_work import VOCABULARY, Outcome, Work
 
 pytestmark = only_where_built
 
@@ -30,6 +31,8 @@ KINDS = {
     "distilled": (dict(train__accumulate=2), 18),
     "lora": (dict(adapter__kind="lora", adapter__rank=4, adapter__dropout=0.1, train__checkpoint_activations="yes"), 8),
     "bfloat16-packed": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16", data__packing="packed"), 8),
+    "npt": (dict(adapter__kind="npt", adapter__rank=4), 8),
+    "nf4-lora": (dict(student__quantize="nf4", teacher__quantize="int8", adapter__kind="lora", adapter__rank=4), 8),
     # Scales that overflow at first: updates are skipped, and each scale is recorded anew.
     "float16": (dict(student__dtype="float16", optim__loss_scale_start=2.0**24), 3),
 }
@@ -41,7 +44,7 @@ def test_a_recorded_step_has_the_bits_of_one_that_is_not(work, kind):
     runs, counted = [], []
     for graphs in ("off", "on"):
         file = work.folder / "counters"
-        run = trained(work, f"{kind}-{graphs}", "cuda", "--eval.batches=1", steps=STEPS, checkpoint__every=STEPS,
+        run = trained(work, f"{kind}-{graphs}", "cuda", "--eval.batches=1", steps=STEPS, checkpoint__every=STEPS, data__prefetch=1,
                       train__cuda_graphs=graphs, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)}, **keys)  # fmt: skip
         runs.append(Outcome.of(run.folder))
         counted.append(Counters.of(file))
@@ -51,6 +54,27 @@ def test_a_recorded_step_has_the_bits_of_one_that_is_not(work, kind):
     assert (off.graphs, on.graphs) == (0, replays)
     assert on.waits == off.waits and on.bytes == 0
     assert on.operators + on.launches < off.operators + off.launches
+    # What graphs hold is planned as well; what the plan leaves out is batches, and what was counted in them.
+    planned, took = plan_of(work, kind, run), run.result["peak_bytes"]
+    print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}")
+    assert took - 16 * 1024 <= planned <= took
+
+
+def test_kinds_that_find_no_place_run_without_a_graph_and_the_run_says_so_once(work):
+    """Rows of one document each: many widths, and none often."""
+    token_rows.write(work.folder / "widths", token_rows.random_documents(60, 6, 96, VOCABULARY, seed=9), VOCABULARY)
+    keys = dict(data__train=work.folder / "widths", data__batch_size=1, data__sequence_length=96, train__accumulate=2)
+    file = work.folder / "counters"
+    off = trained(work, "widths-off", "cuda", "--eval.batches=1", steps=15, checkpoint__every=15, **keys)
+    recipe, run = work.recipe("widths-on", train__steps="15 steps", train__cuda_graphs="on", checkpoint__every=15, **keys), work.folder / "run-widths"
+    env = dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_COUNTERS": str(file)}
+    done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=2", "--eval.batches=1", env=env, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "run without a graph" in line]
+    print(f"{Counters.of(file).graphs} replays of 30 micro-batches", *said, sep="\n")
+    assert len(said) == 1 and "data.packing = packed" in said[0]
+    assert Outcome.of(off.folder).differences(Outcome.of(run)) == []
+    assert 4 < Counters.of(file).graphs < 30
 
 
 REFUSED = {
@@ -70,6 +94,12 @@ def refused(work: Work, *flags: str, **keys) -> str:
     done = run_program("check", work.recipe("refused", **keys), "--quiet", *flags, env=env, timeout=60)
     assert done.returncode == 2, done.stdout + done.stderr
     return done.stdout + done.stderr
+
+
+def test_the_limit_of_memory_is_of_graphs_too(work):
+    limit = "--parallel.memory_limit=0.0018"  # GiB: enough without graphs
+    assert run_program("check", work.recipe("limited"), "--quiet", limit, "--device=cuda", env=dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER)}, timeout=60).returncode == 0  # fmt: skip
+    assert "or train.cuda_graphs = off" in refused(work, limit)
 
 
 def test_check_refuses_in_words_what_cannot_be_recorded(work):

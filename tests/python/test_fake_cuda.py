@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import model_zoo
@@ -74,7 +76,7 @@ def experts(work) -> Path:
     return student_of_experts(work)
 
 
-def trained(work: Work, name: str, device: str, *flags: str, steps: int = 6, environment=None, **keys) -> Run:
+def trained(work: Work, name: str, device: str, *flags: str, steps: int = 10, environment=None, **keys) -> Run:
     recipe = work.recipe(name, train__steps=f"{steps} steps", **keys)
     run, result = work.folder / f"run-{name}-{device}", work.folder / f"{name}-{device}.json"
     on_device(device, "train", recipe, "--run", run, "--json", result, *flags, **(environment or {}))
@@ -100,16 +102,48 @@ KINDS = {
 }
 
 
+def resumed(work: Work, run: Run, step: int) -> Path:
+    """The run once more from its checkpoint of a step on."""
+    folder = work.folder / f"{run.folder.name}-resumed"
+    shutil.copytree(run.folder, folder)
+    for checkpoint in checkpoints(folder):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    on_device("cuda", "train", run.recipe, "--run", folder)
+    return folder
+
+
+# What a checkpoint and a resume do is none of the CPU's business.
+SAVES = dict(checkpoint__every=5, checkpoint__keep=2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_is_the_cpus(work, kind):
+    """Ten steps, also when the last five are run again from the checkpoint before them."""
     keys, tolerance = KINDS[kind]
-    cpu, cuda = (trained(work, kind, device, **keys) for device in ("cpu", "cuda"))
+    file = work.folder / f"{kind}.counters"
+    cpu = trained(work, kind, "cpu", **keys)
+    cuda = trained(work, kind, "cuda", **keys, **SAVES, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
+    assert len(cuda.series("loss")) == 10
     assert cuda.series("loss") == pytest.approx(cpu.series("loss"), rel=tolerance)
     assert cuda.result["evaluation"]["loss"] == pytest.approx(cpu.result["evaluation"]["loss"], rel=tolerance)
     # The plan is of the device's own bodies; what it leaves out is the batch and what was counted in it.
     planned, took = plan_of(work, kind, cuda), cuda.result["peak_bytes"]
-    print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}")
+    counted = Counters.of(file)
+    print(f"{kind}: planned {planned}, took {took}: {planned / took:.3f}; {counted.launches} kernels, {counted.operators} operators, "
+          f"{counted.host_accesses} host accesses outside of operators")  # fmt: skip
     assert took - 16 * 1024 <= planned <= took
+    assert counted.host_accesses == 0
+    assert Outcome.of(cuda.folder).differences(Outcome.of(resumed(work, cuda, step=5))) == []
+
+
+def test_an_access_of_the_host_ends_the_process_and_is_counted(tmp_path):
+    driver, file = FOLDER.parent / "bin" / "test_driver", tmp_path / "counters"
+    env = dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_COUNTERS": str(file)}
+    done = subprocess.run([driver, "touch"], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == -signal.SIGABRT and "read" not in done.stdout
+    assert "the host reads or writes byte 0 of a block of 12 on the device" in done.stderr
+    assert Counters.of(file).host_accesses == 1
 
 
 def update_counts(work: Work, name: str, **keys) -> Counters:
@@ -131,9 +165,14 @@ def test_training_of_experts_is_the_cpus(work, experts, dtype, tolerance):
     file, name = work.folder / "experts.counters", f"experts-{dtype}"
     keys = dict(student__model=experts, student__dtype=dtype, teacher__dtype=dtype)
     cpu = trained(work, name, "cpu", **keys)
-    cuda = trained(work, name, "cuda", **keys, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
+    cuda = trained(work, name, "cuda", **keys, **SAVES, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
+    assert len(cuda.series("loss")) == 10
     assert cuda.series("loss") == pytest.approx(cpu.series("loss"), rel=tolerance)
-    assert Counters.of(file).unordered == 0
+    assert Counters.of(file).unordered == 0 and Counters.of(file).host_accesses == 0
+    planned, took = plan_of(work, name, cuda), cuda.result["peak_bytes"]
+    print(f"{name}: planned {planned}, took {took}: {planned / took:.3f}")
+    assert took - 16 * 1024 <= planned <= took
+    assert Outcome.of(cuda.folder).differences(Outcome.of(resumed(work, cuda, step=5))) == []
     waits = update_counts(work, name, **keys).waits
     print(f"{dtype}: {waits} host waits of an update")
     assert waits == 1 if dtype == "bfloat16" else waits > 1
@@ -145,18 +184,6 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(work):
             for seed in ("0", "1", "2")]  # fmt: skip
     first, *others = [Outcome.of(run.folder) for run in runs]
     assert [first.differences(other) for other in others] == [[], []]
-
-
-def test_a_resumed_run_ends_with_the_same_bits(work):
-    keys = dict(checkpoint__every=4, checkpoint__keep=3, adapter__kind="lora", adapter__rank=4, adapter__dropout=0.1)
-    whole = trained(work, "whole", "cuda", **keys)
-    resumed = work.folder / "run-resumed"
-    shutil.copytree(whole.folder, resumed)
-    for folder in checkpoints(resumed):
-        if int(folder.name.removeprefix("step-")) > 4:
-            shutil.rmtree(folder)
-    on_device("cuda", "train", whole.recipe, "--run", resumed)
-    assert Outcome.of(resumed).differences(Outcome.of(whole.folder)) == []
 
 
 def test_a_step_counts_what_it_does(work):

@@ -31,8 +31,8 @@ def experts(work) -> Path:
 
 
 def ranked(work: Work, name: str, size: int, *flags: str, device: str = "cuda", **keys) -> Outcome:
-    """Six steps on so many ranks, each with a fake device of its own; NCCL's place is taken, nccl.cpp is ours unchanged."""
-    usual = {"train__steps": "6 steps", "train__accumulate": 4, "data__batch_size": 2}
+    """Ten steps on so many ranks, each with a fake device of its own; NCCL's place is taken, nccl.cpp is ours unchanged."""
+    usual = {"train__steps": "10 steps", "train__accumulate": 4, "data__batch_size": 2}
     recipe, run = work.recipe(name, **(usual | keys)), work.folder / f"run-{name}"
     env = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_DEVICES": str(size)} if device == "cuda" else {}
     Ranks(size, recipe, f"--run={run}", f"--device={device}", *flags, env=env).end(60).well()

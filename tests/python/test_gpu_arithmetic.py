@@ -61,5 +61,6 @@ def test_the_table_and_a_refusal():
     done = subprocess.run([sys.executable, tool, "--card=B200", "--batch=1"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "nothing measured: one B200, 1x2048" in done.stdout
     assert [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")][-1] == "step"
+    assert any(line.startswith("| attention ") and "cuDNN's, which does, is left out" in line for line in done.stdout.splitlines())
     done = subprocess.run([sys.executable, tool, "--student=1,2"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "'1,2': wanted six whole numbers" in done.stderr

@@ -120,6 +120,16 @@ int64_t telling_micro_batches(const recipe::Settings& settings, const parallel::
   return parallel::read_parallel_options(settings).order == parallel::Order::kTree ? own : std::min<int64_t>(2, own);
 }
 
+// Of all CUDA graphs together, whose memory is that of the largest one: of a micro-batch from its first operator to its
+// gradients.
+int64_t bytes_of_graphs(const Distillation& objective, const data::Batch& batch, const objective::Progress& progress) {
+  const int64_t before = MetaMemory::live_bytes();
+  MetaMemory::reset_peak();
+  session::forward_and_backward(objective, batch, progress);
+  for (const auto& parameter : objective.trained_parameters()) parameter.tensor.mutable_grad().reset();
+  return MetaMemory::peak_bytes() - before;
+}
+
 // One update of the recipe as training runs it.
 void run_training(const recipe::Settings& settings, const Rehearsal& run, const build::KeptBytes& kept,
                   const Tamper& tamper, CheckReport& report) {
@@ -158,6 +168,14 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
     const auto progress = session::update_progress(batches, 0, kSteps, optimizer->loss_scale());
     session::run_update(objective, *optimizer, batches, progress, ranks);
   };
+  int64_t graphs = 0;
+  if (session::read_session_options(settings).records_graphs) {
+    rehearse([&] {
+      const auto progress = session::update_progress(batches, 0, kSteps, optimizer->loss_scale());
+      graphs = bytes_of_graphs(objective, batches.front(), progress);
+    });
+    report.memory.push_back({"CUDA graphs, beside the peaks below", graphs});
+  }
   if (ranks.size() > 1) rehearse(update);  // from the second one on, buffers of the one before wait beside activations
   MetaMemory::reset_peak();
   run_phase("train", report, update);
@@ -174,7 +192,7 @@ void run_training(const recipe::Settings& settings, const Rehearsal& run, const 
     objective.forward(batches.front(), {.total_steps = kSteps});
   });
   report.memory.push_back({"peak of an evaluation", MetaMemory::peak_bytes()});
-  report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes());
+  report.peak_bytes = std::max(report.peak_bytes, MetaMemory::peak_bytes()) + graphs;
   if (report.checkpoint_copy_bytes > 0) {
     report.memory.push_back({"a checkpoint's copy on the host, beside the peak", report.checkpoint_copy_bytes});
   }
@@ -187,11 +205,12 @@ void refuse_too_large(const recipe::Settings& settings, CheckReport& report) {
   if (limit == 0 || static_cast<double>(report.peak_bytes) <= limit) return;
   report.ran_wrongly.push_back(fmt::format(
       "[memory] {} needs {} bytes in tensors for a batch of {} x {} tokens, wanted at most {:.0f} ({} = {} {}): set a "
-      "smaller data.batch_size and a larger train.accumulate, or train.checkpoint_activations=true, or divide more by "
-      "parallel.zero",
+      "smaller data.batch_size and a larger train.accumulate, or train.checkpoint_activations=true, or {}",
       report.ranks > 1 ? fmt::format("each of {} ranks", report.ranks) : "one rank", report.peak_bytes,
       settings.integer("data.batch_size"), settings.integer("data.sequence_length"), limit, kLimit,
-      settings.text(kLimit), settings.where(kLimit)));
+      settings.text(kLimit), settings.where(kLimit),
+      session::read_session_options(settings).records_graphs ? "train.cuda_graphs = off"
+                                                             : "divide more by parallel.zero"));
 }
 
 void run_generation(const Transformer& model, const recipe::Settings& settings, CheckReport& report) {

@@ -33,11 +33,11 @@ struct CheckReport {
   std::vector<CastRow> casts;
   Learning learning;
   int ranks = 1;
-  std::vector<std::string> notes;           // what the objective has to say of the recipe
-  std::vector<MemoryRow> memory;            // of each rank
-  int64_t peak_bytes = 0;                   // of training with its evaluations: what a rank must hold in tensors
-  int64_t checkpoint_copy_bytes = 0;        // on the host beside that, from the first checkpoint on
-  int64_t operators = 0;                    // that the recorder saw
+  std::vector<std::string> notes;     // what the objective has to say of the recipe
+  std::vector<MemoryRow> memory;      // of each rank
+  int64_t peak_bytes = 0;             // of training with its evaluations: what a rank must hold in tensors and graphs
+  int64_t checkpoint_copy_bytes = 0;  // on the host beside that, from the first checkpoint on
+  int64_t operators = 0;              // that the recorder saw
   std::vector<std::string> stored_wrongly;  // parameters outside their contract
   std::vector<std::string> ran_wrongly;     // what running it on meta showed
   std::vector<std::string> unreached;       // trained parameters that no loss has a path to

@@ -177,11 +177,15 @@ TrainResult Trainer::State::result() const {
   return result;
 }
 
+// Since the update began. What graphs hold counts as no tensor where none lies, and others cannot have it.
+int64_t Trainer::State::peak_bytes() const {
+  return memory::DeviceMemory(session->objective().device()).peak_bytes() + session->graph_bytes();
+}
+
 // One update and what is due after it; false: all ranks stop before it.
 bool Trainer::State::advance(bool wants_stop) {
   const double waited_before = ranks.time().waited_s;
-  const memory::DeviceMemory on_device(session->objective().device());
-  on_device.reset_peak();
+  memory::DeviceMemory(session->objective().device()).reset_peak();
   std::optional<metrics::PhaseClock> clock;
   if (options.shows_phases) clock.emplace();
   const Boundary boundary = meet(wants_stop);
@@ -193,10 +197,10 @@ bool Trainer::State::advance(bool wants_stop) {
     });
   }
   StepRecord record{session->step(), {}, 0};
-  session->record().peak_bytes = std::max(session->record().peak_bytes, on_device.peak_bytes());
+  session->record().peak_bytes = std::max(session->record().peak_bytes, peak_bytes());
   if (clock) {
     record.phases = clock->seconds();
-    record.peak_bytes = on_device.peak_bytes();
+    record.peak_bytes = peak_bytes();
     clock.reset();
   }
   this->record(record, ranks.time().waited_s - waited_before);

@@ -1,7 +1,6 @@
 // What a Trainer tells: of each step, and of the checkpoints that were written beside it.
 #include <fmt/format.h>
 
-#include "modules/memory/device_memory.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/parallel/sums/named_sums.h"
 
@@ -40,16 +39,14 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
   }
   std::vector<std::pair<std::string, double>> values = {{"loss", update.loss}};
   for (const auto& term : update.terms) values.push_back(term);
-  values.insert(
-      values.end(),
-      {{"lr", update.step.learning_rate},
-       {"grad_norm", update.step.gradient_norm},
-       {"loss_scale", update.step.loss_scale},
-       {"skipped", static_cast<double>(update.step.skipped_in_all)},
-       {"targets", static_cast<double>(update.targets)},
-       {"seconds", record.seconds},
-       {"tokens_per_s", record.tokens_per_second},
-       {"peak_bytes", static_cast<double>(memory::DeviceMemory(session->objective().device()).peak_bytes())}});
+  values.insert(values.end(), {{"lr", update.step.learning_rate},
+                               {"grad_norm", update.step.gradient_norm},
+                               {"loss_scale", update.step.loss_scale},
+                               {"skipped", static_cast<double>(update.step.skipped_in_all)},
+                               {"targets", static_cast<double>(update.targets)},
+                               {"seconds", record.seconds},
+                               {"tokens_per_s", record.tokens_per_second},
+                               {"peak_bytes", static_cast<double>(peak_bytes())}});
   add_rank_times(record.seconds - waited_s, values);
   log(record.step, values, "train");
 }

@@ -35,6 +35,7 @@ struct Trainer::State {
   Boundary meet(bool wants_stop);
 
   bool advance(bool wants_stop);
+  int64_t peak_bytes() const;
   void record(const StepRecord& record, double waited_s);
   void add_rank_times(double computing_s, std::vector<std::pair<std::string, double>>& values) const;
   void evaluate();

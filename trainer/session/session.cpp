@@ -1,5 +1,7 @@
 #include "trainer/session/session.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <exception>
 #include <stdexcept>
@@ -23,6 +25,7 @@ const objective::Distillation& Session::objective() const { return *state_->obje
 optim::Optimizer& Session::optimizer() { return *state_->optimizer; }
 const RunState& Session::run() const { return state_->run; }
 RunRecord& Session::record() { return state_->run.record; }
+int64_t Session::graph_bytes() const { return state_->graphs ? state_->graphs->held_bytes() : 0; }
 
 std::vector<data::Batch> Session::State::next_batches() {
   const metrics::InPhase phase("data");
@@ -73,6 +76,7 @@ StepResult Session::step() {
   result.step = s.run.step + 1;
   result.total_steps = s.total_steps;
   result.update = run_update(*s.objective, *s.optimizer, now.batches, now.progress, s.ranks, s.graphs.get());
+  s.say_what_is_not_recorded();
   const int64_t tokens = s.deal.micro_batches * s.options.sequences * s.options.tokens_per_sequence;
   s.run.step = result.step;
   s.run.tokens += tokens;
@@ -80,6 +84,16 @@ StepResult Session::step() {
   result.tokens_per_second = static_cast<double>(tokens) / result.seconds;
   if (!std::exchange(s.settled, true)) s.ranks.settle();
   return result;
+}
+
+void Session::State::say_what_is_not_recorded() {
+  if (!graphs || said_what_is_not_recorded || graphs->without_place() == 0) return;
+  said_what_is_not_recorded = true;
+  note(fmt::format(
+      "train.cuda_graphs = on: step {}: micro-batches are of more than {} kinds (widths, numbers of documents, loss "
+      "scales); those that come seldom run without a graph, with the same bits: data.packing = packed makes all rows "
+      "equally wide",
+      run.step + 1, GraphPlaces::kMost));
 }
 
 void Session::State::with_average(const std::function<void()>& body) {

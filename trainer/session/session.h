@@ -82,6 +82,9 @@ class Session {
   // Goes to where a checkpoint of this run was saved.
   void restore(const std::filesystem::path& checkpoint);
 
+  // Of the device's memory, beside all tensors: what its CUDA graphs hold.
+  int64_t graph_bytes() const;
+
   const objective::Distillation& objective() const;
   const models::BuiltModel& student() const { return objective().student(); }
   optim::Optimizer& optimizer();

@@ -42,6 +42,7 @@ struct Session::State {
   void note(const std::string& line) const;
   void warn(const std::string& line) const;
   std::vector<data::Batch> next_batches();
+  void say_what_is_not_recorded();  // once
   // Runs `body` with the averaged weights in place of the trained ones, where some are kept.
   void with_average(const std::function<void()>& body);
 
@@ -60,6 +61,7 @@ struct Session::State {
   std::unique_ptr<parallel::Communicator> checkpoint_line;
   RunState run;
   std::unique_ptr<StepGraphs> graphs;  // where the recipe asks for them
+  bool said_what_is_not_recorded = false;
   bool settled = false;
   std::optional<Upcoming> upcoming;
   std::optional<data::Prefetcher> prefetched;  // from the update after `upcoming` on

@@ -1,10 +1,12 @@
 #include "trainer/session/step_graphs.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/full_like.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <string>
 
 #include "kernels/operator/cuda_library.h"
 #include "kernels/operator/device_graph.h"
@@ -15,10 +17,6 @@
 namespace limbeck::session {
 
 namespace {
-
-// Of packed rows there is a kind for each power of two of documents, of a loss scale one: more than these are in use at
-// no time. Each holds the activations of a micro-batch.
-constexpr size_t kMostKinds = 4;
 
 std::vector<const at::Tensor*> tensors_of(const data::Batch& batch) {
   std::vector<const at::Tensor*> found;
@@ -68,12 +66,21 @@ data::Batch own_copy(data::Batch batch) {
   return batch;
 }
 
-std::unique_ptr<kernels::DeviceGraph> new_graph(c10::Device device) {
+std::unique_ptr<kernels::DeviceGraph> new_graph(c10::Device device, const kernels::DeviceGraph* neighbour) {
   const auto make = reinterpret_cast<kernels::NewDeviceGraph>(kernels::cuda_library_symbol(kernels::kNewDeviceGraph));
   if (make == nullptr) {
     throw UsageError("train.cuda_graphs = on: this build's part for CUDA makes no graphs: set train.cuda_graphs = off");
   }
-  return std::unique_ptr<kernels::DeviceGraph>(make(device));
+  return std::unique_ptr<kernels::DeviceGraph>(make(device, neighbour));
+}
+
+// The same numbers, without a claim on their memory: a graph writes there whoever holds them.
+at::Tensor place_of(const at::Tensor& tensor) {
+  return at::for_blob(tensor.mutable_data_ptr(), tensor.sizes())
+      .strides(tensor.strides())
+      .options(tensor.options())
+      .target_device(tensor.device())
+      .make_tensor();
 }
 
 }  // namespace
@@ -88,11 +95,11 @@ objective::Terms forward_and_backward(const objective::Distillation& objective, 
 }
 
 struct StepGraphs::Kind {
-  std::string signature;
+  size_t place = 0;
   objective::StepNumbers numbers;
   data::Batch batch;                            // where the graph reads it
   objective::Terms terms;                       // and where it writes
-  std::vector<at::Tensor> gradients;            // of the trained parameters
+  std::vector<at::Tensor> gradients;            // of the trained parameters: places
   bool met = false;                             // once, without a graph
   std::unique_ptr<kernels::DeviceGraph> graph;  // before what it wrote goes
 
@@ -113,23 +120,23 @@ StepGraphs::StepGraphs(const objective::Distillation& objective) : objective_(ob
 
 StepGraphs::~StepGraphs() = default;
 
-StepGraphs::Kind& StepGraphs::kind_of(const data::Batch& batch, const objective::Progress& progress) {
-  const std::string wanted = signature(objective_, batch, progress);
-  const auto found =
-      std::find_if(kinds_.begin(), kinds_.end(), [&](const auto& kind) { return kind->signature == wanted; });
-  if (found != kinds_.end()) {
-    std::rotate(found, found + 1, kinds_.end());
-    return *kinds_.back();
+StepGraphs::Kind* StepGraphs::kind_of(const data::Batch& batch, const objective::Progress& progress) {
+  const auto found = places_.find(signature(objective_, batch, progress));
+  if (!found) return nullptr;
+  if (found->place == kinds_.size()) kinds_.emplace_back();
+  std::unique_ptr<Kind>& kind = kinds_[found->place];
+  if (found->is_new) {
+    kind = std::make_unique<Kind>();
+    kind->place = found->place;
   }
-  if (kinds_.size() == kMostKinds) kinds_.erase(kinds_.begin());
-  kinds_.push_back(std::make_unique<Kind>());
-  kinds_.back()->signature = wanted;
-  return *kinds_.back();
+  return kind.get();
 }
 
 void StepGraphs::record(Kind& kind, const data::Batch& batch, const objective::Progress& progress) {
   kind.batch = own_copy(batch);
-  kind.graph = new_graph(objective_.device());
+  const auto neighbour =
+      std::find_if(kinds_.begin(), kinds_.end(), [](const auto& one) { return one->graph != nullptr; });
+  kind.graph = new_graph(objective_.device(), neighbour == kinds_.end() ? nullptr : (*neighbour)->graph.get());
   try {
     kind.graph->record([&] { kind.terms = forward_and_backward(objective_, kind.batch, progress); });
   } catch (const c10::Error& error) {
@@ -141,14 +148,16 @@ void StepGraphs::record(Kind& kind, const data::Batch& batch, const objective::P
   // What autograd has kept would keep its stream for the parameters of later steps too.
   kind.terms.loss = kind.terms.loss.detach();
   for (at::Tensor& parameter : trained_) {
-    kind.gradients.push_back(parameter.grad());
+    kind.gradients.push_back(parameter.grad().defined() ? place_of(parameter.grad()) : at::Tensor());
     parameter.mutable_grad().reset();
   }
-  ++recorded_;
+  held_bytes_ = kind.graph->held_bytes();
 }
 
 objective::Terms StepGraphs::run(const data::Batch& batch, const objective::Progress& asked) {
-  Kind& kind = kind_of(batch, asked);
+  Kind* const found = kind_of(batch, asked);
+  if (found == nullptr) return forward_and_backward(objective_, batch, asked);
+  Kind& kind = *found;
   objective::Progress progress = asked;
   progress.numbers = &kind.numbers;
   if (!kind.met) {
@@ -158,7 +167,10 @@ objective::Terms StepGraphs::run(const data::Batch& batch, const objective::Prog
     kind.numbers.close();
     return terms;
   }
-  if (!kind.graph) record(kind, batch, progress);
+  if (!kind.graph) {
+    record(kind, batch, progress);
+    places_.hold_graph(kind.place);
+  }
   kind.read(batch, progress);
   kind.graph->play();
   for (size_t i = 0; i < trained_.size(); ++i) trained_[i].mutable_grad() = kind.gradients[i];

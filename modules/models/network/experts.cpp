@@ -13,6 +13,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "kernels/linear/linear.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/operator/wide_type.h"
 #include "modules/models/network/blocks.h"
 #include "modules/models/network/experts.h"
@@ -34,6 +35,11 @@ std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < total; ++i) ++tokens[static_cast<size_t>(id[i])];
   return tokens;
+}
+
+// Weights on meta stand for ones of the device that the memory plan is for.
+bool on_gpu(const at::Tensor& tensor) {
+  return tensor.is_cuda() || (tensor.is_meta() && kernels::planned_device() == at::kCUDA);
 }
 
 // oneDNN compiles a bfloat16 product anew for each number of rows: above a few they are rounded up, so that it meets
@@ -85,13 +91,26 @@ Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
   return groups;
 }
 
+// int32 [count]; like the product below it has no body for meta in ATen.
+at::Tensor ends_of_groups(const at::Tensor& sorted_experts, int64_t count) {
+  if (sorted_experts.is_meta()) return sorted_experts.new_empty({count}, at::kInt);
+  return at::searchsorted(sorted_experts, at::arange(count, sorted_experts.options()), /*out_int32=*/true,
+                          /*right=*/true);
+}
+
+at::Tensor grouped_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& ends) {
+  if (!a.is_meta()) return at::_grouped_mm(a, b, ends);
+  if (b.dim() == 3) return a.new_empty({a.size(0), b.size(2)});
+  return a.new_empty({ends.size(0), a.size(0), b.size(1)});
+}
+
 // rows [R, K] sorted by expert, weight [E, N, K], ends int32 [E]: where the rows of each expert end -> [R, N], all in
 // one product. How many rows an expert has stays on the device.
 struct GroupedProduct : torch::autograd::Function<GroupedProduct> {
   static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows, const at::Tensor& weight,
                             const at::Tensor& ends) {
     context->save_for_backward({rows, weight, ends});
-    return at::_grouped_mm(rows, weight.transpose(1, 2), ends);
+    return grouped_product(rows, weight.transpose(1, 2), ends);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
@@ -99,9 +118,9 @@ struct GroupedProduct : torch::autograd::Function<GroupedProduct> {
     const at::Tensor &rows = saved[0], &weight = saved[1], &ends = saved[2];
     const at::Tensor gradient = gradients[0].contiguous();
     at::Tensor of_rows, of_weight;
-    if (context->needs_input_grad(0)) of_rows = at::_grouped_mm(gradient, weight, ends);
+    if (context->needs_input_grad(0)) of_rows = grouped_product(gradient, weight, ends);
     if (context->needs_input_grad(1)) {
-      of_weight = at::_grouped_mm(gradient.t(), rows.contiguous(), ends);
+      of_weight = grouped_product(gradient.t(), rows.contiguous(), ends);
       // What the product leaves for an expert without rows is not promised to be zero.
       const at::Tensor counts = at::diff(ends, 1, 0, at::zeros({1}, ends.options()));
       of_weight.masked_fill_(counts.eq(0).view({-1, 1, 1}), 0.0);
@@ -127,7 +146,7 @@ ExpertProduct ExpertStack::product() const {
 
 bool ExpertStack::takes_groups() const {
   const at::Tensor& w = weight();
-  return w.is_cuda() && w.scalar_type() == at::kBFloat16 && w.size(1) % 8 == 0 && w.size(2) % 8 == 0 &&
+  return on_gpu(w) && w.scalar_type() == at::kBFloat16 && w.size(1) % 8 == 0 && w.size(2) % 8 == 0 &&
          adapter() == nullptr;
 }
 
@@ -179,12 +198,11 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   const at::Tensor sorted_of = order.argsort();
   at::Tensor row_of, outputs;
   if (gate_up_->takes_groups() && down_->takes_groups()) {
-    const at::Tensor ends = at::searchsorted(sorted, at::arange(count_, sorted.options()), /*out_int32=*/true,
-                                             /*right=*/true);
+    const at::Tensor ends = ends_of_groups(sorted, count_);
     row_of = sorted_of.view({tokens, per_token});
     outputs = all_at_once(TokensToRows::apply(input, order.div(per_token, "floor"), row_of), ends);
   } else {
-    const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !input.is_cuda());
+    const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !on_gpu(input));
     const at::Tensor token_of_row = order.index_select(0, groups.token_of).div(per_token, "floor");
     row_of = groups.place_of.index_select(0, sorted_of).view({tokens, per_token});
     outputs = one_by_one(TokensToRows::apply(input, token_of_row, row_of), groups.rows);
