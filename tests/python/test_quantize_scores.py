@@ -13,10 +13,12 @@ import pytest
 import token_rows
 import torch
 import transformers
-from limbeck_runner import Limbeck, LimbeckError, build_folder
+import warm_python
+from limbeck_runner import REPOSITORY, Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file
 from test_quantize_command import payload
 from test_quantize_policies import formats, llama, weighs_as_said
+from test_report import Page
 
 LENGTH, ROWS, HELD_OUT, VOCABULARY = 24, 6, 5, 101
 FORMATS = ["float", "int8", "int4-g32", "int4"]
@@ -179,6 +181,36 @@ def test_one_file_answers_every_budget(case, tmp_path):
     assert losses == sorted(losses) and losses[0] < losses[-1]
 
 
+def test_a_curve_is_what_single_budgets_give_from_the_same_file(case, tmp_path):
+    scores, out = tmp_path / "scores.jsonl", tmp_path / "curve"
+    said = case.run(out, budgets="1,4x,6", output=None, scores=scores, exchange_steps=2)
+    assert not out.exists() and [point["asked"] for point in said["curve"]] == ["4x", "6 bits"]
+    (too_small,) = said["too_small"]
+    assert too_small.startswith('--budget="1 bits" is ') and "the least that this model takes is" in too_small
+    whole = scores.read_bytes()
+    for point, budget in zip(said["curve"], ["4x", "6 bits"], strict=True):
+        single = case.run(tmp_path / budget, budget=budget, scores=scores, exchange_steps=2)
+        assert single["modules"] == point["modules"] and single["bytes"] == point["bytes"] == payload(tmp_path / budget)
+        assert single["budget"]["predicted_loss"] == point["predicted_loss"] and single["estimate"] == point["estimate"]
+        assert single["exchange"] == point["exchange"]
+        # The folder's products are by codes, the curve's by what they stand for: float32 rounds both.
+        assert single["measured"] == pytest.approx(point["measured"], rel=1e-3)
+    assert scores.read_bytes() == whole  # nothing was measured again
+
+    page = tmp_path / "page.html"
+    warm_python.completed([REPOSITORY / "tools" / "report_budgets.py", f"{out}.json", "--output", page], code=0)
+    shown = Page(page.read_text())
+    assert shown.loads == []
+    for point in said["curve"]:
+        row = shown.row(point["asked"])
+        assert row[1] == str(point["bytes"]) and row[5] == f"{point['measured']['kl']:.6f}"
+    for module, entry in said["curve"][0]["modules"].items():
+        assert module == shown.row(module)[0] and sorted(shown.row(module)[1:]) == sorted(
+            point["modules"][module]["format"] for point in said["curve"])  # fmt: skip
+        assert entry["format"] in FORMATS
+    assert page.read_text().count('class="dot s0"') == 6 and too_small in shown.texts
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(case, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
@@ -193,8 +225,11 @@ def same_outcome(one: Path, other: Path) -> None:
 
 
 def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
-    rows = [("mix" if "mix" in line else "row") for line in lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]]
-    assert rows == ["row"] * ROWS + ["mix"] * 7  # the solved one, and six tries
+    lines = lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]
+    assert [("mix" if "mix" in line else "row") for line in lines] == ["row"] * ROWS + ["mix"] * 7 * ROWS
+    mixes = [line["mix"] for line in lines[ROWS:]]
+    assert len(set(mixes)) == 7  # the solved one, and six tries
+    assert [(line["mix"], line["row"]) for line in lines[ROWS:]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.8, 0.97, 0.985, 0.999])
@@ -226,6 +261,14 @@ REFUSALS = [
     ({"policy": "dynamic", "data": None}, 2, "--policy=dynamic goes by what is measured"),
     ({"policy": "dynamic", "budget": "4x"}, 2, "--budget and --policy=dynamic both decide"),
     ({"budget": "4"}, 2, "wanted what the model may weigh, everything counted"),
+    ({"budgets": "4,5", "budget": "4x"}, 2, "--budgets shows what several cost and --budget writes one"),
+    ({"budgets": "4,5", "data": None, "output": None}, 2, "--budgets goes by what is measured"),
+    ({"budgets": "4,5x"}, 2, 'shows 2 without writing any: leave --output out, or write the chosen one by --budget="4 bits"'),
+    ({"budgets": "4,4 bits", "output": None}, 2, "names 4 bits twice"),
+    ({"budgets": "4,many", "output": None}, 2, '--budgets = "many": wanted what the model may weigh'),
+    ({"budgets": "4,5", "output": None}, 2, "name their file by --scores"),
+    ({"budgets": "4", "output": None, "rounding": "compensated"}, 2, "--budgets measures mixes that are rounded to nearest"),
+    ({"budgets": "0.5,1", "output": None, "scores": "never.jsonl"}, 2, "the least that this model takes is"),
     ({"budget": "1 bits"}, 2, "the least that this model takes is"),
     ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
     ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),

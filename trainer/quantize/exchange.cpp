@@ -1,12 +1,9 @@
 #include "trainer/quantize/exchange.h"
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-
-#include "modules/precision/casts.h"
-#include "modules/precision/contract_modules.h"
+#include <set>
 
 namespace limbeck::quantize {
 
@@ -113,41 +110,6 @@ Exchanged exchange(const FormatTable& table, const RowScore& scores, const Budge
     }
   }
   return found;
-}
-
-std::string spelled(const FormatTable& table, const Mix& mix) {
-  std::string text;
-  for (const Candidate& module : table.modules())
-    text += fmt::format("{}{}", text.empty() ? "" : " ", table.format_index(mix.at(module.path)));
-  return text;
-}
-
-MixedModel::MixedModel(models::BuiltModel model, const ScoreMeter& meter, const FormatTable& table,
-                       at::ScalarType floats)
-    : model_(std::move(model)), meter_(meter), table_(table) {
-  const at::NoGradGuard no_gradient;
-  const std::string root = model_.model->path() + ".";
-  for (const auto& module : precision::contract_modules(*model_.model)) {
-    const size_t next = modules_.size();
-    if (next < table.modules().size() && module->path() == root + table.modules()[next].path)
-      modules_.push_back(module);
-  }
-  for (const auto& [path, parameter] : precision::path_parameters(*model_.model)) {
-    at::Tensor narrow = at::empty(parameter.sizes(), parameter.options().dtype(floats)), values = parameter.detach();
-    precision::cast_into(narrow, values);
-    precision::cast_into(values, narrow);
-  }
-}
-
-const models::BuiltModel& MixedModel::in(const Mix& mix) {
-  for (size_t i = 0; i < modules_.size(); ++i) {
-    const std::string& path = table_.modules()[i].path;
-    const std::string& format = mix.at(path);
-    if (now_[path] == format) continue;
-    modules_[i]->replace_parameter("weight", meter_.weight_in(i, table_.format_index(format)));
-    now_[path] = format;
-  }
-  return model_;
 }
 
 }  // namespace limbeck::quantize

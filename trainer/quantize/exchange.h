@@ -3,7 +3,6 @@
 // helps or so many tries are used up.
 #pragma once
 #include <functional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -26,23 +25,5 @@ struct Exchanged {
 using MeasureMix = std::function<double(const Mix&)>;
 Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
                    const MeasureMix& measure);
-
-// The mix as an index into the table's formats for each module: "0 2 2 1".
-std::string spelled(const FormatTable& table, const Mix& mix);
-
-// A model of float32 weights whose modules are what a mix stores: to be measured without being written.
-class MixedModel {
- public:
-  // `model`: another copy of the one that was scored; what is no candidate is rounded to `floats`.
-  MixedModel(models::BuiltModel model, const ScoreMeter& meter, const FormatTable& table, at::ScalarType floats);
-  const models::BuiltModel& in(const Mix& mix);
-
- private:
-  models::BuiltModel model_;
-  const ScoreMeter& meter_;
-  const FormatTable& table_;
-  std::vector<std::shared_ptr<precision::ContractModule>> modules_;
-  Mix now_;
-};
 
 }  // namespace limbeck::quantize

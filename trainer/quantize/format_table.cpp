@@ -164,6 +164,13 @@ int64_t FormatTable::bytes_of(const Mix& mix) const {
   return bytes;
 }
 
+std::string spelled(const FormatTable& table, const Mix& mix) {
+  std::string text;
+  for (const Candidate& module : table.modules())
+    text += fmt::format("{}{}", text.empty() ? "" : " ", table.format_index(mix.at(module.path)));
+  return text;
+}
+
 SizeEstimate estimate_model_size(const FormatTable& table, const Mix& mix) {
   SizeEstimate estimate;
   estimate.total_parameters = table.values();

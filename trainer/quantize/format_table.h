@@ -63,6 +63,9 @@ class FormatTable {
   int64_t values_ = 0, rest_bytes_ = 0;
 };
 
+// The mix as an index into the table's formats for each module: "0 2 2 1".
+std::string spelled(const FormatTable& table, const Mix& mix);
+
 // Everything counted.
 SizeEstimate estimate_model_size(const FormatTable& table, const Mix& mix);
 

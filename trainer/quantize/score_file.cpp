@@ -69,7 +69,7 @@ Json ScoreFile::identity(const models::BuiltModel& model, const FormatTable& tab
   Json formats = Json::array(), modules = Json::array();
   for (const StoredFormat& format : table.formats()) formats.push_back(format.name);
   for (const Candidate& module : table.modules()) modules.push_back(module.path);
-  return {{"limbeck_scores", 1},
+  return {{"limbeck_scores", 2},
           {"model", digest_of(model)},
           {"data", data},
           {"formats", formats},
@@ -108,7 +108,8 @@ void ScoreFile::read(const fs::path& path, const Json& identity) {
         continue;
       }
       if (json.contains("mix")) {
-        divergences_[json.at("mix").get<std::string>()] = json.at("kl");
+        divergences_[{json.at("mix").get<std::string>(), json.at("row").get<int64_t>()}] = {
+            json.at("targets"), json.at("kl"), json.at("float_loss"), json.at("loss")};
         continue;
       }
       RowScore score = score_of(json);
@@ -132,14 +133,19 @@ const RowScore* ScoreFile::find(int64_t row) const {
   return found == rows_.end() ? nullptr : &found->second;
 }
 
-std::optional<double> ScoreFile::divergence(const std::string& mix) const {
-  const auto found = divergences_.find(mix);
-  return found == divergences_.end() ? std::nullopt : std::optional(found->second);
+const RowDivergence* ScoreFile::divergence(const std::string& mix, int64_t row) const {
+  const auto found = divergences_.find({mix, row});
+  return found == divergences_.end() ? nullptr : &found->second;
 }
 
-void ScoreFile::add_divergence(const std::string& mix, double kl) {
-  write({{"mix", mix}, {"kl", kl}});
-  divergences_[mix] = kl;
+void ScoreFile::add_divergence(const std::string& mix, int64_t row, const RowDivergence& found) {
+  write({{"mix", mix},
+         {"row", row},
+         {"targets", found.targets},
+         {"kl", found.kl},
+         {"float_loss", found.float_loss},
+         {"loss", found.loss}});
+  divergences_[{mix, row}] = found;
 }
 
 void ScoreFile::write(const Json& line) {

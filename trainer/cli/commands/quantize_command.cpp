@@ -30,15 +30,20 @@ enum class Way { kOneFormat, kStatic, kDynamic, kBudgeted };
 
 Way way_of(const recipe::Settings& settings) {
   const std::string &policy = settings.text("policy"), &format = settings.text("quantize");
-  const bool budgeted = settings.given("budget");
+  const bool budgeted = settings.given("budget") || settings.given("budgets");
+  const char* by_budget = settings.given("budgets") ? "--budgets" : "--budget";
+  if (settings.given("budget") && settings.given("budgets")) {
+    throw UsageError(
+        "limbeck quantize: --budgets shows what several cost and --budget writes one: leave one of them out");
+  }
   if (budgeted && policy != "none") {
     throw UsageError(
-        fmt::format("limbeck quantize: --budget and --policy={} both decide: leave one of them out", policy));
+        fmt::format("limbeck quantize: {} and --policy={} both decide: leave one of them out", by_budget, policy));
   }
   if ((policy != "none" || budgeted) && format != "none") {
     throw UsageError(fmt::format(
         "limbeck quantize: --quantize={} gives all modules one format and {} each its own: leave one of them out",
-        format, budgeted ? "--budget" : "--policy=" + policy));
+        format, budgeted ? by_budget : "--policy=" + policy));
   }
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
@@ -47,7 +52,7 @@ Way way_of(const recipe::Settings& settings) {
     throw UsageError(fmt::format(
         "limbeck quantize: {} goes by what is measured, and there is nothing to measure on: name a folder of token "
         "shards by --data, or take --policy=static, which needs none",
-        budgeted ? "--budget" : "--policy=dynamic"));
+        budgeted ? by_budget : "--policy=dynamic"));
   }
   if (settings.text("rounding") == "compensated" && !settings.given("data")) {
     throw UsageError(
@@ -153,18 +158,50 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
                                   folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout, experts)));
 }
 
+// What is chosen is written by --budget: no folder holds several.
+std::vector<quantize::Budget> budgets_of_curve(const recipe::Settings& settings) {
+  const auto budgets = quantize::parse_budgets(settings.text("budgets"), "--budgets");
+  if (settings.given("output")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: --output is the folder of one model, and --budgets shows {} without writing any: "
+        "leave --output out, or write the chosen one by --budget=\"{}\"",
+        budgets.size(), budgets.front().text()));
+  }
+  if (settings.text("rounding") == "compensated") {
+    throw UsageError(
+        "limbeck quantize: --budgets measures mixes that are rounded to nearest: leave --rounding out, and add it to "
+        "the --budget that is written");
+  }
+  if (!settings.given("scores")) {
+    throw UsageError(
+        "limbeck quantize: --budgets writes no folder beside which the scores would lie: name their file by --scores, "
+        "and --budget takes them from there");
+  }
+  return budgets;
+}
+
+void show_curve(models::ModelRequest request, Invocation& call) {
+  const auto budgets = budgets_of_curve(call.settings);
+  choose_floats(request, call.console);
+  const quantize::FormatTable table(request, quantize::parse_formats(call.settings.text("formats"), "--formats"));
+  call.result["values"] = table.values();
+  Calibration(request, table, call).curve(budgets);
+}
+
 void run_quantize(Invocation& call) {
   const auto& settings = call.settings;
-  const auto folder = settings.required_path("output");
   if (settings.given("adapter")) {
     throw UsageError(
         "limbeck quantize takes a model without an adapter: make it part of the model first (limbeck merge)");
   }
   const Way way = way_of(settings);
   models::ModelRequest request = request_of(settings);
+  if (settings.given("budgets")) return show_curve(std::move(request), call);
+  const auto folder = settings.required_path("output");
   if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, nullptr, call);
 
-  if (way == Way::kBudgeted) quantize::Budget::parse(settings.text("budget"), "--budget");
+  std::optional<quantize::Budget> budget;
+  if (way == Way::kBudgeted) budget = quantize::Budget::parse(settings.text("budget"), "--budget");
   if (way != Way::kOneFormat) choose_floats(request, call.console);
   const bool by_roles = way == Way::kStatic;
   const quantize::StaticQuantizationPolicy policy = static_policy(settings);
@@ -179,7 +216,7 @@ void run_quantize(Invocation& call) {
     }
     const Decided decided = by_roles               ? Decided{policy.mix(table)}
                             : way == Way::kDynamic ? calibration->dynamic()
-                                                   : calibration->budgeted();
+                                                   : calibration->budgeted(*budget);
     tell_decision(table, decided, call);
     request.packing = quantize::packing_of(decided.mix, way == Way::kBudgeted ? "--budget" : "--policy");
   }

@@ -11,15 +11,11 @@
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
 #include "trainer/quantize/compensated_model.h"
-#include "trainer/quantize/exchange.h"
 #include "trainer/quantize/importance.h"
-#include "trainer/quantize/joint_measure.h"
 
 namespace limbeck::cli {
 
 namespace {
-
-using recipe::OptionKind;
 
 // The model that the formats are measured against: in float32, whatever it is stored in.
 models::ModelRequest float_request(const std::filesystem::path& folder, c10::Device device) {
@@ -126,50 +122,45 @@ Decided Calibration::dynamic() {
   return {policy.mix(formats[0].name, formats[1].name, formats.back().name), {"importance", policy.layer_importance}};
 }
 
-quantize::BudgetedMix Calibration::exchanged(const quantize::BudgetedMix& first) {
+quantize::MixMeter& Calibration::mixes() {
+  if (!mixes_) {
+    quantize::MixedModel mixed(models::load_model(float_request(request_.folder, request_.device)), *meter_, table_,
+                               *request_.dtype);
+    mixes_ = std::make_unique<quantize::MixMeter>(model_, std::move(mixed), table_, *file_,
+                                                  [this](int64_t row) { return source_->batch(row); });
+  }
+  return *mixes_;
+}
+
+quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
   const int64_t tries = call_.settings.integer("exchange-steps");
-  if (tries == 0) return first;
-  quantize::MixedModel mixed(models::load_model(float_request(request_.folder, request_.device)), *meter_, table_,
-                             *request_.dtype);
+  if (tries == 0) return {first, 0, 0, {}};
   const auto progress = progress_of(call_, "exchange", "mixes", tries + 1);
   int64_t measured = 0;
   const auto divergence = [&](const quantize::Mix& mix) {
-    const std::string name = fmt::format("{} rows: {}", calibration_rows_, quantize::spelled(table_, mix));
-    if (!file_->divergence(name)) {
-      const models::BuiltModel& in = mixed.in(mix);
-      std::vector<quantize::RowDivergence> rows;
-      for (int64_t row = 0; row < calibration_rows_; ++row)
-        rows.push_back(quantize::divergence_on(model_, in, source_->batch(row)));
-      file_->add_divergence(name, quantize::mean_divergence(rows));
-    }
+    const auto rows = mixes().measure(mix, {0, calibration_rows_});
     progress->update(++measured);
-    return *file_->divergence(name);
+    return quantize::mean_divergence(rows);
   };
   const quantize::Exchanged found = quantize::exchange(table_, scores_, first, tries, divergence);
   progress->finish();
-  auto& json = call_.result["exchange"];
-  json = {{"kl_before", found.kl_before}, {"kl_after", found.kl_after}, {"tries", nlohmann::ordered_json::array()}};
-  int64_t kept = 0;
   for (const quantize::ExchangeTry& one : found.tries) {
-    kept += one.kept ? 1 : 0;
-    json["tries"].push_back({{"what", one.what}, {"predicted", one.predicted}, {"kl", one.kl}, {"kept", one.kept}});
     if (one.kept) call_.console.note(fmt::format("exchanged {}: KL {:.6f}", one.what, one.kl));
   }
-  call_.console.result(fmt::format("{} of {} exchanges helped: KL on the calibration rows {:.6f}, before {:.6f}", kept,
-                                   found.tries.size(), found.kl_after, found.kl_before));
-  return found.mix;
+  return found;
 }
 
-Decided Calibration::budgeted() {
-  const auto budget = quantize::Budget::parse(call_.settings.text("budget"), "--budget");
+Decided Calibration::budgeted(const quantize::Budget& budget) {
   // Where nothing fits, it is said before anything is measured.
-  quantize::RowScore nothing;
-  nothing.modules.resize(table_.modules().size());
-  for (quantize::ModuleScore& module : nothing.modules) module.losses.resize(table_.formats().size());
-  quantize::budgeted_mix(table_, nothing, budget);
+  if (const std::string why = quantize::why_too_small(table_, budget); !why.empty()) throw UsageError(why);
   score_rows();
   const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, scores_, budget);
-  const quantize::BudgetedMix found = exchanged(solved);
+  const quantize::Exchanged exchanges = exchanged(solved);
+  const quantize::BudgetedMix& found = exchanges.mix;
+  if (call_.settings.integer("exchange-steps") > 0) {
+    call_.result["exchange"] = exchange_json(exchanges);
+    call_.console.result(exchange_line(exchanges));
+  }
   call_.result["budget"] = {{"asked", budget.text()},
                             {"allowed_bytes", found.allowed},
                             {"bytes", found.bytes},
@@ -178,6 +169,28 @@ Decided Calibration::budgeted() {
   call_.console.result(fmt::format("budget {}: {} of {} bytes, predicted loss {:.6f} nats a token", budget.text(),
                                    found.bytes, found.allowed, found.loss));
   return {found.mix, {"predicted loss", found.predicted}};
+}
+
+void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
+  std::vector<quantize::Budget> possible;
+  std::vector<std::string> too_small;
+  for (const quantize::Budget& budget : budgets) {
+    const std::string why = quantize::why_too_small(table_, budget);
+    why.empty() ? possible.push_back(budget) : too_small.push_back(why);
+  }
+  if (possible.empty()) throw UsageError(too_small.back());
+  for (const std::string& why : too_small) call_.console.warning(why);
+  score_rows();
+  std::vector<CurvePoint> points;
+  for (const quantize::Budget& budget : possible) {
+    const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, scores_, budget));
+    const auto rows = mixes().measure(found.mix.mix, {calibration_rows_, held_out_rows_});
+    points.push_back({budget, found, quantize::joint_measure(rows)});
+  }
+  call_.console.note(curve_mixes(table_, points, call_.width));
+  call_.console.result(curve_table(table_, points, call_.width));
+  call_.result["curve"] = curve_json(table_, points);
+  call_.result["too_small"] = too_small;
 }
 
 void Calibration::compensate(const models::ModelRequest& request, const models::BuiltModel& built) const {
@@ -220,13 +233,7 @@ void Calibration::measure(const std::filesystem::path& folder) const {
   }
   progress->finish();
   const quantize::JointMeasure found = quantize::joint_measure(rows);
-  call_.result["measured"] = {{"rows", found.rows},
-                              {"targets", found.targets},
-                              {"kl", found.kl},
-                              {"kl_low", found.kl_low},
-                              {"kl_high", found.kl_high},
-                              {"float_perplexity", found.float_perplexity},
-                              {"perplexity", found.perplexity}};
+  call_.result["measured"] = measure_json(found);
   TextTable table({{"measured on"},
                    {"targets", Align::kRight},
                    {"KL to floats", Align::kRight},
@@ -237,75 +244,6 @@ void Calibration::measure(const std::filesystem::path& folder) const {
                  fmt::format("{:.6f}", found.kl), fmt::format("{:.6f} to {:.6f}", found.kl_low, found.kl_high),
                  fmt::format("{:.4f}", found.perplexity), fmt::format("{:.4f}", found.float_perplexity)});
   call_.console.result(table.render(call_.width));
-}
-
-void declare_measured(recipe::OptionTable& table) {
-  const auto add = [&table](recipe::Option option) {
-    option.flag_only = true;
-    table.add(std::move(option));
-  };
-  add({.name = "budget",
-       .kind = OptionKind::kText,
-       .help = "What the model may weigh, everything counted: \"4.5 bits\" a weight, 6x less than float32, \"123456 "
-               "bytes\"; each module's format is then what measured scores make best.",
-       .value_name = "AMOUNT"});
-  add({.name = "formats",
-       .kind = OptionKind::kText,
-       .fallback = "float,int8,int4-g32,int4",
-       .help = "What --budget chooses from; --policy=dynamic takes the first, the second and the last of them.",
-       .value_name = "FORMAT,..."});
-  add({.name = "high-ratio",
-       .kind = OptionKind::kNumber,
-       .fallback = "0.2",
-       .help = "Of --policy=dynamic: the share of modules, the most important ones, in the first format.",
-       .interval = {.low = 0, .high = 1}});
-  add({.name = "low-ratio",
-       .kind = OptionKind::kNumber,
-       .fallback = "0.4",
-       .help = "Of --policy=dynamic: the share of modules, the least important ones, in the last format.",
-       .interval = {.low = 0, .high = 1}});
-  add({.name = "exchange-steps",
-       .kind = OptionKind::kInteger,
-       .fallback = "16",
-       .help = "Of --budget: mixes that are measured as a whole, to improve the one that scores predict.",
-       .range = {0, 1 << 20}});
-  add({.name = "rounding",
-       .kind = OptionKind::kChoice,
-       .fallback = "nearest",
-       .help =
-           "nearest: each weight to its nearest code; compensated: what one column of a matrix loses is made up for "
-           "by the columns behind it, by what --data shows of its inputs (GPTQ), in the same stored format.",
-       .words = {"nearest", "compensated"}});
-  table.group("Calibration");
-  add({.name = "data",
-       .kind = OptionKind::kPath,
-       .help = "Folder of token shards to measure on, written by tools/prepare_data.py.",
-       .value_name = "DIR"});
-  add({.name = "calibration-rows",
-       .kind = OptionKind::kInteger,
-       .fallback = "64",
-       .help = "Rows that decide, from the first one on.",
-       .range = {1, 1 << 30}});
-  add({.name = "held-out-rows",
-       .kind = OptionKind::kInteger,
-       .fallback = "64",
-       .help = "Rows behind them, on which the result is measured.",
-       .range = {1, 1 << 30}});
-  add({.name = "sequence-length",
-       .kind = OptionKind::kInteger,
-       .fallback = "512",
-       .help = "Tokens a row.",
-       .range = {2, 1 << 24}});
-  add({.name = "packing",
-       .kind = OptionKind::kChoice,
-       .fallback = "packed",
-       .help = "packed: documents end to end, no attention across them; padded: one document a row.",
-       .words = {"packed", "padded"}});
-  add({.name = "scores",
-       .kind = OptionKind::kPath,
-       .help = "File of the scores, which is gone on with where it is there; without it, OUTPUT.scores.jsonl.",
-       .value_name = "FILE",
-       .writes = recipe::Writes::kFile});
 }
 
 }  // namespace limbeck::cli

@@ -4,10 +4,10 @@
 #include <memory>
 
 #include "trainer/cli/commands/command.h"
+#include "trainer/cli/commands/quantize_curve.h"
 #include "trainer/cli/commands/quantize_tables.h"
 #include "trainer/data/data_source.h"
-#include "trainer/quantize/budgeted_policy.h"
-#include "trainer/quantize/score_file.h"
+#include "trainer/quantize/mix_meter.h"
 
 namespace limbeck::cli {
 
@@ -27,8 +27,10 @@ class Calibration {
   // Both measure every row that the score file does not hold; `request` must say its dtype.
   // By importance: the first format, the second, the last.
   Decided dynamic();
-  // Within --budget, improved by --exchange-steps.
-  Decided budgeted();
+  // Within the budget, improved by --exchange-steps.
+  Decided budgeted(const quantize::Budget& budget);
+  // The same for each budget that something fits into, and what the mixes measure on rows that decided nothing.
+  void curve(const std::vector<quantize::Budget>& budgets);
   // Rounds the packed weights of `built`, which `request` asks for, anew by the calibration rows.
   void compensate(const models::ModelRequest& request, const models::BuiltModel& built) const;
   // Of the folder that was written, on rows that decided nothing.
@@ -37,7 +39,8 @@ class Calibration {
  private:
   void open_scores();
   void score_rows();
-  quantize::BudgetedMix exchanged(const quantize::BudgetedMix& first);
+  quantize::Exchanged exchanged(const quantize::BudgetedMix& first);
+  quantize::MixMeter& mixes();
 
   const models::ModelRequest request_;
   const quantize::FormatTable& table_;
@@ -47,6 +50,7 @@ class Calibration {
   int64_t calibration_rows_ = 0, held_out_rows_ = 0;
   std::unique_ptr<quantize::ScoreMeter> meter_;
   std::unique_ptr<quantize::ScoreFile> file_;
+  std::unique_ptr<quantize::MixMeter> mixes_;
   quantize::RowScore scores_;
 };
 
