@@ -111,6 +111,7 @@ def reference(case, tmp_path_factory):
             found[name]["outputs"].append(y.detach().flatten())
     for name, entry in found.items():
         entry["variance"] = float(torch.cat(entry["outputs"]).var(unbiased=False))
+        entry["stored"] = {form: weights[name] for form, weights in stored.items()}
         entry["weight"] = float(linears(net)[name].weight.detach().abs().mean())
     return found
 
@@ -129,6 +130,45 @@ def test_scores_are_those_of_float64(case, reference, tmp_path):
             # Float32 rounds the change of an output by about 1e-7 of the output, and float16's own is 2e-4 of it.
             assert ours == pytest.approx(reference[name]["losses"][j], rel=5e-3 if FORMATS[j] == "float" else 1e-4), (name, FORMATS[j])
         assert sum(row["modules"][i][0] for row in rows) == pytest.approx(reference[name]["gradient"], rel=1e-4), name
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """KL of what two models predict, over all targets of a row of ids."""
+    p, q = (logits[0, :-1].log_softmax(-1) for logits in (p, q))
+    return float((p.exp() * (p - q)).sum())
+
+
+def test_a_module_alone_is_scored_by_the_kl_of_the_whole_model(case, reference, tmp_path):
+    said = {by: case.run(tmp_path / by, budget="4x", exchange_steps=0, predict_by=by, scores=tmp_path / "scores.jsonl") for by in ("kl", "both")}
+    net, wanted, rows = model(case.base), {}, rows_of(case, 0, ROWS)
+    with torch.no_grad():
+        floats = [net(ids).logits for ids in rows]
+        for name, module in linears(net).items():
+            own = module.weight.data
+            for form in FORMATS:
+                module.weight.data = reference[name]["stored"][form]
+                wanted[name, form] = sum(divergence(p, net(ids).logits) for p, ids in zip(floats, rows, strict=True))
+            module.weight.data = own
+    lines = lines_of(tmp_path / "scores.jsonl")
+    names, alone = lines[0]["modules"], [line for line in lines if "alone" in line]
+    assert [(line["row"], line["alone"]) for line in alone] == [(row, i) for row in range(ROWS) for i in range(len(names))]
+    found = {(name, form): sum(line["kl"][j] for line in alone if line["alone"] == i) for i, name in enumerate(names) for j, form in enumerate(FORMATS)}
+    for (name, form), kl in wanted.items():
+        # The floats' logits are rounded to float32, which of float16's own KL leaves two digits.
+        assert found[name, form] == pytest.approx(kl, rel=0.1 if form == "float" else 1e-3), (name, form)
+    targets = sum(ids.shape[1] - 1 for ids in rows)
+    errors = {(name, form): reference[name]["losses"][j] for name, form in found for j in [FORMATS.index(form)]}
+    scale = sum(found.values()) / sum(errors.values())
+    for name, entry in said["kl"]["modules"].items():
+        assert entry["predicted loss"] == pytest.approx(found[name, entry["format"]] / targets, rel=1e-12)
+    for name, entry in said["both"]["modules"].items():
+        mean = (found[name, entry["format"]] + scale * errors[name, entry["format"]]) / 2 / targets
+        assert entry["predicted loss"] == pytest.approx(mean, rel=5e-3 if entry["format"] == "float" else 1e-3)
+    for by in ("kl", "both"):
+        weighs_as_said(said[by], tmp_path / by)
+        for layer in range(2):
+            for group in (["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]):
+                assert len({form for name, form in formats(said[by]).items() if f"layers.{layer}." in name and name.split(".")[-1] in group}) == 1
 
 
 def test_dynamic_is_the_formula_over_all_modules(case, reference, tmp_path):
@@ -159,7 +199,7 @@ def test_what_was_written_is_measured_against_the_floats(case, tmp_path):
     with torch.no_grad():
         for ids in rows_of(case, ROWS, HELD_OUT):
             p, q = (net(ids).logits[0, :-1].log_softmax(-1) for net in (floats, mix))
-            kl += float((p.exp() * (p - q)).sum())
+            kl += divergence(floats(ids).logits, mix(ids).logits)
             losses = [loss - float(l.gather(1, ids[0, 1:, None]).sum()) for loss, l in zip(losses, (p, q), strict=True)]
             tokens += ids.shape[1] - 1
     measured = said["measured"]
@@ -211,10 +251,13 @@ def test_a_curve_is_what_single_budgets_give_from_the_same_file(case, tmp_path):
     assert page.read_text().count('class="dot s0"') == 6 and too_small in shown.texts
 
 
+WHOLE = {"budget": "4x", "exchange_steps": 6, "predict_by": "both"}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(case, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    case.run(out, limbeck=Limbeck(threads=1), budget="4x", exchange_steps=6)
+    case.run(out, limbeck=Limbeck(threads=1), **WHOLE)
     return out
 
 
@@ -226,25 +269,26 @@ def same_outcome(one: Path, other: Path) -> None:
 
 def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
     lines = lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]
-    assert [("mix" if "mix" in line else "row") for line in lines] == ["row"] * ROWS + ["mix"] * 7 * ROWS
-    mixes = [line["mix"] for line in lines[ROWS:]]
+    kinds = [next(kind for kind in ("mix", "alone", "row") if kind in line) for line in lines]
+    assert kinds == ["row"] * ROWS + ["alone"] * 14 * ROWS + ["mix"] * 7 * ROWS
+    mixes = [line["mix"] for line in lines if "mix" in line]
     assert len(set(mixes)) == 7  # the solved one, and six tries
-    assert [(line["mix"], line["row"]) for line in lines[ROWS:]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS)]
+    assert [(line["mix"], line["row"]) for line in lines[15 * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS)]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.8, 0.97, 0.985, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.7, 0.8, 0.97, 0.999])
 def test_cut_anywhere_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path, share):
     """What a killed process leaves: whole lines, and part of one. On one thread before and on two now."""
     whole = Path(f"{uninterrupted}.scores.jsonl").read_bytes()
     (tmp_path / "out.scores.jsonl").write_bytes(whole[: int(share * len(whole))])
-    case.run(tmp_path / "out", budget="4x", exchange_steps=6)
+    case.run(tmp_path / "out", **WHOLE)
     same_outcome(tmp_path / "out", uninterrupted)
 
 
 def test_killed_while_it_measures_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path):
     out = tmp_path / "out"
-    scores, flags = Path(f"{out}.scores.jsonl"), case.flags(out, budget="4x", exchange_steps=6)
-    for lines in (2, 4, 8):
+    scores, flags = Path(f"{out}.scores.jsonl"), case.flags(out, **WHOLE)
+    for lines in (2, 4, 12, 8 + 14 * ROWS):  # among rows, modules alone and mixes
         run = subprocess.Popen([build_folder() / "bin" / "limbeck", *flags, "--quiet"], stdin=subprocess.DEVNULL)
         until = time.monotonic() + 60
         while run.poll() is None and time.monotonic() < until:
@@ -252,7 +296,7 @@ def test_killed_while_it_measures_it_goes_on_to_the_same_bits(case, uninterrupte
                 break
         run.kill()
         run.wait()
-    case.run(out, budget="4x", exchange_steps=6)
+    case.run(out, **WHOLE)
     same_outcome(out, uninterrupted)
 
 
@@ -270,6 +314,7 @@ REFUSALS = [
     ({"budgets": "4", "output": None, "rounding": "compensated"}, 2, "--budgets measures mixes that are rounded to nearest"),
     ({"budgets": "0.5,1", "output": None, "scores": "never.jsonl"}, 2, "the least that this model takes is"),
     ({"budget": "1 bits"}, 2, "the least that this model takes is"),
+    ({"policy": "dynamic", "predict-by": "kl"}, 2, "--predict-by says what a budget goes by"),
     ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
     ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),
     ({"budget": "4x", "rule": "model.layers.9.** int8"}, 2, "matches no module of model"),
@@ -296,11 +341,15 @@ def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted
 
 
 def test_a_damaged_line_is_refused_by_its_number(case, uninterrupted, tmp_path):
-    lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
-    lines[2] = lines[2].replace("targets", "target")
-    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(LimbeckError, match="(?s)exit 3: .*scores.jsonl:3: is no line of scores"):
-        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", scores=tmp_path / "scores.jsonl"))
+    for kind, number, changed, message in (("row", 3, ("targets", "target"), "is no line of scores"),
+                                           ("alone", ROWS + 2, ('"alone":0', '"alone":14'), "has not a score for each module and format"),
+                                           ("mix", 15 * ROWS + 2, ('"float_loss":', '"floats":'), "is no line of scores")):  # fmt: skip
+        lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
+        assert f'"{kind}":' in lines[number - 1] and changed[0] in lines[number - 1]
+        lines[number - 1] = lines[number - 1].replace(*changed)
+        (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
+        with pytest.raises(LimbeckError, match=f"(?s)exit 3: .*scores.jsonl:{number}: {message}"):
+            Limbeck().run(*case.flags(tmp_path / "out", budget="4x", scores=tmp_path / "scores.jsonl"))
 
 
 def test_weights_that_are_no_numbers_are_refused(case, tmp_path):

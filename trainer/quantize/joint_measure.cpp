@@ -36,7 +36,7 @@ at::Tensor hidden_at(const models::BuiltModel& built, const data::TokenStream& s
 }
 
 // float64 log-probabilities [positions, V] of what comes next.
-at::Tensor predicted(const models::BuiltModel& built, const at::Tensor& hidden) {
+at::Tensor log_probabilities(const models::BuiltModel& built, const at::Tensor& hidden) {
   const at::Tensor logits = built.model->head(hidden.unsqueeze(0)).squeeze(0);
   const std::string place = built.model->path() + " (divergence)";
   return at::log_softmax(precision::cast(logits, logits.scalar_type(), at::kDouble, place), -1);
@@ -51,26 +51,41 @@ double share_at(const std::vector<double>& sorted, double share) {
 
 }  // namespace
 
-RowDivergence divergence_on(const models::BuiltModel& floats, const models::BuiltModel& mix, const data::Batch& made) {
+FloatRow::FloatRow(const models::BuiltModel& floats, const data::Batch& row) : floats_(floats) {
   const at::NoGradGuard no_gradient;
-  const data::TokenStream stream = data::place(made, floats.policy->device()).student;
-  const at::Tensor labels = objective::predicted_labels(stream);
-  const at::Tensor positions = labels.ne(models::kIgnoredLabel).nonzero().flatten();
+  stream_ = data::place(row, floats.policy->device()).student;
+  const at::Tensor labels = objective::predicted_labels(stream_);
+  positions_ = labels.ne(models::kIgnoredLabel).nonzero().flatten();
+  labels_ = labels.index_select(0, positions_).unsqueeze(1);
+  at_a_time_ = std::max<int64_t>(1, kLogitsAtATime / floats.config.architecture.vocabulary);
+  if (targets() == 0) return;
+  hidden_ = hidden_at(floats, stream_, positions_);
+  if (targets() <= at_a_time_) whole_ = log_probabilities(floats, hidden_);
+}
+
+at::Tensor FloatRow::of_floats(int64_t begin, int64_t count) const {
+  return whole_.defined() ? whole_ : log_probabilities(floats_, hidden_.narrow(0, begin, count));
+}
+
+RowDivergence FloatRow::divergence(const models::BuiltModel& mix) const {
+  const at::NoGradGuard no_gradient;
   RowDivergence row;
-  row.targets = positions.numel();
+  row.targets = targets();
   if (row.targets == 0) return row;
-  const at::Tensor of_floats = hidden_at(floats, stream, positions), of_mix = hidden_at(mix, stream, positions);
-  const at::Tensor targets = labels.index_select(0, positions).unsqueeze(1);
-  const int64_t step = std::max<int64_t>(1, kLogitsAtATime / floats.config.architecture.vocabulary);
-  for (int64_t begin = 0; begin < row.targets; begin += step) {
-    const int64_t count = std::min(step, row.targets - begin);
-    const at::Tensor p = predicted(floats, of_floats.narrow(0, begin, count));
-    const at::Tensor q = predicted(mix, of_mix.narrow(0, begin, count)), target = targets.narrow(0, begin, count);
+  const at::Tensor of_mix = hidden_at(mix, stream_, positions_);
+  for (int64_t begin = 0; begin < row.targets; begin += at_a_time_) {
+    const int64_t count = std::min(at_a_time_, row.targets - begin);
+    const at::Tensor p = of_floats(begin, count), target = labels_.narrow(0, begin, count);
+    const at::Tensor q = log_probabilities(mix, of_mix.narrow(0, begin, count));
     row.kl += total_of((p.exp() * (p - q)).sum(-1));
     row.float_loss -= total_of(p.gather(1, target).flatten());
     row.loss -= total_of(q.gather(1, target).flatten());
   }
   return row;
+}
+
+RowDivergence divergence_on(const models::BuiltModel& floats, const models::BuiltModel& mix, const data::Batch& row) {
+  return FloatRow(floats, row).divergence(mix);
 }
 
 double mean_divergence(const std::vector<RowDivergence>& rows) {

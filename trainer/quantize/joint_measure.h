@@ -15,7 +15,25 @@ struct RowDivergence {
   double kl = 0, float_loss = 0, loss = 0;
 };
 
-// Both must speak of the same ids. Probabilities are float64.
+// What a model in floats predicts on a row, to hold other models against. Both must speak of the same ids;
+// probabilities are float64.
+class FloatRow {
+ public:
+  // `floats` must live on.
+  FloatRow(const models::BuiltModel& floats, const data::Batch& row);
+  int64_t targets() const { return positions_.numel(); }
+  RowDivergence divergence(const models::BuiltModel& mix) const;
+
+ private:
+  at::Tensor of_floats(int64_t begin, int64_t count) const;
+
+  const models::BuiltModel& floats_;
+  data::TokenStream stream_;
+  at::Tensor positions_, labels_, hidden_;  // of what is predicted
+  at::Tensor whole_;                        // log-probabilities, where all of them are few enough to be kept
+  int64_t at_a_time_ = 1;
+};
+
 RowDivergence divergence_on(const models::BuiltModel& floats, const models::BuiltModel& mix, const data::Batch& row);
 
 struct JointMeasure {

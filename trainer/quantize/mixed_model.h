@@ -8,6 +8,10 @@
 
 namespace limbeck::quantize {
 
+// Those of the table, in its order, as a model has them.
+std::vector<std::shared_ptr<precision::ContractModule>> modules_of(const models::BuiltModel& model,
+                                                                   const FormatTable& table);
+
 class MixedModel {
  public:
   // `model`: another copy of the one that was scored; what is no candidate is rounded to `floats`.

@@ -112,6 +112,14 @@ void ScoreFile::read(const fs::path& path, const Json& identity) {
             json.at("targets"), json.at("kl"), json.at("float_loss"), json.at("loss")};
         continue;
       }
+      if (json.contains("alone")) {
+        const size_t module = json.at("alone").get<size_t>();
+        auto kl = json.at("kl").get<std::vector<double>>();
+        if (module >= identity["modules"].size() || kl.size() != identity["formats"].size())
+          throw std::out_of_range("alone");
+        alone_[{module, json.at("row").get<int64_t>()}] = std::move(kl);
+        continue;
+      }
       RowScore score = score_of(json);
       if (score.modules.size() != identity["modules"].size()) throw std::out_of_range("modules");
       for (const ModuleScore& module : score.modules) {
@@ -131,6 +139,16 @@ void ScoreFile::read(const fs::path& path, const Json& identity) {
 const RowScore* ScoreFile::find(int64_t row) const {
   const auto found = rows_.find(row);
   return found == rows_.end() ? nullptr : &found->second;
+}
+
+const std::vector<double>* ScoreFile::alone(size_t module, int64_t row) const {
+  const auto found = alone_.find({module, row});
+  return found == alone_.end() ? nullptr : &found->second;
+}
+
+void ScoreFile::add_alone(size_t module, int64_t row, std::vector<double> kl) {
+  write({{"alone", module}, {"row", row}, {"kl", kl}});
+  alone_[{module, row}] = std::move(kl);
 }
 
 const RowDivergence* ScoreFile::divergence(const std::string& mix, int64_t row) const {

@@ -48,6 +48,8 @@ Way way_of(const recipe::Settings& settings) {
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
   }
+  if (settings.given("predict-by") && !budgeted)
+    throw UsageError("limbeck quantize: --predict-by says what a budget goes by: add --budget, or leave it out");
   if ((budgeted || policy == "dynamic") && !settings.given("data")) {
     throw UsageError(fmt::format(
         "limbeck quantize: {} goes by what is measured, and there is nothing to measure on: name a folder of token "

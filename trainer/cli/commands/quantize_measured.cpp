@@ -10,6 +10,7 @@
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
+#include "trainer/quantize/alone_meter.h"
 #include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/importance.h"
 
@@ -107,6 +108,34 @@ void Calibration::score_rows() {
   call_.result["calibration"] = {{"rows", calibration_rows_}, {"targets", scores_.targets}, {"rows_kept", kept}};
 }
 
+// Each module alone in each format, where that is what predicts.
+void Calibration::score_alone() {
+  const std::string& word = call_.settings.text("predict-by");
+  if (word == "error") return;
+  const size_t modules = table_.modules().size();
+  const quantize::AloneMeter meter(models::load_model(float_request(request_.folder, request_.device)), *meter_,
+                                   table_);
+  const auto progress =
+      progress_of(call_, "modules alone", "modules", calibration_rows_ * static_cast<int64_t>(modules));
+  for (quantize::ModuleScore& module : scores_.modules) module.divergences.assign(table_.formats().size(), 0.0);
+  int64_t done = 0;
+  for (int64_t row = 0; row < calibration_rows_; ++row) {
+    std::optional<quantize::FloatRow> floats;
+    for (size_t module = 0; module < modules; ++module) {
+      if (file_->alone(module, row) == nullptr) {
+        if (!floats) floats.emplace(model_, source_->batch(row));
+        file_->add_alone(module, row, meter.measure(module, *floats));
+      }
+      const std::vector<double>& kl = *file_->alone(module, row);
+      for (size_t format = 0; format < kl.size(); ++format) scores_.modules[module].divergences[format] += kl[format];
+      progress->update(++done);
+    }
+  }
+  progress->finish();
+  scores_ =
+      quantize::predicted(std::move(scores_), word == "kl" ? quantize::PredictedBy::kKl : quantize::PredictedBy::kBoth);
+}
+
 Decided Calibration::dynamic() {
   const auto& settings = call_.settings;
   const auto& formats = table_.formats();
@@ -154,6 +183,7 @@ Decided Calibration::budgeted(const quantize::Budget& budget) {
   // Where nothing fits, it is said before anything is measured.
   if (const std::string why = quantize::why_too_small(table_, budget); !why.empty()) throw UsageError(why);
   score_rows();
+  score_alone();
   const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, scores_, budget);
   const quantize::Exchanged exchanges = exchanged(solved);
   const quantize::BudgetedMix& found = exchanges.mix;
@@ -181,6 +211,7 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   if (possible.empty()) throw UsageError(too_small.back());
   for (const std::string& why : too_small) call_.console.warning(why);
   score_rows();
+  score_alone();
   std::vector<CurvePoint> points;
   for (const quantize::Budget& budget : possible) {
     const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, scores_, budget));

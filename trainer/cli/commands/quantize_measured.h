@@ -39,6 +39,7 @@ class Calibration {
  private:
   void open_scores();
   void score_rows();
+  void score_alone();
   quantize::Exchanged exchanged(const quantize::BudgetedMix& first);
   quantize::MixMeter& mixes();
 

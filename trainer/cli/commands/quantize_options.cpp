@@ -36,6 +36,14 @@ void declare_measured(recipe::OptionTable& table) {
        .fallback = "0.4",
        .help = "Of --policy=dynamic: the share of modules, the least important ones, in the last format.",
        .interval = {.low = 0, .high = 1}});
+  add({.name = "predict-by",
+       .kind = OptionKind::kChoice,
+       .fallback = "error",
+       .help =
+           "What predicts the loss of a module in a format, for a budget. error: of its outputs, weighted with squared "
+           "gradients; kl: of the whole model to its floats, with that module alone in that format, a forward each; "
+           "both: their mean, on one scale.",
+       .words = {"error", "kl", "both"}});
   add({.name = "exchange-steps",
        .kind = OptionKind::kInteger,
        .fallback = "16",
