@@ -20,7 +20,7 @@ from test_quantize_command import payload
 from test_quantize_policies import formats, llama, weighs_as_said
 from test_report import Page
 
-LENGTH, ROWS, HELD_OUT, VOCABULARY = 24, 6, 5, 101
+LENGTH, ROWS, HELD_OUT, JUDGING, VOCABULARY = 24, 6, 5, 9, 101
 FORMATS = ["float", "int8", "int4-g32", "int4"]
 
 
@@ -32,7 +32,8 @@ class Case:
 
     def flags(self, out: Path, **keys) -> list[str]:
         options = {"model": self.base, "data": self.data, "output": out, "json": f"{out}.json", "packing": "padded",
-                   "sequence-length": LENGTH, "calibration-rows": ROWS, "held-out-rows": HELD_OUT} | {
+                   "sequence-length": LENGTH, "calibration-rows": ROWS, "held-out-rows": HELD_OUT,
+                   "exchange-rows": JUDGING} | {
                        key.replace("_", "-"): value for key, value in keys.items()}  # fmt: skip
         return ["quantize", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
@@ -270,10 +271,36 @@ def same_outcome(one: Path, other: Path) -> None:
 def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
     lines = lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]
     kinds = [next(kind for kind in ("mix", "alone", "row") if kind in line) for line in lines]
-    assert kinds == ["row"] * ROWS + ["alone"] * 14 * ROWS + ["mix"] * 7 * ROWS
+    assert kinds == ["row"] * ROWS + ["alone"] * 14 * ROWS + ["mix"] * 7 * JUDGING
     mixes = [line["mix"] for line in lines if "mix" in line]
     assert len(set(mixes)) == 7  # the solved one, and six tries
-    assert [(line["mix"], line["row"]) for line in lines[15 * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS)]
+    assert [(line["mix"], line["row"]) for line in lines[15 * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS + HELD_OUT, ROWS + HELD_OUT + JUDGING)]
+
+
+def test_exchanges_are_judged_on_rows_of_their_own_by_paired_differences(case, uninterrupted):
+    said = json.loads(Path(f"{uninterrupted}.json").read_text())["result"]["exchange"]
+    mixes: dict[str, list[dict]] = {}
+    for line in lines_of(Path(f"{uninterrupted}.scores.jsonl")):
+        mixes.setdefault(line.get("mix", "none"), []).append(line)
+    (first, *tried), targets = [rows for mix, rows in mixes.items() if mix != "none"], 0
+    for row, ids in zip(first, rows_of(case, ROWS + HELD_OUT, JUDGING), strict=True):
+        assert row["targets"] == ids.shape[1] - 1
+        targets += row["targets"]
+    kl = [sum(row["kl"] for row in rows) / targets for rows in (first, *tried)]
+    now = kl[0]
+    assert said["rows"] == JUDGING and said["kl_before"] == pytest.approx(now) and len(said["tries"]) == 6
+    for one, then in zip(said["tries"], kl[1:], strict=True):
+        assert one["kl"] == pytest.approx(then) and one["change"] == pytest.approx(then - now, abs=1e-9)
+        assert one["change_low"] <= one["change"] <= one["change_high"] and one["kept"] == (one["change_high"] < 0)
+        now = then if one["kept"] else now
+    assert said["kl_after"] == pytest.approx(now)
+
+
+def test_too_few_rows_to_judge_exchanges_by_are_said(case, tmp_path):
+    run = Limbeck().run(*case.flags(tmp_path / "out", budget="4x", calibration_rows=30))  # of 40
+    assert "no exchange is tried: 5 rows are left to judge them by, wanted 8 behind 5 held-out ones" in run.stderr
+    said = json.loads((tmp_path / "out.json").read_text())["result"]
+    assert said["exchange"]["tries"] == [] and said["budget"]["predicted_loss"] == said["budget"]["predicted_loss_solved"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.7, 0.8, 0.97, 0.999])

@@ -90,8 +90,9 @@ std::string described(const FormatTable& table, const Mix& mix, const Proposal& 
 
 Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
                    const MeasureMix& measure) {
-  Exchanged found{first, measure(first.mix), 0, {}};
-  found.kl_after = found.kl_before;
+  std::vector<RowDivergence> now = measure(first.mix);
+  const double before = mean_divergence(now);
+  Exchanged found{first, before, before, static_cast<int64_t>(now.size()), {}};
   std::set<std::string> seen = {spelled(table, first.mix)};
   for (bool helped = true; helped;) {
     helped = false;
@@ -100,12 +101,15 @@ Exchanged exchange(const FormatTable& table, const RowScore& scores, const Budge
       if (static_cast<int64_t>(found.tries.size()) >= tries) return found;
       const BudgetedMix next = applied(table, scores, found.mix, proposal);
       if (!seen.insert(spelled(table, next.mix)).second) continue;
-      const double kl = measure(next.mix);
-      helped = kl < found.kl_after;
-      found.tries.push_back({described(table, found.mix.mix, proposal), proposal.loss, kl, helped});
+      std::vector<RowDivergence> then = measure(next.mix);
+      const PairedChange change = paired_change(now, then);
+      helped = change.high < 0;
+      const double kl = mean_divergence(then);
+      found.tries.push_back({described(table, found.mix.mix, proposal), proposal.loss, kl, change, helped});
       if (!helped) continue;
       found.mix = next;
       found.kl_after = kl;
+      now = std::move(then);
       break;
     }
   }

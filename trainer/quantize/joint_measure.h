@@ -41,6 +41,15 @@ struct JointMeasure {
   double kl = 0, kl_low = 0, kl_high = 0;  // a target; the middle 95 % of rows drawn again, with replacement
   double float_perplexity = 0, perplexity = 0;
 };
+// By how much KL a target changes from one mix to another on the same rows: what rows have in common cancels. Too few
+// rows say nothing, whatever their interval.
+inline constexpr int64_t kLeastPairedRows = 8;
+struct PairedChange {
+  double kl = 0, low = 0, high = 0;  // the middle 95 % of rows drawn again, with replacement
+};
+// std::logic_error where the rows are not the same ones.
+PairedChange paired_change(const std::vector<RowDivergence>& from, const std::vector<RowDivergence>& to);
+
 // KL a target; 0 without any.
 double mean_divergence(const std::vector<RowDivergence>& rows);
 JointMeasure joint_measure(const std::vector<RowDivergence>& rows);

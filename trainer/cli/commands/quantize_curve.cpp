@@ -71,18 +71,26 @@ nlohmann::ordered_json measure_json(const quantize::JointMeasure& measure) {
 }
 
 nlohmann::ordered_json exchange_json(const quantize::Exchanged& exchanged) {
-  nlohmann::ordered_json json = {
-      {"kl_before", exchanged.kl_before}, {"kl_after", exchanged.kl_after}, {"tries", nlohmann::ordered_json::array()}};
+  nlohmann::ordered_json json = {{"rows", exchanged.rows},
+                                 {"kl_before", exchanged.kl_before},
+                                 {"kl_after", exchanged.kl_after},
+                                 {"tries", nlohmann::ordered_json::array()}};
   for (const quantize::ExchangeTry& one : exchanged.tries)
-    json["tries"].push_back({{"what", one.what}, {"predicted", one.predicted}, {"kl", one.kl}, {"kept", one.kept}});
+    json["tries"].push_back({{"what", one.what},
+                             {"predicted", one.predicted},
+                             {"kl", one.kl},
+                             {"change", one.change.kl},
+                             {"change_low", one.change.low},
+                             {"change_high", one.change.high},
+                             {"kept", one.kept}});
   return json;
 }
 
 std::string exchange_line(const quantize::Exchanged& exchanged) {
   const auto kept =
       std::count_if(exchanged.tries.begin(), exchanged.tries.end(), [](const auto& one) { return one.kept; });
-  return fmt::format("{} of {} exchanges helped: KL on the calibration rows {:.6f}, before {:.6f}", kept,
-                     exchanged.tries.size(), exchanged.kl_after, exchanged.kl_before);
+  return fmt::format("{} of {} exchanges helped beyond chance: KL on the {} rows that judge them {:.6f}, before {:.6f}",
+                     kept, exchanged.tries.size(), exchanged.rows, exchanged.kl_after, exchanged.kl_before);
 }
 
 }  // namespace limbeck::cli

@@ -63,10 +63,21 @@ Calibration::Calibration(const models::ModelRequest& request, const quantize::Fo
   source_ = std::make_unique<data::DataSource>(rows_in_order(settings, model_, /*batch_size=*/1));
   for (const std::string& note : source_->notes()) call.console.note(note);
 
-  calibration_rows_ = settings.integer("calibration-rows");
+  share_rows();
+}
+
+// First those that decide, then those that measure the result, then those that judge exchanges: the result is measured
+// on the same rows whether there are exchanges or not, unless the data are too short for all of them.
+void Calibration::share_rows() {
+  const auto& settings = call_.settings;
   const int64_t all = source_->batches_per_epoch();
-  held_out_rows_ = std::min(settings.integer("held-out-rows"), all - calibration_rows_);
-  if (held_out_rows_ < 1) {
+  calibration_rows_ = settings.integer("calibration-rows");
+  const int64_t left = all - calibration_rows_;
+  const bool exchanges = settings.given("budget") || settings.given("budgets");
+  exchange_rows_ =
+      exchanges && settings.integer("exchange-steps") > 0 ? std::min(settings.integer("exchange-rows"), left / 2) : 0;
+  held_out_rows_ = std::min(settings.integer("held-out-rows"), left - exchange_rows_);
+  if (left < 1) {
     throw InputDataError(fmt::format(
         "data {} are {} rows: wanted --calibration-rows={} and at least one more, which decides nothing: lower it, or "
         "--sequence-length, or prepare more data",
@@ -163,18 +174,28 @@ quantize::MixMeter& Calibration::mixes() {
 
 quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
   const int64_t tries = call_.settings.integer("exchange-steps");
-  if (tries == 0) return {first, 0, 0, {}};
+  if (tries == 0) return {first, 0, 0, 0, {}};
+  if (exchange_rows_ < quantize::kLeastPairedRows) {
+    call_.console.warning(
+        fmt::format("no exchange is tried: {} rows are left to judge them by, wanted {} behind {} held-out ones: "
+                    "prepare more data, "
+                    "or lower --sequence-length",
+                    exchange_rows_, quantize::kLeastPairedRows, held_out_rows_));
+    return {first, 0, 0, exchange_rows_, {}};
+  }
   const auto progress = progress_of(call_, "exchange", "mixes", tries + 1);
   int64_t measured = 0;
   const auto divergence = [&](const quantize::Mix& mix) {
-    const auto rows = mixes().measure(mix, {0, calibration_rows_});
+    auto rows = mixes().measure(mix, {calibration_rows_ + held_out_rows_, exchange_rows_});
     progress->update(++measured);
-    return quantize::mean_divergence(rows);
+    return rows;
   };
   const quantize::Exchanged found = quantize::exchange(table_, scores_, first, tries, divergence);
   progress->finish();
   for (const quantize::ExchangeTry& one : found.tries) {
-    if (one.kept) call_.console.note(fmt::format("exchanged {}: KL {:.6f}", one.what, one.kl));
+    if (one.kept)
+      call_.console.note(fmt::format("exchanged {}: KL {:.6f}, less by {:.6f} to {:.6f}", one.what, one.kl,
+                                     -one.change.high, -one.change.low));
   }
   return found;
 }
@@ -220,6 +241,9 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   }
   call_.console.note(curve_mixes(table_, points, call_.width));
   call_.console.result(curve_table(table_, points, call_.width));
+  call_.console.result(
+      fmt::format("scored on {} calibration rows, exchanges judged on {} rows behind the held-out ones",
+                  calibration_rows_, points.front().found.rows));
   call_.result["curve"] = curve_json(table_, points);
   call_.result["too_small"] = too_small;
 }

@@ -37,6 +37,7 @@ class Calibration {
   void measure(const std::filesystem::path& folder) const;
 
  private:
+  void share_rows();
   void open_scores();
   void score_rows();
   void score_alone();
@@ -48,7 +49,7 @@ class Calibration {
   Invocation& call_;
   models::BuiltModel model_;
   std::unique_ptr<data::DataSource> source_;
-  int64_t calibration_rows_ = 0, held_out_rows_ = 0;
+  int64_t calibration_rows_ = 0, held_out_rows_ = 0, exchange_rows_ = 0;  // in this order
   std::unique_ptr<quantize::ScoreMeter> meter_;
   std::unique_ptr<quantize::ScoreFile> file_;
   std::unique_ptr<quantize::MixMeter> mixes_;

@@ -71,6 +71,13 @@ void declare_measured(recipe::OptionTable& table) {
        .fallback = "64",
        .help = "Rows behind them, on which the result is measured.",
        .range = {1, 1 << 30}});
+  add({.name = "exchange-rows",
+       .kind = OptionKind::kInteger,
+       .fallback = "64",
+       .help =
+           "Rows behind those, by which exchanges are judged: one is kept where drawing them again leaves 95 % of the "
+           "paired differences below zero. At most half of what the calibration leaves.",
+       .range = {quantize::kLeastPairedRows, 1 << 30}});
   add({.name = "sequence-length",
        .kind = OptionKind::kInteger,
        .fallback = "512",
