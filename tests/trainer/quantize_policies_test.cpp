@@ -208,6 +208,11 @@ TEST(BudgetedPolicy, WhatIsOfferedInPlaceOfTooLittleFits) {
     const size_t begin = said.rfind("--budget=\"") + 10;
     const std::string offered = said.substr(begin, said.find('"', begin) - begin);
     EXPECT_NO_THROW(budgeted_mix(table, scores, Budget::parse(offered, "--budget"))) << offered;
+    const size_t place = said.find("takes is ") + 9;
+    const int64_t least = std::stoll(said.substr(place));
+    const auto of = [](int64_t bytes) { return Budget::parse(std::to_string(bytes) + " bytes", "--budget"); };
+    EXPECT_EQ(budgeted_mix(table, scores, of(least)).bytes, least);
+    EXPECT_THROW(budgeted_mix(table, scores, of(least - 1)), UsageError);
   }
 }
 

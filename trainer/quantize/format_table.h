@@ -66,7 +66,8 @@ class FormatTable {
 // The mix as an index into the table's formats for each module: "0 2 2 1".
 std::string spelled(const FormatTable& table, const Mix& mix);
 
-// Everything counted.
+// Of so many values in so many bytes, everything counted.
+SizeEstimate size_estimate(int64_t values, int64_t bytes);
 SizeEstimate estimate_model_size(const FormatTable& table, const Mix& mix);
 
 // The tensors that a folder of this model will hold, packed or not, and their bytes.

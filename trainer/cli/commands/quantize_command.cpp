@@ -4,7 +4,6 @@
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
-#include "modules/precision/contract_modules.h"
 #include "modules/precision/policy.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
@@ -82,7 +81,7 @@ models::ModelRequest request_of(const recipe::Settings& settings) {
 void choose_floats(models::ModelRequest& request, Console& console) {
   if (request.dtype) return;
   const at::ScalarType own = models::build_on_meta(request).policy->stream_dtype();
-  request.dtype = own == at::kBFloat16 ? own : at::kHalf;
+  request.dtype = quantize::floats_of_policies(request);
   request.dtype_source = "the policy";
   if (own == *request.dtype) return;
   console.note(fmt::format("what is not packed is stored in {}: --dtype={} keeps the model's own",
@@ -109,26 +108,13 @@ const char* loaded_by(const std::string& layout, bool experts) {
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
 
-// What the layout refuses when it is written, said before a weight is read or anything is measured.
-void refuse_shorter_last_groups(const models::BuiltModel& built) {
-  for (const auto& module : precision::contract_modules(*built.model)) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
-    const kernels::QuantizedFormat format = linear->packed()->format();
-    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
-    throw UsageError(
-        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
-                    "or in floats by a --rule, or take a format of smaller groups",
-                    linear->path(), linear->in_features(), format.group()));
-  }
-}
-
 // `calibration`: null where there is no data.
 void write_folder(models::ModelRequest request, const std::filesystem::path& folder, const Calibration* calibration,
                   Invocation& call) {
-  const models::BuiltModel built_on_meta = models::build_on_meta(request);
-  const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
-  refuse_shorter_last_groups(built_on_meta);
+  quantize::MixedPrecisionQuantizer quantizer(std::move(request));
+  quantizer.create_quantizers();
+  const models::BuiltModel& built_on_meta = quantizer.structure();
+  const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
   const bool experts = built_on_meta.config.architecture.experts.count > 0;
   if (experts && !plan.layout.empty()) {
@@ -138,18 +124,17 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   }
   call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
 
-  // As the folder stores them: the codes are chosen by the scales that others will read.
-  const at::ScalarType dtype = built_on_meta.policy->stream_dtype();
-  request.scales = dtype;
-  const models::BuiltModel built = models::load_model(request);
-  report_load(built, call.console);
-  if (call.settings.text("rounding") == "compensated") calibration->compensate(request, built);
+  const bool compensated = call.settings.text("rounding") == "compensated";
+  quantizer.start_calibration(compensated ? std::optional(calibration->floats()) : std::nullopt);
+  report_load(quantizer.packed(), call.console);
+  if (compensated) calibration->compensate(quantizer);
+  quantizer.end_calibration();
   models::SaveOptions options;
   options.packed = !plan.layout.empty();
-  models::save_model(built, folder, options);
+  models::save_model(quantizer.quantize_model(), folder, options);
 
   call.result["layout"] = layout;
-  call.result["dtype"] = precision::dtype_name(dtype);
+  call.result["dtype"] = precision::dtype_name(built_on_meta.policy->stream_dtype());
   call.result.update(plan_json(plan));
   const int64_t bytes = payload_of(folder);
   const double ratio = ratio_to_float32(call.result["values"].get<int64_t>(), bytes);

@@ -5,13 +5,11 @@
 #include <algorithm>
 
 #include "modules/errors.h"
-#include "modules/precision/contract_modules.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
 #include "trainer/quantize/alone_meter.h"
-#include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/importance.h"
 
 namespace limbeck::cli {
@@ -31,15 +29,6 @@ models::ModelRequest float_request(const std::filesystem::path& folder, c10::Dev
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all) {
   return std::make_unique<Progress>(call.console.err(), label, unit, all,
                                     ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
-}
-
-// What is packed of two models with the same contracts, but for dtypes.
-void take_packed_weights(const models::BuiltModel& to, const models::BuiltModel& from) {
-  const auto taking = precision::contract_modules(*to.model), giving = precision::contract_modules(*from.model);
-  for (size_t i = 0; i < taking.size(); ++i) {
-    for (const auto& [name, weight] : giving.at(i)->packed_weights())
-      taking[i]->replace_packed_weight(name, weight.on(taking[i]->placement()));
-  }
 }
 
 std::filesystem::path score_path(const recipe::Settings& settings) {
@@ -248,22 +237,16 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   call_.result["too_small"] = too_small;
 }
 
-void Calibration::compensate(const models::ModelRequest& request, const models::BuiltModel& built) const {
+void Calibration::compensate(quantize::MixedPrecisionQuantizer& quantizer) const {
   const quantize::RoundingRows rows{[this](int64_t row) { return source_->batch(row); }, calibration_rows_,
                                     call_.settings.integer("sequence-length")};
-  const quantize::RoundingPlan plan = quantize::plan_rounding(built, rows);
+  const quantize::RoundingPlan plan = quantize::plan_rounding(quantizer.packed(), rows);
   call_.console.note(fmt::format(
       "rounding {} modules of {} stages by {} calibration rows; at a time {} of states, one layer's, and {} of moments",
       plan.modules, plan.stages, rows.count, human_bytes(plan.state_bytes), human_bytes(plan.moment_bytes)));
-  models::ModelRequest wide = request;
-  wide.dtype = at::kFloat;
-  wide.dtype_source = "limbeck quantize calibrates in float32";
-  const models::BuiltModel packed = models::load_model(wide);
   const auto progress = progress_of(call_, "rounding", "stages", plan.stages);
-  const auto rounded = quantize::round_compensated(model_, packed, request.scales, rows,
-                                                   [&](int64_t stage) { progress->update(stage); });
+  const auto rounded = quantizer.calibrate(rows, [&](int64_t stage) { progress->update(stage); });
   progress->finish();
-  take_packed_weights(built, packed);
   double nearest = 0, compensated = 0;
   for (const quantize::RoundedModule& module : rounded) {
     nearest += module.nearest;

@@ -8,6 +8,7 @@
 #include "trainer/cli/commands/quantize_tables.h"
 #include "trainer/data/data_source.h"
 #include "trainer/quantize/mix_meter.h"
+#include "trainer/quantize/mixed_precision_quantizer.h"
 
 namespace limbeck::cli {
 
@@ -31,8 +32,10 @@ class Calibration {
   Decided budgeted(const quantize::Budget& budget);
   // The same for each budget that something fits into, and what the mixes measure on rows that decided nothing.
   void curve(const std::vector<quantize::Budget>& budgets);
-  // Rounds the packed weights of `built`, which `request` asks for, anew by the calibration rows.
-  void compensate(const models::ModelRequest& request, const models::BuiltModel& built) const;
+  // In float32.
+  const models::BuiltModel& floats() const { return model_; }
+  // Chooses the codes anew by the calibration rows.
+  void compensate(quantize::MixedPrecisionQuantizer& quantizer) const;
   // Of the folder that was written, on rows that decided nothing.
   void measure(const std::filesystem::path& folder) const;
 
