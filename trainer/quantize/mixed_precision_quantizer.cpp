@@ -3,6 +3,9 @@
 #include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
+#include <map>
+#include <utility>
+
 #include "kernels/quantized/compensated_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/contract_modules.h"
@@ -86,6 +89,24 @@ void MixedPrecisionQuantizer::create_quantizers() {
   // As the folder stores them: the codes are chosen by the scales that others will read.
   request_.scales = structure_->policy->stream_dtype();
   stage_ = Stage::kCreated;
+}
+
+void MixedPrecisionQuantizer::require_fused_alike() const {
+  require("require_fused_alike", Stage::kCreated, Stage::kCalibrated);
+  std::map<std::string, std::pair<std::string, std::string>> first;  // by group: a module and its format
+  for (const auto& module : precision::contract_modules(*structure_->model)) {
+    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
+    if (linear == nullptr || linear->is_tied()) continue;
+    const std::string format =
+        linear->is_quantized() ? kernels::format_name(linear->packed()->format()) : std::string(kFloatFormat);
+    const auto [one, is_new] = first.emplace(linear->fused_with(), std::pair(linear->path(), format));
+    if (is_new || one->second.second == format) continue;
+    throw UsageError(
+        fmt::format("{} is {} and {} is {}, which vLLM computes as one and takes in one format alone: give both the "
+                    "same by --rule, "
+                    "or choose by --budget, which ties them",
+                    one->second.first, one->second.second, linear->path(), format));
+  }
 }
 
 const models::BuiltModel& MixedPrecisionQuantizer::structure() const {

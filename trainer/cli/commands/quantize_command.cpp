@@ -113,6 +113,7 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
                   Invocation& call) {
   quantize::MixedPrecisionQuantizer quantizer(std::move(request));
   quantizer.create_quantizers();
+  if (call.settings.text("serve-by") == "vllm") quantizer.require_fused_alike();
   const models::BuiltModel& built_on_meta = quantizer.structure();
   const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
@@ -218,6 +219,12 @@ void declare_quantize(recipe::OptionTable& table) {
              .help = "The format of single modules, such as \"model.layers.0.** int8\", or a dtype, which leaves them "
                      "floats; may be repeated, the last one that matches wins.",
              .value_name = "\"PATTERN FORMAT\"",
+             .flag_only = true});
+  table.add({.name = "serve-by",
+             .kind = recipe::OptionKind::kChoice,
+             .fallback = "any",
+             .help = "vllm: refuse formats that vLLM does not serve, because it computes modules as one that differ.",
+             .words = {"any", "vllm"},
              .flag_only = true});
   table.group("Policy");
   table.add({.name = "policy",
