@@ -12,6 +12,7 @@ WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 60, 18, 10, 24
 MOST_POINTS = 160  # a line; more are averaged, with their extremes drawn as a band
 FEW_POINTS = 12  # so few are marked each
+STEPS = "steps"  # what charts are over, where nothing else is said
 LOG_FROM = 50.0  # largest over smallest from which a positive series is drawn logarithmically
 
 STYLE = """
@@ -68,7 +69,7 @@ pre { white-space:pre-wrap; overflow-wrap:anywhere; font-size:.85rem; }
 class Line:
     name: str
     colour: int
-    points: list[tuple[int, float]]  # step, value; NaN where it was not finite
+    points: list[tuple[float, float]]  # step, value; NaN where it was not finite
 
 
 @dataclass
@@ -140,7 +141,7 @@ def pieces(points: list[tuple[int, float]]) -> list[list[tuple[int, float]]]:
     return [piece for piece in out if piece]
 
 
-def drawn_piece(name: str, style: str, piece: list[tuple[int, float]], x: Axis, y: Axis) -> str:
+def drawn_piece(name: str, style: str, piece: list[tuple[float, float]], x: Axis, y: Axis, over: str) -> str:
     means, band = thinned(piece)
     out = ""
     if band:
@@ -152,22 +153,26 @@ def drawn_piece(name: str, style: str, piece: list[tuple[int, float]], x: Axis, 
         radius = 4.5 if len(means) == 1 else 2.5
         for step, value in means:
             at = f'cx="{x(step):.1f}" cy="{y(value):.1f}" r="{radius}"'
-            out += f'<circle class="dot {style}" {at}><title>{escape(name)}: step {step:g}</title></circle>'
+            out += f'<circle class="dot {style}" {at}><title>{escape(name)}: {escape(at_place(step, over))}</title></circle>'
     return out
 
 
-def drawn(line: Line, x: Axis, y: Axis) -> str:
+def at_place(place: float, over: str) -> str:
+    return f"step {place:g}" if over == STEPS else f"{place:g} {over}"
+
+
+def drawn(line: Line, x: Axis, y: Axis, over: str) -> str:
     style = f"s{line.colour % COLOURS}"
-    out = "".join(drawn_piece(line.name, style, piece, x, y) for piece in pieces(line.points))
+    out = "".join(drawn_piece(line.name, style, piece, x, y, over) for piece in pieces(line.points))
     for step, value in line.points:
         if not math.isfinite(value):
             at = f"{x(step):.1f}"
             out += f'<line class="bad" x1="{at}" x2="{at}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM - 8}">'
-            out += f"<title>{escape(line.name)}: not finite at step {step}</title></line>"
+            out += f"<title>{escape(line.name)}: not finite at {escape(at_place(step, over))}</title></line>"
     return out
 
 
-def step_axis(steps: list[int]) -> Axis:
+def step_axis(steps: list[float]) -> Axis:
     low, high = min(steps), max(steps)
     if low == high:  # one step stands in the middle, clear of the edges
         low, high = low - 1, high + 1
@@ -178,8 +183,8 @@ def step_text(step: float) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
 
 
-def figure(name: str, lines: list[Line], text: Callable[[float], str]) -> str:
-    """One measured name over the steps of all runs. Empty where no run has a finite value."""
+def figure(name: str, lines: list[Line], text: Callable[[float], str], over: str = STEPS) -> str:
+    """One measured name over the steps of all runs, or over something else. Empty where no run has a finite value."""
     values = [value for line in lines for _, value in line.points if math.isfinite(value)]
     if not values:
         return ""
@@ -193,14 +198,14 @@ def figure(name: str, lines: list[Line], text: Callable[[float], str]) -> str:
         for mark in marks
     )
     for mark in ticks(x.low, x.high, 4) if min(steps) < max(steps) else [steps[0]]:
-        if mark == int(mark):
+        if over != STEPS or mark == int(mark):
             anchor = "end" if x(mark) > WIDTH - RIGHT - 12 else "middle"
             grid += f'<text x="{x(mark):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{step_text(mark)}</text>'
-    curves = "".join(drawn(line, x, y) for line in lines)
+    curves = "".join(drawn(line, x, y, over) for line in lines)
     last = next((v for line in lines for _, v in reversed(line.points) if math.isfinite(v)), 0.0)
     caption = f"{escape(name)} <small>{escape(text(last))}</small>" if len(lines) == 1 else escape(name)
     caption += " <small>log</small>" if y.logarithmic else ""
     return (
         f'<figure><figcaption>{caption}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(name, quote=True)} over steps">{grid}{curves}</svg></figure>'
+        f'aria-label="{escape(name, quote=True)} over {escape(over, quote=True)}">{grid}{curves}</svg></figure>'
     )

@@ -18,7 +18,7 @@ import torch
 from abuse_mutators import EDGES, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from safetensors.torch import save_file
 
-KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "layers", "report", "similarity")
+KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "layers", "report", "budgets", "similarity")
 WORDS = "the quick brown fox jumps over the lazy dog größer 日本語 🙂 def f(x):\n    return x ** 2\n".split(" ")
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"},
          {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": "And 3+3?"},
@@ -280,6 +280,15 @@ def report(stock: Stock, folder: Path, dice: random.Random) -> Case:
     return Case("report", ["run", *dice.choice([[], ["--table"]])], ("run", "metrics", "contract"))
 
 
+def budgets(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    measured = {"rows": 4, "targets": 92, "kl": 0.02, "kl_low": 0.01, "kl_high": 0.03, "float_perplexity": 97.5, "perplexity": 99.1}
+    points = [{"asked": f"{bits} bits", "bytes": 1000 * bits, "predicted_loss": 0.1 / bits, "estimate": {"compression_ratio": 32 / bits},
+               "measured": measured, "modules": {"layers.0.up_proj": {"format": "int4"}}} for bits in (4, 5, 6)]  # fmt: skip
+    (folder / "curve.json").write_text(json.dumps({"result": {"curve": points, "too_small": ["3 bits are too few"]}}))
+    mutate_json_file(folder / "curve.json", dice)
+    return Case("report_budgets", ["curve.json"], ("curve.json",))
+
+
 def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
     save_file({"pooled": torch.ones(4, 6)}, folder / "in.safetensors")
     mutate_safetensors(folder / "in.safetensors", dice)
@@ -287,7 +296,7 @@ def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
 
 
 MAKERS = {"records": records, "parquet": parquet, "tokenizer": tokenizer, "config": config, "template": template, "pickle": pickles,
-          "layers": layers, "report": report, "similarity": similarity}  # fmt: skip
+          "layers": layers, "report": report, "budgets": budgets, "similarity": similarity}  # fmt: skip
 
 
 def made(stock: Stock, kind: str, seed: int, folder: Path) -> Case:

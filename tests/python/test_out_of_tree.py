@@ -11,6 +11,7 @@ from pathlib import Path
 
 import limbeck_runner
 import pytest
+import test_quantize_policies
 import torch
 import torch.nn.functional as F
 from limbeck_runner import REPOSITORY, Limbeck, LimbeckError
@@ -337,3 +338,15 @@ def test_check_names_a_wrong_dtype_of_the_plug_in(work):
     assert f"[student.layers.0.conv.conv] computes float32 [{ROWS},{LENGTH},{WIDTH}], wanted bfloat16" in said
     right = keys | dict(student__model=work.folder / "student")
     assert "bfloat16" in work.run("check", work.recipe("right", **right)).stdout
+
+
+def test_a_program_of_ones_own_quantizes_a_model_as_the_command_does(work):
+    base, ours, theirs = test_quantize_policies.llama(work.folder / "base"), work.folder / "own-quantized", work.folder / "quantized"
+    program = work.folder / "plugin" / "own_quantize"
+    done = subprocess.run([program, base, ours], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == sum(tensor.nbytes for tensor in load_file(ours / "model.safetensors").values())
+    work.limbeck.run("quantize", f"--model={base}", f"--output={theirs}", "--policy=static")
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    done = subprocess.run([program, base, ours], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "own-quantized" in done.stderr  # it is there already

@@ -59,6 +59,11 @@ def test_what_a_role_gets_can_be_said(limbeck, base, tmp_path):
     assert kept["dtype"] == "float32"
 
 
+def test_what_vllm_serves_is_written(limbeck, base, tmp_path):
+    said = quantized(limbeck, base, tmp_path / "out", "--quantize", "int4", "--rule", "model.layers.*.mlp.down_proj int8", "--serve-by", "vllm")
+    assert set(said["formats"]) == {"float32", "int4", "int8"}
+
+
 def test_experts_that_stay_floats_are_said(limbeck, tmp_path):
     base = model_zoo.write_model(model_zoo.BY_NAME["mixtral"], tmp_path / "base")
     run = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "out"), "--policy", "static")
@@ -73,6 +78,10 @@ def test_experts_that_stay_floats_are_said(limbeck, tmp_path):
         (["--policy", "static", "--tag", "mlps int4"], "wanted ROLE FORMAT, such as"),
         (["--policy", "static", "--tag", "norm int8"], "weights of role norm cannot be packed"),
         (["--policy", "static", "--tag", "mlp nf4"], "no folder that others read holds them together"),
+        (["--quantize", "int4", "--rule", "model.layers.1.self_attn.k_proj int8", "--serve-by", "vllm"],
+         "model.layers.1.self_attn.q_proj is int4 and model.layers.1.self_attn.k_proj is int8, which vLLM computes as one"),
+        (["--quantize", "int4", "--rule", "model.layers.0.mlp.gate_proj float32", "--serve-by", "vllm", "--dtype", "float32"],
+         "model.layers.0.mlp.gate_proj is float and model.layers.0.mlp.up_proj is int4, which vLLM computes as one"),
         (["--policy", "static", "--rule", "model.layers.7.** int8"], "matches no module of model"),
         (["--policy", "static", "--tag", "mlp int4", "--rule", "model.layers.*.mlp.* int8"], "is for no module"),
     ],

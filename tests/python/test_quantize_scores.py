@@ -13,12 +13,14 @@ import pytest
 import token_rows
 import torch
 import transformers
-from limbeck_runner import Limbeck, LimbeckError, build_folder
+import warm_python
+from limbeck_runner import REPOSITORY, Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file
 from test_quantize_command import payload
 from test_quantize_policies import formats, llama, weighs_as_said
+from test_report import Page
 
-LENGTH, ROWS, HELD_OUT, VOCABULARY = 24, 6, 5, 101
+LENGTH, ROWS, HELD_OUT, JUDGING, VOCABULARY = 24, 6, 5, 9, 101
 FORMATS = ["float", "int8", "int4-g32", "int4"]
 
 
@@ -30,7 +32,8 @@ class Case:
 
     def flags(self, out: Path, **keys) -> list[str]:
         options = {"model": self.base, "data": self.data, "output": out, "json": f"{out}.json", "packing": "padded",
-                   "sequence-length": LENGTH, "calibration-rows": ROWS, "held-out-rows": HELD_OUT} | {
+                   "sequence-length": LENGTH, "calibration-rows": ROWS, "held-out-rows": HELD_OUT,
+                   "exchange-rows": JUDGING} | {
                        key.replace("_", "-"): value for key, value in keys.items()}  # fmt: skip
         return ["quantize", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
@@ -109,6 +112,7 @@ def reference(case, tmp_path_factory):
             found[name]["outputs"].append(y.detach().flatten())
     for name, entry in found.items():
         entry["variance"] = float(torch.cat(entry["outputs"]).var(unbiased=False))
+        entry["stored"] = {form: weights[name] for form, weights in stored.items()}
         entry["weight"] = float(linears(net)[name].weight.detach().abs().mean())
     return found
 
@@ -127,6 +131,45 @@ def test_scores_are_those_of_float64(case, reference, tmp_path):
             # Float32 rounds the change of an output by about 1e-7 of the output, and float16's own is 2e-4 of it.
             assert ours == pytest.approx(reference[name]["losses"][j], rel=5e-3 if FORMATS[j] == "float" else 1e-4), (name, FORMATS[j])
         assert sum(row["modules"][i][0] for row in rows) == pytest.approx(reference[name]["gradient"], rel=1e-4), name
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """KL of what two models predict, over all targets of a row of ids."""
+    p, q = (logits[0, :-1].log_softmax(-1) for logits in (p, q))
+    return float((p.exp() * (p - q)).sum())
+
+
+def test_a_module_alone_is_scored_by_the_kl_of_the_whole_model(case, reference, tmp_path):
+    said = {by: case.run(tmp_path / by, budget="4x", exchange_steps=0, predict_by=by, scores=tmp_path / "scores.jsonl") for by in ("kl", "both")}
+    net, wanted, rows = model(case.base), {}, rows_of(case, 0, ROWS)
+    with torch.no_grad():
+        floats = [net(ids).logits for ids in rows]
+        for name, module in linears(net).items():
+            own = module.weight.data
+            for form in FORMATS:
+                module.weight.data = reference[name]["stored"][form]
+                wanted[name, form] = sum(divergence(p, net(ids).logits) for p, ids in zip(floats, rows, strict=True))
+            module.weight.data = own
+    lines = lines_of(tmp_path / "scores.jsonl")
+    names, alone = lines[0]["modules"], [line for line in lines if "alone" in line]
+    assert [(line["row"], line["alone"]) for line in alone] == [(row, i) for row in range(ROWS) for i in range(len(names))]
+    found = {(name, form): sum(line["kl"][j] for line in alone if line["alone"] == i) for i, name in enumerate(names) for j, form in enumerate(FORMATS)}
+    for (name, form), kl in wanted.items():
+        # The floats' logits are rounded to float32, which of float16's own KL leaves two digits.
+        assert found[name, form] == pytest.approx(kl, rel=0.1 if form == "float" else 1e-3), (name, form)
+    targets = sum(ids.shape[1] - 1 for ids in rows)
+    errors = {(name, form): reference[name]["losses"][j] for name, form in found for j in [FORMATS.index(form)]}
+    scale = sum(found.values()) / sum(errors.values())
+    for name, entry in said["kl"]["modules"].items():
+        assert entry["predicted loss"] == pytest.approx(found[name, entry["format"]] / targets, rel=1e-12)
+    for name, entry in said["both"]["modules"].items():
+        mean = (found[name, entry["format"]] + scale * errors[name, entry["format"]]) / 2 / targets
+        assert entry["predicted loss"] == pytest.approx(mean, rel=5e-3 if entry["format"] == "float" else 1e-3)
+    for by in ("kl", "both"):
+        weighs_as_said(said[by], tmp_path / by)
+        for layer in range(2):
+            for group in (["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]):
+                assert len({form for name, form in formats(said[by]).items() if f"layers.{layer}." in name and name.split(".")[-1] in group}) == 1
 
 
 def test_dynamic_is_the_formula_over_all_modules(case, reference, tmp_path):
@@ -157,7 +200,7 @@ def test_what_was_written_is_measured_against_the_floats(case, tmp_path):
     with torch.no_grad():
         for ids in rows_of(case, ROWS, HELD_OUT):
             p, q = (net(ids).logits[0, :-1].log_softmax(-1) for net in (floats, mix))
-            kl += float((p.exp() * (p - q)).sum())
+            kl += divergence(floats(ids).logits, mix(ids).logits)
             losses = [loss - float(l.gather(1, ids[0, 1:, None]).sum()) for loss, l in zip(losses, (p, q), strict=True)]
             tokens += ids.shape[1] - 1
     measured = said["measured"]
@@ -179,10 +222,43 @@ def test_one_file_answers_every_budget(case, tmp_path):
     assert losses == sorted(losses) and losses[0] < losses[-1]
 
 
+def test_a_curve_is_what_single_budgets_give_from_the_same_file(case, tmp_path):
+    scores, out = tmp_path / "scores.jsonl", tmp_path / "curve"
+    said = case.run(out, budgets="1,4x,6", output=None, scores=scores, exchange_steps=2)
+    assert not out.exists() and [point["asked"] for point in said["curve"]] == ["4x", "6 bits"]
+    (too_small,) = said["too_small"]
+    assert too_small.startswith('--budget="1 bits" is ') and "the least that this model takes is" in too_small
+    whole = scores.read_bytes()
+    for point, budget in zip(said["curve"], ["4x", "6 bits"], strict=True):
+        single = case.run(tmp_path / budget, budget=budget, scores=scores, exchange_steps=2)
+        assert single["modules"] == point["modules"] and single["bytes"] == point["bytes"] == payload(tmp_path / budget)
+        assert single["budget"]["predicted_loss"] == point["predicted_loss"] and single["estimate"] == point["estimate"]
+        assert single["exchange"] == point["exchange"]
+        # The folder's products are by codes, the curve's by what they stand for: float32 rounds both.
+        assert single["measured"] == pytest.approx(point["measured"], rel=1e-3)
+    assert scores.read_bytes() == whole  # nothing was measured again
+
+    page = tmp_path / "page.html"
+    warm_python.completed([REPOSITORY / "tools" / "report_budgets.py", f"{out}.json", "--output", page], code=0)
+    shown = Page(page.read_text())
+    assert shown.loads == []
+    for point in said["curve"]:
+        row = shown.row(point["asked"])
+        assert row[1] == str(point["bytes"]) and row[5] == f"{point['measured']['kl']:.6f}"
+    for module, entry in said["curve"][0]["modules"].items():
+        assert module == shown.row(module)[0] and sorted(shown.row(module)[1:]) == sorted(
+            point["modules"][module]["format"] for point in said["curve"])  # fmt: skip
+        assert entry["format"] in FORMATS
+    assert page.read_text().count('class="dot s0"') == 6 and too_small in shown.texts
+
+
+WHOLE = {"budget": "4x", "exchange_steps": 6, "predict_by": "both"}
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(case, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    case.run(out, limbeck=Limbeck(threads=1), budget="4x", exchange_steps=6)
+    case.run(out, limbeck=Limbeck(threads=1), **WHOLE)
     return out
 
 
@@ -193,23 +269,53 @@ def same_outcome(one: Path, other: Path) -> None:
 
 
 def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
-    rows = [("mix" if "mix" in line else "row") for line in lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]]
-    assert rows == ["row"] * ROWS + ["mix"] * 7  # the solved one, and six tries
+    lines = lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]
+    kinds = [next(kind for kind in ("mix", "alone", "row") if kind in line) for line in lines]
+    assert kinds == ["row"] * ROWS + ["alone"] * 14 * ROWS + ["mix"] * 7 * JUDGING
+    mixes = [line["mix"] for line in lines if "mix" in line]
+    assert len(set(mixes)) == 7  # the solved one, and six tries
+    assert [(line["mix"], line["row"]) for line in lines[15 * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS + HELD_OUT, ROWS + HELD_OUT + JUDGING)]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.8, 0.97, 0.985, 0.999])
+def test_exchanges_are_judged_on_rows_of_their_own_by_paired_differences(case, uninterrupted):
+    said = json.loads(Path(f"{uninterrupted}.json").read_text())["result"]["exchange"]
+    mixes: dict[str, list[dict]] = {}
+    for line in lines_of(Path(f"{uninterrupted}.scores.jsonl")):
+        mixes.setdefault(line.get("mix", "none"), []).append(line)
+    (first, *tried), targets = [rows for mix, rows in mixes.items() if mix != "none"], 0
+    for row, ids in zip(first, rows_of(case, ROWS + HELD_OUT, JUDGING), strict=True):
+        assert row["targets"] == ids.shape[1] - 1
+        targets += row["targets"]
+    kl = [sum(row["kl"] for row in rows) / targets for rows in (first, *tried)]
+    now = kl[0]
+    assert said["rows"] == JUDGING and said["kl_before"] == pytest.approx(now) and len(said["tries"]) == 6
+    for one, then in zip(said["tries"], kl[1:], strict=True):
+        assert one["kl"] == pytest.approx(then) and one["change"] == pytest.approx(then - now, abs=1e-9)
+        assert one["change_low"] <= one["change"] <= one["change_high"] and one["kept"] == (one["change_high"] < 0)
+        now = then if one["kept"] else now
+    assert said["kl_after"] == pytest.approx(now)
+
+
+def test_too_few_rows_to_judge_exchanges_by_are_said(case, tmp_path):
+    run = Limbeck().run(*case.flags(tmp_path / "out", budget="4x", calibration_rows=30))  # of 40
+    assert "no exchange is tried: 5 rows are left to judge them by, wanted 8 behind 5 held-out ones" in run.stderr
+    said = json.loads((tmp_path / "out.json").read_text())["result"]
+    assert said["exchange"]["tries"] == [] and said["budget"]["predicted_loss"] == said["budget"]["predicted_loss_solved"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.55, 0.7, 0.8, 0.97, 0.999])
 def test_cut_anywhere_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path, share):
     """What a killed process leaves: whole lines, and part of one. On one thread before and on two now."""
     whole = Path(f"{uninterrupted}.scores.jsonl").read_bytes()
     (tmp_path / "out.scores.jsonl").write_bytes(whole[: int(share * len(whole))])
-    case.run(tmp_path / "out", budget="4x", exchange_steps=6)
+    case.run(tmp_path / "out", **WHOLE)
     same_outcome(tmp_path / "out", uninterrupted)
 
 
 def test_killed_while_it_measures_it_goes_on_to_the_same_bits(case, uninterrupted, tmp_path):
     out = tmp_path / "out"
-    scores, flags = Path(f"{out}.scores.jsonl"), case.flags(out, budget="4x", exchange_steps=6)
-    for lines in (2, 4, 8):
+    scores, flags = Path(f"{out}.scores.jsonl"), case.flags(out, **WHOLE)
+    for lines in (2, 4, 12, 8 + 14 * ROWS):  # among rows, modules alone and mixes
         run = subprocess.Popen([build_folder() / "bin" / "limbeck", *flags, "--quiet"], stdin=subprocess.DEVNULL)
         until = time.monotonic() + 60
         while run.poll() is None and time.monotonic() < until:
@@ -217,7 +323,7 @@ def test_killed_while_it_measures_it_goes_on_to_the_same_bits(case, uninterrupte
                 break
         run.kill()
         run.wait()
-    case.run(out, budget="4x", exchange_steps=6)
+    case.run(out, **WHOLE)
     same_outcome(out, uninterrupted)
 
 
@@ -226,7 +332,16 @@ REFUSALS = [
     ({"policy": "dynamic", "data": None}, 2, "--policy=dynamic goes by what is measured"),
     ({"policy": "dynamic", "budget": "4x"}, 2, "--budget and --policy=dynamic both decide"),
     ({"budget": "4"}, 2, "wanted what the model may weigh, everything counted"),
+    ({"budgets": "4,5", "budget": "4x"}, 2, "--budgets shows what several cost and --budget writes one"),
+    ({"budgets": "4,5", "data": None, "output": None}, 2, "--budgets goes by what is measured"),
+    ({"budgets": "4,5x"}, 2, 'shows 2 without writing any: leave --output out, or write the chosen one by --budget="4 bits"'),
+    ({"budgets": "4,4 bits", "output": None}, 2, "names 4 bits twice"),
+    ({"budgets": "4,many", "output": None}, 2, '--budgets = "many": wanted what the model may weigh'),
+    ({"budgets": "4,5", "output": None}, 2, "name their file by --scores"),
+    ({"budgets": "4", "output": None, "rounding": "compensated"}, 2, "--budgets measures mixes that are rounded to nearest"),
+    ({"budgets": "0.5,1", "output": None, "scores": "never.jsonl"}, 2, "the least that this model takes is"),
     ({"budget": "1 bits"}, 2, "the least that this model takes is"),
+    ({"policy": "dynamic", "predict-by": "kl"}, 2, "--predict-by says what a budget goes by"),
     ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
     ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),
     ({"budget": "4x", "rule": "model.layers.9.** int8"}, 2, "matches no module of model"),
@@ -253,11 +368,15 @@ def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted
 
 
 def test_a_damaged_line_is_refused_by_its_number(case, uninterrupted, tmp_path):
-    lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
-    lines[2] = lines[2].replace("targets", "target")
-    (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(LimbeckError, match="(?s)exit 3: .*scores.jsonl:3: is no line of scores"):
-        Limbeck().run(*case.flags(tmp_path / "out", budget="4x", scores=tmp_path / "scores.jsonl"))
+    for kind, number, changed, message in (("row", 3, ("targets", "target"), "is no line of scores"),
+                                           ("alone", ROWS + 2, ('"alone":0', '"alone":14'), "has not a score for each module and format"),
+                                           ("mix", 15 * ROWS + 2, ('"float_loss":', '"floats":'), "is no line of scores")):  # fmt: skip
+        lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
+        assert f'"{kind}":' in lines[number - 1] and changed[0] in lines[number - 1]
+        lines[number - 1] = lines[number - 1].replace(*changed)
+        (tmp_path / "scores.jsonl").write_text("\n".join(lines) + "\n")
+        with pytest.raises(LimbeckError, match=f"(?s)exit 3: .*scores.jsonl:{number}: {message}"):
+            Limbeck().run(*case.flags(tmp_path / "out", budget="4x", scores=tmp_path / "scores.jsonl"))
 
 
 def test_weights_that_are_no_numbers_are_refused(case, tmp_path):

@@ -11,7 +11,7 @@ import sys
 import time
 
 TOOLS = pathlib.Path(os.environ.get("LIMBECK_TOOLS") or pathlib.Path(__file__).resolve().parents[2] / "tools")
-NAMES = ("prepare_data", "convert_pickle", "take_layers", "report", "sentence_similarity")
+NAMES = ("prepare_data", "convert_pickle", "take_layers", "report", "report_budgets", "sentence_similarity")
 
 
 def loaded(name):

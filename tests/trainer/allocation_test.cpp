@@ -137,6 +137,22 @@ TEST(Budget, IsBytesOfWeightsInEveryUnit) {
   }
 }
 
+TEST(Budget, SeveralAreBitsAWeightWhereNothingElseIsSaid) {
+  std::vector<std::string> texts;
+  std::vector<int64_t> bytes;
+  for (const Budget& budget : parse_budgets("3,4.5,6x,700 bytes", "--budgets")) {
+    texts.push_back(budget.text());
+    bytes.push_back(budget.bytes(1000));
+  }
+  EXPECT_EQ(texts, (std::vector<std::string>{"3 bits", "4.5 bits", "6x", "700 bytes"}));
+  EXPECT_EQ(bytes, (std::vector<int64_t>{375, 562, 666, 700}));
+  const auto said = [](const std::string& text) { return test::message_of([&] { parse_budgets(text, "--budgets"); }); };
+  EXPECT_EQ(said(""), "2: --budgets names no budget: wanted such as 3,4,5,6 or 4x,6x");
+  EXPECT_EQ(said("3,6x,3 bits"), "2: --budgets = \"3,6x,3 bits\": names 3 bits twice: name it once");
+  for (const char* text : {"3,,4", "3,4 lots", "3;4"})
+    EXPECT_NE(said(text).find("wanted what the model may weigh"), std::string::npos) << text;
+}
+
 TEST(Budget, WhatIsOfferedHoldsTheBytes) {
   std::mt19937_64 random(3);
   for (int round = 0; round < 2000; ++round) {

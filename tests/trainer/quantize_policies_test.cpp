@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "tests/support/tiny_models.h"
 #include "tests/support/token_shards.h"
@@ -207,6 +208,11 @@ TEST(BudgetedPolicy, WhatIsOfferedInPlaceOfTooLittleFits) {
     const size_t begin = said.rfind("--budget=\"") + 10;
     const std::string offered = said.substr(begin, said.find('"', begin) - begin);
     EXPECT_NO_THROW(budgeted_mix(table, scores, Budget::parse(offered, "--budget"))) << offered;
+    const size_t place = said.find("takes is ") + 9;
+    const int64_t least = std::stoll(said.substr(place));
+    const auto of = [](int64_t bytes) { return Budget::parse(std::to_string(bytes) + " bytes", "--budget"); };
+    EXPECT_EQ(budgeted_mix(table, scores, of(least)).bytes, least);
+    EXPECT_THROW(budgeted_mix(table, scores, of(least - 1)), UsageError);
   }
 }
 
@@ -219,7 +225,7 @@ TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {
   int64_t measured = 0;
   const auto kl = [&](const Mix& mix) {
     ++measured;
-    return mix.at(tender) == "float" ? 0.0 : 1.0;
+    return std::vector<RowDivergence>(8, {10, mix.at(tender) == "float" ? 0.0 : 10.0, 1, 1});
   };
   BudgetedMix worst = first;
   worst.bytes +=
@@ -233,6 +239,53 @@ TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {
   EXPECT_EQ(found.mix.bytes, table.bytes_of(found.mix.mix));
   EXPECT_EQ(measured, static_cast<int64_t>(found.tries.size()) + 1);
   EXPECT_EQ(exchange(table, scores, worst, 0, kl).mix.mix, worst.mix);
+}
+
+TEST(Exchange, KeepsNothingThatDrawingTheRowsAgainExplains) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8,int4-g32", "--formats"));
+  const RowScore scores = made_scores(table);
+  const BudgetedMix first = budgeted_mix(table, scores, Budget::parse("2.2x", "--budget"));
+  // No mix is better than another one: rows differ by themselves, and each mix by noise on each row.
+  std::map<std::string, uint64_t> seeds;
+  const auto noise = [&](const Mix& mix) {
+    std::mt19937_64 random(seeds.emplace(spelled(table, mix), seeds.size()).first->second);
+    std::normal_distribution<double> spread(0, 1);
+    std::vector<RowDivergence> rows;
+    for (int row = 0; row < 32; ++row) rows.push_back({10, 10.0 + row + spread(random), 1, 1});
+    return rows;
+  };
+  const Exchanged found = exchange(table, scores, first, 60, noise);
+  ASSERT_EQ(found.tries.size(), 60U);
+  EXPECT_EQ(found.rows, 32);
+  int64_t lower = 0, kept = 0;
+  for (const ExchangeTry& one : found.tries) {
+    lower += one.change.kl < 0 ? 1 : 0;
+    kept += one.kept ? 1 : 0;
+    EXPECT_EQ(one.kept, one.change.high < 0);
+  }
+  EXPECT_GT(lower, 10);  // what the mean alone would have taken for better
+  EXPECT_LE(kept, 3);    // 2.5 % of 60 are 1.5
+}
+
+TEST(PairedChange, IsThatOfTheSameRowsWithAnIntervalAroundIt) {
+  std::vector<RowDivergence> from, to;
+  for (int i = 0; i < 60; ++i) {
+    from.push_back({10 + i % 3, 5.0 * i, 1, 1});
+    to.push_back({10 + i % 3, 5.0 * i - 0.1 * (i % 7), 1, 1});
+  }
+  double sum = 0, targets = 0, squares = 0;
+  for (int i = 0; i < 60; ++i) sum -= 0.1 * (i % 7), targets += 10 + i % 3;
+  for (int i = 0; i < 60; ++i) squares += std::pow(-0.1 * (i % 7) - sum / targets * (10 + i % 3), 2);
+  const PairedChange change = paired_change(from, to);
+  const double error = std::sqrt(squares) / targets;  // nothing of what rows have in common
+  EXPECT_NEAR(change.kl, sum / targets, 1e-12);
+  EXPECT_NEAR(change.low, change.kl - 1.96 * error, 0.3 * error);
+  EXPECT_NEAR(change.high, change.kl + 1.96 * error, 0.3 * error);
+  const PairedChange none = paired_change(from, from);
+  EXPECT_EQ(none.low, 0);
+  EXPECT_EQ(none.high, 0);
+  to.back().targets = 1;
+  EXPECT_THROW(paired_change(from, to), std::logic_error);
 }
 
 TEST(JointMeasure, IsTheMeanOverTargetsWithAnIntervalAroundIt) {

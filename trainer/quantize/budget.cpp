@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <sstream>
 
 #include "modules/errors.h"
 
@@ -30,6 +31,22 @@ Budget Budget::parse(const std::string& text, const std::string& source) {
       fmt::format("{} = \"{}\": wanted what the model may weigh, everything counted: bits a weight (\"4.5 bits\"), how "
                   "much less than float32 (6x), or whole bytes (\"123456 bytes\")",
                   source, text));
+}
+
+std::vector<Budget> parse_budgets(const std::string& text, const std::string& source) {
+  std::vector<Budget> budgets;
+  std::istringstream words(text);
+  for (std::string word; std::getline(words, word, ',');) {
+    const bool number = !word.empty() && word.find_first_not_of("0123456789.") == std::string::npos;
+    const Budget budget = Budget::parse(number ? word + " bits" : word, source);
+    for (const Budget& other : budgets) {
+      if (other.text() == budget.text())
+        throw UsageError(fmt::format("{} = \"{}\": names {} twice: name it once", source, text, budget.text()));
+    }
+    budgets.push_back(budget);
+  }
+  if (budgets.empty()) throw UsageError(fmt::format("{} names no budget: wanted such as 3,4,5,6 or 4x,6x", source));
+  return budgets;
 }
 
 int64_t Budget::bytes(int64_t values) const {

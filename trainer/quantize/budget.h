@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace limbeck::quantize {
 
@@ -27,5 +28,8 @@ class Budget {
   double amount_;
   std::string text_;
 };
+
+// "3,4.5,6x": different ones; a number alone is bits a weight.
+std::vector<Budget> parse_budgets(const std::string& text, const std::string& source);
 
 }  // namespace limbeck::quantize

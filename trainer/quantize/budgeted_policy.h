@@ -14,7 +14,10 @@ struct BudgetedMix {
   int64_t bytes = 0, allowed = 0;           // of the whole model
 };
 
-// UsageError where not even the smallest formats fit: it says what they weigh, in the unit of the budget.
+// Why nothing fits into it, and what the least is, in its unit; "": something does. It goes by bytes alone.
+std::string why_too_small(const FormatTable& table, const Budget& budget);
+
+// UsageError where the budget is too small.
 BudgetedMix budgeted_mix(const FormatTable& table, const RowScore& scores, const Budget& budget);
 
 }  // namespace limbeck::quantize

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <map>
 
-#include "kernels/quantized/compensated_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
@@ -151,16 +150,8 @@ class RoundingWalk {
 
   void round(models::Linear& module, const kernels::Compensation& compensation, int64_t tokens) {
     const auto& original = dynamic_cast<const models::Linear&>(*float_modules_.at(module.path()));
-    const at::Tensor weight = precision::move(original.weight().detach(), c10::kCPU);
-    const kernels::CompensatedMatrix found =
-        kernels::quantize_compensated(weight, compensation, module.packed()->format(), scales_);
-    module.replace_packed_weight("weight", precision::PackedWeight(found.matrix).on(module.placement()));
-    RoundedModule rounded = not_rounded(module);
-    rounded.tokens = tokens;
-    rounded.damping = compensation.damping;
-    rounded.nearest = found.nearest / static_cast<double>(tokens);
-    rounded.compensated = found.compensated / static_cast<double>(tokens);
-    rounded_.push_back(std::move(rounded));
+    rounded_.push_back(round_module(original, module, compensation, tokens, scales_));
+    rounded_.back().path = not_rounded(module).path;
   }
 
   const models::Transformer& model_;
@@ -186,6 +177,20 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   plan.state_bytes = rows.count * rows.length * packed.config.architecture.hidden * kFloat;
   plan.moment_bytes = 2 * columns * columns * kDouble;  // the sums, and the factor that is made of them
   return plan;
+}
+
+RoundedModule round_module(const models::Linear& floats, models::Linear& packed,
+                           const kernels::Compensation& compensation, int64_t tokens, at::ScalarType scales) {
+  const at::Tensor weight = precision::move(floats.weight().detach(), c10::kCPU);
+  const kernels::QuantizedFormat format = packed.packed()->format();
+  const kernels::CompensatedMatrix found = kernels::quantize_compensated(weight, compensation, format, scales);
+  packed.replace_packed_weight("weight", precision::PackedWeight(found.matrix).on(packed.placement()));
+  return {.path = packed.path(),
+          .format = kernels::format_name(format),
+          .tokens = tokens,
+          .damping = compensation.damping,
+          .nearest = found.nearest / static_cast<double>(tokens),
+          .compensated = found.compensated / static_cast<double>(tokens)};
 }
 
 std::vector<RoundedModule> round_compensated(const models::BuiltModel& floats, const models::BuiltModel& packed,

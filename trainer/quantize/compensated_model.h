@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/quantized/compensated_rounding.h"
 #include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
 
@@ -30,6 +31,10 @@ struct RoundingPlan {
   int64_t state_bytes = 0, moment_bytes = 0;  // at the most at a time
 };
 RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows& rows);
+
+// One packed module anew, by what is known of so many inputs of it; `floats`: the same with its float32 weight.
+RoundedModule round_module(const models::Linear& floats, models::Linear& packed,
+                           const kernels::Compensation& compensation, int64_t tokens, at::ScalarType scales);
 
 // `floats` and `packed` are one model in float32, `packed` rounded to nearest with scales in `scales`; its packed
 // weights are replaced. `done` hears of each stage. In the order of the forward, then those that no token reached.

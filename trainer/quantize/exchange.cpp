@@ -1,12 +1,9 @@
 #include "trainer/quantize/exchange.h"
 
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-
-#include "modules/precision/casts.h"
-#include "modules/precision/contract_modules.h"
+#include <set>
 
 namespace limbeck::quantize {
 
@@ -93,8 +90,9 @@ std::string described(const FormatTable& table, const Mix& mix, const Proposal& 
 
 Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
                    const MeasureMix& measure) {
-  Exchanged found{first, measure(first.mix), 0, {}};
-  found.kl_after = found.kl_before;
+  std::vector<RowDivergence> now = measure(first.mix);
+  const double before = mean_divergence(now);
+  Exchanged found{first, before, before, static_cast<int64_t>(now.size()), {}};
   std::set<std::string> seen = {spelled(table, first.mix)};
   for (bool helped = true; helped;) {
     helped = false;
@@ -103,51 +101,19 @@ Exchanged exchange(const FormatTable& table, const RowScore& scores, const Budge
       if (static_cast<int64_t>(found.tries.size()) >= tries) return found;
       const BudgetedMix next = applied(table, scores, found.mix, proposal);
       if (!seen.insert(spelled(table, next.mix)).second) continue;
-      const double kl = measure(next.mix);
-      helped = kl < found.kl_after;
-      found.tries.push_back({described(table, found.mix.mix, proposal), proposal.loss, kl, helped});
+      std::vector<RowDivergence> then = measure(next.mix);
+      const PairedChange change = paired_change(now, then);
+      helped = change.high < 0;
+      const double kl = mean_divergence(then);
+      found.tries.push_back({described(table, found.mix.mix, proposal), proposal.loss, kl, change, helped});
       if (!helped) continue;
       found.mix = next;
       found.kl_after = kl;
+      now = std::move(then);
       break;
     }
   }
   return found;
-}
-
-std::string spelled(const FormatTable& table, const Mix& mix) {
-  std::string text;
-  for (const Candidate& module : table.modules())
-    text += fmt::format("{}{}", text.empty() ? "" : " ", table.format_index(mix.at(module.path)));
-  return text;
-}
-
-MixedModel::MixedModel(models::BuiltModel model, const ScoreMeter& meter, const FormatTable& table,
-                       at::ScalarType floats)
-    : model_(std::move(model)), meter_(meter), table_(table) {
-  const at::NoGradGuard no_gradient;
-  const std::string root = model_.model->path() + ".";
-  for (const auto& module : precision::contract_modules(*model_.model)) {
-    const size_t next = modules_.size();
-    if (next < table.modules().size() && module->path() == root + table.modules()[next].path)
-      modules_.push_back(module);
-  }
-  for (const auto& [path, parameter] : precision::path_parameters(*model_.model)) {
-    at::Tensor narrow = at::empty(parameter.sizes(), parameter.options().dtype(floats)), values = parameter.detach();
-    precision::cast_into(narrow, values);
-    precision::cast_into(values, narrow);
-  }
-}
-
-const models::BuiltModel& MixedModel::in(const Mix& mix) {
-  for (size_t i = 0; i < modules_.size(); ++i) {
-    const std::string& path = table_.modules()[i].path;
-    const std::string& format = mix.at(path);
-    if (now_[path] == format) continue;
-    modules_[i]->replace_parameter("weight", meter_.weight_in(i, table_.format_index(format)));
-    now_[path] = format;
-  }
-  return model_;
 }
 
 }  // namespace limbeck::quantize

@@ -164,11 +164,22 @@ int64_t FormatTable::bytes_of(const Mix& mix) const {
   return bytes;
 }
 
+std::string spelled(const FormatTable& table, const Mix& mix) {
+  std::string text;
+  for (const Candidate& module : table.modules())
+    text += fmt::format("{}{}", text.empty() ? "" : " ", table.format_index(mix.at(module.path)));
+  return text;
+}
+
 SizeEstimate estimate_model_size(const FormatTable& table, const Mix& mix) {
+  return size_estimate(table.values(), table.bytes_of(mix));
+}
+
+SizeEstimate size_estimate(int64_t values, int64_t bytes) {
   SizeEstimate estimate;
-  estimate.total_parameters = table.values();
-  estimate.fp32_bytes = 4 * table.values();
-  estimate.mixed_precision_bytes = table.bytes_of(mix);
+  estimate.total_parameters = values;
+  estimate.fp32_bytes = 4 * values;
+  estimate.mixed_precision_bytes = bytes;
   estimate.compression_ratio =
       static_cast<double>(estimate.fp32_bytes) / static_cast<double>(estimate.mixed_precision_bytes);
   estimate.meets_target = estimate.compression_ratio >= estimate.target_compression;

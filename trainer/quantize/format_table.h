@@ -63,7 +63,11 @@ class FormatTable {
   int64_t values_ = 0, rest_bytes_ = 0;
 };
 
-// Everything counted.
+// The mix as an index into the table's formats for each module: "0 2 2 1".
+std::string spelled(const FormatTable& table, const Mix& mix);
+
+// Of so many values in so many bytes, everything counted.
+SizeEstimate size_estimate(int64_t values, int64_t bytes);
 SizeEstimate estimate_model_size(const FormatTable& table, const Mix& mix);
 
 // The tensors that a folder of this model will hold, packed or not, and their bytes.

@@ -15,7 +15,25 @@ struct RowDivergence {
   double kl = 0, float_loss = 0, loss = 0;
 };
 
-// Both must speak of the same ids. Probabilities are float64.
+// What a model in floats predicts on a row, to hold other models against. Both must speak of the same ids;
+// probabilities are float64.
+class FloatRow {
+ public:
+  // `floats` must live on.
+  FloatRow(const models::BuiltModel& floats, const data::Batch& row);
+  int64_t targets() const { return positions_.numel(); }
+  RowDivergence divergence(const models::BuiltModel& mix) const;
+
+ private:
+  at::Tensor of_floats(int64_t begin, int64_t count) const;
+
+  const models::BuiltModel& floats_;
+  data::TokenStream stream_;
+  at::Tensor positions_, labels_, hidden_;  // of what is predicted
+  at::Tensor whole_;                        // log-probabilities, where all of them are few enough to be kept
+  int64_t at_a_time_ = 1;
+};
+
 RowDivergence divergence_on(const models::BuiltModel& floats, const models::BuiltModel& mix, const data::Batch& row);
 
 struct JointMeasure {
@@ -23,6 +41,15 @@ struct JointMeasure {
   double kl = 0, kl_low = 0, kl_high = 0;  // a target; the middle 95 % of rows drawn again, with replacement
   double float_perplexity = 0, perplexity = 0;
 };
+// By how much KL a target changes from one mix to another on the same rows: what rows have in common cancels. Too few
+// rows say nothing, whatever their interval.
+inline constexpr int64_t kLeastPairedRows = 8;
+struct PairedChange {
+  double kl = 0, low = 0, high = 0;  // the middle 95 % of rows drawn again, with replacement
+};
+// std::logic_error where the rows are not the same ones.
+PairedChange paired_change(const std::vector<RowDivergence>& from, const std::vector<RowDivergence>& to);
+
 // KL a target; 0 without any.
 double mean_divergence(const std::vector<RowDivergence>& rows);
 JointMeasure joint_measure(const std::vector<RowDivergence>& rows);

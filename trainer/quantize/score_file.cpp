@@ -69,7 +69,7 @@ Json ScoreFile::identity(const models::BuiltModel& model, const FormatTable& tab
   Json formats = Json::array(), modules = Json::array();
   for (const StoredFormat& format : table.formats()) formats.push_back(format.name);
   for (const Candidate& module : table.modules()) modules.push_back(module.path);
-  return {{"limbeck_scores", 1},
+  return {{"limbeck_scores", 2},
           {"model", digest_of(model)},
           {"data", data},
           {"formats", formats},
@@ -108,7 +108,16 @@ void ScoreFile::read(const fs::path& path, const Json& identity) {
         continue;
       }
       if (json.contains("mix")) {
-        divergences_[json.at("mix").get<std::string>()] = json.at("kl");
+        divergences_[{json.at("mix").get<std::string>(), json.at("row").get<int64_t>()}] = {
+            json.at("targets"), json.at("kl"), json.at("float_loss"), json.at("loss")};
+        continue;
+      }
+      if (json.contains("alone")) {
+        const size_t module = json.at("alone").get<size_t>();
+        auto kl = json.at("kl").get<std::vector<double>>();
+        if (module >= identity["modules"].size() || kl.size() != identity["formats"].size())
+          throw std::out_of_range("alone");
+        alone_[{module, json.at("row").get<int64_t>()}] = std::move(kl);
         continue;
       }
       RowScore score = score_of(json);
@@ -132,14 +141,29 @@ const RowScore* ScoreFile::find(int64_t row) const {
   return found == rows_.end() ? nullptr : &found->second;
 }
 
-std::optional<double> ScoreFile::divergence(const std::string& mix) const {
-  const auto found = divergences_.find(mix);
-  return found == divergences_.end() ? std::nullopt : std::optional(found->second);
+const std::vector<double>* ScoreFile::alone(size_t module, int64_t row) const {
+  const auto found = alone_.find({module, row});
+  return found == alone_.end() ? nullptr : &found->second;
 }
 
-void ScoreFile::add_divergence(const std::string& mix, double kl) {
-  write({{"mix", mix}, {"kl", kl}});
-  divergences_[mix] = kl;
+void ScoreFile::add_alone(size_t module, int64_t row, std::vector<double> kl) {
+  write({{"alone", module}, {"row", row}, {"kl", kl}});
+  alone_[{module, row}] = std::move(kl);
+}
+
+const RowDivergence* ScoreFile::divergence(const std::string& mix, int64_t row) const {
+  const auto found = divergences_.find({mix, row});
+  return found == divergences_.end() ? nullptr : &found->second;
+}
+
+void ScoreFile::add_divergence(const std::string& mix, int64_t row, const RowDivergence& found) {
+  write({{"mix", mix},
+         {"row", row},
+         {"targets", found.targets},
+         {"kl", found.kl},
+         {"float_loss", found.float_loss},
+         {"loss", found.loss}});
+  divergences_[{mix, row}] = found;
 }
 
 void ScoreFile::write(const Json& line) {

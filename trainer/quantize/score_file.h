@@ -5,10 +5,12 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "trainer/metrics/append_file.h"
+#include "trainer/quantize/joint_measure.h"
 #include "trainer/quantize/score_meter.h"
 
 namespace limbeck::quantize {
@@ -26,16 +28,20 @@ class ScoreFile {
   // Null: not measured yet.
   const RowScore* find(int64_t row) const;
   void add(int64_t row, RowScore score);
-  // KL of a whole mix, by the format of each module and the number of rows; nothing: not measured yet.
-  std::optional<double> divergence(const std::string& mix) const;
-  void add_divergence(const std::string& mix, double kl);
+  // Of a module by its place, alone in each format, on a row; null: not measured yet.
+  const std::vector<double>* alone(size_t module, int64_t row) const;
+  void add_alone(size_t module, int64_t row, std::vector<double> kl);
+  // Of a whole mix, by the format of each module, on a row; null: not measured yet.
+  const RowDivergence* divergence(const std::string& mix, int64_t row) const;
+  void add_divergence(const std::string& mix, int64_t row, const RowDivergence& found);
 
  private:
   void read(const std::filesystem::path& path, const nlohmann::ordered_json& identity);
   void write(const nlohmann::ordered_json& line);
 
   std::map<int64_t, RowScore> rows_;
-  std::map<std::string, double> divergences_;
+  std::map<std::pair<size_t, int64_t>, std::vector<double>> alone_;
+  std::map<std::pair<std::string, int64_t>, RowDivergence> divergences_;
   bool has_identity_ = false;
   std::unique_ptr<metrics::AppendFile> file_;
 };

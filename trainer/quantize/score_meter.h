@@ -18,6 +18,8 @@ struct ModuleScore {
   double outputs = 0, squares = 0;  // sums over what it gave, of tokens that are no padding
   int64_t count = 0;
   std::vector<double> losses;  // by format, in nats over all targets of the row
+  // By format, the KL to the floats with this module alone in it, over all targets; empty: nobody asked AloneMeter.
+  std::vector<double> divergences = {};
 
   void add(const ModuleScore& other);
 };

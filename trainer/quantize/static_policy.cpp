@@ -27,9 +27,9 @@ const Role* role_named(const std::string& name) {
 
 }  // namespace
 
-StaticQuantizationPolicy::StaticQuantizationPolicy() {
+StaticQuantizationPolicy::StaticQuantizationPolicy(const std::string& expert) {
   for (const Role role : kRoles) format_of_[role] = kFloatFormat;
-  format_of_[Role::kExpert] = "int4";
+  format_of_[Role::kExpert] = expert;
   format_of_[Role::kAttention] = format_of_[Role::kMlp] = "int8";
 }
 

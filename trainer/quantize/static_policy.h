@@ -11,7 +11,8 @@ namespace limbeck::quantize {
 
 class StaticQuantizationPolicy {
  public:
-  StaticQuantizationPolicy();
+  // `expert`: what experts are stored in.
+  explicit StaticQuantizationPolicy(const std::string& expert = "int4");
   // "mlp int4-g32": of all modules of this role; UsageError, which begins with `source`, for an unknown role or format,
   // and for a role whose weights cannot be packed.
   void set(const std::string& tag, const std::string& source);

@@ -4,7 +4,6 @@
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
-#include "modules/precision/contract_modules.h"
 #include "modules/precision/policy.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
@@ -30,24 +29,31 @@ enum class Way { kOneFormat, kStatic, kDynamic, kBudgeted };
 
 Way way_of(const recipe::Settings& settings) {
   const std::string &policy = settings.text("policy"), &format = settings.text("quantize");
-  const bool budgeted = settings.given("budget");
+  const bool budgeted = settings.given("budget") || settings.given("budgets");
+  const char* by_budget = settings.given("budgets") ? "--budgets" : "--budget";
+  if (settings.given("budget") && settings.given("budgets")) {
+    throw UsageError(
+        "limbeck quantize: --budgets shows what several cost and --budget writes one: leave one of them out");
+  }
   if (budgeted && policy != "none") {
     throw UsageError(
-        fmt::format("limbeck quantize: --budget and --policy={} both decide: leave one of them out", policy));
+        fmt::format("limbeck quantize: {} and --policy={} both decide: leave one of them out", by_budget, policy));
   }
   if ((policy != "none" || budgeted) && format != "none") {
     throw UsageError(fmt::format(
         "limbeck quantize: --quantize={} gives all modules one format and {} each its own: leave one of them out",
-        format, budgeted ? "--budget" : "--policy=" + policy));
+        format, budgeted ? by_budget : "--policy=" + policy));
   }
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
   }
+  if (settings.given("predict-by") && !budgeted)
+    throw UsageError("limbeck quantize: --predict-by says what a budget goes by: add --budget, or leave it out");
   if ((budgeted || policy == "dynamic") && !settings.given("data")) {
     throw UsageError(fmt::format(
         "limbeck quantize: {} goes by what is measured, and there is nothing to measure on: name a folder of token "
         "shards by --data, or take --policy=static, which needs none",
-        budgeted ? "--budget" : "--policy=dynamic"));
+        budgeted ? by_budget : "--policy=dynamic"));
   }
   if (settings.text("rounding") == "compensated" && !settings.given("data")) {
     throw UsageError(
@@ -75,7 +81,7 @@ models::ModelRequest request_of(const recipe::Settings& settings) {
 void choose_floats(models::ModelRequest& request, Console& console) {
   if (request.dtype) return;
   const at::ScalarType own = models::build_on_meta(request).policy->stream_dtype();
-  request.dtype = own == at::kBFloat16 ? own : at::kHalf;
+  request.dtype = quantize::floats_of_policies(request);
   request.dtype_source = "the policy";
   if (own == *request.dtype) return;
   console.note(fmt::format("what is not packed is stored in {}: --dtype={} keeps the model's own",
@@ -102,26 +108,14 @@ const char* loaded_by(const std::string& layout, bool experts) {
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
 
-// What the layout refuses when it is written, said before a weight is read or anything is measured.
-void refuse_shorter_last_groups(const models::BuiltModel& built) {
-  for (const auto& module : precision::contract_modules(*built.model)) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
-    const kernels::QuantizedFormat format = linear->packed()->format();
-    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
-    throw UsageError(
-        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
-                    "or in floats by a --rule, or take a format of smaller groups",
-                    linear->path(), linear->in_features(), format.group()));
-  }
-}
-
 // `calibration`: null where there is no data.
 void write_folder(models::ModelRequest request, const std::filesystem::path& folder, const Calibration* calibration,
                   Invocation& call) {
-  const models::BuiltModel built_on_meta = models::build_on_meta(request);
-  const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
-  refuse_shorter_last_groups(built_on_meta);
+  quantize::MixedPrecisionQuantizer quantizer(std::move(request));
+  quantizer.create_quantizers();
+  if (call.settings.text("serve-by") == "vllm") quantizer.require_fused_alike();
+  const models::BuiltModel& built_on_meta = quantizer.structure();
+  const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
   const bool experts = built_on_meta.config.architecture.experts.count > 0;
   if (experts && !plan.layout.empty()) {
@@ -131,18 +125,17 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   }
   call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
 
-  // As the folder stores them: the codes are chosen by the scales that others will read.
-  const at::ScalarType dtype = built_on_meta.policy->stream_dtype();
-  request.scales = dtype;
-  const models::BuiltModel built = models::load_model(request);
-  report_load(built, call.console);
-  if (call.settings.text("rounding") == "compensated") calibration->compensate(request, built);
+  const bool compensated = call.settings.text("rounding") == "compensated";
+  quantizer.start_calibration(compensated ? std::optional(calibration->floats()) : std::nullopt);
+  report_load(quantizer.packed(), call.console);
+  if (compensated) calibration->compensate(quantizer);
+  quantizer.end_calibration();
   models::SaveOptions options;
   options.packed = !plan.layout.empty();
-  models::save_model(built, folder, options);
+  models::save_model(quantizer.quantize_model(), folder, options);
 
   call.result["layout"] = layout;
-  call.result["dtype"] = precision::dtype_name(dtype);
+  call.result["dtype"] = precision::dtype_name(built_on_meta.policy->stream_dtype());
   call.result.update(plan_json(plan));
   const int64_t bytes = payload_of(folder);
   const double ratio = ratio_to_float32(call.result["values"].get<int64_t>(), bytes);
@@ -153,18 +146,50 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
                                   folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout, experts)));
 }
 
+// What is chosen is written by --budget: no folder holds several.
+std::vector<quantize::Budget> budgets_of_curve(const recipe::Settings& settings) {
+  const auto budgets = quantize::parse_budgets(settings.text("budgets"), "--budgets");
+  if (settings.given("output")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: --output is the folder of one model, and --budgets shows {} without writing any: "
+        "leave --output out, or write the chosen one by --budget=\"{}\"",
+        budgets.size(), budgets.front().text()));
+  }
+  if (settings.text("rounding") == "compensated") {
+    throw UsageError(
+        "limbeck quantize: --budgets measures mixes that are rounded to nearest: leave --rounding out, and add it to "
+        "the --budget that is written");
+  }
+  if (!settings.given("scores")) {
+    throw UsageError(
+        "limbeck quantize: --budgets writes no folder beside which the scores would lie: name their file by --scores, "
+        "and --budget takes them from there");
+  }
+  return budgets;
+}
+
+void show_curve(models::ModelRequest request, Invocation& call) {
+  const auto budgets = budgets_of_curve(call.settings);
+  choose_floats(request, call.console);
+  const quantize::FormatTable table(request, quantize::parse_formats(call.settings.text("formats"), "--formats"));
+  call.result["values"] = table.values();
+  Calibration(request, table, call).curve(budgets);
+}
+
 void run_quantize(Invocation& call) {
   const auto& settings = call.settings;
-  const auto folder = settings.required_path("output");
   if (settings.given("adapter")) {
     throw UsageError(
         "limbeck quantize takes a model without an adapter: make it part of the model first (limbeck merge)");
   }
   const Way way = way_of(settings);
   models::ModelRequest request = request_of(settings);
+  if (settings.given("budgets")) return show_curve(std::move(request), call);
+  const auto folder = settings.required_path("output");
   if (way == Way::kOneFormat && !settings.given("data")) return write_folder(std::move(request), folder, nullptr, call);
 
-  if (way == Way::kBudgeted) quantize::Budget::parse(settings.text("budget"), "--budget");
+  std::optional<quantize::Budget> budget;
+  if (way == Way::kBudgeted) budget = quantize::Budget::parse(settings.text("budget"), "--budget");
   if (way != Way::kOneFormat) choose_floats(request, call.console);
   const bool by_roles = way == Way::kStatic;
   const quantize::StaticQuantizationPolicy policy = static_policy(settings);
@@ -179,7 +204,7 @@ void run_quantize(Invocation& call) {
     }
     const Decided decided = by_roles               ? Decided{policy.mix(table)}
                             : way == Way::kDynamic ? calibration->dynamic()
-                                                   : calibration->budgeted();
+                                                   : calibration->budgeted(*budget);
     tell_decision(table, decided, call);
     request.packing = quantize::packing_of(decided.mix, way == Way::kBudgeted ? "--budget" : "--policy");
   }
@@ -194,6 +219,12 @@ void declare_quantize(recipe::OptionTable& table) {
              .help = "The format of single modules, such as \"model.layers.0.** int8\", or a dtype, which leaves them "
                      "floats; may be repeated, the last one that matches wins.",
              .value_name = "\"PATTERN FORMAT\"",
+             .flag_only = true});
+  table.add({.name = "serve-by",
+             .kind = recipe::OptionKind::kChoice,
+             .fallback = "any",
+             .help = "vllm: refuse formats that vLLM does not serve, because it computes modules as one that differ.",
+             .words = {"any", "vllm"},
              .flag_only = true});
   table.group("Policy");
   table.add({.name = "policy",

@@ -5,21 +5,16 @@
 #include <algorithm>
 
 #include "modules/errors.h"
-#include "modules/precision/contract_modules.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
-#include "trainer/quantize/compensated_model.h"
-#include "trainer/quantize/exchange.h"
+#include "trainer/quantize/alone_meter.h"
 #include "trainer/quantize/importance.h"
-#include "trainer/quantize/joint_measure.h"
 
 namespace limbeck::cli {
 
 namespace {
-
-using recipe::OptionKind;
 
 // The model that the formats are measured against: in float32, whatever it is stored in.
 models::ModelRequest float_request(const std::filesystem::path& folder, c10::Device device) {
@@ -34,15 +29,6 @@ models::ModelRequest float_request(const std::filesystem::path& folder, c10::Dev
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all) {
   return std::make_unique<Progress>(call.console.err(), label, unit, all,
                                     ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
-}
-
-// What is packed of two models with the same contracts, but for dtypes.
-void take_packed_weights(const models::BuiltModel& to, const models::BuiltModel& from) {
-  const auto taking = precision::contract_modules(*to.model), giving = precision::contract_modules(*from.model);
-  for (size_t i = 0; i < taking.size(); ++i) {
-    for (const auto& [name, weight] : giving.at(i)->packed_weights())
-      taking[i]->replace_packed_weight(name, weight.on(taking[i]->placement()));
-  }
 }
 
 std::filesystem::path score_path(const recipe::Settings& settings) {
@@ -66,10 +52,21 @@ Calibration::Calibration(const models::ModelRequest& request, const quantize::Fo
   source_ = std::make_unique<data::DataSource>(rows_in_order(settings, model_, /*batch_size=*/1));
   for (const std::string& note : source_->notes()) call.console.note(note);
 
-  calibration_rows_ = settings.integer("calibration-rows");
+  share_rows();
+}
+
+// First those that decide, then those that measure the result, then those that judge exchanges: the result is measured
+// on the same rows whether there are exchanges or not, unless the data are too short for all of them.
+void Calibration::share_rows() {
+  const auto& settings = call_.settings;
   const int64_t all = source_->batches_per_epoch();
-  held_out_rows_ = std::min(settings.integer("held-out-rows"), all - calibration_rows_);
-  if (held_out_rows_ < 1) {
+  calibration_rows_ = settings.integer("calibration-rows");
+  const int64_t left = all - calibration_rows_;
+  const bool exchanges = settings.given("budget") || settings.given("budgets");
+  exchange_rows_ =
+      exchanges && settings.integer("exchange-steps") > 0 ? std::min(settings.integer("exchange-rows"), left / 2) : 0;
+  held_out_rows_ = std::min(settings.integer("held-out-rows"), left - exchange_rows_);
+  if (left < 1) {
     throw InputDataError(fmt::format(
         "data {} are {} rows: wanted --calibration-rows={} and at least one more, which decides nothing: lower it, or "
         "--sequence-length, or prepare more data",
@@ -111,6 +108,34 @@ void Calibration::score_rows() {
   call_.result["calibration"] = {{"rows", calibration_rows_}, {"targets", scores_.targets}, {"rows_kept", kept}};
 }
 
+// Each module alone in each format, where that is what predicts.
+void Calibration::score_alone() {
+  const std::string& word = call_.settings.text("predict-by");
+  if (word == "error") return;
+  const size_t modules = table_.modules().size();
+  const quantize::AloneMeter meter(models::load_model(float_request(request_.folder, request_.device)), *meter_,
+                                   table_);
+  const auto progress =
+      progress_of(call_, "modules alone", "modules", calibration_rows_ * static_cast<int64_t>(modules));
+  for (quantize::ModuleScore& module : scores_.modules) module.divergences.assign(table_.formats().size(), 0.0);
+  int64_t done = 0;
+  for (int64_t row = 0; row < calibration_rows_; ++row) {
+    std::optional<quantize::FloatRow> floats;
+    for (size_t module = 0; module < modules; ++module) {
+      if (file_->alone(module, row) == nullptr) {
+        if (!floats) floats.emplace(model_, source_->batch(row));
+        file_->add_alone(module, row, meter.measure(module, *floats));
+      }
+      const std::vector<double>& kl = *file_->alone(module, row);
+      for (size_t format = 0; format < kl.size(); ++format) scores_.modules[module].divergences[format] += kl[format];
+      progress->update(++done);
+    }
+  }
+  progress->finish();
+  scores_ =
+      quantize::predicted(std::move(scores_), word == "kl" ? quantize::PredictedBy::kKl : quantize::PredictedBy::kBoth);
+}
+
 Decided Calibration::dynamic() {
   const auto& settings = call_.settings;
   const auto& formats = table_.formats();
@@ -126,50 +151,56 @@ Decided Calibration::dynamic() {
   return {policy.mix(formats[0].name, formats[1].name, formats.back().name), {"importance", policy.layer_importance}};
 }
 
-quantize::BudgetedMix Calibration::exchanged(const quantize::BudgetedMix& first) {
+quantize::MixMeter& Calibration::mixes() {
+  if (!mixes_) {
+    quantize::MixedModel mixed(models::load_model(float_request(request_.folder, request_.device)), *meter_, table_,
+                               *request_.dtype);
+    mixes_ = std::make_unique<quantize::MixMeter>(model_, std::move(mixed), table_, *file_,
+                                                  [this](int64_t row) { return source_->batch(row); });
+  }
+  return *mixes_;
+}
+
+quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
   const int64_t tries = call_.settings.integer("exchange-steps");
-  if (tries == 0) return first;
-  quantize::MixedModel mixed(models::load_model(float_request(request_.folder, request_.device)), *meter_, table_,
-                             *request_.dtype);
+  if (tries == 0) return {first, 0, 0, 0, {}};
+  if (exchange_rows_ < quantize::kLeastPairedRows) {
+    call_.console.warning(
+        fmt::format("no exchange is tried: {} rows are left to judge them by, wanted {} behind {} held-out ones: "
+                    "prepare more data, "
+                    "or lower --sequence-length",
+                    exchange_rows_, quantize::kLeastPairedRows, held_out_rows_));
+    return {first, 0, 0, exchange_rows_, {}};
+  }
   const auto progress = progress_of(call_, "exchange", "mixes", tries + 1);
   int64_t measured = 0;
   const auto divergence = [&](const quantize::Mix& mix) {
-    const std::string name = fmt::format("{} rows: {}", calibration_rows_, quantize::spelled(table_, mix));
-    if (!file_->divergence(name)) {
-      const models::BuiltModel& in = mixed.in(mix);
-      std::vector<quantize::RowDivergence> rows;
-      for (int64_t row = 0; row < calibration_rows_; ++row)
-        rows.push_back(quantize::divergence_on(model_, in, source_->batch(row)));
-      file_->add_divergence(name, quantize::mean_divergence(rows));
-    }
+    auto rows = mixes().measure(mix, {calibration_rows_ + held_out_rows_, exchange_rows_});
     progress->update(++measured);
-    return *file_->divergence(name);
+    return rows;
   };
   const quantize::Exchanged found = quantize::exchange(table_, scores_, first, tries, divergence);
   progress->finish();
-  auto& json = call_.result["exchange"];
-  json = {{"kl_before", found.kl_before}, {"kl_after", found.kl_after}, {"tries", nlohmann::ordered_json::array()}};
-  int64_t kept = 0;
   for (const quantize::ExchangeTry& one : found.tries) {
-    kept += one.kept ? 1 : 0;
-    json["tries"].push_back({{"what", one.what}, {"predicted", one.predicted}, {"kl", one.kl}, {"kept", one.kept}});
-    if (one.kept) call_.console.note(fmt::format("exchanged {}: KL {:.6f}", one.what, one.kl));
+    if (one.kept)
+      call_.console.note(fmt::format("exchanged {}: KL {:.6f}, less by {:.6f} to {:.6f}", one.what, one.kl,
+                                     -one.change.high, -one.change.low));
   }
-  call_.console.result(fmt::format("{} of {} exchanges helped: KL on the calibration rows {:.6f}, before {:.6f}", kept,
-                                   found.tries.size(), found.kl_after, found.kl_before));
-  return found.mix;
+  return found;
 }
 
-Decided Calibration::budgeted() {
-  const auto budget = quantize::Budget::parse(call_.settings.text("budget"), "--budget");
+Decided Calibration::budgeted(const quantize::Budget& budget) {
   // Where nothing fits, it is said before anything is measured.
-  quantize::RowScore nothing;
-  nothing.modules.resize(table_.modules().size());
-  for (quantize::ModuleScore& module : nothing.modules) module.losses.resize(table_.formats().size());
-  quantize::budgeted_mix(table_, nothing, budget);
+  if (const std::string why = quantize::why_too_small(table_, budget); !why.empty()) throw UsageError(why);
   score_rows();
+  score_alone();
   const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, scores_, budget);
-  const quantize::BudgetedMix found = exchanged(solved);
+  const quantize::Exchanged exchanges = exchanged(solved);
+  const quantize::BudgetedMix& found = exchanges.mix;
+  if (call_.settings.integer("exchange-steps") > 0) {
+    call_.result["exchange"] = exchange_json(exchanges);
+    call_.console.result(exchange_line(exchanges));
+  }
   call_.result["budget"] = {{"asked", budget.text()},
                             {"allowed_bytes", found.allowed},
                             {"bytes", found.bytes},
@@ -180,22 +211,42 @@ Decided Calibration::budgeted() {
   return {found.mix, {"predicted loss", found.predicted}};
 }
 
-void Calibration::compensate(const models::ModelRequest& request, const models::BuiltModel& built) const {
+void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
+  std::vector<quantize::Budget> possible;
+  std::vector<std::string> too_small;
+  for (const quantize::Budget& budget : budgets) {
+    const std::string why = quantize::why_too_small(table_, budget);
+    why.empty() ? possible.push_back(budget) : too_small.push_back(why);
+  }
+  if (possible.empty()) throw UsageError(too_small.back());
+  for (const std::string& why : too_small) call_.console.warning(why);
+  score_rows();
+  score_alone();
+  std::vector<CurvePoint> points;
+  for (const quantize::Budget& budget : possible) {
+    const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, scores_, budget));
+    const auto rows = mixes().measure(found.mix.mix, {calibration_rows_, held_out_rows_});
+    points.push_back({budget, found, quantize::joint_measure(rows)});
+  }
+  call_.console.note(curve_mixes(table_, points, call_.width));
+  call_.console.result(curve_table(table_, points, call_.width));
+  call_.console.result(
+      fmt::format("scored on {} calibration rows, exchanges judged on {} rows behind the held-out ones",
+                  calibration_rows_, points.front().found.rows));
+  call_.result["curve"] = curve_json(table_, points);
+  call_.result["too_small"] = too_small;
+}
+
+void Calibration::compensate(quantize::MixedPrecisionQuantizer& quantizer) const {
   const quantize::RoundingRows rows{[this](int64_t row) { return source_->batch(row); }, calibration_rows_,
                                     call_.settings.integer("sequence-length")};
-  const quantize::RoundingPlan plan = quantize::plan_rounding(built, rows);
+  const quantize::RoundingPlan plan = quantize::plan_rounding(quantizer.packed(), rows);
   call_.console.note(fmt::format(
       "rounding {} modules of {} stages by {} calibration rows; at a time {} of states, one layer's, and {} of moments",
       plan.modules, plan.stages, rows.count, human_bytes(plan.state_bytes), human_bytes(plan.moment_bytes)));
-  models::ModelRequest wide = request;
-  wide.dtype = at::kFloat;
-  wide.dtype_source = "limbeck quantize calibrates in float32";
-  const models::BuiltModel packed = models::load_model(wide);
   const auto progress = progress_of(call_, "rounding", "stages", plan.stages);
-  const auto rounded = quantize::round_compensated(model_, packed, request.scales, rows,
-                                                   [&](int64_t stage) { progress->update(stage); });
+  const auto rounded = quantizer.calibrate(rows, [&](int64_t stage) { progress->update(stage); });
   progress->finish();
-  take_packed_weights(built, packed);
   double nearest = 0, compensated = 0;
   for (const quantize::RoundedModule& module : rounded) {
     nearest += module.nearest;
@@ -220,13 +271,7 @@ void Calibration::measure(const std::filesystem::path& folder) const {
   }
   progress->finish();
   const quantize::JointMeasure found = quantize::joint_measure(rows);
-  call_.result["measured"] = {{"rows", found.rows},
-                              {"targets", found.targets},
-                              {"kl", found.kl},
-                              {"kl_low", found.kl_low},
-                              {"kl_high", found.kl_high},
-                              {"float_perplexity", found.float_perplexity},
-                              {"perplexity", found.perplexity}};
+  call_.result["measured"] = measure_json(found);
   TextTable table({{"measured on"},
                    {"targets", Align::kRight},
                    {"KL to floats", Align::kRight},
@@ -237,75 +282,6 @@ void Calibration::measure(const std::filesystem::path& folder) const {
                  fmt::format("{:.6f}", found.kl), fmt::format("{:.6f} to {:.6f}", found.kl_low, found.kl_high),
                  fmt::format("{:.4f}", found.perplexity), fmt::format("{:.4f}", found.float_perplexity)});
   call_.console.result(table.render(call_.width));
-}
-
-void declare_measured(recipe::OptionTable& table) {
-  const auto add = [&table](recipe::Option option) {
-    option.flag_only = true;
-    table.add(std::move(option));
-  };
-  add({.name = "budget",
-       .kind = OptionKind::kText,
-       .help = "What the model may weigh, everything counted: \"4.5 bits\" a weight, 6x less than float32, \"123456 "
-               "bytes\"; each module's format is then what measured scores make best.",
-       .value_name = "AMOUNT"});
-  add({.name = "formats",
-       .kind = OptionKind::kText,
-       .fallback = "float,int8,int4-g32,int4",
-       .help = "What --budget chooses from; --policy=dynamic takes the first, the second and the last of them.",
-       .value_name = "FORMAT,..."});
-  add({.name = "high-ratio",
-       .kind = OptionKind::kNumber,
-       .fallback = "0.2",
-       .help = "Of --policy=dynamic: the share of modules, the most important ones, in the first format.",
-       .interval = {.low = 0, .high = 1}});
-  add({.name = "low-ratio",
-       .kind = OptionKind::kNumber,
-       .fallback = "0.4",
-       .help = "Of --policy=dynamic: the share of modules, the least important ones, in the last format.",
-       .interval = {.low = 0, .high = 1}});
-  add({.name = "exchange-steps",
-       .kind = OptionKind::kInteger,
-       .fallback = "16",
-       .help = "Of --budget: mixes that are measured as a whole, to improve the one that scores predict.",
-       .range = {0, 1 << 20}});
-  add({.name = "rounding",
-       .kind = OptionKind::kChoice,
-       .fallback = "nearest",
-       .help =
-           "nearest: each weight to its nearest code; compensated: what one column of a matrix loses is made up for "
-           "by the columns behind it, by what --data shows of its inputs (GPTQ), in the same stored format.",
-       .words = {"nearest", "compensated"}});
-  table.group("Calibration");
-  add({.name = "data",
-       .kind = OptionKind::kPath,
-       .help = "Folder of token shards to measure on, written by tools/prepare_data.py.",
-       .value_name = "DIR"});
-  add({.name = "calibration-rows",
-       .kind = OptionKind::kInteger,
-       .fallback = "64",
-       .help = "Rows that decide, from the first one on.",
-       .range = {1, 1 << 30}});
-  add({.name = "held-out-rows",
-       .kind = OptionKind::kInteger,
-       .fallback = "64",
-       .help = "Rows behind them, on which the result is measured.",
-       .range = {1, 1 << 30}});
-  add({.name = "sequence-length",
-       .kind = OptionKind::kInteger,
-       .fallback = "512",
-       .help = "Tokens a row.",
-       .range = {2, 1 << 24}});
-  add({.name = "packing",
-       .kind = OptionKind::kChoice,
-       .fallback = "packed",
-       .help = "packed: documents end to end, no attention across them; padded: one document a row.",
-       .words = {"packed", "padded"}});
-  add({.name = "scores",
-       .kind = OptionKind::kPath,
-       .help = "File of the scores, which is gone on with where it is there; without it, OUTPUT.scores.jsonl.",
-       .value_name = "FILE",
-       .writes = recipe::Writes::kFile});
 }
 
 }  // namespace limbeck::cli

@@ -4,10 +4,11 @@
 #include <memory>
 
 #include "trainer/cli/commands/command.h"
+#include "trainer/cli/commands/quantize_curve.h"
 #include "trainer/cli/commands/quantize_tables.h"
 #include "trainer/data/data_source.h"
-#include "trainer/quantize/budgeted_policy.h"
-#include "trainer/quantize/score_file.h"
+#include "trainer/quantize/mix_meter.h"
+#include "trainer/quantize/mixed_precision_quantizer.h"
 
 namespace limbeck::cli {
 
@@ -27,26 +28,34 @@ class Calibration {
   // Both measure every row that the score file does not hold; `request` must say its dtype.
   // By importance: the first format, the second, the last.
   Decided dynamic();
-  // Within --budget, improved by --exchange-steps.
-  Decided budgeted();
-  // Rounds the packed weights of `built`, which `request` asks for, anew by the calibration rows.
-  void compensate(const models::ModelRequest& request, const models::BuiltModel& built) const;
+  // Within the budget, improved by --exchange-steps.
+  Decided budgeted(const quantize::Budget& budget);
+  // The same for each budget that something fits into, and what the mixes measure on rows that decided nothing.
+  void curve(const std::vector<quantize::Budget>& budgets);
+  // In float32.
+  const models::BuiltModel& floats() const { return model_; }
+  // Chooses the codes anew by the calibration rows.
+  void compensate(quantize::MixedPrecisionQuantizer& quantizer) const;
   // Of the folder that was written, on rows that decided nothing.
   void measure(const std::filesystem::path& folder) const;
 
  private:
+  void share_rows();
   void open_scores();
   void score_rows();
-  quantize::BudgetedMix exchanged(const quantize::BudgetedMix& first);
+  void score_alone();
+  quantize::Exchanged exchanged(const quantize::BudgetedMix& first);
+  quantize::MixMeter& mixes();
 
   const models::ModelRequest request_;
   const quantize::FormatTable& table_;
   Invocation& call_;
   models::BuiltModel model_;
   std::unique_ptr<data::DataSource> source_;
-  int64_t calibration_rows_ = 0, held_out_rows_ = 0;
+  int64_t calibration_rows_ = 0, held_out_rows_ = 0, exchange_rows_ = 0;  // in this order
   std::unique_ptr<quantize::ScoreMeter> meter_;
   std::unique_ptr<quantize::ScoreFile> file_;
+  std::unique_ptr<quantize::MixMeter> mixes_;
   quantize::RowScore scores_;
 };
 

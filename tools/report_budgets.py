@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""report_budgets.py CURVE.json [--output FILE]: what budgets buy, as one HTML page that needs nothing else.
+
+CURVE.json is what `limbeck quantize --budgets 3,4,5,6 ... --json CURVE.json` writes: the curve as pictures, the table of
+it, and the format of each module within each budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import report_charts as charts  # noqa: E402
+from guarded_work import GIB, answered, step  # noqa: E402
+from report import write_whole  # noqa: E402
+from report_contract import table  # noqa: E402
+from report_numbers import bytes_text, number  # noqa: E402
+from report_runs import INPUT, USAGE, ReportError  # noqa: E402
+
+WANTED = "wanted what `limbeck quantize --budgets ... --json FILE` writes"
+LARGEST = 1e15  # larger ones leave no room for a chart's margins
+FLOAT_BITS = 32
+
+
+class Point(NamedTuple):
+    asked: str
+    bytes: float
+    ratio: float
+    predicted: float
+    kl: float
+    kl_low: float
+    kl_high: float
+    perplexity: float
+    float_perplexity: float
+    rows: float
+    targets: float
+    formats: dict[str, str]
+
+    @property
+    def bits(self) -> float:
+        return FLOAT_BITS / self.ratio
+
+
+def value_of(entry: dict, key: str) -> float:
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+        raise ValueError(f"{key} is no number that can be drawn")
+    return float(value)
+
+
+def point_of(entry: dict) -> Point:
+    measured, estimate = entry["measured"], entry["estimate"]
+    said = {key: value_of(measured, key) for key in ("kl", "kl_low", "kl_high", "perplexity", "float_perplexity", "rows", "targets")}
+    ratio = value_of(estimate, "compression_ratio")
+    if not 1 / LARGEST < ratio:
+        raise ValueError("compression_ratio is not positive")
+    formats = {str(module): str(of["format"]) for module, of in entry["modules"].items()}
+    return Point(str(entry["asked"]), value_of(entry, "bytes"), ratio, value_of(entry, "predicted_loss"), formats=formats, **said)
+
+
+def read_curve(path: Path) -> tuple[list[Point], list[str]]:
+    """The points, fewest bits first, and what was too small."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        result = read["result"]
+        points = [point_of(entry) for entry in result["curve"]]
+        if not points or any(point.formats.keys() != points[0].formats.keys() for point in points):
+            raise ValueError("the points of the curve are none, or not of one model")
+        return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])]
+    except OSError as error:
+        raise ReportError(USAGE, f"{path}: {error.strerror}; {WANTED}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ReportError(INPUT, f"{path}: {type(error).__name__}: {error}; {WANTED}") from None
+
+
+def figures(points: list[Point]) -> str:
+    def line(name: str, colour: int, value: str) -> charts.Line:
+        return charts.Line(name, colour, [(point.bits, getattr(point, value)) for point in points])
+
+    over = "bits a weight"
+    return "".join((
+        charts.figure("KL to the floats, nats a target", [line("KL, measured", 0, "kl"), line("95 %, low", 7, "kl_low"),
+                      line("95 %, high", 7, "kl_high"), line("loss, predicted", 1, "predicted")], number, over),
+        charts.figure("perplexity", [line("perplexity", 0, "perplexity"), line("in floats", 2, "float_perplexity")], number, over),
+        charts.figure("bytes", [line("bytes", 0, "bytes")], bytes_text, over),
+    ))  # fmt: skip
+
+
+LEGEND = ((0, "measured on held-out rows"), (7, "95 % of rows drawn again"), (1, "predicted by scores"), (2, "the model in floats"))
+
+
+def page(points: list[Point], too_small: list[str], title: str) -> str:
+    curve = [[p.asked, f"{p.bytes:.0f}", f"{p.bits:.3f}", f"1/{p.ratio:.2f}", f"{p.predicted:.6f}", f"{p.kl:.6f}",
+              f"{p.kl_low:.6f} to {p.kl_high:.6f}", f"{p.perplexity:.4f}"] for p in points]  # fmt: skip
+    head = ["budget", "bytes", "bits a weight", "of float32", "predicted loss", "KL to floats", "95 % of rows drawn again", "perplexity"]
+    modules = [[module, *(point.formats[module] for point in points)] for module in points[0].formats]
+    facts = [("rows held out", number(points[0].rows)), ("targets", number(points[0].targets)),
+             ("perplexity in floats", number(points[0].float_perplexity))]  # fmt: skip
+    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in facts)
+    keys = "".join(f'<li><i class="key s{colour}"></i>{escape(name)}</li>' for colour, name in LEGEND)
+    notes = "".join(f'<p class="note">{escape(line)}</p>' for line in too_small)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{charts.STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<section class="cards">{cards}</section>
+<h2>Curve</h2>
+<ul class="legend">{keys}</ul><div class="charts">{figures(points)}</div>
+<h2>Budgets</h2>
+{table("Budgets", head, curve)}
+{notes}
+<h2>Formats</h2>
+{table("Formats", ["module", *(escape(point.asked, quote=True) for point in points)], modules)}
+</main>
+</body>
+</html>
+"""
+
+
+def report(options: argparse.Namespace) -> None:
+    step("reading", options.curve, 30, GIB, "name what limbeck quantize --budgets wrote by --json")
+    points, too_small = read_curve(options.curve)
+    output = options.output or options.curve.with_suffix(".html")
+    if output.exists() and (not output.is_file() or output.samefile(options.curve)):
+        raise ReportError(USAGE, f"{output}: is no file that can be replaced: choose another with --output FILE")
+    step("making a page of it", options.curve, 60, 2 * GIB, "leave budgets out")
+    write_whole(output, page(points, too_small, options.title or f"Limbeck: budgets of {options.curve.stem}"))
+    print(output)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("curve", type=Path, metavar="CURVE.json")
+    parser.add_argument("--output", type=Path, help="default: CURVE.html")
+    parser.add_argument("--title", help="default: the name of the file")
+    options = parser.parse_args(arguments)
+    return answered("report_budgets", lambda: report(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
