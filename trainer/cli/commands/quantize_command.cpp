@@ -102,26 +102,12 @@ const char* loaded_by(const std::string& layout, bool experts) {
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
 
-// What the layout refuses when it is written, said before a weight is read or anything is measured.
-void refuse_shorter_last_groups(const models::BuiltModel& built) {
-  for (const auto& module : precision::contract_modules(*built.model)) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
-    const kernels::QuantizedFormat format = linear->packed()->format();
-    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
-    throw UsageError(
-        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
-                    "or in floats by a --rule, or take a format of smaller groups",
-                    linear->path(), linear->in_features(), format.group()));
-  }
-}
-
 // `calibration`: null where there is no data.
 void write_folder(models::ModelRequest request, const std::filesystem::path& folder, const Calibration* calibration,
                   Invocation& call) {
   const models::BuiltModel built_on_meta = models::build_on_meta(request);
   const quantize::FolderPlan plan = quantize::plan_folder(built_on_meta);
-  refuse_shorter_last_groups(built_on_meta);
+  models::refuse_shorter_last_groups(built_on_meta);
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
   const bool experts = built_on_meta.config.architecture.experts.count > 0;
   if (experts && !plan.layout.empty()) {
