@@ -7,6 +7,7 @@ import copy
 import json
 import shutil
 
+import model_zoo
 import pytest
 import torch
 import torch_distiller
@@ -174,6 +175,23 @@ def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_r
     assert any(tensor.dtype in (torch.int32, torch.int8, torch.uint8) for tensor in ours.values())
     configs = [json.loads((folder / "config.json").read_text()) for folder in (run.folder / "final", tmp_path / "packed")]
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"] and configs[0]["dtype"] == configs[1]["dtype"]
+
+
+FAMILIES = [("gpt2", "nf4"), ("phi3", "nf4"), ("gemma2", "int8"), ("qwen3-moe", "int8"), ("qwen2", "nf4-double")]
+
+
+@pytest.mark.parametrize(("family", "form"), FAMILIES)
+def test_every_family_trains_its_codes(work, tmp_path, family, form):
+    """Linear modules that are stored transposed, with biases, or fused; experts stay floats. The average of the weights is
+    what is evaluated, and saved."""
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    data = token_rows.write(tmp_path / "data", token_rows.random_documents(24, 6, LENGTH, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
+    keys = CODES | {"student__model": base, "student__quantize": form, "teacher__model": None, "teacher__kind": "self", "data__train": data,
+                    "data__validation": data, "optim__ema": 0.7, "train__steps": "3 steps", "eval__every": 3}  # fmt: skip
+    run = work.train(f"family-{family}", **keys)
+    result = evaluated(work, run, f"--run={run.folder}")
+    assert (result["loss"], result["kl"]) == (run.series("loss", "eval")[-1], run.series("kl", "eval")[-1])
+    assert result["kl"] > 0 and result["loss"] != evaluated(work, run)["loss"]
 
 
 def test_training_brings_the_codes_nearer_to_the_floats(work):
