@@ -1,10 +1,16 @@
 #!/usr/bin/env python3
-"""bench_rounding.py: what error-compensated rounding brings back of what rounding to nearest loses, format by format.
+"""bench_rounding.py: what error-compensated rounding, and training the codes, bring back of what rounding to nearest loses.
 
 Quantizes one model by limbeck quantize with --rounding=nearest and =compensated and holds both against its floats on rows
 that calibrated nothing: bytes, perplexity, and the KL divergence with the middle 95 % of rows drawn again.
 
   tools/bench_rounding.py --model runs/quickstart/teacher/final --data runs/quickstart/data/validation
+
+With --train DIR also what student.train_codes makes of it, the float model being the teacher: codes that are calibrated and
+trained on DIR, and all of --data held against the floats by limbeck eval.
+
+  tools/bench_rounding.py --model runs/quickstart/teacher/final --data runs/quickstart/data/validation \\
+    --train runs/quickstart/data/train --formats int4-g32,nf4 --dtype float32
 
 Run it by .venv/bin/python.
 """
@@ -34,6 +40,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--calibration-rows", type=int, default=128)
     parser.add_argument("--held-out-rows", type=int, default=256)
     parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--train", type=Path, help="token shards to train codes on")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--learning-rate", type=float, default=3e-5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     parser.add_argument("--limbeck", type=Path, default=ROOT / "build" / "release" / "bin" / "limbeck")
@@ -51,6 +60,65 @@ def measured(options: argparse.Namespace, form: str, rounding: str, folder: Path
     return result["measured"] | {"bytes": result["bytes"], "seconds": time.monotonic() - begin, "rounding": result.get("rounding")}
 
 
+RECIPE = """[teacher]
+kind = self
+[student]
+model = {model}
+dtype = {dtype}
+quantize = {form}
+train_codes = true
+[data]
+train = {train}
+validation = {data}
+batch_size = 8
+sequence_length = {sequence_length}
+[objective]
+alpha = 1
+[optim]
+learning_rate = {learning_rate}
+schedule = cosine
+warmup = 5 %
+weight_decay = 0
+[train]
+steps = {steps} steps
+"""
+
+
+def trained(options: argparse.Namespace, form: str, folder: Path) -> dict[str, dict]:
+    """By how the codes came about, what limbeck eval finds of them on rows that none of it has seen."""
+    recipe, run, said = folder / f"{form}.ini", folder / f"{form}-run", folder / f"{form}-eval.json"
+    paths = {key: getattr(options, key).resolve() for key in ("model", "train", "data")}
+    recipe.write_text(RECIPE.format(**(vars(options) | paths), form=form))
+    limbeck = lambda *words: subprocess.run(list(map(str, [options.limbeck, *words, f"--threads={options.threads}", "--quiet"])),
+                                            stdout=subprocess.DEVNULL, check=True)  # fmt: skip # noqa: E731
+    for rounding in ROUNDINGS:
+        limbeck("quantize", f"--model={options.model}", f"--quantize={form}", f"--rounding={rounding}", f"--dtype={options.dtype}",
+                f"--data={options.train}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=8",
+                f"--sequence-length={options.sequence_length}", f"--output={folder / f'{form}-{rounding}-of-train'}")  # fmt: skip
+    begin = time.monotonic()
+    limbeck("train", recipe, f"--run={run}")
+    seconds, found = time.monotonic() - begin, {}
+    folders = {rounding: folder / f"{form}-{rounding}-of-train" for rounding in ROUNDINGS} | {"trained": run / "final"}
+    for name, codes in folders.items():
+        limbeck("eval", recipe, f"--checkpoint={codes}", f"--json={said}")
+        found[name] = json.loads(said.read_text())["result"]
+    found["trained"]["seconds"] = seconds
+    return found
+
+
+def print_trained(options: argparse.Namespace, found: dict, folder: Path) -> None:
+    print("| format | codes | perplexity | KL to floats | of nearest | first choice of the floats | seconds of training |\n|---|---|---|---|---|---|---|")
+    for form in options.formats.split(","):
+        by_codes = trained(options, form, folder)
+        found[form]["held_out"] = by_codes
+        for name, one in by_codes.items():
+            print(f"| {form} | {name} | {one['perplexity']:.4f} | {one['kl']:.6f} | {one['kl'] / by_codes['nearest']['kl']:.2f} | "
+                  f"{one['top1_agreement']:.4f} | {one.get('seconds', 0):.0f} |", flush=True)  # fmt: skip
+    one = by_codes["nearest"]
+    print(f"in floats: perplexity {one['teacher_perplexity']:.4f}; {one['targets']:.0f} targets; "
+          f"{options.steps} updates of 8 x {options.sequence_length} tokens, learning rate {options.learning_rate}")  # fmt: skip
+
+
 def main(arguments: list[str]) -> int:
     options, found = parsed(arguments), {}
     print("| format | bytes | perplexity | compensated | KL to floats | compensated | of that | seconds |\n|---|---|---|---|---|---|---|---|")
@@ -61,8 +129,10 @@ def main(arguments: list[str]) -> int:
             kl = [f"{one['kl']:.6f} ({one['kl_low']:.6f} to {one['kl_high']:.6f})" for one in (nearest, compensated)]
             print(f"| {form} | {compensated['bytes']} | {nearest['perplexity']:.4f} | {compensated['perplexity']:.4f} | {kl[0]} | {kl[1]} | "
                   f"{compensated['kl'] / nearest['kl']:.2f} | {nearest['seconds']:.0f}, {compensated['seconds']:.0f} |", flush=True)  # fmt: skip
-    one = next(iter(found.values()))["nearest"]
-    print(f"in floats: perplexity {one['float_perplexity']:.4f}; {one['rows']} held-out rows, {one['targets']} targets")
+        one = next(iter(found.values()))["nearest"]
+        print(f"in floats: perplexity {one['float_perplexity']:.4f}; {one['rows']} held-out rows, {one['targets']} targets")
+        if options.train:
+            print_trained(options, found, Path(folder))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
     return 0

@@ -3,7 +3,10 @@
 #include <fmt/format.h>
 
 #include <map>
+#include <utility>
+#include <variant>
 
+#include "modules/adapters/trained_codes/trained_codes.h"
 #include "modules/errors.h"
 #include "modules/models/weights/shared_weights.h"
 #include "modules/precision/casts.h"
@@ -89,6 +92,26 @@ std::optional<models::BuiltModel> sharing(models::BuiltModel borrower, const mod
   return borrower;
 }
 
+// In floats, each module that `asked` packs seen through its format.
+models::BuiltModel student_of_codes(const recipe::Settings& settings, const models::ModelRequest& asked, bool meta) {
+  if (trains_adapter(settings)) {
+    throw UsageError(fmt::format(
+        "student.train_codes {} trains the weights themselves, and an adapter {} trains beside them: leave one of the "
+        "two out (an adapter on frozen codes wants student.quantize alone)",
+        settings.where("student.train_codes"),
+        settings.where(settings.given("adapter.from") ? "adapter.from" : "adapter.kind")));
+  }
+  models::ModelRequest floats = asked, folder = asked;
+  floats.packing = {};
+  std::erase_if(floats.rules, [](const precision::Rule& rule) {
+    return std::holds_alternative<kernels::QuantizedFormat>(rule.storage);
+  });
+  models::BuiltModel student = meta ? models::build_on_meta(floats) : models::load_model(floats);
+  folder.dtype = student.policy->stream_dtype();
+  adapters::see_through_formats(student, folder);
+  return student;
+}
+
 bool same_weights(const models::ModelRequest& teacher, const models::ModelRequest& student) {
   std::error_code absent;
   return !teacher.random_init && !student.random_init && teacher.device == student.device &&
@@ -121,6 +144,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
 models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
   settings.required_path("student.model");
   const models::ModelRequest request = *model_request(settings, "student");
+  if (settings.enabled("student.train_codes")) return student_of_codes(settings, request, meta);
   return meta ? models::build_on_meta(request) : models::load_model(request);
 }
 

@@ -8,6 +8,7 @@
 
 #include "kernels/quantized/compensated_rounding.h"
 #include "modules/errors.h"
+#include "modules/models/weights/save_model.h"
 #include "modules/precision/contract_modules.h"
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/static_policy.h"
@@ -20,20 +21,6 @@ models::ModelRequest in_float32(models::ModelRequest request, const char* why) {
   request.dtype = at::kFloat;
   request.dtype_source = why;
   return request;
-}
-
-// What the layout refuses when it is written, said before a weight is read.
-void refuse_shorter_last_groups(const models::BuiltModel& built) {
-  for (const auto& module : precision::contract_modules(*built.model)) {
-    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
-    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
-    const kernels::QuantizedFormat format = linear->packed()->format();
-    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
-    throw UsageError(
-        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
-                    "or in floats by a --rule, or take a format of smaller groups",
-                    linear->path(), linear->in_features(), format.group()));
-  }
 }
 
 std::shared_ptr<models::Linear> linear_at(const models::BuiltModel& built, const std::string& path) {
@@ -85,7 +72,7 @@ void MixedPrecisionQuantizer::create_quantizers() {
   require("create_quantizers", Stage::kNew, Stage::kNew);
   structure_ = models::build_on_meta(request_);
   plan_ = plan_folder(*structure_);
-  refuse_shorter_last_groups(*structure_);
+  models::refuse_shorter_last_groups(*structure_);
   // As the folder stores them: the codes are chosen by the scales that others will read.
   request_.scales = structure_->policy->stream_dtype();
   stage_ = Stage::kCreated;

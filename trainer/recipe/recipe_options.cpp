@@ -62,6 +62,11 @@ void declare_model_options(OptionTable& table) {
   table.group("Teacher and student");
   declare_model(table, "teacher");
   declare_model(table, "student");
+  table.add({.name = "student.train_codes",
+             .kind = OptionKind::kSwitch,
+             .fallback = "false",
+             .help = "Train what student.quantize and precision.rule store in few bits: floats that every forward sees "
+                     "as their codes, gradients straight through; what is saved are the codes."});
   table.group("Projector");
   table.add({.name = "projector.kind",
              .kind = OptionKind::kChoice,

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "modules/adapters/folder/peft_folder.h"
+#include "modules/adapters/trained_codes/trained_codes.h"
 #include "modules/io/folder_in_place.h"
 #include "modules/models/weights/save_model.h"
 #include "trainer/build/adapter_options.h"
@@ -20,6 +21,8 @@ void save_student(const objective::Distillation& objective, const fs::path& fold
   if (pair.adapter) {
     fs::create_directories(fresh);
     adapters::save_adapter(pair.student, *pair.adapter, build::kAdapterName, fresh, before);
+  } else if (adapters::sees_through_formats(pair.student)) {
+    adapters::save_codes(pair.student, fresh, {.before = before, .tokenizer = tokenizer});
   } else {
     models::save_model(pair.student, fresh, {.before = before, .tokenizer = tokenizer});
   }

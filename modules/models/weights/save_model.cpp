@@ -12,6 +12,7 @@
 #include "modules/io/atomic_file.h"
 #include "modules/io/folder_in_place.h"
 #include "modules/io/input_file.h"
+#include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
 
@@ -210,6 +211,19 @@ PackedPlan plan_packed(const BuiltModel& built) {
     }
   }
   return plan;
+}
+
+void refuse_shorter_last_groups(const BuiltModel& built) {
+  for (const auto& module : precision::contract_modules(*built.model)) {
+    const auto* linear = dynamic_cast<const Linear*>(module.get());
+    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
+    const kernels::QuantizedFormat format = linear->packed()->format();
+    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
+    throw UsageError(
+        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
+                    "or in floats by a rule, or take a format of smaller groups",
+                    linear->path(), linear->in_features(), format.group()));
+  }
 }
 
 void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptions& options) {

@@ -33,6 +33,9 @@ struct PackedPlan {
 };
 // Of a model on any device, meta too. UsageError where nothing is packed, or no folder that others read holds it.
 PackedPlan plan_packed(const BuiltModel& built);
+// UsageError for int4 groups that are no whole ones at the end of a row: what the layout refuses when it is written,
+// said before a weight is read or anything is measured.
+void refuse_shorter_last_groups(const BuiltModel& built);
 
 // Writes `folder`, which must not exist or be empty; it appears complete or not at all. config.json comes from the
 // folder that the model was read from. UsageError, IoError.

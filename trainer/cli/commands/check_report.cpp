@@ -228,7 +228,7 @@ nlohmann::ordered_json check_json(const CheckReport& report) {
 
 void warn_of_frozen_codes(const CheckReport& report, const recipe::Settings& settings, Console& console) {
   const auto packed = std::find_if(report.modules.begin(), report.modules.end(), [](const check::ModuleRow& row) {
-    return row.path.starts_with("student.") && kernels::find_format(row.storage).has_value();
+    return row.path.starts_with("student.") && row.bytes > 0 && kernels::find_format(row.storage).has_value();
   });
   if (packed == report.modules.end() || build::trains_adapter(settings)) return;
   console.warning(

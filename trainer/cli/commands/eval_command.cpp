@@ -5,6 +5,7 @@
 
 #include "modules/adapters/peft/adapter_names.h"
 #include "modules/errors.h"
+#include "modules/models/family/family.h"
 #include "trainer/agreement/data_guard.h"
 #include "trainer/agreement/pair_agreement.h"
 #include "trainer/build/recipe_pair.h"
@@ -58,14 +59,26 @@ Evaluated what_is_evaluated(const Invocation& call) {
   return call.settings.text("run").empty() ? own_student(call.settings) : saved_by_run(call);
 }
 
+// Trained codes are stored as what they are; a teacher that was the student in floats is still that.
+recipe::Settings settings_of_codes(const recipe::Settings& settings, const recipe::Settings& asked) {
+  const recipe::Settings codes = settings.with("student.train_codes", "false").with("student.quantize", "none");
+  if (asked.text("teacher.kind") != "self") return codes;
+  const bool own_dtype = asked.text("teacher.dtype") != "auto";
+  return codes.with("teacher.kind", "model")
+      .with("teacher.model", asked.path("student.model").string())
+      .with("teacher.dtype", asked.text(own_dtype ? "teacher.dtype" : "student.dtype"));
+}
+
 // The folder decides: an adapter goes onto the recipe's student, a whole student takes its place.
 recipe::Settings settings_with(const recipe::Settings& settings, const fs::path& folder) {
   if (folder.empty()) return settings;
   if (fs::exists(folder / adapters::kConfigFile)) return settings.with("adapter.from", folder.string());
-  return settings.with("student.model", folder.string())
-      .with("student.init", "weights")
-      .with("adapter.kind", "none")
-      .with("adapter.from", "");
+  const recipe::Settings whole = settings.with("student.model", folder.string())
+                                     .with("student.init", "weights")
+                                     .with("adapter.kind", "none")
+                                     .with("adapter.from", "");
+  const bool codes = settings.enabled("student.train_codes") && models::read_model_config(folder).layout != nullptr;
+  return codes ? settings_of_codes(whole, settings) : whole;
 }
 
 void run_eval(Invocation& call) {

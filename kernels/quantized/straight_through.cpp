@@ -1,0 +1,132 @@
+#include "kernels/quantized/straight_through.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "kernels/linear/linear.h"
+#include "kernels/operator/checks.h"
+#include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
+#include "kernels/quantized/quantized_linear.h"
+#include "kernels/quantized/quantized_operands.h"
+#include "kernels/quantized/quantized_rows.h"
+
+namespace limbeck::kernels {
+namespace {
+
+QuantizedMatrix fresh_codes(const char* op, const at::Tensor& weight, c10::string_view format, at::ScalarType scales) {
+  TORCH_CHECK(weight.is_cpu() || weight.is_meta(), "[", op, "] weight is ", described(weight),
+              ", wanted one on the CPU: codes are made there alone");
+  // What codes are made from is float32.
+  if (weight.scalar_type() != at::kFloat)
+    hold_for_a_moment(weight, weight.numel() * static_cast<int64_t>(sizeof(float)));
+  return quantize(weight.detach(), format_named(format), scales);
+}
+
+void check_seen_weight(const at::Tensor& x, const at::Tensor& weight) {
+  check_matches("straight_through_linear", "weight", weight, "x", x);
+}
+
+at::Tensor seen_values(const at::Tensor& weight, c10::string_view format, at::ScalarType scales) {
+  return all_rows(fresh_codes("seen_through_format", weight, format, scales), weight.scalar_type());
+}
+
+at::Tensor straight_through_values(const at::Tensor& x, const at::Tensor& weight, c10::string_view format,
+                                   const OptionalBias& bias, at::ScalarType scales) {
+  check_seen_weight(x, weight);
+  return quantized_linear(x, fresh_codes("straight_through_linear", weight, format, scales), bias);
+}
+
+at::Tensor gradient_through_codes(const at::Tensor& dy, const QuantizedMatrix& codes) {
+  static const auto op =
+      typed_operator<at::Tensor(const at::Tensor&, at::TensorList, c10::string_view, int64_t, int64_t)>(
+          "limbeck::quantized_linear_backward");
+  return op.call(dy, codes.parts, format_name(codes.format), codes.rows, codes.columns);
+}
+
+class SeenThrough : public torch::autograd::Function<SeenThrough> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& weight, const std::string& format,
+                            at::ScalarType scales) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return seen_values(weight, format, scales);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                 torch::autograd::variable_list grads) {
+    return {grads[0], {}, {}};
+  }
+};
+
+class StraightThroughLinear : public torch::autograd::Function<StraightThroughLinear> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight,
+                            const OptionalBias& bias, const std::string& format, at::ScalarType scales) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const QuantizedMatrix codes = fresh_codes("straight_through_linear", weight, format, scales);
+    std::vector<at::Tensor> kept = codes.parts;
+    kept.push_back(x);
+    ctx->save_for_backward(kept);
+    ctx->saved_data["format"] = format;
+    ctx->saved_data["rows"] = codes.rows;
+    ctx->saved_data["columns"] = codes.columns;
+    ctx->saved_data["has_bias"] = bias.has_value();  // without one, autograd knows of two inputs
+    return quantized_linear(x, codes, bias);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    auto kept = ctx->get_saved_variables();
+    const at::Tensor x = kept.back();
+    kept.pop_back();
+    const QuantizedMatrix codes{format_named(ctx->saved_data["format"].toStringView()), ctx->saved_data["rows"].toInt(),
+                                ctx->saved_data["columns"].toInt(), kept};
+    const at::Tensor dy = grads[0].reshape({-1, codes.rows});
+    at::Tensor dx, dweight, dbias;
+    if (ctx->needs_input_grad(0)) dx = gradient_through_codes(grads[0], codes);
+    if (ctx->needs_input_grad(1)) dweight = kernels::linear(dy.t(), x.reshape({-1, codes.columns}).t());
+    if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) dbias = dy.sum(0);
+    return {dx, dweight, dbias, {}, {}};
+  }
+};
+
+at::Tensor seen_autograd(const at::Tensor& weight, c10::string_view format, at::ScalarType scales) {
+  return SeenThrough::apply(weight, std::string(format), scales);
+}
+
+at::Tensor straight_through_autograd(const at::Tensor& x, const at::Tensor& weight, c10::string_view format,
+                                     const OptionalBias& bias, at::ScalarType scales) {
+  check_seen_weight(x, weight);
+  return StraightThroughLinear::apply(x, weight, bias, std::string(format), scales);
+}
+
+}  // namespace
+
+at::Tensor seen_through_format(const at::Tensor& weight, QuantizedFormat format, at::ScalarType scales) {
+  static const auto op = typed_operator<decltype(seen_values)>("limbeck::seen_through_format");
+  return op.call(weight, format_name(format), scales);
+}
+
+at::Tensor straight_through_linear(const at::Tensor& x, const at::Tensor& weight, QuantizedFormat format,
+                                   const OptionalBias& bias, at::ScalarType scales) {
+  static const auto op = typed_operator<decltype(straight_through_values)>("limbeck::straight_through_linear");
+  return op.call(x, weight, format_name(format), bias, scales);
+}
+
+TORCH_LIBRARY_FRAGMENT(limbeck, m) {
+  m.def("seen_through_format(Tensor weight, str format, ScalarType scales=float32) -> Tensor");
+  m.def(
+      "straight_through_linear(Tensor x, Tensor weight, str format, Tensor? bias=None, ScalarType scales=float32) -> "
+      "Tensor");
+}
+// Made of operators that have their own bodies on each device, meta too.
+TORCH_LIBRARY_IMPL(limbeck, CompositeExplicitAutograd, m) {
+  m.impl("seen_through_format", &seen_values);
+  m.impl("straight_through_linear", &straight_through_values);
+}
+TORCH_LIBRARY_IMPL(limbeck, Autograd, m) {
+  m.impl("seen_through_format", &seen_autograd);
+  m.impl("straight_through_linear", &straight_through_autograd);
+}
+
+}  // namespace limbeck::kernels

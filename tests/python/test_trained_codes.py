@@ -1,0 +1,281 @@
+"""Codes that are trained: the operators against packing and unpacking, runs against a straight-through loop in PyTorch, and
+folders against what the run saw."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+
+import model_zoo
+import pytest
+import torch
+import torch_distiller
+import transformers
+from limbeck_runner import Limbeck
+from rank_processes import Ranks
+from safetensors.torch import load_file
+from test_quantized_ops import FORMATS, dequantized, ops, weight
+from training_work import LENGTH, ROWS, Outcome, Work, checkpoints, joined_state, newest_checkpoint, refused_before_anything_runs, saved
+
+import token_rows
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CODES = {"student__train_codes": "true"}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, limbeck) -> Work:
+    return Work(tmp_path_factory.mktemp("codes"), limbeck)
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 7) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_is_seen_is_what_unpacking_gives_and_the_gradient_is_the_floats(form, dtype):
+    for shape in ((37, 130), (8, 64), (1, 3)):
+        w = weight(shape, dtype=dtype).requires_grad_()
+        scales = torch.float32 if form.startswith("nf4") else dtype
+        seen = ops.seen_through_format(w, form, scales)
+        wanted = dequantized(ops.quantize_weight(w.detach(), form, scales), form, shape)
+        assert seen.dtype == dtype and torch.equal(seen, wanted.to(dtype))
+        cotangent = drawn(*shape, dtype=dtype)
+        seen.backward(cotangent)
+        assert torch.equal(w.grad, cotangent)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_linear_that_is_seen_through_codes_is_the_product_with_those_codes(form, dtype):
+    """Few rows and many: bits and gradients of what is frozen, and of the weight the product of a linear module."""
+    shape = (40, 96)
+    for rows, with_bias in ((3, True), (50, False)):
+        w, x = weight(shape, dtype=dtype).requires_grad_(), drawn(2, rows, shape[1], dtype=dtype).requires_grad_()
+        bias = drawn(shape[0], dtype=dtype, seed=8).requires_grad_() if with_bias else None
+        parts = ops.quantize_weight(w.detach(), form, dtype)
+        frozen = [None if t is None else t.detach().clone().requires_grad_() for t in (x, bias)]
+        wanted = ops.quantized_linear(frozen[0], parts, form, *shape, frozen[1])
+        y = ops.straight_through_linear(x, w, form, bias, dtype)
+        with torch.no_grad():
+            assert torch.equal(ops.straight_through_linear(x, w, form, bias, dtype), y)
+        cotangent = drawn(*y.shape, dtype=dtype, seed=9)
+        y.backward(cotangent)
+        wanted.backward(cotangent)
+        assert torch.equal(y, wanted) and torch.equal(x.grad, frozen[0].grad)
+        assert bias is None or torch.equal(bias.grad, frozen[1].grad)
+        exact = cotangent.double().flatten(0, 1).T @ x.detach().double().flatten(0, 1)
+        # One rounding of a sum in float32.
+        bar = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
+        assert (w.grad.double() - exact).abs().max() <= bar * exact.abs().max()
+
+
+def test_meta_has_the_shapes_and_what_does_not_fit_is_refused():
+    w = torch.empty(8, 64, device="meta", dtype=torch.bfloat16)
+    assert ops.seen_through_format(w, "nf4", torch.float32).shape == (8, 64)
+    y = ops.straight_through_linear(torch.empty(2, 3, 64, device="meta", dtype=torch.bfloat16), w, "int4-g32", None, torch.bfloat16)
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 8), torch.bfloat16, "meta")
+    broken = drawn(8, 64)
+    broken[3, 5] = float("nan")
+    for x, own, message in ((drawn(2, 64).double(), drawn(8, 64), "weight is float32"), (drawn(2, 63), drawn(8, 64), "wanted .* for a weight"),
+                            (drawn(2, 64), broken, "row 3 .* holds NaN")):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            ops.straight_through_linear(x, own, "int8", None, torch.float32)
+
+
+class ThroughCodes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w, form):
+        return dequantized(ops.quantize_weight(w, form, torch.float32), form, w.shape)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Seen(torch.nn.Module):
+    def __init__(self, form: str):
+        super().__init__()
+        self.form = form
+
+    def forward(self, w):
+        return ThroughCodes.apply(w, self.form)
+
+
+def seen_through(model: torch.nn.Module, form: str, head: str | None) -> torch.nn.Module:
+    for name, module in list(model.named_modules()):
+        kind = form if name.endswith("_proj") else head if name == "lm_head" else None
+        if kind:
+            torch.nn.utils.parametrize.register_parametrization(module, "weight", Seen(kind))
+    return model
+
+
+@pytest.mark.parametrize(("form", "head"), [("int4-g32", "int8"), ("int8", None), ("nf4", None)])
+def test_a_run_is_a_straight_through_loop_in_pytorch(work, form, head):
+    """Not in int4-sym: the least value of a group lies halfway between two codes there, and the last bit decides."""
+    steps, batches = 20, token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    updates = [[batches[i % len(batches)]] for i in range(steps)]
+    settings = torch_distiller.Settings(learning_rate=1e-3, total_steps=steps, warmup_steps=5, weight_decay=0.01, temperature=2.0)
+    keys = CODES | {"student__quantize": form, "precision__rule": f"student.lm_head {head}" if head else None,
+                    "train__steps": f"{steps} steps", "checkpoint__every": 1, "checkpoint__keep": steps}  # fmt: skip
+    run = work.train(f"parity-{form}", **keys)
+
+    # The gradients of the first update are what the first moments are made of.
+    first = seen_through(copy.deepcopy(work.student), form, head)
+    torch_distiller.distil(first, work.teacher, updates[:1], settings)
+    state, compared = joined_state(checkpoints(run.folder)[0]), 0
+    for name, parameter in first.named_parameters():
+        own = "student." + name.replace("parametrizations.weight.original", "weight").removeprefix("model.")
+        ours, wanted = state[f"optim first_moment.{own}"] / (1 - settings.betas[0]), parameter.grad.flatten()
+        assert (ours - wanted).norm() <= 1e-4 * wanted.norm(), (name, float((ours - wanted).norm() / wanted.norm()))
+        compared += 1
+    assert compared == len(list(work.student.parameters()))
+
+    trained = seen_through(copy.deepcopy(work.student), form, head)
+    wanted = torch_distiller.distil(trained, work.teacher, updates, settings)
+    for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
+        worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(name), series, strict=True))
+        print(f"{form}, {name}: worst relative difference {worst:.2e}")
+        assert worst < 1e-4, (name, worst)
+    assert run.series("loss")[-1] < run.series("loss")[0]
+
+
+def evaluated(work: Work, run, *flags) -> dict:
+    out = work.folder / "eval.json"
+    work.limbeck.run("eval", str(run.recipe), *map(str, flags), "--json", str(out))
+    return json.loads(out.read_text())["result"]
+
+
+SAVED = [("int8", "float32", None), ("int4-g32", "bfloat16", "student.lm_head int8"), ("nf4-double", "float32", None),
+         ("int4-sym-g32", "bfloat16", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "dtype", "rule"), SAVED)
+def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_run_did(work, tmp_path, form, dtype, rule):
+    keys = CODES | {"student__quantize": form, "student__dtype": dtype, "precision__rule": rule, "teacher__model": None,
+                    "teacher__kind": "self", "train__steps": "8 steps", "eval__every": 8}  # fmt: skip
+    run = work.train(f"saved-{form}", **keys)
+    result = evaluated(work, run, f"--run={run.folder}")
+    assert (result["loss"], result["kl"]) == (run.series("loss", "eval")[-1], run.series("kl", "eval")[-1])
+    assert result["student"]["storage_bytes"] < result["teacher"]["storage_bytes"]
+
+    floats = transformers.AutoModelForCausalLM.from_pretrained(work.folder / "student", dtype=getattr(torch, dtype))
+    state, before = joined_state(newest_checkpoint(run.folder)), load_file(work.folder / "student" / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in floats.named_parameters():
+            parameter.copy_(state["model student." + name.removeprefix("model.")].view(parameter.shape))
+            assert not torch.equal(parameter.float(), before[name]) or parameter.dim() == 1, f"{name} stands still"
+    floats.save_pretrained(tmp_path / "floats")
+    rules = [f"--rule={rule.replace('student', 'model')}"] if rule else []
+    Limbeck().run("quantize", f"--model={tmp_path / 'floats'}", f"--output={tmp_path / 'packed'}", f"--quantize={form}", *rules)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (run.folder / "final", tmp_path / "packed"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(tensor.dtype in (torch.int32, torch.int8, torch.uint8) for tensor in ours.values())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (run.folder / "final", tmp_path / "packed")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"] and configs[0]["dtype"] == configs[1]["dtype"]
+
+
+FAMILIES = [("gpt2", "nf4"), ("phi3", "nf4"), ("gemma2", "int8"), ("qwen3-moe", "int8"), ("qwen2", "nf4-double")]
+
+
+@pytest.mark.parametrize(("family", "form"), FAMILIES)
+def test_every_family_trains_its_codes(work, tmp_path, family, form):
+    """Linear modules that are stored transposed, with biases, or fused; experts stay floats. The average of the weights is
+    what is evaluated, and saved."""
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    data = token_rows.write(tmp_path / "data", token_rows.random_documents(24, 6, LENGTH, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
+    keys = CODES | {"student__model": base, "student__quantize": form, "teacher__model": None, "teacher__kind": "self", "data__train": data,
+                    "data__validation": data, "optim__ema": 0.7, "train__steps": "3 steps", "eval__every": 3}  # fmt: skip
+    run = work.train(f"family-{family}", **keys)
+    result = evaluated(work, run, f"--run={run.folder}")
+    assert (result["loss"], result["kl"]) == (run.series("loss", "eval")[-1], run.series("kl", "eval")[-1])
+    assert result["kl"] > 0 and result["loss"] != evaluated(work, run)["loss"]
+
+
+def test_training_brings_the_codes_nearer_to_the_floats(work):
+    """Held-out KL to a float model that was trained, from rounding to nearest to after training its codes."""
+    learned = work.train("learned", teacher__model=None, objective__alpha=0, train__steps="150 steps", optim__learning_rate=5e-3)
+    for form in ("int4-sym-g32", "nf4"):
+        keys = CODES | {"student__model": learned.folder / "final", "student__quantize": form, "teacher__model": None, "teacher__kind": "self",
+                        "objective__alpha": 1, "objective__temperature": 1, "optim__learning_rate": 3e-4, "train__steps": "80 steps",
+                        "eval__every": 80}  # fmt: skip
+        run = work.train(f"recovered-{form}", **keys)
+        nearest, trained = evaluated(work, run)["kl"], run.series("kl", "eval")[-1]
+        print(f"{form}: KL to the floats {nearest:.6f} rounded to nearest, {trained:.6f} trained")
+        assert 0 < trained < 0.8 * nearest
+
+
+RANKED = CODES | {"student__quantize": "int4-g32", "precision__rule": "student.lm_head int8", "train__steps": "12 steps",
+                  "train__accumulate": 4, "parallel__reduce": "tree"}  # fmt: skip
+
+
+def test_bits_are_those_of_any_threads_and_ranks_and_of_a_run_that_goes_on(work):
+    """ZeRO-3 fetches the floats that codes are made of, also for the folder; a checkpoint holds the floats."""
+    keys = RANKED | {"checkpoint__every": 4, "checkpoint__keep": 3}
+    whole = work.train("threads-1", threads=1, **keys).folder
+    outcomes = {"2 threads": Outcome.of(work.train("threads-2", threads=2, **keys, train__checkpoint_activations="true").folder)}
+    for zero in (0, 1, 3):
+        recipe, run = work.recipe(f"ranks-{zero}", **keys, parallel__zero=zero), work.folder / f"run-ranks-{zero}"
+        Ranks(2, recipe, f"--run={run}").end().well()
+        outcomes[f"ZeRO-{zero}"] = Outcome.of(run)
+    parts = work.folder / "run-parts"
+    shutil.copytree(whole, parts)
+    shutil.rmtree(checkpoints(parts)[-1])
+    shutil.rmtree(parts / "final")
+    ended = Ranks(1, work.recipe("parts", **keys), f"--run={parts}").end().well()
+    assert "8 of 12 steps are done" in ended.errors[0], ended.errors
+    outcomes["resumed"] = Outcome.of(parts)
+    wanted = Outcome.of(whole)
+    assert any(tensor.dtype == torch.int32 for tensor in wanted.weights.values())
+    for name, other in outcomes.items():
+        assert other.differences(wanted) == [], name
+
+
+@pytest.mark.parametrize("recomputed", ["false", "true"])
+def test_the_memory_plan_counts_the_codes(work, recomputed):
+    """And no second copy of the floats: what a run of the floats alone does not have are codes, at most."""
+    folder = work.folder / "large"
+    if not folder.exists():
+        saved(work.teacher, folder)
+    keys = {"teacher__model": work.folder / "student", "student__model": folder, "train__steps": "2 steps",
+            "train__checkpoint_activations": recomputed}  # fmt: skip
+    run = work.train(f"planned-{recomputed}", **keys, **CODES, student__quantize="int4-g32")
+    floats = work.train(f"floats-{recomputed}", **keys)
+    planned, measured = run.result["planned_peak_bytes"], run.result["peak_bytes"]
+    print(f"planned {planned}, measured {measured}, of floats {floats.result['peak_bytes']}")
+    assert planned == pytest.approx(measured, rel=0.10)
+    packed = sum(p.numel() for name, p in work.teacher.named_parameters() if "_proj" in name) * (4 / 8 + 5 / 32)
+    assert measured <= floats.result["peak_bytes"] + packed * 1.1
+
+
+REFUSED = {
+    "nothing": (dict(student__quantize=None), "[student] packs no weight, and codes are to be trained: say in which format"),
+    "adapter": (dict(adapter__kind="lora"), "trains the weights themselves, and an adapter"),
+    "embedding": (dict(precision__rule="student.embed_tokens int8"), "[student.embed_tokens] is an embedding and is to be in int8"),
+    "cuda": (dict(student__device="cuda"), "codes are made on the CPU alone, anew in each forward: use --device=cpu"),
+    "dtype": (dict(precision__rule="student.layers.0.mlp.* bfloat16\nrule = student.layers.0.** int8"),
+              "trains in bfloat16"),
+    "float16": (dict(student__dtype="float16"), "its gradients would come through float16"),
+    "groups": (dict(student__quantize="int4"), "32 columns are no multiple of its groups of 128"),
+    "layout": (dict(student__quantize="nf4", precision__rule="student.lm_head nf4"), "keeps heads and embeddings in floats"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_a_step(work, case):
+    keys, message = REFUSED[case]
+    refused_before_anything_runs(work, "train", CODES | {"student__quantize": "int4-g32"} | keys, message)
+
+
+def test_a_folder_of_codes_and_a_tied_head_are_refused(work, tmp_path):
+    Limbeck().run("quantize", f"--model={work.folder / 'student'}", f"--output={tmp_path / 'packed'}", "--quantize=int8")
+    keys = CODES | {"student__model": tmp_path / "packed", "precision__rule": "student.layers.0.** int8"}
+    refused_before_anything_runs(work, "train", keys, "holds codes already (compressed-tensors), and training them wants the floats")
+    tied = copy.deepcopy(work.student)
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    saved(tied, tmp_path / "tied")
+    keys = CODES | {"student__model": tmp_path / "tied", "precision__rule": "student.lm_head int8"}
+    refused_before_anything_runs(work, "train", keys, "is tied to an embedding stored in float32")
