@@ -35,4 +35,6 @@ void map_large_buffers() {
   set_unless("MALLOC_MMAP_THRESHOLD_", M_MMAP_THRESHOLD, kMebibyte);
 }
 
+void give_back_holes() { ::malloc_trim(0); }
+
 }  // namespace limbeck::memory

@@ -12,4 +12,9 @@ void tune_allocator();
 // while whole models are built and divided among ranks, so that what is freed leaves no holes in the heap.
 void map_large_buffers();
 
+// Hands back what is free between buffers that are in use. For loops that keep a little of each round for good: it
+// settles among the large buffers that the round has freed, where the next as large find no place any more, so that the
+// heap would grow by some of them a round.
+void give_back_holes();
+
 }  // namespace limbeck::memory

@@ -7,6 +7,7 @@
 
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
+#include "modules/memory/allocator.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
 
@@ -169,6 +170,7 @@ void ScoreFile::add_divergence(const std::string& mix, int64_t row, const RowDiv
 void ScoreFile::write(const Json& line) {
   file_->write(line.dump() + "\n");
   if (!file_->fault().empty()) throw IoError(file_->fault());
+  memory::give_back_holes();
 }
 
 void ScoreFile::add(int64_t row, RowScore score) {
