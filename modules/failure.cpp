@@ -70,6 +70,10 @@ template <class Kind>
   throw Kind(failure.message);
 }
 
+Failure out_of_memory(const std::exception& error) {
+  return {code(ExitCode::kNumeric), fmt::format("out of memory; {}", kMemoryAdvice), type_of(error)};
+}
+
 }  // namespace
 
 Failure describe_failure(std::exception_ptr exception) {
@@ -81,7 +85,7 @@ Failure describe_failure(std::exception_ptr exception) {
   } catch (const c10::Error& error) {
     return describe_torch(error);
   } catch (const std::bad_alloc& error) {
-    return {code(ExitCode::kNumeric), fmt::format("out of memory; {}", kMemoryAdvice), type_of(error)};
+    return out_of_memory(error);
   } catch (const std::system_error& error) {                          // filesystem_error is one
     if (error.code() == std::errc::resource_unavailable_try_again) {  // of std::thread alone
       return {
@@ -90,6 +94,7 @@ Failure describe_failure(std::exception_ptr exception) {
                       error.code().message()),
           type_of(error)};
     }
+    if (error.code() == std::errc::not_enough_memory) return out_of_memory(error);  // of the kernel, for a path
     return {code(ExitCode::kIo), one_line(error.what()), type_of(error)};
   } catch (const std::exception& error) {
     return {kFaultInLimbeck, internal(error.what()), type_of(error)};

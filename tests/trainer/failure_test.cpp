@@ -36,6 +36,12 @@ TEST(Failure, RunningOutOfMemoryIsOneLineWithAdvice) {
   const auto ours = failure_of([] { throw std::bad_alloc(); });
   EXPECT_EQ(ours.exit_code, 5);
   EXPECT_EQ(ours.message.rfind("out of memory; lower data.batch_size", 0), 0u) << ours.message;
+  const auto kernel = failure_of([] {
+    throw std::filesystem::filesystem_error("cannot get current path",
+                                            std::make_error_code(std::errc::not_enough_memory));
+  });
+  EXPECT_EQ(kernel.exit_code, 5);
+  EXPECT_EQ(kernel.message, ours.message);
   const auto torch = failure_of([] {
     TORCH_CHECK(false, "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.\nBuy new RAM!");
   });

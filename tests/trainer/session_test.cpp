@@ -274,6 +274,21 @@ TEST(Session, RefusesACheckpointOfAnotherRunUnlessItMayDiffer) {
             "warning: resumed with another recipe (--resume.allow): objective.temperature was not set, is 3");
 }
 
+// As a checkpoint says of itself that was saved before its program had the key.
+RunIdentity without(RunIdentity identity, const std::string& key) {
+  EXPECT_EQ(identity.recipe.erase(key), 1u) << key;
+  return identity;
+}
+
+TEST(RunIdentity, AKeyThatTheSavingProgramDidNotHaveIsADifferenceWhereItIsSet) {
+  const RunIdentity now = identity_of(test::settings_of(recipe_of()), "train", "validation");
+  std::vector<std::string> notes;
+  require_same_run(without(now, "student.train_codes"), now, {}, "step-3", notes);
+  EXPECT_TRUE(notes.empty());
+  const std::string said = test::message_of([&] { require_same_run(without(now, "seed"), now, {}, "step-3", notes); });
+  EXPECT_NE(said.find("step-3: is of another run: seed was 0, is 5: "), said.npos) << said;
+}
+
 TEST(Session, WhatItsDriverMayNotAskIsAFaultOfTheDriver) {
   const auto ranks = parallel::make_solo();
   const recipe::Settings settings = test::settings_of(recipe_of());

@@ -67,6 +67,12 @@ std::map<std::string, std::string> deciding_keys(const recipe::Settings& setting
   return keys;
 }
 
+std::map<std::string, std::string> default_values(const recipe::Settings& settings) {
+  std::map<std::string, std::string> values;
+  for (const recipe::Option& option : settings.table().options()) values[option.name] = option.fallback;
+  return values;
+}
+
 std::map<std::string, std::string> data_digests(const recipe::Settings& settings, const std::string& train,
                                                 const std::string& validation) {
   std::map<std::string, std::string> digests = {{"data.train", train}, {"data.validation", validation}};
@@ -88,7 +94,8 @@ std::map<std::string, std::string> build_identity(const recipe::Settings& settin
 }  // namespace
 
 RunIdentity identity_of(const recipe::Settings& settings, const std::string& train, const std::string& validation) {
-  return {deciding_keys(settings), data_digests(settings, train, validation), build_identity(settings)};
+  return {deciding_keys(settings), data_digests(settings, train, validation), build_identity(settings),
+          default_values(settings)};
 }
 
 void require_same_run(const RunIdentity& saved, const RunIdentity& now, const std::vector<std::string>& allowed,
@@ -101,7 +108,10 @@ void require_same_run(const RunIdentity& saved, const RunIdentity& now, const st
     for (const auto& [name, value] : after) names.insert(name);
     for (const std::string& name : names) {
       const auto old = before.find(name), fresh = after.find(name);
-      const std::string was = old == before.end() ? "not set" : old->second;
+      const auto unknown = now.defaults.find(name);
+      const std::string was = old != before.end()             ? old->second
+                              : unknown != now.defaults.end() ? unknown->second
+                                                              : "not set";
       const std::string is = fresh == after.end() ? "not set" : fresh->second;
       if (was == is) continue;
       const std::string line =
