@@ -1,7 +1,11 @@
 # How a floor of the house (kernels, modules, trainer), a program and a test binary are built.
 
+# A cache that is there already is used; an empty one makes a first build a twelfth longer, and most are the only one.
 find_program(LIMBECK_CCACHE ccache)
 if(LIMBECK_CCACHE)
+  execute_process(COMMAND "${LIMBECK_CCACHE}" -k cache_dir OUTPUT_VARIABLE _cache OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+endif()
+if(LIMBECK_CCACHE AND IS_DIRECTORY "${_cache}")
   # The sloppiness is what GCC's precompiled headers need; base_dir and no hash_dir let checkouts share the cache. What a
   # file includes is known from the compiler's own list (depend), and not from preprocessing everything once more.
   set(_ccache "${CMAKE_COMMAND}" -E env "CCACHE_SLOPPINESS=pch_defines,time_macros,include_file_mtime,include_file_ctime"
@@ -67,6 +71,7 @@ add_library(limbeck_torch ALIAS limbeck::torch)
 # One precompiled header for modules, trainer, programs and tests: 20 s once instead of 7 to 10 s a file.
 # It fits only what is compiled with the same flags: everything is -fPIC, programs too (see limbeck_program).
 add_library(limbeck_pch OBJECT "${CMAKE_CURRENT_LIST_DIR}/pch.cpp")
+set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/pch.cpp" PROPERTIES SKIP_PRECOMPILE_HEADERS ON)  # nothing is in it
 target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohmann_json)
 # GCC 12 dies (IPA pass: cp) where a header compiled at -O1 is used at -O2; the other way round it does not.
 target_compile_options(limbeck_pch PRIVATE $<$<CONFIG:Release>:-O2>)
@@ -74,7 +79,7 @@ target_precompile_headers(limbeck_pch PRIVATE <torch/nn/module.h> <ATen/ATen.h> 
   <nlohmann/json.hpp> <filesystem> <map> <optional> <string> <vector>)
 
 # Every file pays for the templates which torch's headers leave to be instantiated at its end (three seconds with the
-# precompiled header), and compiles what it takes of torch, JSON and the containers again. Compiled 60 at a time, 60
+# precompiled header), and compiles what it takes of torch, JSON and the containers again. Compiled 70 at a time, 70
 # files pay once (40 of tests, whose files would be one unit that both ends the build and keeps one core). The preset dev, for those who change one file again and again, compiles each by itself.
 option(LIMBECK_UNITY "Compile several files at a time" ON)
 
@@ -106,7 +111,7 @@ function(limbeck_floor name)
   if(F_PCH)
     target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
   endif()
-  _limbeck_unity(limbeck_${name} 60)
+  _limbeck_unity(limbeck_${name} 70)
   install(TARGETS limbeck_${name} EXPORT LimbeckTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 endfunction()
 
@@ -117,7 +122,7 @@ function(limbeck_part floor name)
   target_link_libraries(limbeck_${name} PRIVATE limbeck_options $<TARGET_PROPERTY:limbeck_${floor},LINK_LIBRARIES>)
   target_precompile_headers(limbeck_${name} REUSE_FROM limbeck_pch)
   target_compile_options(limbeck_${name} PRIVATE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:${F_OPTIMIZE}>)
-  _limbeck_unity(limbeck_${name} 60)
+  _limbeck_unity(limbeck_${name} 70)
   target_sources(limbeck_${floor} PRIVATE $<TARGET_OBJECTS:limbeck_${name}>)
 endfunction()
 
