@@ -71,7 +71,6 @@ add_library(limbeck_torch ALIAS limbeck::torch)
 # One precompiled header for modules, trainer, programs and tests: 20 s once instead of 7 to 10 s a file.
 # It fits only what is compiled with the same flags: everything is -fPIC, programs too (see limbeck_program).
 add_library(limbeck_pch OBJECT "${CMAKE_CURRENT_LIST_DIR}/pch.cpp")
-set_source_files_properties("${CMAKE_CURRENT_LIST_DIR}/pch.cpp" PROPERTIES SKIP_PRECOMPILE_HEADERS ON)  # nothing is in it
 target_link_libraries(limbeck_pch PRIVATE limbeck_options nlohmann_json::nlohmann_json)
 # GCC 12 dies (IPA pass: cp) where a header compiled at -O1 is used at -O2; the other way round it does not.
 target_compile_options(limbeck_pch PRIVATE $<$<CONFIG:Release>:-O2>)
