@@ -88,30 +88,14 @@ def recipes(runs: list[Run]) -> str:
 
 
 def page(runs: list[Run], title: str) -> str:
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{charts.STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<section class="cards">{cards(runs)}</section>
+    return charts.document(title, f"""<section class="cards">{cards(runs)}</section>
 <h2>Evaluation</h2>
 {evaluation_sections(runs)}
 {chart_sections(runs)}
 <h2>Dtypes, devices, memory</h2>
 {contract.sections({run.name: run.contract for run in runs if run.contract is not None})}
 <h2>Recipes</h2>
-{recipes(runs) or "<p>No recipe.ini in the run folders.</p>"}
-</main>
-</body>
-</html>
-"""
+{recipes(runs) or "<p>No recipe.ini in the run folders.</p>"}""")  # fmt: skip
 
 
 def refuse_output(output: Path, runs: list[Run]) -> None:

@@ -104,30 +104,14 @@ def page(points: list[Point], too_small: list[str], title: str) -> str:
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in facts)
     keys = "".join(f'<li><i class="key s{colour}"></i>{escape(name)}</li>' for colour, name in LEGEND)
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in too_small)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>{charts.STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<section class="cards">{cards}</section>
+    return charts.document(title, f"""<section class="cards">{cards}</section>
 <h2>Curve</h2>
 <ul class="legend">{keys}</ul><div class="charts">{figures(points)}</div>
 <h2>Budgets</h2>
 {table("Budgets", head, curve)}
 {notes}
 <h2>Formats</h2>
-{table("Formats", ["module", *(escape(point.asked, quote=True) for point in points)], modules)}
-</main>
-</body>
-</html>
-"""
+{table("Formats", ["module", *(escape(point.asked, quote=True) for point in points)], modules)}""")  # fmt: skip
 
 
 def report(options: argparse.Namespace) -> None:

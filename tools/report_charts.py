@@ -209,3 +209,24 @@ def figure(name: str, lines: list[Line], text: Callable[[float], str], over: str
         f'<figure><figcaption>{caption}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(name, quote=True)} over {escape(over, quote=True)}">{grid}{curves}</svg></figure>'
     )
+
+
+def document(title: str, body: str) -> str:
+    """A whole page that needs nothing else; `body` is HTML, `title` is text."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+{body}
+</main>
+</body>
+</html>
+"""

@@ -10,6 +10,7 @@
 #include "kernels/operator/planned_device.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "kernels/quantized/quantized_plan.h"
+#include "kernels/quantized/saved_matrix.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -64,31 +65,22 @@ at::Tensor call_linear(const at::Tensor& x, const QuantizedMatrix& weight, const
   return op.call(x, weight.parts, format_name(weight.format), weight.rows, weight.columns, bias);
 }
 
-at::Tensor call_backward(const at::Tensor& dy, const QuantizedMatrix& weight) {
-  static const auto op = typed_operator<decltype(quantized_gradients)>("limbeck::quantized_linear_backward");
-  return op.call(dy, weight.parts, format_name(weight.format), weight.rows, weight.columns);
-}
-
 class QuantizedLinear : public torch::autograd::Function<QuantizedLinear> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const OptionalBias& bias,
                             const QuantizedMatrix& weight) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward(weight.parts);
-    ctx->saved_data["format"] = std::string(format_name(weight.format));
-    ctx->saved_data["rows"] = weight.rows;
-    ctx->saved_data["columns"] = weight.columns;
+    keep_matrix(*ctx, weight);
     ctx->saved_data["has_bias"] = bias.has_value();  // without one, autograd knows of one input
     return call_linear(x, weight, bias);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const QuantizedMatrix weight{format_named(ctx->saved_data["format"].toStringView()),
-                                 ctx->saved_data["rows"].toInt(), ctx->saved_data["columns"].toInt(),
-                                 ctx->get_saved_variables()};
+    const QuantizedMatrix weight = kept_matrix(*ctx, ctx->get_saved_variables());
     at::Tensor dx, dbias;
-    if (ctx->needs_input_grad(0)) dx = call_backward(grads[0], weight);
+    if (ctx->needs_input_grad(0)) dx = quantized_linear_backward(grads[0], weight);
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(1))
       dbias = grads[0].reshape({-1, weight.rows}).sum(0);
     return {dx, dbias, {}};
@@ -118,6 +110,11 @@ void check_quantized_backward(const at::Tensor& dy, const QuantizedMatrix& weigh
 
 at::Tensor quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
   return call_linear(x, weight, bias);
+}
+
+at::Tensor quantized_linear_backward(const at::Tensor& dy, const QuantizedMatrix& weight) {
+  static const auto op = typed_operator<decltype(quantized_gradients)>("limbeck::quantized_linear_backward");
+  return op.call(dy, weight.parts, format_name(weight.format), weight.rows, weight.columns);
 }
 
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {

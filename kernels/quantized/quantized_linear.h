@@ -13,5 +13,7 @@ namespace limbeck::kernels {
 // x [..., columns] float32, bfloat16 or float16, bias [rows] of the same dtype or none -> [..., rows]
 at::Tensor quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight,
                             const std::optional<at::Tensor>& bias = std::nullopt);
+// Its gradient of x: dy [..., rows] -> [..., columns]
+at::Tensor quantized_linear_backward(const at::Tensor& dy, const QuantizedMatrix& weight);
 
 }  // namespace limbeck::kernels

@@ -10,6 +10,7 @@
 #include "kernels/quantized/quantized_linear.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "kernels/quantized/quantized_rows.h"
+#include "kernels/quantized/saved_matrix.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -37,13 +38,6 @@ at::Tensor straight_through_values(const at::Tensor& x, const at::Tensor& weight
   return quantized_linear(x, fresh_codes("straight_through_linear", weight, format, scales), bias);
 }
 
-at::Tensor gradient_through_codes(const at::Tensor& dy, const QuantizedMatrix& codes) {
-  static const auto op =
-      typed_operator<at::Tensor(const at::Tensor&, at::TensorList, c10::string_view, int64_t, int64_t)>(
-          "limbeck::quantized_linear_backward");
-  return op.call(dy, codes.parts, format_name(codes.format), codes.rows, codes.columns);
-}
-
 class SeenThrough : public torch::autograd::Function<SeenThrough> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& weight, const std::string& format,
@@ -67,9 +61,7 @@ class StraightThroughLinear : public torch::autograd::Function<StraightThroughLi
     std::vector<at::Tensor> kept = codes.parts;
     kept.push_back(x);
     ctx->save_for_backward(kept);
-    ctx->saved_data["format"] = format;
-    ctx->saved_data["rows"] = codes.rows;
-    ctx->saved_data["columns"] = codes.columns;
+    keep_matrix(*ctx, codes);
     ctx->saved_data["has_bias"] = bias.has_value();  // without one, autograd knows of two inputs
     return quantized_linear(x, codes, bias);
   }
@@ -79,11 +71,10 @@ class StraightThroughLinear : public torch::autograd::Function<StraightThroughLi
     auto kept = ctx->get_saved_variables();
     const at::Tensor x = kept.back();
     kept.pop_back();
-    const QuantizedMatrix codes{format_named(ctx->saved_data["format"].toStringView()), ctx->saved_data["rows"].toInt(),
-                                ctx->saved_data["columns"].toInt(), kept};
+    const QuantizedMatrix codes = kept_matrix(*ctx, std::move(kept));
     const at::Tensor dy = grads[0].reshape({-1, codes.rows});
     at::Tensor dx, dweight, dbias;
-    if (ctx->needs_input_grad(0)) dx = gradient_through_codes(grads[0], codes);
+    if (ctx->needs_input_grad(0)) dx = quantized_linear_backward(grads[0], codes);
     if (ctx->needs_input_grad(1)) dweight = kernels::linear(dy.t(), x.reshape({-1, codes.columns}).t());
     if (ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2)) dbias = dy.sum(0);
     return {dx, dweight, dbias, {}, {}};

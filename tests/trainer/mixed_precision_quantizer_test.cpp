@@ -7,8 +7,8 @@
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
 #include "modules/precision/contract_modules.h"
-#include "tests/support/token_shards.h"
 #include "tests/trainer/message_of.h"
+#include "tests/trainer/rows_to_measure_on.h"
 #include "tests/trainer/tiny_distillation.h"
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/static_policy.h"
@@ -20,28 +20,6 @@ models::ModelRequest wide_llama() {
   models::ModelRequest request;
   request.folder = test::weighted_model("llama", R"({"hidden_size": 64, "intermediate_size": 96})", 3);
   return request;
-}
-
-std::unique_ptr<data::DataSource> rows_to_measure_on() {
-  test::TokenSet set;
-  set.vocabulary = 90;
-  set.shards.resize(1);
-  for (int document = 0; document < 6; ++document) {
-    test::TokenDocument tokens;
-    for (int i = 0; i < 14; ++i) tokens.ids.push_back((7 * document + 5 * i * i) % 90);
-    set.shards[0].push_back(tokens);
-  }
-  data::DataRequest asked;
-  asked.folder = std::filesystem::path(::testing::TempDir()) / "quantizer_data";
-  std::filesystem::remove_all(asked.folder);
-  std::filesystem::create_directories(asked.folder);
-  test::write_token_set(asked.folder, set);
-  asked.origin = "data";
-  asked.batch_size = 1;
-  asked.sequence_length = 16;
-  asked.packing = data::Packing::kPadded;
-  asked.shuffle = false;
-  return std::make_unique<data::DataSource>(asked);
 }
 
 std::map<std::string, precision::PackedWeight> packed_by_path(const models::BuiltModel& built) {
@@ -89,7 +67,7 @@ TEST(MixedPrecisionQuantizer, ByRolesWeighsWhatItSaysAndIsReloadedWithTheSameCod
 
 TEST(MixedPrecisionQuantizer, ByImportanceGivesWhatTheAnalyzerFinds) {
   const models::ModelRequest request = wide_llama();
-  const auto data = rows_to_measure_on();
+  const auto data = test::rows_to_measure_on("quantizer_data", 14);
   const auto quantizer = calibrated(create_mixed_precision_quantizer(request, data.get(), true, 4, 32));
 
   models::ModelRequest wide = request, half = request;

@@ -7,8 +7,8 @@
 #include <random>
 
 #include "tests/support/tiny_models.h"
-#include "tests/support/token_shards.h"
 #include "tests/trainer/message_of.h"
+#include "tests/trainer/rows_to_measure_on.h"
 #include "tests/trainer/tiny_distillation.h"
 #include "trainer/cli/commands/quantize_tables.h"
 #include "trainer/quantize/exchange.h"
@@ -111,25 +111,8 @@ TEST(LayerImportanceAnalyzer, MeasuresAsManyBatchesAsItIsAskedForInTheirOrder) {
   request.trainable = true;
   const models::BuiltModel model = models::load_model(request);
   const FormatTable table(request, parse_formats("float", "--formats"));
-  test::TokenSet set;
-  set.vocabulary = 90;
-  for (int document = 0; document < 6; ++document) {
-    test::TokenDocument tokens;
-    for (int i = 0; i < 12; ++i) tokens.ids.push_back((7 * document + 5 * i * i) % 90);
-    set.shards.resize(1);
-    set.shards[0].push_back(tokens);
-  }
-  data::DataRequest asked;
-  asked.folder = std::filesystem::path(::testing::TempDir()) / "importance_data";
-  std::filesystem::remove_all(asked.folder);
-  std::filesystem::create_directories(asked.folder);
-  test::write_token_set(asked.folder, set);
-  asked.origin = "data";
-  asked.batch_size = 1;
-  asked.sequence_length = 16;
-  asked.packing = data::Packing::kPadded;
-  asked.shuffle = false;
-  const data::DataSource source(asked);
+  const auto rows = test::rows_to_measure_on("importance_data", 12);
+  const data::DataSource& source = *rows;
 
   const ScoreMeter meter(model, table, at::kHalf);
   const LayerImportanceAnalyzer analyzer(meter, table);

@@ -90,8 +90,7 @@ void MixedPrecisionQuantizer::require_fused_alike() const {
     if (is_new || one->second.second == format) continue;
     throw UsageError(
         fmt::format("{} is {} and {} is {}, which vLLM computes as one and takes in one format alone: give both the "
-                    "same by --rule, "
-                    "or choose by --budget, which ties them",
+                    "same by --rule, or choose by --budget, which ties them",
                     one->second.first, one->second.second, linear->path(), format));
   }
 }
@@ -181,8 +180,7 @@ MixedPrecisionQuantizer create_mixed_precision_quantizer(models::ModelRequest mo
   if (use_dynamic_policy && data == nullptr) {
     throw UsageError(
         "create_mixed_precision_quantizer: the dynamic policy goes by what is measured, and there is nothing to "
-        "measure "
-        "on: give it data, or take the static policy");
+        "measure on: give it data, or take the static policy");
   }
   if (!model.dtype) {
     model.dtype = floats_of_policies(model);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "modules/errors.h"
 #include "trainer/cli/commands/evaluation_table.h"
@@ -113,8 +114,7 @@ void Calibration::score_alone() {
   const std::string& word = call_.settings.text("predict-by");
   if (word == "error") return;
   const size_t modules = table_.modules().size();
-  const quantize::AloneMeter meter(models::load_model(float_request(request_.folder, request_.device)), *meter_,
-                                   table_);
+  std::optional<quantize::AloneMeter> meter;  // a model of its own: read where something is left to be measured
   const auto progress =
       progress_of(call_, "modules alone", "modules", calibration_rows_ * static_cast<int64_t>(modules));
   for (quantize::ModuleScore& module : scores_.modules) module.divergences.assign(table_.formats().size(), 0.0);
@@ -123,8 +123,9 @@ void Calibration::score_alone() {
     std::optional<quantize::FloatRow> floats;
     for (size_t module = 0; module < modules; ++module) {
       if (file_->alone(module, row) == nullptr) {
+        if (!meter) meter.emplace(models::load_model(float_request(request_.folder, request_.device)), *meter_, table_);
         if (!floats) floats.emplace(model_, source_->batch(row));
-        file_->add_alone(module, row, meter.measure(module, *floats));
+        file_->add_alone(module, row, meter->measure(module, *floats));
       }
       const std::vector<double>& kl = *file_->alone(module, row);
       for (size_t format = 0; format < kl.size(); ++format) scores_.modules[module].divergences[format] += kl[format];
@@ -167,8 +168,7 @@ quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
   if (exchange_rows_ < quantize::kLeastPairedRows) {
     call_.console.warning(
         fmt::format("no exchange is tried: {} rows are left to judge them by, wanted {} behind {} held-out ones: "
-                    "prepare more data, "
-                    "or lower --sequence-length",
+                    "prepare more data, or lower --sequence-length",
                     exchange_rows_, quantize::kLeastPairedRows, held_out_rows_));
     return {first, 0, 0, exchange_rows_, {}};
   }
