@@ -1,19 +1,16 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include "kernels/cpu/product_shares.h"
 #include "kernels/cpu/task_grain.h"
 #include "kernels/operator/checks.h"
 #include "kernels/quantized/int8_dynamic_loops.h"
-#include "kernels/quantized/int8_dynamic_operands.h"
+#include "kernels/quantized/quantized_cpu.h"
 
 namespace limbeck::kernels {
-namespace {
 
-at::Tensor int8_dynamic_cpu(const at::Tensor& x, at::TensorList parts, int64_t rows, int64_t columns,
-                            const OptionalBias& bias) {
-  const QuantizedMatrix weight = checked_int8_dynamic(x, parts, rows, columns, bias);
+at::Tensor int8_dynamic_product(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
+  const int64_t rows = weight.rows, columns = weight.columns;
   auto sizes = x.sizes().vec();
   sizes.back() = rows;
   at::Tensor y = at::empty(sizes, x.options(), at::MemoryFormat::Contiguous);
@@ -45,9 +42,5 @@ at::Tensor int8_dynamic_cpu(const at::Tensor& x, at::TensorList parts, int64_t r
                      [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1) { loops.share(product, m0, m1, n0, n1); });
   return y;
 }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(limbeck, CPU, m) { m.impl("int8_dynamic_linear", &int8_dynamic_cpu); }
 
 }  // namespace limbeck::kernels

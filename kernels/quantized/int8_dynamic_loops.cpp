@@ -31,14 +31,14 @@ float largest_magnitude(const T* x, int64_t width) {
 template <class T>
 float quantize_row(const T* x, int64_t width, int8_t* codes) {
   constexpr int64_t lanes = kLanes<float>;
-  const float largest = largest_magnitude(x, width), scale = largest / 127.0f;
+  const float largest = largest_magnitude(x, width), scale = largest / 127.5f;
   if (!(largest < __builtin_inff()) || scale == 0.0f) {
     for (int64_t i = 0; i < width; ++i) codes[i] = 0;
     return largest < __builtin_inff() ? 0.0f : __builtin_nanf("");
   }
   for (int64_t i = 0; i < width; i += lanes) {
     F32 code = load_wide_some(x + i, width - i) / splat(scale);
-    code = code > 127.0f ? splat(127.0f) : code < -127.0f ? splat(-127.0f) : code;  // where scale is a denormal
+    code = code > 127.0f ? splat(127.0f) : code < -128.0f ? splat(-128.0f) : code;
     const U32 bits = (U32)(code + 12582912.0f);  // 1.5 * 2^23: the adder rounds, and the code is in the low bits
     for (int64_t j = 0; j < std::min(lanes, width - i); ++j) codes[i + j] = static_cast<int8_t>(bits[j] & 0xffu);
   }

@@ -1,4 +1,4 @@
-// The loops of int8_dynamic_linear on plain pointers, without torch's headers.
+// The loops of products with a matrix in int8-dynamic (quantized_linear.h) on plain pointers, without torch's headers.
 #pragma once
 #include <cstdint>
 

@@ -44,10 +44,10 @@ S rounded_up(float exact) {
 }
 
 template <class S>
-void quantize_row(const float* w, int64_t columns, int8_t* codes, S& stored) {
-  stored = rounded_up<S>(largest_magnitude(w, columns) / 127.0F);
+void quantize_group(const float* w, int64_t count, int8_t* codes, S& stored) {
+  stored = rounded_up<S>(largest_magnitude(w, count) / 127.0F);
   const float scale = static_cast<float>(stored);
-  for (int64_t i = 0; i < columns; ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     const float code = scale > 0 ? std::nearbyint(w[i] / scale) : 0.0F;
     codes[i] = static_cast<int8_t>(std::clamp(code, -127.0F, 127.0F));
   }
@@ -154,12 +154,16 @@ void with_scales(const at::Tensor& scales, const Body& body) {
   return body(scales.mutable_data_ptr<float>());
 }
 
-void quantize_int8(const float* w, int64_t rows, int64_t columns, std::vector<at::Tensor>& parts) {
+void quantize_int8(const QuantizedFormat& format, const float* w, int64_t rows, int64_t columns,
+                   std::vector<at::Tensor>& parts) {
   auto* codes = parts[0].mutable_data_ptr<int8_t>();
+  const int64_t group = format.has_groups() ? format.group() : columns, groups = rounded_up_quotient(columns, group);
   with_scales(parts[1], [&](auto* scales) {
     at::parallel_for(0, rows, items_per_task(columns), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row)
-        quantize_row(w + row * columns, columns, codes + row * columns, scales[row]);
+      for (int64_t i = begin * groups; i < end * groups; ++i) {
+        const int64_t column = i % groups * group, first = i / groups * columns + column;
+        quantize_group(w + first, std::min(group, columns - column), codes + first, scales[i]);
+      }
     });
   });
 }
@@ -221,7 +225,7 @@ std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view 
   }
   switch (format.kind) {
     case CodeKind::kInt8:
-      quantize_int8(w, rows, columns, parts);
+      quantize_int8(format, w, rows, columns, parts);
       break;
     case CodeKind::kInt4:
       quantize_int4(format, w, rows, columns, parts);

@@ -1,13 +1,14 @@
-// A quantized matrix as the inner loops read it, without tensors.
+// What the bodies on the CPU share.
 #pragma once
-#include <cstdint>
-
-#include "kernels/quantized/quantized_formula.h"
+#include "kernels/quantized/quantized_operands.h"
 
 namespace limbeck::kernels {
 
 // w' of rows [row0, row1) and columns [column0, column1) into `values`, row by row without gaps.
 void dequantize_rectangle(const QuantizedView& view, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
                           float* values);
+
+// With a matrix in int8-dynamic; the operands are checked.
+at::Tensor int8_dynamic_product(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias);
 
 }  // namespace limbeck::kernels

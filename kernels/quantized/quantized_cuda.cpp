@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_assert_async.h>
+#include <ATen/ops/_int_mm.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
@@ -18,6 +19,7 @@
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/wide_type.h"
+#include "kernels/quantized/int8_dynamic_cuda.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "kernels/quantized/quantized_plan.h"
 
@@ -51,6 +53,32 @@ Tensor few_rows(const Tensor& x, const QuantizedMatrix& weight, const OptionalBi
       {view_of(weight), x.const_data_ptr(), dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
        y.mutable_data_ptr(), x.size(0)},
       c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return y;
+}
+
+Tensor rows_as_codes(const Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias, Tensor y) {
+  const int64_t count = x.size(0);
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const Storage storage = storage_of(x);
+  const Tensor codes = at::empty({count, weight.columns}, x.options().dtype(at::kChar));
+  const Tensor scales = at::empty({count}, x.options().dtype(at::kFloat));
+  launch_row_codes(storage, x.const_data_ptr(), count, weight.columns, codes.mutable_data_ptr<int8_t>(),
+                   scales.mutable_data_ptr<float>(), stream);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const Tensor dense_bias = bias ? bias->contiguous() : Tensor();
+  const Int8Sums product{.weight = view_of(weight),
+                         .codes = codes.const_data_ptr<int8_t>(),
+                         .scales = scales.const_data_ptr<float>(),
+                         .bias = dense_bias.defined() ? dense_bias.const_data_ptr() : nullptr,
+                         .y = y.mutable_data_ptr(),
+                         .count = count};
+  if (sums_by_cublas(count, weight.rows, weight.columns)) {
+    const Tensor sums = at::_int_mm(codes, weight.parts[0].t());
+    launch_int8_values(storage, product, sums.const_data_ptr<int32_t>(), stream);
+  } else {
+    launch_int8_product(storage, product, stream);
+  }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return y;
 }
@@ -102,7 +130,8 @@ Tensor quantized_linear_cuda(const Tensor& x, at::TensorList parts, c10::string_
   sizes.back() = rows;
   const int64_t count = c10::multiply_integers(x.sizes().slice(0, sizes.size() - 1));
   const Tensor dense = x.contiguous().view({count, columns}), y = at::empty({count, rows}, x.options());
-  return (count <= kFewRows ? few_rows : many_rows)(dense, weight, bias, y).view(sizes);
+  const auto product = weight.format.dynamic ? rows_as_codes : count <= kFewRows ? few_rows : many_rows;
+  return product(dense, weight, bias, y).view(sizes);
 }
 
 // Where several runs add up, their sums are float32: cuBLAS gives the sums of half operands away.

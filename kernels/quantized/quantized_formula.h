@@ -17,20 +17,23 @@ enum class CodeKind { kInt8, kInt4, kNf4 };
 // A value, so that a loop can ask for its traits, and a new group is a row of a table (quantized_matrix.cpp).
 struct QuantizedFormat {
   CodeKind kind = CodeKind::kInt8;
-  int group_shift = 0;         // int4: neighbours of a row with one scale, as a power of 2
+  int group_shift = 0;         // neighbours of a row with one scale, as a power of 2; 0 (int8): the whole row
   bool has_zeros = false;      // int4: a code of its own for 0 in each group, instead of 8 in all
   bool double_scales = false;  // nf4: scales in 8 bits
+  bool dynamic = false;        // int8: rows of x are in 8 bits too where they meet it in a product
 
+  LIMBECK_FORMULA bool has_groups() const { return group_shift > 0; }
   LIMBECK_FORMULA int64_t group() const { return int64_t{1} << group_shift; }
   friend bool operator==(const QuantizedFormat& a, const QuantizedFormat& b) {
     return a.kind == b.kind && a.group_shift == b.group_shift && a.has_zeros == b.has_zeros &&
-           a.double_scales == b.double_scales;
+           a.double_scales == b.double_scales && a.dynamic == b.dynamic;
   }
   friend bool operator!=(const QuantizedFormat& a, const QuantizedFormat& b) { return !(a == b); }
 
-  static const QuantizedFormat kInt8, kInt4, kNf4, kNf4Double;
+  static const QuantizedFormat kInt8, kInt8Dynamic, kInt4, kNf4, kNf4Double;
 };
 inline constexpr QuantizedFormat QuantizedFormat::kInt8{CodeKind::kInt8};
+inline constexpr QuantizedFormat QuantizedFormat::kInt8Dynamic{CodeKind::kInt8, 0, false, false, /*dynamic=*/true};
 inline constexpr QuantizedFormat QuantizedFormat::kInt4{CodeKind::kInt4, 7, /*has_zeros=*/true};
 inline constexpr QuantizedFormat QuantizedFormat::kNf4{CodeKind::kNf4};
 inline constexpr QuantizedFormat QuantizedFormat::kNf4Double{CodeKind::kNf4, 0, false, /*double_scales=*/true};
@@ -117,16 +120,21 @@ LIMBECK_FORMULA float rounded_product(float a, float b) {
 #endif
 }
 
-// Scales of a row of int4.
+// Scales of a row in groups.
 LIMBECK_FORMULA int64_t groups_of(const QuantizedView& v) {
   return (v.columns + v.format.group() - 1) >> v.format.group_shift;
+}
+
+LIMBECK_FORMULA int64_t end_of_group(const QuantizedView& v, int64_t column) {
+  return ((column >> v.format.group_shift) + 1) << v.format.group_shift;
 }
 
 // `dynamic`: the levels of the dynamic map, wherever the device keeps them.
 template <CodeKind kind>
 LIMBECK_FORMULA ValueScale scale_at(const QuantizedView& v, int64_t row, int64_t column, const float* dynamic) {
   if constexpr (kind == CodeKind::kInt8) {
-    return {stored_scale(v, row), 0.0F};
+    if (!v.format.has_groups()) return {stored_scale(v, row), 0.0F};
+    return {stored_scale(v, row * groups_of(v) + (column >> v.format.group_shift)), 0.0F};
   } else if constexpr (kind == CodeKind::kInt4) {
     const int64_t groups = groups_of(v), group = column >> v.format.group_shift;
     const float scale = stored_scale(v, row * groups + group);
@@ -145,9 +153,9 @@ LIMBECK_FORMULA ValueScale scale_at(const QuantizedView& v, int64_t row, int64_t
 template <CodeKind kind>
 LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_t column) {
   if constexpr (kind == CodeKind::kInt8) {
-    return v.columns;
+    return v.format.has_groups() ? end_of_group(v, column) : v.columns;
   } else if constexpr (kind == CodeKind::kInt4) {
-    return ((column >> v.format.group_shift) + 1) << v.format.group_shift;
+    return end_of_group(v, column);
   } else {
     const int64_t value = row * v.columns + column;
     return column + kNf4Block - value % kNf4Block;

@@ -16,10 +16,15 @@ struct NamedFormat {
   QuantizedFormat format;
 };
 
+constexpr QuantizedFormat int8(int group_shift) { return {CodeKind::kInt8, group_shift}; }
 constexpr QuantizedFormat int4(int group_shift, bool has_zeros) { return {CodeKind::kInt4, group_shift, has_zeros}; }
 
 constexpr std::array kFormats = {
     NamedFormat{"int8", QuantizedFormat::kInt8},
+    NamedFormat{"int8-g128", int8(7)},
+    NamedFormat{"int8-g64", int8(6)},
+    NamedFormat{"int8-g32", int8(5)},
+    NamedFormat{"int8-dynamic", QuantizedFormat::kInt8Dynamic},
     NamedFormat{"int4", QuantizedFormat::kInt4},
     NamedFormat{"int4-g64", int4(6, true)},
     NamedFormat{"int4-g32", int4(5, true)},
@@ -62,8 +67,11 @@ QuantizedFormat format_named(std::string_view name) {
 std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_t columns, at::ScalarType scales) {
   const int64_t values = rows * columns, blocks = rounded_up_quotient(values, kNf4Block);
   switch (format.kind) {
-    case CodeKind::kInt8:
-      return {{"codes", at::kChar, {rows, columns}}, {"scales", scales, {rows}}};
+    case CodeKind::kInt8: {
+      std::vector<int64_t> of_rows = {rows};
+      if (format.has_groups()) of_rows.push_back(rounded_up_quotient(columns, format.group()));
+      return {{"codes", at::kChar, {rows, columns}}, {"scales", scales, of_rows}};
+    }
     case CodeKind::kInt4: {
       const int64_t groups = rounded_up_quotient(columns, format.group());
       std::vector<QuantizedPart> parts = {{"codes", at::kInt, {rows, rounded_up_quotient(columns, kWordCodes)}},

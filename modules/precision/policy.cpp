@@ -72,6 +72,16 @@ Storage storage_from_name(const std::string& name) {
   }
 }
 
+// A lookup has no product, and the loss of a head is that of its unpacked weight.
+void require_static_codes(const Precision& resolved, const std::string& path, Role role) {
+  if (!resolved.quantized || !resolved.quantized->dynamic || packed_by_default(role)) return;
+  throw UsageError(
+      fmt::format("[{}] is to be {} ({}), which quantizes the inputs of a product too, and is for linear modules of "
+                  "attention and MLP "
+                  "alone: say int8 for a head or an embedding",
+                  path, kernels::format_name(*resolved.quantized), resolved.source));
+}
+
 }  // namespace
 
 bool matches(const std::string& pattern, const std::string& path) {
@@ -162,6 +172,7 @@ Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Pre
     used_[i] = true;
     result.source = rule.source;
   }
+  require_static_codes(result, path, role);
   resolved_paths_.push_back(path);
   return result;
 }

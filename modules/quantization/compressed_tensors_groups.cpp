@@ -28,6 +28,9 @@ QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
   const bool symmetric = weights.boolean_or("symmetric", true);
   const int64_t group = weights.integer_or("group_size", -1, -1, int64_t{1} << 30);
   if (type == "int" && bits == 8 && symmetric && strategy == "channel") return QuantizedFormat::kInt8;
+  if (type == "int" && bits == 8 && symmetric && strategy == "group") {
+    if (const auto format = kernels::find_format(fmt::format("int8-g{}", group))) return *format;
+  }
   if (type == "int" && bits == 4 && in_words && strategy == "group") {
     const auto format = kernels::find_format(
         fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
@@ -36,8 +39,26 @@ QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
   refuse(weights,
          fmt::format(
              "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 4 bits of int in groups of 32, 64 or "
-             "128 (pack-quantized), or 8 bits, symmetric, by channel",
+             "128 (pack-quantized), or 8 bits, symmetric, in such groups or by channel",
              bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
+}
+
+// Of weights in int8 whose inputs are quantized too, row by row while they are read.
+QuantizedFormat format_with_inputs(const io::JsonFile& group, QuantizedFormat format) {
+  for (const char* more : {"output_activations", "input_activations"}) {
+    if (!group.has(more) || group.value().at(more).is_null()) continue;
+    const io::JsonFile inputs = group.child(more);
+    const bool by_row = inputs.integer_or("num_bits", 8, 1, 16) == 8 && inputs.string_or("type", "int") == "int" &&
+                        inputs.boolean_or("symmetric", true) && inputs.boolean_or("dynamic", false) &&
+                        inputs.string_or("strategy", "") == "token";
+    if (more != std::string_view("input_activations") || !by_row || format != QuantizedFormat::kInt8) {
+      refuse(inputs,
+             "changes what the module computes, and is not read: wanted none, or beside weights of 8 bits by channel "
+             "input_activations of 8 bits of int, symmetric, dynamic, strategy token");
+    }
+    return QuantizedFormat::kInt8Dynamic;
+  }
+  return format;
 }
 
 CompressedGroup group_of(const io::JsonFile& group, const std::string& format_of_all) {
@@ -46,7 +67,8 @@ CompressedGroup group_of(const io::JsonFile& group, const std::string& format_of
   if (!in_words && format != kInBytes) {
     refuse(group, fmt::format("format \"{}\" is not read: wanted pack-quantized or int-quantized", format));
   }
-  return {targets_of(group, "targets"), format_of_weights(group.child("weights"), in_words), in_words};
+  const QuantizedFormat of_weights = format_of_weights(group.child("weights"), in_words);
+  return {targets_of(group, "targets"), format_with_inputs(group, of_weights), in_words};
 }
 
 }  // namespace

@@ -5,8 +5,9 @@
 //                    W_zero_point  int32 [words, groups]  where the group is not symmetric: packed down the rows
 //                    W_shape       int64 [2]
 //   int-quantized    W             int8 [rows, columns]
-//                    W_scale       float [rows, 1]
-// Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both. An embedding is
+//                    W_scale       float [rows, 1], or [rows, groups]
+// Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both; int8-dynamic is
+// written int-quantized, beside input_activations that say how its inputs are quantized. An embedding is
 // written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
 // tensor of the name W). A head that shares it has the same codes, stored once, and scales under its own name.
 #include <ATen/ops/empty.h>
@@ -16,6 +17,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
@@ -119,10 +121,11 @@ class CompressedTensors : public WrittenLayout {
     }
     const auto floats = {at::kFloat, at::kBFloat16, at::kHalf};
     const bool int8 = group->format.kind == CodeKind::kInt8;
-    const int64_t groups = int8 ? 1 : kernels::rounded_up_quotient(columns, group->format.group());
+    const bool in_groups = group->format.has_groups();
+    const int64_t groups = in_groups ? kernels::rounded_up_quotient(columns, group->format.group()) : 1;
     at::Tensor scales = wanted(weight + "_scale", floats, {rows, groups});
     if (io::first_nonfinite(scales)) refuse_weight(weight + "_scale holds NaN or infinity");
-    if (int8) scales = scales.view({rows});
+    if (!in_groups) scales = scales.view({rows});
     kernels::QuantizedMatrix matrix{group->format, rows, columns, {}};
     if (!group->in_words) {
       matrix.parts = {wanted(weight, {at::kChar}, {rows, columns}), scales};
@@ -153,7 +156,7 @@ class CompressedTensors : public WrittenLayout {
       return bytes;
     }
     const bool int8 = matrix.format.kind == CodeKind::kInt8;
-    if (!int8 && matrix.columns % matrix.format.group() != 0) {
+    if (matrix.format.has_groups() && matrix.columns % matrix.format.group() != 0) {
       throw UsageError(
           fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in "
                       "int8 or in floats by a "
@@ -161,10 +164,11 @@ class CompressedTensors : public WrittenLayout {
                       weight, matrix.columns, matrix.format.group()));
     }
     const at::Tensor codes = here.part("codes");
-    io::NamedTensors tensors = {
-        {weight + "_packed", int8 ? words_of(codes) : codes},
-        {weight + "_scale", in_dtype(weight, here.part("scales"), dtype).view({matrix.rows, -1})},
-        {weight + "_shape", at::tensor({matrix.rows, matrix.columns}, at::kLong)}};
+    const at::Tensor scales = in_dtype(weight, here.part("scales"), dtype).view({matrix.rows, -1});
+    if (matrix.format.dynamic) return {{weight, codes}, {weight + "_scale", scales}};
+    io::NamedTensors tensors = {{weight + "_packed", int8 ? words_of(codes) : codes},
+                                {weight + "_scale", scales},
+                                {weight + "_shape", at::tensor({matrix.rows, matrix.columns}, at::kLong)}};
     if (matrix.format.has_zeros) tensors.emplace_back(weight + "_zero_point", here.part("zeros"));
     return tensors;
   }
@@ -178,8 +182,9 @@ class CompressedTensors : public WrittenLayout {
     }
     // Rows of int8 are filled up to whole words; int4 has them already.
     const bool int8 = format.kind == CodeKind::kInt8;
-    const int64_t stored = int8 ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
-    int64_t bytes = kShape;
+    const bool in_words = int8 && !format.dynamic;
+    const int64_t stored = in_words ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
+    int64_t bytes = format.dynamic ? 0 : kShape;
     for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, stored, dtype))
       bytes += c10::multiply_integers(part.shape) * static_cast<int64_t>(c10::elementSize(part.dtype));
     return bytes;
@@ -189,20 +194,23 @@ class CompressedTensors : public WrittenLayout {
     std::map<std::string, std::vector<std::string>> by_format;
     for (const auto& [module, format] : modules.packed) by_format[kernels::format_name(format)].push_back(module);
     nlohmann::json groups = nlohmann::json::object();
+    std::set<std::string> forms;
     const auto add = [&](const std::vector<std::string>& targets, QuantizedFormat format, const char* form) {
       groups[fmt::format("group_{}", groups.size())] = {{"targets", targets},
                                                         {"format", form},
                                                         {"weights", weights_of(format)},
-                                                        {"input_activations", nullptr},
+                                                        {"input_activations", inputs_of(format)},
                                                         {"output_activations", nullptr}};
+      forms.insert(form);
     };
     const bool names = by_format.size() > 1 || !modules.embeddings.empty();
     for (const auto& [name, packed] : by_format) {
-      add(names ? packed : std::vector<std::string>{"Linear"}, kernels::format_named(name), kInWords);
+      const QuantizedFormat format = kernels::format_named(name);
+      add(names ? packed : std::vector<std::string>{"Linear"}, format, format.dynamic ? kInBytes : kInWords);
     }
     const std::vector<std::string> embeddings = embedding_targets(modules);
     if (!embeddings.empty()) add(embeddings, QuantizedFormat::kInt8, kInBytes);
-    const char* all = embeddings.empty() ? kInWords : by_format.empty() ? kInBytes : "mixed-precision";
+    const std::string all = forms.size() > 1 ? "mixed-precision" : forms.empty() ? kInWords : *forms.begin();
     return {{"quant_method", "compressed-tensors"},
             {"format", all},
             {"quantization_status", "compressed"},
@@ -214,12 +222,18 @@ class CompressedTensors : public WrittenLayout {
 
  private:
   static nlohmann::json weights_of(QuantizedFormat format) {
-    const bool int8 = format.kind == CodeKind::kInt8;
+    const bool int8 = format.kind == CodeKind::kInt8, in_groups = format.has_groups();
     nlohmann::json weights = {{"num_bits", int8 ? 8 : 4},       {"type", "int"},
-                              {"symmetric", !format.has_zeros}, {"strategy", int8 ? "channel" : "group"},
+                              {"symmetric", !format.has_zeros}, {"strategy", in_groups ? "group" : "channel"},
                               {"group_size", nullptr},          {"dynamic", false}};
-    if (!int8) weights["group_size"] = format.group();
+    if (in_groups) weights["group_size"] = format.group();
     return weights;
+  }
+
+  static nlohmann::json inputs_of(QuantizedFormat format) {
+    if (!format.dynamic) return nullptr;
+    return {{"num_bits", 8},       {"type", "int"},         {"symmetric", true},
+            {"strategy", "token"}, {"group_size", nullptr}, {"dynamic", true}};
   }
 
   // And the head that shares the weight.

@@ -120,7 +120,8 @@ GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<
   auto* out = result.bytes.mutable_data_ptr<uint8_t>();
   for (const int64_t row : row_order) {
     for (int64_t block = 0; block < blocks; ++block) {
-      const int64_t scale = row * groups + (int8 ? 0 : block * kBlock >> matrix.format.group_shift);
+      const int64_t scale =
+          row * groups + (matrix.format.has_groups() ? block * kBlock >> matrix.format.group_shift : 0);
       put_half(scales.bits_at(scale), out);
       if (minima) put_half(minima->bits_at(scale), out);
       const uint8_t* from = all_codes + row * row_bytes + block * block_codes;

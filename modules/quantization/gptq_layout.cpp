@@ -53,13 +53,16 @@ struct Scheme {
   std::optional<QuantizedFormat> format(const io::JsonFile& where) const {
     if (bits >= 16) return std::nullopt;
     if (bits == 8 && group == -1 && symmetric) return QuantizedFormat::kInt8;
+    if (bits == 8 && symmetric) {
+      if (const auto found = kernels::find_format(fmt::format("int8-g{}", group))) return found;
+    }
     if (bits == 4) {
       const auto found = kernels::find_format(
           fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
       if (found) return found;
     }
     refuse(where, fmt::format("{} bits, {}, group_size {} are not read: wanted 4 bits in groups of 32, 64 or 128, or 8 "
-                              "bits, symmetric, with group_size -1",
+                              "bits, symmetric, in such groups or with group_size -1",
                               bits, symmetric ? "symmetric" : "with zero points", group));
   }
 };
@@ -124,7 +127,7 @@ class Gptq : public FolderLayout {
     if (!format) stored.refuse("it is packed, and config.json's quantization_config has its module in floats");
     const bool int8 = format->kind == CodeKind::kInt8;
     if (int8 && packing_ == Packing::kAwq) stored.refuse("AWQ in 8 bits is not read");
-    const int64_t bits = int8 ? 8 : 4, group = int8 ? columns : format->group();
+    const int64_t bits = int8 ? 8 : 4, group = format->has_groups() ? format->group() : columns;
     const int64_t groups = kernels::rounded_up_quotient(columns, group);
     const auto words = [bits](int64_t codes) { return kernels::rounded_up_quotient(codes * bits, kWordBits); };
     require_order(stored, columns, group);
@@ -139,7 +142,7 @@ class Gptq : public FolderLayout {
 
     kernels::QuantizedMatrix matrix{*format, rows, columns, {}};
     if (int8) {
-      matrix.parts = {codes_of_words(codes, columns), scales.view({rows})};
+      matrix.parts = {codes_of_words(codes, columns), format->has_groups() ? scales : scales.view({rows})};
     } else {
       matrix.parts = {codes, scales};
       if (format->has_zeros) matrix.parts.push_back(zeros);

@@ -5,6 +5,10 @@ namespace limbeck::quantization {
 const std::vector<NamedKind>& quantized_formats() {
   static const std::vector<NamedKind> formats = {
       {"int8", "8 bits and a scale for each row"},
+      {"int8-g128", "8 bits and a scale for each 128 neighbours of a row"},
+      {"int8-g64", "the same for each 64"},
+      {"int8-g32", "the same for each 32"},
+      {"int8-dynamic", "int8, and in products the rows of activations in 8 bits too"},
       {"int4", "4 bits, a scale and a zero for each 128 neighbours of a row"},
       {"int4-g64", "the same for each 64"},
       {"int4-g32", "the same for each 32"},

@@ -18,7 +18,6 @@
 #include "benchmarks/benchmarks.h"
 #include "benchmarks/timing.h"
 #include "kernels/linear/linear.h"
-#include "kernels/quantized/int8_dynamic_linear.h"
 #include "kernels/quantized/quantized_linear.h"
 
 namespace limbeck::bench::quantized_bench {
@@ -70,10 +69,6 @@ void measure(int64_t rows, int64_t out, int64_t in, int rounds) {
     for (const Tensor* of : {&x, &x16, &half}) {
       all.push_back({std::string(kernels::format_name(weight.format)) + " " + c10::toString(of->scalar_type()),
                      bytes_of(weight), [&weight, of] { kernels::quantized_linear(*of, weight); }});
-      if (weight.format == kernels::QuantizedFormat::kInt8) {
-        all.push_back({std::string("int8 dynamic ") + c10::toString(of->scalar_type()), bytes_of(weight),
-                       [&weight, of] { kernels::int8_dynamic_linear(*of, weight); }});
-      }
     }
   }
   std::vector<std::vector<double>> times(all.size());

@@ -29,10 +29,8 @@ PEERS = {
 
 
 def ours(kind: str, weight: torch.Tensor):
-    form = "int8" if kind.startswith("int8") else "int4"
+    form = kind.replace(" ", "-")
     parts = ops.quantize_weight(weight.float(), form)
-    if kind == "int8 dynamic":
-        return lambda x: ops.int8_dynamic_linear(x, parts, *weight.shape)
     return lambda x: ops.quantized_linear(x, parts, form, *weight.shape)
 
 

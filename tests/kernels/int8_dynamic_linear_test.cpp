@@ -1,4 +1,5 @@
-#include "kernels/quantized/int8_dynamic_linear.h"
+// quantized_linear of a matrix in int8-dynamic.
+#include "kernels/quantized/quantized_linear.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -8,7 +9,6 @@
 #include <limits>
 #include <tuple>
 
-#include "kernels/quantized/quantized_linear.h"
 #include "tests/support/operator_checks.h"
 
 namespace limbeck::kernels {
@@ -26,7 +26,7 @@ Tensor whole_numbers(at::IntArrayRef sizes, double least, double most, uint64_t 
 }
 
 QuantizedMatrix int8_matrix(const Tensor& codes, const Tensor& scales) {
-  return {QuantizedFormat::kInt8, codes.size(0), codes.size(1), {codes.to(at::kChar), scales}};
+  return {QuantizedFormat::kInt8Dynamic, codes.size(0), codes.size(1), {codes.to(at::kChar), scales}};
 }
 
 struct Int8Shape {
@@ -40,24 +40,25 @@ const auto kShapes = ::testing::Values(Int8Shape{1, 512, 1024}, Int8Shape{16, 51
 
 class Int8DynamicLinearSums : public ::testing::TestWithParam<Int8Shape> {};
 
-// Rows of x with 127 in them have a scale of 1, so that y is the sum itself, which float32 holds up to 2^24.
+// Rows of x with 127.5 in them have a scale of 1, so that y is the sum itself, which float32 holds up to 2^24.
 TEST_P(Int8DynamicLinearSums, AreThoseOfIntegersExactly) {
   const auto [m, n, k] = GetParam();
   const auto codes = whole_numbers({n, k}, -128, 127, 1);
-  auto x = whole_numbers({m, k}, -127, 127, 2);
-  x.select(1, k / 2).fill_(-127);
+  auto x = whole_numbers({m, k}, -128, 127, 2);
+  x.select(1, k / 2).fill_(-128);
   const auto wanted = x.to(at::kLong).mm(codes.to(at::kLong).t());
+  x.masked_fill_(x == -128, -127.5);  // whose code is -128
   ASSERT_LE(wanted.abs().max().item<int64_t>(), 1 << 24);
-  const auto y = int8_dynamic_linear(x, int8_matrix(codes, at::ones({n})));
+  const auto y = quantized_linear(x, int8_matrix(codes, at::ones({n})));
   EXPECT_TRUE(at::equal(y.to(at::kLong), wanted));
 }
 
 TEST_P(Int8DynamicLinearSums, OfTheLargestCodesDoNotOverflow) {
   const auto [m, n, k] = GetParam();
   for (const double sign : {1.0, -1.0}) {
-    const auto y =
-        int8_dynamic_linear(at::full({m, k}, 127 * sign), int8_matrix(at::full({n, k}, -128), at::ones({n})));
-    EXPECT_TRUE(at::equal(y, at::full({m, n}, -128 * 127 * sign * static_cast<double>(k))));
+    const auto y = quantized_linear(at::full({m, k}, 127.5 * sign), int8_matrix(at::full({n, k}, -128), at::ones({n})));
+    const double code = sign > 0 ? 127 : -128;
+    EXPECT_TRUE(at::equal(y, at::full({m, n}, -128 * code * static_cast<double>(k))));
   }
 }
 
@@ -67,13 +68,13 @@ class Int8DynamicLinearValues : public ::testing::TestWithParam<std::tuple<at::S
 
 TEST_P(Int8DynamicLinearValues, AreThoseOfTheFormulaInFloat64) {
   const auto [dtype, shape, with_bias] = GetParam();
-  const auto weight = quantize(normal_values({shape.n, shape.k}, at::kFloat, 1), QuantizedFormat::kInt8);
+  const auto weight = quantize(normal_values({shape.n, shape.k}, at::kFloat, 1), QuantizedFormat::kInt8Dynamic);
   const auto x = normal_values({shape.m, shape.k}, dtype, 2), b = normal_values({shape.n}, dtype, 3);
-  const auto y = int8_dynamic_linear(x, weight, with_bias ? std::optional<Tensor>(b) : std::nullopt);
+  const auto y = quantized_linear(x, weight, with_bias ? std::optional<Tensor>(b) : std::nullopt);
   ASSERT_EQ(y.scalar_type(), dtype);
 
-  const auto wide = x.to(at::kFloat), scale = wide.abs().amax(1, true) / 127;  // at::round is to nearest even
-  const auto codes = (wide / scale).round().to(at::kDouble);
+  const auto wide = x.to(at::kFloat), scale = wide.abs().amax(1, true) / 127.5;
+  const auto codes = (wide / scale).round().clamp(-128, 127).to(at::kDouble);  // at::round is to nearest even
   const auto sums = codes.mm(weight.parts[0].to(at::kDouble).t());
   const auto product = sums * scale.to(at::kDouble) * weight.parts[1].to(at::kDouble);
   const auto bias = with_bias ? b.to(at::kDouble) : at::zeros({shape.n}, at::kDouble);
@@ -92,14 +93,16 @@ TEST_P(Int8DynamicLinearValues, AreThoseOfTheFormulaInFloat64) {
 
 TEST_P(Int8DynamicLinearValues, HaveTheGradientsOfTheUnroundedProduct) {
   const auto [dtype, shape, with_bias] = GetParam();
-  const auto weight = quantize(normal_values({shape.n, shape.k}, at::kFloat, 1), QuantizedFormat::kInt8);
+  const auto weight = quantize(normal_values({shape.n, shape.k}, at::kFloat, 1), QuantizedFormat::kInt8Dynamic);
   auto x = normal_values({shape.m, shape.k}, dtype, 2).requires_grad_();
   auto b = normal_values({shape.n}, dtype, 3).requires_grad_();
   const auto dy = normal_values({shape.m, shape.n}, dtype, 4);
   const auto bias = with_bias ? std::optional<Tensor>(b) : std::nullopt;
   const auto inputs = with_bias ? std::vector<Tensor>{x, b} : std::vector<Tensor>{x};
-  const auto ours = torch::autograd::grad({int8_dynamic_linear(x, weight, bias)}, inputs, {dy});
-  const auto wanted = torch::autograd::grad({quantized_linear(x, weight, bias)}, inputs, {dy});
+  const auto ours = torch::autograd::grad({quantized_linear(x, weight, bias)}, inputs, {dy});
+  QuantizedMatrix plain = weight;
+  plain.format = QuantizedFormat::kInt8;
+  const auto wanted = torch::autograd::grad({quantized_linear(x, plain, bias)}, inputs, {dy});
   for (size_t i = 0; i < inputs.size(); ++i) test::expect_same_bits(ours[i], wanted[i], i == 0 ? "dx" : "dbias");
 }
 
@@ -108,31 +111,31 @@ INSTANTIATE_TEST_SUITE_P(All, Int8DynamicLinearValues,
                                             ::testing::Bool()));
 
 TEST(Int8DynamicLinear, HasTheSameBitsOnTwoThreadsAmongOtherRowsAndInInference) {
-  const auto weight = quantize(normal_values({517, 700}, at::kFloat, 5), QuantizedFormat::kInt8, at::kBFloat16);
+  const auto weight = quantize(normal_values({517, 700}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic, at::kBFloat16);
   const int threads = at::get_num_threads();
   for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const auto x = normal_values({131, 700}, dtype, 6), b = normal_values({517}, dtype, 7);
     at::set_num_threads(1);
-    const auto alone = int8_dynamic_linear(x, weight, b);
+    const auto alone = quantized_linear(x, weight, b);
     at::set_num_threads(2);
-    test::expect_same_bits(int8_dynamic_linear(x, weight, b), alone, "threads");
-    test::expect_same_bits(int8_dynamic_linear(x.slice(0, 40, 41), weight, b), alone.slice(0, 40, 41), "one row");
-    test::expect_same_bits(int8_dynamic_linear(x.t().contiguous().t(), weight, b), alone, "strides");
+    test::expect_same_bits(quantized_linear(x, weight, b), alone, "threads");
+    test::expect_same_bits(quantized_linear(x.slice(0, 40, 41), weight, b), alone.slice(0, 40, 41), "one row");
+    test::expect_same_bits(quantized_linear(x.t().contiguous().t(), weight, b), alone, "strides");
     const c10::InferenceMode inference;
-    test::expect_same_bits(int8_dynamic_linear(x, weight, b), alone, "inference");
+    test::expect_same_bits(quantized_linear(x, weight, b), alone, "inference");
     at::set_num_threads(threads);
   }
 }
 
 TEST(Int8DynamicLinear, RowsOfZeroAreTheBiasAndRowsThatAreNotFiniteAreNaN) {
-  const auto weight = quantize(normal_values({40, 33}, at::kFloat, 5), QuantizedFormat::kInt8);
+  const auto weight = quantize(normal_values({40, 33}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic);
   auto x = normal_values({5, 33}, at::kFloat, 6);
   const auto b = normal_values({40}, at::kFloat, 7);
-  const auto before = int8_dynamic_linear(x, weight, b);
+  const auto before = quantized_linear(x, weight, b);
   x[1].zero_();
   x[2][32] = std::numeric_limits<float>::infinity();
   x[3][0] = std::numeric_limits<float>::quiet_NaN();
-  const auto y = int8_dynamic_linear(x, weight, b);
+  const auto y = quantized_linear(x, weight, b);
   test::expect_same_bits(y[1], b, "zeros");
   EXPECT_TRUE(y[2].isnan().all().item<bool>());
   EXPECT_TRUE(y[3].isnan().all().item<bool>());
@@ -143,7 +146,7 @@ TEST(Int8DynamicLinear, RowsOfZeroAreTheBiasAndRowsThatAreNotFiniteAreNaN) {
 // The scale of such a row is a denormal of few bits, by which codes beyond 127 would come out.
 TEST(Int8DynamicLinear, TheLeastMagnitudesStayWithinTheCodes) {
   const auto x = at::full({1, 4}, 150 * std::numeric_limits<float>::denorm_min());
-  const auto y = int8_dynamic_linear(x, int8_matrix(at::full({3, 4}, 100), at::full({3}, 1e38F)));
+  const auto y = quantized_linear(x, int8_matrix(at::full({3, 4}, 100), at::full({3}, 1e38F)));
   EXPECT_TRUE((y > 0).all().item<bool>());
   EXPECT_TRUE((y <= 100 * 1e38F * 4 * x[0][0]).all().item<bool>());
 }
@@ -151,33 +154,31 @@ TEST(Int8DynamicLinear, TheLeastMagnitudesStayWithinTheCodes) {
 TEST(Int8DynamicLinear, MetaAndEmptyBatchesHaveTheShapes) {
   const auto on_meta = at::TensorOptions().device(at::kMeta).dtype(at::kHalf);
   auto x = at::empty({2, 3, 4}, on_meta).requires_grad_();
-  const auto y = int8_dynamic_linear(x, quantize(at::empty({5, 4}, on_meta), QuantizedFormat::kInt8));
+  const auto y = quantized_linear(x, quantize(at::empty({5, 4}, on_meta), QuantizedFormat::kInt8Dynamic));
   EXPECT_EQ(y.sizes(), at::IntArrayRef({2, 3, 5}));
   EXPECT_EQ(y.scalar_type(), at::kHalf);
   EXPECT_EQ(torch::autograd::grad({y}, {x}, {at::empty_like(y)})[0].sizes(), x.sizes());
-  const auto weight = quantize(normal_values({9, 64}, at::kFloat, 5), QuantizedFormat::kInt8);
-  EXPECT_EQ(int8_dynamic_linear(at::ones({2, 0, 64}), weight).sizes(), at::IntArrayRef({2, 0, 9}));
-  EXPECT_EQ(int8_dynamic_linear(at::ones({64}), weight).sizes(), at::IntArrayRef({9}));
+  const auto weight = quantize(normal_values({9, 64}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic);
+  EXPECT_EQ(quantized_linear(at::ones({2, 0, 64}), weight).sizes(), at::IntArrayRef({2, 0, 9}));
+  EXPECT_EQ(quantized_linear(at::ones({64}), weight).sizes(), at::IntArrayRef({9}));
 }
 
-TEST(Int8DynamicLinear, RefusesOtherFormatsDtypesShapesAndTooManyColumns) {
+TEST(Int8DynamicLinear, RefusesOtherDtypesShapesAndTooManyColumns) {
   const auto message = [](const Tensor& x, const QuantizedMatrix& weight) -> std::string {
     try {
-      int8_dynamic_linear(x, weight);
+      quantized_linear(x, weight);
     } catch (const c10::Error& error) {
       return error.what_without_backtrace();
     }
     return "accepted";
   };
   const auto names = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
-  const auto weight = quantize(normal_values({3, 4}, at::kFloat, 5), QuantizedFormat::kInt8);
-  EXPECT_TRUE(names(message(at::ones({2, 4}), quantize(at::ones({3, 4}), QuantizedFormat::kNf4)),
-                    "the weight is nf4, wanted int8: use quantized_linear"));
+  const auto weight = quantize(normal_values({3, 4}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic);
   EXPECT_TRUE(names(message(at::ones({2, 4}, at::kDouble), weight), "x is float64 [2, 4] on cpu, wanted"));
   EXPECT_TRUE(names(message(at::ones({2, 5}), weight), "wanted [..., 4] for a weight [3, 4]"));
   const int64_t wide = kMostInt8Columns + 1;
   EXPECT_TRUE(names(message(at::ones({1, wide}), int8_matrix(at::ones({1, wide}), at::ones({1}))),
-                    "wanted at most 131072 columns"));
+                    "wanted at most 131071 columns"));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <limits>
 #include <string>
 #include <tuple>
 
@@ -75,7 +76,7 @@ TEST_P(QuantizedCuda, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSameAgain) {
   test::expect_same_bits(dx.cpu(), dx_again.cpu(), "dx again");
 }
 
-const auto kFormats = ::testing::ValuesIn(test::every_format());
+const auto kFormats = ::testing::ValuesIn(test::every_static_format());
 const auto kDtypes = ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf);
 
 // Columns of 1, 75, 129 and 257 begin rows inside bytes, groups and blocks; those of 96, 128, 544 are read in packs,
@@ -93,6 +94,55 @@ INSTANTIATE_TEST_SUITE_P(Runs, QuantizedCuda,
                          ::testing::Combine(kFormats, kDtypes,
                                             ::testing::Values(GpuShape{9, 41, 75}, GpuShape{40, 66, 128}),
                                             ::testing::Bool(), ::testing::Values(1100)));
+
+class Int8DynamicCuda : public ::testing::TestWithParam<std::tuple<at::ScalarType, GpuShape, bool>> {};
+
+// Sums of integers and five roundings in one order: nothing that a device could do otherwise.
+TEST_P(Int8DynamicCuda, cuda_ValuesHaveTheBitsOfTheCpuAndGradientsThoseOfInt8) {
+  LIMBECK_NEEDS_GPU();
+  const auto [dtype, shape, with_bias] = GetParam();
+  const auto here = quantize(values_of({shape.rows, shape.columns}, at::kFloat, 1), QuantizedFormat::kInt8Dynamic);
+  const auto there = on_gpu(here);
+  QuantizedMatrix plain = there;
+  plain.format = QuantizedFormat::kInt8;
+  const Tensor x = values_of({shape.count, shape.columns}, dtype, 2), b = values_of({shape.rows}, dtype, 3);
+  const auto bias = with_bias ? std::optional<Tensor>(b) : std::nullopt;
+  const auto bias_there = with_bias ? std::optional<Tensor>(b.cuda()) : std::nullopt;
+  const Tensor leaf = x.cuda().requires_grad_(), dy = values_of({shape.count, shape.rows}, dtype, 4).cuda();
+  const Tensor y = quantized_linear(leaf, there, bias_there);
+  test::expect_same_bits(y.detach().cpu(), quantized_linear(x, here, bias), "y");
+  const auto gradient = [&](const Tensor& of) { return torch::autograd::grad({of}, {leaf}, {dy})[0].cpu(); };
+  test::expect_same_bits(gradient(y), gradient(quantized_linear(leaf, plain, bias_there)), "dx");
+}
+
+// Packs and single codes, by our own kernel and (more than 16 rows, multiples of 8) by cuBLAS.
+INSTANTIATE_TEST_SUITE_P(Shapes, Int8DynamicCuda,
+                         ::testing::Combine(kDtypes,
+                                            ::testing::Values(GpuShape{1, 1, 1}, GpuShape{1, 33, 257},
+                                                              GpuShape{3, 5, 75}, GpuShape{8, 19, 2048},
+                                                              GpuShape{16, 64, 96}, GpuShape{17, 64, 96},
+                                                              GpuShape{17, 33, 96}, GpuShape{300, 72, 136}),
+                                            ::testing::Bool()));
+
+TEST(Int8DynamicCuda, cuda_ReadsStridesAndRowsThatAreZeroOrNotFinite) {
+  LIMBECK_NEEDS_GPU();
+  const auto here = quantize(values_of({9, 64}, at::kFloat, 15), QuantizedFormat::kInt8Dynamic);
+  const auto there = on_gpu(here);
+  for (const int64_t count : {4, 24}) {
+    Tensor wide = values_of({count, 3 * 64}, at::kFloat, 16);
+    wide[1].zero_();
+    wide[2][70] = std::numeric_limits<float>::infinity();
+    wide[3][71] = std::numeric_limits<float>::quiet_NaN();
+    for (const auto& [begin, step] : {std::pair<int64_t, int64_t>{64, 1}, {0, 2}}) {
+      const Tensor x = wide.slice(1, begin, begin + 64 * step, step), y = quantized_linear(x, here);
+      const Tensor got = quantized_linear(wide.cuda().slice(1, begin, begin + 64 * step, step), there).cpu();
+      EXPECT_TRUE(got.isnan().equal(y.isnan()));
+      EXPECT_TRUE(got[3].isnan().all().item<bool>() || step == 2);
+      test::expect_same_bits(got.nan_to_num(), y.nan_to_num(), "strides");
+    }
+  }
+  EXPECT_EQ(quantized_linear(at::ones({2, 0, 64}).cuda(), there).sizes(), at::IntArrayRef({2, 0, 9}));
+}
 
 class QuantizedCudaOf : public ::testing::TestWithParam<QuantizedFormat> {};
 

@@ -58,7 +58,7 @@ TEST_P(QuantizedLinearValues, ForwardAndGradientsMatchFloat64) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, QuantizedLinearValues,
-                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
+                         ::testing::Combine(::testing::ValuesIn(test::every_static_format()),
                                             ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
                                             ::testing::Values(ProductShape{1, 1, 1}, ProductShape{1, 33, 257},
                                                               ProductShape{7, 5, 3}, ProductShape{130, 70, 513},
@@ -68,7 +68,7 @@ INSTANTIATE_TEST_SUITE_P(All, QuantizedLinearValues,
 // Issue 16: layers of models, input widths that no word or block divides, and each number of rows that has a body of
 // its own.
 INSTANTIATE_TEST_SUITE_P(Layers, QuantizedLinearValues,
-                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
+                         ::testing::Combine(::testing::ValuesIn(test::every_static_format()),
                                             ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
                                             ::testing::Values(ProductShape{1, 512, 1024}, ProductShape{16, 512, 1024},
                                                               ProductShape{17, 512, 1024}, ProductShape{1, 1024, 512},
@@ -78,7 +78,7 @@ INSTANTIATE_TEST_SUITE_P(Layers, QuantizedLinearValues,
                                                               ProductShape{16, 90, 130}, ProductShape{17, 90, 130}),
                                             ::testing::Values(true)));
 INSTANTIATE_TEST_SUITE_P(FewRows, QuantizedLinearValues,
-                         ::testing::Combine(::testing::ValuesIn(test::every_format()),
+                         ::testing::Combine(::testing::ValuesIn(test::every_static_format()),
                                             ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf),
                                             ::testing::Values(ProductShape{2, 101, 320}, ProductShape{3, 101, 320},
                                                               ProductShape{4, 101, 320}, ProductShape{5, 101, 320},
@@ -195,7 +195,7 @@ TEST_P(QuantizedLinearOf, HasNoSecondDerivative) {
   EXPECT_THROW(torch::autograd::grad({dx.sum()}, {dy}), c10::Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, QuantizedLinearOf, ::testing::ValuesIn(test::every_format()),
+INSTANTIATE_TEST_SUITE_P(Formats, QuantizedLinearOf, ::testing::ValuesIn(test::every_static_format()),
                          [](const auto& instance) { return test::format_label(instance.param); });
 
 }  // namespace

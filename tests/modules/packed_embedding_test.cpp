@@ -88,7 +88,7 @@ TEST(PackedEmbedding, ARuleForAllPacksEmbeddingsAndHeadsOfEveryFamily) {
   for (const std::string& family : test::tiny_families()) {
     SCOPED_TRACE(family);
     const fs::path folder = test::tiny_model(family);
-    for (const QuantizedFormat format : test::every_format()) {
+    for (const QuantizedFormat format : test::every_static_format()) {
       const std::string rule = std::string("model.** ") + kernels::format_name(format);
       const BuiltModel built = load_model(with_rules(folder, at::kBFloat16, {rule}));
       for (const auto& owner : owners_of(built)) {
@@ -114,7 +114,7 @@ TEST(PackedEmbedding, ARuleForAllPacksEmbeddingsAndHeadsOfEveryFamily) {
 }
 
 TEST(PackedEmbedding, ATiedHeadIsTheEmbeddingsStorageOnce) {
-  for (const QuantizedFormat format : test::every_format()) {
+  for (const QuantizedFormat format : test::every_static_format()) {
     const std::string rule = std::string("model.embed_tokens ") + kernels::format_name(format);
     const BuiltModel built = load_model(with_rules(tiny_llama(true), at::kFloat, {rule}));
     EXPECT_EQ(head_of(built).packed(), tokens_of(built).packed());
@@ -127,7 +127,7 @@ TEST(PackedEmbedding, ATiedHeadIsTheEmbeddingsStorageOnce) {
 
 TEST(PackedEmbedding, LookupsAndLogitsAreThoseOfTheDequantizedWeights) {
   for (const bool tied : {false, true}) {
-    for (const QuantizedFormat format : test::every_format()) {
+    for (const QuantizedFormat format : test::every_static_format()) {
       const std::string rule = std::string("model.** ") + kernels::format_name(format);
       const BuiltModel built = load_model(with_rules(tiny_llama(tied), at::kFloat, {rule}));
       const fs::path folder = built.config.folder / "saved";
@@ -146,7 +146,7 @@ TEST(PackedEmbedding, LookupsAndLogitsAreThoseOfTheDequantizedWeights) {
 // The fused head over a packed weight that stays: value and gradient of the states against float64 of what it means.
 TEST(PackedEmbedding, TheFusedHeadGivesTheStatesTheGradientOfTheDequantizedWeight) {
   for (const auto dtype : {at::kFloat, at::kBFloat16}) {
-    for (const QuantizedFormat format : test::every_format()) {
+    for (const QuantizedFormat format : test::every_static_format()) {
       const std::string rule = std::string("model.lm_head ") + kernels::format_name(format);
       const BuiltModel built = load_model(with_rules(tiny_llama(false), dtype, {rule}));
       const Linear& head = head_of(built);
@@ -181,7 +181,7 @@ TEST(PackedEmbedding, TheFusedHeadGivesTheStatesTheGradientOfTheDequantizedWeigh
 
 // Adapters on packed embeddings and heads: in the fused head's operands, and merged into what the codes stand for.
 TEST(PackedEmbedding, AdaptersWorkBesideCodesAndAreMergedIntoWhatTheyMean) {
-  for (const QuantizedFormat format : test::every_format()) {
+  for (const QuantizedFormat format : test::every_static_format()) {
     const fs::path folder = tiny_llama(false);
     const std::string rule = std::string("model.** ") + kernels::format_name(format);
     BuiltModel quantized = load_model(with_rules(folder, at::kFloat, {rule}));

@@ -21,7 +21,7 @@ from test_quantized_models import OUTPUT_BAR
 from training_work import Work
 
 IDS = {"input_ids": torch.arange(64).view(2, 32)}
-WRITTEN = ["int8", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64", "int4-sym-g32"]
+WRITTEN = ["int8", "int8-g128", "int8-g32", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64", "int4-sym-g32"]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def read_by_transformers(folder: Path, **options) -> transformers.PreTrainedMode
     return transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
 
 
-def logits(model: transformers.PreTrainedModel) -> torch.Tensor:
+def logits(model: transformers.PreTrainedModel, inputs: dict = IDS) -> torch.Tensor:
     with torch.no_grad():
-        return model(**IDS, use_cache=False).logits
+        return model(**inputs, use_cache=False).logits
 
 
 def weights(bits: int, symmetric: bool, group: int | None) -> dict:
@@ -75,12 +75,14 @@ def compressed(base: Path, out: Path, groups: dict[str, dict], ignore: list[str]
     return logits(model)
 
 
+INPUTS = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 THEIRS = {
     "int4": ({"a": {"targets": ["Linear"], "weights": weights(4, True, 128)}}, ["lm_head"]),
     "int4 in groups of 32": ({"a": {"targets": ["Linear"], "weights": weights(4, True, 32)}}, ["lm_head"]),
     "int4 with zeros": ({"a": {"targets": ["Linear"], "weights": weights(4, False, 64)}}, ["re:.*lm_head"]),
     "int8": ({"a": {"targets": ["Linear"], "weights": weights(8, True, None), "format": "pack-quantized"}}, ["lm_head"]),
     "int8 by bytes": ({"a": {"targets": ["Linear"], "weights": weights(8, True, None), "format": "int-quantized"}}, ["lm_head"]),
+    "int8 in groups": ({"a": {"targets": ["Linear"], "weights": weights(8, True, 128), "format": "pack-quantized"}}, ["lm_head"]),
     "a mix": (
         {
             "a": {"targets": ["re:.*mlp.*", "model.layers.0.self_attn.o_proj"], "weights": weights(4, False, 32)},
@@ -108,6 +110,36 @@ def test_what_compressed_tensors_wrote_is_read(limbeck, base, tmp_path, kind, dt
     assert parity_measures.largest_error(limbeck.forward(base, IDS)["logits"], ours) > 1e-3
 
 
+APART = {"input_ids": torch.arange(64).view(64, 1)}  # rows that hear nothing of each other
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Of each row. A value between two codes goes either way by the last bit of the float sums before it: most rows have no such."""
+    return (ours - theirs).abs().amax((1, 2)) / theirs.abs().max()
+
+
+def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base, tmp_path):
+    groups = {"a": {"targets": ["Linear"], "weights": weights(8, True, None), "input_activations": INPUTS, "format": "int-quantized"}}
+    compressed(base, tmp_path / "packed", groups, ["lm_head"])
+    ours = limbeck.forward(tmp_path / "packed", APART)["logits"]
+    assert apart(ours, logits(read_by_transformers(tmp_path / "packed"), APART)).median() < OUTPUT_BAR
+    config = json.loads((tmp_path / "packed" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
+    assert apart(ours, limbeck.forward(tmp_path / "packed", APART)["logits"]).min() > 1e-3
+
+
+def test_transformers_rounds_the_inputs_of_what_we_write(limbeck, base, tmp_path):
+    folder = resave(base, tmp_path / "packed", "--packed", "int8-dynamic", "--rule", "model.layers.1.mlp.** int8-g32")
+    ours, theirs = limbeck.forward(folder, APART)["logits"], logits(read_by_transformers(folder), APART)
+    assert apart(ours, theirs).median() < OUTPUT_BAR
+    again = resave(folder, tmp_path / "again", "--packed", "as-it-is")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].dtype == torch.int8
+    with pytest.raises(AssertionError, match=r"lm_head\] is to be int8-dynamic .* say int8 for a head or an embedding"):
+        resave(base, tmp_path / "head", "--packed", "int8", "--rule", "model.lm_head int8-dynamic")
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("form", WRITTEN)
 def test_transformers_loads_what_we_write(limbeck, base, tmp_path, form, dtype):
@@ -130,9 +162,9 @@ def test_the_bytes_of_a_weight_are_those_of_its_parts(base, tmp_path, form):
     tensors = load_file(resave(base, tmp_path / "packed", "--packed", form) / "model.safetensors")
     name, rows, columns = "model.layers.0.mlp.down_proj.weight", 128, 384
     stored = {part: tensors[f"{name}_{part}"] for part in ("packed", "scale")}
-    group = 0 if form == "int8" else int(form.split("-g")[1]) if "-g" in form else 128
-    groups = math.ceil(columns / group) if group else 1
-    assert stored["packed"].nbytes == rows * math.ceil(columns / (8 if group else 4)) * 4
+    group = columns if form == "int8" else int(form.split("-g")[1]) if "-g" in form else 128
+    groups = math.ceil(columns / group)
+    assert stored["packed"].nbytes == rows * math.ceil(columns / (4 if form.startswith("int8") else 8)) * 4
     assert stored["scale"].shape == (rows, groups)
     assert (name + "_zero_point" in tensors) == (form in ("int4", "int4-g64", "int4-g32"))
 
@@ -205,6 +237,10 @@ def damage(kind: str, tensors: dict, config: dict) -> None:
             arguments["type"] = "float"
         case "another group":
             arguments["group_size"] = 48
+        case "inputs of static scales":
+            quantization["config_groups"]["group_0"]["input_activations"] = INPUTS | {"dynamic": False, "strategy": "tensor"}
+        case "outputs":
+            quantization["config_groups"]["group_0"]["output_activations"] = INPUTS
         case "another format":
             quantization["config_groups"]["group_0"]["format"] = "marlin-24"
         case "no group":
@@ -232,6 +268,8 @@ DAMAGES = {
     "another strategy": "strategy block",
     "floats": "4 bits of float",
     "another group": "group_size 48 are not read",
+    "inputs of static scales": '"input_activations": changes what the module computes, and is not read: wanted none, or beside weights of 8 bits',
+    "outputs": '"output_activations": changes what the module computes, and is not read',
     "another format": 'format "marlin-24" is not read',
     "no group": "no group of config.json's config_groups names its module",
     "not compressed": 'quantization_status is "frozen", wanted "compressed"',

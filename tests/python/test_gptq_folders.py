@@ -121,6 +121,8 @@ SCHEMES = {
     "int4 with zeros, version 2": Scheme(symmetric=False, keys={"checkpoint_format": "gptq_v2"}),
     "int4, float32 scales": Scheme(dtype=torch.float32, keys={"checkpoint_format": "gptq_v2"}),
     "int8": Scheme(bits=8, group=-1),
+    "int8, groups of 64": Scheme(bits=8, group=64),
+    "int8, groups of 32, bfloat16": Scheme(bits=8, dtype=torch.bfloat16),
     "int8, version 2": Scheme(bits=8, group=-1, order=False, keys={"checkpoint_format": "gptq_v2"}),
     "auto-round": Scheme(group=128, order=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}),
     "awq": Scheme(group=128, symmetric=False, keys=AWQ),
@@ -229,8 +231,8 @@ def damage(kind: str, tensors: dict, quantization: dict) -> None:
             tensors[MODULE + ".g_idx"] = tensors[MODULE + ".g_idx"].flip(0).contiguous()
         case "3 bits":
             quantization["bits"] = 3
-        case "groups of 8 bits":
-            quantization["bits"] = 8
+        case "8 bits with zeros":
+            quantization |= {"bits": 8, "sym": False}
         case "one group a row":
             quantization["group_size"] = -1
         case "another packing":
@@ -261,7 +263,7 @@ DAMAGES = {
     "another zero": ".qzeros: in row 10 code 6 stands for 0, and config.json says sym, which wants 8",
     "reordered": ".g_idx has column 0 in group 3, wanted 0: groups of reordered columns are not read; quantize without",
     "3 bits": "3 bits, symmetric, group_size 32 are not read: wanted 4 bits in groups of 32, 64 or 128",
-    "groups of 8 bits": "8 bits, symmetric, group_size 32 are not read",
+    "8 bits with zeros": "8 bits, with zero points, group_size 32 are not read",
     "one group a row": "4 bits, symmetric, group_size -1 are not read",
     "another packing": 'checkpoint_format "marlin" is not read: wanted gptq, gptq_v2',
     "an expression": '"(lm_head": missing )',

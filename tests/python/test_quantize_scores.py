@@ -98,7 +98,7 @@ def reference(case, tmp_path_factory):
             output.retain_grad()
             seen[name] = (inputs[0], output)
         module.register_forward_hook(keep)
-    found = {name: {"losses": [0.0] * len(FORMATS), "gradient": 0.0, "outputs": []} for name in linears(net)}
+    found = {name: {"losses": [0.0] * len(FORMATS), "dynamic": 0.0, "gradient": 0.0, "outputs": []} for name in linears(net)}
     for ids in rows_of(case, 0, ROWS):
         net.zero_grad()
         logits = net(ids).logits
@@ -108,6 +108,9 @@ def reference(case, tmp_path_factory):
             for i, form in enumerate(FORMATS):
                 change = x.detach() @ (stored[form][name] - weight.detach()).T
                 found[name]["losses"][i] += 0.5 * float((change * y.grad).square().sum())
+            scale = x.detach().abs().amax(-1, keepdim=True) / 127.5
+            change = (x.detach() / scale).round().clamp(-128, 127) * scale @ stored["int8"][name].T - y.detach()
+            found[name]["dynamic"] += 0.5 * float((change * y.grad).square().sum())
             found[name]["gradient"] += float(weight.grad.abs().mean()) / (ids.shape[1] - 1)
             found[name]["outputs"].append(y.detach().flatten())
     for name, entry in found.items():
@@ -131,6 +134,16 @@ def test_scores_are_those_of_float64(case, reference, tmp_path):
             # Float32 rounds the change of an output by about 1e-7 of the output, and float16's own is 2e-4 of it.
             assert ours == pytest.approx(reference[name]["losses"][j], rel=5e-3 if FORMATS[j] == "float" else 1e-4), (name, FORMATS[j])
         assert sum(row["modules"][i][0] for row in rows) == pytest.approx(reference[name]["gradient"], rel=1e-4), name
+
+
+def test_inputs_that_a_format_rounds_are_in_its_score(case, reference, tmp_path):
+    case.run(tmp_path / "out", budget="3x", exchange_steps=0, formats="float,int8,int8-dynamic")
+    head, *rows = lines_of(tmp_path / "out.scores.jsonl")
+    for i, name in enumerate(head["modules"]):
+        weights, both = (sum(row["modules"][i][4][j] for row in rows) for j in (1, 2))
+        assert both == pytest.approx(reference[name]["dynamic"], rel=2e-2) and both > 1.5 * weights, name
+    with pytest.raises(LimbeckError, match=r"int8-dynamic rounds the inputs .* take --predict-by=error"):
+        case.run(tmp_path / "alone", budget="3x", formats="float,int8-dynamic", predict_by="kl")
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> float:

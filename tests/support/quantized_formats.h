@@ -13,6 +13,13 @@ inline std::vector<kernels::QuantizedFormat> every_format() {
   return formats;
 }
 
+// Those in whose products x stays as it is.
+inline std::vector<kernels::QuantizedFormat> every_static_format() {
+  std::vector<kernels::QuantizedFormat> formats = every_format();
+  std::erase_if(formats, [](const kernels::QuantizedFormat& format) { return format.dynamic; });
+  return formats;
+}
+
 // As a test may be called.
 inline std::string format_label(kernels::QuantizedFormat format) {
   std::string name = kernels::format_name(format);

@@ -12,7 +12,16 @@
 namespace limbeck::quantize {
 
 AloneMeter::AloneMeter(models::BuiltModel model, const ScoreMeter& meter, const FormatTable& table)
-    : model_(std::move(model)), meter_(meter), table_(table), modules_(modules_of(model_, table)) {}
+    : model_(std::move(model)), meter_(meter), table_(table), modules_(modules_of(model_, table)) {
+  for (const StoredFormat& format : table.formats()) {
+    if (!format.packed || !format.packed->dynamic) continue;
+    throw UsageError(
+        fmt::format("{} rounds the inputs of a module too, and --predict-by=kl tries its weights alone: take "
+                    "--predict-by=error, or "
+                    "leave it out of --formats",
+                    format.name));
+  }
+}
 
 std::vector<double> AloneMeter::measure(size_t module, const FloatRow& row) const {
   const at::NoGradGuard no_gradient;

@@ -53,7 +53,7 @@ bool is_candidate(const precision::ContractModule& module) {
 
 // Others refuse a last group that is shorter.
 bool has_whole_groups(const models::Linear& module, const StoredFormat& format) {
-  if (!format.packed || format.packed->kind != kernels::CodeKind::kInt4) return true;
+  if (!format.packed || !format.packed->has_groups()) return true;
   return module.in_features() % format.packed->group() == 0;
 }
 

@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "kernels/linear/linear.h"
+#include "kernels/quantized/quantized_linear.h"
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
 #include "modules/models/network/token_loss.h"
@@ -158,13 +159,24 @@ at::Tensor ScoreMeter::weight_in(size_t module, size_t format) const {
   return stored(*modules_.at(module), format);
 }
 
+std::function<at::Tensor(const at::Tensor&)> ScoreMeter::changes_under(const Measured& module, size_t format) const {
+  const at::Tensor weight = module.module->weight().detach();
+  const auto& packed = module.packed[format];
+  if (packed && packed->format().dynamic) {  // which rounds the inputs too
+    return [weight, matrix = packed->on(weight.device()).matrix()](const at::Tensor& x) {
+      return kernels::quantized_linear(x, matrix) - kernels::linear(x, weight);
+    };
+  }
+  return [error = stored(module, format) - weight](const at::Tensor& x) { return kernels::linear(x, error); };
+}
+
 ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const {
   ModuleScore score;
   score.losses.resize(table_.formats().size());
   for (size_t i = 0; i < score.losses.size(); ++i) {
-    const at::Tensor error = stored(module, i) - module.module->weight().detach();
+    const auto change_of = changes_under(module, i);
     for (size_t call = 0; call < heard.x.size(); ++call) {
-      const at::Tensor change = kernels::linear(as_rows(heard.x[call]), error);
+      const at::Tensor change = change_of(as_rows(heard.x[call]));
       score.losses[i] += 0.5 * sum_of((change * as_rows(heard.gradient[call])).square());
     }
     if (std::isfinite(score.losses[i])) continue;

@@ -2,6 +2,7 @@
 // become (half the squared error of the module's outputs under it, each weighted with the squared gradient of the loss
 // by that output), and what importance is made of. Of one row alone: rows add up, in their order.
 #pragma once
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -56,6 +57,8 @@ class ScoreMeter {
   struct Measured;
   struct Heard;
   at::Tensor stored(const Measured& module, size_t format) const;
+  // What the format changes of the module's outputs, by its inputs.
+  std::function<at::Tensor(const at::Tensor&)> changes_under(const Measured& module, size_t format) const;
   ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
 
   const models::BuiltModel& model_;

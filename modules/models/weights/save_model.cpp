@@ -218,7 +218,7 @@ void refuse_shorter_last_groups(const BuiltModel& built) {
     const auto* linear = dynamic_cast<const Linear*>(module.get());
     if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
     const kernels::QuantizedFormat format = linear->packed()->format();
-    if (format.kind != kernels::CodeKind::kInt4 || linear->in_features() % format.group() == 0) continue;
+    if (!format.has_groups() || linear->in_features() % format.group() == 0) continue;
     throw UsageError(
         fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
                     "or in floats by a rule, or take a format of smaller groups",
