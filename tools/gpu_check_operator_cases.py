@@ -341,6 +341,8 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "linear, int4, 1 row": lambda m: linear_of_one_row(m, "int4"),
     "linear, int8": lambda m: linear_quantized(m, "int8"),
     "linear, int8, 1 row": lambda m: linear_of_one_row(m, "int8"),
+    "linear, int8-dynamic": lambda m: linear_quantized(m, "int8-dynamic"),
+    "linear, int8-dynamic, 1 row": lambda m: linear_of_one_row(m, "int8-dynamic"),
     "embedding, int8": lambda m: packed_embedding(m, "int8"),
     "linear, float16": linear_float16,
     "geglu": lambda m: gated(m, "geglu_tanh"),
