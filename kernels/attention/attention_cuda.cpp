@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor> attention_forward_cuda(const Tensor& q, const Tensor&
                                                   const OptionalTensor& segments_q, const OptionalTensor& segments_k,
                                                   double scale, bool causal, int64_t window, double softcap,
                                                   const OptionalTensor& runs) {
-  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs)) {
+  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
     check_attention(q, k, v, segments_q, segments_k, window, softcap);
     return flash_attention_3_forward(q, k, v, segments_q, runs, scale, causal, window, softcap);
   }
@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cuda(const Tensor& dout, c
                                                            const OptionalTensor& segments_q,
                                                            const OptionalTensor& segments_k, double scale, bool causal,
                                                            int64_t window, double softcap, const OptionalTensor& runs) {
-  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs)) {
+  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
     return flash_attention_3_backward(dout, q, k, v, out, lse, segments_q, runs, scale, causal, window, softcap);
   }
   if (!flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap)) {

@@ -61,10 +61,11 @@ struct FlashBlocks {
 }  // namespace
 
 bool flash_attention_3_serves(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
-                              const OptionalTensor& segments_k, const OptionalTensor& runs) {
+                              const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
   if (!uses_flash_attention_3() || !is_half(q) || v.size(3) != q.size(3)) return false;
   if (q.size(3) % kWidthMultiple != 0 || q.size(3) > kMostDeterministicWidth || q.numel() == 0) return false;
-  return lies_in_runs(q, k, segments_q, segments_k, runs);
+  if (!lies_in_runs(q, k, segments_q, segments_k, runs)) return false;
+  return softcap == 0 || flash_attention_3_computes_softcaps(q.device());
 }
 
 std::tuple<Tensor, Tensor> flash_attention_3_forward(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -14,11 +14,11 @@ namespace limbeck::kernels {
 void use_flash_attention_3(const std::string& library);
 bool uses_flash_attention_3();
 
-// Beside what FlashAttention 2 computes softcaps too; but its gradients are the same bits every time only up to a head
-// width of 192.
+// Beside what FlashAttention 2 computes softcaps too, where the library was built with them; but its gradients are the
+// same bits every time only up to a head width of 192.
 bool flash_attention_3_serves(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const OptionalTensor& segments_q, const OptionalTensor& segments_k,
-                              const OptionalTensor& runs);
+                              const OptionalTensor& runs, double softcap);
 
 std::tuple<at::Tensor, at::Tensor> flash_attention_3_forward(const at::Tensor& q, const at::Tensor& k,
                                                              const at::Tensor& v, const OptionalTensor& segments,

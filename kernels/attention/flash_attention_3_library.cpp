@@ -1,7 +1,9 @@
 #include "kernels/attention/flash_attention_3_library.h"
 
 #include <ATen/Context.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
 #include <dlfcn.h>
 #include <torch/csrc/jit/frontend/function_schema_parser.h>
 #include <torch/library.h>
@@ -9,8 +11,10 @@
 #include <atomic>
 #include <filesystem>
 #include <mutex>
+#include <stdexcept>
 
 #include "kernels/attention/flash_attention_3.h"
+#include "kernels/operator/operator_handle.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -54,10 +58,13 @@ using BackwardOf3 = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, T
     MaybeNumber longest_k, std::optional<double> scale, bool causal, int64_t left, int64_t right, double softcap,
     bool deterministic, int64_t margin);
 
+enum class Softcaps { kUnknown, kComputed, kRefused };
+
 struct LoadedLibrary {
   std::mutex mutex;
   std::string loaded;  // absolute
   std::atomic<bool> in_use = false;
+  std::atomic<Softcaps> softcaps = Softcaps::kUnknown;
 };
 
 LoadedLibrary& loaded_library() {
@@ -132,23 +139,21 @@ void load_flash_attention_3(const std::string& path) {
   loaded = path;
 }
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> typed_operator_of(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// It throws what is no error of LibTorch's; what its build lacks is among that.
+template <class Call>
+auto in_words(const Call& call) {
+  try {
+    return call();
+  } catch (const std::runtime_error& error) {
+    const std::string said = error.what();
+    TORCH_CHECK(false, "[attention] FlashAttention 3 of ", loaded_library().loaded, ": ",
+                said.substr(0, said.find('\n')),
+                ": leave flash_attention_3 out, or name a library that was built with it");
+  }
 }
 
-}  // namespace
-
-void use_flash_attention_3(const std::string& path) {
-  const std::lock_guard lock(loaded_library().mutex);
-  if (!path.empty()) load_flash_attention_3(std::filesystem::absolute(path).string());
-  loaded_library().in_use = !path.empty();
-}
-
-bool uses_flash_attention_3() { return loaded_library().in_use.load(std::memory_order_relaxed); }
-
-std::tuple<Tensor, Tensor> call_flash_attention_3_forward(const FlashAttention3Call& c) {
-  static const auto op = typed_operator_of<ForwardOf3>("flash_attn_3::fwd");
+std::tuple<Tensor, Tensor> call_forward_of_3(const FlashAttention3Call& c) {
+  static const auto op = typed_operator<ForwardOf3>("flash_attn_3::fwd");
   constexpr int64_t kWhole = 1;  // keys are not split: how often would be decided by the number of processors
   auto [out, lse, split_out, split_lse] =
       op.call(c.q, c.k, c.v, {}, {}, {}, {}, c.ends, c.ends, {}, {}, {}, c.longest_q, c.longest_k, {}, {}, {}, {}, {},
@@ -156,10 +161,55 @@ std::tuple<Tensor, Tensor> call_flash_attention_3_forward(const FlashAttention3C
   return {out, lse};
 }
 
+// Some are built without, which only a call tells: xformers' is.
+Softcaps asked_for_softcaps(c10::Device gpu) {
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  const Tensor one = at::empty({1, 1, 1, 64}, at::TensorOptions(gpu).dtype(at::kHalf));
+  try {
+    call_forward_of_3({.q = one,
+                       .k = one,
+                       .v = one,
+                       .ends = {},
+                       .longest_q = 1,
+                       .longest_k = 1,
+                       .scale = 1.0,
+                       .causal = false,
+                       .left = -1,
+                       .right = -1,
+                       .softcap = 1.0});
+  } catch (const std::runtime_error&) {
+    return Softcaps::kRefused;
+  }
+  return Softcaps::kComputed;
+}
+
+}  // namespace
+
+void use_flash_attention_3(const std::string& path) {
+  const std::lock_guard lock(loaded_library().mutex);
+  if (!path.empty()) load_flash_attention_3(std::filesystem::absolute(path).string());
+  loaded_library().softcaps = Softcaps::kUnknown;
+  loaded_library().in_use = !path.empty();
+}
+
+bool uses_flash_attention_3() { return loaded_library().in_use.load(std::memory_order_relaxed); }
+
+bool flash_attention_3_computes_softcaps(c10::Device device) {
+  std::atomic<Softcaps>& known = loaded_library().softcaps;
+  if (known.load() == Softcaps::kUnknown && device.is_cuda()) known = asked_for_softcaps(device);
+  return known.load() == Softcaps::kComputed;
+}
+
+std::tuple<Tensor, Tensor> call_flash_attention_3_forward(const FlashAttention3Call& c) {
+  return in_words([&] { return call_forward_of_3(c); });
+}
+
 void call_flash_attention_3_backward(const FlashAttention3Call& c, const FlashAttention3Gradients& g) {
-  static const auto op = typed_operator_of<BackwardOf3>("flash_attn_3::bwd");
-  op.call(g.dout, c.q, c.k, c.v, g.out, g.lse, g.dq, g.dk, g.dv, c.ends, c.ends, {}, {}, c.longest_q, c.longest_k,
-          c.scale, c.causal, c.left, c.right, c.softcap, /*deterministic=*/true, 0);
+  static const auto op = typed_operator<BackwardOf3>("flash_attn_3::bwd");
+  in_words([&] {
+    op.call(g.dout, c.q, c.k, c.v, g.out, g.lse, g.dq, g.dk, g.dv, c.ends, c.ends, {}, {}, c.longest_q, c.longest_k,
+            c.scale, c.causal, c.left, c.right, c.softcap, /*deterministic=*/true, 0);
+  });
 }
 
 // For who compares: torch.ops.limbeck.use_flash_attention_3("LIB.so"), and "" for FlashAttention 2 again.

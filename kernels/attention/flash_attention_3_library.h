@@ -20,6 +20,10 @@ struct FlashAttention3Gradients {
   at::Tensor dout, out, lse, dq, dk, dv;
 };
 
+// Asked of the library the first time that a GPU wants one. Where nobody could be asked, as in a plan before the run:
+// no.
+bool flash_attention_3_computes_softcaps(c10::Device device);
+
 std::tuple<at::Tensor, at::Tensor> call_flash_attention_3_forward(const FlashAttention3Call& call);  // out, lse
 void call_flash_attention_3_backward(const FlashAttention3Call& call, const FlashAttention3Gradients& gradients);
 

@@ -4,7 +4,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
 #include <tuple>
 
 #include "fake_cuda/fake_device.h"
@@ -19,6 +20,13 @@ using OptionalNumber = std::optional<int64_t>;
 
 void check_hopper() {
   TORCH_CHECK(compute_capability() == 90, "no kernel image is available for execution on the device");
+}
+
+// As the real one where it was built without: in words that are no error of LibTorch's.
+void check_built_with(double softcap) {
+  if (softcap > 0 && std::getenv("LIMBECK_FAKE_FLASH_ATTENTION_3_WITHOUT_SOFTCAPS") != nullptr) {
+    throw std::runtime_error("This flash attention build does not support tanh softcapping.");
+  }
 }
 
 std::optional<int64_t> some(int64_t side) { return side < 0 ? std::nullopt : std::optional(side); }
@@ -71,6 +79,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     int64_t right, int64_t chunk, double softcap, bool interleaved, const Optional& scheduler, int64_t splits,
     std::optional<bool> pack_gqa, int64_t margin) {
   check_hopper();
+  check_built_with(softcap);
   for (const auto& [name, t] : {std::pair{"query", q}, {"key", k}, {"value", v}}) {
     check_flash_operand(name, t, q, 256);
   }
@@ -138,6 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backw
     OptionalNumber longest_k, std::optional<double> scale, bool causal, int64_t left, int64_t right, double softcap,
     bool deterministic, int64_t margin) {
   check_hopper();
+  check_built_with(softcap);
   TORCH_CHECK(dq_given && dk_given && dv_given && !used_q && !used_k && scale && margin == 0,
               "the fake FlashAttention 3 knows none of these");
   const Tensor dq = *dq_given, dk = *dk_given, dv = *dv_given;

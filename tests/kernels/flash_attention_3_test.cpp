@@ -49,17 +49,21 @@ TEST(FlashAttention3Cuda, MatchesFloat64AndGivesTheSameBitsAgain) {
     for (const Case& c : cases) {
       for (const bool segments : {false, true}) {
         if (segments && (c.queries != c.keys || c.keys < 12)) continue;
+        if (dtype == at::kHalf && c.depth != 64 && c.depth != 8) continue;
         for (const bool causal : {false, true}) {
           for (const auto& [window, softcap] :
                {std::pair<int64_t, double>{0, 0.0}, {5, 0.0}, {50, 0.0}, {0, 5.0}, {5, 2.0}}) {
-            const CountCalls calls("flash_attn_3::");
             const auto in = make_inputs(c, dtype, segments);
             const auto o = options_of(c, causal, window, softcap);
             const auto gpu = on_gpu(in);
             const auto runs = runs_on_gpu(in);
+            const bool serves =
+                flash_attention_3_serves(gpu.q, gpu.k, gpu.v, gpu.segments_q, gpu.segments_k, runs, softcap);
+            EXPECT_TRUE(serves || softcap > 0);
+            const CountCalls calls("flash_attn_3::");
             const auto got = on_cpu(ours(gpu, o, runs)), again = on_cpu(ours(gpu, o, runs));
             expect_close(got, expected(in, o));
-            EXPECT_EQ(calls.count(), 4);
+            EXPECT_EQ(calls.count(), serves ? 4 : 0);
             EXPECT_TRUE(same_bits(got, again)) << c.depth << " wide, window " << window << ", softcap " << softcap;
           }
         }
@@ -93,6 +97,22 @@ TEST(FlashAttention3Cuda, WhatItDoesNotServeIsComputedAsWithoutIt) {
     const CountCalls calls("aten::_flash_attention");
     ours(on_gpu(in), o, runs);
     EXPECT_EQ(calls.count(), other.flash_2) << other.shape.depth;
+  }
+}
+
+// A real library has them or has not; the stand-in both, as it is told.
+TEST(FlashAttention3Cuda, SoftcapsOfALibraryWithoutThemAreComputedAsWithoutIt) {
+  LIMBECK_NEEDS_FLASH_ATTENTION_3();
+  const auto in = make_inputs({2, 20, 20, 2, 1, 64, 64}, at::kBFloat16, false);
+  const auto o = options_of({2, 20, 20, 2, 1, 64, 64}, true, 0, 5.0);
+  if (!std::string_view(library).ends_with("fake_cuda/flash_attention_3.so")) GTEST_SKIP() << "a real library";
+  for (const bool without : {true, false}) {
+    if (without) setenv("LIMBECK_FAKE_FLASH_ATTENTION_3_WITHOUT_SOFTCAPS", "1", 1);
+    use_flash_attention_3(library);  // and forgets what it was told
+    const CountCalls calls("flash_attn_3::");
+    expect_close(on_cpu(ours(on_gpu(in), o)), expected(in, o));
+    EXPECT_EQ(calls.count(), without ? 1 : 3);  // the question itself
+    unsetenv("LIMBECK_FAKE_FLASH_ATTENTION_3_WITHOUT_SOFTCAPS");
   }
 }
 

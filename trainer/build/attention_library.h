@@ -8,8 +8,8 @@ namespace limbeck::build {
 
 inline constexpr const char* kFlashAttention3 = "flash_attention_3";  // of every command, and of a recipe
 
-// Of the whole process, so that all models of a process must say the same. UsageError, before anything is computed, where
-// the library cannot serve: by what it is, or by the device.
+// Of the whole process, so that all models of a process must say the same. UsageError, before anything is computed,
+// where the library cannot serve: by what it is, or by the device.
 void choose_attention(const recipe::Settings& settings);
 
 }  // namespace limbeck::build
