@@ -3,8 +3,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-
 #include "kernels/attention/flash_attention_3_library.h"
 #include "kernels/attention/flash_operands.h"
 #include "kernels/operator/rounded_up.h"
@@ -27,7 +25,7 @@ int64_t width_of(int64_t depth) {
   return kMostDeterministicWidth;
 }
 
-// FlashSequences by cumulative lengths, or rows of one length.
+// Sequences by cumulative lengths, or rows of one length.
 struct FlashSequences {
   int64_t count, longest_q, longest_k, total_q, total_k;
 
