@@ -6,6 +6,7 @@ over an efficiency that is stated) and the target. The student trains with half 
 moments; the teacher runs forward alone. The head is planned as products and passes over logits in memory.
 
   tools/gpu_arithmetic.py                                  Qwen3 1.7B to 0.6B, 4x2048 tokens, V = 151,936, one H100
+  tools/gpu_arithmetic.py --attention 3                    the same with FlashAttention 3
   tools/gpu_arithmetic.py --card B200 --batch 16           another card of tools/gpu_check_cards.py, more rows
   tools/gpu_arithmetic.py --student 2048,6144,28,16,8,128  WIDTH,INNER,LAYERS,HEADS,KV_HEADS,HEAD_SIZE
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -58,6 +59,7 @@ class Step:
     batch: int = 4
     length: int = 2048
     vocabulary: int = 151936
+    attention: int = 2  # FlashAttention's version
 
     @property
     def tokens(self) -> int:
@@ -102,10 +104,32 @@ def model_flops(step: Step) -> float:
 # second reason also found in the library of 2.11: ATen builds cuDNN's backward without set_deterministic_algorithm, which is off
 # where nobody asks, and chooses no cuDNN attention where a process asks for deterministic algorithms. Of sequences by
 # cumulative lengths it builds the plan anew at each call, and masks know no window.
-FLASH_ATTENTION = (
+FLASH_ATTENTION_2 = (
     "FlashAttention 2, which does not use Hopper's own instructions; cuDNN's, which does, is left out: by ATen its backward "
     "adds up in any order, and it knows neither windows nor softcaps"
 )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Shares of an H100's 989 TFLOP/s that were published, none of them ours: causal, heads 128 wide, bfloat16 or float16."""
+
+    forward: float
+    backward: float  # that adds up in a fixed order, as ours always does
+    why: str
+
+    def efficiency(self, forward_flops: float, backward_flops: float) -> float:
+        return (forward_flops + backward_flops) / (forward_flops / self.forward + backward_flops / self.backward)
+
+
+# Forward of 2: 298 TFLOP/s at 2,048 tokens (figure 5 of the paper of FlashAttention 3, arXiv 2407.08608). Forward of 3: 368 us,
+# and backward in any order: 1,631 us, for 4 x 48 heads x 2,048 tokens (meta-pytorch/tritonbench pull request 1267, 2026-09):
+# 560 and 316 TFLOP/s. What a fixed order costs is known of 8,192 tokens (Dao-AILab/flash-attention pull request 1893, 2025-09):
+# there the backward of 3 falls from 575 to 474, and that of 2 is 166 TFLOP/s. Assumed here: both shares hold at 2,048 tokens.
+ATTENTION = {
+    2: Attention(298 / 989, 166 / 989, FLASH_ATTENTION_2),
+    3: Attention(560 / 989, 316 / 989 * 474.0 / 574.7, "FlashAttention 3, of a library that flash_attention_3 names"),
+}
 
 
 def costs(step: Step) -> list[Cost]:
@@ -115,7 +139,9 @@ def costs(step: Step) -> list[Cost]:
     head = 2 * n * v * (3 * s.width + t.width)
     # A pair of logits: both written wide; both read for the row's sums; both read and dz written half; dz read by two products.
     logits = n * v * (2 * WIDE + 2 * WIDE + 2 * WIDE + HALF + 2 * HALF)
-    attention = 3.5 * attention_flops(s, step) + attention_flops(t, step)  # a backward is five products where a forward is two
+    attended_by = ATTENTION[step.attention]
+    attention_forward = attention_flops(s, step) + attention_flops(t, step)
+    attention_backward = 2.5 * attention_flops(s, step)  # five products where a forward is two
     # A forward reads q, k, v and writes out; a backward reads those four and the gradient, and writes three.
     q, k = s.heads * s.head_size, s.kv_heads * s.head_size
     tq, tk = t.heads * t.head_size, t.kv_heads * t.head_size
@@ -131,7 +157,8 @@ def costs(step: Step) -> list[Cost]:
         Cost("linear layers", linear, weights, 0.70, None, None, "cuBLAS on shapes of this size; activations stay out of the count"),
         Cost("head: products", head, HALF * v * (4 * s.width + t.width), 0.70, 35, None, "target of both rows of the head"),
         Cost("head: passes over logits", 0, logits, 0.80, None, None, "row sums, then the gradient; an epilogue would save most"),
-        Cost("attention", attention, attended, 0.35, 20, None, FLASH_ATTENTION),
+        Cost("attention", attention_forward + attention_backward, attended,
+             attended_by.efficiency(attention_forward, attention_backward), 20, None, attended_by.why),
         Cost("norms of queries and keys", 0, head_norms, 0.80, None, 0.80, "a warp a row"),
         Cost("norms of layers", 0, norms, 0.85, None, 0.80, ""),
         Cost("residual sums", 0, sums, 0.85, None, None, "ATen's"),
@@ -148,7 +175,7 @@ TARGET_STEP_MS = 150  # with the targets above: 55,000 tokens/s
 
 
 def table(step: Step, card: Card) -> str:
-    is_default = step == Step() and card.name == "H100"
+    is_default = replace(step, attention=Step().attention) == Step() and card.name == "H100"
     heads = ["operator", "TFLOP", "GB", "floor ms", "efficiency", "estimate ms", "target ms", "bound by"]
     rows, total_floor, total_estimate = [], 0.0, 0.0
     listed = costs(step)
@@ -197,8 +224,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=positive, default=4)
     parser.add_argument("--length", type=positive, default=2048)
     parser.add_argument("--vocabulary", type=positive, default=151936)
+    parser.add_argument("--attention", type=int, choices=ATTENTION, default=2, help="FlashAttention's version; 3 where flash_attention_3 names it")
     o = parser.parse_args(arguments)
-    print(table(Step(o.student, o.teacher, o.batch, o.length, o.vocabulary), cards[o.card]))
+    print(table(Step(o.student, o.teacher, o.batch, o.length, o.vocabulary, o.attention), cards[o.card]))
     return 0
 
 

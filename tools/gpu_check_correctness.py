@@ -53,21 +53,25 @@ class Trainings:
             "optim.learning_rate": 1e-3, "optim.weight_decay": 0.01, "train.steps": f"{STEPS} steps", **keys,
         })  # fmt: skip
 
-    def train(self, name: str, device: str, keys: dict, run: Path | None = None, **environment: str) -> Path:
+    def train(self, name: str, device: str, keys: dict, run: Path | None = None, *flags: str, **environment: str) -> Path:
         run = run or self.place.scratch / f"run-{name}-{device}"
-        self.place.limbeck("train", self.recipe(name, keys), "--run", run, device=device, **environment)
+        self.place.limbeck("train", self.recipe(name, keys), "--run", run, *flags, device=device, **environment)
         return run
 
     def losses(self, run: Path) -> list[float]:
         return [line["loss"] for line in train_lines(run)]
 
 
+def named_library(place: Place) -> dict[str, str]:
+    return {"LIMBECK_FLASH_ATTENTION_3": place.flash_attention_3} if place.flash_attention_3 else {}
+
+
 def kernels_tests(place: Place) -> Row:
     """The same cases as on the CPU with CUDA tensors (cuda_...), and those of CUDA alone; in a dry run a few of the former."""
     name, report = "kernels_test, CUDA cases", place.scratch / "kernels_test.json"
-    cases = "*NormTest*cuda_bfloat16*:HeadLossCuda.*:*QuantizedCudaOf*" if place.dry else "*cuda_*:*Cuda*:*Gpu*"
+    cases = "*NormTest*cuda_bfloat16*:HeadLossCuda.*:*QuantizedCudaOf*:FlashAttention3Cuda.Reads*" if place.dry else "*cuda_*:*Cuda*:*Gpu*"
     done = place.run([place.program("kernels_test"), f"--gtest_filter={cases}", f"--gtest_output=json:{report}"], "cuda",
-                     timeout=max(20, place.left() * 0.4), LIMBECK_REQUIRE_GPU="1")  # fmt: skip
+                     timeout=max(20, place.left() * 0.4), LIMBECK_REQUIRE_GPU="1", **named_library(place))  # fmt: skip
     if not report.is_file():
         return place.row(name, FAILED, f"exit {done.returncode} without a report: {last_line(done.stdout + done.stderr)}", feature=kept.OPERATORS)
     found = [case for suite in json.loads(report.read_text())["testsuites"] for case in suite["testsuite"]]
@@ -137,6 +141,25 @@ def recorded(work: Trainings, kind: str) -> Row:
     return place.row(f"{kind}, recorded as graphs", FAILED if found else PASSED, note, feature=kept.GRAPHS)
 
 
+def by_flash_attention_3(work: Trainings) -> Row:
+    """Rows that are documents end to end, in bfloat16, held against the CPU; twice."""
+    place, (_, keys, tolerance) = work.place, KINDS["bfloat16"]
+    name = "bfloat16 by FlashAttention 3"
+    if not place.flash_attention_3:
+        return place.row(name, SKIPPED, "no library: name one by --flash-attention-3 LIB.so", feature=kept.FLASH_3)
+    flag = f"--flash_attention_3={place.flash_attention_3}"
+    keys = {**keys, "checkpoint.every": STEPS}
+    cpu = work.losses(work.train("flash-3", "cpu", keys))
+    runs = [work.train(f"flash-3-{turn}", "cuda", keys, None, flag) for turn in ("first", "second")]
+    losses, found = work.losses(runs[0]), different(*runs)
+    if len(cpu) != STEPS or len(losses) != STEPS:
+        return place.row(name, FAILED, f"{len(losses)} losses on the GPU, {len(cpu)} on the CPU, wanted {STEPS}", feature=kept.FLASH_3)
+    worst = max(abs(a - b) / abs(b) for a, b in zip(losses, cpu))
+    note = f"{STEPS} steps, at most {worst:.1e} from the CPU's losses, allowed {tolerance:.0e}; "
+    note += f"twice differ: {', '.join(found[:6])}" if found else "twice the same bits"
+    return place.row(name, PASSED if worst <= tolerance and not found else FAILED, note, feature=kept.FLASH_3)
+
+
 def sanitizer(work: Trainings, tool: str) -> Row:
     place, name = work.place, f"compute-sanitizer {tool}"
     program = shutil.which("compute-sanitizer")
@@ -183,6 +206,7 @@ def rows(place: Place) -> Iterator[Row]:
         yield tried(f"{kind}, resumed", kept.RESUME, resumed, work, kind)
     for kind in ("bfloat16",) if place.dry else ("full", "bfloat16", "lora", "nf4-lora"):
         yield tried(f"{kind}, recorded as graphs", kept.GRAPHS, recorded, work, kind)
+    yield tried("bfloat16 by FlashAttention 3", kept.FLASH_3, by_flash_attention_3, work)
     yield tried("kernels_test, CUDA cases", kept.OPERATORS, kernels_tests, place)
     for tool in ("memcheck", "racecheck"):
         yield tried(f"compute-sanitizer {tool}", kept.SANITIZER, sanitizer, work, tool)

@@ -17,6 +17,10 @@ EPS = 1e-6
 OURS = "Limbeck"
 
 
+class Unavailable(Exception):
+    """What a case needs is not here; says what."""
+
+
 @dataclass
 class Case:
     """A contender gives the tensors that it computed. `alike`: peers that compute the same, and so are compared."""
@@ -29,6 +33,7 @@ class Case:
     dtype: str = "bfloat16"
     alike: tuple[str, ...] = ("PyTorch",)
     ways: str = "forward and backward"
+    note: str = ""
 
 
 class Sizes:
@@ -45,7 +50,8 @@ class Sizes:
 
 
 class Maker:
-    def __init__(self, small: bool, device: str):
+    def __init__(self, small: bool, device: str, flash_attention_3: str = ""):
+        self.flash_attention_3 = flash_attention_3  # a library of it
         self.sizes, self.device, self.ops = Sizes(small), device, torch.ops.limbeck
         self.draw = torch.Generator(device).manual_seed(3)
 
@@ -137,6 +143,31 @@ def attention(m: Maker, dtype: str = "bfloat16") -> Case:
     return m.among(f"attention, causal, {dtype}", {OURS: lambda q, k, v: m.ops.attention(q, k, v, scale=scale), "PyTorch": sdpa},
                    [q, k, v], flops=3.5 * 4 * pairs * s.head_size, moved=q.element_size() * 6.0 * (q.numel() + k.numel()),
                    tolerance=1e-4 if dtype == "float32" else 0.02, dtype=dtype)  # fmt: skip
+
+
+def attention_by_flash_attention_3(m: Maker) -> Case:
+    """Beside FlashAttention 2, that is what computes without a library. On the CPU its attention stands in the place of both."""
+    if not m.flash_attention_3:
+        raise Unavailable("no library of FlashAttention 3: name one by --flash-attention-3 LIB.so")
+    on_gpu = m.device == "cuda"
+    if on_gpu and torch.cuda.get_device_capability() != (9, 0):
+        raise Unavailable(f"compute capability {torch.cuda.get_device_capability()}: FlashAttention 3 is for 9.0")
+
+    def by(library: str):
+        def forward(q, k, v):
+            if on_gpu:  # of the process, until the next one says otherwise
+                m.ops.use_flash_attention_3(library)
+            return m.ops.attention(q, k, v, scale=1 / math.sqrt(q.shape[-1]))
+
+        return forward
+
+    plain = attention(m)
+    contenders = {OURS: by(m.flash_attention_3), "FlashAttention 2": by("")}
+    s = m.sizes
+    q = m.drawn(s.batch, s.length, s.heads, s.head_size)
+    k, v = (m.drawn(s.batch, s.length, s.kv_heads, s.head_size) for _ in range(2))
+    return m.among("attention by FlashAttention 3", contenders, [q, k, v], flops=plain.flops, moved=plain.moved,
+                   alike=("FlashAttention 2",), note="" if on_gpu else "the CPU's attention in the place of both")  # fmt: skip
 
 
 def head_inputs(m: Maker) -> list[torch.Tensor]:
@@ -329,6 +360,7 @@ def sampling(m: Maker) -> Case:
 CASES: dict[str, Callable[[Maker], Case]] = {
     "head and KL": head_and_kl,
     "attention, bfloat16": attention,
+    "attention by FlashAttention 3": attention_by_flash_attention_3,
     "norm of layers": lambda m: rms_norm(m, "RMS norm of layers", m.sizes.tokens, m.sizes.width),
     "norm of heads": lambda m: rms_norm(m, "RMS norm of heads", m.sizes.tokens * m.sizes.heads, m.sizes.head_size),
     "AdamW": adamw,

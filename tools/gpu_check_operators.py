@@ -59,11 +59,12 @@ def measured(place: Place, case, ours_name: str) -> tuple[dict[str, float], dict
 def one(place: Place, device: str, name: str) -> Row:
     from gpu_check_operator_cases import CASES, OURS, Maker
 
-    case = CASES[name](Maker(place.dry, device))
+    case = CASES[name](Maker(place.dry, device, place.flash_attention_3))
     ours = [result.clone() for result in case.contenders[OURS]()]
     wrong = list(filter(None, (compared(case, who, ours) for who in case.alike)))
     del ours
     agreement = f"values within {case.tolerance:.0e} of those of {', '.join(case.alike)}" if case.alike else "values not compared"
+    agreement += f"; {case.note}" if case.note else ""
     where = "CPU, tiny sizes" if place.dry else place.card
     if wrong:
         return place.row(case.name, FAILED, "; ".join(wrong), device=where, feature=kept.PYTHON_OPERATORS)
@@ -83,7 +84,7 @@ def one(place: Place, device: str, name: str) -> Row:
 def rows(place: Place) -> Iterator[Row]:
     place.say("loading the operators")
     device = load_operators(place)
-    from gpu_check_operator_cases import CASES
+    from gpu_check_operator_cases import CASES, Unavailable
 
     import torch
 
@@ -95,6 +96,8 @@ def rows(place: Place) -> Iterator[Row]:
         began = time.monotonic()
         try:
             row = one(place, device, name)
+        except Unavailable as reason:
+            row = place.row(name, SKIPPED, str(reason), feature=kept.PYTHON_OPERATORS)
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
             said = str(error).splitlines() or [""]
             row = place.row(name, FAILED, f"{type(error).__name__}: {said[0][:240]}", feature=kept.PYTHON_OPERATORS)

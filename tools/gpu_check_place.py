@@ -65,6 +65,7 @@ class Place:
     until: float
     say: Callable[[str], None] = lambda doing: None
     began: float = field(default_factory=time.monotonic)
+    flash_attention_3: str = ""  # a library of it
 
     def left(self) -> float:
         return self.until - time.monotonic()

@@ -38,7 +38,7 @@ def main(name: str, job_file: str) -> int:
         print(json.dumps(what), file=out, flush=True)
 
     place = Place(job["section"], Path(job["build"]), Path(job["scratch"]), job["dry"], job["card"],
-                  time.monotonic() + job["seconds"], say=lambda doing: tell({"doing": doing}))  # fmt: skip
+                  time.monotonic() + job["seconds"], say=lambda doing: tell({"doing": doing}), flash_attention_3=job["flash_attention_3"])  # fmt: skip
     for row in section_module(name).rows(place):
         tell({"row": dataclasses.asdict(row)})
     return 0

@@ -11,6 +11,7 @@
 
 #include "kernels/attention/attention_operands.h"
 #include "kernels/attention/flash_attention.h"
+#include "kernels/attention/flash_attention_3.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/operator/wide_type.h"
 
@@ -43,10 +44,20 @@ void check_segments(const char* name, const OptionalTensor& segments, const Tens
 // A result of this shape, contiguous whatever the strides of its inputs are.
 Tensor empty_like_shape(const Tensor& t) { return at::empty_symint(t.sym_sizes(), t.options()); }
 
+bool plans_flash_attention_3(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
+                             const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
+  return planned_device() == at::kCUDA && flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap);
+}
+
 // A plan for a GPU runs the composition where that runs there; FlashAttention says itself what it holds.
 bool plans_composition(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                        const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
-  return planned_device() == at::kCUDA && !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);
+  return planned_device() == at::kCUDA && !flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap) &&
+         !flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap);
+}
+
+OptionalTensor ends_of(const OptionalTensor& segments, const OptionalTensor& runs) {
+  return segments ? runs : std::nullopt;
 }
 
 std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -60,7 +71,11 @@ std::tuple<Tensor, Tensor> attention_forward_meta(const Tensor& q, const Tensor&
   }
   auto out = at::empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}, q.options());
   auto lse = at::empty_symint({q.sym_size(0), q.sym_size(2), q.sym_size(1)}, q.options().dtype(wide_type(q)));
-  if (planned_device() == at::kCUDA) hold_for_a_moment(q, flash_forward_scratch(q, segments_q.has_value()));
+  if (plans_flash_attention_3(q, k, v, segments_q, segments_k, runs, softcap)) {
+    hold_for_a_moment(q, flash_attention_3_forward_scratch(q, k, ends_of(segments_q, runs), causal, window));
+  } else if (planned_device() == at::kCUDA) {
+    hold_for_a_moment(q, flash_forward_scratch(q, segments_q.has_value()));
+  }
   return {out, lse};
 }
 
@@ -74,7 +89,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_meta(const Tensor& dout, c
     return composed_attention_backward(dout, q, k, v, out, lse, segments_q, segments_k, scale, causal, window, softcap);
   }
   std::tuple results{empty_like_shape(q), empty_like_shape(k), empty_like_shape(v)};
-  if (planned_device() == at::kCUDA) hold_for_a_moment(q, flash_backward_scratch(q, k, segments_q.has_value()));
+  if (plans_flash_attention_3(q, k, v, segments_q, segments_k, runs, softcap)) {
+    hold_for_a_moment(q, flash_attention_3_backward_scratch(q, k, ends_of(segments_q, runs), causal, window, softcap));
+  } else if (planned_device() == at::kCUDA) {
+    hold_for_a_moment(q, flash_backward_scratch(q, k, segments_q.has_value()));
+  }
   return results;
 }
 
@@ -155,6 +174,10 @@ void check_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Op
               "[attention] segments came for one of q and k, wanted both or none");
   check_segments("segments_q", segments_q, q);
   check_segments("segments_k", segments_k, k);
+}
+
+bool reads_runs(const Tensor& like) {
+  return like.is_cuda() || (like.is_meta() && planned_device() == at::kCUDA && uses_flash_attention_3());
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,

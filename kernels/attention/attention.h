@@ -25,4 +25,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const std::optional<at::Tensor>& segments_q, const std::optional<at::Tensor>& segments_k,
                      const AttentionOptions& options, const std::optional<at::Tensor>& runs = std::nullopt);
 
+// Whether `runs` are read where `like` is: on a GPU, and in a plan for one that computes by FlashAttention 3. (In place
+// of FlashAttention 2 a plan has the composition, which reads segments and takes more.)
+bool reads_runs(const at::Tensor& like);
+
 }  // namespace limbeck::kernels

@@ -1,6 +1,6 @@
-// Attention under the CUDA key: FlashAttention where it serves, else a composition of ATen operators in float32, over
-// runs of queries so that the scores of one run stay within a fixed size. Plain C++: nothing here needs nvcc or the
-// CUDA library.
+// Attention under the CUDA key: FlashAttention where it serves (3, where a user names its library, else 2), else a
+// composition of ATen operators in float32, over runs of queries so that the scores of one run stay within a fixed
+// size. Plain C++: nothing here needs nvcc or the CUDA library.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -18,6 +18,7 @@
 
 #include "kernels/attention/attention_operands.h"
 #include "kernels/attention/flash_attention.h"
+#include "kernels/attention/flash_attention_3.h"
 #include "kernels/operator/wide_type.h"
 
 namespace limbeck::kernels {
@@ -163,6 +164,10 @@ std::tuple<Tensor, Tensor> attention_forward_cuda(const Tensor& q, const Tensor&
                                                   const OptionalTensor& segments_q, const OptionalTensor& segments_k,
                                                   double scale, bool causal, int64_t window, double softcap,
                                                   const OptionalTensor& runs) {
+  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
+    check_attention(q, k, v, segments_q, segments_k, window, softcap);
+    return flash_attention_3_forward(q, k, v, segments_q, runs, scale, causal, window, softcap);
+  }
   if (!flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
     return composed_attention_forward(q, k, v, segments_q, segments_k, scale, causal, window, softcap);
   }
@@ -175,6 +180,9 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward_cuda(const Tensor& dout, c
                                                            const OptionalTensor& segments_q,
                                                            const OptionalTensor& segments_k, double scale, bool causal,
                                                            int64_t window, double softcap, const OptionalTensor& runs) {
+  if (flash_attention_3_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
+    return flash_attention_3_backward(dout, q, k, v, out, lse, segments_q, runs, scale, causal, window, softcap);
+  }
   if (!flash_attention_serves(q, k, v, segments_q, segments_k, runs, softcap)) {
     return composed_attention_backward(dout, q, k, v, out, lse, segments_q, segments_k, scale, causal, window, softcap);
   }

@@ -5,6 +5,7 @@
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 
+#include "kernels/attention/flash_operands.h"
 #include "kernels/operator/rounded_up.h"
 #include "kernels/operator/wide_type.h"
 
@@ -13,18 +14,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kWidthMultiple = 8, kMostWidth = 256;
-
-// As flash attention counts: keys to the left and to the right beside one's own; none = all.
-struct Reach {
-  std::optional<int64_t> left, right;
-
-  Reach(bool causal, int64_t window) {
-    if (window > 0) left = window - 1;
-    if (window > 0 && !causal) right = window - 1;
-    if (causal) right = 0;
-  }
-};
+constexpr int64_t kMostWidth = 256;
 
 // ATen reads this flag of the whole process when a backward is asked for. What runs beside it in that moment is
 // deterministic as well, and as it was before otherwise.
@@ -44,22 +34,13 @@ class DeterministicSums {
   bool was_, warned_;
 };
 
-// [B, T, H, D] -> [B * T, H, D] for documents; rows as they are otherwise. The last dimension lies dense.
-Tensor operand(const Tensor& t, bool flat) {
-  const Tensor dense = t.stride(-1) == 1 ? t : t.contiguous();
-  return flat ? dense.flatten(0, 1) : dense;
-}
-
-Tensor padding(const Tensor& segments) { return segments.eq(0).unsqueeze(2).unsqueeze(3); }
-
 }  // namespace
 
 bool flash_attention_serves(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
                             const OptionalTensor& segments_k, const OptionalTensor& runs, double softcap) {
   if (!is_half(q) || softcap > 0 || v.size(3) != q.size(3)) return false;
   if (q.size(3) % kWidthMultiple != 0 || q.size(3) > kMostWidth || q.numel() == 0) return false;
-  return !segments_q ||
-         (runs && q.size(1) == k.size(1) && segments_q->const_data_ptr() == segments_k->const_data_ptr());
+  return lies_in_runs(q, k, segments_q, segments_k, runs);
 }
 
 std::tuple<Tensor, Tensor> flash_attention_forward(const Tensor& q, const Tensor& k, const Tensor& v,
@@ -68,11 +49,12 @@ std::tuple<Tensor, Tensor> flash_attention_forward(const Tensor& q, const Tensor
   const bool flat = segments.has_value();
   const Reach reach(causal, window);
   const OptionalTensor ends = flat ? runs : std::nullopt;
-  auto [out, lse, state, unused, mask] = at::_flash_attention_forward(
-      operand(q, flat), operand(k, flat), operand(v, flat), ends, ends, q.size(1), k.size(1), /*dropout_p=*/0.0, causal,
-      /*return_debug_mask=*/false, scale, reach.left, reach.right);
+  auto [out, lse, state, unused, mask] =
+      at::_flash_attention_forward(flash_operand(q, flat), flash_operand(k, flat), flash_operand(v, flat), ends, ends,
+                                   q.size(1), k.size(1), /*dropout_p=*/0.0, causal,
+                                   /*return_debug_mask=*/false, scale, reach.left, reach.right);
   if (!flat) return {out, lse};
-  out = out.view({q.size(0), q.size(1), q.size(2), v.size(3)}).masked_fill(padding(*segments), 0.0);
+  out = out.view({q.size(0), q.size(1), q.size(2), v.size(3)}).masked_fill(padding_of(*segments), 0.0);
   return {out, lse.view({q.size(2), q.size(0), q.size(1)}).transpose(0, 1)};  // it came as [H, B * T]
 }
 
@@ -83,13 +65,14 @@ std::tuple<Tensor, Tensor, Tensor> flash_attention_backward(const Tensor& dout, 
   const bool flat = segments.has_value();
   const Reach reach(causal, window);
   const Tensor none, ends = flat ? *runs : none;
-  const Tensor seen = flat ? dout.masked_fill(padding(*segments), 0.0) : dout;
+  const Tensor seen = flat ? dout.masked_fill(padding_of(*segments), 0.0) : dout;
   const Tensor sums = flat ? lse.transpose(0, 1).reshape({q.size(2), -1}) : lse.contiguous();
   const Tensor no_draws = at::empty({2}, q.options().dtype(at::kLong));  // of dropout, which there is none of
   const DeterministicSums scope;
   auto [dq, dk, dv] = at::_flash_attention_backward(
-      operand(seen, flat), operand(q, flat), operand(k, flat), operand(v, flat), operand(out, flat), sums, ends, ends,
-      q.size(1), k.size(1), /*dropout_p=*/0.0, causal, no_draws, no_draws, scale, reach.left, reach.right);
+      flash_operand(seen, flat), flash_operand(q, flat), flash_operand(k, flat), flash_operand(v, flat),
+      flash_operand(out, flat), sums, ends, ends, q.size(1), k.size(1), /*dropout_p=*/0.0, causal, no_draws, no_draws,
+      scale, reach.left, reach.right);
   return {dq.view(q.sizes()), dk.view(k.sizes()), dv.view(v.sizes())};
 }
 

@@ -67,4 +67,10 @@ bool cuda_available() {
   }
 }
 
+int cuda_compute_capability(int device) {
+  using Capability = int (*)(int);
+  void* symbol = cuda_available() ? cuda_library_symbol("limbeck_cuda_compute_capability") : nullptr;
+  return symbol == nullptr ? 0 : reinterpret_cast<Capability>(symbol)(device);
+}
+
 }  // namespace limbeck::kernels

@@ -21,4 +21,7 @@ void* cuda_library_symbol(const char* name);
 // Loads the library if it can; true when a GPU can be used. Never throws.
 bool cuda_available();
 
+// 90 for 9.0; 0 where that GPU cannot be used. Never throws.
+int cuda_compute_capability(int device);
+
 }  // namespace limbeck::kernels

@@ -53,6 +53,10 @@ at::Tensor& logsumexp_out(const at::Tensor& self, at::IntArrayRef over, bool kee
   return out;
 }
 
+at::Tensor nonzero_static(const at::Tensor& self, int64_t count, int64_t) {
+  return at::empty({count, self.dim()}, self.options().dtype(at::kLong));
+}
+
 at::Tensor relu(const at::Tensor& self) { return at::empty_like(self); }
 
 at::Tensor abs(const at::Tensor& self) { return at::empty_like(self); }
@@ -65,6 +69,7 @@ TORCH_LIBRARY_IMPL(aten, Meta, library) {
   library.impl("logical_and.out", &logical_and_out);
   library.impl("logical_not.out", &logical_not_out);
   library.impl("logsumexp.out", &logsumexp_out);
+  library.impl("nonzero_static", &nonzero_static);
   library.impl("relu", &relu);
   library.impl("abs", &abs);
   library.impl("where.self", &where);

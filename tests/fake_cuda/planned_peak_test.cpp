@@ -7,6 +7,7 @@
 #include <string>
 
 #include "fake_cuda/device_memory.h"
+#include "kernels/attention/flash_attention_3.h"
 #include "kernels/operator/operator_handle.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/quantized/quantized_linear.h"
@@ -136,6 +137,60 @@ TEST(PlannedPeak, OfSamplingIsWhatItTakes) {
       }
     }
   }
+}
+
+// Forward and backward, by FlashAttention 3.
+struct Attended {
+  int64_t batch, queries, keys, heads, key_heads, depth, window;
+  bool causal, documents;
+  double softcap;
+};
+
+// What measure(call) says of the backward, whose operands were made before, on this device.
+template <class Measure>
+int64_t peak_of_backward(const Attended& a, c10::Device device, const Measure& measure) {
+  using Gradients =
+      std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&, const std::optional<Tensor>&, const std::optional<Tensor>&,
+                                         double, bool, int64_t, double, const std::optional<Tensor>&);
+  static const auto backward = kernels::typed_operator<Gradients>("limbeck::attention_backward");
+  const at::NoGradGuard no_gradient;
+  const auto options = at::TensorOptions(device).dtype(at::kBFloat16);
+  const Tensor q = at::ones({a.batch, a.queries, a.heads, a.depth}, options), out = at::ones_like(q);
+  const Tensor k = at::ones({a.batch, a.keys, a.key_heads, a.depth}, options), v = at::ones_like(k);
+  const Tensor lse = at::ones({a.batch, a.heads, a.queries}, options.dtype(at::kFloat));
+  std::optional<Tensor> segments, runs;
+  if (a.documents) {
+    segments = at::ones({a.batch, a.queries}, options.dtype(at::kInt));
+    runs = at::arange(a.batch + 1, options.dtype(at::kInt)).mul(a.queries);
+  }
+  return measure(
+      [&] { backward.call(out, q, k, v, out, lse, segments, segments, 0.1, a.causal, a.window, a.softcap, runs); });
+}
+
+TEST(PlannedPeak, OfFlashAttention3IsWhatItsStandInTakes) {
+  kernels::use_flash_attention_3(LIMBECK_FAKE_FLASH_ATTENTION_3);
+  for (const bool documents : {false, true}) {
+    for (const bool causal : {false, true}) {
+      for (const double softcap : {0.0, 3.0}) {
+        for (const auto& [depth, key_heads] :
+             {std::pair<int64_t, int64_t>{16, 4}, {64, 2}, {96, 1}, {128, 2}, {192, 4}}) {
+          for (const int64_t window : {0, 20}) {
+            const Attended a{2, 70, 70, 4, key_heads, depth, window, causal, documents, softcap};
+            // Lengths, padding by documents and numbers of a few bytes beside it. The device is asked first: a plan
+            // that nobody could ask for softcaps has the composition for them.
+            const int64_t took = peak_of_backward(a, at::kCUDA, [](const auto& call) { return taken_by(call); });
+            const MetaMemory memory;
+            const int64_t plan = peak_of_backward(a, at::kMeta, [](const auto& call) { return planned_beside(call); });
+            EXPECT_LE(std::abs(plan - took), 4 * 2 * 4 * 70)
+                << depth << " wide, " << key_heads << " key heads, window " << window << ", causal " << causal
+                << ", documents " << documents << ": " << plan << " and " << took;
+          }
+        }
+      }
+    }
+  }
+  kernels::use_flash_attention_3("");
 }
 
 TEST(PlannedPeak, RefusesWhatTheDeviceRefusesInItsWords) {

@@ -79,6 +79,14 @@ int device_count() {
   return count;
 }
 
+int compute_capability() {
+  static const int capability = [] {
+    const char* text = std::getenv("LIMBECK_FAKE_CUDA_CAPABILITY");
+    return text == nullptr ? 90 : std::atoi(text);
+  }();
+  return capability;
+}
+
 Stream new_stream(int of) {
   Schedule& all = schedule();
   const std::lock_guard lock(all.mutex);

@@ -17,6 +17,7 @@ inline constexpr int kMostDevices = 8;
 
 // LIMBECK_FAKE_CUDA_DEVICES, or 1.
 int device_count();
+int compute_capability();  // of each: 90 for 9.0, or LIMBECK_FAKE_CUDA_CAPABILITY
 
 // The default stream of device d is d; the others of it are d + kMostDevices, and so on.
 using Stream = int;

@@ -34,6 +34,16 @@ def test_a_tiny_step_by_hand():
     assert gpu_arithmetic.model_flops(TINY) == 3 * (8 * (1152 + 80) + 512) + 8 * (2304 + 160) + 512
 
 
+def test_attention_is_estimated_by_both_ways_apart():
+    two, three = (gpu_arithmetic.ATTENTION[version] for version in (2, 3))
+    # 2 of 5 TFLOP at 0.5 and 3 at 0.25 take 4 and 12.
+    assert gpu_arithmetic.Attention(0.5, 0.25, "").efficiency(2, 3) == 5 / 16
+    assert two.backward < three.backward < two.forward < three.forward < 1
+    found = {version: {cost.operator: cost for cost in gpu_arithmetic.costs(Step(attention=version))} for version in (2, 3)}
+    assert all(found[2][name].flops == found[3][name].flops for name in found[2])
+    assert [name for name in found[2] if found[2][name] != found[3][name]] == ["attention"]
+
+
 def test_the_floor_is_the_larger_of_two():
     h100 = gpu_check_cards.card_named("NVIDIA H100 80GB HBM3")
     assert h100.floor_seconds(989e12, 1) == 1 and h100.floor_seconds(1, 3.35e12) == 1

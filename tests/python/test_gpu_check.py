@@ -89,10 +89,12 @@ def test_nothing_dry_looks_measured(dry):
 def test_every_section_does_its_work(dry):
     done = {(row["section"], row["feature"]) for row in dry.rows if row["outcome"] == kept.PASSED}
     wanted = {kept.FULL, kept.PACKED, kept.LORA, kept.NF4, kept.FLOAT16, kept.BFLOAT16, kept.SAME_BITS, kept.RESUME, kept.GRAPHS,
-              kept.OPERATORS}  # fmt: skip
+              kept.FLASH_3, kept.OPERATORS}  # fmt: skip
     assert {feature for section, feature in done if section == "correctness"} == wanted
     operators = [row for row in dry.rows if row["section"] == "operators"]
     assert len(operators) >= 12 and {row["outcome"] for row in operators} == {kept.PASSED}
+    assert "twice the same bits" in dry.row("bfloat16 by FlashAttention 3")["note"]
+    assert "the CPU's attention in the place of both" in dry.row("attention by FlashAttention 3")["note"]
     assert dry.row("bin/limbeck")["outcome"] == dry.row("limbeck starts")["outcome"] == kept.PASSED
     assert dry.row("tiny: first loss as transformers'")["outcome"] == kept.PASSED
     assert dry.row("tiny: with CUDA graphs")["outcome"] == kept.PASSED
@@ -182,6 +184,7 @@ def gpu_check(*arguments, **environment) -> subprocess.CompletedProcess:
     (["--dry-run", "--section", "machine", "--section", "machine"], "a section comes twice"),
     (["--dry-run", "--seconds=0"], "--seconds 0: wanted more than 0"),
     (["--dry-run", "--build", "/nowhere"], "/nowhere/bin/limbeck: not there; build it"),
+    (["--dry-run", "--flash-attention-3", "/nowhere.so"], "--flash-attention-3 /nowhere.so: no such file; name flash_attn_3/_C.so"),
     (["--join", "/nowhere.json"], "/nowhere.json: no results of tools/gpu_check"),
 ])  # fmt: skip
 def test_refusals(arguments, said):

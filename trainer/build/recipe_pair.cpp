@@ -1,11 +1,16 @@
 #include "trainer/build/recipe_pair.h"
 
+#include <fmt/format.h>
+
+#include "kernels/attention/flash_attention_3.h"
+#include "trainer/build/attention_library.h"
 #include "trainer/build/recipe_adapter.h"
 #include "trainer/build/recipe_models.h"
 
 namespace limbeck::build {
 
 std::shared_ptr<objective::ModelPair> build_pair(const recipe::Settings& settings, objective::Materialize how) {
+  choose_attention(settings);
   auto pair = std::make_shared<objective::ModelPair>();
   pair->how = how;
   pair->student = build_student(settings, pair->on_meta());
@@ -17,6 +22,10 @@ std::shared_ptr<objective::ModelPair> build_pair(const recipe::Settings& setting
     pair->average.emplace(*pair->teacher, pair->student, settings.number("objective.ema_decay"));
   pair->student.model->train();
   if (pair->teacher) pair->teacher->model->eval();
+  if (kernels::uses_flash_attention_3()) {
+    pair->notes.push_back(fmt::format("on GPUs attention of half types is that of FlashAttention 3: {} {}",
+                                      settings.text(kFlashAttention3), settings.where(kFlashAttention3)));
+  }
   return pair;
 }
 

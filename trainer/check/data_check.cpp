@@ -37,6 +37,14 @@ std::vector<DataRow> check_data(const recipe::Settings& settings) {
   return rows;
 }
 
+int64_t documents_of_a_row(const std::vector<DataRow>& rows) {
+  for (const DataRow& row : rows) {
+    const int64_t count = row.plan.rows;
+    if (row.key == "data.train" && count > 0) return (row.plan.summary.documents + 2 * count - 1) / count;
+  }
+  return 1;
+}
+
 std::vector<agreement::DataInUse> in_use(const std::vector<DataRow>& rows) {
   std::vector<agreement::DataInUse> sets;
   for (const DataRow& row : rows) {

@@ -23,4 +23,7 @@ std::vector<DataRow> check_data(const recipe::Settings& settings);
 // Those that are there, for the agreement with the models; of rows that outlive them.
 std::vector<agreement::DataInUse> in_use(const std::vector<DataRow>& rows);
 
+// Of packed rows of data.train on the average, those that a row's ends cut among them; 1 where the data do not say.
+int64_t documents_of_a_row(const std::vector<DataRow>& rows);
+
 }  // namespace limbeck::check

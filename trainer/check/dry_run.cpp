@@ -61,12 +61,13 @@ void run_phase(const std::string& name, CheckReport& report, Phase&& phase) {
 struct Rehearsal {
   Distillation& objective;
   parallel::Communicator& ranks;
-  bool two_streams;  // the models read tokens of their own
+  bool two_streams;            // the models read tokens of their own
+  int64_t documents_of_a_row;  // of packed rows
 };
 
 // A batch of the recipe's shape as a loader makes it, on the CPU, every token a target; what it holds besides ids
 // follows data.packing and the student's head.
-data::Batch loaded_batch(const data::DataRequest& shape, const Distillation& objective, bool two_streams) {
+data::Batch loaded_batch(const data::DataRequest& shape, const Rehearsal& run) {
   const auto options = at::TensorOptions().dtype(at::kLong).device(at::kCPU);
   const int64_t rows = shape.batch_size, length = shape.sequence_length;
   auto stream = [&] {
@@ -75,13 +76,18 @@ data::Batch loaded_batch(const data::DataRequest& shape, const Distillation& obj
     tokens.labels = at::zeros({rows, length}, options);
     tokens.masked = shape.masking.unit != data::MaskUnit::kNone;
     const bool packed = shape.packing == data::Packing::kPacked;
-    (packed ? tokens.document_ids : tokens.attention_mask) = at::ones({rows, length}, options);
+    if (packed) {
+      const at::Tensor numbers = at::arange(length, options).mul(run.documents_of_a_row).floor_divide(length).add(1);
+      tokens.document_ids = numbers.repeat({rows, 1});
+    } else {
+      tokens.attention_mask = at::ones({rows, length}, options);
+    }
     return tokens;
   };
   data::Batch batch;
   batch.student = stream();
-  if (objective::is_classifier(objective.student())) batch.classes = at::zeros({rows}, options);
-  if (two_streams) {
+  if (objective::is_classifier(run.objective.student())) batch.classes = at::zeros({rows}, options);
+  if (run.two_streams) {
     batch.teacher = stream();
     batch.teacher_position = at::zeros({rows, length}, options);
   }
@@ -93,7 +99,7 @@ data::Batch loaded_batch(const data::DataRequest& shape, const Distillation& obj
 std::vector<data::Batch> batches_of_update(const recipe::Settings& settings, const Rehearsal& run, int64_t count,
                                            const Tamper& tamper) {
   const data::DataRequest shape = data::data_shape(settings);
-  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(shape, run.objective, run.two_streams); }, 0, count,
+  data::Prefetcher prefetched([&](int64_t) { return loaded_batch(shape, run); }, 0, count,
                               /*depth=*/0, run.objective.device());
   std::vector<data::Batch> batches;
   for (int64_t i = 0; i < count; ++i) {
@@ -279,7 +285,7 @@ CheckReport dry_run(const recipe::Settings& settings, const Registries& registri
   const build::KeptBytes kept = build::kept_bytes(parallel::read_parallel_options(settings), *objective, ranks);
   plan_weights(*objective, kept, report);
   pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
-  run_training(settings, {*objective, *planned, two_streams}, kept, tamper, report);
+  run_training(settings, {*objective, *planned, two_streams, documents_of_a_row(report.data)}, kept, tamper, report);
   refuse_too_large(settings, report);
   const models::Architecture& student = pair->student.config.architecture;
   if (student.head != HeadKind::kLanguageModel || student.masked_language_model()) return report;

@@ -12,6 +12,7 @@
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/memory/allocator.h"
+#include "trainer/build/attention_library.h"
 #include "trainer/build/builtins.h"
 #include "trainer/cli/commands/commands.h"
 #include "trainer/cli/commands/output_paths.h"
@@ -185,14 +186,13 @@ void App::run_command(const Command& command, std::vector<std::string> arguments
   std::optional<Prepared> ready;
   try {
     ready.emplace(prepared(command, arguments));
+    if (command.computes) load_cuda_if_asked(ready->settings);
+    build::choose_attention(ready->settings);
   } catch (...) {
     if (command.joins_ranks) parallel::refuse_together(std::current_exception());
     throw;
   }
-  if (command.computes) {
-    load_cuda_if_asked(ready->settings);
-    start_worker_threads();
-  }
+  if (command.computes) start_worker_threads();
   execute(command, ready->settings, ready->operands);
 }
 

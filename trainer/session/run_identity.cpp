@@ -12,6 +12,7 @@
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
 #include "modules/io/input_file.h"
+#include "trainer/build/attention_library.h"
 
 namespace limbeck::session {
 namespace {
@@ -63,6 +64,9 @@ std::map<std::string, std::string> deciding_keys(const recipe::Settings& setting
     keys[option.name] = option.kind == recipe::OptionKind::kList
                             ? fmt::format("{}", fmt::join(settings.list(option.name), " | "))
                             : settings.text(option.name);
+    // What computes, wherever it lies.
+    if (option.name == build::kFlashAttention3 && !keys[option.name].empty())
+      keys[option.name] = head_and_tail_digest(settings.path(option.name));
   }
   return keys;
 }

@@ -13,6 +13,7 @@
 
 #include <utility>
 
+#include "kernels/attention/attention.h"
 #include "modules/errors.h"
 #include "modules/models/network/checkpointed_layer.h"
 #include "modules/models/network/fetched_layer.h"
@@ -135,7 +136,7 @@ LayerInput Transformer::layer_input(const ModelInput& input, const at::Tensor& p
     shared.segments_k = shared.segments_q;
     // The CPU reads segments as they are; both given, a document may be cut by the mask.
     const bool one = input.document_ids.has_value() != input.attention_mask.has_value();
-    if (input.runs && one && input.ids.is_cuda()) shared.runs = run_ends(*shared.segments_q, *input.runs);
+    if (input.runs && one && kernels::reads_runs(input.ids)) shared.runs = run_ends(*shared.segments_q, *input.runs);
   }
   if (architecture_.rope.type != RopeType::kNone) {
     int64_t length = positions.size(1) + (input.cache == nullptr ? 0 : input.cache->length());

@@ -56,6 +56,14 @@ inline cudaError_t cudaHostUnregister(void* memory) {
   return limbeck::fake_cuda::unregister_pages(memory) ? cudaSuccess : cudaErrorHostMemoryNotRegistered;
 }
 
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  if (device < 0 || device >= limbeck::fake_cuda::device_count()) return cudaErrorInvalidDevice;
+  const int capability = limbeck::fake_cuda::compute_capability();
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? capability / 10 : capability % 10;
+  return cudaSuccess;
+}
+
 inline cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
   if (device < 0 || device >= limbeck::fake_cuda::device_count()) return cudaErrorInvalidDevice;
   std::snprintf(text, static_cast<size_t>(length), "0000:%02x:00.0", static_cast<unsigned>(device) + 1);

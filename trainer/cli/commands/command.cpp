@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "trainer/build/attention_library.h"
 #include "trainer/recipe/recipe_options.h"
 
 namespace limbeck::cli {
@@ -16,6 +17,11 @@ void declare_common_options(recipe::OptionTable& table) {
              .kind = OptionKind::kDevice,
              .fallback = "cpu",
              .help = "Where tensors live unless an option says otherwise. Never chosen silently."});
+  table.add({.name = build::kFlashAttention3,
+             .kind = OptionKind::kPath,
+             .help = "A library of FlashAttention 3 (flash_attn_3/_C.so of its wheels): it computes attention of half "
+                     "types, heads up to 192 wide, on GPUs of compute capability 9.0.",
+             .value_name = "LIB.so"});
   table.add({.name = "threads",
              .kind = OptionKind::kInteger,
              .fallback = "0",
