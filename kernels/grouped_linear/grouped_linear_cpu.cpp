@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "kernels/grouped_linear/grouped_linear_operators.h"
@@ -22,11 +23,24 @@ void for_groups(const char* op, const at::Tensor& ends, int64_t all, const One& 
   TORCH_CHECK(begin == all, "[", op, "] the last of ends is ", begin, ", wanted ", all, ", the number of rows");
 }
 
+// The processor's library gives a product other bits where an operand or the result begins elsewhere than at 16 bytes.
+// The rows of a group must not have other bits for what stands before them.
+bool begins_even(const at::Tensor& rows) { return reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0; }
+
+at::Tensor rows_of_group(const at::Tensor& rows, int64_t begin, int64_t count) {
+  const at::Tensor those = rows.narrow(0, begin, count);
+  return begins_even(those) ? those : those.clone();
+}
+
 at::Tensor grouped_linear_on_cpu(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& ends) {
   check_grouped_linear(rows, weight, ends);
   const at::Tensor out = grouped_linear_output(rows, weight, ends);
   for_groups("grouped_linear", ends, rows.size(0), [&](int64_t group, int64_t begin, int64_t count) {
-    if (count > 0) linear_into(out.narrow(0, begin, count), rows.narrow(0, begin, count), weight.select(0, group));
+    if (count == 0) return;
+    const at::Tensor result = out.narrow(0, begin, count);
+    const at::Tensor place = begins_even(result) ? result : at::empty(result.sizes(), result.options());
+    linear_into(place, rows_of_group(rows, begin, count), weight.select(0, group));
+    if (!place.is_same(result)) result.copy_(place);
   });
   return out;
 }
@@ -39,7 +53,7 @@ at::Tensor grouped_outer_on_cpu(const at::Tensor& left, const at::Tensor& right,
     if (count == 0) {
       sum.zero_();
     } else {
-      linear_into(sum, left.narrow(0, begin, count).t(), right.narrow(0, begin, count).t());
+      linear_into(sum, rows_of_group(left, begin, count).t(), rows_of_group(right, begin, count).t());
     }
   });
   return out;

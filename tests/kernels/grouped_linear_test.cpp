@@ -125,7 +125,6 @@ TEST_P(GroupedLinearTest, AGroupWithoutRowsHasZeros) {
 
 // What other rows there are changes no bit of a row, nor of a group's sums.
 TEST_P(GroupedLinearTest, AGroupKnowsNothingOfItsNeighbours) {
-  if (GetParam().device == at::kCPU) return;  // there products are the processor's library's
   for (const int64_t width : {40, 37}) {
     const at::Tensor rows = random_tensor({30, width}, options(), 1),
                      weight = random_tensor({3, 20, width}, options(), 2);
