@@ -7,8 +7,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <limits>
-
 #include "kernels/grouped_linear/grouped_linear_operators.h"
 #include "kernels/operator/checks.h"
 
@@ -41,7 +39,7 @@ bool has_even_matrices(const at::Tensor& weight) {
          weight.stride(0) % kEven == 0 && begins_even(weight);
 }
 
-int counted(const char* op, const char* what, int64_t count, int64_t most = std::numeric_limits<int>::max() / 2) {
+int counted(const char* op, const char* what, int64_t count, int64_t most = 1 << 29) {
   TORCH_CHECK(count <= most, "[", op, "] ", count, " ", what, ", wanted at most ", most, " on a GPU");
   return static_cast<int>(count);
 }

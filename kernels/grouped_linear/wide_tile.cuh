@@ -47,7 +47,7 @@ struct WideTile {
     const bool left_packs = in_packs<kSquare>(left.data, left.stride);
     const bool right_packs = in_packs<kSquare>(right.data, right.stride);
     const unsigned line = threadIdx.x / kThreadsAcross * kSquare, column = threadIdx.x % kThreadsAcross * kSquare;
-    T sums[kSquare][kSquare] = {};
+    Values sums[kSquare] = {};
     Values of_left, of_right;
     fetch_part(of_left, left, 0, left_packs);
     fetch_part(of_right, right, 0, right_packs);
@@ -67,7 +67,7 @@ struct WideTile {
 #pragma unroll
         for (int i = 0; i < kSquare; ++i) {
 #pragma unroll
-          for (int j = 0; j < kSquare; ++j) sums[i][j] += a.value[i] * b.value[j];
+          for (int j = 0; j < kSquare; ++j) sums[i].value[j] += a.value[i] * b.value[j];
         }
       }
     }
@@ -78,10 +78,10 @@ struct WideTile {
       if (at >= out.lines) break;
       T* const to = out.data + int64_t{at} * out.stride + from;
       if (out_packs && from + kSquare <= out.columns) {
-        *reinterpret_cast<Values*>(to) = *reinterpret_cast<const Values*>(sums[i]);
+        *reinterpret_cast<Values*>(to) = sums[i];
       } else {
         for (int j = 0; j < kSquare; ++j) {
-          if (from + j < out.columns) to[j] = sums[i][j];
+          if (from + j < out.columns) to[j] = sums[i].value[j];
         }
       }
     }

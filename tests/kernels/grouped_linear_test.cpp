@@ -65,10 +65,18 @@ class GroupedLinearTest : public OperatorTest {
   }
 };
 
-// Even groups; empty ones everywhere; one group; one that has all rows; no rows; more than a tile of each dimension.
+// Even groups; empty ones everywhere; one group; one that has all rows; no rows; more than a tile of each dimension;
+// many groups.
 const std::vector<GroupedShape> kGroupedShapes = {
-    {{3, 6, 9}, 16, 24}, {{0, 0, 5, 5, 6, 6}, 17, 9}, {{7}, 33, 1},           {{0, 70, 70}, 8, 72},
-    {{0, 0}, 8, 16},     {{1, 66, 130}, 40, 67},      {{64, 64, 128}, 1, 65}, {{31, 33, 33, 97}, 70, 31}};
+    {{3, 6, 9}, 16, 24},
+    {{0, 0, 5, 5, 6, 6}, 17, 9},
+    {{7}, 33, 1},
+    {{0, 70, 70}, 8, 72},
+    {{0, 0}, 8, 16},
+    {{1, 66, 130}, 40, 67},
+    {{64, 64, 128}, 1, 65},
+    {{31, 33, 33, 97}, 70, 31},
+    {{2, 2, 2, 9, 10, 11, 11, 30, 30, 31, 33, 40, 41, 41, 41, 41, 60, 61, 100, 101, 101, 130, 130}, 6, 5}};
 
 void expect_every_promise_of_groups(const Case& c, const std::string& op) {
   expect_matches_reference(c);

@@ -186,10 +186,10 @@ def test_training_of_experts_is_the_cpus(work, experts, kind):
     assert waits == 1
 
 
-def test_the_order_of_threads_and_blocks_changes_no_bit(work):
-    """No kernel of a step leaves anything to who comes first."""
-    runs = [trained(work, f"order{seed}", "cuda", steps=3, checkpoint__every=3, environment={"LIMBECK_FAKE_CUDA_SEED": seed})
-            for seed in ("0", "1", "2")]  # fmt: skip
+def test_the_order_of_threads_and_blocks_changes_no_bit(work, experts):
+    """No kernel of a step leaves anything to who comes first; a student of experts has those of a dense one and its own."""
+    runs = [trained(work, f"order{seed}", "cuda", steps=3, checkpoint__every=3, student__model=experts,
+                    environment={"LIMBECK_FAKE_CUDA_SEED": seed}) for seed in ("0", "1", "2")]  # fmt: skip
     first, *others = [Outcome.of(run.folder) for run in runs]
     assert [first.differences(other) for other in others] == [[], []]
 
