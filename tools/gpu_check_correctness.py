@@ -31,7 +31,11 @@ KINDS = {
     "nf4-lora": (kept.NF4, {"student.quantize": "nf4", "teacher.quantize": "int8", "adapter.kind": "lora", "adapter.rank": 4}, FLOAT32),
     "float16": (kept.FLOAT16, {"student.dtype": "float16"}, HALF),
     "bfloat16": (kept.BFLOAT16, {"student.dtype": "bfloat16", "teacher.dtype": "bfloat16", "data.packing": "packed"}, HALF),
+    "experts": (kept.EXPERTS, {"student.model": "experts"}, FLOAT32),
+    "experts-bfloat16": (kept.EXPERTS, {"student.model": "experts", "student.dtype": "bfloat16", "teacher.dtype": "bfloat16"}, HALF),
 }  # fmt: skip
+# Rounding may turn a tie between the last expert that a token goes to and the next; of three, the last weighs little.
+EXPERTS_OF = (4, 3)
 
 
 class Trainings:
@@ -43,9 +47,11 @@ class Trainings:
         # Weights that have opinions: as models are drawn, every distribution is nearly uniform and the KL nearly zero.
         write_model(folder / "teacher", TEACHER, VOCABULARY, seed=1, spread=0.2)
         write_model(folder / "student", STUDENT, VOCABULARY, seed=2, spread=0.2)
+        write_model(folder / "experts", STUDENT, VOCABULARY, seed=3, spread=0.2, experts=EXPERTS_OF)
 
     def recipe(self, name: str, keys: dict) -> Path:
         folder = self.place.scratch
+        keys = {key: folder / value if key == "student.model" else value for key, value in keys.items()}
         return write_recipe(folder / f"{name}.ini", {
             "teacher.model": folder / "teacher", "student.model": folder / "student", "data.train": folder / "train",
             "data.validation": folder / "validation", "data.packing": "padded", "data.batch_size": BATCH,
@@ -200,11 +206,11 @@ def rows(place: Place) -> Iterator[Row]:
     work = Trainings(place)
     for kind in KINDS:
         yield tried(f"{kind} against the CPU", KINDS[kind][0], against_cpu, work, kind)
-    for kind in ("full",) if place.dry else ("full", "bfloat16", "nf4-lora"):
+    for kind in ("full",) if place.dry else ("full", "bfloat16", "nf4-lora", "experts"):
         yield tried(f"{kind}, twice", kept.SAME_BITS, bits, work, kind)
     for kind in ("lora",) if place.dry else ("full", "lora"):
         yield tried(f"{kind}, resumed", kept.RESUME, resumed, work, kind)
-    for kind in ("bfloat16",) if place.dry else ("full", "bfloat16", "lora", "nf4-lora"):
+    for kind in ("bfloat16",) if place.dry else ("full", "bfloat16", "lora", "nf4-lora", "experts", "experts-bfloat16"):
         yield tried(f"{kind}, recorded as graphs", kept.GRAPHS, recorded, work, kind)
     yield tried("bfloat16 by FlashAttention 3", kept.FLASH_3, by_flash_attention_3, work)
     yield tried("kernels_test, CUDA cases", kept.OPERATORS, kernels_tests, place)

@@ -276,6 +276,21 @@ def linear_float16(m: Maker) -> Case:
                    moved=2.0 * 3 * (x.numel() + w.numel()), tolerance=2e-3, dtype="float16")  # fmt: skip
 
 
+def linear_of_experts(m: Maker, dtype: str) -> Case:
+    """Tokens sorted by expert, two experts a token; the loop knows on the host how many rows each has."""
+    s, kind, experts = m.sizes, getattr(torch, dtype), 8
+    rows = 2 * s.tokens
+    ends = [rows * (expert + 1) ** 2 // experts**2 for expert in range(experts)]
+    of_groups = list(zip([0, *ends], ends))
+    on_device = torch.tensor(ends, dtype=torch.int32, device=m.device)
+    x, w = m.drawn(rows, s.width, dtype=kind), m.drawn(experts, s.inner, s.width, dtype=kind, scale=0.03)
+    contenders = {OURS: lambda x, w: m.ops.grouped_linear(x, w, on_device),
+                  "a loop of PyTorch's": lambda x, w: torch.cat([F.linear(x[begin:end], one) for (begin, end), one in zip(of_groups, w.unbind())])}  # fmt: skip
+    return m.among(f"linear of {experts} experts, {dtype}", contenders, [x, w], flops=6.0 * rows * s.width * s.inner,
+                   moved=x.element_size() * (3.0 * rows * (s.width + s.inner) + 3 * w.numel()),
+                   tolerance=1e-4 if dtype == "float32" else 0.02, dtype=dtype, alike=("a loop of PyTorch's",))  # fmt: skip
+
+
 def linear_quantized(m: Maker, kind: str) -> Case:
     """A frozen weight: PyTorch's is the one that the codes stand for, kept unpacked."""
     s = m.sizes
@@ -377,6 +392,9 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "linear, int8-dynamic, 1 row": lambda m: linear_of_one_row(m, "int8-dynamic"),
     "embedding, int8": lambda m: packed_embedding(m, "int8"),
     "linear, float16": linear_float16,
+    "linear of experts, bfloat16": lambda m: linear_of_experts(m, "bfloat16"),
+    "linear of experts, float32": lambda m: linear_of_experts(m, "float32"),
+    "linear of experts, float16": lambda m: linear_of_experts(m, "float16"),
     "geglu": lambda m: gated(m, "geglu_tanh"),
     "layer norm": layer_norm,
     "dropout": dropout,

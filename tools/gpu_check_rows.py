@@ -16,11 +16,12 @@ BAD = (FAILED, RAN_OVER)
 OPERATORS, PYTHON_OPERATORS = "CUDA operators against float64", "`torch.ops.limbeck.*` on CUDA tensors"
 FULL, PACKED, BFLOAT16, FLOAT16 = "training in float32", "training on packed rows", "training in bfloat16", "training in float16 with a loss scale"
 LORA, NF4 = "training a LoRA adapter", "training a LoRA adapter on an NF4 base"
+EXPERTS = "training mixtures of experts"
 SAME_BITS, RESUME, SANITIZER = "the same bits twice", "the same bits resumed", "compute-sanitizer finds nothing"
 FLASH_3 = "attention by FlashAttention 3 (`flash_attention_3 = LIB.so`)"
 GRAPHS = "forward and backward as a CUDA graph (`train.cuda_graphs = on`)"
 SPEED, PLAN = "speed against PyTorch and Liger", "memory plan against the measured peak"
-FEATURES = (OPERATORS, PYTHON_OPERATORS, FULL, PACKED, BFLOAT16, FLOAT16, LORA, NF4, SAME_BITS, RESUME, SANITIZER, FLASH_3, GRAPHS, SPEED,
+FEATURES = (OPERATORS, PYTHON_OPERATORS, FULL, PACKED, BFLOAT16, FLOAT16, LORA, NF4, EXPERTS, SAME_BITS, RESUME, SANITIZER, FLASH_3, GRAPHS, SPEED,
             PLAN)  # fmt: skip
 
 

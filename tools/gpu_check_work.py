@@ -57,8 +57,9 @@ def write_rows(folder: Path, lengths: list[int], vocabulary: int, seed: int = 0)
 
 
 def write_model(folder: Path, shape: Shape, vocabulary: int, *, seed: int, dtype: str = "float32", spread: float = 0.02,
-                device: str = "cpu", positions: int = 4096) -> Path:  # fmt: skip
-    """A Qwen3 folder as of the hub, its head tied to its embedding, drawn on `device` (a CPU needs minutes for 1.7B)."""
+                device: str = "cpu", positions: int = 4096, experts: tuple[int, int] | None = None) -> Path:  # fmt: skip
+    """A Qwen3 folder as of the hub, its head tied to its embedding, drawn on `device` (a CPU needs minutes for 1.7B).
+    `experts`: how many each layer has in the place of its MLP, and how many a token goes to."""
     import torch
     from safetensors.torch import save_file
 
@@ -72,8 +73,12 @@ def write_model(folder: Path, shape: Shape, vocabulary: int, *, seed: int, dtype
     weights = {"model.embed_tokens.weight": drawn(vocabulary, s.width), "model.norm.weight": torch.ones(s.width, dtype=kind)}
     for layer in range(s.layers):
         sizes = {"self_attn.q_proj": (queries, s.width), "self_attn.k_proj": (keys, s.width), "self_attn.v_proj": (keys, s.width),
-                 "self_attn.o_proj": (s.width, queries), "mlp.gate_proj": (s.inner, s.width), "mlp.up_proj": (s.inner, s.width),
-                 "mlp.down_proj": (s.width, s.inner)}  # fmt: skip
+                 "self_attn.o_proj": (s.width, queries)}  # fmt: skip
+        places = [f"mlp.experts.{expert}" for expert in range(experts[0])] if experts else ["mlp"]
+        for place in places:
+            sizes |= {f"{place}.gate_proj": (s.inner, s.width), f"{place}.up_proj": (s.inner, s.width), f"{place}.down_proj": (s.width, s.inner)}
+        if experts:
+            sizes["mlp.gate"] = (experts[0], s.width)
         ones = {"input_layernorm": s.width, "post_attention_layernorm": s.width, "self_attn.q_norm": s.head_size, "self_attn.k_norm": s.head_size}
         weights |= {f"model.layers.{layer}.{name}.weight": drawn(*size) for name, size in sizes.items()}
         weights |= {f"model.layers.{layer}.{name}.weight": torch.ones(size, dtype=kind) for name, size in ones.items()}
@@ -87,6 +92,9 @@ def write_model(folder: Path, shape: Shape, vocabulary: int, *, seed: int, dtype
         "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None, "bos_token_id": 1, "eos_token_id": END,
         "torch_dtype": dtype,
     }  # fmt: skip
+    if experts:
+        config |= {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": experts[0], "norm_topk_prob": True,
+                   "num_experts_per_tok": experts[1], "moe_intermediate_size": s.inner, "decoder_sparse_step": 1, "mlp_only_layers": []}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     return folder
 

@@ -88,8 +88,8 @@ def test_nothing_dry_looks_measured(dry):
 
 def test_every_section_does_its_work(dry):
     done = {(row["section"], row["feature"]) for row in dry.rows if row["outcome"] == kept.PASSED}
-    wanted = {kept.FULL, kept.PACKED, kept.LORA, kept.NF4, kept.FLOAT16, kept.BFLOAT16, kept.SAME_BITS, kept.RESUME, kept.GRAPHS,
-              kept.FLASH_3, kept.OPERATORS}  # fmt: skip
+    wanted = {kept.FULL, kept.PACKED, kept.LORA, kept.NF4, kept.EXPERTS, kept.FLOAT16, kept.BFLOAT16, kept.SAME_BITS, kept.RESUME,
+              kept.GRAPHS, kept.FLASH_3, kept.OPERATORS}  # fmt: skip
     assert {feature for section, feature in done if section == "correctness"} == wanted
     operators = [row for row in dry.rows if row["section"] == "operators"]
     assert len(operators) >= 12 and {row["outcome"] for row in operators} == {kept.PASSED}

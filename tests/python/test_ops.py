@@ -12,6 +12,7 @@ torch.ops.load_library(str(BUILD / "lib" / "liblimbeck_kernels.so"))
 ops = torch.ops.limbeck
 
 EPS = 1e-6
+ENDS = torch.tensor([2, 2, 5], dtype=torch.int32)  # of three groups; the second is empty
 
 
 def rms_norm_reference(x, weight, unit_offset):
@@ -69,6 +70,16 @@ CASES = {
         lambda x: x * dropout_masks.kept(6, 37, 9, 0.4).view(x.shape) / 0.6,
         [(2, 3, 37)],
     ),
+    "grouped_linear": (
+        lambda x, w: ops.grouped_linear(x, w, ENDS.to(x.device)),
+        lambda x, w: torch.cat([x[:2] @ w[0].T, x[2:] @ w[2].T]),
+        [(5, 3), (3, 4, 3)],
+    ),
+    "grouped_outer": (
+        lambda a, b: ops.grouped_outer(a, b, ENDS.to(a.device)),
+        lambda a, b: torch.stack([a[:2].T @ b[:2], a.new_zeros(4, 3), a[2:].T @ b[2:]]),
+        [(5, 4), (5, 3)],
+    ),
     "rotary_embedding": (
         lambda x: ops.rotary_embedding(x, *angles()),
         lambda x: rotary_reference(x, *angles()),
@@ -113,6 +124,8 @@ def opcheck_samples():
         "swiglu": (gate, up),
         "geglu_tanh": (gate, up),
         "dropout": (x, torch.arange(6), -7, 0.4),
+        "grouped_linear": (*tensors((5, 3), (3, 4, 3), dtype=torch.float32), ENDS),
+        "grouped_outer": (*tensors((5, 4), (5, 3), dtype=torch.float32), ENDS),
         "rotary_embedding": (heads, *angles()),
         "rotary_embedding_of_both": (heads, fewer, *angles()),
         "sample_ids": (x.detach(), 0.7, 5, 0.9, 3, 1),

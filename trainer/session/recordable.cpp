@@ -35,8 +35,6 @@ void check_model(const models::BuiltModel& model, const Refusals& refusals) {
   refusals.refuse_if(model.policy->stream_dtype() == at::kDouble,
                      fmt::format("the head of {} is float64, which is no fused one", name),
                      fmt::format("{}.dtype = float32", name));
-  refusals.refuse_if(a.experts.count > 0,
-                     fmt::format("{} has experts, whose numbers of tokens change with each batch", name));
   refusals.refuse_if(static_cast<bool>(a.other_mixer.make),
                      fmt::format("{} mixes tokens otherwise than by attention, which is not recorded yet", name));
   for (const models::Rope& rope : {a.rope, a.local_rope}) {

@@ -4,9 +4,7 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/ones.h>
 
-#include <vector>
-
-#include "kernels/linear/linear.h"
+#include "kernels/grouped_linear/grouped_linear.h"
 #include "modules/models/network/experts.h"
 
 namespace limbeck::adapters {
@@ -24,15 +22,10 @@ at::Tensor LowRankExperts::by_expert_b(const at::Tensor& b) const {
   return b.view({shape_.out, shape_.rank, experts_}).permute({2, 0, 1});
 }
 
-models::ExpertProduct LowRankExperts::change() const {
-  // One node of the graph for all experts, so that backward has no gradient of the whole stack for each.
-  const std::vector<at::Tensor> a = by_expert_a(parameter("lora_A")).unbind(0);
-  const std::vector<at::Tensor> b = by_expert_b(parameter("lora_B")).contiguous().unbind(0);
-  return [this, a, b](const at::Tensor& rows, int64_t expert) {
-    const precision::ModuleScope scope(path());
-    const auto e = static_cast<size_t>(expert);
-    return leave(kernels::linear(kernels::linear(enter(rows), a[e]), b[e]) * shape_.scale);
-  };
+at::Tensor LowRankExperts::change(const at::Tensor& rows, const at::Tensor& ends) const {
+  const precision::ModuleScope scope(path());
+  const at::Tensor a = by_expert_a(parameter("lora_A")), b = by_expert_b(parameter("lora_B")).contiguous();
+  return leave(kernels::grouped_linear(kernels::grouped_linear(enter(rows), a, ends), b, ends) * shape_.scale);
 }
 
 void LowRankExperts::initialize(const models::ExpertStack&, uint64_t seed) {

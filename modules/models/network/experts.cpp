@@ -1,18 +1,16 @@
-#include <ATen/ops/_grouped_mm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/diff.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
-#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "kernels/linear/linear.h"
+#include <vector>
+
+#include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/operator/wide_type.h"
 #include "modules/models/network/blocks.h"
@@ -23,39 +21,15 @@ namespace limbeck::models {
 
 namespace {
 
-// Tokens of each expert. On meta there are no ids to count: an even split stands for them in the memory plan.
-std::vector<int64_t> tokens_per_expert(const at::Tensor& sorted_experts, int64_t count) {
-  const int64_t total = sorted_experts.numel();
-  std::vector<int64_t> tokens(static_cast<size_t>(count), 0);
-  if (sorted_experts.is_meta()) {
-    for (int64_t i = 0; i < count; ++i) tokens[static_cast<size_t>(i)] = total / count + (i < total % count ? 1 : 0);
-    return tokens;
-  }
-  const at::Tensor ids = sorted_experts.cpu();
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < total; ++i) ++tokens[static_cast<size_t>(id[i])];
-  return tokens;
-}
-
 // Weights on meta stand for ones of the device that the memory plan is for.
 bool on_gpu(const at::Tensor& tensor) {
   return tensor.is_cuda() || (tensor.is_meta() && kernels::planned_device() == at::kCUDA);
 }
 
-// oneDNN compiles a bfloat16 product anew for each number of rows: above a few they are rounded up, so that it meets
-// the same ones again.
-int64_t padded(int64_t rows) { return rows <= 16 ? rows : (rows + 31) / 32 * 32; }
-
 at::Tensor indices(const std::vector<int64_t>& values, const at::Tensor& where) {
   if (where.is_meta()) return where.new_empty({static_cast<int64_t>(values.size())});
-  return precision::move(at::tensor(values, at::kLong), where.device());
+  return at::tensor(values, at::kLong);
 }
-
-// The sorted tokens with those of each expert together, and rows between them whose results nobody reads.
-struct Groups {
-  std::vector<int64_t> rows;      // of each expert; 0 where it has no token
-  at::Tensor token_of, place_of;  // [rows]: which sorted token; [N K]: which row
-};
 
 // The rows of each expert, from the tokens. index_select's own gradient adds the rows of a token up as they come, on a
 // GPU in another order each time and rounded after each; this one adds those of a token's experts in one order.
@@ -75,79 +49,62 @@ struct TokensToRows : torch::autograd::Function<TokensToRows> {
   }
 };
 
-Groups grouped(const at::Tensor& sorted, int64_t count, bool pads) {
-  Groups groups;
-  std::vector<int64_t> token_of, place_of;
-  int64_t token = 0;
-  for (const int64_t n : tokens_per_expert(sorted, count)) {
-    const int64_t rows = pads ? padded(n) : n;
-    for (int64_t i = 0; i < n; ++i) place_of.push_back(static_cast<int64_t>(token_of.size()) + i);
-    for (int64_t i = 0; i < rows; ++i) token_of.push_back(token + (i < n ? i : 0));
-    groups.rows.push_back(rows);
-    token += n;
-  }
-  groups.token_of = indices(token_of, sorted);
-  groups.place_of = indices(place_of, sorted);
-  return groups;
-}
+// The tokens, once for each expert that they go to, those of one expert together. Nothing of it is read by the host of
+// a GPU.
+struct ExpertRows {
+  at::Tensor token_of;  // [rows]
+  at::Tensor row_of;    // [N, K]
+  at::Tensor ends;      // int32 [E]
+};
 
-// int32 [count]; like the product below it has no body for meta in ATen.
+// Where the experts end in their sorted numbers; what searches has no body for meta in ATen.
 at::Tensor ends_of_groups(const at::Tensor& sorted_experts, int64_t count) {
   if (sorted_experts.is_meta()) return sorted_experts.new_empty({count}, at::kInt);
   return at::searchsorted(sorted_experts, at::arange(count, sorted_experts.options()), /*out_int32=*/true,
                           /*right=*/true);
 }
 
-at::Tensor grouped_product(const at::Tensor& a, const at::Tensor& b, const at::Tensor& ends) {
-  if (!a.is_meta()) return at::_grouped_mm(a, b, ends);
-  if (b.dim() == 3) return a.new_empty({a.size(0), b.size(2)});
-  return a.new_empty({ends.size(0), a.size(0), b.size(1)});
+ExpertRows sorted_rows(const at::Tensor& experts_nk, int64_t count) {
+  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
+  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
+  return {order.div(experts_nk.size(1), "floor"), order.argsort().view(experts_nk.sizes()),
+          ends_of_groups(sorted, count)};
 }
 
-// rows [R, K] sorted by expert, weight [E, N, K], ends int32 [E]: where the rows of each expert end -> [R, N], all in
-// one product. How many rows an expert has stays on the device.
-struct GroupedProduct : torch::autograd::Function<GroupedProduct> {
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& rows, const at::Tensor& weight,
-                            const at::Tensor& ends) {
-    context->save_for_backward({rows, weight, ends});
-    return grouped_product(rows, weight.transpose(1, 2), ends);
+// oneDNN compiles a bfloat16 product anew for each number of rows: above a few they are rounded up, so that it meets
+// the same ones again.
+int64_t padded(int64_t rows) { return rows <= 16 ? rows : (rows + 31) / 32 * 32; }
+
+// With rows behind those of each expert whose results nobody reads. On meta there are no experts to count: an even
+// split stands for them in the memory plan.
+ExpertRows padded_rows(const ExpertRows& rows) {
+  const int64_t count = rows.ends.size(0), total = rows.token_of.size(0);
+  std::vector<int64_t> place_of, new_place_of;
+  std::vector<int> ends;
+  int64_t begin = 0;
+  for (int64_t expert = 0; expert < count; ++expert) {
+    const int64_t end =
+        rows.ends.is_meta() ? total * (expert + 1) / count : rows.ends.const_data_ptr<int32_t>()[expert];
+    const int64_t tokens = end - begin;
+    for (int64_t i = 0; i < tokens; ++i) new_place_of.push_back(static_cast<int64_t>(place_of.size()) + i);
+    for (int64_t i = 0; i < padded(tokens); ++i) place_of.push_back(i < tokens ? begin + i : begin);
+    ends.push_back(static_cast<int>(place_of.size()));
+    begin = end;
   }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 torch::autograd::variable_list gradients) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor &rows = saved[0], &weight = saved[1], &ends = saved[2];
-    const at::Tensor gradient = gradients[0].contiguous();
-    at::Tensor of_rows, of_weight;
-    if (context->needs_input_grad(0)) of_rows = grouped_product(gradient, weight, ends);
-    if (context->needs_input_grad(1)) {
-      of_weight = grouped_product(gradient.t(), rows.contiguous(), ends);
-      // What the product leaves for an expert without rows is not promised to be zero.
-      const at::Tensor counts = at::diff(ends, 1, 0, at::zeros({1}, ends.options()));
-      of_weight.masked_fill_(counts.eq(0).view({-1, 1, 1}), 0.0);
-    }
-    return {of_rows, of_weight, at::Tensor()};
-  }
-};
+  const at::Tensor new_ends = rows.ends.is_meta() ? rows.ends : at::tensor(ends, at::kInt);
+  return {rows.token_of.index_select(0, indices(place_of, rows.token_of)),
+          indices(new_place_of, rows.row_of).index_select(0, rows.row_of.flatten()).view(rows.row_of.sizes()),
+          new_ends};
+}
 
 }  // namespace
 
 ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter)
     : owner_(owner), parameter_(parameter), path_(owner.path() + "." + parameter) {}
 
-ExpertProduct ExpertStack::product() const {
-  ExpertProduct base = [weight = weight()](const at::Tensor& rows, int64_t expert) {
-    return kernels::linear(rows, weight.select(0, expert));
-  };
-  if (adapter() == nullptr) return base;
-  return [base, change = adapter()->change()](const at::Tensor& rows, int64_t expert) {
-    return base(rows, expert) + change(rows, expert);
-  };
-}
-
-bool ExpertStack::takes_groups() const {
-  const at::Tensor& w = weight();
-  return on_gpu(w) && w.scalar_type() == at::kBFloat16 && w.size(1) % 8 == 0 && w.size(2) % 8 == 0 &&
-         adapter() == nullptr;
+at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
+  const at::Tensor product = kernels::grouped_linear(rows, weight(), ends);
+  return adapter() == nullptr ? product : product + adapter()->change(rows, ends);
 }
 
 const at::Tensor& ExpertStack::weight() const { return owner_.parameter(parameter_); }
@@ -168,24 +125,9 @@ ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
   down_ = register_module("down_proj", std::make_shared<ExpertStack>(*this, "down_proj"));
 }
 
-at::Tensor ExpertWeights::one_by_one(const at::Tensor& rows, const std::vector<int64_t>& counts) const {
-  const ExpertProduct gate_up = gate_up_->product(), down = down_->product();
-  std::vector<at::Tensor> outputs;
-  int64_t begin = 0, expert = 0;
-  for (const int64_t n : counts) {
-    if (n > 0) {
-      const auto halves = gate_up(rows.narrow(0, begin, n), expert).chunk(2, -1);
-      outputs.push_back(down(gate(halves[0], halves[1], activation_), expert));
-    }
-    begin += n;
-    ++expert;
-  }
-  return at::cat(outputs);
-}
-
-at::Tensor ExpertWeights::all_at_once(const at::Tensor& rows, const at::Tensor& ends) const {
-  const auto halves = GroupedProduct::apply(rows, gate_up_->weight(), ends).chunk(2, -1);
-  return GroupedProduct::apply(gate(halves[0], halves[1], activation_), down_->weight(), ends);
+at::Tensor ExpertWeights::products(const at::Tensor& rows, const at::Tensor& ends) const {
+  const auto halves = gate_up_->forward(rows, ends).chunk(2, -1);
+  return down_->forward(gate(halves[0], halves[1], activation_), ends);
 }
 
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
@@ -193,23 +135,12 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x_nd);
   const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
-  // Stable sort: the tokens of one expert stay in order, so the bits do not depend on the sort's whims.
-  const auto [sorted, order] = experts_nk.flatten().sort(/*stable=*/true, /*dim=*/0, /*descending=*/false);
-  const at::Tensor sorted_of = order.argsort();
-  at::Tensor row_of, outputs;
-  if (gate_up_->takes_groups() && down_->takes_groups()) {
-    const at::Tensor ends = ends_of_groups(sorted, count_);
-    row_of = sorted_of.view({tokens, per_token});
-    outputs = all_at_once(TokensToRows::apply(input, order.div(per_token, "floor"), row_of), ends);
-  } else {
-    const Groups groups = grouped(sorted, count_, input.scalar_type() == at::kBFloat16 && !on_gpu(input));
-    const at::Tensor token_of_row = order.index_select(0, groups.token_of).div(per_token, "floor");
-    row_of = groups.place_of.index_select(0, sorted_of).view({tokens, per_token});
-    outputs = one_by_one(TokensToRows::apply(input, token_of_row, row_of), groups.rows);
-  }
+  ExpertRows rows = sorted_rows(experts_nk, count_);
+  if (input.scalar_type() == at::kBFloat16 && !on_gpu(input)) rows = padded_rows(rows);
+  const at::Tensor outputs = products(TokensToRows::apply(input, rows.token_of, rows.row_of), rows.ends);
   // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
   // instead of one for each expert.
-  const at::Tensor unsorted = outputs.index_select(0, row_of.flatten()).view({tokens, per_token, -1});
+  const at::Tensor unsorted = outputs.index_select(0, rows.row_of.flatten()).view({tokens, per_token, -1});
   const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
   const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
   const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});

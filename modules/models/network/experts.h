@@ -2,7 +2,6 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "modules/models/family/architecture.h"
 #include "modules/models/network/named_adapters.h"
@@ -16,9 +15,8 @@ class ExpertWeights;
 class ExpertStack : public torch::nn::Module, public NamedAdapters<ExpertAdapter> {
  public:
   ExpertStack(const ExpertWeights& owner, const std::string& parameter);
-  // With the adapter that works; for one forward.
-  ExpertProduct product() const;
-  bool takes_groups() const;  // the tokens of all experts in one product: on a GPU, in bfloat16, without an adapter
+  // rows [R, in] sorted by expert, ends int32 [E]: where those of each end -> [R, out], with the adapter that works.
+  at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends) const;
   const at::Tensor& weight() const;
   const std::string& path() const { return path_; }
   // Of what happens inside the owner, whose doors are behind and before.
@@ -38,9 +36,7 @@ class ExpertWeights : public precision::ContractModule {
   at::Tensor forward(const at::Tensor& x_nd, const at::Tensor& experts_nk, const at::Tensor& weights_nk) const;
 
  private:
-  // rows sorted by expert: so many of each, or ending where `ends` says, which is on the device.
-  at::Tensor one_by_one(const at::Tensor& rows, const std::vector<int64_t>& counts) const;
-  at::Tensor all_at_once(const at::Tensor& rows, const at::Tensor& ends) const;
+  at::Tensor products(const at::Tensor& rows, const at::Tensor& ends) const;  // as those of ExpertStack
 
   int64_t count_;
   Activation activation_;

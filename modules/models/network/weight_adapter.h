@@ -1,6 +1,5 @@
 // What changes what a weight does without changing the weight: a module of its own, in the dtypes of its host.
 #pragma once
-#include <functional>
 #include <optional>
 #include <string>
 
@@ -74,14 +73,12 @@ class EmbeddingAdapter : public WeightAdapter<Embedding> {
   virtual at::Tensor forward(const at::Tensor& ids, const Embedding& host) const = 0;
 };
 
-// The product of an expert's weight with rows of its tokens [N, in] -> [N, out], or what is added to it.
-using ExpertProduct = std::function<at::Tensor(const at::Tensor& rows, int64_t expert)>;
-
 class ExpertAdapter : public WeightAdapter<ExpertStack> {
  public:
   using WeightAdapter::WeightAdapter;
-  // What one forward adds to each expert's product.
-  virtual ExpertProduct change() const = 0;
+  // What is added to the product of each expert's weight with the rows of its tokens. rows [R, in], those of one expert
+  // together, ends int32 [E] on their device: where they end (kernels::grouped_linear) -> [R, out]
+  virtual at::Tensor change(const at::Tensor& rows, const at::Tensor& ends) const = 0;
 };
 
 }  // namespace limbeck::models
