@@ -149,8 +149,8 @@ void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t col
   if (count == 0) return;
   with_type_of_x(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
-    row_codes<T>
-        <<<static_cast<unsigned>(count), kThreads, 0, stream>>>(static_cast<const T*>(x), columns, codes, scales);
+    const auto* rows = static_cast<const T*>(x);
+    row_codes<T><<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, columns, codes, scales);
   });
 }
 
@@ -175,8 +175,8 @@ void launch_int8_values(Storage storage, const Int8Sums& product, const int32_t*
   if (product.count == 0 || product.weight.rows == 0) return;
   with_type_of_x(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
-    sums_to_values<T>
-        <<<blocks_for(product.count * product.weight.rows, kThreads), kThreads, 0, stream>>>(product, sums);
+    const unsigned blocks = blocks_for(product.count * product.weight.rows, kThreads);
+    sums_to_values<T><<<blocks, kThreads, 0, stream>>>(product, sums);
   });
 }
 

@@ -70,14 +70,6 @@ inline cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int device) {
   return cudaSuccess;
 }
 
-// It passes for a Hopper.
-enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*of*/, int device) {
-  if (device < 0 || device >= limbeck::fake_cuda::device_count()) return cudaErrorInvalidDevice;
-  *value = 9;
-  return cudaSuccess;
-}
-
 extern limbeck::fake_cuda::Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 #define __syncthreads() ::limbeck::fake_cuda::meet_block(__FILE__, __LINE__)
