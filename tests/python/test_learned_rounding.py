@@ -3,9 +3,20 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
 import pytest
+import test_quantize_scores as scores
 import torch
+from limbeck_runner import Limbeck, LimbeckError, build_folder
+from safetensors.torch import load_file
 from test_compensated_rounding import NF4, Stored
+from test_quantize_policies import weighs_as_said
+from test_quantize_scores import case  # noqa: F401
 from test_quantized_ops import FORMATS, INT4, dequantized, ops, weight
 
 SHAPES = [(40, 130), (5, 77), (17, 320), (1, 3)]
@@ -157,3 +168,198 @@ def test_what_does_not_fit_is_refused():
                                ((w, v, span.double()), "range is float64")):  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             ops.learned_values(*arguments, "int4")
+
+
+LEARNED = {"rounding": "learned", "rounding-steps": 10}
+
+
+def row_of_step(step: int, k: int, rows: int) -> int:
+    stride = int(0.6180339887498949 * rows)
+    while math.gcd(stride, rows) != 1:
+        stride += 1
+    return (step * min(rows, 8) + k) * stride % rows
+
+
+class Block:
+    """The second layer of a model, behind a first one of given weights, and its rows: all in plain PyTorch, float32."""
+
+    def __init__(self, case, form: str, rows: int, before: dict[str, torch.Tensor]):  # noqa: F811
+        self.net, self.form, self.rows = scores.model(case.base, torch.float32).requires_grad_(False), form, scores.rows_of(case, 0, rows)
+        self.net.model.layers[1].register_forward_hook(lambda _, __, y: setattr(self, "output", y[0] if isinstance(y, tuple) else y))
+        floats = {name: m.weight.detach() for name, m in scores.linears(self.net).items()}
+        self.before, self.weights = before, {name: w for name, w in floats.items() if name not in before}
+        self.spans = {name: ops.quantized_range(w, form) for name, w in self.weights.items()}
+        self.targets = [self.after(row, floats) for row in range(rows)]
+
+    def after(self, row: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        weights = self.before | weights
+        torch.func.functional_call(self.net, {f"model.{name}.weight": w for name, w in weights.items()}, (self.rows[row],))
+        return self.output
+
+    def error(self, row: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        return (self.after(row, weights) - self.targets[row]).square().sum()
+
+    def errors(self, weights: dict[str, torch.Tensor]) -> list[float]:
+        with torch.no_grad():
+            return [float(self.error(row, weights)) for row in range(len(self.rows))]
+
+    def values(self, start: dict, offsets: dict, factors: dict) -> dict[str, torch.Tensor]:
+        """Of int4, as the formula has it."""
+        found = {}
+        for name, w in start.items():
+            span = [each(end, self.form, w.shape) for end in self.spans[name] * factors[name]]
+            scale = (span[1] - span[0]) / 15 if len(span) == 2 else span[0] / 7.5
+            zero = Rounded.apply(-span[0] / scale) if len(span) == 2 else 8
+            found[name] = scale * ((Rounded.apply(w / scale + offsets[name]) + zero).clamp(0, 15) - zero)
+        return found
+
+    def learned(self, start: dict, before: list[float], steps: int) -> tuple[list[float], int, dict, dict]:
+        offsets = {name: torch.zeros_like(w, requires_grad=True) for name, w in start.items()}
+        factors = {name: torch.ones_like(span, requires_grad=True) for name, span in self.spans.items()}
+        leaves, errors, least = [*offsets.values(), *factors.values()], [], math.inf
+        for step in range(steps):
+            rows = [row_of_step(step, k, len(self.rows)) for k in range(min(len(self.rows), 8))]
+            values = self.values(start, offsets, factors)
+            error = sum(self.error(row, values) for row in rows)
+            errors.append(float(error.detach()))
+            if errors[-1] / sum(before[row] for row in rows) < least:
+                least, best_step = errors[-1] / sum(before[row] for row in rows), step
+                best = {name: value.detach() for name, value in values.items()}
+            slopes = torch.autograd.grad(error, leaves)
+            with torch.no_grad():
+                for i, (leaf, slope) in enumerate(zip(leaves, slopes, strict=True)):
+                    leaf -= (1 - step / steps) / steps * slope.sign()
+                    leaf.clamp_(-0.5, 0.5) if i < len(offsets) else leaf.clamp_(0.5, 1)
+        with torch.no_grad():
+            return errors, best_step, best, self.values(start, offsets, factors)
+
+
+def parts_in(folder: Path, name: str) -> list[torch.Tensor]:
+    stored = load_file(folder / "model.safetensors")
+    return [stored[f"model.{name}.weight_{part}"] for part in ("packed", "scale", "zero_point") if f"model.{name}.weight_{part}" in stored]
+
+
+def stood_for(folder: Path, names: list[str], form: str) -> dict[str, torch.Tensor]:
+    stored = load_file(folder / "model.safetensors")
+    return {name: dequantized(parts_in(folder, name), form, tuple(stored[f"model.{name}.weight_shape"].tolist())) for name in names}
+
+
+@pytest.mark.parametrize("form", ["int4-g32", "int4-sym-g32"])
+def test_a_layer_is_learned_as_plain_pytorch_learns_it(case, tmp_path, form):  # noqa: F811
+    out, start, rows = tmp_path / "out", tmp_path / "start", 12
+    flags = {"quantize": form, "dtype": "float32", "calibration-rows": rows}
+    said = case.run(out, **flags, **LEARNED)["learned"]
+    case.run(start, **flags, rounding="compensated")
+    assert list(said) == ["layers.0", "layers.1"] and said["layers.0"]["kept"] == "compensated"  # as in the folder `start`
+    first, second = ([name for name in scores.linears(scores.model(case.base)) if name.startswith(f"layers.{i}.")] for i in (0, 1))
+    said, block = said["layers.1"], Block(case, form, rows, stood_for(out, first, form))
+    nearest = {name: dequantized(ops.quantize_weight(w, form), form, w.shape) for name, w in block.weights.items()}
+    tried = {"nearest": nearest, "compensated": stood_for(start, second, form)}
+    errors = {name: block.errors(values) for name, values in tried.items()}
+    assert sum(errors["compensated"]) < sum(errors["nearest"])
+    moved = {name: ops.moved_to_codes(w, block.spans[name], parts_in(start, name), form) for name, w in block.weights.items()}
+    losses, step, tried["best step"], tried["last step"] = block.learned(moved, errors["compensated"], LEARNED["rounding-steps"])
+    # The sign of a slope that is all rounding differs, and a weight with it by two steps.
+    assert said["errors"] == pytest.approx(losses, rel=1e-4)
+    assert said["best_step"] == step
+    errors |= {name: block.errors(tried[name]) for name in ("best step", "last step")}
+    kept = min(errors, key=lambda name: sum(errors[name]))
+    values = sum(y.numel() for y in block.targets)
+    for key, name in (("nearest", "nearest"), ("compensated", "compensated"), ("learned", kept)):
+        assert said[key] == pytest.approx(sum(errors[name]) / values, rel=1e-4), key
+    assert said["kept"] == kept and kept.endswith("step") and said["learned"] < said["compensated"]
+    other = total = 0
+    for name in block.weights:
+        found = stood_for(out, [name], form)[name]
+        scale = Stored(parts_in(out, name), form, tuple(found.shape)).scale
+        other, total = other + int(((found - tried[kept][name]).abs() > 0.5 * scale).sum()), total + found.numel()
+    print(f"{form}: {other} of {total} codes differ; the losses by {max(abs(a / b - 1) for a, b in zip(said['errors'], losses, strict=True)):.1e}")
+    assert other < 1e-3 * total
+
+
+@pytest.mark.parametrize("form", ["int8", "int4", "nf4-double"])
+def test_no_layer_is_worse_than_to_nearest_and_unseen_rows_are_nearer_to_the_floats(case, tmp_path, form):  # noqa: F811
+    said = {way: case.run(tmp_path / way, quantize=form, dtype="float16", calibration_rows=24, rounding=way, rounding_steps=20 if way == "learned" else None)
+            for way in ("nearest", "learned")}  # fmt: skip
+    assert said["learned"]["measured"]["kl"] < said["nearest"]["measured"]["kl"]
+    layers = said["learned"]["learned"]
+    assert list(layers) == ["layers.0", "layers.1"] and said["learned"]["bytes"] == said["nearest"]["bytes"]
+    for entry in layers.values():
+        assert entry["learned"] <= entry["compensated"] and entry["learned"] < 0.9 * entry["nearest"] and len(entry["errors"]) == 20
+    assert not (tmp_path / "learned.rounding").exists()
+
+
+def test_the_chosen_mix_of_a_budget_is_learned_and_what_is_behind_the_layers_compensated(case, tmp_path):  # noqa: F811
+    said = case.run(tmp_path / "out", policy="static", tag="mlp int4-g32", rule="model.lm_head int8", **LEARNED)
+    weighs_as_said(said, tmp_path / "out")
+    assert list(said["learned"]) == ["layers.0", "layers.1"] and "lm_head" in said["rounding"]
+
+
+WAYS = {"learned": {"rounding-steps": 40}, "compensated": {"calibration-rows": 24}}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(case, tmp_path, way):  # noqa: F811
+    keys = {"policy": "static", "tag": "mlp int4-g32", "rule": "model.lm_head int8", "rounding": way} | WAYS[way]
+    case.run(tmp_path / "whole", limbeck=Limbeck(threads=1), **keys)
+    out = tmp_path / "out"
+    work, flags, finished = Path(f"{out}.rounding"), case.flags(out, **keys), 0
+    for stage in (None, 0, 1):  # as soon as the folder is there, then behind a stage
+        awaited = work / ("rounding.json" if stage is None else f"stage-{stage:05}.safetensors")
+        run = subprocess.Popen([build_folder() / "bin" / "limbeck", *flags, "--quiet"], stdin=subprocess.DEVNULL)
+        until = time.monotonic() + 60
+        while not os.path.exists(awaited) and run.poll() is None and time.monotonic() < until:
+            pass
+        run.kill()
+        run.wait()
+        assert (work / "rounding.json").exists() and not out.exists()
+        finished = len(list(work.glob("stage-*.safetensors")))
+    assert 0 < finished < 4
+    run = subprocess.run([build_folder() / "bin" / "limbeck", *flags, "--threads=2"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert f"{work}: goes on " + ("behind all 3 stages" if finished == 3 else f"at stage {finished + 1} of 3") in run.stderr
+    ours, theirs = ((folder / "model.safetensors").read_bytes() for folder in (out, tmp_path / "whole"))
+    assert ours == theirs and not work.exists()
+    said, whole = (scores.json.loads(Path(f"{folder}.json").read_text())["result"] for folder in (out, tmp_path / "whole"))
+    assert said["rounding"] == whole["rounding"] and said.get("learned") == whole.get("learned")
+
+
+@pytest.fixture
+def begun(case, tmp_path):  # noqa: F811
+    """What a run leaves that was killed behind its first layer."""
+    out = tmp_path / "begun"
+    first = Path(f"{out}.rounding") / "stage-00000.safetensors"
+    run = subprocess.Popen([build_folder() / "bin" / "limbeck", *case.flags(out, quantize="int8", **LEARNED | {"rounding-steps": 200}), "--quiet"], stdin=subprocess.DEVNULL)
+    while not first.exists() and run.poll() is None:
+        pass
+    run.kill()
+    run.wait()
+    assert first.exists()
+    return out
+
+
+def test_what_was_kept_of_another_run_or_is_damaged_is_refused(case, begun):  # noqa: F811
+    own = {"quantize": "int8"} | LEARNED | {"rounding-steps": 200}
+    for keys, what in (({"rounding-steps": 20}, "other steps"), ({"quantize": "int4-g32"}, "other formats"), ({"calibration-rows": 5}, "other calibration rows"),
+                       ({"rounding": "compensated", "rounding-steps": None}, "other rounding"), ({"dtype": "float16"}, "other scales")):  # fmt: skip
+        with pytest.raises(LimbeckError, match=f"(?s)exit 2: .*begun.rounding: holds what was rounded of {what}, wanted that of this run"):
+            Limbeck().run(*case.flags(begun, **own | keys))
+    first = Path(f"{begun}.rounding") / "stage-00000.safetensors"
+    data = bytearray(first.read_bytes())
+    data[-100] ^= 4
+    first.write_bytes(data)
+    with pytest.raises(LimbeckError, match="(?s)exit 3: .*stage-00000.safetensors: is damaged: its checksum is another: remove it"):
+        Limbeck().run(*case.flags(begun, **own))
+    first.unlink()  # nothing is finished: any run may begin there
+    case.run(begun, quantize="int8", rounding="compensated")
+    work = Path(f"{begun}.rounding")
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*begun.rounding: holds thesis.txt, wanted a folder for what is rounded so far alone"):
+        Limbeck().run(*case.flags(begun, **own))
+    assert (work / "thesis.txt").read_text() == "mine"
+
+
+def test_without_data_or_for_another_rounding_it_is_refused(case, tmp_path):  # noqa: F811
+    for keys, message in (({"data": None}, "--rounding=learned goes by the inputs of each module"), ({"rounding": "compensated"}, "--rounding-steps says how long --rounding=learned learns")):
+        with pytest.raises(LimbeckError, match=f"(?s)exit 2: .*{message}"):
+            Limbeck().run(*case.flags(tmp_path / "out", quantize="int8", **LEARNED | keys))
