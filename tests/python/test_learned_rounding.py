@@ -9,8 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import model_zoo
 import pytest
 import test_quantize_scores as scores
+import token_rows
 import torch
 from limbeck_runner import Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file
@@ -287,6 +289,17 @@ def test_no_layer_is_worse_than_to_nearest_and_unseen_rows_are_nearer_to_the_flo
     for entry in layers.values():
         assert entry["learned"] <= entry["compensated"] and entry["learned"] < 0.9 * entry["nearest"] and len(entry["errors"]) == 20
     assert not (tmp_path / "learned.rounding").exists()
+
+
+@pytest.mark.parametrize(("family", "form"), [("gemma2", "int8"), ("phi3", "int8"), ("qwen3-moe", "int8"), ("gpt2", "nf4")])
+def test_the_layers_of_every_family_are_learned(case, tmp_path, family, form):  # noqa: F811
+    base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
+    data = token_rows.write(tmp_path / "data", token_rows.random_documents(20, 16, 24, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
+    said = case.run(tmp_path / "out", model=base, data=data, quantize=form, **LEARNED | {"rounding-steps": 4})
+    assert len(said["learned"]) >= 2 and len(said["rounding"]) == said["formats"][form]["tensors"]
+    for entry in said["learned"].values():
+        assert len(entry["errors"]) == 4 and entry["learned"] <= min(entry["nearest"], entry["compensated"])
+        assert entry["kept"].endswith("step") or entry["learned"] == entry[entry["kept"]]
 
 
 def test_the_chosen_mix_of_a_budget_is_learned_and_what_is_behind_the_layers_compensated(case, tmp_path):  # noqa: F811
