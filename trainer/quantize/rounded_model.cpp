@@ -3,9 +3,11 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <iterator>
 #include <optional>
 
 #include "modules/precision/contract_modules.h"
+#include "trainer/quantize/rounding_work.h"
 
 namespace limbeck::quantize {
 

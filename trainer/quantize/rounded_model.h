@@ -8,9 +8,10 @@
 
 #include "trainer/quantize/compensated_layer.h"
 #include "trainer/quantize/learned_layer.h"
-#include "trainer/quantize/rounding_work.h"
 
 namespace limbeck::quantize {
+
+class RoundingWork;
 
 struct RoundingPlan {
   int64_t modules = 0, stages = 0;            // stages: layers, and the head where it is packed

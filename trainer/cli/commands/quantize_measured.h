@@ -11,6 +11,7 @@
 #include "trainer/data/data_source.h"
 #include "trainer/quantize/mix_meter.h"
 #include "trainer/quantize/mixed_precision_quantizer.h"
+#include "trainer/quantize/rounding_work.h"
 
 namespace limbeck::cli {
 
