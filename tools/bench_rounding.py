@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""bench_rounding.py: what error-compensated rounding, and training the codes, bring back of what rounding to nearest loses.
+"""bench_rounding.py: what compensated and learned rounding, and training the codes, bring back of what rounding to nearest loses.
 
-Quantizes one model by limbeck quantize with --rounding=nearest and =compensated and holds both against its floats on rows
+Quantizes one model by limbeck quantize with --rounding=nearest, =compensated and =learned and holds each against its floats on rows
 that calibrated nothing: bytes, perplexity, and the KL divergence with the middle 95 % of rows drawn again.
 
   tools/bench_rounding.py --model runs/quickstart/teacher/final --data runs/quickstart/data/validation
@@ -28,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = "int4-g32,int4-g64,int4,int4-sym-g32,int4-sym-g64,int4-sym,nf4,int8"
-ROUNDINGS = ("nearest", "compensated")
+ROUNDINGS = ("nearest", "compensated", "learned")
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
@@ -40,6 +40,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--calibration-rows", type=int, default=128)
     parser.add_argument("--held-out-rows", type=int, default=256)
     parser.add_argument("--sequence-length", type=int, default=128)
+    parser.add_argument("--rounding-steps", type=int, default=200, help="of learned rounding, a layer")
     parser.add_argument("--train", type=Path, help="token shards to train codes on")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=3e-5)
@@ -54,10 +55,13 @@ def measured(options: argparse.Namespace, form: str, rounding: str, folder: Path
     keys = ("model", "data", "dtype", "calibration_rows", "held_out_rows", "sequence_length", "threads")
     command = [options.limbeck, "quantize", "--quiet", f"--quantize={form}", f"--rounding={rounding}", f"--json={said}",
                f"--output={folder / said.stem}", *(f"--{key.replace('_', '-')}={getattr(options, key)}" for key in keys)]  # fmt: skip
+    if rounding == "learned":
+        command.append(f"--rounding-steps={options.rounding_steps}")
     begin = time.monotonic()
     subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=True)
     result = json.loads(said.read_text())["result"]
-    return result["measured"] | {"bytes": result["bytes"], "seconds": time.monotonic() - begin, "rounding": result.get("rounding")}
+    return result["measured"] | {"bytes": result["bytes"], "seconds": time.monotonic() - begin,
+                                 "rounding": result.get("rounding"), "learned": result.get("learned")}  # fmt: skip
 
 
 RECIPE = """[teacher]
@@ -94,7 +98,8 @@ def trained(options: argparse.Namespace, form: str, folder: Path) -> dict[str, d
     for rounding in ROUNDINGS:
         limbeck("quantize", f"--model={options.model}", f"--quantize={form}", f"--rounding={rounding}", f"--dtype={options.dtype}",
                 f"--data={options.train}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=8",
-                f"--sequence-length={options.sequence_length}", f"--output={folder / f'{form}-{rounding}-of-train'}")  # fmt: skip
+                f"--sequence-length={options.sequence_length}", f"--output={folder / f'{form}-{rounding}-of-train'}",
+                *([f"--rounding-steps={options.rounding_steps}"] if rounding == "learned" else []))  # fmt: skip
     begin = time.monotonic()
     limbeck("train", recipe, f"--run={run}")
     seconds, found = time.monotonic() - begin, {}
@@ -121,14 +126,16 @@ def print_trained(options: argparse.Namespace, found: dict, folder: Path) -> Non
 
 def main(arguments: list[str]) -> int:
     options, found = parsed(arguments), {}
-    print("| format | bytes | perplexity | compensated | KL to floats | compensated | of that | seconds |\n|---|---|---|---|---|---|---|---|")
+    print("| format | bytes | rounding | perplexity | KL to floats | of nearest | layers better than compensated | seconds |\n|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for form in options.formats.split(","):
-            nearest, compensated = (measured(options, form, rounding, Path(folder)) for rounding in ROUNDINGS)
-            found[form] = {"nearest": nearest, "compensated": compensated}
-            kl = [f"{one['kl']:.6f} ({one['kl_low']:.6f} to {one['kl_high']:.6f})" for one in (nearest, compensated)]
-            print(f"| {form} | {compensated['bytes']} | {nearest['perplexity']:.4f} | {compensated['perplexity']:.4f} | {kl[0]} | {kl[1]} | "
-                  f"{compensated['kl'] / nearest['kl']:.2f} | {nearest['seconds']:.0f}, {compensated['seconds']:.0f} |", flush=True)  # fmt: skip
+            found[form] = {}
+            for rounding in ROUNDINGS:
+                one = found[form][rounding] = measured(options, form, rounding, Path(folder))
+                layers = (one["learned"] or {}).values()
+                better = f"{sum(layer['learned'] < layer['compensated'] for layer in layers)} of {len(layers)}" if layers else ""
+                print(f"| {form} | {one['bytes']} | {rounding} | {one['perplexity']:.4f} | {one['kl']:.6f} ({one['kl_low']:.6f} to {one['kl_high']:.6f}) | "
+                      f"{one['kl'] / found[form]['nearest']['kl']:.2f} | {better} | {one['seconds']:.0f} |", flush=True)  # fmt: skip
         one = next(iter(found.values()))["nearest"]
         print(f"in floats: perplexity {one['float_perplexity']:.4f}; {one['rows']} held-out rows, {one['targets']} targets")
         if options.train:

@@ -10,6 +10,7 @@
 #include "kernels/quantized/compensated_rounding.h"
 #include "kernels/quantized/double_product_loops.h"
 #include "kernels/quantized/quantized_operands.h"
+#include "kernels/quantized/stored_parts.h"
 
 #ifndef _OPENMP
 #error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
@@ -132,32 +133,6 @@ class CompensatedRows {
   std::vector<double> wanted_, lost_;
   std::vector<uint8_t> codes_;
 };
-
-// Into parts that hold zeros; each byte by one thread.
-void store_codes(const QuantizedFormat& format, const uint8_t* codes, int64_t rows, int64_t columns,
-                 at::Tensor& stored) {
-  if (format.kind == CodeKind::kInt8) {
-    std::copy(codes, codes + rows * columns, reinterpret_cast<uint8_t*>(stored.mutable_data_ptr<int8_t>()));
-    return;
-  }
-  if (format.kind == CodeKind::kInt4) {
-    auto* words = reinterpret_cast<uint32_t*>(stored.mutable_data_ptr<int32_t>());
-    const int64_t in_row = stored.size(1);
-    for (int64_t i = 0; i < rows * columns; ++i) {
-      const int64_t row = i / columns, column = i % columns;
-      words[row * in_row + column / kWordCodes] |= static_cast<uint32_t>(codes[i]) << column % kWordCodes * 4;
-    }
-    return;
-  }
-  // The unused half of a last byte holds the code of 0.
-  constexpr uint8_t kZeroCode = 7;
-  static_assert(kNf4Levels[kZeroCode] == 0.0F);
-  auto* bytes = stored.mutable_data_ptr<uint8_t>();
-  for (int64_t i = 0; i < stored.numel(); ++i) {
-    const uint8_t low = 2 * i + 1 < rows * columns ? codes[2 * i + 1] : kZeroCode;
-    bytes[i] = static_cast<uint8_t>(codes[2 * i] << 4 | low);
-  }
-}
 
 template <CodeKind kind>
 void round_all(const CompensatedProblem& problem, uint8_t* codes, double* nearest, double* compensated) {

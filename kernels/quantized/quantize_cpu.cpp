@@ -1,7 +1,5 @@
 #include <ATen/Parallel.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mean.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -11,6 +9,7 @@
 #include "kernels/cpu/task_grain.h"
 #include "kernels/operator/checks.h"
 #include "kernels/quantized/quantized_operands.h"
+#include "kernels/quantized/stored_parts.h"
 
 #ifndef _OPENMP
 #error "compile kernels/ with -fopenmp: at::parallel_for is header code and runs on one thread without it"
@@ -19,28 +18,10 @@
 namespace limbeck::kernels {
 namespace {
 
-constexpr float kSmallestScale = 1e-38F;  // bitsandbytes divides by no less
-
-float largest_magnitude(const float* w, int64_t count) {
-  float largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(w[i]));
-  return largest;
-}
-
 bool all_finite(const float* w, int64_t count) {
   bool finite = true;
   for (int64_t i = 0; i < count; ++i) finite = finite && std::isfinite(w[i]);
   return finite;
-}
-
-// The scale in the dtype S that it is stored in, no less than the exact one.
-template <class S>
-S rounded_up(float exact) {
-  S scale = static_cast<S>(exact);
-  if constexpr (sizeof(S) == 2) {
-    if (static_cast<float>(scale) < exact) ++scale.x;
-  }
-  return scale;
 }
 
 template <class S>
@@ -77,31 +58,6 @@ uint32_t quantize_group(const QuantizedFormat& format, const float* w, int64_t f
   return static_cast<uint32_t>(zero);
 }
 
-// Index of the nearest level, of the lower one at equal distance.
-template <size_t N>
-int64_t nearest(const std::array<float, N>& middles, float value) {
-  return std::lower_bound(middles.begin(), middles.end(), value) - middles.begin();
-}
-
-template <size_t N>
-std::array<float, N - 1> middles_of(const std::array<float, N>& levels) {
-  std::array<float, N - 1> middles{};
-  for (size_t i = 0; i + 1 < N; ++i) middles[i] = (levels[i] + levels[i + 1]) / 2.0F;
-  return middles;
-}
-
-// value / scale within ±1: in whole blocks as a product with the reciprocal, in a shorter last one as a quotient, which
-// is what bitsandbytes computes.
-struct Scaled {
-  Scaled(float largest, bool whole_block)
-      : scale(whole_block ? largest : std::max(largest, kSmallestScale)),
-        reciprocal(1.0F / std::max(largest, kSmallestScale)),
-        whole(whole_block) {}
-  float operator()(float value) const { return std::clamp(whole ? value * reciprocal : value / scale, -1.0F, 1.0F); }
-  float scale, reciprocal;
-  bool whole;
-};
-
 void quantize_block(const float* w, int64_t count, uint8_t* codes, int64_t first, float& scale) {
   static const auto middles = middles_of(kNf4Levels);
   const Scaled scaled(largest_magnitude(w, count), count == kNf4Block);
@@ -116,34 +72,6 @@ void quantize_block(const float* w, int64_t count, uint8_t* codes, int64_t first
   // The unused half of a last byte holds the code of 0.
   for (int64_t i = 0; i < count + count % 2; ++i)
     put_code(codes, first + i, static_cast<unsigned>(below[static_cast<size_t>(i)]));
-}
-
-// Of a few values as ATen has it, of many from the means of runs that are the same on any number of threads.
-at::Tensor mean_of(const at::Tensor& values) {
-  constexpr int64_t kRun = 1 << 14;
-  if (values.numel() <= kRun) return values.mean().view({1});
-  double sum = 0;
-  for (int64_t i = 0; i < values.numel(); i += kRun) {
-    const at::Tensor run = values.narrow(0, i, std::min(kRun, values.numel() - i));
-    sum += run.mean().item<double>() * static_cast<double>(run.numel());
-  }
-  return at::empty({1}, values.options()).fill_(sum / static_cast<double>(values.numel()));
-}
-
-void quantize_scales(const at::Tensor& exact, std::vector<at::Tensor>& parts) {
-  static const auto middles = middles_of(kDynamicLevels);
-  const at::Tensor offset = mean_of(exact), centred = exact - offset;
-  parts[3].copy_(offset);
-  const float* values = centred.const_data_ptr<float>();
-  auto* codes = parts[1].mutable_data_ptr<uint8_t>();
-  auto* scales = parts[2].mutable_data_ptr<float>();
-  for (int64_t begin = 0; begin < exact.numel(); begin += kScaleBlock) {
-    const int64_t count = std::min(kScaleBlock, exact.numel() - begin);
-    const Scaled scaled(largest_magnitude(values + begin, count), count == kScaleBlock);
-    scales[begin / kScaleBlock] = scaled.scale;
-    for (int64_t i = begin; i < begin + count; ++i)
-      codes[i] = static_cast<uint8_t>(nearest(middles, scaled(values[i])));
-  }
 }
 
 // Calls body with a pointer to scales of their dtype.
@@ -233,7 +161,7 @@ std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view 
     case CodeKind::kNf4: {
       at::Tensor wide_scales = format.double_scales ? at::empty(parts[1].sizes(), wide.options()) : parts[1];
       quantize_nf4(w, wide.numel(), parts[0], wide_scales);
-      if (format.double_scales) quantize_scales(wide_scales, parts);
+      if (format.double_scales) store_double_scales(wide_scales, parts);
       break;
     }
   }

@@ -19,7 +19,7 @@ from test_compressed_tensors import IDS
 from test_quantize_policies import formats, weighs_as_said
 from test_quantize_scores import case  # noqa: F401
 from test_quantized_models import OUTPUT_BAR
-from test_quantized_ops import FORMATS, INT4, dequantized, ops, weight
+from test_quantized_ops import FORMATS, INT4, INT8, dequantized, ops, weight
 
 NF4 = torch.tensor([-1.0, -0.696192801, -0.525073051, -0.394917488, -0.284441382, -0.18477343, -0.0910500363, 0.0, 0.0795802996, 0.160930201,
                     0.246112302, 0.337915242, 0.440709829, 0.562617004, 0.722956836, 1.0], dtype=torch.float32)  # fmt: skip
@@ -48,8 +48,9 @@ class Stored:
 
     def __init__(self, parts: list[torch.Tensor], form: str, shape: tuple[int, int]):
         self.form, (rows, columns) = form, shape
-        if form == "int8":
-            self.codes, self.scale, self.zero = parts[0].long(), parts[1][:, None].expand(shape), 0
+        if form in INT8:
+            scales = parts[1].view(rows, -1)
+            self.codes, self.scale, self.zero = parts[0].long(), scales.repeat_interleave(INT8[form] or columns, 1)[:, :columns], 0
         elif form in INT4:
             wide = lambda t: t.repeat_interleave(INT4[form], 1)[:, :columns]  # noqa: E731
             self.codes, self.scale = nibbles(parts[0], columns), wide(parts[1])
@@ -63,7 +64,7 @@ class Stored:
         scale = self.scale[:, column].double()
         if self.form.startswith("nf4"):
             return ((value / scale)[:, None] - NF4.double()).abs().argmin(1)
-        if self.form == "int8":
+        if self.form in INT8:
             return torch.round(value / scale).clamp(-127, 127).long()
         return (torch.round(value / scale) + (self.zero if isinstance(self.zero, int) else self.zero[:, column])).clamp(0, 15).long()
 
@@ -110,7 +111,7 @@ def test_moments_are_sums_of_products(shape, dtype):
     assert torch.equal(parts, ours)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "int8-g64"])
 @pytest.mark.parametrize("shape", [(300, 130), (5, 77), (17, 320)])
 def test_codes_are_those_of_the_textbook(shape, form):
     w, sums = weight(shape), moments(correlated_inputs(96, shape[1]))
@@ -135,7 +136,7 @@ def test_codes_are_those_of_the_textbook(shape, form):
     assert row_errors(w, found, h).sum() < row_errors(w, before, h).sum()
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [*FORMATS, "int8-g64"])
 def test_inputs_without_correlation_leave_rounding_to_nearest(form):
     w, sums = weight((37, 333)), torch.diag(torch.linspace(3, 1, 333, dtype=torch.float64))
     parts, nearest, compensated = ops.quantize_compensated(w, *ops.compensation_of(sums)[:3], form)

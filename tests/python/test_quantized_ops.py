@@ -92,14 +92,20 @@ def test_a_last_block_of_zeros_is_that_of_bitsandbytes():
     assert torch.equal(codes, packed.flatten()) and torch.equal(scales, state.absmax)
 
 
+INT8 = {"int8": None, "int8-g128": 128, "int8-g64": 64, "int8-g32": 32, "int8-dynamic": None}
+
+
+@pytest.mark.parametrize("form", INT8)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_int8_is_its_formula(shape):
+def test_int8_is_its_formula(shape, form):
     w = weight(shape)
-    scales = w.abs().amax(1) / 127
-    codes = torch.round(w / scales[:, None]).clamp(-127, 127).to(torch.int8)
-    ours = ops.quantize_weight(w, "int8")
-    assert torch.equal(ours[0], codes) and torch.equal(ours[1], scales)
-    assert torch.equal(dequantized(ours, "int8", shape), codes.float() * scales[:, None])
+    groups = w.split(INT8[form] or shape[1], dim=1)
+    scales = torch.stack([group.abs().amax(1) for group in groups], 1) / 127
+    wide = torch.cat([scales[:, i : i + 1].expand_as(group) for i, group in enumerate(groups)], 1)
+    codes = torch.round(w / wide).clamp(-127, 127).to(torch.int8)
+    ours = ops.quantize_weight(w, form)
+    assert torch.equal(ours[0], codes) and torch.equal(ours[1], scales if INT8[form] else scales[:, 0])
+    assert torch.equal(dequantized(ours, form, shape), codes.float() * wide)
 
 
 def test_int8_rounds_ties_to_even():

@@ -155,11 +155,10 @@ TEST(QuantizedCheckRules, OneThatPacksNothingIsRefused) {
   EXPECT_NE(norms.find("packs no weight"), std::string::npos) << norms;
   EXPECT_NE(message("student.layers.*.mlp.up_prj nf4").find("did you mean student.layers."), std::string::npos);
   const std::string unknown = message("student.layers.** int5");
-  EXPECT_NE(
-      unknown.find(
-          "wanted float32, bfloat16, float16 or float64; or a packed one: int8, int4, int4-g64, int4-g32, int4-sym, "
-          "int4-sym-g64, int4-sym-g32, nf4, nf4-double"),
-      std::string::npos)
+  EXPECT_NE(unknown.find(
+                "wanted float32, bfloat16, float16 or float64; or a packed one: int8, int8-g128, int8-g64, int8-g32, "
+                "int8-dynamic, int4, int4-g64, int4-g32, int4-sym, int4-sym-g64, int4-sym-g32, nf4, nf4-double"),
+            std::string::npos)
       << unknown;
 }
 

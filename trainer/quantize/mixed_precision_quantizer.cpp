@@ -148,11 +148,12 @@ RoundedModule MixedPrecisionQuantizer::calibrate_layer(const std::string& path, 
   return rounded;
 }
 
-std::vector<RoundedModule> MixedPrecisionQuantizer::calibrate(const RoundingRows& rows,
-                                                              const std::function<void(int64_t)>& done) {
+RoundedModel MixedPrecisionQuantizer::calibrate(const RoundingRows& rows, RoundingRequest request,
+                                                const std::function<void(int64_t)>& done) {
   require("calibrate", Stage::kCalibrating, Stage::kCalibrating);
   const models::BuiltModel wide = models::load_model(in_float32(request_, "codes are calibrated in float32"));
-  auto rounded = round_compensated(floats(), wide, request_.scales, rows, done);
+  request.scales = request_.scales;
+  RoundedModel rounded = round_model(floats(), wide, rows, request, done);
   take_packed_weights(*packed_, wide);
   return rounded;
 }

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "trainer/data/data_source.h"
-#include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/format_table.h"
+#include "trainer/quantize/rounded_model.h"
 
 namespace limbeck::quantize {
 
@@ -35,8 +35,8 @@ class MixedPrecisionQuantizer {
   // A packed module by its path below the root, anew by the second moments of so many inputs of it: the upper triangle
   // of the sum of x^T x, float64. UsageError for another path.
   RoundedModule calibrate_layer(const std::string& path, const at::Tensor& second_moments, int64_t tokens);
-  // All of them in the order of the forward, by rows of data; `done` hears of each stage.
-  std::vector<RoundedModule> calibrate(const RoundingRows& rows, const std::function<void(int64_t)>& done);
+  // All of them in the order of the forward, by rows of data; `done` hears of each stage. Scales are the folder's.
+  RoundedModel calibrate(const RoundingRows& rows, RoundingRequest request, const std::function<void(int64_t)>& done);
   void end_calibration();
 
   // UsageError where it is not calibrated.

@@ -18,16 +18,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-std::string digest_of(const models::BuiltModel& model) {
-  uint32_t sum = 0;
-  for (const auto& [path, parameter] : precision::path_parameters(*model.model)) {
-    const at::Tensor values = precision::move(parameter.detach(), c10::kCPU).contiguous();
-    sum = io::crc32c(path.data(), path.size(), sum);
-    sum = io::crc32c(values.const_data_ptr(), values.nbytes(), sum);
-  }
-  return fmt::format("{:08x}", sum);
-}
-
 Json json_of(int64_t row, const RowScore& score) {
   Json modules = Json::array();
   for (const ModuleScore& module : score.modules)
@@ -64,6 +54,16 @@ void require_same(const fs::path& path, const Json& found, const Json& wanted) {
 }
 
 }  // namespace
+
+std::string digest_of(const models::BuiltModel& model) {
+  uint32_t sum = 0;
+  for (const auto& [path, parameter] : precision::path_parameters(*model.model)) {
+    const at::Tensor values = precision::move(parameter.detach(), c10::kCPU).contiguous();
+    sum = io::crc32c(path.data(), path.size(), sum);
+    sum = io::crc32c(values.const_data_ptr(), values.nbytes(), sum);
+  }
+  return fmt::format("{:08x}", sum);
+}
 
 Json ScoreFile::identity(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats,
                          const Json& data) {

@@ -15,6 +15,9 @@
 
 namespace limbeck::quantize {
 
+// Of all its parameters.
+std::string digest_of(const models::BuiltModel& model);
+
 class ScoreFile {
  public:
   // What may not differ: the model, the data and how rows are cut from them, the formats, the modules.

@@ -55,10 +55,15 @@ Way way_of(const recipe::Settings& settings) {
         "shards by --data, or take --policy=static, which needs none",
         budgeted ? by_budget : "--policy=dynamic"));
   }
-  if (settings.text("rounding") == "compensated" && !settings.given("data")) {
+  if (settings.text("rounding") != "nearest" && !settings.given("data")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: --rounding={} goes by the inputs of each module, and there is nothing to see them "
+        "on: name a folder of token shards by --data, or leave --rounding=nearest, which needs none",
+        settings.text("rounding")));
+  }
+  if (settings.given("rounding-steps") && settings.text("rounding") != "learned") {
     throw UsageError(
-        "limbeck quantize: --rounding=compensated goes by the inputs of each module, and there is nothing to see them "
-        "on: name a folder of token shards by --data, or leave --rounding=nearest, which needs none");
+        "limbeck quantize: --rounding-steps says how long --rounding=learned learns: add it, or leave the steps out");
   }
   if (budgeted) return Way::kBudgeted;
   if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
@@ -109,7 +114,7 @@ const char* loaded_by(const std::string& layout, bool experts) {
 }
 
 // `calibration`: null where there is no data.
-void write_folder(models::ModelRequest request, const std::filesystem::path& folder, const Calibration* calibration,
+void write_folder(models::ModelRequest request, const std::filesystem::path& folder, Calibration* calibration,
                   Invocation& call) {
   quantize::MixedPrecisionQuantizer quantizer(std::move(request));
   quantizer.create_quantizers();
@@ -125,14 +130,15 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   }
   call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
 
-  const bool compensated = call.settings.text("rounding") == "compensated";
-  quantizer.start_calibration(compensated ? std::optional(calibration->floats()) : std::nullopt);
+  const bool by_data = call.settings.text("rounding") != "nearest";
+  quantizer.start_calibration(by_data ? std::optional(calibration->floats()) : std::nullopt);
   report_load(quantizer.packed(), call.console);
-  if (compensated) calibration->compensate(quantizer);
+  if (by_data) calibration->round(quantizer);
   quantizer.end_calibration();
   models::SaveOptions options;
   options.packed = !plan.layout.empty();
   models::save_model(quantizer.quantize_model(), folder, options);
+  if (by_data) calibration->end_rounding();
 
   call.result["layout"] = layout;
   call.result["dtype"] = precision::dtype_name(built_on_meta.policy->stream_dtype());
@@ -155,7 +161,7 @@ std::vector<quantize::Budget> budgets_of_curve(const recipe::Settings& settings)
         "leave --output out, or write the chosen one by --budget=\"{}\"",
         budgets.size(), budgets.front().text()));
   }
-  if (settings.text("rounding") == "compensated") {
+  if (settings.text("rounding") != "nearest") {
     throw UsageError(
         "limbeck quantize: --budgets measures mixes that are rounded to nearest: leave --rounding out, and add it to "
         "the --budget that is written");

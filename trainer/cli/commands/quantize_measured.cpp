@@ -27,19 +27,22 @@ models::ModelRequest float_request(const std::filesystem::path& folder, c10::Dev
   return request;
 }
 
+std::filesystem::path score_path(const recipe::Settings& settings) {
+  return settings.given("scores") ? settings.path("scores") : beside_output(settings, ".scores.jsonl");
+}
+
+}  // namespace
+
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all) {
   return std::make_unique<Progress>(call.console.err(), label, unit, all,
                                     ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
 }
 
-std::filesystem::path score_path(const recipe::Settings& settings) {
-  if (settings.given("scores")) return settings.path("scores");
+std::filesystem::path beside_output(const recipe::Settings& settings, const char* ending) {
   std::filesystem::path output = settings.required_path("output");
   if (!output.has_filename()) output = output.parent_path();
-  return output.concat(".scores.jsonl");
+  return output.concat(ending);
 }
-
-}  // namespace
 
 Calibration::Calibration(const models::ModelRequest& request, const quantize::FormatTable& table, Invocation& call)
     : request_(request), table_(table), call_(call) {
@@ -78,11 +81,14 @@ void Calibration::share_rows() {
 void Calibration::open_scores() {
   const auto& settings = call_.settings;
   meter_ = std::make_unique<quantize::ScoreMeter>(model_, table_, *request_.dtype);
-  const nlohmann::ordered_json data = {{"digest", source_->manifest().digest},
-                                       {"sequence_length", settings.integer("sequence-length")},
-                                       {"packing", settings.text("packing")}};
-  file_ = std::make_unique<quantize::ScoreFile>(score_path(settings),
-                                                quantize::ScoreFile::identity(model_, table_, *request_.dtype, data));
+  file_ = std::make_unique<quantize::ScoreFile>(
+      score_path(settings), quantize::ScoreFile::identity(model_, table_, *request_.dtype, data_identity()));
+}
+
+nlohmann::ordered_json Calibration::data_identity() const {
+  return {{"digest", source_->manifest().digest},
+          {"sequence_length", call_.settings.integer("sequence-length")},
+          {"packing", call_.settings.text("packing")}};
 }
 
 void Calibration::score_rows() {
@@ -235,30 +241,6 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
                   calibration_rows_, points.front().found.rows));
   call_.result["curve"] = curve_json(table_, points);
   call_.result["too_small"] = too_small;
-}
-
-void Calibration::compensate(quantize::MixedPrecisionQuantizer& quantizer) const {
-  const quantize::RoundingRows rows{[this](int64_t row) { return source_->batch(row); }, calibration_rows_,
-                                    call_.settings.integer("sequence-length")};
-  const quantize::RoundingPlan plan = quantize::plan_rounding(quantizer.packed(), rows);
-  call_.console.note(fmt::format(
-      "rounding {} modules of {} stages by {} calibration rows; at a time {} of states, one layer's, and {} of moments",
-      plan.modules, plan.stages, rows.count, human_bytes(plan.state_bytes), human_bytes(plan.moment_bytes)));
-  const auto progress = progress_of(call_, "rounding", "stages", plan.stages);
-  const auto rounded = quantizer.calibrate(rows, [&](int64_t stage) { progress->update(stage); });
-  progress->finish();
-  double nearest = 0, compensated = 0;
-  for (const quantize::RoundedModule& module : rounded) {
-    nearest += module.nearest;
-    compensated += module.compensated;
-    if (module.tokens > 0) continue;
-    call_.console.warning(
-        fmt::format("{}: no calibration token told anything of its inputs: it is rounded to nearest", module.path));
-  }
-  call_.console.note(rounding_table(rounded, call_.width));
-  call_.console.result(fmt::format("rounding: squared error of the modules' outputs {:.4g} a token, to nearest {:.4g}",
-                                   compensated, nearest));
-  call_.result["rounding"] = rounding_json(rounded);
 }
 
 void Calibration::measure(const std::filesystem::path& folder) const {

@@ -2,13 +2,16 @@
 // them, and what a written folder measures.
 #pragma once
 #include <memory>
+#include <optional>
 
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/quantize_curve.h"
 #include "trainer/cli/commands/quantize_tables.h"
+#include "trainer/cli/console/progress.h"
 #include "trainer/data/data_source.h"
 #include "trainer/quantize/mix_meter.h"
 #include "trainer/quantize/mixed_precision_quantizer.h"
+#include "trainer/quantize/rounding_work.h"
 
 namespace limbeck::cli {
 
@@ -19,6 +22,10 @@ struct Decided {
 };
 
 void declare_measured(recipe::OptionTable& table);
+
+std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all);
+// "OUTPUT.scores.jsonl"
+std::filesystem::path beside_output(const recipe::Settings& settings, const char* ending);
 
 class Calibration {
  public:
@@ -34,13 +41,17 @@ class Calibration {
   void curve(const std::vector<quantize::Budget>& budgets);
   // In float32.
   const models::BuiltModel& floats() const { return model_; }
-  // Chooses the codes anew by the calibration rows.
-  void compensate(quantize::MixedPrecisionQuantizer& quantizer) const;
+  // Chooses the codes anew by the calibration rows, as --rounding says.
+  void round(quantize::MixedPrecisionQuantizer& quantizer);
+  // When the folder is written: what was kept of the rounding is of no more use.
+  void end_rounding();
   // Of the folder that was written, on rows that decided nothing.
   void measure(const std::filesystem::path& folder) const;
 
  private:
   void share_rows();
+  nlohmann::ordered_json data_identity() const;
+  void open_work(const quantize::MixedPrecisionQuantizer& quantizer, const quantize::RoundingRequest& request);
   void open_scores();
   void score_rows();
   void score_alone();
@@ -57,6 +68,7 @@ class Calibration {
   std::unique_ptr<quantize::ScoreFile> file_;
   std::unique_ptr<quantize::MixMeter> mixes_;
   quantize::RowScore scores_;
+  std::optional<quantize::RoundingWork> work_;
 };
 
 }  // namespace limbeck::cli

@@ -54,8 +54,15 @@ void declare_measured(recipe::OptionTable& table) {
        .fallback = "nearest",
        .help =
            "nearest: each weight to its nearest code; compensated: what one column of a matrix loses is made up for "
-           "by the columns behind it, by what --data shows of its inputs (GPTQ), in the same stored format.",
-       .words = {"nearest", "compensated"}});
+           "by the columns behind it, by what --data shows of its inputs (GPTQ); learned: from there, layer by layer, "
+           "which weights go up or down and what each scale covers, so that the layer gives what the float one does "
+           "(SignRound). All in the same stored format.",
+       .words = {"nearest", "compensated", "learned"}});
+  add({.name = "rounding-steps",
+       .kind = OptionKind::kInteger,
+       .fallback = "200",
+       .help = "Of --rounding=learned: steps a layer, each by 8 calibration rows; twice as many take twice the time.",
+       .range = {1, 1 << 20}});
   table.group("Calibration");
   add({.name = "data",
        .kind = OptionKind::kPath,

@@ -114,6 +114,30 @@ nlohmann::ordered_json rounding_json(const std::vector<quantize::RoundedModule>&
   return json;
 }
 
+std::string learned_table(const std::vector<quantize::LearnedLayer>& layers, int width) {
+  TextTable table({{"layer"},
+                   {"error to nearest", Align::kRight},
+                   {"compensated", Align::kRight},
+                   {"learned", Align::kRight},
+                   {"of nearest", Align::kRight},
+                   {"kept"}});
+  for (const quantize::LearnedLayer& layer : layers) {
+    table.add_row({layer.path, fmt::format("{:.4g}", layer.nearest), fmt::format("{:.4g}", layer.compensated),
+                   fmt::format("{:.4g}", layer.learned),
+                   fmt::format("{:.3f}", layer.nearest > 0 ? layer.learned / layer.nearest : 1), layer.kept});
+  }
+  return table.render(width);
+}
+
+nlohmann::ordered_json learned_json(const std::vector<quantize::LearnedLayer>& layers) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (const quantize::LearnedLayer& layer : layers) {
+    json[layer.path] = {{"nearest", layer.nearest}, {"compensated", layer.compensated}, {"learned", layer.learned},
+                        {"kept", layer.kept},       {"best_step", layer.step},          {"errors", layer.errors}};
+  }
+  return json;
+}
+
 nlohmann::ordered_json estimate_json(const quantize::SizeEstimate& estimate) {
   return {{"total_parameters", estimate.total_parameters},           {"fp32_bytes", estimate.fp32_bytes},
           {"mixed_precision_bytes", estimate.mixed_precision_bytes}, {"compression_ratio", estimate.compression_ratio},

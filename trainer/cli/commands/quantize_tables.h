@@ -3,8 +3,8 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "trainer/quantize/compensated_model.h"
 #include "trainer/quantize/format_table.h"
+#include "trainer/quantize/rounded_model.h"
 
 namespace limbeck::cli {
 
@@ -25,6 +25,9 @@ nlohmann::ordered_json mix_json(const quantize::FormatTable& table, const quanti
 // By module: what rounding changes of its outputs, to nearest and as it is.
 std::string rounding_table(const std::vector<quantize::RoundedModule>& modules, int width);
 nlohmann::ordered_json rounding_json(const std::vector<quantize::RoundedModule>& modules);
+// By layer: how far what it gives is from the float model's, rounded to nearest, compensated, and as it is.
+std::string learned_table(const std::vector<quantize::LearnedLayer>& layers, int width);
+nlohmann::ordered_json learned_json(const std::vector<quantize::LearnedLayer>& layers);
 
 nlohmann::ordered_json estimate_json(const quantize::SizeEstimate& estimate);
 std::string estimate_line(const quantize::SizeEstimate& estimate);
