@@ -8,7 +8,7 @@ namespace limbeck::kernels {
 void dequantize_rectangle(const QuantizedView& view, int64_t row0, int64_t row1, int64_t column0, int64_t column1,
                           float* values);
 
-// With a matrix in int8-dynamic; the operands are checked.
-at::Tensor int8_dynamic_product(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias);
+// With a matrix for whose products rows of x are codes; the operands are checked.
+at::Tensor dynamic_product(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias);
 
 }  // namespace limbeck::kernels

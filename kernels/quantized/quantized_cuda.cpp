@@ -58,6 +58,8 @@ Tensor few_rows(const Tensor& x, const QuantizedMatrix& weight, const OptionalBi
 }
 
 Tensor rows_as_codes(const Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias, Tensor y) {
+  TORCH_CHECK(weight.format.kind == CodeKind::kInt8, "[quantized_linear] the weight is ", format_name(weight.format),
+              ", which is for the CPU alone: take its format without -dynamic on a GPU");
   const int64_t count = x.size(0);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const Storage storage = storage_of(x);

@@ -20,7 +20,7 @@ struct QuantizedFormat {
   int group_shift = 0;         // neighbours of a row with one scale, as a power of 2; 0 (int8): the whole row
   bool has_zeros = false;      // int4: a code of its own for 0 in each group, instead of 8 in all
   bool double_scales = false;  // nf4: scales in 8 bits
-  bool dynamic = false;        // int8: rows of x are in 8 bits too where they meet it in a product
+  bool dynamic = false;        // int8, int4: rows of x are in 8 bits too where they meet it in a product
 
   LIMBECK_FORMULA bool has_groups() const { return group_shift > 0; }
   LIMBECK_FORMULA int64_t group() const { return int64_t{1} << group_shift; }

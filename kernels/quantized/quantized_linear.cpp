@@ -48,7 +48,7 @@ at::Tensor quantized_outputs(const at::Tensor& x, at::TensorList parts, c10::str
     hold_for_a_moment(
         x, copy_bytes(x) + gap + cuda_product_scratch(weight.format, count, rows, columns, x.element_size()));
   } else if (weight.format.dynamic) {
-    hold_for_a_moment(x, copy_bytes(x) + row_codes_bytes(rows_of(x), columns));
+    hold_for_a_moment(x, copy_bytes(x) + row_codes_bytes(weight.format, rows_of(x), columns));
   }
   return y;
 }
@@ -102,9 +102,9 @@ at::Tensor quantized_autograd(const at::Tensor& x, at::TensorList parts, c10::st
 
 void check_quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias) {
   check_activations("quantized_linear", "x", x, weight.columns, weight);
-  TORCH_CHECK(!weight.format.dynamic || weight.columns <= kMostInt8Columns, "[quantized_linear] a weight [",
-              weight.rows, ", ", weight.columns, "] in int8-dynamic, wanted at most ", kMostInt8Columns,
-              " columns, whose products int32 can hold: take int8");
+  TORCH_CHECK(weight.format != QuantizedFormat::kInt8Dynamic || weight.columns <= kMostInt8Columns,
+              "[quantized_linear] a weight [", weight.rows, ", ", weight.columns, "] in int8-dynamic, wanted at most ",
+              kMostInt8Columns, " columns, whose products int32 can hold: take int8");
   if (!bias) return;
   check_matches("quantized_linear", "bias", *bias, "x", x);
   TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.rows, "[quantized_linear] bias is ", described(*bias),

@@ -4,11 +4,12 @@
 // straight to the sums) as among many, so that what is generated is what was evaluated. On CUDA they are rounded once
 // to the dtype of x, for any number of rows and in gradients; up to 64 MiB of them are unpacked at a time.
 //
-// In int8-dynamic rows of x are codes too: scale = max |x| / 127.5, code = round(x / scale) to nearest even within -128
-// to 127, as compressed-tensors and torchao have it. Codes of x and W are multiplied and summed up exactly in int32,
-// and y = (sum scale_x) scale_w + b in float32, rounded once to the dtype of x. The bits of a row depend on nothing but
-// the row and the weight: not on other rows, threads, the instruction set or the device. A row that is not finite gives
-// NaN. The gradient of x goes straight through its rounding: dy W'.
+// In formats called dynamic rows of x are codes too: scale = max |x| / 127.5, code = round(x / scale) to nearest even
+// within -128 to 127, as compressed-tensors and torchao have it. Codes of x and W are multiplied and summed up exactly
+// in int32, and y = (sum scale_x) scale_w + b in float32, rounded once to the dtype of x; of int4 the sum is one for
+// each group, and y = (sums scale_w, one after the other) scale_x + b. int4 is for the CPU alone. The bits of a row
+// depend on nothing but the row and the weight: not on other rows, threads, the instruction set or the device. A row
+// that is not finite gives NaN. The gradient of x goes straight through its rounding: dy W'.
 #pragma once
 #include <optional>
 
@@ -16,7 +17,7 @@
 
 namespace limbeck::kernels {
 
-// Of a matrix in int8-dynamic: the sums of more could overflow.
+// Of a matrix in int8-dynamic, whose sums are of whole rows: more could overflow.
 inline constexpr int64_t kMostInt8Columns = (int64_t{1} << 17) - 1;
 
 // x [..., columns] float32, bfloat16 or float16, bias [rows] of the same dtype or none -> [..., rows]

@@ -47,7 +47,7 @@ at::Tensor quantized_linear_cpu(const at::Tensor& x, at::TensorList parts, c10::
                                 int64_t columns, const OptionalBias& bias) {
   const QuantizedMatrix weight = checked_matrix("quantized_linear", parts, format, rows, columns);
   check_quantized_linear(x, weight, bias);
-  if (weight.format.dynamic) return int8_dynamic_product(x, weight, bias);
+  if (weight.format.dynamic) return dynamic_product(x, weight, bias);
   return product_with(x, weight, /*transposed=*/true, bias);
 }
 

@@ -19,6 +19,10 @@ struct NamedFormat {
 constexpr QuantizedFormat int8(int group_shift) { return {CodeKind::kInt8, group_shift}; }
 constexpr QuantizedFormat int4(int group_shift, bool has_zeros) { return {CodeKind::kInt4, group_shift, has_zeros}; }
 
+constexpr QuantizedFormat int4_dynamic(int group_shift) {
+  return {CodeKind::kInt4, group_shift, /*has_zeros=*/false, /*double_scales=*/false, /*dynamic=*/true};
+}
+
 constexpr std::array kFormats = {
     NamedFormat{"int8", QuantizedFormat::kInt8},
     NamedFormat{"int8-g128", int8(7)},
@@ -31,6 +35,8 @@ constexpr std::array kFormats = {
     NamedFormat{"int4-sym", int4(7, false)},
     NamedFormat{"int4-sym-g64", int4(6, false)},
     NamedFormat{"int4-sym-g32", int4(5, false)},
+    NamedFormat{"int4-sym-dynamic", int4_dynamic(7)},
+    NamedFormat{"int4-sym-g32-dynamic", int4_dynamic(5)},
     NamedFormat{"nf4", QuantizedFormat::kNf4},
     NamedFormat{"nf4-double", QuantizedFormat::kNf4Double},
 };

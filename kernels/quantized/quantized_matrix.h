@@ -3,7 +3,8 @@
 // float32, bfloat16 or float16, rounded up before codes are chosen by them: no value lies beyond the last code.
 //   int8        each row: scale = max |w| / 127; code = round(w / scale) within ±127; w' = code scale.
 //   int8-g128   the same for each 128 (-g64, -g32: 64, 32) neighbours of a row, of which the last may be fewer.
-//   int8-dynamic  the parts of int8, for products in which rows of x are codes too (quantized_linear.h).
+//   int8-dynamic, int4-sym-dynamic, int4-sym-g32-dynamic  the parts of int8, int4-sym and int4-sym-g32, for products in
+//               which rows of x are codes too (quantized_linear.h).
 //   int4        each 128 (-g64, -g32: 64, 32) neighbours of a row, of which the last may be fewer: least and most, 0
 //   being
 //               one of the values; scale = (most - least) / 15; zero = round(-least / scale);

@@ -22,8 +22,11 @@ bool unpacked_at_once(int64_t rows, int64_t columns, int64_t value_bytes) {
   return unpacked_rows_at_once(rows, columns, value_bytes) >= rows;
 }
 
-int64_t row_codes_bytes(int64_t count, int64_t columns) {
-  return count * (columns + static_cast<int64_t>(sizeof(float)));
+int64_t row_codes_bytes(const QuantizedFormat& format, int64_t count, int64_t columns) {
+  constexpr int64_t kScale = sizeof(float), kSum = sizeof(int32_t);
+  if (format.kind == CodeKind::kInt8) return count * (columns + kScale);
+  const int64_t words = rounded_up_quotient(columns, kWordCodes);
+  return count * (words * kWordCodes + kScale + rounded_up_quotient(columns, format.group()) * kSum);
 }
 
 bool sums_by_cublas(int64_t count, int64_t rows, int64_t columns) {
@@ -34,7 +37,7 @@ int64_t cuda_product_scratch(const QuantizedFormat& format, int64_t count, int64
                              int64_t value_bytes) {
   if (format.dynamic) {
     const int64_t sums = count * rows * static_cast<int64_t>(sizeof(int32_t));
-    return row_codes_bytes(count, columns) + (sums_by_cublas(count, rows, columns) ? sums : 0);
+    return row_codes_bytes(format, count, columns) + (sums_by_cublas(count, rows, columns) ? sums : 0);
   }
   return count <= kFewRows ? 0 : unpacked_rows_at_once(rows, columns, value_bytes) * columns * value_bytes;
 }

@@ -16,8 +16,8 @@ int64_t unpacked_rows_at_once(int64_t rows, int64_t columns, int64_t value_bytes
 // Whether the gradient of x is one product, and no sum of several.
 bool unpacked_at_once(int64_t rows, int64_t columns, int64_t value_bytes);
 
-// Of codes and scales of rows of x, in a product with a matrix in int8-dynamic on any device.
-int64_t row_codes_bytes(int64_t count, int64_t columns);
+// Of codes, scales and sums of rows of x, in a product with a matrix for which they are codes too.
+int64_t row_codes_bytes(const QuantizedFormat& format, int64_t count, int64_t columns);
 // Whether cuBLAS takes the sums of their products, which it does of more than 16 rows and of even shapes.
 bool sums_by_cublas(int64_t count, int64_t rows, int64_t columns);
 

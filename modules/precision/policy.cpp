@@ -74,7 +74,14 @@ Storage storage_from_name(const std::string& name) {
 
 // A lookup has no product, and the loss of a head is that of its unpacked weight.
 void require_static_codes(const Precision& resolved, const std::string& path, Role role) {
-  if (!resolved.quantized || !resolved.quantized->dynamic || packed_by_default(role)) return;
+  if (!resolved.quantized || !resolved.quantized->dynamic) return;
+  if (resolved.quantized->kind == kernels::CodeKind::kInt4 && resolved.device.is_cuda()) {
+    const std::string name = kernels::format_name(*resolved.quantized);
+    throw UsageError(
+        fmt::format("[{}] is to be {} ({}) on {}, which is for the CPU alone: say {} there, or set device = cpu", path,
+                    name, resolved.source, resolved.device.str(), name.substr(0, name.rfind("-dynamic"))));
+  }
+  if (packed_by_default(role)) return;
   throw UsageError(
       fmt::format("[{}] is to be {} ({}), which quantizes the inputs of a product too, and is for linear modules of "
                   "attention and MLP "

@@ -43,7 +43,12 @@ QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
              bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
 }
 
-// Of weights in int8 whose inputs are quantized too, row by row while they are read.
+// The format of the same weights whose inputs are quantized too, row by row while they are read.
+std::optional<QuantizedFormat> dynamic_format(QuantizedFormat format) {
+  format.dynamic = true;
+  return kernels::find_format(kernels::format_name(format));
+}
+
 QuantizedFormat format_with_inputs(const io::JsonFile& group, QuantizedFormat format) {
   for (const char* more : {"output_activations", "input_activations"}) {
     if (!group.has(more) || group.value().at(more).is_null()) continue;
@@ -51,12 +56,14 @@ QuantizedFormat format_with_inputs(const io::JsonFile& group, QuantizedFormat fo
     const bool by_row = inputs.integer_or("num_bits", 8, 1, 16) == 8 && inputs.string_or("type", "int") == "int" &&
                         inputs.boolean_or("symmetric", true) && inputs.boolean_or("dynamic", false) &&
                         inputs.string_or("strategy", "") == "token";
-    if (more != std::string_view("input_activations") || !by_row || format != QuantizedFormat::kInt8) {
+    const auto dynamic = dynamic_format(format);
+    if (more != std::string_view("input_activations") || !by_row || !dynamic) {
       refuse(inputs,
              "changes what the module computes, and is not read: wanted none, or beside weights of 8 bits by channel "
-             "input_activations of 8 bits of int, symmetric, dynamic, strategy token");
+             "or of 4 bits, symmetric, in groups of 32 or 128, input_activations of 8 bits of int, symmetric, dynamic, "
+             "strategy token");
     }
-    return QuantizedFormat::kInt8Dynamic;
+    return *dynamic;
   }
   return format;
 }

@@ -165,7 +165,7 @@ class CompressedTensors : public WrittenLayout {
     }
     const at::Tensor codes = here.part("codes");
     const at::Tensor scales = in_dtype(weight, here.part("scales"), dtype).view({matrix.rows, -1});
-    if (matrix.format.dynamic) return {{weight, codes}, {weight + "_scale", scales}};
+    if (matrix.format == QuantizedFormat::kInt8Dynamic) return {{weight, codes}, {weight + "_scale", scales}};
     io::NamedTensors tensors = {{weight + "_packed", int8 ? words_of(codes) : codes},
                                 {weight + "_scale", scales},
                                 {weight + "_shape", at::tensor({matrix.rows, matrix.columns}, at::kLong)}};
@@ -182,9 +182,9 @@ class CompressedTensors : public WrittenLayout {
     }
     // Rows of int8 are filled up to whole words; int4 has them already.
     const bool int8 = format.kind == CodeKind::kInt8;
-    const bool in_words = int8 && !format.dynamic;
-    const int64_t stored = in_words ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
-    int64_t bytes = format.dynamic ? 0 : kShape;
+    const bool in_bytes = format == QuantizedFormat::kInt8Dynamic;
+    const int64_t stored = int8 && !in_bytes ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
+    int64_t bytes = in_bytes ? 0 : kShape;
     for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, stored, dtype))
       bytes += c10::multiply_integers(part.shape) * static_cast<int64_t>(c10::elementSize(part.dtype));
     return bytes;
@@ -206,7 +206,8 @@ class CompressedTensors : public WrittenLayout {
     const bool names = by_format.size() > 1 || !modules.embeddings.empty();
     for (const auto& [name, packed] : by_format) {
       const QuantizedFormat format = kernels::format_named(name);
-      add(names ? packed : std::vector<std::string>{"Linear"}, format, format.dynamic ? kInBytes : kInWords);
+      add(names ? packed : std::vector<std::string>{"Linear"}, format,
+          format == QuantizedFormat::kInt8Dynamic ? kInBytes : kInWords);
     }
     const std::vector<std::string> embeddings = embedding_targets(modules);
     if (!embeddings.empty()) add(embeddings, QuantizedFormat::kInt8, kInBytes);

@@ -15,6 +15,8 @@ const std::vector<NamedKind>& quantized_formats() {
       {"int4-sym", "4 bits and a scale for each 128 neighbours of a row"},
       {"int4-sym-g64", "the same for each 64"},
       {"int4-sym-g32", "the same for each 32"},
+      {"int4-sym-dynamic", "int4-sym, and in products the rows of activations in 8 bits; on the CPU alone"},
+      {"int4-sym-g32-dynamic", "the same of int4-sym-g32"},
       {"nf4", "4 bits by quantiles of a normal distribution, a scale for each 64 values; as bitsandbytes has it"},
       {"nf4-double", "nf4 with its scales in 8 bits"}};
   return formats;

@@ -23,7 +23,7 @@ ops = torch.ops.limbeck
 
 FLOAT32, Q4_0, Q8_0 = 0, 2, 8  # numbers of enum ggml_type
 REPACKED_BUFFERS = "_Z35ggml_backend_cpu_repack_buffer_typev"
-PEERS = {Q4_0: ("Q4_0", ["int4-sym-g32"]), Q8_0: ("Q8_0", ["int8-g32", "int8-dynamic"])}
+PEERS = {Q4_0: ("Q4_0", ["int4-sym-g32-dynamic", "int4-sym-g32"]), Q8_0: ("Q8_0", ["int8-g32", "int8-dynamic"])}
 
 
 class InitParams(ctypes.Structure):
@@ -114,7 +114,7 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
             f"   {peer} / it {statistics.median(a / b for a, b in zip(columns[peer], of_rounds, strict=True)):5.2f}"
             for peer in columns if peer.startswith("Q") and not who.startswith("Q"))  # fmt: skip
         apart = (contenders[who][1] - exact).norm() / exact.norm()
-        print(f"  {who:14} {1e3 * statistics.median(of_rounds):9.3f} ms   from the floats {apart:.4f}{ratios}", flush=True)
+        print(f"  {who:20} {1e3 * statistics.median(of_rounds):9.3f} ms   from the floats {apart:.4f}{ratios}", flush=True)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-// quantized_linear of a matrix in int8-dynamic.
+// quantized_linear of a matrix for which rows of x are codes too: int8-dynamic, int4-sym-dynamic, int4-sym-g32-dynamic.
 #include "kernels/quantized/quantized_linear.h"
 
 #include <ATen/ATen.h>
@@ -110,10 +110,64 @@ INSTANTIATE_TEST_SUITE_P(All, Int8DynamicLinearValues,
                          ::testing::Combine(::testing::Values(at::kFloat, at::kBFloat16, at::kHalf), kShapes,
                                             ::testing::Bool()));
 
+class Int4DynamicLinear : public ::testing::TestWithParam<std::tuple<const char*, at::ScalarType, Int8Shape, bool>> {};
+
+TEST_P(Int4DynamicLinear, ValuesAreThoseOfTheFormulaAndGradientsThoseOfTheUnroundedProduct) {
+  const auto [name, dtype, shape, with_bias] = GetParam();
+  const auto weight = quantize(normal_values({shape.n, shape.k}, at::kFloat, 1), format_named(name));
+  auto x = normal_values({shape.m, shape.k}, dtype, 2).requires_grad_();
+  const auto b = normal_values({shape.n}, dtype, 3);
+  const auto optional = with_bias ? std::optional<Tensor>(b) : std::nullopt;
+  const auto y = quantized_linear(x, weight, optional);
+  ASSERT_EQ(y.scalar_type(), dtype);
+
+  const auto wide = x.detach().to(at::kFloat), scale = wide.abs().amax(1, true) / 127.5;
+  const auto codes = (wide / scale).round().clamp(-128, 127).to(at::kDouble) * scale.to(at::kDouble);
+  const auto w = dequantize_rows(weight, 0, shape.n).to(at::kDouble);
+  const auto bias = with_bias ? b.to(at::kDouble) : at::zeros({shape.n}, at::kDouble);
+  const auto exact = codes.mm(w.t()) + bias, absolute = codes.abs().mm(w.abs().t()) + bias.abs();
+  // Sums of groups are exact; then a float32 product and sum a group, two for the scale of x and the bias, one dtype.
+  const double half_ulp = dtype == at::kHalf ? 0x1p-11 : dtype == at::kBFloat16 ? 0x1p-8 : 0x1p-24;
+  const auto groups = static_cast<double>(weight.parts[1].size(1));
+  const auto allowed = exact.abs() * half_ulp + absolute * (groups + 4) * 0x1p-24 + 0x1p-25;
+  const auto error = (y.detach().to(at::kDouble) - exact).abs();
+  EXPECT_TRUE((error <= allowed).all().item<bool>()) << (error / allowed).max().item<double>();
+
+  QuantizedMatrix plain = weight;
+  plain.format.dynamic = false;
+  const auto dy = normal_values({shape.m, shape.n}, dtype, 4);
+  const auto gradient = [&](const Tensor& of) { return torch::autograd::grad({of}, {x}, {dy})[0]; };
+  test::expect_same_bits(gradient(y), gradient(quantized_linear(x, plain, optional)), "dx");
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Int4DynamicLinear,
+                         ::testing::Combine(::testing::Values("int4-sym-dynamic", "int4-sym-g32-dynamic"),
+                                            ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf), kShapes,
+                                            ::testing::Bool()));
+
+// Codes of 0 and 15, eight below and seven above the middle, by the largest codes of x: pairs in 16 bits hold them.
+TEST(Int4DynamicLinear, TheLargestCodesDoNotOverflow) {
+  for (const char* name : {"int4-sym-dynamic", "int4-sym-g32-dynamic"}) {
+    for (const double of_x : {127.5, -127.5}) {
+      for (const int64_t code : {0, 15}) {
+        auto weight = quantize(at::ones({17, 1030}), format_named(name));
+        weight.parts[0].fill_(code == 15 ? -1 : 0);  // eight codes in a word
+        weight.parts[1].fill_(1.0);
+        const double wanted = static_cast<double>(code - 8) * (of_x > 0 ? 127 : -128) * 1030;
+        EXPECT_TRUE(at::equal(quantized_linear(at::full({5, 1030}, of_x), weight), at::full({5, 17}, wanted))) << name;
+      }
+    }
+  }
+}
+
 TEST(Int8DynamicLinear, HasTheSameBitsOnTwoThreadsAmongOtherRowsAndInInference) {
-  const auto weight = quantize(normal_values({517, 700}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic, at::kBFloat16);
   const int threads = at::get_num_threads();
-  for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
+  for (const auto& [name, dtype] : {std::pair{"int8-dynamic", at::kFloat},
+                                    {"int8-dynamic", at::kBFloat16},
+                                    {"int8-dynamic", at::kHalf},
+                                    {"int4-sym-dynamic", at::kFloat},
+                                    {"int4-sym-g32-dynamic", at::kBFloat16}}) {
+    const auto weight = quantize(normal_values({517, 700}, at::kFloat, 5), format_named(name), at::kBFloat16);
     const auto x = normal_values({131, 700}, dtype, 6), b = normal_values({517}, dtype, 7);
     at::set_num_threads(1);
     const auto alone = quantized_linear(x, weight, b);
@@ -128,19 +182,21 @@ TEST(Int8DynamicLinear, HasTheSameBitsOnTwoThreadsAmongOtherRowsAndInInference) 
 }
 
 TEST(Int8DynamicLinear, RowsOfZeroAreTheBiasAndRowsThatAreNotFiniteAreNaN) {
-  const auto weight = quantize(normal_values({40, 33}, at::kFloat, 5), QuantizedFormat::kInt8Dynamic);
-  auto x = normal_values({5, 33}, at::kFloat, 6);
-  const auto b = normal_values({40}, at::kFloat, 7);
-  const auto before = quantized_linear(x, weight, b);
-  x[1].zero_();
-  x[2][32] = std::numeric_limits<float>::infinity();
-  x[3][0] = std::numeric_limits<float>::quiet_NaN();
-  const auto y = quantized_linear(x, weight, b);
-  test::expect_same_bits(y[1], b, "zeros");
-  EXPECT_TRUE(y[2].isnan().all().item<bool>());
-  EXPECT_TRUE(y[3].isnan().all().item<bool>());
-  test::expect_same_bits(y[0], before[0], "the row before");
-  test::expect_same_bits(y[4], before[4], "the row behind");
+  for (const auto format : {QuantizedFormat::kInt8Dynamic, format_named("int4-sym-g32-dynamic")}) {
+    const auto weight = quantize(normal_values({40, 33}, at::kFloat, 5), format);
+    auto x = normal_values({5, 33}, at::kFloat, 6);
+    const auto b = normal_values({40}, at::kFloat, 7);
+    const auto before = quantized_linear(x, weight, b);
+    x[1].zero_();
+    x[2][32] = std::numeric_limits<float>::infinity();
+    x[3][0] = std::numeric_limits<float>::quiet_NaN();
+    const auto y = quantized_linear(x, weight, b);
+    test::expect_same_bits(y[1], b, "zeros");
+    EXPECT_TRUE(y[2].isnan().all().item<bool>());
+    EXPECT_TRUE(y[3].isnan().all().item<bool>());
+    test::expect_same_bits(y[0], before[0], "the row before");
+    test::expect_same_bits(y[4], before[4], "the row behind");
+  }
 }
 
 // The scale of such a row is a denormal of few bits, by which codes beyond 127 would come out.

@@ -163,7 +163,8 @@ def test_plugin_registers_an_objective(plugins):
     assert [line.split()[0] for line in adapters[2:]] == ["lora", "dora", "ia3", "npt"] and "W + s B A" in adapters[2]
     formats = limbeck("list", "quantizers").stdout.splitlines()
     assert [line.split()[0] for line in formats[2:]] == [
-        "int8", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64", "int4-sym-g32", "nf4", "nf4-double"
+        "int8", "int8-g128", "int8-g64", "int8-g32", "int8-dynamic", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64",
+        "int4-sym-g32", "int4-sym-dynamic", "int4-sym-g32-dynamic", "nf4", "nf4-double"
     ]  # fmt: skip
     done = limbeck("list", "objectives", "--plugin", plugins["example_plugin"])
     assert done.returncode == 0, done.stderr

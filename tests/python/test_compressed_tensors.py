@@ -118,8 +118,9 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return (ours - theirs).abs().amax((1, 2)) / theirs.abs().max()
 
 
-def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base, tmp_path):
-    groups = {"a": {"targets": ["Linear"], "weights": weights(8, True, None), "input_activations": INPUTS, "format": "int-quantized"}}
+@pytest.mark.parametrize(("arguments", "form"), [(weights(8, True, None), "int-quantized"), (weights(4, True, 32), "pack-quantized")])
+def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base, tmp_path, arguments, form):
+    groups = {"a": {"targets": ["Linear"], "weights": arguments, "input_activations": INPUTS, "format": form}}
     compressed(base, tmp_path / "packed", groups, ["lm_head"])
     ours = limbeck.forward(tmp_path / "packed", APART)["logits"]
     assert apart(ours, logits(read_by_transformers(tmp_path / "packed"), APART)).median() < OUTPUT_BAR
@@ -129,15 +130,17 @@ def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base,
     assert apart(ours, limbeck.forward(tmp_path / "packed", APART)["logits"]).min() > 1e-3
 
 
-def test_transformers_rounds_the_inputs_of_what_we_write(limbeck, base, tmp_path):
-    folder = resave(base, tmp_path / "packed", "--packed", "int8-dynamic", "--rule", "model.layers.1.mlp.** int8-g32")
+@pytest.mark.parametrize("form", ["int8-dynamic", "int4-sym-dynamic", "int4-sym-g32-dynamic"])
+def test_transformers_rounds_the_inputs_of_what_we_write(limbeck, base, tmp_path, form):
+    folder = resave(base, tmp_path / "packed", "--packed", form, "--rule", "model.layers.1.mlp.** int8-g32")
     ours, theirs = limbeck.forward(folder, APART)["logits"], logits(read_by_transformers(folder), APART)
     assert apart(ours, theirs).median() < OUTPUT_BAR
     again = resave(folder, tmp_path / "again", "--packed", "as-it-is")
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    assert load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"].dtype == torch.int8
-    with pytest.raises(AssertionError, match=r"lm_head\] is to be int8-dynamic .* say int8 for a head or an embedding"):
-        resave(base, tmp_path / "head", "--packed", "int8", "--rule", "model.lm_head int8-dynamic")
+    whole = "model.layers.0.mlp.down_proj.weight"
+    assert (whole if form == "int8-dynamic" else whole + "_packed") in load_file(folder / "model.safetensors")
+    with pytest.raises(AssertionError, match=rf"lm_head\] is to be {form} .* say int8 for a head or an embedding"):
+        resave(base, tmp_path / "head", "--packed", "int8", "--rule", f"model.lm_head {form}")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -157,9 +157,20 @@ TEST(QuantizedCheckRules, OneThatPacksNothingIsRefused) {
   const std::string unknown = message("student.layers.** int5");
   EXPECT_NE(unknown.find(
                 "wanted float32, bfloat16, float16 or float64; or a packed one: int8, int8-g128, int8-g64, int8-g32, "
-                "int8-dynamic, int4, int4-g64, int4-g32, int4-sym, int4-sym-g64, int4-sym-g32, nf4, nf4-double"),
+                "int8-dynamic, int4, int4-g64, int4-g32, int4-sym, int4-sym-g64, int4-sym-g32, int4-sym-dynamic, "
+                "int4-sym-g32-dynamic, nf4, nf4-double"),
             std::string::npos)
       << unknown;
+}
+
+TEST(QuantizedCheckRules, AFormatOfTheCpuAloneIsRefusedOnAGpuBeforeTheRun) {
+  RecipeKeys keys = quantized_recipe("llama", "bfloat16", "none");
+  keys.emplace_back("precision.rule", "teacher.layers.1.mlp.** int4-sym-g32-dynamic");
+  checked(keys);
+  keys.emplace_back("device", "cuda");
+  const std::string refused = test::message_of([&] { checked(keys); });
+  EXPECT_NE(refused.find("[teacher.layers.1.mlp."), std::string::npos) << refused;
+  EXPECT_NE(refused.find("on cuda, which is for the CPU alone: say int4-sym-g32 there"), std::string::npos) << refused;
 }
 
 TEST(QuantizedCheckRules, ACopyOfTheStudentIsPackedAsItIsModuleByModule) {

@@ -22,8 +22,11 @@ void declare_model(OptionTable& table, const std::string& role) {
   table.add({.name = role + ".quantize",
              .kind = OptionKind::kChoice,
              .fallback = "none",
-             .help = "Its linear weights of attention and MLP in 8 or 4 bits; they are frozen then.",
-             .words = none_or(quantization::quantized_formats())});
+             .help =
+                 "Its linear weights of attention and MLP in 8 or 4 bits, frozen then: none, or a format of 'limbeck "
+                 "list quantizers'.",
+             .words = none_or(quantization::quantized_formats()),
+             .value_name = "FORMAT"});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",

@@ -30,8 +30,11 @@ void declare_single_model(recipe::OptionTable& table) {
   table.add({.name = "quantize",
              .kind = OptionKind::kChoice,
              .fallback = "none",
-             .help = "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read.",
+             .help =
+                 "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read: none, "
+                 "or a format of 'limbeck list quantizers'.",
              .words = recipe::none_or(quantization::quantized_formats()),
+             .value_name = "FORMAT",
              .flag_only = true});
   table.add(
       {.name = "adapter",

@@ -1,0 +1,33 @@
+// The loops of products with a matrix in int4 of which rows of x are codes too (quantized_linear.h), on plain pointers.
+#pragma once
+#include <cstdint>
+
+#include "kernels/cpu/cpu_isa.h"
+#include "kernels/operator/storage.h"
+
+namespace limbeck::kernels {
+
+struct QuantizedView;  // quantized_formula.h
+
+// y [m, n] of the codes of x and of the matrix [n, k] in int4. A row of x is whole words of eight codes, of which those
+// at even places come before those at odd ones, as the halves of bytes of the matrix lie.
+struct Int4Product {
+  const int8_t* codes;  // [m, words * 8]
+  const float* scales;  // [m]
+  const int32_t* sums;  // [m, groups]: of the codes that meet a group of the matrix
+  const QuantizedView& weight;
+  Storage storage;  // of y and bias
+  void* y;
+  const void* bias;  // or nullptr
+  int64_t m, n, k;
+};
+
+struct Int4DynamicLoops {
+  int64_t scratch_bytes;
+  // Rows [m0, m1) and columns [n0, n1) of y: one thread's share.
+  void (*share)(const Int4Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch);
+};
+
+LIMBECK_LOOPS(Int4DynamicLoops, int4_dynamic_loops)
+
+}  // namespace limbeck::kernels
