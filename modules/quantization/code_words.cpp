@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include "kernels/operator/rounded_up.h"
+#include "kernels/quantized/quantized_formula.h"
 
 namespace limbeck::quantization {
 namespace {
@@ -34,6 +35,22 @@ at::Tensor codes_of_words(const at::Tensor& words, int64_t columns) {
   at::Tensor codes = at::empty({rows, columns}, at::kChar);
   copy_turned(words.const_data_ptr(), words.size(1) * kCodes, codes.mutable_data_ptr(), columns, rows, columns);
   return codes;
+}
+
+std::optional<at::Tensor> short_words_of(const at::Tensor& codes) {
+  constexpr int kBits = 4;
+  const int64_t rows = codes.size(0), columns = codes.size(1);
+  at::Tensor words = at::zeros({rows, kernels::rounded_up_quotient(columns, kernels::kWordCodes)}, at::kInt);
+  const auto* code = codes.const_data_ptr<int8_t>();
+  auto* word = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
+  for (int64_t row = 0; row < rows; ++row, code += columns, word += words.size(1)) {
+    for (int64_t i = 0; i < columns; ++i) {
+      const int from_least = code[i] + kernels::kMiddleCode;
+      if (from_least < 0 || from_least >= 1 << kBits) return std::nullopt;
+      word[i / kernels::kWordCodes] |= static_cast<uint32_t>(from_least) << i % kernels::kWordCodes * kBits;
+    }
+  }
+  return words;
 }
 
 }  // namespace limbeck::quantization

@@ -4,7 +4,7 @@
 //                    W_scale       float [rows, groups]
 //                    W_zero_point  int32 [words, groups]  where the group is not symmetric: packed down the rows
 //                    W_shape       int64 [2]
-//   int-quantized    W             int8 [rows, columns]
+//   int-quantized    W             int8 [rows, columns]  also of codes of 4 bits, in groups
 //                    W_scale       float [rows, 1], or [rows, groups]
 // Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both; int8-dynamic is
 // written int-quantized, beside input_activations that say how its inputs are quantized. An embedding is
@@ -128,7 +128,13 @@ class CompressedTensors : public WrittenLayout {
     if (!in_groups) scales = scales.view({rows});
     kernels::QuantizedMatrix matrix{group->format, rows, columns, {}};
     if (!group->in_words) {
-      matrix.parts = {wanted(weight, {at::kChar}, {rows, columns}), scales};
+      at::Tensor codes = wanted(weight, {at::kChar}, {rows, columns});
+      if (!int8) {
+        const auto words = short_words_of(codes);
+        if (!words) refuse_weight(weight + " holds codes beyond -8 to 7, and config.json says 4 bits");
+        codes = *words;
+      }
+      matrix.parts = {codes, scales};
     } else {
       const int64_t codes_of_word = int8 ? 4 : kernels::kWordCodes;
       const at::Tensor words = wanted(stored, {at::kInt}, {rows, kernels::rounded_up_quotient(columns, codes_of_word)});

@@ -118,7 +118,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return (ours - theirs).abs().amax((1, 2)) / theirs.abs().max()
 
 
-@pytest.mark.parametrize(("arguments", "form"), [(weights(8, True, None), "int-quantized"), (weights(4, True, 32), "pack-quantized")])
+@pytest.mark.parametrize(("arguments", "form"), [(weights(8, True, None), "int-quantized"), (weights(4, True, 32), "pack-quantized"), (weights(4, True, 128), "int-quantized")])
 def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base, tmp_path, arguments, form):
     groups = {"a": {"targets": ["Linear"], "weights": arguments, "input_activations": INPUTS, "format": form}}
     compressed(base, tmp_path / "packed", groups, ["lm_head"])
@@ -128,6 +128,15 @@ def test_inputs_in_8_bits_are_computed_as_compressed_tensors_does(limbeck, base,
     config["quantization_config"]["config_groups"]["group_0"]["input_activations"] = None
     (tmp_path / "packed" / "config.json").write_text(json.dumps(config))
     assert apart(ours, limbeck.forward(tmp_path / "packed", APART)["logits"]).min() > 1e-3
+
+
+def test_codes_beyond_4_bits_are_refused(limbeck, base, tmp_path):
+    compressed(base, tmp_path / "packed", {"a": {"targets": ["Linear"], "weights": weights(4, True, 32), "format": "int-quantized"}}, ["lm_head"])
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    tensors[NAME][3, 5] = 8
+    save_file(tensors, tmp_path / "packed" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LimbeckError, match="layers.1.mlp.up_proj.weight holds codes beyond -8 to 7, and config.json says 4 bits"):
+        limbeck.forward(tmp_path / "packed", IDS)
 
 
 @pytest.mark.parametrize("form", ["int8-dynamic", "int4-sym-dynamic", "int4-sym-g32-dynamic"])
