@@ -56,6 +56,24 @@ struct FlashBlocks {
   }
 };
 
+// `ends`: of documents, whose rows lie flat then.
+FlashAttention3Call call_of(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& ends, double scale,
+                            bool causal, int64_t window, double softcap) {
+  const bool flat = ends.has_value();
+  const Reach reach(causal, window);
+  return {.q = flash_operand(q, flat),
+          .k = flash_operand(k, flat),
+          .v = flash_operand(v, flat),
+          .ends = ends,
+          .longest_q = q.size(1),
+          .longest_k = k.size(1),
+          .scale = scale,
+          .causal = causal,
+          .left = reach.left.value_or(-1),
+          .right = reach.right.value_or(-1),
+          .softcap = softcap};
+}
+
 }  // namespace
 
 bool flash_attention_3_serves(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& segments_q,
@@ -71,18 +89,8 @@ std::tuple<Tensor, Tensor> flash_attention_3_forward(const Tensor& q, const Tens
                                                      double scale, bool causal, int64_t window, double softcap) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const bool flat = segments.has_value();
-  const Reach reach(causal, window);
-  auto [out, lse] = call_flash_attention_3_forward({.q = flash_operand(q, flat),
-                                                    .k = flash_operand(k, flat),
-                                                    .v = flash_operand(v, flat),
-                                                    .ends = flat ? runs : std::nullopt,
-                                                    .longest_q = q.size(1),
-                                                    .longest_k = k.size(1),
-                                                    .scale = scale,
-                                                    .causal = causal,
-                                                    .left = reach.left.value_or(-1),
-                                                    .right = reach.right.value_or(-1),
-                                                    .softcap = softcap});
+  auto [out, lse] =
+      call_flash_attention_3_forward(call_of(q, k, v, flat ? runs : std::nullopt, scale, causal, window, softcap));
   if (!flat) return {out, lse};
   out = out.view({q.size(0), q.size(1), q.size(2), v.size(3)});
   out.masked_fill_(padding_of(*segments), 0.0);
@@ -96,24 +104,13 @@ std::tuple<Tensor, Tensor, Tensor> flash_attention_3_backward(const Tensor& dout
                                                               int64_t window, double softcap) {
   const at::AutoDispatchBelowADInplaceOrView guard;
   const bool flat = segments.has_value();
-  const Reach reach(causal, window);
   const Tensor seen = flat ? dout.masked_fill(padding_of(*segments), 0.0) : dout;
   // It reads the sums as if they lay dense.
   const Tensor sums = (flat ? lse.transpose(0, 1).reshape({q.size(2), -1}) : lse).contiguous();
   // Its own would lie as q, k and v do.
   const auto dense = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const Tensor dq = dense(q), dk = dense(k), dv = dense(v);
-  call_flash_attention_3_backward({.q = flash_operand(q, flat),
-                                   .k = flash_operand(k, flat),
-                                   .v = flash_operand(v, flat),
-                                   .ends = flat ? runs : std::nullopt,
-                                   .longest_q = q.size(1),
-                                   .longest_k = k.size(1),
-                                   .scale = scale,
-                                   .causal = causal,
-                                   .left = reach.left.value_or(-1),
-                                   .right = reach.right.value_or(-1),
-                                   .softcap = softcap},
+  call_flash_attention_3_backward(call_of(q, k, v, flat ? runs : std::nullopt, scale, causal, window, softcap),
                                   {.dout = flash_operand(seen, flat),
                                    .out = flash_operand(out, flat),
                                    .lse = sums,
