@@ -81,7 +81,7 @@ void require_static_codes(const Precision& resolved, const std::string& path, Ro
         fmt::format("[{}] is to be {} ({}) on {}, which is for the CPU alone: say {} there, or set device = cpu", path,
                     name, resolved.source, resolved.device.str(), name.substr(0, name.rfind("-dynamic"))));
   }
-  if (packed_by_default(role)) return;
+  if (packable_in(role, *resolved.quantized)) return;
   throw UsageError(
       fmt::format("[{}] is to be {} ({}), which quantizes the inputs of a product too, and is for linear modules of "
                   "attention and MLP "
@@ -124,6 +124,10 @@ void require_roots(const std::vector<Rule>& rules, const std::vector<std::string
 }
 
 bool packable(Role role) { return packed_by_default(role) || role == Role::kEmbedding || role == Role::kHead; }
+
+bool packable_in(Role role, kernels::QuantizedFormat format) {
+  return packable(role) && (!format.dynamic || packed_by_default(role));
+}
 
 bool packed_by_default(Role role) { return role == Role::kAttention || role == Role::kMlp; }
 

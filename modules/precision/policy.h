@@ -30,6 +30,8 @@ void require_roots(const std::vector<Rule>& rules, const std::vector<std::string
 
 // Whether modules of this role can have their weight in few bits: linear ones of attention and MLP, heads, embeddings.
 bool packable(Role role);
+// And in this format: one that quantizes the inputs of a product too is for linear modules of attention and MLP alone.
+bool packable_in(Role role, kernels::QuantizedFormat format);
 // Those that are packed where a format is asked for the whole model: heads and embeddings stay floats unless a rule
 // says otherwise.
 bool packed_by_default(Role role);

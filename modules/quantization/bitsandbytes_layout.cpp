@@ -127,6 +127,9 @@ class Bitsandbytes : public WrittenLayout {
 
   bool has_transposed() const override { return true; }
   bool writes(QuantizedFormat format) const override { return format.kind == kernels::CodeKind::kNf4; }
+  bool writes_for(Role role, QuantizedFormat format) const override {
+    return writes(format) && precision::packed_by_default(role);
+  }
 
   io::NamedTensors tensors(const StoredWeight& stored, const PackedWeight& packed,
                            at::ScalarType dtype) const override {

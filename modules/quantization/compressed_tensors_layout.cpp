@@ -149,6 +149,10 @@ class CompressedTensors : public WrittenLayout {
 
   bool has_transposed() const override { return false; }
   bool writes(QuantizedFormat format) const override { return format.kind != CodeKind::kNf4; }
+  bool writes_for(Role role, QuantizedFormat format) const override {
+    return role == Role::kEmbedding ? format == QuantizedFormat::kInt8
+                                    : writes(format) && precision::packable_in(role, format);
+  }
 
   io::NamedTensors tensors(const StoredWeight& stored, const PackedWeight& packed,
                            at::ScalarType dtype) const override {
@@ -247,7 +251,7 @@ class CompressedTensors : public WrittenLayout {
   static std::vector<std::string> embedding_targets(const StoredModules& modules) {
     std::vector<std::string> targets;
     for (const auto& [module, format] : modules.embeddings) {
-      if (format != QuantizedFormat::kInt8) {
+      if (!compressed_tensors_layout()->writes_for(Role::kEmbedding, format)) {
         throw UsageError(
             fmt::format("{} is in {}, and transformers loads packed embeddings in int8 alone: say int8 for it in the "
                         "rule, or leave "

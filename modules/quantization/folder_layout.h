@@ -57,6 +57,8 @@ class WrittenLayout : public FolderLayout {
   // Whether its readers know packed weights of modules that store them transposed (GPT-2's Conv1D).
   virtual bool has_transposed() const = 0;
   virtual bool writes(kernels::QuantizedFormat format) const = 0;
+  // And weights of this role in it, as its readers take them.
+  virtual bool writes_for(Role role, kernels::QuantizedFormat format) const = 0;
   // The tensors that stand for a weight of a format that it writes, whose activations are of `dtype`.
   virtual io::NamedTensors tensors(const StoredWeight& weight, const precision::PackedWeight& packed,
                                    at::ScalarType dtype) const = 0;

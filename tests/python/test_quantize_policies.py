@@ -31,6 +31,10 @@ def formats(said: dict) -> dict[str, str]:
     return {module: entry["format"] for module, entry in said["modules"].items()}
 
 
+def tied(base: Path) -> bool:
+    return transformers.AutoConfig.from_pretrained(base).tie_word_embeddings
+
+
 def weighs_as_said(said: dict, out: Path) -> None:
     assert said["estimate"]["mixed_precision_bytes"] == said["planned_bytes"] == said["bytes"] == payload(out)
     assert said["estimate"]["total_parameters"] == said["values"]
@@ -41,10 +45,12 @@ def test_static_goes_by_roles(limbeck, tmp_path, family):
     base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
     said = quantized(limbeck, base, tmp_path / "out", "--policy", "static")
     weighs_as_said(said, tmp_path / "out")
-    assert set(formats(said).values()) == {"int8"} and said["dtype"] == "float16"
+    in_layers = {form for module, form in formats(said).items() if module.startswith("layers.")}
+    others = {module for module, form in formats(said).items() if form == "float"}
+    assert in_layers == {"int8"} and others == {"embed_tokens"} | ({"lm_head"} if not tied(base) else set()) and said["dtype"] == "float16"
     stored = load_file(tmp_path / "out" / "model.safetensors")
     packed = {name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")}
-    assert len(packed) == len(said["modules"])
+    assert len(packed) == len(said["modules"]) - len(others)
     assert not any("norm" in name or "embed" in name or "lm_head" in name for name in packed)
 
 
@@ -52,9 +58,14 @@ def test_what_a_role_gets_can_be_said(limbeck, base, tmp_path):
     said = quantized(limbeck, base, tmp_path / "out", "--policy", "static", "--tag", "mlp int4", "--rule", "model.layers.0.mlp.up_proj int8")
     weighs_as_said(said, tmp_path / "out")
     for module, form in formats(said).items():
-        assert form == ("int8" if "self_attn" in module else "int4"), module
+        assert form == ("float" if module in ("embed_tokens", "lm_head") else "int8" if "self_attn" in module else "int4"), module
     assert "layers.0.mlp.up_proj" not in said["modules"]  # the rule's own
     assert said["formats"]["int8"]["tensors"] == 9
+    smallest = quantized(limbeck, base, tmp_path / "all", "--policy", "static", "--tag", "embedding int8", "--tag", "head int4-g32")
+    weighs_as_said(smallest, tmp_path / "all")
+    assert [formats(smallest)[module] for module in ("embed_tokens", "lm_head")] == ["int8", "int4-g32"]
+    with pytest.raises(LimbeckError, match=r"embed_tokens: others read an embedding in int8 or float, not in int4: give it one of these"):
+        quantized(limbeck, base, tmp_path / "never", "--policy", "static", "--tag", "embedding int4")
     kept = quantized(limbeck, base, tmp_path / "kept", "--policy", "static", "--dtype", "float32")
     assert kept["dtype"] == "float32"
 

@@ -21,12 +21,13 @@ from test_quantize_policies import formats, llama, weighs_as_said
 from test_report import Page
 
 LENGTH, ROWS, HELD_OUT, JUDGING, VOCABULARY = 24, 6, 5, 9, 101
+MODULES = 2 * 7 + 2  # two layers, an embedding, a head
 FORMATS = ["float", "int8", "int4-g32", "int4"]
 
 
 class Case:
-    def __init__(self, folder: Path):
-        self.folder, self.base = folder, llama(folder / "base")
+    def __init__(self, folder: Path, **options):
+        self.folder, self.base = folder, llama(folder / "base", **options)
         self.documents = token_rows.random_documents(40, LENGTH // 2, LENGTH, VOCABULARY, seed=3)
         self.data = token_rows.write(folder / "data", self.documents, VOCABULARY)
 
@@ -71,13 +72,26 @@ def weight_of(stored: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 def stood_for(base: Path, folder: Path) -> transformers.PreTrainedModel:
     """The model that a folder of packed weights stands for, in float64."""
     stored, net = load_file(folder / "model.safetensors"), model(base)
-    plain = {name: stored[name].double() if name in stored else weight_of(stored, name) for name in net.state_dict()}
-    net.load_state_dict(plain)
+
+    def plain(name: str) -> torch.Tensor:
+        if name not in stored:
+            return weight_of(stored, name)
+        scale = stored[f"{name}_scale"].double() if stored[name].dtype == torch.int8 else 1
+        return stored[name].double() * scale
+
+    net.load_state_dict({name: plain(name) for name in net.state_dict() if name != "lm_head.weight" or not net.config.tie_word_embeddings}, strict=False)
     return net
 
 
-def linears(net) -> dict[str, torch.nn.Linear]:
-    return {name.removeprefix("model."): module for name, module in net.named_modules() if name.endswith("_proj")}
+def is_table(name: str) -> bool:
+    return name == "embed_tokens"
+
+
+def weighted(net) -> dict[str, torch.nn.Module]:
+    """What a budget gives formats: linear modules, the embedding, the head; one that is tied is the embedding."""
+    tied = net.config.tie_word_embeddings
+    found = {name.removeprefix("model."): module for name, module in net.named_modules() if name.endswith(("_proj", "embed_tokens"))}
+    return found if tied else found | {"lm_head": net.lm_head}
 
 
 def rows_of(case: Case, begin: int, count: int) -> list[torch.Tensor]:
@@ -88,35 +102,38 @@ def rows_of(case: Case, begin: int, count: int) -> list[torch.Tensor]:
 def reference(case, tmp_path_factory):
     """By module, in float64: the score in each format, mean |gradient|, variance of outputs, mean |w|."""
     net, out = model(case.base), tmp_path_factory.mktemp("codes")
-    stored = {"float": {name: module.weight.detach().half().double() for name, module in linears(net).items()}}
+    stored = {"float": {name: module.weight.detach().half().double() for name, module in weighted(net).items()}}
     for form in FORMATS[1:]:
-        Limbeck().run("quantize", f"--model={case.base}", f"--output={out / form}", f"--quantize={form}", "--dtype=float16")
-        stored[form] = {name: module.weight.detach() for name, module in linears(stood_for(case.base, out / form)).items()}
+        rules = [f"--rule=model.{name} {form}" for name in weighted(net) if "proj" not in name and (form == "int8" or not is_table(name))]
+        Limbeck().run("quantize", f"--model={case.base}", f"--output={out / form}", f"--quantize={form}", "--dtype=float16", *rules)
+        stored[form] = {name: module.weight.detach() for name, module in weighted(stood_for(case.base, out / form)).items()}
     seen: dict[str, tuple] = {}
-    for name, module in linears(net).items():
+    for name, module in weighted(net).items():
         def keep(_, inputs, output, name=name):
             output.retain_grad()
             seen[name] = (inputs[0], output)
         module.register_forward_hook(keep)
-    found = {name: {"losses": [0.0] * len(FORMATS), "dynamic": 0.0, "gradient": 0.0, "outputs": []} for name in linears(net)}
+    found = {name: {"losses": [0.0] * len(FORMATS), "dynamic": 0.0, "gradient": 0.0, "outputs": []} for name in weighted(net)}
     for ids in rows_of(case, 0, ROWS):
         net.zero_grad()
         logits = net(ids).logits
         torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").backward()
         for name, (x, y) in seen.items():
-            weight = linears(net)[name].weight
+            weight = weighted(net)[name].weight
             for i, form in enumerate(FORMATS):
-                change = x.detach() @ (stored[form][name] - weight.detach()).T
+                error = stored[form][name] - weight.detach()
+                change = error[x] if is_table(name) else x.detach() @ error.T
                 found[name]["losses"][i] += 0.5 * float((change * y.grad).square().sum())
-            scale = x.detach().abs().amax(-1, keepdim=True) / 127.5
-            change = (x.detach() / scale).round().clamp(-128, 127) * scale @ stored["int8"][name].T - y.detach()
-            found[name]["dynamic"] += 0.5 * float((change * y.grad).square().sum())
+            if name.endswith("_proj"):
+                scale = x.detach().abs().amax(-1, keepdim=True) / 127.5
+                change = (x.detach() / scale).round().clamp(-128, 127) * scale @ stored["int8"][name].T - y.detach()
+                found[name]["dynamic"] += 0.5 * float((change * y.grad).square().sum())
             found[name]["gradient"] += float(weight.grad.abs().mean()) / (ids.shape[1] - 1)
             found[name]["outputs"].append(y.detach().flatten())
     for name, entry in found.items():
         entry["variance"] = float(torch.cat(entry["outputs"]).var(unbiased=False))
         entry["stored"] = {form: weights[name] for form, weights in stored.items()}
-        entry["weight"] = float(linears(net)[name].weight.detach().abs().mean())
+        entry["weight"] = float(weighted(net)[name].weight.detach().abs().mean())
     return found
 
 
@@ -128,8 +145,9 @@ def test_scores_are_those_of_float64(case, reference, tmp_path):
     case.run(tmp_path / "out", budget="3x", exchange_steps=0)
     head, *rows = lines_of(tmp_path / "out.scores.jsonl")
     assert head["formats"] == FORMATS and [row["row"] for row in rows] == list(range(ROWS))
+    assert head["modules"] == list(reference)
     for i, name in enumerate(head["modules"]):
-        for j in range(len(FORMATS)):
+        for j in range(2 if is_table(name) else len(FORMATS)):  # an embedding is float or int8
             ours = sum(row["modules"][i][4][j] for row in rows)
             # Float32 rounds the change of an output by about 1e-7 of the output, and float16's own is 2e-4 of it.
             assert ours == pytest.approx(reference[name]["losses"][j], rel=5e-3 if FORMATS[j] == "float" else 1e-4), (name, FORMATS[j])
@@ -140,10 +158,33 @@ def test_inputs_that_a_format_rounds_are_in_its_score(case, reference, tmp_path)
     case.run(tmp_path / "out", budget="3x", exchange_steps=0, formats="float,int8,int8-dynamic")
     head, *rows = lines_of(tmp_path / "out.scores.jsonl")
     for i, name in enumerate(head["modules"]):
+        if not name.endswith("_proj"):
+            continue
         weights, both = (sum(row["modules"][i][4][j] for row in rows) for j in (1, 2))
         assert both == pytest.approx(reference[name]["dynamic"], rel=2e-2) and both > 1.5 * weights, name
     with pytest.raises(LimbeckError, match=r"int8-dynamic rounds the inputs .* take --predict-by=error"):
         case.run(tmp_path / "alone", budget="3x", formats="float,int8-dynamic", predict_by="kl")
+
+
+def test_a_tied_embedding_has_the_score_of_both_its_uses(tmp_path):
+    tied = Case(tmp_path, tie_word_embeddings=True)
+    said = tied.run(tmp_path / "out", budget="3.9x", exchange_steps=0, formats="float,int8")
+    weighs_as_said(said, tmp_path / "out")
+    assert formats(said)["embed_tokens"] == "int8" and "lm_head" not in said["modules"]
+    head, *rows = lines_of(tmp_path / "out.scores.jsonl")
+    net, mix = model(tied.base), stood_for(tied.base, tmp_path / "out")
+    error = (mix.model.embed_tokens.weight - net.model.embed_tokens.weight).detach()
+    lookup = product = 0.0
+    for ids in rows_of(tied, 0, ROWS):
+        kept = net.model(ids, output_hidden_states=True)
+        embedded, logits = kept.hidden_states[0], net.lm_head(kept.last_hidden_state)
+        loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+        by_embedded, by_logits = torch.autograd.grad(loss, [embedded, logits])
+        lookup += 0.5 * float((error[ids] * by_embedded).square().sum())
+        product += 0.5 * float((kept.last_hidden_state.detach() @ error.T * by_logits).square().sum())
+    ours = sum(row["modules"][head["modules"].index("embed_tokens")][4][1] for row in rows)
+    assert ours == pytest.approx(lookup + product, rel=1e-4)
+    assert min(lookup, product) > 1e-3 * ours  # each is seen
 
 
 def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -157,9 +198,9 @@ def test_a_module_alone_is_scored_by_the_kl_of_the_whole_model(case, reference, 
     net, wanted, rows = model(case.base), {}, rows_of(case, 0, ROWS)
     with torch.no_grad():
         floats = [net(ids).logits for ids in rows]
-        for name, module in linears(net).items():
+        for name, module in weighted(net).items():
             own = module.weight.data
-            for form in FORMATS:
+            for form in FORMATS[: 2 if is_table(name) else None]:
                 module.weight.data = reference[name]["stored"][form]
                 wanted[name, form] = sum(divergence(p, net(ids).logits) for p, ids in zip(floats, rows, strict=True))
             module.weight.data = own
@@ -167,6 +208,7 @@ def test_a_module_alone_is_scored_by_the_kl_of_the_whole_model(case, reference, 
     names, alone = lines[0]["modules"], [line for line in lines if "alone" in line]
     assert [(line["row"], line["alone"]) for line in alone] == [(row, i) for row in range(ROWS) for i in range(len(names))]
     found = {(name, form): sum(line["kl"][j] for line in alone if line["alone"] == i) for i, name in enumerate(names) for j, form in enumerate(FORMATS)}
+    found = {key: kl for key, kl in found.items() if key in wanted}
     for (name, form), kl in wanted.items():
         # The floats' logits are rounded to float32, which of float16's own KL leaves two digits.
         assert found[name, form] == pytest.approx(kl, rel=0.1 if form == "float" else 1e-3), (name, form)
@@ -189,9 +231,10 @@ def test_dynamic_is_the_formula_over_all_modules(case, reference, tmp_path):
     said = case.run(tmp_path / "out", policy="dynamic")
     weighs_as_said(said, tmp_path / "out")
     z = {}
+    of_layers = {name: entry for name, entry in reference.items() if name.endswith("_proj")}
     for key, share in (("gradient", 0.5), ("variance", 0.3), ("weight", 0.2)):
-        values = torch.tensor([entry[key] for entry in reference.values()], dtype=torch.float64)
-        for name, value in zip(reference, (values - values.mean()) / values.std(unbiased=False), strict=True):
+        values = torch.tensor([entry[key] for entry in of_layers.values()], dtype=torch.float64)
+        for name, value in zip(of_layers, (values - values.mean()) / values.std(unbiased=False), strict=True):
             z[name] = z.get(name, 0) + share * float(value)
     for name, entry in said["modules"].items():
         assert entry["importance"] == pytest.approx(z[name], abs=1e-4), name
@@ -284,10 +327,10 @@ def same_outcome(one: Path, other: Path) -> None:
 def test_the_uninterrupted_run_measures_rows_and_mixes(uninterrupted):
     lines = lines_of(Path(f"{uninterrupted}.scores.jsonl"))[1:]
     kinds = [next(kind for kind in ("mix", "alone", "row") if kind in line) for line in lines]
-    assert kinds == ["row"] * ROWS + ["alone"] * 14 * ROWS + ["mix"] * 7 * JUDGING
+    assert kinds == ["row"] * ROWS + ["alone"] * MODULES * ROWS + ["mix"] * 7 * JUDGING
     mixes = [line["mix"] for line in lines if "mix" in line]
     assert len(set(mixes)) == 7  # the solved one, and six tries
-    assert [(line["mix"], line["row"]) for line in lines[15 * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS + HELD_OUT, ROWS + HELD_OUT + JUDGING)]
+    assert [(line["mix"], line["row"]) for line in lines[(1 + MODULES) * ROWS :]] == [(mix, row) for mix in dict.fromkeys(mixes) for row in range(ROWS + HELD_OUT, ROWS + HELD_OUT + JUDGING)]
 
 
 def test_exchanges_are_judged_on_rows_of_their_own_by_paired_differences(case, uninterrupted):
@@ -382,8 +425,8 @@ def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted
 
 def test_a_damaged_line_is_refused_by_its_number(case, uninterrupted, tmp_path):
     for kind, number, changed, message in (("row", 3, ("targets", "target"), "is no line of scores"),
-                                           ("alone", ROWS + 2, ('"alone":0', '"alone":14'), "has not a score for each module and format"),
-                                           ("mix", 15 * ROWS + 2, ('"float_loss":', '"floats":'), "is no line of scores")):  # fmt: skip
+                                           ("alone", ROWS + 2, ('"alone":0', f'"alone":{MODULES}'), "has not a score for each module and format"),
+                                           ("mix", (1 + MODULES) * ROWS + 2, ('"float_loss":', '"floats":'), "is no line of scores")):  # fmt: skip
         lines = Path(f"{uninterrupted}.scores.jsonl").read_text().splitlines()
         assert f'"{kind}":' in lines[number - 1] and changed[0] in lines[number - 1]
         lines[number - 1] = lines[number - 1].replace(*changed)

@@ -18,20 +18,43 @@ namespace {
 
 using kernels::QuantizedFormat;
 
+// Below the root.
+std::string path_below(const std::string& path, const std::string& root) { return path.substr(root.size() + 1); }
+
 bool packs(const models::BuiltModel& built) {
   const auto modules = precision::contract_modules(*built.model);
   return std::any_of(modules.begin(), modules.end(),
                      [](const auto& module) { return !module->packed_weights().empty(); });
 }
 
-models::BuiltModel built_in(const models::ModelRequest& request, const StoredFormat& format) {
+// Everything that is covered in one format, where readers take it there. `tied_head`: the path of a head that has no
+// weight of its own, and so is what its embedding is.
+models::BuiltModel built_in(const models::ModelRequest& request, const StoredFormat& format, Covered covered,
+                            const std::string& tied_head) {
   models::ModelRequest asked = request;
-  asked.packing = format.packed ? precision::pack_all(*format.packed, format.name) : precision::Packing{};
+  asked.packing = {};
+  if (format.packed) {
+    quantization::StoredModules one;
+    one.packed[format.name] = *format.packed;
+    const auto layout = quantization::layout_for(one);
+    const auto format_of = [=, packed = *format.packed](const std::string& path, precision::Role role) {
+      const bool is_covered =
+          precision::packed_by_default(role) ||
+          (covered == Covered::kEverything && path != tied_head && layout->writes_for(role, packed));
+      return is_covered ? std::optional(packed) : std::nullopt;
+    };
+    asked.packing = {format_of, format.name};
+  }
   return models::build_on_meta(asked);
 }
 
-// Below the root.
-std::string path_below(const std::string& path, const std::string& root) { return path.substr(root.size() + 1); }
+std::string tied_head_of(const models::BuiltModel& built, const std::string& root) {
+  for (const auto& module : precision::contract_modules(*built.model)) {
+    const auto* linear = dynamic_cast<const models::Linear*>(module.get());
+    if (linear != nullptr && linear->is_tied()) return path_below(linear->path(), root);
+  }
+  return "";
+}
 
 std::map<std::string, int64_t> bytes_by_module(const models::BuiltModel& built) {
   const FolderPlan plan = plan_folder(built);
@@ -46,15 +69,25 @@ std::map<std::string, int64_t> bytes_by_module(const models::BuiltModel& built) 
   return bytes;
 }
 
-bool is_candidate(const precision::ContractModule& module) {
+bool has_a_matrix(const precision::ContractModule& module) {
   const auto* linear = dynamic_cast<const models::Linear*>(&module);
-  return linear != nullptr && !linear->is_tied() && precision::packable(module.role());
+  return linear != nullptr ? !linear->is_tied() : dynamic_cast<const models::Embedding*>(&module) != nullptr;
 }
 
 // Others refuse a last group that is shorter.
-bool has_whole_groups(const models::Linear& module, const StoredFormat& format) {
-  if (!format.packed || !format.packed->has_groups()) return true;
-  return module.in_features() % format.packed->group() == 0;
+bool has_whole_groups(const precision::ContractModule& module, const StoredFormat& format) {
+  const auto* linear = dynamic_cast<const models::Linear*>(&module);
+  if (linear == nullptr || !format.packed || !format.packed->has_groups()) return true;
+  return linear->in_features() % format.packed->group() == 0;
+}
+
+bool holds(const precision::ContractModule& module, const StoredFormat& format) {
+  return module.precision().quantized.has_value() == format.packed.has_value() && has_whole_groups(module, format);
+}
+
+const std::string& fused_with(const precision::ContractModule& module) {
+  const auto* linear = dynamic_cast<const models::Linear*>(&module);
+  return linear != nullptr ? linear->fused_with() : module.path();
 }
 
 }  // namespace
@@ -101,42 +134,40 @@ FolderPlan plan_folder(const models::BuiltModel& built) {
   return plan;
 }
 
-FormatTable::FormatTable(const models::ModelRequest& request, std::vector<StoredFormat> formats)
+FormatTable::FormatTable(const models::ModelRequest& request, std::vector<StoredFormat> formats, Covered covered)
     : formats_(std::move(formats)) {
-  const models::BuiltModel plain = built_in(request, {kFloatFormat, std::nullopt});
+  const models::BuiltModel plain = built_in(request, {kFloatFormat, std::nullopt}, covered, "");
+  const std::string tied_head = tied_head_of(plain, request.root);
   const auto float_bytes = bytes_by_module(plain);
   for (const FolderPlan::Tensor& tensor : plan_folder(plain).tensors) {
     values_ += tensor.values;
     rest_bytes_ += tensor.bytes;
   }
   // A rule that holds whatever the packing shows by a module that does not follow it.
-  const models::BuiltModel packed = built_in(request, {"int8", QuantizedFormat::kInt8});
+  const models::BuiltModel packed = built_in(request, {"int8", QuantizedFormat::kInt8}, covered, tied_head);
   const auto in_floats = precision::contract_modules(*plain.model),
              in_codes = precision::contract_modules(*packed.model);
   std::map<std::string, size_t> group_of;
   for (size_t i = 0; i < in_floats.size(); ++i) {
     const auto& module = *in_floats[i];
-    if (!is_candidate(module) || module.precision().quantized || !in_codes[i]->precision().quantized ||
+    if (!has_a_matrix(module) || module.precision().quantized || !in_codes[i]->precision().quantized ||
         in_codes[i]->precision().source != "int8") {
       continue;
     }
-    const auto& linear = dynamic_cast<const models::Linear&>(module);
     const auto below = [&](const std::string& path) { return path_below(path, request.root); };
-    modules_.push_back(
-        {below(module.path()), module.role(), below(linear.fused_with()), module.footprint().values, {}});
+    modules_.push_back({below(module.path()), module.role(), below(fused_with(module)), module.footprint().values, {}});
     rest_bytes_ -= float_bytes.at(module.path());
     const auto [group, is_new] = group_of.emplace(modules_.back().group, groups_.size());
     if (is_new) groups_.emplace_back();
     groups_[group->second].push_back(modules_.size() - 1);
   }
   for (const StoredFormat& format : formats_) {
-    const models::BuiltModel built = built_in(request, format);
+    const models::BuiltModel built = built_in(request, format, covered, tied_head);
     const auto bytes = bytes_by_module(built);
     size_t next = 0;
     for (const auto& module : precision::contract_modules(*built.model)) {
       if (next == modules_.size() || module->path() != request.root + "." + modules_[next].path) continue;
-      const bool holds = has_whole_groups(dynamic_cast<const models::Linear&>(*module), format);
-      modules_[next++].bytes.push_back(holds ? std::optional(bytes.at(module->path())) : std::nullopt);
+      modules_[next++].bytes.push_back(holds(*module, format) ? std::optional(bytes.at(module->path())) : std::nullopt);
     }
   }
 }
@@ -153,6 +184,10 @@ int64_t FormatTable::bytes_of(const Mix& mix) const {
   for (const Candidate& module : modules_) {
     const std::string& format = mix.at(module.path);
     const auto stored = module.bytes[format_index(format)];
+    if (!stored && module.role == precision::Role::kEmbedding) {
+      throw UsageError(fmt::format("{}: others read an embedding in int8 or {}, not in {}: give it one of these",
+                                   module.path, kFloatFormat, format));
+    }
     if (!stored) {
       throw UsageError(
           fmt::format("{}: its columns are no multiple of the groups of {}, which others refuse: take a "

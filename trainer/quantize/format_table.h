@@ -40,10 +40,15 @@ struct SizeEstimate {
   bool meets_target = false;
 };
 
+// Which modules are given formats: the linear ones of layers, or embeddings and the head too, in the formats that
+// readers of the folder take for them. A tied head is its embedding.
+enum class Covered { kLayers, kEverything };
+
 class FormatTable {
  public:
   // `request`: how the folder is to be read and stored, without packing; its rules hold.
-  FormatTable(const models::ModelRequest& request, std::vector<StoredFormat> formats);
+  FormatTable(const models::ModelRequest& request, std::vector<StoredFormat> formats,
+              Covered covered = Covered::kLayers);
 
   const std::vector<StoredFormat>& formats() const { return formats_; }
   const std::vector<Candidate>& modules() const { return modules_; }

@@ -58,14 +58,21 @@ void RowScore::add(const RowScore& other) {
   }
 }
 
+// A weight, and who computes with it: one module, or an embedding and the head that is tied to it.
 struct ScoreMeter::Measured {
-  const models::Linear* module;
   std::string path;
+  at::Tensor weight;
+  std::vector<const precision::ContractModule*> users;
   std::vector<std::optional<precision::PackedWeight>> packed;  // by format; none: float, or it cannot be stored so
 };
 
+// Each time that one of the users ran.
 struct ScoreMeter::Heard {
-  std::vector<at::Tensor> x, y, gradient;
+  struct Call {
+    bool looks_up = false;
+    at::Tensor x, y, gradient;
+  };
+  std::vector<Call> calls;
 };
 
 namespace {
@@ -90,6 +97,11 @@ class Listener : public precision::ModuleObserver {
  private:
   std::map<const precision::ContractModule*, Passed>& passed_;
 };
+
+bool is_tied_to(const precision::ContractModule& module, const at::Tensor& weight) {
+  const auto* linear = dynamic_cast<const models::Linear*>(&module);
+  return linear != nullptr && linear->is_tied() && !linear->is_quantized() && linear->weight().is_same(weight);
+}
 
 // Tokens that each expert of each sparse layer is given, padding left out.
 std::map<std::string, std::vector<int64_t>> expert_tokens(const models::Architecture& a, const models::Taps& taps,
@@ -121,13 +133,17 @@ void require_next_tokens(const models::BuiltModel& model) {
 ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats)
     : model_(model), table_(table), floats_(floats) {
   require_next_tokens(model);
+  const auto all = precision::contract_modules(*model.model);
   const std::string root = model.model->path() + ".";
-  for (const auto& module : precision::contract_modules(*model.model)) {
+  for (const auto& module : all) {
     const size_t next = modules_.size();
     if (next == table.modules().size() || module->path() != root + table.modules()[next].path) continue;
-    const auto& linear = dynamic_cast<const models::Linear&>(*module);
-    auto measured = std::make_unique<Measured>(Measured{&linear, table.modules()[next].path, {}});
-    const at::Tensor weight = precision::move(linear.weight().detach(), c10::kCPU);
+    auto measured =
+        std::make_unique<Measured>(Measured{table.modules()[next].path, module->parameter("weight"), {}, {}});
+    for (const auto& user : all) {
+      if (user == module || is_tied_to(*user, measured->weight)) measured->users.push_back(user.get());
+    }
+    const at::Tensor weight = precision::move(measured->weight.detach(), c10::kCPU);
     if (io::first_nonfinite(weight)) {
       throw WeightsError(fmt::format("{}: its weight holds NaN or infinity, which no code stands for: mend the model",
                                      measured->path));
@@ -136,7 +152,7 @@ ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table
       const auto& format = table.formats()[i].packed;
       const bool codes = format && table.modules()[next].bytes[i];
       measured->packed.push_back(
-          codes ? std::optional(precision::PackedWeight(weight, *format, linear.placement(), floats)) : std::nullopt);
+          codes ? std::optional(precision::PackedWeight(weight, *format, module->placement(), floats)) : std::nullopt);
     }
     modules_.push_back(std::move(measured));
   }
@@ -146,7 +162,7 @@ ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table
 ScoreMeter::~ScoreMeter() = default;
 
 at::Tensor ScoreMeter::stored(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.module->weight().detach();
+  const at::Tensor weight = module.weight.detach();
   if (module.packed[format]) return module.packed[format]->rows(0, weight.size(0));
   at::Tensor narrow = at::empty(weight.sizes(), weight.options().dtype(floats_)), back = at::empty_like(weight);
   precision::cast_into(narrow, weight);
@@ -159,32 +175,34 @@ at::Tensor ScoreMeter::weight_in(size_t module, size_t format) const {
   return stored(*modules_.at(module), format);
 }
 
-std::function<at::Tensor(const at::Tensor&)> ScoreMeter::changes_under(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.module->weight().detach();
+ScoreMeter::Changes ScoreMeter::changes_under(const Measured& module, size_t format) const {
+  const at::Tensor weight = module.weight.detach(), error = stored(module, format) - weight;
+  const auto looked_up = [error](const at::Tensor& ids) { return error.index_select(0, ids.flatten()); };
   const auto& packed = module.packed[format];
   if (packed && packed->format().dynamic) {  // which rounds the inputs too
-    return [weight, matrix = packed->on(weight.device()).matrix()](const at::Tensor& x) {
-      return kernels::quantized_linear(x, matrix) - kernels::linear(x, weight);
+    const auto product = [weight, matrix = packed->on(weight.device()).matrix()](const at::Tensor& x) {
+      return kernels::quantized_linear(as_rows(x), matrix) - kernels::linear(as_rows(x), weight);
     };
+    return {product, looked_up};
   }
-  return [error = stored(module, format) - weight](const at::Tensor& x) { return kernels::linear(x, error); };
+  return {[error](const at::Tensor& x) { return kernels::linear(as_rows(x), error); }, looked_up};
 }
 
 ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const {
   ModuleScore score;
   score.losses.resize(table_.formats().size());
   for (size_t i = 0; i < score.losses.size(); ++i) {
-    const auto change_of = changes_under(module, i);
-    for (size_t call = 0; call < heard.x.size(); ++call) {
-      const at::Tensor change = change_of(as_rows(heard.x[call]));
-      score.losses[i] += 0.5 * sum_of((change * as_rows(heard.gradient[call])).square());
+    const Changes changes = changes_under(module, i);
+    for (const Heard::Call& call : heard.calls) {
+      const at::Tensor change = call.looks_up ? changes.lookup(call.x) : changes.product(call.x);
+      score.losses[i] += 0.5 * sum_of((change * as_rows(call.gradient)).square());
     }
     if (std::isfinite(score.losses[i])) continue;
     throw NumericError(fmt::format("{}: its score in {} is not finite: look at its weights and at the data",
                                    module.path, table_.formats()[i].name));
   }
-  for (const at::Tensor& y : heard.y) {
-    const at::Tensor valid = as_rows(y).index_select(0, valid_n);
+  for (const Heard::Call& call : heard.calls) {
+    const at::Tensor valid = as_rows(call.y).index_select(0, valid_n);
     score.outputs += sum_of(valid);
     score.squares += sum_of(valid.square());
     score.count += valid.numel();
@@ -196,7 +214,9 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
   const data::Batch batch = data::place(made, model_.policy->device());
   const data::TokenStream& stream = batch.student;
   std::map<const precision::ContractModule*, Listener::Passed> passed;
-  for (const auto& module : modules_) passed[module->module];
+  for (const auto& module : modules_) {
+    for (const auto* user : module->users) passed[user];
+  }
   models::Taps taps;
   taps.keep_router = true;
   at::Tensor token_loss;
@@ -207,15 +227,21 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
     token_loss = models::next_token_loss(model_.model->head(last), stream.labels, model_.model->path() + " (scores)");
   }
   std::vector<at::Tensor> asked;
+  std::vector<Heard> heard;
   for (const auto& module : modules_) {
-    const Listener::Passed& of = passed.at(module->module);
-    if (of.y.empty() || of.x.size() != of.y.size()) {
-      throw InputDataError(fmt::format(
-          "{}: no forward of the calibration rows went through it, so it has no score: give it a format by --rule",
-          module->path));
+    heard.emplace_back();
+    for (const auto* user : module->users) {
+      const Listener::Passed& of = passed.at(user);
+      const bool looks_up = dynamic_cast<const models::Embedding*>(user) != nullptr;
+      if (of.y.empty() || of.x.size() != of.y.size()) {
+        throw InputDataError(fmt::format(
+            "{}: no forward of the calibration rows went through it, so it has no score: give it a format by --rule",
+            module->path));
+      }
+      for (size_t i = 0; i < of.y.size(); ++i) heard.back().calls.push_back({looks_up, of.x[i], of.y[i], {}});
+      asked.insert(asked.end(), of.y.begin(), of.y.end());
     }
-    asked.insert(asked.end(), of.y.begin(), of.y.end());
-    asked.push_back(module->module->weight());
+    asked.push_back(module->weight);
   }
   const auto gradients =
       torch::autograd::grad({token_loss.sum()}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
@@ -231,20 +257,16 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
   }
   const at::Tensor valid_n = objective::valid_tokens(stream).flatten().nonzero().flatten();
   size_t next = 0;
-  for (const auto& module : modules_) {
-    const Listener::Passed& of = passed.at(module->module);
-    Heard heard{of.x, of.y, {}};
-    for (size_t call = 0; call < of.y.size(); ++call, ++next) {
-      if (gradients[next].defined()) {
-        heard.gradient.push_back(gradients[next]);
-      } else {
-        throw InputDataError(
-            fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
-                        "format by --rule",
-                        module->path));
-      }
+  for (size_t i = 0; i < modules_.size(); ++i) {
+    for (Heard::Call& call : heard[i].calls) {
+      call.gradient = gradients[next++];
+      if (call.gradient.defined()) continue;
+      throw InputDataError(
+          fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
+                      "format by --rule",
+                      modules_[i]->path));
     }
-    ModuleScore score = this->score(*module, heard, valid_n);
+    ModuleScore score = this->score(*modules_[i], heard[i], valid_n);
     const at::Tensor& of_weight = gradients[next++];
     score.gradient =
         sum_of(of_weight.abs()) / static_cast<double>(of_weight.numel() * std::max<int64_t>(row.targets, 1));
@@ -258,7 +280,7 @@ std::vector<double> ScoreMeter::mean_weights() const {
   const at::NoGradGuard no_gradient;
   std::vector<double> means;
   for (const auto& module : modules_) {
-    const at::Tensor weight = module->module->weight();
+    const at::Tensor weight = module->weight.detach();
     means.push_back(sum_of(weight.abs()) / static_cast<double>(weight.numel()));
   }
   return means;

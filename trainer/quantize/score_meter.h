@@ -57,8 +57,13 @@ class ScoreMeter {
   struct Measured;
   struct Heard;
   at::Tensor stored(const Measured& module, size_t format) const;
-  // What the format changes of the module's outputs, by its inputs.
-  std::function<at::Tensor(const at::Tensor&)> changes_under(const Measured& module, size_t format) const;
+  // What the format changes of what a module with this weight gives, by its inputs: of one that multiplies, or looks
+  // up.
+  using Change = std::function<at::Tensor(const at::Tensor&)>;
+  struct Changes {
+    Change product, lookup;
+  };
+  Changes changes_under(const Measured& module, size_t format) const;
   ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
 
   const models::BuiltModel& model_;

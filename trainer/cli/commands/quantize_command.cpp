@@ -76,6 +76,13 @@ Way way_of(const recipe::Settings& settings) {
   return Way::kOneFormat;
 }
 
+// Importance is compared among the modules of layers. What vLLM serves keeps embeddings and heads in floats, unless a
+// role is given a format.
+quantize::Covered covered_by(Way way, const recipe::Settings& settings) {
+  const bool everything = way == Way::kStatic || (way == Way::kBudgeted && settings.text("serve-by") != "vllm");
+  return everything ? quantize::Covered::kEverything : quantize::Covered::kLayers;
+}
+
 models::ModelRequest request_of(const recipe::Settings& settings) {
   models::ModelRequest request = single_model(settings);
   request.rules = rules_of_model(settings);
@@ -177,7 +184,8 @@ std::vector<quantize::Budget> budgets_of_curve(const recipe::Settings& settings)
 void show_curve(models::ModelRequest request, Invocation& call) {
   const auto budgets = budgets_of_curve(call.settings);
   choose_floats(request, call.console);
-  const quantize::FormatTable table(request, quantize::parse_formats(call.settings.text("formats"), "--formats"));
+  const quantize::FormatTable table(request, quantize::parse_formats(call.settings.text("formats"), "--formats"),
+                                    covered_by(Way::kBudgeted, call.settings));
   call.result["values"] = table.values();
   Calibration(request, table, call).curve(budgets);
 }
@@ -200,8 +208,8 @@ void run_quantize(Invocation& call) {
   const bool by_roles = way == Way::kStatic;
   const quantize::StaticQuantizationPolicy policy = static_policy(settings);
   const std::string formats = way == Way::kOneFormat ? quantize::kFloatFormat : settings.text("formats");
-  const quantize::FormatTable table(request,
-                                    by_roles ? policy.formats() : quantize::parse_formats(formats, "--formats"));
+  const quantize::FormatTable table(
+      request, by_roles ? policy.formats() : quantize::parse_formats(formats, "--formats"), covered_by(way, settings));
   std::unique_ptr<Calibration> calibration;
   if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
   if (way != Way::kOneFormat) {
@@ -226,12 +234,15 @@ void declare_quantize(recipe::OptionTable& table) {
                      "floats; may be repeated, the last one that matches wins.",
              .value_name = "\"PATTERN FORMAT\"",
              .flag_only = true});
-  table.add({.name = "serve-by",
-             .kind = recipe::OptionKind::kChoice,
-             .fallback = "any",
-             .help = "vllm: refuse formats that vLLM does not serve, because it computes modules as one that differ.",
-             .words = {"any", "vllm"},
-             .flag_only = true});
+  table.add(
+      {.name = "serve-by",
+       .kind = recipe::OptionKind::kChoice,
+       .fallback = "any",
+       .help =
+           "vllm: refuse formats that vLLM does not serve, because it computes modules as one that differ; a budget "
+           "leaves embeddings and head floats.",
+       .words = {"any", "vllm"},
+       .flag_only = true});
   table.group("Policy");
   table.add({.name = "policy",
              .kind = recipe::OptionKind::kChoice,

@@ -13,7 +13,7 @@ void declare_measured(recipe::OptionTable& table) {
   add({.name = "budget",
        .kind = OptionKind::kText,
        .help = "What the model may weigh, everything counted: \"4.5 bits\" a weight, 6x less than float32, \"123456 "
-               "bytes\"; each module's format is then what measured scores make best.",
+               "bytes\"; the format of each module, embeddings and head too, is then what measured scores make best.",
        .value_name = "AMOUNT"});
   add({.name = "budgets",
        .kind = OptionKind::kText,
