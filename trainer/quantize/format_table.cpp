@@ -28,7 +28,7 @@ bool packs(const models::BuiltModel& built) {
 }
 
 // Everything that is covered in one format, where readers take it there. `tied_head`: the path of a head that has no
-// weight of its own, and so is what its embedding is.
+// weight of its own, and so is what its embedding is. An encoder is measured before its head, which stays floats.
 models::BuiltModel built_in(const models::ModelRequest& request, const StoredFormat& format, Covered covered,
                             const std::string& tied_head) {
   models::ModelRequest asked = request;
@@ -37,11 +37,11 @@ models::BuiltModel built_in(const models::ModelRequest& request, const StoredFor
     quantization::StoredModules one;
     one.packed[format.name] = *format.packed;
     const auto layout = quantization::layout_for(one);
+    const bool encoder = models::read_model_config(request.folder).architecture.kind == models::ModelKind::kEncoder;
     const auto format_of = [=, packed = *format.packed](const std::string& path, precision::Role role) {
-      const bool is_covered =
-          precision::packed_by_default(role) ||
-          (covered == Covered::kEverything && path != tied_head && layout->writes_for(role, packed));
-      return is_covered ? std::optional(packed) : std::nullopt;
+      const bool everything = covered == Covered::kEverything && path != tied_head &&
+                              !(encoder && role == precision::Role::kHead) && layout->writes_for(role, packed);
+      return everything || precision::packed_by_default(role) ? std::optional(packed) : std::nullopt;
     };
     asked.packing = {format_of, format.name};
   }

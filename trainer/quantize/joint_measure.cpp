@@ -42,13 +42,16 @@ at::Tensor hidden_at(const models::BuiltModel& built, const data::TokenStream& s
 // MKL multiplies 5 to 11 rows of float32 in another order on another number of threads: no product is of so few.
 constexpr int64_t kLeastRows = 16;
 
+at::Tensor wide(const at::Tensor& x, const models::BuiltModel& built) {
+  return precision::cast(x, x.scalar_type(), at::kDouble, built.model->path() + " (divergence)");
+}
+
 // float64 log-probabilities [positions, V] of what comes next.
 at::Tensor log_probabilities(const models::BuiltModel& built, const at::Tensor& hidden) {
   const int64_t count = hidden.size(0), missing = std::max<int64_t>(0, kLeastRows - count);
   const at::Tensor rows = missing > 0 ? at::constant_pad_nd(hidden, {0, 0, 0, missing}) : hidden;
   const at::Tensor logits = built.model->head(rows.unsqueeze(0)).squeeze(0).narrow(0, 0, count);
-  const std::string place = built.model->path() + " (divergence)";
-  return at::log_softmax(precision::cast(logits, logits.scalar_type(), at::kDouble, place), -1);
+  return at::log_softmax(wide(logits, built), -1);
 }
 
 double share_at(const std::vector<double>& sorted, double share) {
@@ -77,9 +80,29 @@ std::pair<double, double> drawn_again(const std::vector<RowDivergence>& rows) {
 
 }  // namespace
 
-FloatRow::FloatRow(const models::BuiltModel& floats, const data::Batch& row) : floats_(floats) {
+Distance distance_of(const models::BuiltModel& model) {
+  const bool encoder = model.config.architecture.kind == models::ModelKind::kEncoder;
+  return encoder ? Distance::kPooledStates : Distance::kPredictions;
+}
+
+const char* heading(Distance distance) {
+  return distance == Distance::kPredictions ? "KL to floats" : "1 - cosine to floats";
+}
+
+at::Tensor pooled_directions(const models::BuiltModel& model, const data::TokenStream& stream) {
+  const at::Tensor last = model.model->encode(objective::model_input(stream, nullptr)).last;
+  const at::Tensor pooled = models::mean_pool(last, objective::valid_tokens(stream));
+  return pooled / pooled.norm(2, -1, /*keepdim=*/true);
+}
+
+FloatRow::FloatRow(const models::BuiltModel& floats, const data::Batch& row)
+    : distance_(distance_of(floats)), floats_(floats) {
   const at::NoGradGuard no_gradient;
   stream_ = data::place(row, floats.policy->device()).student;
+  if (distance_ == Distance::kPooledStates) {
+    directions_ = wide(pooled_directions(floats, stream_), floats);
+    return;
+  }
   const at::Tensor labels = objective::predicted_labels(stream_);
   positions_ = labels.ne(models::kIgnoredLabel).nonzero().flatten();
   labels_ = labels.index_select(0, positions_).unsqueeze(1);
@@ -93,8 +116,18 @@ at::Tensor FloatRow::of_floats(int64_t begin, int64_t count) const {
   return whole_.defined() ? whole_ : log_probabilities(floats_, hidden_.narrow(0, begin, count));
 }
 
+RowDivergence FloatRow::turned(const models::BuiltModel& mix) const {
+  RowDivergence row;
+  row.targets = targets();
+  const at::Tensor of_mix = wide(pooled_directions(mix, stream_), mix);
+  // Of directions 1 - cosine is half the square of their distance, without the cancellation of 1 - 0.9999999.
+  row.kl = total_of((directions_ - of_mix).square().sum(-1)) / 2;
+  return row;
+}
+
 RowDivergence FloatRow::divergence(const models::BuiltModel& mix) const {
   const at::NoGradGuard no_gradient;
+  if (distance_ == Distance::kPooledStates) return turned(mix);
   RowDivergence row;
   row.targets = targets();
   if (row.targets == 0) return row;
@@ -134,8 +167,9 @@ PairedChange paired_change(const std::vector<RowDivergence>& from, const std::ve
   return found;
 }
 
-JointMeasure joint_measure(const std::vector<RowDivergence>& rows) {
+JointMeasure joint_measure(const std::vector<RowDivergence>& rows, Distance distance) {
   JointMeasure measure;
+  measure.distance = distance;
   double float_loss = 0, loss = 0;
   for (const RowDivergence& row : rows) {
     measure.targets += row.targets;

@@ -11,6 +11,7 @@
 
 #include "kernels/linear/linear.h"
 #include "kernels/quantized/quantized_linear.h"
+#include "kernels/random/counter_bits.h"
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
 #include "modules/models/network/token_loss.h"
@@ -98,6 +99,18 @@ class Listener : public precision::ModuleObserver {
   std::map<const precision::ContractModule*, Passed>& passed_;
 };
 
+// 1 or -1 for each value of x, another draw for each row.
+at::Tensor drawn_signs(const at::Tensor& x, uint64_t row) {
+  constexpr uint64_t kDirections = 0x51e0d1ec;
+  at::Tensor signs = at::empty(x.sizes(), at::kFloat);
+  auto* sign = signs.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < signs.numel(); ++i)
+    sign[i] = (kernels::counter_bits(kernels::counter_bits(kDirections, row), static_cast<uint64_t>(i)) & 1) != 0
+                  ? 1.F
+                  : -1.F;
+  return precision::move(signs, x.device());
+}
+
 bool is_tied_to(const precision::ContractModule& module, const at::Tensor& weight) {
   const auto* linear = dynamic_cast<const models::Linear*>(&module);
   return linear != nullptr && linear->is_tied() && !linear->is_quantized() && linear->weight().is_same(weight);
@@ -121,18 +134,8 @@ std::map<std::string, std::vector<int64_t>> expert_tokens(const models::Architec
 
 }  // namespace
 
-void require_next_tokens(const models::BuiltModel& model) {
-  const models::Architecture& a = model.config.architecture;
-  if (a.kind == models::ModelKind::kDecoder && a.head == models::HeadKind::kLanguageModel) return;
-  throw UsageError(
-      fmt::format("[{}] is a {} model without a loss of next tokens to measure: scores are for decoders of "
-                  "language; --policy=static needs none",
-                  model.model->path(), a.family));
-}
-
 ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats)
-    : model_(model), table_(table), floats_(floats) {
-  require_next_tokens(model);
+    : model_(model), distance_(distance_of(model)), table_(table), floats_(floats) {
   const auto all = precision::contract_modules(*model.model);
   const std::string root = model.model->path() + ".";
   for (const auto& module : all) {
@@ -210,6 +213,23 @@ ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const 
   return score;
 }
 
+at::Tensor ScoreMeter::seen(const data::Batch& batch, models::Taps& taps, RowScore& row) const {
+  const data::TokenStream& stream = batch.student;
+  if (distance_ == Distance::kPooledStates) {
+    const at::Tensor directions = pooled_directions(model_, stream);
+    row.targets = directions.size(0);
+    return (directions * drawn_signs(directions, static_cast<uint64_t>(batch.first_row))).sum();
+  }
+  const at::Tensor last = model_.model->encode(objective::model_input(stream, &taps)).last;
+  const at::Tensor token_loss =
+      models::next_token_loss(model_.model->head(last), stream.labels, model_.model->path() + " (scores)");
+  row.targets = data::target_count(stream);
+  row.loss = sum_of(token_loss.detach());
+  if (std::isfinite(row.loss)) return token_loss.sum();
+  throw NumericError(
+      fmt::format("[{}] the loss of row {} is not finite: look at its weights", model_.model->path(), batch.first_row));
+}
+
 RowScore ScoreMeter::measure(const data::Batch& made) const {
   const data::Batch batch = data::place(made, model_.policy->device());
   const data::TokenStream& stream = batch.student;
@@ -219,12 +239,13 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
   }
   models::Taps taps;
   taps.keep_router = true;
-  at::Tensor token_loss;
+  RowScore row;
+  row.rows = 1;
+  at::Tensor loss;
   {
     Listener listener(passed);
     const precision::Observing observing(listener);
-    const at::Tensor last = model_.model->encode(objective::model_input(stream, &taps)).last;
-    token_loss = models::next_token_loss(model_.model->head(last), stream.labels, model_.model->path() + " (scores)");
+    loss = seen(batch, taps, row);
   }
   std::vector<at::Tensor> asked;
   std::vector<Heard> heard;
@@ -243,18 +264,9 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
     }
     asked.push_back(module->weight);
   }
-  const auto gradients =
-      torch::autograd::grad({token_loss.sum()}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
+  const auto gradients = torch::autograd::grad({loss}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
 
   const at::NoGradGuard no_gradient;
-  RowScore row;
-  row.rows = 1;
-  row.targets = data::target_count(stream);
-  row.loss = sum_of(token_loss.detach());
-  if (!std::isfinite(row.loss)) {
-    throw NumericError(fmt::format("[{}] the loss of row {} is not finite: look at its weights", model_.model->path(),
-                                   batch.first_row));
-  }
   const at::Tensor valid_n = objective::valid_tokens(stream).flatten().nonzero().flatten();
   size_t next = 0;
   for (size_t i = 0; i < modules_.size(); ++i) {

@@ -1,6 +1,8 @@
 // What the modules of a float32 model show on one row of data: of each format, how much worse the loss is predicted to
 // become (half the squared error of the module's outputs under it, each weighted with the squared gradient of the loss
 // by that output), and what importance is made of. Of one row alone: rows add up, in their order.
+// An encoder has no loss of its own: it is what a drawn direction sees of its pooled states, whose squared gradients
+// are on average those of all directions added up, so that a score is the 1 - cosine that is to be expected.
 #pragma once
 #include <functional>
 #include <map>
@@ -11,6 +13,7 @@
 #include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/quantize/format_table.h"
+#include "trainer/quantize/joint_measure.h"
 
 namespace limbeck::quantize {
 
@@ -34,13 +37,10 @@ struct RowScore {
   void add(const RowScore& other);
 };
 
-// UsageError for a model that is no decoder of language.
-void require_next_tokens(const models::BuiltModel& model);
-
 class ScoreMeter {
  public:
-  // `model`: of next tokens, float32, its weights trainable; `floats`: what "float" is stored in, and scales. Both must
-  // live on. WeightsError names a weight that is not finite.
+  // `model`: a decoder of language or an encoder, float32, its weights trainable; `floats`: what "float" is stored in,
+  // and scales. Both must live on. WeightsError names a weight that is not finite.
   ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats);
   ~ScoreMeter();
   ScoreMeter(const ScoreMeter&) = delete;
@@ -56,6 +56,8 @@ class ScoreMeter {
  private:
   struct Measured;
   struct Heard;
+  // What gradients are taken of: 0-dim; and the row's targets and loss.
+  at::Tensor seen(const data::Batch& batch, models::Taps& taps, RowScore& row) const;
   at::Tensor stored(const Measured& module, size_t format) const;
   // What the format changes of what a module with this weight gives, by its inputs: of one that multiplies, or looks
   // up.
@@ -67,6 +69,7 @@ class ScoreMeter {
   ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
 
   const models::BuiltModel& model_;
+  const Distance distance_;
   const FormatTable& table_;
   at::ScalarType floats_;
   std::vector<std::unique_ptr<Measured>> modules_;

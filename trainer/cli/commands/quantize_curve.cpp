@@ -9,27 +9,55 @@
 
 namespace limbeck::cli {
 
+using quantize::Distance;
+
 std::string curve_table(const quantize::FormatTable& table, const std::vector<CurvePoint>& points, int width) {
-  TextTable rows({{"budget"},
-                  {"bytes", Align::kRight},
-                  {"bits a weight", Align::kRight},
-                  {"of float32", Align::kRight},
-                  {"predicted loss", Align::kRight},
-                  {"KL to floats", Align::kRight},
-                  {"95 % of rows drawn again"},
-                  {"perplexity", Align::kRight}});
+  const quantize::JointMeasure& any = points.front().measured;
+  const bool predicts = any.distance == Distance::kPredictions;
+  std::vector<TextTable::Column> columns = {{"budget"},
+                                            {"bytes", Align::kRight},
+                                            {"bits a weight", Align::kRight},
+                                            {"of float32", Align::kRight},
+                                            {"predicted loss", Align::kRight},
+                                            {quantize::heading(any.distance), Align::kRight},
+                                            {"95 % of rows drawn again"}};
+  if (predicts) columns.push_back({"perplexity", Align::kRight});
+  TextTable rows(columns);
   for (const CurvePoint& point : points) {
     const quantize::SizeEstimate size = quantize::estimate_model_size(table, point.found.mix.mix);
     const quantize::JointMeasure& measured = point.measured;
-    rows.add_row({point.budget.text(), std::to_string(size.mixed_precision_bytes),
-                  fmt::format("{:.3f}", 32 / size.compression_ratio), fmt::format("1/{:.2f}", size.compression_ratio),
-                  fmt::format("{:.6f}", point.found.mix.loss), fmt::format("{:.6f}", measured.kl),
-                  fmt::format("{:.6f} to {:.6f}", measured.kl_low, measured.kl_high),
-                  fmt::format("{:.4f}", measured.perplexity)});
+    std::vector<std::string> cells = {point.budget.text(),
+                                      std::to_string(size.mixed_precision_bytes),
+                                      fmt::format("{:.3f}", 32 / size.compression_ratio),
+                                      fmt::format("1/{:.2f}", size.compression_ratio),
+                                      fmt::format("{:.6f}", point.found.mix.loss),
+                                      fmt::format("{:.6f}", measured.kl),
+                                      fmt::format("{:.6f} to {:.6f}", measured.kl_low, measured.kl_high)};
+    if (predicts) cells.push_back(fmt::format("{:.4f}", measured.perplexity));
+    rows.add_row(cells);
   }
-  const quantize::JointMeasure& any = points.front().measured;
-  return rows.render(width) + fmt::format("measured on {} held-out rows of {} targets; in floats: perplexity {:.4f}",
-                                          any.rows, any.targets, any.float_perplexity);
+  const std::string floats = predicts ? fmt::format("; in floats: perplexity {:.4f}", any.float_perplexity) : "";
+  return rows.render(width) +
+         fmt::format("measured on {} held-out rows of {} targets{}", any.rows, any.targets, floats);
+}
+
+std::string measure_table(const quantize::JointMeasure& measure, int width) {
+  std::vector<TextTable::Column> columns = {{"measured on"},
+                                            {"targets", Align::kRight},
+                                            {quantize::heading(measure.distance), Align::kRight},
+                                            {"95 % of rows drawn again"}};
+  std::vector<std::string> cells = {fmt::format("{} held-out rows", measure.rows), std::to_string(measure.targets),
+                                    fmt::format("{:.6f}", measure.kl),
+                                    fmt::format("{:.6f} to {:.6f}", measure.kl_low, measure.kl_high)};
+  if (measure.distance == Distance::kPredictions) {
+    columns.push_back({"perplexity", Align::kRight});
+    columns.push_back({"in floats", Align::kRight});
+    cells.push_back(fmt::format("{:.4f}", measure.perplexity));
+    cells.push_back(fmt::format("{:.4f}", measure.float_perplexity));
+  }
+  TextTable table(columns);
+  table.add_row(cells);
+  return table.render(width);
 }
 
 std::string curve_mixes(const quantize::FormatTable& table, const std::vector<CurvePoint>& points, int width) {
@@ -61,6 +89,13 @@ nlohmann::ordered_json curve_json(const quantize::FormatTable& table, const std:
 }
 
 nlohmann::ordered_json measure_json(const quantize::JointMeasure& measure) {
+  if (measure.distance == Distance::kPooledStates) {
+    return {{"rows", measure.rows},
+            {"targets", measure.targets},
+            {"turned", measure.kl},
+            {"turned_low", measure.kl_low},
+            {"turned_high", measure.kl_high}};
+  }
   return {{"rows", measure.rows},
           {"targets", measure.targets},
           {"kl", measure.kl},

@@ -22,6 +22,7 @@ std::string curve_table(const quantize::FormatTable& table, const std::vector<Cu
 std::string curve_mixes(const quantize::FormatTable& table, const std::vector<CurvePoint>& points, int width);
 nlohmann::ordered_json curve_json(const quantize::FormatTable& table, const std::vector<CurvePoint>& points);
 
+std::string measure_table(const quantize::JointMeasure& measure, int width);
 nlohmann::ordered_json measure_json(const quantize::JointMeasure& measure);
 nlohmann::ordered_json exchange_json(const quantize::Exchanged& exchanged);
 std::string exchange_line(const quantize::Exchanged& exchanged);

@@ -52,7 +52,6 @@ Calibration::Calibration(const models::ModelRequest& request, const quantize::Fo
   asked.allow_nonfinite = request.allow_nonfinite;
   asked.trainable = true;
   model_ = models::load_model(asked);
-  quantize::require_next_tokens(model_);
   source_ = std::make_unique<data::DataSource>(rows_in_order(settings, model_, /*batch_size=*/1));
   for (const std::string& note : source_->notes()) call.console.note(note);
 
@@ -232,7 +231,7 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   for (const quantize::Budget& budget : possible) {
     const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, scores_, budget));
     const auto rows = mixes().measure(found.mix.mix, {calibration_rows_, held_out_rows_});
-    points.push_back({budget, found, quantize::joint_measure(rows)});
+    points.push_back({budget, found, quantize::joint_measure(rows, quantize::distance_of(model_))});
   }
   call_.console.note(curve_mixes(table_, points, call_.width));
   call_.console.result(curve_table(table_, points, call_.width));
@@ -252,18 +251,9 @@ void Calibration::measure(const std::filesystem::path& folder) const {
     progress->update(i + 1);
   }
   progress->finish();
-  const quantize::JointMeasure found = quantize::joint_measure(rows);
+  const quantize::JointMeasure found = quantize::joint_measure(rows, quantize::distance_of(model_));
   call_.result["measured"] = measure_json(found);
-  TextTable table({{"measured on"},
-                   {"targets", Align::kRight},
-                   {"KL to floats", Align::kRight},
-                   {"95 % of rows drawn again"},
-                   {"perplexity", Align::kRight},
-                   {"in floats", Align::kRight}});
-  table.add_row({fmt::format("{} held-out rows", found.rows), std::to_string(found.targets),
-                 fmt::format("{:.6f}", found.kl), fmt::format("{:.6f} to {:.6f}", found.kl_low, found.kl_high),
-                 fmt::format("{:.4f}", found.perplexity), fmt::format("{:.4f}", found.float_perplexity)});
-  call_.console.result(table.render(call_.width));
+  call_.console.result(measure_table(found, call_.width));
 }
 
 }  // namespace limbeck::cli
