@@ -237,6 +237,44 @@ def test_what_is_written_and_lost_is_printed(limbeck, cases, tmp_path):
     assert parity_measures.largest_error(pick(packed), pick(plain)) <= OUTPUT_BAR
 
 
+@pytest.mark.parametrize(("name", "form"), [("lora", "int8"), ("dora-bias", "int8"), ("lora", "nf4"), ("ia3", "nf4-double"), ("lora-head", "nf4"), ("lora-experts", "int8")])
+def test_new_codes_are_stored_as_such(limbeck, cases, tmp_path, name, form):
+    """In float32 scales are what they were: the packed folder is the other one's values to the bit."""
+    case, folders, said = cases(name, form), {}, {}
+    for kind in ([], ["--packed"]):
+        folders[bool(kind)] = tmp_path / f"out{len(kind)}"
+        limbeck.run("merge", "--model", str(case.base), "--adapter", str(case.adapter), "--quantize", form, "--into", "requantized",
+                    "--output", str(folders[bool(kind)]), "--json", str(tmp_path / "said.json"), *kind)  # fmt: skip
+        said[bool(kind)] = json.loads((tmp_path / "said.json").read_text())["result"]
+    assert said[True]["layout"] == ("bitsandbytes" if form.startswith("nf4") else "compressed-tensors")
+    values, codes = (limbeck.forward(folders[packed], case.inputs.tensors)[case.family.output] for packed in (False, True))
+    pick = lambda tensor: parity_measures.compared(case.family, case.inputs, tensor)  # noqa: E731
+    assert parity_measures.largest_error(pick(codes), pick(values)) <= OUTPUT_BAR
+    assert said[True]["errors"] == said[False]["errors"]
+    stored, plain = (load_file(folders[packed] / "model.safetensors") for packed in (True, False))
+    names = set(case.packed) & plain.keys()
+    assert sum(tensor.nbytes for tensor in stored.values()) < sum(tensor.nbytes for tensor in plain.values()) - 2 * sum(plain[n].numel() for n in names)
+    if form == "int8":
+        for n in names:
+            scale = stored[f"{n}_scale"]
+            packed = stored[f"{n}_packed"].view(torch.uint8)[:, : plain[n].shape[1]].to(torch.int32) - 128
+            assert torch.equal(packed * scale, plain[n]), n
+
+
+def test_codes_of_a_bfloat16_folder_have_its_scales(limbeck, cases, tmp_path):
+    case = cases("lora", "int8")
+    arguments = ["merge", "--model", str(case.base), "--adapter", str(case.adapter), "--quantize", "int8", "--into", "requantized", "--dtype", "bfloat16"]
+    limbeck.run(*arguments, "--packed", "--output", str(tmp_path / "codes"), "--json", str(tmp_path / "said.json"))
+    stored = load_file(tmp_path / "codes" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in stored.items() if name.endswith("_scale")} == {torch.bfloat16}
+    errors = json.loads((tmp_path / "said.json").read_text())["result"]["errors"]
+    limbeck.run(*arguments, "--output", str(tmp_path / "values"), "--json", str(tmp_path / "said.json"))
+    as_values = json.loads((tmp_path / "said.json").read_text())["result"]["errors"]
+    assert errors["requantized"]["of_weight"]["mean"] == pytest.approx(as_values["requantized"]["of_weight"]["mean"], rel=0.1)
+    assert errors["original"] == as_values["original"]
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "codes", device_map="cpu")
+
+
 def test_an_adapter_on_float_modules_alone_is_no_matter_of_codes(limbeck, tmp_path):
     base = test_adapters.Adapted("lora", tmp_path)
     head = peft.get_peft_model(model_zoo.load(base.family, base.base, torch.float32), test_adapters.lora(["lm_head"]))
@@ -251,6 +289,8 @@ REFUSED = {
     "no choice": (["--quantize", "nf4"], ["--quantize=nf4 without --into", *(f"--into={way}" for way in WAYS)]),
     "no codes": (["--into", "original"], ["--into=original without --quantize", "leave --into out"]),
     "another word": (["--quantize", "nf4", "--into", "codes"], ["into", "original", "dequantized", "requantized"]),
+    "codes that no folder holds": (["--quantize", "int4", "--into", "requantized", "--packed"], ["columns are no multiple of its groups of 128"]),
+    "packed values": (["--quantize", "nf4", "--into", "dequantized", "--packed"], ["--packed stores the codes that --into=requantized makes"]),
     "float64": (["--quantize", "nf4", "--into", "original", "--dtype", "float64"], ["quantized weights compute in float32"]),
 }
 

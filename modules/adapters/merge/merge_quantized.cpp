@@ -4,6 +4,9 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <map>
+#include <optional>
+#include <stdexcept>
 
 #include "modules/adapters/merge/adapted_hosts.h"
 #include "modules/adapters/merge/weight_rounding.h"
@@ -24,9 +27,9 @@ void store_codes(const Host& quantized, const Host& plain) {
   });
 }
 
-at::Tensor requantized(const at::Tensor& sum, const precision::ContractModule& host) {
-  const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
-  return codes.rows(0, sum.size(0));
+precision::PackedWeight requantized(const at::Tensor& sum, const precision::ContractModule& host,
+                                    at::ScalarType scales) {
+  return {precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device(), scales};
 }
 
 void require_quantized_host(const std::vector<AnyHost>& adapted, const std::string& model) {
@@ -68,20 +71,24 @@ class Shares {
 
 class Merging {
  public:
-  explicit Merging(MergeInto into) : into_(into) {}
+  // `scales`: of new codes that are stored as such; none: what they stand for is stored.
+  Merging(MergeInto into, std::optional<at::ScalarType> scales) : into_(into), scales_(scales) {}
 
+  // `packed`: receives codes and everything else; null: `target` receives all.
   template <class Host>
-  void merge(const Host& host, const Host& target) {
+  void merge(const Host& host, const Host& target, Host* packed) {
     if (!host.is_quantized()) {
-      merge_floats(host, target);
+      merge_floats(host, packed != nullptr ? *packed : target);
     } else if (host.adapter() != nullptr) {
-      merge_packed(host, target);
-    } else if (into_ != MergeInto::kOriginal) {
+      merge_packed(host, target, packed);
+    } else if (into_ != MergeInto::kOriginal && packed == nullptr) {
       store_codes(host, target);
     }
   }
 
-  void merge(const models::ExpertStack& host, const models::ExpertStack& target) { merge_floats(host, target); }
+  void merge(const models::ExpertStack& host, const models::ExpertStack& target, models::ExpertStack* packed) {
+    merge_floats(host, packed != nullptr ? *packed : target);
+  }
 
   QuantizedMergeReport report() const {
     QuantizedMergeReport report = report_;
@@ -100,28 +107,33 @@ class Merging {
   }
 
   template <class Host>
-  void merge_packed(const Host& quantized, const Host& plain) {
+  void merge_packed(const Host& quantized, const Host& plain, Host* packed) {
     const models::MergedWeight wanted = quantized.adapter()->merged(quantized);
     change_ = change_squared(wanted.weight, quantized);
     // First what is computed from the weight that the others overwrite.
     take(MergeInto::kOriginal, quantized.adapter()->merged(plain).weight, wanted.weight, plain);
     take(MergeInto::kDequantized, wanted.weight, wanted.weight, plain);
-    take(MergeInto::kRequantized, requantized(wanted.weight, quantized), wanted.weight, plain);
-    if (wanted.bias) store_rounded(*bias_of(plain), *wanted.bias, plain.path());
+    const precision::PackedWeight codes = requantized(wanted.weight, quantized, scales_.value_or(at::kFloat));
+    take(MergeInto::kRequantized, codes.rows(0, wanted.weight.size(0)), wanted.weight, plain);
+    if (packed != nullptr) packed->replace_packed_weight("weight", codes);
+    if (wanted.bias) store_rounded(*bias_of(packed != nullptr ? *packed : plain), *wanted.bias, plain.path());
     ++report_.modules;
   }
 
   template <class Host>
   void take(MergeInto way, const at::Tensor& exact, const at::Tensor& wanted, const Host& plain) {
     const auto at = static_cast<size_t>(way);
-    const RoundingError error = rounding_error(exact, wanted, plain.weight().scalar_type(), plain.path());
+    const bool as_codes = way == MergeInto::kRequantized && scales_;
+    const at::ScalarType stored = as_codes ? exact.scalar_type() : plain.weight().scalar_type();
+    const RoundingError error = rounding_error(exact, wanted, stored, plain.path());
     weight_[at].add(error.relative(), plain.path());
     // A module that the adapter leaves as it is has no change that could drown.
     if (change_ > 0) changes_[at].add(std::sqrt(error.lost / change_), plain.path());
-    if (way == into_) store_rounded(plain.weight(), exact, plain.path());
+    if (way == into_ && !scales_) store_rounded(plain.weight(), exact, plain.path());
   }
 
   MergeInto into_;
+  std::optional<at::ScalarType> scales_;
   double change_ = 0;
   QuantizedMergeReport report_;  // without its errors
   std::array<Shares, kMergeWays.size()> weight_, changes_;
@@ -139,14 +151,21 @@ MergeInto merge_into_named(const std::string& name) {
 }
 
 QuantizedMergeReport merge_quantized_adapter(const models::BuiltModel& quantized, models::BuiltModel& plain,
-                                             MergeInto into) {
+                                             MergeInto into, models::BuiltModel* packed) {
   const at::NoGradGuard no_gradient;
+  if (packed != nullptr && into != MergeInto::kRequantized) throw std::logic_error("only new codes are packed");
   require_quantized_host(adapted_hosts(quantized), quantized.model->path());
   const auto targets = adapter_hosts(plain);
-  Merging merging(into);
+  std::map<std::string, NamedHost> stored;
+  std::optional<at::ScalarType> scales;
+  if (packed != nullptr) stored = adapter_hosts(*packed), scales = packed->policy->stream_dtype();
+  Merging merging(into, scales);
   for (const auto& [name, named] : adapter_hosts(quantized)) {
     const AnyHost& target = targets.at(name).host;
-    const auto merge = [&](auto* host) { merging.merge(*host, *std::get<decltype(host)>(target)); };
+    const auto merge = [&](auto* host) {
+      using Host = decltype(host);
+      merging.merge(*host, *std::get<Host>(target), packed != nullptr ? std::get<Host>(stored.at(name).host) : nullptr);
+    };
     std::visit(merge, named.host);
   }
   return merging.report();

@@ -12,7 +12,7 @@ namespace limbeck::adapters {
 enum class MergeInto {
   kOriginal,     // the adapter on the weights as they were before quantization: W + s B A
   kDequantized,  // on what the codes stand for, where it was trained: W' + s B A
-  kRequantized,  // that sum quantized again in the same format; stored is what the new codes stand for
+  kRequantized,  // that sum quantized again in the same format; stored is what the new codes stand for, or they are
 };
 inline constexpr std::array kMergeWays = {MergeInto::kOriginal, MergeInto::kDequantized, MergeInto::kRequantized};
 
@@ -42,7 +42,9 @@ struct QuantizedMergeReport {
 // they stand for, adapted or not. No more than one module's weight is ever wide. UsageError for what adapted_hosts()
 // refuses and where no adapted module is quantized, before anything is changed; NumericError where a sum is not finite
 // in the dtype of `plain`.
+// `packed`: another copy of `quantized` without the adapter, with scales as a folder stores them; it receives the new
+// codes, and the result, in the place of `plain`. Requantized alone.
 QuantizedMergeReport merge_quantized_adapter(const models::BuiltModel& quantized, models::BuiltModel& plain,
-                                             MergeInto into);
+                                             MergeInto into, models::BuiltModel* packed = nullptr);
 
 }  // namespace limbeck::adapters

@@ -22,6 +22,10 @@ constexpr const char* kWays =
 // `packed`: the folder's own weights are codes.
 void check_choice(const recipe::Settings& settings, bool packed) {
   const std::string& format = settings.text("quantize");
+  if (settings.enabled("packed") && settings.text("into") != "requantized") {
+    throw UsageError(
+        "limbeck merge --packed stores the codes that --into=requantized makes: take that way, or leave --packed out");
+  }
   if (packed && (!settings.given("into") || settings.text("into") == "original")) {
     throw UsageError(fmt::format(
         "limbeck merge of {}, whose weights are packed: say what becomes of them: --into=dequantized (the adapter on "
@@ -65,8 +69,10 @@ std::string error_table(const adapters::QuantizedMergeReport& report, MergeInto 
   return table.render(width);
 }
 
-// What the written folder is.
-std::string said_of(MergeInto into, const std::string& format, const std::string& dtype) {
+// What the written folder is. `layout`: of its codes; "": it has none.
+std::string said_of(MergeInto into, const std::string& format, const std::string& dtype, const std::string& layout) {
+  if (!layout.empty())
+    return fmt::format("new {} codes of the sum, in the layout of {}, the rest in {}", format, layout, dtype);
   switch (into) {
     case MergeInto::kOriginal:
       return fmt::format("the folder's own weights with the adapter, in {}", dtype);
@@ -75,7 +81,7 @@ std::string said_of(MergeInto into, const std::string& format, const std::string
     case MergeInto::kRequantized:
       return fmt::format(
           "what new {0} codes of the sum stand for, in {1} and not packed: --quantize={0} packs them "
-          "while they are read",
+          "while they are read, and --packed stores them",
           format, dtype);
   }
   return "";
@@ -89,10 +95,22 @@ std::string format_of(const models::BuiltModel& model) {
   return "none";
 }
 
+// A copy to be filled with new codes, whose scales are as the folder will store them; what no folder can hold is
+// refused before anything is merged.
+std::optional<models::BuiltModel> copy_for_codes(models::ModelRequest request) {
+  const models::BuiltModel structure = models::build_on_meta(request);
+  models::plan_packed(structure);
+  models::refuse_shorter_last_groups(structure);
+  request.scales = structure.policy->stream_dtype();
+  return models::load_model(request);
+}
+
 void merge_quantized(Invocation& call, const std::filesystem::path& folder) {
   const auto& settings = call.settings;
   const MergeInto into = adapters::merge_into_named(settings.text("into"));
   models::ModelRequest request = single_model(settings);
+  std::optional<models::BuiltModel> packed;
+  if (settings.enabled("packed")) packed = copy_for_codes(request);
   models::BuiltModel quantized = models::load_model(request);
   report_load(quantized, call.console);
   const auto loaded = load_named_adapter(settings, quantized, {}, call.console);
@@ -100,8 +118,11 @@ void merge_quantized(Invocation& call, const std::filesystem::path& folder) {
   request.packing = {};
   request.unpacked = true;
   models::BuiltModel plain = models::load_model(request);
-  const auto report = adapters::merge_quantized_adapter(quantized, plain, into);
-  models::save_model(plain, folder);
+  const auto report = adapters::merge_quantized_adapter(quantized, plain, into, packed ? &*packed : nullptr);
+  models::SaveOptions options;
+  options.packed = packed.has_value();
+  const std::string layout = packed ? models::plan_packed(*packed).layout : "";
+  models::save_model(packed ? *packed : plain, folder, options);
   const std::string dtype = precision::dtype_name(plain.policy->stream_dtype());
   call.result["adapter"] = adapters::kind_name(loaded->config);
   call.result["modules"] = report.modules + report.float_modules;
@@ -109,6 +130,7 @@ void merge_quantized(Invocation& call, const std::filesystem::path& folder) {
   call.result["quantize"] = format;
   call.result["into"] = settings.text("into");
   call.result["dtype"] = dtype;
+  if (packed) call.result["layout"] = layout;
   for (const MergeInto way : adapters::kMergeWays) {
     call.result["errors"][adapters::merge_into_name(way)] = {{"of_weight", share_json(report.of(way).of_weight)},
                                                              {"of_change", share_json(report.of(way).of_change)}};
@@ -119,7 +141,7 @@ void merge_quantized(Invocation& call, const std::filesystem::path& folder) {
                   "adapter was trained "
                   "with, as a share of the weight and of the adapter's own change; above 1, more is lost than it does",
                   error_table(report, into, call.width), adapters::kind_name(loaded->config), report.modules,
-                  report.float_modules, folder.string(), said_of(into, format, dtype)));
+                  report.float_modules, folder.string(), said_of(into, format, dtype, layout)));
 }
 
 void merge_float(Invocation& call, const std::filesystem::path& folder) {
@@ -163,6 +185,12 @@ void declare_merge(recipe::OptionTable& table) {
                "weights; what the codes stand for; or that sum, quantized again.",
        .words = ways,
        .flag_only = true});
+  table.add({.name = "packed",
+             .kind = recipe::OptionKind::kSwitch,
+             .help =
+                 "With --into=requantized: the new codes themselves, as limbeck quantize writes them, instead of what "
+                 "they stand for.",
+             .flag_only = true});
   declare_output_folder(table);
 }
 
