@@ -132,10 +132,10 @@ class FileTensors {
       return;
     }
     const GgufType type = float_type(binding);
-    all_.push_back({place.tensor, type, place.shape,
-                    [&binding, type, with_one = place.with_one, rows = std::move(rows)] {
-                      return float_values(binding, type, rows, with_one);
-                    }});
+    all_.push_back(
+        {place.tensor, type, place.shape, [&binding, type, with_one = place.with_one, rows = std::move(rows)] {
+           return float_values(binding, type, rows, with_one);
+         }});
   }
 
   const BuiltModel& built_;

@@ -130,8 +130,7 @@ GgufImport::Part GgufImport::part_of(const WeightBinding& binding) const {
 
 void GgufImport::require_all_tensors() const {
   std::set<std::string> needed = {"rope_freqs.weight"};  // part of config.json
-  for (const WeightBinding& binding : built_.report.bindings)
-    needed.insert(part_of(binding).tensor->name);
+  for (const WeightBinding& binding : built_.report.bindings) needed.insert(part_of(binding).tensor->name);
   std::vector<std::string> left;
   for (const io::StoredGgufTensor& tensor : file_.tensors()) {
     if (!needed.contains(tensor.name)) left.push_back(io::in_quotes(tensor.name));
@@ -276,8 +275,8 @@ precision::PackedWeight GgufImport::codes(const WeightBinding& binding) const {
   if (part.order.empty()) part.order = words_->row_order("", part.rows);
   auto packed = quantization::packed_of_blocks(blocks, binding.packed()->format(), part.columns, part.order);
   if (const auto bad = io::first_nonfinite(packed.part("scales"))) {
-    throw WeightsError(fmt::format("{}: tensor {} holds NaN or infinity (scale {})", where_,
-                                   io::in_quotes(part.tensor->name), *bad));
+    throw WeightsError(
+        fmt::format("{}: tensor {} holds NaN or infinity (scale {})", where_, io::in_quotes(part.tensor->name), *bad));
   }
   return packed;
 }

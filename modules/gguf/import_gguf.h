@@ -1,7 +1,7 @@
 // A GGUF file as a folder of config.json, safetensors and tokenizer that every command, and transformers, takes: what
-// export_gguf() writes, and what others wrote, by the same names, row orders and numbers. Codes of Q4_0 and Q8_0 stay the
-// same codes with the same scales where a folder can hold them; everything else becomes floats of one dtype.
-// The file is read tensor by tensor: memory is bounded by the largest one.
+// export_gguf() writes, and what others wrote, by the same names, row orders and numbers. Codes of Q4_0 and Q8_0 stay
+// the same codes with the same scales where a folder can hold them; everything else becomes floats of one dtype. The
+// file is read tensor by tensor: memory is bounded by the largest one.
 #pragma once
 #include <filesystem>
 #include <map>

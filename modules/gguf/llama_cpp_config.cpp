@@ -70,10 +70,29 @@ class ConfigOfFile {
     config_["tie_word_embeddings"] = !has("output.weight");
   }
 
+  // No more than the file can have: what follows takes memory for each.
+  int64_t layers() {
+    const int64_t layers = size("block_count");
+    const auto most = static_cast<int64_t>(file_.tensors().size());
+    if (layers > most) refuse("block_count", fmt::format("= {}, and the file has {} tensors", layers, most));
+    return layers;
+  }
+
+  int64_t experts() {
+    const int64_t experts = said_.integer(used("expert_count"), 1, 65'536);
+    for (int64_t layer = 0; layer < layers_; ++layer) {
+      const io::StoredGgufTensor* gate = file_.find(fmt::format("blk.{}.ffn_gate_exps.weight", layer));
+      if (gate != nullptr && gate->shape.size() == 3 && gate->shape[0] == experts) continue;
+      refuse("expert_count", fmt::format("= {}, and layer {} has no tensor \"blk.{}.ffn_gate_exps.weight\" of as many",
+                                         experts, layer, layer));
+    }
+    return experts;
+  }
+
   void gpt2() {
     model("GPT2LMHeadModel", "gpt2");
     config_["n_embd"] = size("embedding_length");
-    config_["n_layer"] = size("block_count");
+    config_["n_layer"] = layers();
     config_["n_head"] = size("attention.head_count");
     config_["n_inner"] = size("feed_forward_length");
     config_["n_positions"] = size("context_length");
@@ -110,7 +129,7 @@ class ConfigOfFile {
   }
 
   void sizes() {
-    hidden_ = size("embedding_length"), layers_ = size("block_count");
+    hidden_ = size("embedding_length"), layers_ = layers();
     heads_ = said_.integer(used("attention.head_count"), 1, 65'536);
     head_dim_ = size_or("attention.key_length", std::max<int64_t>(hidden_ / heads_, 1));
     config_["hidden_size"] = hidden_;
@@ -130,7 +149,8 @@ class ConfigOfFile {
     config_["rope_theta"] = number_or("rope.freq_base", 10'000.0, 1.0, 1e12);
     const int64_t turned = size_or("rope.dimension_count", head_dim_);
     if (turned != head_dim_ && name_ != "phi3")
-      refuse("rope.dimension_count", fmt::format("= {} of heads of {}, which is read for phi3 alone", turned, head_dim_));
+      refuse("rope.dimension_count",
+             fmt::format("= {} of heads of {}, which is read for phi3 alone", turned, head_dim_));
     if (turned != head_dim_)
       config_["partial_rotary_factor"] = static_cast<double>(turned) / static_cast<double>(head_dim_);
     used("rope.scaling.finetuned");
@@ -148,7 +168,9 @@ class ConfigOfFile {
     rope["original_max_position_embeddings"] = size("rope.scaling.original_context_length");
     // cos and sin are scaled by 1 + 0.1 log(factor) in llama.cpp without being told, and in config.json too.
     const double more = number_or("rope.scaling.attn_factor", 1.0, 1e-6, 1e6);
-    if (std::abs(more - 1.0) > 1e-6) rope["attention_factor"] = more * (1.0 + 0.1 * std::log(factor));
+    if (std::abs(more - 1.0) <= 1e-6) return rope;
+    // The digits that float32 has of it, of which a 1.2 comes back as 1.2.
+    rope["attention_factor"] = std::stod(fmt::format("{:.7g}", more * (1.0 + 0.1 * std::log(factor))));
     return rope;
   }
 
@@ -183,8 +205,9 @@ class ConfigOfFile {
       return;
     }
     throw WeightsError(
-        what + " holds factors that no rope of type llama3 with low_freq_factor 1, high_freq_factor 4 and an original "
-               "length of a power of two has: such a model is read from its own folder alone");
+        what +
+        " holds factors that no rope of type llama3 with low_freq_factor 1, high_freq_factor 4 and an original "
+        "length of a power of two has: such a model is read from its own folder alone");
   }
 
   void nothing_more() {}
@@ -192,21 +215,20 @@ class ConfigOfFile {
   void llama() {
     config_["attention_bias"] = has("blk.0.attn_q.bias");
     config_["mlp_bias"] = has("blk.0.ffn_up.bias");
-    const int64_t experts = said_.integer_or(used("expert_count"), 0, 0, 65'536);
-    const int64_t each = said_.integer_or(used("expert_used_count"), 0, 0, 65'536);
-    used("expert_feed_forward_length");  // Mixtral's experts have the model's
-    if (experts == 0) return;
+    const bool dense = said_.integer_or(used("expert_count"), 0, 0, 65'536) == 0;
+    used("expert_used_count"), used("expert_feed_forward_length");  // Mixtral's experts have the model's
+    if (dense) return;
     config_["architectures"] = {"MixtralForCausalLM"};
     config_["model_type"] = "mixtral";
-    config_["num_local_experts"] = experts;
-    config_["num_experts_per_tok"] = each;
+    config_["num_local_experts"] = experts();
+    config_["num_experts_per_tok"] = said_.integer(used("expert_used_count"), 1, 65'536);
     config_["sliding_window"] = nullptr;
     config_.erase("attention_bias");
     config_.erase("mlp_bias");
   }
 
   void qwen3_moe() {
-    config_["num_experts"] = said_.integer(used("expert_count"), 1, 65'536);
+    config_["num_experts"] = experts();
     config_["num_experts_per_tok"] = said_.integer(used("expert_used_count"), 1, 65'536);
     config_["moe_intermediate_size"] = size("expert_feed_forward_length");
     config_["norm_topk_prob"] = true;

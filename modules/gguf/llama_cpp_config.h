@@ -1,6 +1,6 @@
-// What LlamaCppModel says in llama.cpp's words, the other way round: config.json and generation_config.json of the model
-// in a GGUF file, from its numbers and from which tensors there are. Families that share an architecture's name come
-// back as the one that says the most general thing: Mistral's as Llama's, with the context that the file says.
+// What LlamaCppModel says in llama.cpp's words, the other way round: config.json and generation_config.json of the
+// model in a GGUF file, from its numbers and from which tensors there are. Families that share an architecture's name
+// come back as the one that says the most general thing: Mistral's as Llama's, with the context that the file says.
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>

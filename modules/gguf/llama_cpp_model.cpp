@@ -40,7 +40,8 @@ const Family& family_of(const Architecture& a, const std::string& where) {
 bool is_gemma(const Architecture& a) { return a.family == "gemma2" || a.family == "gemma3"; }
 
 double attention_scale(const Architecture& a) {
-  const int64_t scalar = is_gemma(a) ? gemma_query_scalar(a.family, a.layers, a.hidden, a.heads, a.head_dim) : a.head_dim;
+  const int64_t scalar =
+      is_gemma(a) ? gemma_query_scalar(a.family, a.layers, a.hidden, a.heads, a.head_dim) : a.head_dim;
   return 1.0 / std::sqrt(static_cast<double>(scalar));
 }
 
@@ -130,8 +131,7 @@ uint32_t count(int64_t number) { return static_cast<uint32_t>(number); }
 
 }  // namespace
 
-int64_t gemma_query_scalar(const std::string& family, int64_t layers, int64_t hidden, int64_t heads,
-                           int64_t head_dim) {
+int64_t gemma_query_scalar(const std::string& family, int64_t layers, int64_t hidden, int64_t heads, int64_t head_dim) {
   const bool largest = (family == "gemma2" && layers == 46) || (family == "gemma3" && layers == 62);
   return largest ? hidden / heads : head_dim;
 }

@@ -19,8 +19,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kUnderline = "\u2581";     // SentencePiece's space
-constexpr size_t kLongestPiece = 1024;           // in bytes; each has a pair for each of its characters
+constexpr const char* kUnderline = "\u2581";  // SentencePiece's space
+constexpr size_t kLongestPiece = 1024;        // in bytes; each has a pair for each of its characters
 constexpr const char* kPrefix = "tokenizer.ggml.";
 
 class Rebuilder {
@@ -31,16 +31,17 @@ class Rebuilder {
     const std::string model = said_.string_or(key("model"), "no_vocab");
     if (model == "no_vocab" || model == "none") return without("the file has no tokenizer");
     if (model != "gpt2" && model != "llama") {
-      return without(fmt::format("its tokenizer is llama.cpp's {}, and gpt2 and llama alone are rebuilt",
-                                 io::in_quotes(model)));
+      return without(
+          fmt::format("its tokenizer is llama.cpp's {}, and gpt2 and llama alone are rebuilt", io::in_quotes(model)));
     }
     const bool pieces = model == "llama";
     const std::string name = !words.empty() ? words : said_.string_or(key("pre"), "default");
     const auto rule = named_words(name);
     if (!pieces && !rule) {
-      return without(fmt::format("how its tokenizer cuts a text is called {} in llama.cpp, and known are {} "
-                                 "(--pre-tokenizer=NAME where you know that one of these is the same)",
-                                 io::in_quotes(name), fmt::join(known_words(), ", ")));
+      return without(
+          fmt::format("how its tokenizer cuts a text is called {} in llama.cpp, and known are {} "
+                      "(--pre-tokenizer=NAME where you know that one of these is the same)",
+                      io::in_quotes(name), fmt::join(known_words(), ", ")));
     }
     read_tokens();
     result_.tokenizer = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
@@ -128,7 +129,8 @@ class Rebuilder {
       const std::string left = both.substr(0, space), right = space == both.npos ? "" : both.substr(space + 1);
       for (const std::string& part : {left, right, left + right}) {
         if (ids_.contains(part)) continue;
-        refuse("merges", fmt::format("[{}] = {} needs {}, which is no token", i, io::in_quotes(both), io::in_quotes(part)));
+        refuse("merges",
+               fmt::format("[{}] = {} needs {}, which is no token", i, io::in_quotes(both), io::in_quotes(part)));
       }
       pairs.push_back({left, right});
     }
@@ -170,9 +172,10 @@ class Rebuilder {
     }
     const ScoredMerges found = merges_of_scores(joined, parts);
     if (found.ties > 0) {
-      warn(fmt::format("{} tokens have the score of another one, of which llama.cpp joins the one further to the left "
-                       "first, and the tokenizer that is written the one with the smaller id",
-                       found.ties));
+      warn(
+          fmt::format("{} tokens have the score of another one, of which llama.cpp joins the one further to the left "
+                      "first, and the tokenizer that is written the one with the smaller id",
+                      found.ties));
     }
     json pairs = json::array();
     for (const auto& [left, right] : found.merges) pairs.push_back({left, right});

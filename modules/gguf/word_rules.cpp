@@ -61,9 +61,9 @@ const std::vector<Rule>& rules() {
 }
 
 // What llama.cpp treats as the same rule under another name.
-constexpr std::pair<const char*, const char*> kSynonyms[] = {
-    {"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"}, {"phi-2", "gpt-2"},
-    {"deepseek-r1-qwen", "qwen2"}, {"starcoder", "smollm"}, {"refact", "smollm"}};
+constexpr std::pair<const char*, const char*> kSynonyms[] = {{"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"},
+                                                             {"phi-2", "gpt-2"},      {"deepseek-r1-qwen", "qwen2"},
+                                                             {"starcoder", "smollm"}, {"refact", "smollm"}};
 
 }  // namespace
 

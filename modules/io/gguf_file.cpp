@@ -38,18 +38,17 @@ struct GgufTypeRow {
   GgufType type;
   GgufTypeTraits traits;
 };
-constexpr GgufTypeRow kGgufTypes[] = {{GgufType::kFloat32, {"F32", 1, 4}},   {GgufType::kFloat16, {"F16", 1, 2}},
-                              {GgufType::kBFloat16, {"BF16", 1, 2}}, {GgufType::kQ4_0, {"Q4_0", 32, 18}},
-                              {GgufType::kQ4_1, {"Q4_1", 32, 20}},   {GgufType::kQ5_0, {"Q5_0", 32, 22}},
-                              {GgufType::kQ5_1, {"Q5_1", 32, 24}},   {GgufType::kQ8_0, {"Q8_0", 32, 34}},
-                              {GgufType::kQ2_K, {"Q2_K", 256, 84}},  {GgufType::kQ3_K, {"Q3_K", 256, 110}},
-                              {GgufType::kQ4_K, {"Q4_K", 256, 144}}, {GgufType::kQ5_K, {"Q5_K", 256, 176}},
-                              {GgufType::kQ6_K, {"Q6_K", 256, 210}}};
+constexpr GgufTypeRow kGgufTypes[] = {
+    {GgufType::kFloat32, {"F32", 1, 4}},   {GgufType::kFloat16, {"F16", 1, 2}},   {GgufType::kBFloat16, {"BF16", 1, 2}},
+    {GgufType::kQ4_0, {"Q4_0", 32, 18}},   {GgufType::kQ4_1, {"Q4_1", 32, 20}},   {GgufType::kQ5_0, {"Q5_0", 32, 22}},
+    {GgufType::kQ5_1, {"Q5_1", 32, 24}},   {GgufType::kQ8_0, {"Q8_0", 32, 34}},   {GgufType::kQ2_K, {"Q2_K", 256, 84}},
+    {GgufType::kQ3_K, {"Q3_K", 256, 110}}, {GgufType::kQ4_K, {"Q4_K", 256, 144}}, {GgufType::kQ5_K, {"Q5_K", 256, 176}},
+    {GgufType::kQ6_K, {"Q6_K", 256, 210}}};
 // For messages alone.
 constexpr std::pair<uint32_t, const char*> kOtherGgufTypes[] = {
-    {9, "Q8_1"},   {15, "Q8_K"},   {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"},
-    {21, "IQ3_S"}, {22, "IQ2_S"},  {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},     {26, "I32"},   {27, "I64"},
-    {28, "F64"},   {29, "IQ1_M"},  {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},   {40, "NVFP4"}};
+    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"},
+    {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},     {26, "I32"},   {27, "I64"},
+    {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},   {40, "NVFP4"}};
 
 uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 

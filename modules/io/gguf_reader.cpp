@@ -209,8 +209,8 @@ void check_beginning(HeaderReader& header) {
 uint64_t alignment_of(const JsonFile& metadata) {
   const int64_t alignment = metadata.integer_or("general.alignment", kDefaultAlignment, 1, kMostAlignment);
   if (std::has_single_bit(static_cast<uint64_t>(alignment))) return static_cast<uint64_t>(alignment);
-  throw WeightsError(fmt::format("{}: key \"general.alignment\" = {}, wanted a power of two", metadata.where(),
-                                 alignment));
+  throw WeightsError(
+      fmt::format("{}: key \"general.alignment\" = {}, wanted a power of two", metadata.where(), alignment));
 }
 
 // Offsets count from where the tensors' bytes begin, which is known when the list has been read.
@@ -268,9 +268,10 @@ void place(std::vector<StoredGgufTensor>& tensors, uint64_t payload, uint64_t al
     }
     const uint64_t there = file.size() < payload ? 0 : file.size() - payload;
     if (tensor.begin > there || tensor.bytes > there - tensor.begin) {
-      throw WeightsError(fmt::format("{} is bytes {} to {} of the tensors' bytes, of which the file has {} (cut short? "
-                                     "fetch it again)",
-                                     what, tensor.begin, tensor.begin + tensor.bytes, there));
+      throw WeightsError(
+          fmt::format("{} is bytes {} to {} of the tensors' bytes, of which the file has {} (cut short? "
+                      "fetch it again)",
+                      what, tensor.begin, tensor.begin + tensor.bytes, there));
     }
     expected = (tensor.begin + tensor.bytes + alignment - 1) / alignment * alignment;
     tensor.begin += payload;
@@ -280,9 +281,9 @@ void place(std::vector<StoredGgufTensor>& tensors, uint64_t payload, uint64_t al
 void refuse_parts(const JsonFile& metadata) {
   const int64_t parts = metadata.integer_or("split.count", 1, 0, 65'535);
   if (parts <= 1) return;
-  throw WeightsError(fmt::format(
-      "{}: is one of {} parts of a model: join them first, llama-gguf-split --merge FIRST-PART WHOLE.gguf",
-      metadata.where(), parts));
+  throw WeightsError(
+      fmt::format("{}: is one of {} parts of a model: join them first, llama-gguf-split --merge FIRST-PART WHOLE.gguf",
+                  metadata.where(), parts));
 }
 
 }  // namespace

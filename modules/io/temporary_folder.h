@@ -1,4 +1,5 @@
-// A folder under construction beside the one that it is to become; removed with all it holds unless it was put in place.
+// A folder under construction beside the one that it is to become; removed with all it holds unless it was put in
+// place.
 #pragma once
 #include <filesystem>
 

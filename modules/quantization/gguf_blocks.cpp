@@ -142,11 +142,10 @@ GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<
   return result;
 }
 
-BlockFormat::BlockFormat(GgufType type, int64_t columns)
-    : block_bytes_(io::traits_of(type).bytes), columns_(columns) {
+BlockFormat::BlockFormat(GgufType type, int64_t columns) : block_bytes_(io::traits_of(type).bytes), columns_(columns) {
   const bool int8 = type == GgufType::kQ8_0;
-  for (const char* name : {int8 ? "int8-g32" : "int4-sym-g32", int8 ? "int8-g64" : "int4-sym-g64",
-                           int8 ? "int8-g128" : "int4-sym"}) {
+  for (const char* name :
+       {int8 ? "int8-g32" : "int4-sym-g32", int8 ? "int8-g64" : "int4-sym-g64", int8 ? "int8-g128" : "int4-sym"}) {
     const kernels::QuantizedFormat format = kernels::format_named(name);
     if (columns % format.group() == 0) others_.push_back(format);
   }

@@ -165,7 +165,8 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
       continue;
     }
     const auto tensors = folder.layout->tensors(weight, *binding.packed(), activations);
-    for (auto& tensor : io::promised(tensors, binding.path, options.before)) stored.tensors.push_back(std::move(tensor));
+    for (auto& tensor : io::promised(tensors, binding.path, options.before))
+      stored.tensors.push_back(std::move(tensor));
   }
   stored.quantization = folder.layout->config(folder.modules, activations);
   return stored;

@@ -18,9 +18,10 @@ gguf::ImportRequest request_of_import(const recipe::Settings& settings) {
                               settings.dtype("dtype"), settings.text("codes") == "keep",
                               settings.text("pre-tokenizer")};
   if (std::filesystem::is_directory(request.file)) {
-    throw UsageError(fmt::format("{}: is a folder, which every command takes as it is: limbeck import-gguf makes one of "
-                                 "a GGUF file",
-                                 request.file.string()));
+    throw UsageError(
+        fmt::format("{}: is a folder, which every command takes as it is: limbeck import-gguf makes one of "
+                    "a GGUF file",
+                    request.file.string()));
   }
   return request;
 }
@@ -67,9 +68,10 @@ void run_import_gguf(Invocation& call) {
   call.console.note(import_table(import.types(), call.width));
   const std::string dtype = precision::dtype_name(import.dtype());
   if (import.may_round())
-    call.console.warning(fmt::format("values that are no numbers of {} are rounded to the nearest: --dtype=float32 "
-                                     "keeps them",
-                                     dtype));
+    call.console.warning(
+        fmt::format("values that are no numbers of {} are rounded to the nearest: --dtype=float32 "
+                    "keeps them",
+                    dtype));
   import.write();
   int64_t bytes = 0;
   for (const gguf::ImportedType& row : import.types()) bytes += row.bytes;
