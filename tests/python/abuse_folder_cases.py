@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from abuse_mutators import WORDS, edge, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
-from abuse_stock import Case, Stock, kind, sealed_manifest
+from abuse_stock import Case, Stock, copied_model, kind, sealed_manifest
 from abuse_tokenizers import LINES
 from abuse_tool_cases import PIPELINES
 import google_crc32c
@@ -248,8 +248,7 @@ def gguf_file(stock: Stock, folder: Path, dice: random.Random) -> Case:
 @kind
 def gguf_export(stock: Stock, folder: Path, dice: random.Random) -> Case:
     """A folder with damage in its numbers, its tokenizer or its weights, as one file."""
-    families = [name for name in stock.families if (stock.folder / "zoo" / name / "config.json").exists()]
-    model = copied_model(stock.folder / "zoo" / dice.choice(families), folder / "model", True)
+    model = copied_model(stock.folder / "zoo" / dice.choice(stock.families), folder / "model", True)
     what = dice.randrange(3)
     if what == 0:
         mutate_json_file(model / "config.json", dice)
