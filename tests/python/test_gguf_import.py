@@ -71,7 +71,7 @@ def test_codes_come_back_to_the_bit(limbeck, tmp_path, tied):
     config = transformers.LlamaConfig(**SIZES | dict(hidden_size=128, intermediate_size=256, tie_word_embeddings=tied))
     base, packed = draw(config, tmp_path / "base", torch.float16), tmp_path / "packed"
     rules = [word for module, form in RULES.items() if not (tied and module == "lm_head")
-             for word in ("--rule", f"{'' if module == 'lm_head' else 'model.'}{module} {form}".replace("lm_head", "model.lm_head"))]  # fmt: skip
+             for word in ("--rule", f"model.{module} {form}")]  # fmt: skip
     limbeck.run("quantize", "--model", str(base), *rules, "--output", str(packed))
     export(limbeck, packed)
     folder, said = imported(limbeck, packed.with_suffix(".gguf"))
@@ -229,7 +229,7 @@ DAMAGE = {
     "sizes": (lambda d: tensor_at(d, Q, 0, number(9, 4)), "has 9 sizes, wanted 1 to 4"),
     "size of 0": (lambda d: tensor_at(d, Q, 4, number(0, 8)), "has a size of 0"),
     "size beyond all": (lambda d: tensor_at(d, Q, 4, number(2**62, 8)), "has a size of 4611686018427387904"),
-    "more than a file": (lambda d: tensor_at(d, Q, 4, number(2**39, 8) * 2), "has more than 2|has more bytes than|begins at byte|is bytes"),
+    "more than a file": (lambda d: tensor_at(d, Q, 4, number(2**39, 8) * 2), r"has more than 2\^63 - 1 values"),
     "unread type": (lambda d: tensor_at(d, Q, 20, number(23, 4)), "is of type IQ4_XS, which is not read: take a file"),
     "unknown type": (lambda d: tensor_at(d, Q, 20, number(777, 4)), "is of type number 777"),
     "ragged rows": (lambda d: tensor_at(d, Q, 20, number(12, 4)), "has rows of 64 values, wanted a multiple of 256 for Q4_K"),
@@ -243,7 +243,7 @@ DAMAGE = {
     "no whole heads": (lambda d: value_of(d, "llama.attention.head_count_kv", number(3, 4)), "make no model: .*4 attention heads over 3"),
     "layers without end": (lambda d: value_of(d, "llama.block_count", number(4000, 4)), 'llama.block_count" = 4000, and the file has 21 tensors'),
     "experts of nothing": (lambda d: with_key(d, "llama.expert_count", UINT32, number(60000, 4)), 'llama.expert_count" = 60000, and layer 0 has no'),
-    "more layers": (lambda d: value_of(d, "llama.block_count", number(3, 4)), '"blk.2.input.*|"blk.2.attn.* is missing'),
+    "more layers": (lambda d: value_of(d, "llama.block_count", number(3, 4)), r'tensor "blk\.2\.\w+\.weight" is missing, which a model of llama of 3 layers has'),
     "fewer layers": (lambda d: value_of(d, "llama.block_count", number(1, 4)), "9 tensors belong to no weight of a llama model: "),
     "not a number": (lambda d: d[:-4] + b"\0\0\xc0\x7f", "holds NaN or infinity"),
     "more tokens than rows": (lambda d: with_tokenizer(d, tokens=[f"t{i}" for i in range(102)]), "has 102 items, and the model 101 rows"),
