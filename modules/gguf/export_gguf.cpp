@@ -12,7 +12,7 @@
 #include <set>
 
 #include "modules/errors.h"
-#include "modules/gguf/llama_cpp_model.h"
+#include "modules/gguf/weight_place.h"
 #include "modules/precision/casts.h"
 #include "modules/quantization/gguf_blocks.h"
 
@@ -26,14 +26,6 @@ using models::WeightBinding;
 using precision::Role;
 
 constexpr size_t kMostNamed = 12;  // modules in a message
-
-std::string module_of(const BuiltModel& built, const WeightBinding& binding) {
-  const size_t root = built.model->path().size() + 1;
-  std::string module = binding.path.substr(root, binding.path.size() - root - binding.leaf.size() - 1);
-  if (binding.expert < 0) return module;
-  const std::string number = fmt::format(".{}.", binding.expert);  // the file has one tensor for all experts
-  return module.replace(module.rfind(number), number.size(), ".");
-}
 
 std::string joined(const std::vector<std::string>& modules) {
   const size_t shown = std::min(modules.size(), kMostNamed);
@@ -67,8 +59,6 @@ void refuse_without_twin(const BuiltModel& built, const std::vector<WeightBindin
   }
 }
 
-bool is_norm(const WeightBinding& binding) { return binding.owner->role() == Role::kNorm && binding.leaf == "weight"; }
-
 // llama.cpp adds vectors, and what it looks up by position, to float32 numbers; routers and norms are its float32 too.
 bool always_float32(const WeightBinding& binding) {
   return binding.parameter.dim() == 1 || binding.owner->role() == Role::kRouter ||
@@ -85,16 +75,10 @@ GgufType float_type(const WeightBinding& binding) {
   return dtype == at::kHalf ? GgufType::kFloat16 : GgufType::kBFloat16;
 }
 
-// The part of the parameter that the tensor holds: of experts all together.
-at::Tensor part_of(const WeightBinding& binding) {
-  const at::Tensor whole = binding.parameter.detach();
-  return binding.expert >= 0 && binding.rows > 0 ? whole.narrow(1, binding.row, binding.rows) : whole;
-}
-
 bool in_order(const std::vector<int64_t>& rows) { return std::is_sorted(rows.begin(), rows.end()); }
 
 at::Tensor float_values(const WeightBinding& binding, GgufType type, const std::vector<int64_t>& rows, bool add_one) {
-  at::Tensor values = precision::move(part_of(binding), c10::kCPU);
+  at::Tensor values = precision::move(part_in_file(binding), c10::kCPU);
   if (type == GgufType::kFloat32 && values.scalar_type() != at::kFloat) {
     at::Tensor wide = at::empty(values.sizes(), values.options().dtype(at::kFloat));
     precision::cast_into(wide, values);
@@ -135,14 +119,11 @@ class FileTensors {
 
  private:
   void add(const WeightBinding& binding) {
-    const std::string module = module_of(built_, binding);
-    const std::string name = words_.tensor_name(module, binding.leaf);
+    const WeightPlace place = place_of(built_, words_, binding);
+    std::vector<int64_t> rows = words_.row_order(place.module, place.shape[0]);
     if (const precision::PackedWeight* packed = binding.packed()) {
-      const kernels::QuantizedMatrix& matrix = packed->matrix();
-      all_.push_back({name,
-                      *quantization::gguf_type_of(matrix.format),
-                      {matrix.rows, matrix.columns},
-                      [this, &binding, packed, rows = words_.row_order(module, matrix.rows)] {
+      all_.push_back({place.tensor, *quantization::gguf_type_of(packed->format()), place.shape,
+                      [this, &binding, packed, rows = std::move(rows)] {
                         const auto blocks = quantization::gguf_blocks(*packed, rows, binding.path);
                         take_larger(blocks.scale_change, binding.path, report_.scale_change, report_.scale_of);
                         take_larger(blocks.minimum_change, binding.path, report_.minimum_change, report_.minimum_of);
@@ -151,11 +132,10 @@ class FileTensors {
       return;
     }
     const GgufType type = float_type(binding);
-    const auto sizes = part_of(binding).sizes().vec();
-    const bool add_one = is_norm(binding) && words_.adds_one_to_norms();
-    all_.push_back({name, type, sizes, [&binding, type, add_one, rows = words_.row_order(module, sizes[0])] {
-                      return float_values(binding, type, rows, add_one);
-                    }});
+    all_.push_back(
+        {place.tensor, type, place.shape, [&binding, type, with_one = place.with_one, rows = std::move(rows)] {
+           return float_values(binding, type, rows, with_one);
+         }});
   }
 
   const BuiltModel& built_;

@@ -39,15 +39,14 @@ const Family& family_of(const Architecture& a, const std::string& where) {
 
 bool is_gemma(const Architecture& a) { return a.family == "gemma2" || a.family == "gemma3"; }
 
-// llama.cpp computes Gemma's from the number of layers: the largest model of each has a rule of its own.
 double attention_scale(const Architecture& a) {
-  const bool largest = (a.family == "gemma2" && a.layers == 46) || (a.family == "gemma3" && a.layers == 62);
-  return 1.0 / std::sqrt(static_cast<double>(largest ? a.hidden / a.heads : a.head_dim));
+  const int64_t scalar =
+      is_gemma(a) ? gemma_query_scalar(a.family, a.layers, a.hidden, a.heads, a.head_dim) : a.head_dim;
+  return 1.0 / std::sqrt(static_cast<double>(scalar));
 }
 
-// Of Gemma: which layers see a window alone is no number of the file, but a habit of the family.
 bool has_usual_windows(const Architecture& a) {
-  const int64_t period = a.family == "gemma2" ? 2 : 6;
+  const int64_t period = gemma_window_period(a.family);
   int64_t size = 0;
   for (int64_t layer = 0; layer < a.layers; ++layer) {
     const int64_t window = a.window.at(static_cast<size_t>(layer));
@@ -132,6 +131,20 @@ uint32_t count(int64_t number) { return static_cast<uint32_t>(number); }
 
 }  // namespace
 
+int64_t gemma_query_scalar(const std::string& family, int64_t layers, int64_t hidden, int64_t heads, int64_t head_dim) {
+  const bool largest = (family == "gemma2" && layers == 46) || (family == "gemma3" && layers == 62);
+  return largest ? hidden / heads : head_dim;
+}
+
+at::Tensor rope_divisors(const models::Rope& rope, int64_t max_positions) {
+  models::Rope plain = rope;
+  plain.type = RopeType::kDefault;
+  const at::Tensor scaled = models::RopeTable(rope, max_positions).inverse_frequencies(1);
+  return models::RopeTable(plain, max_positions).inverse_frequencies(1) / scaled;
+}
+
+int64_t gemma_window_period(const std::string& family) { return family == "gemma2" ? 2 : 6; }
+
 LlamaCppModel::LlamaCppModel(const Architecture& architecture, const std::string& where) : a_(architecture) {
   const Family& family = family_of(architecture, where);
   name_ = family.theirs;
@@ -187,10 +200,7 @@ int64_t LlamaCppModel::context_length() const {
 
 std::optional<at::Tensor> LlamaCppModel::rope_factors() const {
   if (a_.rope.type != RopeType::kLlama3) return std::nullopt;
-  models::Rope plain = a_.rope;
-  plain.type = RopeType::kDefault;
-  const at::Tensor scaled = models::RopeTable(a_.rope, a_.max_positions).inverse_frequencies(1);
-  return models::RopeTable(plain, a_.max_positions).inverse_frequencies(1) / scaled;
+  return rope_divisors(a_.rope, a_.max_positions);
 }
 
 io::GgufMetadata LlamaCppModel::hyperparameters() const {

@@ -11,6 +11,15 @@
 
 namespace limbeck::gguf {
 
+// What Gemma's queries are divided by the root of: llama.cpp goes by the number of layers, because the largest model of
+// each generation has a rule of its own.
+int64_t gemma_query_scalar(const std::string& family, int64_t layers, int64_t hidden, int64_t heads, int64_t head_dim);
+// Which layers of Gemma see a window alone is no number of the file, but every layer except each of these.
+int64_t gemma_window_period(const std::string& family);
+
+// What frequencies of rotary positions are divided by, one for each pair of a head, beside those of the plain rope.
+at::Tensor rope_divisors(const models::Rope& rope, int64_t max_positions);
+
 class LlamaCppModel {
  public:
   // Keeps a reference. UsageError for a family, or for a value of its config.json, that llama.cpp has no word for;

@@ -1,6 +1,8 @@
 #include "modules/gguf/token_scores.h"
 
+#include <algorithm>
 #include <string_view>
+#include <tuple>
 #include <unordered_set>
 
 namespace limbeck::gguf {
@@ -37,6 +39,30 @@ TokenScores token_scores(const std::vector<Merge>& merges, const std::vector<std
     }
   }
   return scores;
+}
+
+ScoredMerges merges_of_scores(const std::vector<std::pair<std::string, float>>& scores,
+                              const std::unordered_map<std::string, int64_t>& parts) {
+  std::vector<const std::pair<std::string, float>*> order;
+  for (const auto& scored : scores) order.push_back(&scored);
+  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->second > b->second; });
+  ScoredMerges result;
+  const std::pair<std::string, float>* last = nullptr;  // of those that some pair makes
+  for (const auto* scored : order) {
+    const std::string& whole = scored->first;
+    std::vector<std::tuple<int64_t, int64_t, size_t>> cuts;
+    for (size_t cut = 1; cut < whole.size(); ++cut) {
+      if (!begins_character(whole[cut])) continue;
+      const auto left = parts.find(whole.substr(0, cut)), right = parts.find(whole.substr(cut));
+      if (left != parts.end() && right != parts.end()) cuts.emplace_back(left->second, right->second, cut);
+    }
+    std::sort(cuts.begin(), cuts.end());
+    for (const auto& [left, right, cut] : cuts) result.merges.emplace_back(whole.substr(0, cut), whole.substr(cut));
+    if (cuts.empty()) continue;
+    if (last != nullptr && last->second == scored->second) ++result.ties;
+    last = scored;
+  }
+  return result;
 }
 
 }  // namespace limbeck::gguf

@@ -8,6 +8,7 @@
 
 #include "modules/errors.h"
 #include "modules/gguf/special_tokens.h"
+#include "modules/gguf/token_kind.h"
 #include "modules/gguf/token_scores.h"
 #include "modules/gguf/word_rules.h"
 #include "modules/io/tensor_name.h"
@@ -21,10 +22,6 @@ namespace {
 namespace fs = std::filesystem;
 using models::Architecture;
 
-// By llama.cpp's numbers.
-enum TokenKind : int32_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kUnused = 5, kByte = 6 };
-
-constexpr float kNeverJoined = -1e9F;
 constexpr int64_t kDefaultEndOfBpe = 11, kDefaultEndOfPieces = 2;
 
 std::string byte_token(int byte) { return fmt::format("<0x{:02X}>", byte); }

@@ -28,6 +28,15 @@ std::string text_of(const io::JsonFile& step) {
   return split ? step.child("pattern").string("Regex") : type;
 }
 
+// The other way round.
+nlohmann::json step_of(const std::string& text) {
+  if (text == kDigits) return {{"type", "Digits"}, {"individual_digits", true}};
+  if (text == kWords || text == kBytes) {
+    return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", text == kWords}};
+  }
+  return {{"type", "Split"}, {"pattern", {{"Regex", text}}}, {"behavior", "Isolated"}, {"invert", false}};
+}
+
 std::vector<std::string> steps_of(const io::JsonFile& pre_tokenizer) {
   if (pre_tokenizer.string("type") != "Sequence") return {text_of(pre_tokenizer)};
   std::vector<std::string> steps;
@@ -51,6 +60,11 @@ const std::vector<Rule>& rules() {
   return all;
 }
 
+// What llama.cpp treats as the same rule under another name.
+constexpr std::pair<const char*, const char*> kSynonyms[] = {{"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"},
+                                                             {"phi-2", "gpt-2"},      {"deepseek-r1-qwen", "qwen2"},
+                                                             {"starcoder", "smollm"}, {"refact", "smollm"}};
+
 }  // namespace
 
 WordRules word_rules(const io::JsonFile& tokenizer, bool ignore_merges) {
@@ -61,6 +75,28 @@ WordRules word_rules(const io::JsonFile& tokenizer, bool ignore_merges) {
     if (rule.steps == steps && rule.ignore_merges == ignore_merges) result.name = rule.name;
   }
   return result;
+}
+
+std::optional<NamedWords> named_words(const std::string& name) {
+  std::string own = name;
+  for (const auto& [synonym, rule] : kSynonyms) {
+    if (name == synonym) own = rule;
+  }
+  for (const Rule& rule : rules()) {
+    if (rule.name != own) continue;
+    nlohmann::json steps = nlohmann::json::array();
+    for (const std::string& step : rule.steps) steps.push_back(step_of(step));
+    const nlohmann::json all = {{"type", "Sequence"}, {"pretokenizers", steps}};
+    return NamedWords{steps.size() == 1 ? steps[0] : all, rule.ignore_merges, own == "llama-bpe"};
+  }
+  return std::nullopt;
+}
+
+std::vector<std::string> known_words() {
+  std::vector<std::string> names;
+  for (const Rule& rule : rules()) names.emplace_back(rule.name);
+  for (const auto& [synonym, rule] : kSynonyms) names.emplace_back(synonym);
+  return names;
 }
 
 }  // namespace limbeck::gguf

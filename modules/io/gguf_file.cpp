@@ -5,6 +5,7 @@
 #include <array>
 #include <bit>
 #include <set>
+#include <stdexcept>
 #include <type_traits>
 
 #include "modules/errors.h"
@@ -18,7 +19,7 @@ static_assert(std::endian::native == std::endian::little, "numbers go to the fil
 
 constexpr uint32_t kVersion = 3;
 constexpr uint64_t kAlignment = 32;
-constexpr size_t kMostSizes = 4, kMostTensorNameBytes = 63;
+constexpr size_t kMostTensorNameBytes = 63;
 
 // What a value is, by the format's numbers.
 enum class ValueType : uint32_t { kUint32 = 4, kInt32 = 5, kFloat32 = 6, kBool = 7, kString = 8, kArray = 9 };
@@ -32,6 +33,22 @@ constexpr ValueType type_of() {
   if constexpr (std::is_same_v<Value, std::string>) return ValueType::kString;
   return ValueType::kArray;
 }
+
+struct GgufTypeRow {
+  GgufType type;
+  GgufTypeTraits traits;
+};
+constexpr GgufTypeRow kGgufTypes[] = {
+    {GgufType::kFloat32, {"F32", 1, 4}},   {GgufType::kFloat16, {"F16", 1, 2}},   {GgufType::kBFloat16, {"BF16", 1, 2}},
+    {GgufType::kQ4_0, {"Q4_0", 32, 18}},   {GgufType::kQ4_1, {"Q4_1", 32, 20}},   {GgufType::kQ5_0, {"Q5_0", 32, 22}},
+    {GgufType::kQ5_1, {"Q5_1", 32, 24}},   {GgufType::kQ8_0, {"Q8_0", 32, 34}},   {GgufType::kQ2_K, {"Q2_K", 256, 84}},
+    {GgufType::kQ3_K, {"Q3_K", 256, 110}}, {GgufType::kQ4_K, {"Q4_K", 256, 144}}, {GgufType::kQ5_K, {"Q5_K", 256, 176}},
+    {GgufType::kQ6_K, {"Q6_K", 256, 210}}};
+// For messages alone.
+constexpr std::pair<uint32_t, const char*> kOtherGgufTypes[] = {
+    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"},
+    {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},     {26, "I32"},   {27, "I64"},
+    {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},   {40, "NVFP4"}};
 
 uint64_t aligned(uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -83,8 +100,8 @@ void check(const std::string& where, const std::vector<GgufTensor>& tensors) {
           fmt::format("{}: its name has {} bytes, wanted 1 to {}", what, tensor.name.size(), kMostTensorNameBytes));
     }
     if (!seen.insert(tensor.name).second) throw ContractError(what + " appears twice");
-    if (tensor.shape.empty() || tensor.shape.size() > kMostSizes) {
-      throw ContractError(fmt::format("{} has {} sizes, wanted 1 to {}", what, tensor.shape.size(), kMostSizes));
+    if (tensor.shape.empty() || tensor.shape.size() > kMostGgufSizes) {
+      throw ContractError(fmt::format("{} has {} sizes, wanted 1 to {}", what, tensor.shape.size(), kMostGgufSizes));
     }
     const GgufTypeTraits& traits = traits_of(tensor.type);
     if (tensor.shape.back() % traits.values != 0) {
@@ -118,23 +135,25 @@ std::string header_of(const GgufMetadata& metadata, const std::vector<GgufTensor
 }  // namespace
 
 const GgufTypeTraits& traits_of(GgufType type) {
-  static constexpr GgufTypeTraits kFloat32{"F32", 1, 4}, kFloat16{"F16", 1, 2}, kBFloat16{"BF16", 1, 2};
-  static constexpr GgufTypeTraits kQ4Scaled{"Q4_0", 32, 18}, kQ4Shifted{"Q4_1", 32, 20}, kQ8Scaled{"Q8_0", 32, 34};
-  switch (type) {
-    case GgufType::kFloat16:
-      return kFloat16;
-    case GgufType::kBFloat16:
-      return kBFloat16;
-    case GgufType::kQ4_0:
-      return kQ4Scaled;
-    case GgufType::kQ4_1:
-      return kQ4Shifted;
-    case GgufType::kQ8_0:
-      return kQ8Scaled;
-    case GgufType::kFloat32:
-      break;
+  for (const GgufTypeRow& row : kGgufTypes) {
+    if (row.type == type) return row.traits;
   }
-  return kFloat32;
+  throw std::logic_error(fmt::format("GGUF type {} has no row", static_cast<uint32_t>(type)));
+}
+
+std::optional<GgufType> gguf_type(uint32_t number) {
+  for (const GgufTypeRow& row : kGgufTypes) {
+    if (static_cast<uint32_t>(row.type) == number) return row.type;
+  }
+  return std::nullopt;
+}
+
+std::string gguf_type_name(uint32_t number) {
+  if (const auto type = gguf_type(number)) return traits_of(*type).name;
+  for (const auto& [other, name] : kOtherGgufTypes) {
+    if (other == number) return name;
+  }
+  return fmt::format("number {}", number);
 }
 
 int64_t bytes_of(const GgufTensor& tensor) {

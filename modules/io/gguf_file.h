@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -14,14 +15,34 @@
 
 namespace limbeck::io {
 
-// By ggml's numbers. A block of Q4_0, Q4_1 and Q8_0 stands for 32 values of a row.
-enum class GgufType : uint32_t { kFloat32 = 0, kFloat16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kBFloat16 = 30 };
+// By ggml's numbers. A block stands for 32 neighbours of a row, of the types whose names end in K for 256.
+enum class GgufType : uint32_t {
+  kFloat32 = 0,
+  kFloat16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ2_K = 10,
+  kQ3_K = 11,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBFloat16 = 30
+};
 
 struct GgufTypeTraits {
   const char* name;
   int64_t values, bytes;  // of a block
 };
 const GgufTypeTraits& traits_of(GgufType type);
+// Of the number in a file; none: a type that is not read here.
+std::optional<GgufType> gguf_type(uint32_t number);
+// What ggml calls a number, read here or not: "IQ4_XS".
+std::string gguf_type_name(uint32_t number);
+
+inline constexpr size_t kMostGgufSizes = 4;  // of a tensor
 
 using GgufValue = std::variant<bool, uint32_t, float, std::string, std::vector<int32_t>, std::vector<float>,
                                std::vector<std::string>>;

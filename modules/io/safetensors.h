@@ -71,6 +71,16 @@ class WeightsFolder {
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
+// One that is made when its turn comes to be written, and let go afterwards: a model need not be in memory as a whole.
+struct PromisedTensor {
+  std::string name;
+  at::ScalarType dtype;
+  std::vector<int64_t> shape;
+  std::function<at::Tensor()> make;  // called once
+
+  uint64_t bytes() const;
+};
+
 NamedTensors read_safetensors(const std::filesystem::path& path);
 // Called before a tensor's bytes are read, in the order of the file: its memory need not be there earlier.
 using BeforeTensor = std::function<void(const at::Tensor&)>;
@@ -81,5 +91,10 @@ void write_safetensors(const std::filesystem::path& path, const NamedTensors& te
 // larger than that has a shard to itself. Refuses a folder that already holds weights (UsageError).
 void write_weights_folder(const std::filesystem::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes,
                           const BeforeTensor& before = {});
+void write_weights_folder(const std::filesystem::path& folder, const std::vector<PromisedTensor>& tensors,
+                          uint64_t max_shard_bytes);
+// What is there already, as promises; the tensors are kept by them.
+std::vector<PromisedTensor> promised(const NamedTensors& tensors, const std::string& where,
+                                     const BeforeTensor& before = {});
 
 }  // namespace limbeck::io

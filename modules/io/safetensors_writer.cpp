@@ -14,29 +14,31 @@ namespace {
 
 namespace fs = std::filesystem;
 
-StoredType writable_type(const std::string& name, const at::Tensor& tensor, const std::string& where) {
+using Promises = std::vector<PromisedTensor>;
+
+void require_plain(const std::string& name, const at::Tensor& tensor, const std::string& where) {
   const std::string what = where + ": tensor " + in_quotes(name) + ": ";
   if (!tensor.defined()) throw ContractError(what + "is undefined");
   if (tensor.layout() != at::kStrided || tensor.is_meta()) {
     throw ContractError(what + "has no plain storage (" + tensor.toString() + "), wanted a dense tensor with data");
   }
-  const auto type = stored_type(tensor.scalar_type());
-  if (!type) {
-    throw ContractError(what + "dtype " + c10::toString(tensor.scalar_type()) + " does not exist in safetensors files");
-  }
-  return *type;
+}
+
+StoredType writable_type(const PromisedTensor& tensor, const std::string& where) {
+  const auto type = stored_type(tensor.dtype);
+  if (type) return *type;
+  throw ContractError(where + ": tensor " + in_quotes(tensor.name) + ": dtype " + c10::toString(tensor.dtype) +
+                      " does not exist in safetensors files");
 }
 
 // Widest dtype first, else as given: with the payload at a multiple of 8 every tensor is then aligned for readers that
 // map.
-std::vector<const NamedTensors::value_type*> file_order(const NamedTensors& tensors, const std::string& where) {
-  std::vector<const NamedTensors::value_type*> order;
-  for (const auto& named : tensors) {
-    writable_type(named.first, named.second, where);
-    order.push_back(&named);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const auto* a, const auto* b) { return a->second.element_size() > b->second.element_size(); });
+std::vector<const PromisedTensor*> file_order(const Promises& tensors) {
+  std::vector<const PromisedTensor*> order;
+  for (const PromisedTensor& tensor : tensors) order.push_back(&tensor);
+  std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
+    return c10::elementSize(a->dtype) > c10::elementSize(b->dtype);
+  });
   return order;
 }
 
@@ -47,51 +49,80 @@ std::string shard_name(size_t number, size_t count) {
   return name;
 }
 
-std::vector<NamedTensors> split(const NamedTensors& tensors, uint64_t max_shard_bytes) {
-  std::vector<NamedTensors> shards(1);
+std::vector<Promises> split(const Promises& tensors, uint64_t max_shard_bytes) {
+  std::vector<Promises> shards(1);
   uint64_t bytes = 0;
-  for (const auto& named : tensors) {
-    const uint64_t more = named.second.nbytes();
+  for (const PromisedTensor& tensor : tensors) {
+    const uint64_t more = tensor.bytes();
     if (!shards.back().empty() && bytes + more > max_shard_bytes) {
       shards.emplace_back();
       bytes = 0;
     }
     bytes += more;
-    shards.back().push_back(named);
+    shards.back().push_back(tensor);
   }
   return shards;
 }
 
-}  // namespace
-
-void write_safetensors(const fs::path& path, const NamedTensors& tensors,
-                       const std::map<std::string, std::string>& metadata, const BeforeTensor& before) {
+void write_file(const fs::path& path, const Promises& tensors, const std::map<std::string, std::string>& metadata) {
   const std::string where = path.string();
-  const auto order = file_order(tensors, where);
+  const auto order = file_order(tensors);
   std::vector<HeaderEntry> entries;
-  for (const auto* named : order) {
+  for (const PromisedTensor* tensor : order) {
     HeaderEntry entry;
-    entry.name = named->first;
-    entry.dtype = writable_type(named->first, named->second, where);
-    entry.shape = named->second.sizes().vec();
+    entry.name = tensor->name;
+    entry.dtype = writable_type(*tensor, where);
+    entry.shape = tensor->shape;
     entries.push_back(std::move(entry));
   }
   const std::map<std::string, std::string> default_metadata{{"format", "pt"}};
   const std::string header = build_header(entries, metadata.empty() ? default_metadata : metadata, where);
   AtomicFile file(path, entries.empty() ? header.size() : entries.back().end);
   file.write(header.data(), header.size());
-  for (const auto* named : order) {
-    if (named->second.numel() == 0) continue;
-    if (before) before(named->second);
+  for (const PromisedTensor* promise : order) {
+    if (promise->bytes() == 0) continue;
     // At most one tensor's copy at a time, and none when it is contiguous on the CPU.
-    const at::Tensor plain = named->second.detach().resolve_conj().resolve_neg().cpu().contiguous();
+    const at::Tensor plain = promise->make().detach().resolve_conj().resolve_neg().cpu().contiguous();
+    if (plain.scalar_type() != promise->dtype || plain.sizes() != at::IntArrayRef(promise->shape)) {
+      throw ContractError(where + ": tensor " + in_quotes(promise->name) + " came as " + plain.toString() + " of " +
+                          std::to_string(plain.nbytes()) + " bytes, which is not what was promised");
+    }
     file.write(plain.const_data_ptr(), plain.nbytes());
   }
   file.commit();
 }
 
+}  // namespace
+
+uint64_t PromisedTensor::bytes() const {
+  return static_cast<uint64_t>(c10::multiply_integers(shape)) * c10::elementSize(dtype);
+}
+
+std::vector<PromisedTensor> promised(const NamedTensors& tensors, const std::string& where,
+                                     const BeforeTensor& before) {
+  Promises promises;
+  for (const auto& [name, tensor] : tensors) {
+    require_plain(name, tensor, where);
+    promises.push_back({name, tensor.scalar_type(), tensor.sizes().vec(), [kept = tensor, before] {
+                          if (before) before(kept);
+                          return kept;
+                        }});
+    writable_type(promises.back(), where);
+  }
+  return promises;
+}
+
+void write_safetensors(const fs::path& path, const NamedTensors& tensors,
+                       const std::map<std::string, std::string>& metadata, const BeforeTensor& before) {
+  write_file(path, promised(tensors, path.string(), before), metadata);
+}
+
 void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes,
                           const BeforeTensor& before) {
+  write_weights_folder(folder, promised(tensors, folder.string(), before), max_shard_bytes);
+}
+
+void write_weights_folder(const fs::path& folder, const Promises& tensors, uint64_t max_shard_bytes) {
   std::error_code error;
   fs::create_directories(folder, error);
   if (error) throw IoError(folder.string() + ": cannot be created: " + error.message());
@@ -103,18 +134,18 @@ void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, u
   }
   std::map<std::string, std::string> weight_map;
   uint64_t total = 0;
-  for (const auto& [name, tensor] : tensors) {
-    writable_type(name, tensor, folder.string());
-    if (!weight_map.emplace(name, "").second) {
-      throw WeightsError(folder.string() + ": tensor " + in_quotes(name) + " appears twice");
+  for (const PromisedTensor& tensor : tensors) {
+    writable_type(tensor, folder.string());
+    if (!weight_map.emplace(tensor.name, "").second) {
+      throw WeightsError(folder.string() + ": tensor " + in_quotes(tensor.name) + " appears twice");
     }
-    total += tensor.nbytes();
+    total += tensor.bytes();
   }
-  const std::vector<NamedTensors> shards = split(tensors, max_shard_bytes);
+  const std::vector<Promises> shards = split(tensors, max_shard_bytes);
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string file_name = shard_name(i, shards.size());
-    write_safetensors(folder / file_name, shards[i], {}, before);
-    for (const auto& [name, tensor] : shards[i]) weight_map[name] = file_name;
+    write_file(folder / file_name, shards[i], {});
+    for (const PromisedTensor& tensor : shards[i]) weight_map[tensor.name] = file_name;
   }
   if (shards.size() == 1) return;
   // Last, because it is what makes the shards a model.

@@ -16,6 +16,7 @@ namespace {
 
 using io::GgufType;
 using kernels::CodeKind;
+using kernels::QuantizedFormat;
 using kernels::QuantizedMatrix;
 
 constexpr int64_t kBlock = 32, kHalf = kBlock / 2;
@@ -80,6 +81,12 @@ void put_nibbles(const uint8_t* codes, uint8_t* out) {
   for (int64_t i = 0; i < kHalf; ++i) out[i] = static_cast<uint8_t>(code(i) | code(i + kHalf) << 4);
 }
 
+// And the other way round.
+void take_nibbles(const uint8_t* from, uint8_t* codes) {
+  const auto code = [from](int64_t i) { return from[i % kHalf] >> (i / kHalf * 4) & 15; };
+  for (int64_t i = 0; i < kHalf; ++i) codes[i] = static_cast<uint8_t>(code(2 * i) | code(2 * i + 1) << 4);
+}
+
 void put_half(uint16_t bits, uint8_t*& out) {
   std::memcpy(out, &bits, sizeof bits);
   out += sizeof bits;
@@ -133,6 +140,69 @@ GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<
     }
   }
   return result;
+}
+
+BlockFormat::BlockFormat(GgufType type, int64_t columns) : block_bytes_(io::traits_of(type).bytes), columns_(columns) {
+  const bool int8 = type == GgufType::kQ8_0;
+  for (const char* name :
+       {int8 ? "int8-g32" : "int4-sym-g32", int8 ? "int8-g64" : "int4-sym-g64", int8 ? "int8-g128" : "int4-sym"}) {
+    const kernels::QuantizedFormat format = kernels::format_named(name);
+    if (columns % format.group() == 0) others_.push_back(format);
+  }
+  if (int8) others_.push_back(QuantizedFormat::kInt8);
+  format_ = others_.back();
+  others_.pop_back();
+}
+
+std::optional<BlockFormat> BlockFormat::of(GgufType type, int64_t columns) {
+  if (type != GgufType::kQ4_0 && type != GgufType::kQ8_0) return std::nullopt;
+  return BlockFormat(type, columns);
+}
+
+bool BlockFormat::fits(const uint8_t* row) const {
+  const int64_t blocks = columns_ / kBlock;
+  const int64_t group = format_.has_groups() ? format_.group() / kBlock : blocks;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const uint8_t *own = row + block * block_bytes_, *first = row + block / group * group * block_bytes_;
+    if (std::memcmp(own, first, sizeof(uint16_t)) != 0) return false;
+  }
+  return true;
+}
+
+bool BlockFormat::take(const uint8_t* blocks, int64_t rows) {
+  for (int64_t row = 0; row < rows; ++row) {
+    while (!others_.empty() && !fits(blocks + row * (columns_ / kBlock) * block_bytes_)) {
+      format_ = others_.back();
+      others_.pop_back();
+    }
+  }
+  return !others_.empty();
+}
+
+precision::PackedWeight packed_of_blocks(const at::Tensor& blocks, kernels::QuantizedFormat format, int64_t columns,
+                                         const std::vector<int64_t>& row_order) {
+  const int64_t rows = blocks.size(0), in_row = columns / kBlock;
+  QuantizedMatrix matrix{format, rows, columns, {}};
+  for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, columns, at::kHalf))
+    matrix.parts.push_back(at::empty(part.shape, part.dtype));
+  const bool int8 = format.kind == CodeKind::kInt8;
+  const int64_t block_codes = int8 ? kBlock : kHalf, group = format.has_groups() ? format.group() / kBlock : in_row;
+  auto* codes = static_cast<uint8_t*>(matrix.parts[0].mutable_data_ptr());
+  auto* scales = static_cast<uint8_t*>(matrix.parts[1].mutable_data_ptr());
+  const auto* from = blocks.const_data_ptr<uint8_t>();
+  for (const int64_t row : row_order) {
+    for (int64_t block = 0; block < in_row; ++block) {
+      std::memcpy(scales + (row * (in_row / group) + block / group) * 2, from, sizeof(uint16_t));
+      from += sizeof(uint16_t);
+      uint8_t* out = codes + (row * in_row + block) * block_codes;
+      if (int8)
+        std::memcpy(out, from, kBlock);
+      else
+        take_nibbles(from, out);
+      from += block_codes;
+    }
+  }
+  return precision::PackedWeight(std::move(matrix));
 }
 
 }  // namespace limbeck::quantization

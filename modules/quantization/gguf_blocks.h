@@ -28,4 +28,28 @@ struct GgufBlocks {
 GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<int64_t>& row_order,
                        const std::string& where);
 
+// The other way round: which format of ours has the codes of such blocks, as the scales of all of them allow. Where
+// those of neighbours are alike, it is one with larger groups: as it was before gguf_blocks().
+class BlockFormat {
+ public:
+  // none: no format of ours has this type's codes (Q4_1's least values are no codes).
+  static std::optional<BlockFormat> of(io::GgufType type, int64_t columns);
+  // The blocks of whole rows; where it says false no others would change the answer.
+  bool take(const uint8_t* blocks, int64_t rows);
+  kernels::QuantizedFormat format() const { return format_; }
+
+ private:
+  BlockFormat(io::GgufType type, int64_t columns);
+  bool fits(const uint8_t* row) const;
+
+  int64_t block_bytes_, columns_;
+  std::vector<kernels::QuantizedFormat> others_;  // with smaller groups, the smallest first
+  kernels::QuantizedFormat format_;
+};
+
+// Blocks [rows, bytes] of Q4_0 or Q8_0 as a weight of such a format, its scales in float16 as they are; the i-th row of
+// blocks becomes row row_order[i].
+precision::PackedWeight packed_of_blocks(const at::Tensor& blocks, kernels::QuantizedFormat format, int64_t columns,
+                                         const std::vector<int64_t>& row_order);
+
 }  // namespace limbeck::quantization

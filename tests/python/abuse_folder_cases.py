@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from abuse_mutators import WORDS, edge, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
-from abuse_stock import Case, Stock, kind, sealed_manifest
+from abuse_stock import Case, Stock, copied_model, kind, sealed_manifest
 from abuse_tokenizers import LINES
 from abuse_tool_cases import PIPELINES
 import google_crc32c
@@ -232,3 +232,31 @@ def hub(stock: Stock, folder: Path, dice: random.Random) -> Case:
         case = Case(["check", str(stock.folder / "work" / "none.ini"), f"--student.model={name}"])
     case.environment = {key: value.replace("\0", "") for key, value in place.items()}
     return case
+
+
+@kind
+def gguf_file(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """The header above all, which says where everything else lies."""
+    data = stock.gguf.read_bytes()
+    header = dice.choice([64, 512, 4096])
+    damaged = mutate_bytes(data[:header], dice) + data[header:] if dice.random() < 0.9 else mutate_bytes(data, dice)
+    (folder / "model.gguf").write_bytes(damaged)
+    flags = dice.choice([[], [], ["--codes=floats"], ["--dtype=float16"], ["--dtype=bfloat16"]])
+    return Case(["import-gguf", f"--model={folder / 'model.gguf'}", f"--output={folder / 'made'}", "--threads=1", *flags])
+
+
+@kind
+def gguf_export(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    """A folder with damage in its numbers, its tokenizer or its weights, as one file."""
+    model = copied_model(stock.folder / "zoo" / dice.choice(stock.families), folder / "model", True)
+    what = dice.randrange(3)
+    if what == 0:
+        mutate_json_file(model / "config.json", dice)
+    elif what == 1:
+        mutate_safetensors(model / "model.safetensors", dice)
+    flags = ["--without-tokenizer"]
+    if what == 2:
+        (model / "tokenizer.json").write_text(json.dumps(mutate_json(json.loads(dice.choice(stock.tokenizers)), dice)))
+        flags = []
+    flags += dice.choice([[], ["--quantize=int8"], ["--quantize=int4-sym-g32"], ["--dtype=bfloat16"]])
+    return Case(["export-gguf", f"--model={model}", f"--output={folder / 'out.gguf'}", "--threads=1", *flags])

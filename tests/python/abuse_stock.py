@@ -59,6 +59,9 @@ class Stock:
         self.masked_data = folder / "masked"
         self.masked_recipe = self._masked()
         self.tokenizers = abuse_tokenizers.texts()
+        self.gguf = folder / "model.gguf"
+        limbeck.run("export-gguf", f"--model={folder / 'zoo' / self.families[0]}", "--without-tokenizer", "--quantize=int8",
+                    "--rule=model.layers.*.mlp.down_proj float16", f"--output={self.gguf}")  # fmt: skip
         self.spellings = [line.split()[0] for line in limbeck.run("list", "aliases").stdout.splitlines()[2:]]
         self.spellings.remove("output_dir")
         self.options = options_of(Path(__file__).parents[1] / "golden" / "options.txt")

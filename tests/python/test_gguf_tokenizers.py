@@ -1,4 +1,5 @@
-"""Tokenizers in GGUF files: transformers reads the same tokenizer out of them; what llama.cpp does otherwise is said."""
+"""Tokenizers in GGUF files: transformers reads the same tokenizer out of them, and so do we; what llama.cpp does otherwise is
+said."""
 
 from __future__ import annotations
 
@@ -95,6 +96,19 @@ def read_back(place: Path):
     return transformers.AutoTokenizer.from_pretrained(place, gguf_file="model.gguf")
 
 
+def rebuilt(place: Path):
+    """The tokenizer of the folder that limbeck makes of the file, beside which our own reader cuts texts alike."""
+    done = run_program("import-gguf", "--model", place / "model.gguf", "--output", place / "rebuilt", "--quiet")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    theirs = transformers.AutoTokenizer.from_pretrained(place / "rebuilt")
+    (place / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts()))
+    ours = run_program("tokenize", "--model", place / "rebuilt", "--input", place / "texts.jsonl", "--json", place / "ids.json")
+    assert ours.returncode == 0, ours.stderr
+    said = json.loads((place / "ids.json").read_text())["result"]
+    assert said["ids"] == [theirs.encode(text) for text in texts()]
+    return theirs
+
+
 def assert_same_ids(tokenizer: Tokenizer, theirs) -> None:
     for text in texts():
         assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text, add_special_tokens=False).ids, repr(text)
@@ -111,6 +125,9 @@ def test_a_byte_level_tokenizer_is_the_same_in_transformers(folders, tmp_path, n
     assert said["ggml.eos_token_id"] == 2 and said["ggml.padding_token_id"] == 0 and said["ggml.add_bos_token"] is False
     assert said["chat_template"] == TEMPLATE
     assert_same_ids(tokenizer, read_back(tmp_path / name))
+    ours = rebuilt(tmp_path / name)
+    assert_same_ids(tokenizer, ours)
+    assert (ours.eos_token, ours.pad_token, ours.chat_template) == ("<|im_end|>", "<|endoftext|>", TEMPLATE)
 
 
 def test_pieces_that_fall_back_to_bytes_are_the_same_in_transformers(folders, tmp_path):
@@ -125,6 +142,11 @@ def test_pieces_that_fall_back_to_bytes_are_the_same_in_transformers(folders, tm
     first = ["".join(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     assert [scores[token] for token in dict.fromkeys(first)] == [-float(rank) for rank in range(len(set(first)))]
     assert_same_ids(tokenizer, read_back(tmp_path / "pieces"))
+    ours = rebuilt(tmp_path / "pieces")
+    assert_same_ids(tokenizer, ours)
+    for text in texts():
+        assert ours.encode(text) == tokenizer.encode(text).ids and ours.decode(ours.encode(text)) == tokenizer.decode(
+            tokenizer.encode(text).ids, skip_special_tokens=False), repr(text)  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "called"), [
@@ -133,8 +155,10 @@ def test_pieces_that_fall_back_to_bytes_are_the_same_in_transformers(folders, tm
     (lambda: byte_level(None, 300, before=[pre_tokenizers.Digits(individual_digits=True)]), "smollm"),
 ])  # fmt: skip
 def test_the_rule_that_cuts_words_is_found_by_what_it_says(folders, tmp_path, make, called):
-    said, told = export(folders["llama"], make(), tmp_path / "words", eos_token="<|im_end|>")
+    tokenizer = make()
+    said, told = export(folders["llama"], tokenizer, tmp_path / "words", eos_token="<|im_end|>")
     assert said["ggml.pre"] == called and "warning" not in told
+    assert_same_ids(tokenizer, rebuilt(tmp_path / "words"))
 
 
 def test_what_llama_cpp_does_otherwise_is_said(folders, tmp_path):

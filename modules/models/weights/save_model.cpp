@@ -1,17 +1,16 @@
 #include "modules/models/weights/save_model.h"
 
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
-#include <atomic>
 #include <set>
 #include <system_error>
 
 #include "modules/errors.h"
 #include "modules/io/atomic_file.h"
-#include "modules/io/folder_in_place.h"
 #include "modules/io/input_file.h"
+#include "modules/io/temporary_folder.h"
 #include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
@@ -40,17 +39,25 @@ void copy_if_there(const fs::path& from, const fs::path& to, const char* name) {
 }
 
 struct StoredModel {
-  io::NamedTensors tensors;
+  std::vector<io::PromisedTensor> tensors;
   // That holds every plain value: the one of all tensors, or where rules mix them the one that loses nothing.
   at::ScalarType dtype = at::kFloat;
   nlohmann::json quantization;  // null: nothing is packed
 };
 
-StoredModel plain(const std::vector<WeightBinding>& bindings) {
+StoredModel plain(const std::vector<WeightBinding>& bindings, const SaveOptions& options) {
   StoredModel stored;
   for (const WeightBinding& binding : bindings) {
-    stored.tensors.emplace_back(binding.name, binding.values());
-    const at::ScalarType dtype = stored.tensors.back().second.scalar_type();
+    if (options.packed && binding.packed() != nullptr) continue;
+    if (options.source != nullptr) {
+      const at::Tensor part = binding.part_of(binding.parameter);
+      stored.tensors.push_back({binding.name, part.scalar_type(), part.sizes().vec(),
+                                [&binding, &source = *options.source] { return source.floats(binding); }});
+    } else {
+      for (auto& tensor : io::promised({{binding.name, binding.values()}}, binding.path, options.before))
+        stored.tensors.push_back(std::move(tensor));
+    }
+    const at::ScalarType dtype = stored.tensors.back().dtype;
     stored.dtype = stored.tensors.size() == 1 ? dtype : c10::promoteTypes(stored.dtype, dtype);
   }
   return stored;
@@ -125,21 +132,43 @@ PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBind
   return {std::move(layout), std::move(modules)};
 }
 
-// The codes as they are.
-StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
-  const auto [layout, modules] = packed_folder(built, bindings);
-  std::vector<WeightBinding> floats;
-  for (const WeightBinding& binding : bindings) {
-    if (binding.packed() == nullptr) floats.push_back(binding);
+// Of a weight whose codes come later: what stands for it is seen on codes of zeros, and asked for again one by one.
+void promise_codes(const quantization::WrittenLayout& layout, const quantization::StoredWeight& weight,
+                   const WeightBinding& binding, at::ScalarType activations, const WeightSource& source,
+                   StoredModel& stored) {
+  const kernels::QuantizedMatrix& wanted = binding.packed()->matrix();
+  kernels::QuantizedMatrix zeros{wanted.format, wanted.rows, wanted.columns, {}};
+  for (const auto& part : kernels::parts_of(wanted.format, wanted.rows, wanted.columns))
+    zeros.parts.push_back(at::zeros(part.shape, part.dtype));
+  const io::NamedTensors forms = layout.tensors(weight, precision::PackedWeight(std::move(zeros)), activations);
+  for (size_t i = 0; i < forms.size(); ++i) {
+    const auto& [name, form] = forms[i];
+    const auto made = [&layout, &binding, &source, weight, activations, i] {
+      return layout.tensors(weight, source.codes(binding), activations)[i].second;
+    };
+    const bool only_sizes = form.scalar_type() == at::kLong;
+    stored.tensors.push_back({name, form.scalar_type(), form.sizes().vec(),
+                              only_sizes ? std::function<at::Tensor()>([kept = form] { return kept; }) : made});
   }
-  StoredModel stored = plain(floats);
+}
+
+// The codes as they are.
+StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bindings, const PackedFolder& folder,
+                   const SaveOptions& options) {
+  StoredModel stored = plain(bindings, options);
   const at::ScalarType activations = built.policy->stream_dtype();
   for (const WeightBinding& binding : bindings) {
     if (binding.packed() == nullptr) continue;
-    for (auto& tensor : layout->tensors(stored_weight(built, binding), *binding.packed(), activations))
+    const quantization::StoredWeight weight = stored_weight(built, binding);
+    if (options.source != nullptr) {
+      promise_codes(*folder.layout, weight, binding, activations, *options.source, stored);
+      continue;
+    }
+    const auto tensors = folder.layout->tensors(weight, *binding.packed(), activations);
+    for (auto& tensor : io::promised(tensors, binding.path, options.before))
       stored.tensors.push_back(std::move(tensor));
   }
-  stored.quantization = layout->config(modules, activations);
+  stored.quantization = folder.layout->config(folder.modules, activations);
   return stored;
 }
 
@@ -153,36 +182,6 @@ std::string config_text(const fs::path& source, const StoredModel& stored) {
   if (config.contains("dtype") || !config.contains("torch_dtype")) config["dtype"] = name;
   return config.dump(2) + "\n";
 }
-
-// Removed with all it holds unless it was put in place.
-class TemporaryFolder {
- public:
-  explicit TemporaryFolder(const fs::path& target) : target_(target) {
-    static std::atomic<uint64_t> counter{0};
-    const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
-    std::error_code error;
-    fs::create_directories(parent, error);
-    path_ = parent / fmt::format(".tmp-{}-{}-{}", target.filename().string(), ::getpid(), counter.fetch_add(1));
-    if (!error) fs::create_directory(path_, error);
-    if (error) throw IoError(path_.string() + ": cannot be created: " + error.message());
-  }
-  ~TemporaryFolder() {
-    std::error_code ignored;
-    if (!path_.empty()) fs::remove_all(path_, ignored);
-  }
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-
-  const fs::path& path() const { return path_; }
-
-  void put_in_place() {
-    io::put_folder_in_place(path_, target_);
-    path_.clear();
-  }
-
- private:
-  fs::path target_, path_;
-};
 
 }  // namespace
 
@@ -234,10 +233,11 @@ void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptio
     throw UsageError(target.string() + ": is there already: name a folder that does not exist, or remove it");
   }
   const auto bindings = bind_weights(*built.model, *built.config.family);
-  const StoredModel stored = options.packed ? packed(built, bindings) : plain(bindings);
+  const PackedFolder layout = options.packed ? packed_folder(built, bindings) : PackedFolder{};
+  const StoredModel stored = options.packed ? packed(built, bindings, layout, options) : plain(bindings, options);
   const fs::path& source = built.config.folder;
-  TemporaryFolder temporary(target);
-  io::write_weights_folder(temporary.path(), stored.tensors, options.max_shard_bytes, options.before);
+  io::TemporaryFolder temporary(target);
+  io::write_weights_folder(temporary.path(), stored.tensors, options.max_shard_bytes);
   io::write_atomically(temporary.path() / "config.json", config_text(source, stored));
   copy_if_there(source, temporary.path(), kOfGeneration);
   for (const char* name : kOfTokenizer)

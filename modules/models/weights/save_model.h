@@ -13,11 +13,23 @@ namespace limbeck::models {
 
 inline constexpr uint64_t kMaxShardBytes = uint64_t{5} << 30;
 
+// Where the weights of a model on meta come from, each when its turn to be written comes, and once for each tensor that
+// stands for it.
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  // In the checkpoint's layout, and the parameter's dtype.
+  virtual at::Tensor floats(const WeightBinding& binding) const = 0;
+  // In the format of binding.packed().
+  virtual precision::PackedWeight codes(const WeightBinding& binding) const = 0;
+};
+
 struct SaveOptions {
   uint64_t max_shard_bytes = kMaxShardBytes;
   bool packed = false;                   // packed weights as their codes, as others read them; else as floats
   io::BeforeTensor before = {};          // see modules/io/safetensors.h
   std::filesystem::path tokenizer = {};  // the folder of its tokenizer's files; empty: the model's own
+  const WeightSource* source = nullptr;  // null: the model's own weights
 };
 
 // What a folder of packed weights holds, by the checkpoint's names, and what its tensors will weigh.

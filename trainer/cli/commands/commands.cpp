@@ -10,6 +10,7 @@ Command eval_command();
 Command export_gguf_command();
 Command forward_command();
 Command generate_command();
+Command import_gguf_command();
 Command list_command();
 Command merge_command();
 Command tokenize_command();
@@ -20,9 +21,9 @@ Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(), train_command(),    eval_command(),        forward_command(),    generate_command(),
-      merge_command(), unmerge_command(),  consolidate_command(), quantize_command(),   export_gguf_command(),
-      list_command(),  tokenize_command(), verify_command(),      completion_command(),
+      check_command(),       train_command(),   eval_command(),        forward_command(),  generate_command(),
+      merge_command(),       unmerge_command(), consolidate_command(), quantize_command(), export_gguf_command(),
+      import_gguf_command(), list_command(),    tokenize_command(),    verify_command(),   completion_command(),
   };
 }
 
