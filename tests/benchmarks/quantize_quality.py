@@ -9,14 +9,13 @@ that Limbeck reads. For every peer's folder there is one of ours of at most as m
   quantize_quality.py --model MODEL --calibration DATA/train --data DATA/validation --work DIR [--only int8,torchao-int4-g32,...]
 
 What was measured is kept in DIR/results.json and not measured again. Peers are none of our requirements: torchao, llmcompressor,
-auto-round and gguf must be importable (pip install --target DIR --no-deps ..., PYTHONPATH), llama.cpp's libllama.so is named by
+auto-round must be importable (pip install --target DIR --no-deps ..., PYTHONPATH), llama.cpp's libllama.so is named by
 --llama-cpp. What is missing is said and left out.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import shutil
@@ -231,12 +230,9 @@ def auto_round_way(bench: Bench, bits: int, group: int, symmetric: bool) -> Call
 
 
 def llama_cpp_way(bench: Bench, kind: int) -> Callable:
-    """llama.cpp's own quantizer on the GGUF file that `limbeck export-gguf` writes of the floats."""
+    """llama.cpp's own quantizer on the GGUF file that `limbeck export-gguf` writes of the floats, read by `limbeck import-gguf`."""
 
     def make(folder: Path) -> tuple[Path, int]:
-        from gguf import GGUFReader
-        from gguf.quants import dequantize
-
         folder.mkdir()
         source, quantized = bench.work / "floats.gguf", folder / "quantized.gguf"
         if not source.exists():
@@ -244,10 +240,10 @@ def llama_cpp_way(bench: Bench, kind: int) -> Callable:
         code = "import ctypes, os, sys\n" + LLAMA_QUANTIZE
         subprocess.run([sys.executable, "-c", code, bench.options.llama_cpp, source, quantized, str(kind)], check=True,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        tensors = GGUFReader(quantized).tensors
-        weights = {tensor.name: torch.tensor(dequantize(tensor.data, tensor.tensor_type)) for tensor in tensors}
-        bench.float_folder(of_llama_cpp(bench, weights), folder / "floats")
-        return folder / "floats", sum(int(tensor.n_bytes) for tensor in tensors)
+        limbeck("import-gguf", f"--model={quantized}", f"--output={folder / 'floats'}", "--codes=floats", "--dtype=float32",
+                f"--json={folder / 'said.json'}")  # fmt: skip
+        types = json.loads((folder / "said.json").read_text())["result"]["types"]
+        return folder / "floats", sum(row["stored_bytes"] for row in types)
 
     return make
 
@@ -268,28 +264,6 @@ params.kind = int(sys.argv[4])
 llama.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(Params)]
 sys.exit(llama.llama_model_quantize(sys.argv[2].encode(), sys.argv[3].encode(), ctypes.byref(params)))
 """
-IN_GGUF = {"token_embd": "embed_tokens", "output_norm": "norm", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-           "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-           "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}  # fmt: skip
-
-
-def of_llama_cpp(bench: Bench, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Llama's names, and rows of q and k in the halves that transformers rotates."""
-    config, found = transformers.AutoConfig.from_pretrained(bench.options.model), {}
-    for name, weight in weights.items():
-        if name == "rope_freqs.weight":
-            continue
-        if name == "output.weight":
-            found["lm_head.weight"] = weight
-            continue
-        block, _, rest = name.removeprefix("blk.").partition(".") if name.startswith("blk.") else ("", "", name)
-        own = IN_GGUF[rest.removesuffix(".weight")]
-        if own.endswith(("q_proj", "k_proj")):
-            heads = config.num_attention_heads if own.endswith("q_proj") else config.num_key_value_heads
-            weight = weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-        found[f"model.layers.{block}.{own}.weight" if block else f"model.{own}.weight"] = weight
-    return found
-
 
 def their_ways(bench: Bench) -> dict[str, Callable]:
     ways = {f"torchao-{form}": torchao_way(bench, form) for form in ("int8", "int4-g32", "int4-g64", "int4-g128")}
