@@ -18,7 +18,7 @@ import torch
 import transformers
 from limbeck_runner import LimbeckError
 from safetensors.torch import load_file, save_file
-from test_quantized_models import ADAPTERS, quantized_weights
+from test_quantized_models import ADAPTERS, by_matrix, quantized_weights
 from test_quantized_ops import FORMATS, INT4, reference_blockwise
 
 OUTPUT_BAR = 1e-5  # of the largest entry
@@ -59,8 +59,8 @@ def nf4_double(w: torch.Tensor) -> torch.Tensor:
     return bnb.dequantize_4bit(packed, state).view(w.shape)
 
 
-# Also on what is not quantized: embeddings and stacks of experts.
-ADAPTED = ADAPTERS | {name: test_adapters.CASES[name] for name in ("lora-embedding", "lora-experts")}
+# Also on what is not quantized: embeddings.
+ADAPTED = ADAPTERS | {"lora-embedding": test_adapters.CASES["lora-embedding"]}
 INDEPENDENT = {"int8": int8, "nf4": nf4, "nf4-double": nf4_double} | {
     form: functools.partial(int4, size=size, symmetric="sym" in form) for form, size in INT4.items()
 }
@@ -107,7 +107,7 @@ class Case:
     def quantized(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """What the codes of this weight stand for; GPT-2 stores it the other way round."""
         turned = name in self.turned
-        values = INDEPENDENT[self.form]((weight.T if turned else weight).float().contiguous())
+        values = by_matrix(name, (weight.T if turned else weight).float(), INDEPENDENT[self.form])
         return values.T if turned else values
 
     def merge(self, limbeck, into: str, dtype: torch.dtype) -> tuple[dict[str, torch.Tensor], dict]:

@@ -47,14 +47,31 @@ std::map<std::string, int64_t> bytes_by_module(const models::BuiltModel& built) 
 }
 
 bool is_candidate(const precision::ContractModule& module) {
+  if (dynamic_cast<const models::ExpertWeights*>(&module) != nullptr) return true;
   const auto* linear = dynamic_cast<const models::Linear*>(&module);
   return linear != nullptr && !linear->is_tied() && precision::packable(module.role());
 }
 
+// What must be in one format with it: a linear module that others compute with it; the experts of a layer are one.
+std::string group_of(const precision::ContractModule& module) {
+  const auto* linear = dynamic_cast<const models::Linear*>(&module);
+  return linear != nullptr ? linear->fused_with() : module.path();
+}
+
+std::vector<int64_t> column_counts(const precision::ContractModule& module) {
+  if (const auto* linear = dynamic_cast<const models::Linear*>(&module)) return {linear->in_features()};
+  std::vector<int64_t> columns;
+  for (const auto& stack : dynamic_cast<const models::ExpertWeights&>(module).stacks())
+    columns.push_back(stack->sizes().in);
+  return columns;
+}
+
 // Others refuse a last group that is shorter.
-bool has_whole_groups(const models::Linear& module, const StoredFormat& format) {
+bool has_whole_groups(const precision::ContractModule& module, const StoredFormat& format) {
   if (!format.packed || !format.packed->has_groups()) return true;
-  return module.in_features() % format.packed->group() == 0;
+  const auto columns = column_counts(module);
+  return std::all_of(columns.begin(), columns.end(),
+                     [&](int64_t count) { return count % format.packed->group() == 0; });
 }
 
 }  // namespace
@@ -113,19 +130,17 @@ FormatTable::FormatTable(const models::ModelRequest& request, std::vector<Stored
   const models::BuiltModel packed = built_in(request, {"int8", QuantizedFormat::kInt8});
   const auto in_floats = precision::contract_modules(*plain.model),
              in_codes = precision::contract_modules(*packed.model);
-  std::map<std::string, size_t> group_of;
+  std::map<std::string, size_t> places;
   for (size_t i = 0; i < in_floats.size(); ++i) {
     const auto& module = *in_floats[i];
     if (!is_candidate(module) || module.precision().quantized || !in_codes[i]->precision().quantized ||
         in_codes[i]->precision().source != "int8") {
       continue;
     }
-    const auto& linear = dynamic_cast<const models::Linear&>(module);
     const auto below = [&](const std::string& path) { return path_below(path, request.root); };
-    modules_.push_back(
-        {below(module.path()), module.role(), below(linear.fused_with()), module.footprint().values, {}});
+    modules_.push_back({below(module.path()), module.role(), below(group_of(module)), module.footprint().values, {}});
     rest_bytes_ -= float_bytes.at(module.path());
-    const auto [group, is_new] = group_of.emplace(modules_.back().group, groups_.size());
+    const auto [group, is_new] = places.emplace(modules_.back().group, groups_.size());
     if (is_new) groups_.emplace_back();
     groups_[group->second].push_back(modules_.size() - 1);
   }
@@ -135,7 +150,7 @@ FormatTable::FormatTable(const models::ModelRequest& request, std::vector<Stored
     size_t next = 0;
     for (const auto& module : precision::contract_modules(*built.model)) {
       if (next == modules_.size() || module->path() != request.root + "." + modules_[next].path) continue;
-      const bool holds = has_whole_groups(dynamic_cast<const models::Linear&>(*module), format);
+      const bool holds = has_whole_groups(*module, format);
       modules_[next++].bytes.push_back(holds ? std::optional(bytes.at(module->path())) : std::nullopt);
     }
   }

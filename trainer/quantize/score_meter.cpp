@@ -6,13 +6,11 @@
 #include <fmt/ranges.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
-#include "kernels/linear/linear.h"
-#include "kernels/quantized/quantized_linear.h"
 #include "modules/errors.h"
-#include "modules/io/finite_check.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
@@ -58,37 +56,35 @@ void RowScore::add(const RowScore& other) {
   }
 }
 
-struct ScoreMeter::Measured {
-  const models::Linear* module;
-  std::string path;
-  std::vector<std::optional<precision::PackedWeight>> packed;  // by format; none: float, or it cannot be stored so
-};
-
-struct ScoreMeter::Heard {
-  std::vector<at::Tensor> x, y, gradient;
-};
-
 namespace {
 
 // Keeps what went into the measured modules and came out of them.
 class Listener : public precision::ModuleObserver {
  public:
-  struct Passed {
-    std::vector<at::Tensor> x, y;
-  };
-  explicit Listener(std::map<const precision::ContractModule*, Passed>& passed) : passed_(passed) {}
+  using Passes = std::vector<HeardPass>;
+  explicit Listener(std::map<const precision::ContractModule*, Passes>& passed) : passed_(passed) {}
 
   void input(const precision::ContractModule& module, const at::Tensor& x) override {
-    const auto found = passed_.find(&module);
-    if (found != passed_.end()) found->second.x.push_back(x);
+    if (Passes* passes = passes_of(module)) passes->push_back({.x = x});
+  }
+  void routing(const precision::ContractModule& module, const at::Tensor& experts_nk,
+               const at::Tensor& weights_nk) override {
+    if (Passes* passes = passes_of(module)) {
+      passes->back().experts_nk = experts_nk;
+      passes->back().weights_nk = weights_nk.detach();
+    }
   }
   void output(const precision::ContractModule& module, const at::Tensor& y) override {
-    const auto found = passed_.find(&module);
-    if (found != passed_.end()) found->second.y.push_back(y);
+    if (Passes* passes = passes_of(module)) passes->back().y = y;
   }
 
  private:
-  std::map<const precision::ContractModule*, Passed>& passed_;
+  Passes* passes_of(const precision::ContractModule& module) {
+    const auto found = passed_.find(&module);
+    return found == passed_.end() ? nullptr : &found->second;
+  }
+
+  std::map<const precision::ContractModule*, Passes>& passed_;
 };
 
 // Tokens that each expert of each sparse layer is given, padding left out.
@@ -109,6 +105,21 @@ std::map<std::string, std::vector<int64_t>> expert_tokens(const models::Architec
 
 }  // namespace
 
+namespace {
+
+void require_static_experts(const Candidate& candidate, const std::vector<StoredFormat>& formats) {
+  if (candidate.role != precision::Role::kExpert) return;
+  for (const StoredFormat& format : formats) {
+    if (!format.packed || !format.packed->dynamic) continue;
+    throw UsageError(
+        fmt::format("{} rounds the inputs of each expert too, which scores of {} do not measure: leave it out of "
+                    "--formats, or give experts a format by --rule",
+                    format.name, candidate.path));
+  }
+}
+
+}  // namespace
+
 void require_next_tokens(const models::BuiltModel& model) {
   const models::Architecture& a = model.config.architecture;
   if (a.kind == models::ModelKind::kDecoder && a.head == models::HeadKind::kLanguageModel) return;
@@ -122,69 +133,37 @@ ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table
     : model_(model), table_(table), floats_(floats) {
   require_next_tokens(model);
   const std::string root = model.model->path() + ".";
-  for (const auto& module : precision::contract_modules(*model.model)) {
+  for (auto& module : precision::contract_modules(*model.model)) {
     const size_t next = modules_.size();
     if (next == table.modules().size() || module->path() != root + table.modules()[next].path) continue;
-    const auto& linear = dynamic_cast<const models::Linear&>(*module);
-    auto measured = std::make_unique<Measured>(Measured{&linear, table.modules()[next].path, {}});
-    const at::Tensor weight = precision::move(linear.weight().detach(), c10::kCPU);
-    if (io::first_nonfinite(weight)) {
-      throw WeightsError(fmt::format("{}: its weight holds NaN or infinity, which no code stands for: mend the model",
-                                     measured->path));
-    }
-    for (size_t i = 0; i < table.formats().size(); ++i) {
-      const auto& format = table.formats()[i].packed;
-      const bool codes = format && table.modules()[next].bytes[i];
-      measured->packed.push_back(
-          codes ? std::optional(precision::PackedWeight(weight, *format, linear.placement(), floats)) : std::nullopt);
-    }
-    modules_.push_back(std::move(measured));
+    const Candidate& candidate = table.modules()[next];
+    require_static_experts(candidate, table.formats());
+    modules_.push_back(std::make_unique<MeasuredModule>(std::move(module), candidate, table.formats(), floats_));
   }
   if (modules_.size() != table.modules().size()) throw std::logic_error("the model has not all modules of the table");
 }
 
 ScoreMeter::~ScoreMeter() = default;
 
-at::Tensor ScoreMeter::stored(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.module->weight().detach();
-  if (module.packed[format]) return module.packed[format]->rows(0, weight.size(0));
-  at::Tensor narrow = at::empty(weight.sizes(), weight.options().dtype(floats_)), back = at::empty_like(weight);
-  precision::cast_into(narrow, weight);
-  precision::cast_into(back, narrow);
-  return back;
-}
-
-at::Tensor ScoreMeter::weight_in(size_t module, size_t format) const {
+NamedWeights ScoreMeter::weights_in(size_t module, size_t format) const {
   const at::NoGradGuard no_gradient;
-  return stored(*modules_.at(module), format);
+  return modules_.at(module)->stored(format);
 }
 
-std::function<at::Tensor(const at::Tensor&)> ScoreMeter::changes_under(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.module->weight().detach();
-  const auto& packed = module.packed[format];
-  if (packed && packed->format().dynamic) {  // which rounds the inputs too
-    return [weight, matrix = packed->on(weight.device()).matrix()](const at::Tensor& x) {
-      return kernels::quantized_linear(x, matrix) - kernels::linear(x, weight);
-    };
-  }
-  return [error = stored(module, format) - weight](const at::Tensor& x) { return kernels::linear(x, error); };
-}
-
-ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const {
+ModuleScore ScoreMeter::score(const MeasuredModule& module, const std::vector<HeardPass>& passes,
+                              const at::Tensor& valid_n) const {
   ModuleScore score;
   score.losses.resize(table_.formats().size());
   for (size_t i = 0; i < score.losses.size(); ++i) {
-    const auto change_of = changes_under(module, i);
-    for (size_t call = 0; call < heard.x.size(); ++call) {
-      const at::Tensor change = change_of(as_rows(heard.x[call]));
-      score.losses[i] += 0.5 * sum_of((change * as_rows(heard.gradient[call])).square());
-    }
+    const auto changes = module.changes(i, passes);
+    for (size_t pass = 0; pass < passes.size(); ++pass)
+      score.losses[i] += 0.5 * sum_of((changes[pass] * as_rows(passes[pass].gradient)).square());
     if (std::isfinite(score.losses[i])) continue;
     throw NumericError(fmt::format("{}: its score in {} is not finite: look at its weights and at the data",
-                                   module.path, table_.formats()[i].name));
+                                   module.path(), table_.formats()[i].name));
   }
-  for (const at::Tensor& y : heard.y) {
-    const at::Tensor valid = as_rows(y).index_select(0, valid_n);
+  for (const HeardPass& pass : passes) {
+    const at::Tensor valid = as_rows(pass.y).index_select(0, valid_n);
     score.outputs += sum_of(valid);
     score.squares += sum_of(valid.square());
     score.count += valid.numel();
@@ -195,8 +174,8 @@ ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const 
 RowScore ScoreMeter::measure(const data::Batch& made) const {
   const data::Batch batch = data::place(made, model_.policy->device());
   const data::TokenStream& stream = batch.student;
-  std::map<const precision::ContractModule*, Listener::Passed> passed;
-  for (const auto& module : modules_) passed[module->module];
+  std::map<const precision::ContractModule*, Listener::Passes> passed;
+  for (const auto& module : modules_) passed[&module->module()];
   models::Taps taps;
   taps.keep_router = true;
   at::Tensor token_loss;
@@ -208,14 +187,15 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
   }
   std::vector<at::Tensor> asked;
   for (const auto& module : modules_) {
-    const Listener::Passed& of = passed.at(module->module);
-    if (of.y.empty() || of.x.size() != of.y.size()) {
+    const Listener::Passes& passes = passed.at(&module->module());
+    const bool whole = std::all_of(passes.begin(), passes.end(), [](const auto& pass) { return pass.y.defined(); });
+    if (passes.empty() || !whole) {
       throw InputDataError(fmt::format(
           "{}: no forward of the calibration rows went through it, so it has no score: give it a format by --rule",
-          module->path));
+          module->path()));
     }
-    asked.insert(asked.end(), of.y.begin(), of.y.end());
-    asked.push_back(module->module->weight());
+    for (const HeardPass& pass : passes) asked.push_back(pass.y);
+    for (const at::Tensor& weight : module->weights()) asked.push_back(weight);
   }
   const auto gradients =
       torch::autograd::grad({token_loss.sum()}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
@@ -232,22 +212,23 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
   const at::Tensor valid_n = objective::valid_tokens(stream).flatten().nonzero().flatten();
   size_t next = 0;
   for (const auto& module : modules_) {
-    const Listener::Passed& of = passed.at(module->module);
-    Heard heard{of.x, of.y, {}};
-    for (size_t call = 0; call < of.y.size(); ++call, ++next) {
-      if (gradients[next].defined()) {
-        heard.gradient.push_back(gradients[next]);
-      } else {
-        throw InputDataError(
-            fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
-                        "format by --rule",
-                        module->path));
-      }
+    Listener::Passes& passes = passed.at(&module->module());
+    for (HeardPass& pass : passes) {
+      pass.gradient = gradients[next++];
+      if (pass.gradient.defined()) continue;
+      throw InputDataError(
+          fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
+                      "format by --rule",
+                      module->path()));
     }
-    ModuleScore score = this->score(*module, heard, valid_n);
-    const at::Tensor& of_weight = gradients[next++];
-    score.gradient =
-        sum_of(of_weight.abs()) / static_cast<double>(of_weight.numel() * std::max<int64_t>(row.targets, 1));
+    ModuleScore score = this->score(*module, passes, valid_n);
+    double gradient = 0;
+    int64_t values = 0;
+    for (size_t i = 0; i < module->weights().size(); ++i, ++next) {
+      gradient += sum_of(gradients[next].abs());
+      values += gradients[next].numel();
+    }
+    score.gradient = gradient / static_cast<double>(values * std::max<int64_t>(row.targets, 1));
     row.modules.push_back(std::move(score));
   }
   row.experts = expert_tokens(model_.config.architecture, taps, valid_n);
@@ -258,8 +239,10 @@ std::vector<double> ScoreMeter::mean_weights() const {
   const at::NoGradGuard no_gradient;
   std::vector<double> means;
   for (const auto& module : modules_) {
-    const at::Tensor weight = module->module->weight();
-    means.push_back(sum_of(weight.abs()) / static_cast<double>(weight.numel()));
+    double sum = 0;
+    int64_t values = 0;
+    for (const at::Tensor& weight : module->weights()) sum += sum_of(weight.abs()), values += weight.numel();
+    means.push_back(sum / static_cast<double>(values));
   }
   return means;
 }

@@ -2,7 +2,6 @@
 // become (half the squared error of the module's outputs under it, each weighted with the squared gradient of the loss
 // by that output), and what importance is made of. Of one row alone: rows add up, in their order.
 #pragma once
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,6 +10,7 @@
 #include "modules/models/weights/load_model.h"
 #include "trainer/data/batch.h"
 #include "trainer/quantize/format_table.h"
+#include "trainer/quantize/measured_module.h"
 
 namespace limbeck::quantize {
 
@@ -50,21 +50,17 @@ class ScoreMeter {
   RowScore measure(const data::Batch& batch) const;
   // Mean |w| of each module.
   std::vector<double> mean_weights() const;
-  // What the weight of a module, by its place in the table, is as a format stores it; float32.
-  at::Tensor weight_in(size_t module, size_t format) const;
+  // What the weights of a module, by its place in the table, are as a format stores them; float32.
+  NamedWeights weights_in(size_t module, size_t format) const;
 
  private:
-  struct Measured;
-  struct Heard;
-  at::Tensor stored(const Measured& module, size_t format) const;
-  // What the format changes of the module's outputs, by its inputs.
-  std::function<at::Tensor(const at::Tensor&)> changes_under(const Measured& module, size_t format) const;
-  ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
+  ModuleScore score(const MeasuredModule& module, const std::vector<HeardPass>& passes,
+                    const at::Tensor& valid_n) const;
 
   const models::BuiltModel& model_;
   const FormatTable& table_;
   at::ScalarType floats_;
-  std::vector<std::unique_ptr<Measured>> modules_;
+  std::vector<std::unique_ptr<MeasuredModule>> modules_;
 };
 
 // "layers.0.mlp.experts: experts 3, 5 saw no token": one line a layer that has such.

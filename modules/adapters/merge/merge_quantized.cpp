@@ -1,6 +1,7 @@
 #include "modules/adapters/merge/merge_quantized.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
 #include <fmt/format.h>
 
 #include <cmath>
@@ -27,6 +28,22 @@ void store_codes(const Host& quantized, const Host& plain) {
 at::Tensor requantized(const at::Tensor& sum, const precision::ContractModule& host) {
   const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device());
   return codes.rows(0, sum.size(0));
+}
+
+at::Tensor requantized(const at::Tensor& sum, const models::ExpertStack& host) {
+  at::Tensor values = at::empty_like(sum);
+  int64_t row = 0;
+  for (const precision::PackedWeight& part : host.packed_parts()) {
+    const int64_t rows = part.stack().rows;
+    for (int64_t expert = 0; expert < part.count(); ++expert) {
+      const at::Tensor of_expert = precision::move(sum.select(0, expert).narrow(0, row, rows), c10::kCPU);
+      const precision::PackedWeight codes(of_expert, part.format(), sum.device());
+      at::Tensor place = values.select(0, expert).narrow(0, row, rows);
+      precision::cast_into(place, codes.rows(0, rows));
+    }
+    row += rows;
+  }
+  return values;
 }
 
 void require_quantized_host(const std::vector<AnyHost>& adapted, const std::string& model) {
@@ -80,8 +97,6 @@ class Merging {
       store_codes(host, target);
     }
   }
-
-  void merge(const models::ExpertStack& host, const models::ExpertStack& target) { merge_floats(host, target); }
 
   QuantizedMergeReport report() const {
     QuantizedMergeReport report = report_;

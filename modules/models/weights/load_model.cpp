@@ -36,6 +36,25 @@ void refuse_unsound_packing(const ModelRequest& request, const BuiltModel& built
   }
 }
 
+// That of all experts of a layer, which are in one.
+std::optional<kernels::QuantizedFormat> format_of_experts(const ModelConfig& config, const std::string& path) {
+  std::optional<kernels::QuantizedFormat> common;
+  std::string first;
+  const auto spelled = [](const auto& format) { return format ? kernels::format_name(*format) : "floats"; };
+  for (int64_t expert = 0; expert < config.architecture.experts.count; ++expert) {
+    for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+      const std::string name = stored_name(*config.family, fmt::format("{}.{}.{}", path, expert, part), "weight");
+      const auto format = config.layout->format_of(name, Role::kExpert);
+      if (first.empty()) first = name, common = format;
+      if (format == common) continue;
+      throw WeightsError(fmt::format(
+          "{}: {} is in {} and {} in {}, and the experts of a layer are read in one format: quantize them alike",
+          (config.folder / "config.json").string(), first, spelled(common), name, spelled(format)));
+    }
+  }
+  return common;
+}
+
 // As asked, or as the folder has its weights.
 precision::Packing packing_of(const ModelRequest& request, const ModelConfig& config) {
   if (config.layout == nullptr || request.unpacked) return request.packing;
@@ -46,7 +65,9 @@ precision::Packing packing_of(const ModelRequest& request, const ModelConfig& co
   }
   // A tied head is what the embedding is.
   const bool tied = config.architecture.tied && config.architecture.head == HeadKind::kLanguageModel;
-  const auto format_of = [layout = config.layout, family = config.family, tied](const std::string& path, Role role) {
+  const auto format_of = [config, layout = config.layout, family = config.family, tied](const std::string& path,
+                                                                                        Role role) {
+    if (role == Role::kExpert) return format_of_experts(config, path);
     const bool of_embedding = tied && path == "lm_head";
     return precision::packable(role)
                ? layout->format_of(stored_name(*family, of_embedding ? "embed_tokens" : path, "weight"),

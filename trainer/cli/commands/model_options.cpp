@@ -104,7 +104,8 @@ namespace {
 std::map<std::string, int64_t> packed_counts(const models::Transformer& model) {
   std::map<std::string, int64_t> counts;
   for (const auto& module : precision::contract_modules(model)) {
-    for (const auto& [name, weight] : module->packed_weights()) ++counts[kernels::format_name(weight.format())];
+    for (const auto& [name, weight] : module->packed_weights())
+      counts[kernels::format_name(weight.format())] += std::max<int64_t>(weight.count(), 1);
   }
   return counts;
 }

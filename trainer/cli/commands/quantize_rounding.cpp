@@ -1,6 +1,7 @@
 // The part of limbeck quantize that chooses codes anew by data: --rounding.
 #include <fmt/format.h>
 
+#include "modules/precision/contract_modules.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/quantize_measured.h"
 
@@ -18,6 +19,20 @@ std::string rounding_plan_line(const quantize::RoundingPlan& plan, const quantiz
                     "; {} steps of {} rows a layer, {} of what they learn and one row's activations; what is behind "
                     "the layers is compensated",
                     request.steps, quantize::rows_of_a_step(rows.count), human_bytes(plan.learned_bytes));
+}
+
+// Whose inputs, a few tokens for each expert, nobody gathers.
+void tell_experts(const models::BuiltModel& packed, Invocation& call) {
+  nlohmann::ordered_json layers = nlohmann::ordered_json::array();
+  for (const auto& module : precision::contract_modules(*packed.model)) {
+    if (module->role() == precision::Role::kExpert && module->precision().quantized) layers.push_back(module->path());
+  }
+  if (layers.empty()) return;
+  call.console.warning(fmt::format("the experts of {} layers ({} to {}) are rounded to nearest: --rounding={} chooses "
+                                   "the codes of linear modules alone",
+                                   layers.size(), layers.front().get<std::string>(), layers.back().get<std::string>(),
+                                   call.settings.text("rounding")));
+  call.result["experts_rounded_to_nearest"] = layers;
 }
 
 void tell_rounding(const quantize::RoundedModel& rounded, Invocation& call) {
@@ -85,6 +100,7 @@ void Calibration::round(quantize::MixedPrecisionQuantizer& quantizer) {
       quantizer.calibrate(rows, request, [&](int64_t stage) { progress->update(stage); });
   progress->finish();
   tell_rounding(rounded, call_);
+  tell_experts(quantizer.packed(), call_);
 }
 
 }  // namespace limbeck::cli
