@@ -14,8 +14,8 @@ namespace limbeck::quantize {
 
 // One pass of a forward through a module. Of experts also which tokens went to which, with what weight.
 struct HeardPass {
-  at::Tensor x, y, gradient;
-  at::Tensor experts_nk, weights_nk;
+  at::Tensor x, y = {}, gradient = {};
+  at::Tensor experts_nk = {}, weights_nk = {};
 };
 
 // Parameters of a module by their names in it.

@@ -72,7 +72,7 @@ Way way_of(const recipe::Settings& settings) {
   if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
   if (format == "none" && settings.values("rule").empty()) {
     throw UsageError(
-        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP, or "
+        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP and experts, or "
         "single modules by --rule='model.layers.0.** int8', or --policy or --budget, which choose for each; limbeck "
         "list quantizers shows the formats");
   }
