@@ -268,9 +268,9 @@ def test_every_packed_linear_of_a_family_is_rounded(case, tmp_path, family, form
     said = case.run(tmp_path / "out", model=base, data=data, quantize=form, rule=rule, rounding="compensated")
     tables = 1 if rule is not None and "embed" in rule else 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    experts = sum(".experts." in name and name.endswith("_packed") for name in stored)  # which are rounded to nearest
+    experts = sum(".experts." in name and name.endswith("_packed") for name in stored)  # which are said by layer
     assert len(said["rounding"]) == said["formats"][form]["tensors"] - tables - experts
-    assert len(said.get("experts_rounded_to_nearest", [])) == (json.loads((base / "config.json").read_text())["num_hidden_layers"] if experts else 0)
+    assert len(said.get("rounded_experts", [])) == (json.loads((base / "config.json").read_text())["num_hidden_layers"] if experts else 0)
     assert all(entry["tokens"] > 0 and entry["compensated"] <= entry["nearest"] for entry in said["rounding"].values())
     total = {key: sum(entry[key] for entry in said["rounding"].values()) for key in ("compensated", "nearest")}
     assert total["compensated"] < 0.9 * total["nearest"]
