@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import gguf
@@ -13,7 +15,7 @@ import pytest
 import token_rows
 import torch
 import transformers
-from limbeck_runner import Limbeck, LimbeckError
+from limbeck_runner import Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file, save_file
 from test_compensated_rounding import Stored, textbook
 from test_compressed_tensors import IDS, logits, read_by_transformers
@@ -239,6 +241,23 @@ def test_experts_are_rounded_by_the_tokens_that_come_to_them(base, data, tmp_pat
     # Inputs are float32 in one and float64 in the other: a code may fall on the other side of a boundary.
     print(f"{total - same} of {total} codes differ")
     assert same > 0.998 * total
+
+
+def test_killed_while_experts_are_rounded_it_comes_to_the_same_bits(base, data, tmp_path):
+    command = flags(base, data, tmp_path / "out", quantize="nf4", rounding="compensated", calibration_rows=8)
+    run = subprocess.Popen([build_folder() / "bin" / "limbeck", *command], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)  # fmt: skip
+    first = tmp_path / "out.rounding" / "stage-00000.safetensors"
+    while run.poll() is None and not first.exists():
+        time.sleep(0.001)
+    run.kill()
+    run.wait()
+    assert first.exists() and not (tmp_path / "out").exists()
+    assert any(".experts.down_proj.codes" in name for name in load_file(first))
+    Limbeck().run(*command)
+    Limbeck(threads=1).run(*flags(base, data, tmp_path / "whole", quantize="nf4", rounding="compensated", calibration_rows=8))
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_experts_with_few_tokens_and_learned_roundings_are_named(base, data, tmp_path):
