@@ -26,14 +26,14 @@ at::Tensor grouped_product(StackSide side, const at::Tensor& a, const QuantizedS
   return out;
 }
 
-at::Tensor grouped_forward_cpu(const at::Tensor& rows, at::TensorList parts, c10::string_view format, int64_t out, int64_t in,
-                       const at::Tensor& ends) {
+at::Tensor grouped_forward_cpu(const at::Tensor& rows, at::TensorList parts, c10::string_view format, int64_t out,
+                               int64_t in, const at::Tensor& ends) {
   const QuantizedStack weight = checked_stack(StackSide::kForward, rows, parts, format, out, in, ends);
   return grouped_product(StackSide::kForward, rows, weight, ends);
 }
 
-at::Tensor grouped_backward_cpu(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t out, int64_t in,
-                        const at::Tensor& ends) {
+at::Tensor grouped_backward_cpu(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t out,
+                                int64_t in, const at::Tensor& ends) {
   const QuantizedStack weight = checked_stack(StackSide::kBackward, dy, parts, format, out, in, ends);
   return grouped_product(StackSide::kBackward, dy, weight, ends);
 }

@@ -24,8 +24,8 @@ at::Tensor unpacked_stack(const QuantizedStack& weight, const at::Tensor& like) 
   return values;
 }
 
-at::Tensor grouped_forward_cuda(const at::Tensor& rows, at::TensorList parts, c10::string_view format, int64_t out, int64_t in,
-                        const at::Tensor& ends) {
+at::Tensor grouped_forward_cuda(const at::Tensor& rows, at::TensorList parts, c10::string_view format, int64_t out,
+                                int64_t in, const at::Tensor& ends) {
   const c10::cuda::CUDAGuard guard(rows.device());
   const QuantizedStack weight = checked_stack(StackSide::kForward, rows, parts, format, out, in, ends);
   TORCH_CHECK(!weight.format.dynamic, "[grouped_quantized_linear] the weights are ", format,
@@ -33,8 +33,8 @@ at::Tensor grouped_forward_cuda(const at::Tensor& rows, at::TensorList parts, c1
   return grouped_linear(rows, unpacked_stack(weight, rows), ends);
 }
 
-at::Tensor grouped_backward_cuda(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t out, int64_t in,
-                         const at::Tensor& ends) {
+at::Tensor grouped_backward_cuda(const at::Tensor& dy, at::TensorList parts, c10::string_view format, int64_t out,
+                                 int64_t in, const at::Tensor& ends) {
   const c10::cuda::CUDAGuard guard(dy.device());
   const QuantizedStack weight = checked_stack(StackSide::kBackward, dy, parts, format, out, in, ends);
   return grouped_linear(dy, unpacked_stack(weight, dy).transpose(1, 2), ends);

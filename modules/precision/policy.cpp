@@ -127,9 +127,7 @@ void require_roots(const std::vector<Rule>& rules, const std::vector<std::string
 
 bool packable(Role role) { return packed_by_default(role) || role == Role::kEmbedding || role == Role::kHead; }
 
-bool packed_by_default(Role role) {
-  return role == Role::kAttention || role == Role::kMlp || role == Role::kExpert;
-}
+bool packed_by_default(Role role) { return role == Role::kAttention || role == Role::kMlp || role == Role::kExpert; }
 
 Packing pack_all(kernels::QuantizedFormat format, std::string source) {
   return {[format](const std::string&, Role role) {
@@ -196,7 +194,8 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
     if (unpackable_[i]) {
       throw UsageError(fmt::format(
           "precision.rule {} {} ({}) packs no weight: of the modules that it matches, none is a linear one of "
-          "attention or MLP, experts, a head or an embedding, which alone can be packed: name such a module, or a dtype",
+          "attention or MLP, experts, a head or an embedding, which alone can be packed: name such a module, or a "
+          "dtype",
           rule.pattern, kernels::format_name(std::get<kernels::QuantizedFormat>(rule.storage)), rule.source));
     }
     const std::string advice = offer_nearest(

@@ -35,7 +35,8 @@ QuantizedStack stack_of(const StackShape& shape, QuantizedFormat format, at::Sca
   QuantizedStack stack{format, count, shape.out, shape.in, {}};
   std::vector<std::vector<Tensor>> parts;
   for (int64_t i = 0; i < count; ++i) {
-    const auto matrix = quantize(stack_values({shape.out, shape.in}, at::kFloat, 10 + static_cast<uint64_t>(i)), format, scales);
+    const auto matrix =
+        quantize(stack_values({shape.out, shape.in}, at::kFloat, 10 + static_cast<uint64_t>(i)), format, scales);
     parts.resize(matrix.parts.size());
     for (size_t p = 0; p < parts.size(); ++p) parts[p].push_back(matrix.parts[p]);
   }
@@ -110,7 +111,8 @@ TEST_P(GroupedQuantizedLinear, RefusesOtherDtypesShapesAndEnds) {
   const auto expect = [](const std::string& text, const char* part) {
     EXPECT_NE(text.find(part), std::string::npos) << text;
   };
-  expect(message(at::ones({9, 64}, at::kDouble), {3, 6, 9}), "rows is float64 [9, 64] on cpu, wanted float32, bfloat16");
+  expect(message(at::ones({9, 64}, at::kDouble), {3, 6, 9}),
+         "rows is float64 [9, 64] on cpu, wanted float32, bfloat16");
   expect(message(at::ones({9, 65}), {3, 6, 9}), "wanted [R, 64] for 3 weights [16, 64]");
   expect(message(at::ones({9, 64}), {3, 9}), "codes is ");
   expect(message(at::ones({9, 64}), {3, 6, 8}), "the last of ends is 8, wanted 9");
@@ -134,7 +136,8 @@ TEST_P(GroupedQuantizedLinear, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSam
     const Tensor ends = ends_of(shape).cuda();
     for (const auto dtype : kStackDtypes) {
       SCOPED_TRACE(::testing::PrintToString(shape.ends) + " " + c10::toString(dtype));
-      const Tensor rows = stack_values({shape.ends.back(), shape.in}, dtype, 1), dy = stack_values({rows.size(0), shape.out}, dtype, 2);
+      const Tensor rows = stack_values({shape.ends.back(), shape.in}, dtype, 1),
+                   dy = stack_values({rows.size(0), shape.out}, dtype, 2);
       const Tensor leaf = rows.cuda().requires_grad_();
       if (GetParam().dynamic) {
         EXPECT_THROW(grouped_quantized_linear(leaf, there, ends), c10::Error);

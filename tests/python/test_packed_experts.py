@@ -19,6 +19,8 @@ from limbeck_runner import Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file, save_file
 from test_compensated_rounding import Stored, textbook
 from test_compressed_tensors import IDS, logits, read_by_transformers
+from test_packed_folders import packed_by_transformers
+from test_packed_folders import unpacked as by_bitsandbytes
 from test_quantize_command import payload, quantized
 from test_quantize_scores import lines_of, unpacked, weight_of
 from test_quantized_models import OUTPUT_BAR, by_matrix
@@ -50,11 +52,16 @@ def expert_names(kind: str, layer: int) -> list[str]:
 
 
 def unpacked_by_name(base: Path, folder: Path, out: Path) -> Path:
-    """The base with the weights that a folder of pack-quantized ones stands for, by the layout's description."""
+    """The base with the weights that a folder of packed ones stands for, by the layout's description or bitsandbytes itself."""
     stored, plain = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
     assert stored.keys() != plain.keys()
     shutil.copytree(base, out)
-    save_file({name: stored[name] if name in stored else weight_of(stored, name).float() for name in plain}, out / "model.safetensors")
+    if any("bitsandbytes" in name for name in stored):
+        weights = by_bitsandbytes(folder)
+    else:
+        weights = {name: stored[name] if name in stored else weight_of(stored, name).float() for name in plain}
+    assert weights.keys() == plain.keys()
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, out / "model.safetensors")
     return out
 
 
@@ -71,8 +78,6 @@ def test_a_folder_of_packed_experts_is_read_with_the_same_bits(limbeck, base, tm
     assert torch.equal(ours, limbeck.forward(base, IDS, quantize=form)["logits"])
     by_others = not form.startswith("nf4") and "sym" in form or form.startswith("int8")
     assert (f"loaded by {'transformers' if by_others else 'limbeck'}" in done.stdout) and ("experts are stored one by one" in done.stderr) != by_others
-    if form.startswith("nf4"):
-        return
     wanted = logits(read_by_transformers(unpacked_by_name(base, tmp_path / "packed", tmp_path / "floats"), dtype=torch.float32))
     assert parity_measures.largest_error(ours, wanted) < OUTPUT_BAR
     assert parity_measures.largest_error(limbeck.forward(base, IDS)["logits"], wanted) > 1e-3
@@ -91,6 +96,24 @@ def test_a_rule_gives_the_experts_of_a_layer_a_format_of_their_own(limbeck, base
     ours = limbeck.forward(tmp_path / "packed", IDS)["logits"]
     wanted = logits(read_by_transformers(unpacked_by_name(base, tmp_path / "packed", tmp_path / "floats"), dtype=torch.float32))
     assert parity_measures.largest_error(ours, wanted) < OUTPUT_BAR
+
+
+def test_experts_that_others_left_floats_are_read_so(limbeck, base, tmp_path):
+    """transformers packs what is a module of its own there, and its config.json does not say that experts are none."""
+    folder = packed_by_transformers(base, tmp_path / "packed", "nf4")
+    stored = load_file(folder / "model.safetensors")
+    assert all(stored[name].is_floating_point() for name in expert_names(base.name, 0))
+    wanted = logits(read_by_transformers(unpacked_by_name(base, folder, tmp_path / "floats"), dtype=torch.float32))
+    assert parity_measures.largest_error(limbeck.forward(folder, IDS)["logits"], wanted) < OUTPUT_BAR
+    # The same of a folder of compressed-tensors that names the class of modules alone.
+    quantized(limbeck, base, tmp_path / "int8", "--quantize", "int8", "--rule", "model.layers.*.mlp.experts float32")
+    before = limbeck.forward(tmp_path / "int8", IDS)["logits"]
+    config = json.loads((tmp_path / "int8" / "config.json").read_text())
+    ignored = config["quantization_config"]["ignore"]
+    config["quantization_config"]["ignore"] = [name for name in ignored if not name.startswith("re:")]
+    assert len(config["quantization_config"]["ignore"]) == len(ignored) - LAYERS
+    (tmp_path / "int8" / "config.json").write_text(json.dumps(config))
+    assert torch.equal(limbeck.forward(tmp_path / "int8", IDS)["logits"], before)
 
 
 def test_experts_of_a_layer_in_two_formats_are_refused(limbeck, base, tmp_path):

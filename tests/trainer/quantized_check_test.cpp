@@ -91,7 +91,8 @@ TEST(QuantizedCheckMutation, NamesExpertsWhoseCodesWereReplaced) {
       }
     });
     ASSERT_FALSE(report.stored_wrongly.empty()) << stack;
-    EXPECT_TRUE(report.stored_wrongly.front().starts_with("[student.layers.1.mlp.experts] ")) << report.stored_wrongly[0];
+    EXPECT_TRUE(report.stored_wrongly.front().starts_with("[student.layers.1.mlp.experts] "))
+        << report.stored_wrongly[0];
   }
 }
 

@@ -141,8 +141,7 @@ std::shared_ptr<models::ExpertWeights> packed_experts(const models::Transformer&
 }
 
 RoundedExperts compensate_experts(size_t stage, const RowStates& states, const models::ExpertWeights& floats,
-                                  models::ExpertWeights& packed, models::Activation activation,
-                                  at::ScalarType scales) {
+                                  models::ExpertWeights& packed, models::Activation activation, at::ScalarType scales) {
   ExpertRounding rounding(floats, packed, activation, scales);
   rounding.hear(stage, states);
   RoundedExperts rounded = rounding.round();

@@ -124,7 +124,7 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   }
   plan.state_bytes = rows.count * rows.length * packed.config.architecture.hidden * kFloat;
   plan.moment_bytes = 2 * columns * columns * kDouble;  // the sums, and the factor that is made of them
-  if (experts) plan.state_bytes *= 2;  // what all experts of a layer get
+  if (experts) plan.state_bytes *= 2;                   // what all experts of a layer get
   if (way == RoundingWay::kLearned) {
     plan.state_bytes *= 2;  // the float model's too
     plan.learned_bytes = weights * kLearned;

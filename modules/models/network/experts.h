@@ -1,5 +1,5 @@
-// The experts of one sparse layer: two stacked weights, each of which adapters can be on. Where the contract packs them,
-// gate and up are stacks of their own, so that each matrix of a checkpoint is one of ours, to the bit.
+// The experts of one sparse layer: two stacked weights, each of which adapters can be on. Where the contract packs
+// them, gate and up are stacks of their own, so that each matrix of a checkpoint is one of ours, to the bit.
 #pragma once
 #include <memory>
 #include <string>

@@ -246,7 +246,8 @@ void refuse_shorter_last_groups(const BuiltModel& built) {
     if (!module->precision().quantized) continue;
     const kernels::QuantizedFormat format = *module->precision().quantized;
     const auto* linear = dynamic_cast<const Linear*>(module.get());
-    if (linear != nullptr && !linear->is_tied()) refuse_shorter_last_group(linear->path(), format, linear->in_features());
+    if (linear != nullptr && !linear->is_tied())
+      refuse_shorter_last_group(linear->path(), format, linear->in_features());
     const auto* experts = dynamic_cast<const ExpertWeights*>(module.get());
     if (experts == nullptr) continue;
     for (const auto& stack : experts->stacks()) refuse_shorter_last_group(stack->path(), format, stack->sizes().in);

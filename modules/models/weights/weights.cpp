@@ -224,7 +224,7 @@ void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights,
   const auto wanted = binding.packed();
   // The layout writes a transposed weight as its module multiplies it.
   const auto sizes = wanted ? std::vector<int64_t>{wanted->matrix().rows, wanted->matrix().columns}
-                                       : binding.part_of(binding.parameter).sizes().vec();
+                            : binding.part_of(binding.parameter).sizes().vec();
   const bool turned = !wanted && binding.transposed;
   if (sizes.size() != 2) {
     throw WeightsError(fmt::format("{}: tensor {} is packed, and {} is no matrix",

@@ -72,7 +72,8 @@ Way way_of(const recipe::Settings& settings) {
   if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
   if (format == "none" && settings.values("rule").empty()) {
     throw UsageError(
-        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP and experts, or "
+        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP and "
+        "experts, or "
         "single modules by --rule='model.layers.0.** int8', or --policy or --budget, which choose for each; limbeck "
         "list quantizers shows the formats");
   }
@@ -168,7 +169,8 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   call.result["compression_ratio"] = ratio;
   call.result["output"] = folder.string();
   call.console.result(fmt::format("{}: {} of weights, everything counted, 1/{:.2f} of float32; layout {}, loaded by {}",
-                                  folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout, limbeck_alone)));
+                                  folder.string(), human_bytes(bytes), ratio, layout,
+                                  loaded_by(plan.layout, limbeck_alone)));
 }
 
 // What is chosen is written by --budget: no folder holds several.
@@ -224,9 +226,6 @@ void run_quantize(Invocation& call) {
   std::unique_ptr<Calibration> calibration;
   if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
   if (way != Way::kOneFormat) {
-    if (by_roles) {
-      for (const std::string& line : policy.unmet(models::build_on_meta(request))) call.console.warning(line);
-    }
     const Decided decided = by_roles               ? Decided{policy.mix(table)}
                             : way == Way::kDynamic ? calibration->dynamic()
                                                    : calibration->budgeted(*budget);

@@ -33,10 +33,10 @@ void tell_rounded_experts(const quantize::RoundedModel& rounded, Invocation& cal
     call.console.note(fmt::format("{}: squared error of its products {:.4g} a token, to nearest {:.4g}", of.path,
                                   of.compensated, of.nearest));
     if (of.to_nearest.empty()) continue;
-    call.console.warning(
-        fmt::format("{}: experts {} are rounded to nearest: fewer calibration tokens came to each than a quarter of its "
-                    "columns",
-                    of.path, fmt::join(of.to_nearest, ", ")));
+    call.console.warning(fmt::format(
+        "{}: experts {} are rounded to nearest: fewer calibration tokens came to each than a quarter of its "
+        "columns",
+        of.path, fmt::join(of.to_nearest, ", ")));
   }
   if (!json.empty()) call.result["rounded_experts"] = json;
 }
