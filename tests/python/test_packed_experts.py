@@ -223,6 +223,24 @@ def test_dynamic_formats_have_no_scores_of_experts(base, data, tmp_path):
         Limbeck().run(*flags(base, data, tmp_path / "out", budget="3x", formats="float,int8-dynamic"))
 
 
+@pytest.mark.parametrize("form", ["int8-dynamic", "int4-sym-g32-dynamic"])
+def test_formats_that_round_inputs_too_are_for_the_cpu(limbeck, base, data, tmp_path, form):
+    """Each expert's product is that of a linear module (grouped_quantized_test.cpp); near what the codes alone stand for."""
+    said = quantized(limbeck, base, tmp_path / "packed", "--quantize", form)
+    assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
+    ours = limbeck.forward(tmp_path / "packed", IDS)["logits"]
+    assert torch.equal(ours, limbeck.forward(base, IDS, quantize=form)["logits"])
+    static = limbeck.forward(base, IDS, quantize=form.removesuffix("-dynamic"))["logits"]
+    # Of most tokens: where a router nearly ties (one of Mixtral's here by 8e-5), rounded inputs choose another expert.
+    errors = (ours - static).abs().amax(-1) / static.abs().max()
+    assert errors.min() > 1e-4 and errors.flatten().quantile(0.9) < 0.05
+    recipe = tmp_path / "recipe.ini"
+    recipe.write_text(f"[teacher]\nmodel = {base}\n[student]\nmodel = {base}\n[data]\ntrain = {data}\n[precision]\n"
+                      f"rule = student.layers.*.mlp.experts {form}\n")  # fmt: skip
+    with pytest.raises(LimbeckError, match=f"(?s)exit 2: .*layers.0.mlp.experts. is to be {form} .*of experts is for the CPU alone: say {form[:-8]} there"):
+        limbeck.run("check", str(recipe), "--device=cuda")
+
+
 def routed(net, documents: list[list[int]]) -> list[list[torch.Tensor]]:
     """By layer and expert, the tokens that come to it."""
     found = []
