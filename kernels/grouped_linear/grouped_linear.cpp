@@ -11,7 +11,6 @@
 #include "kernels/operator/operator_handle.h"
 
 namespace limbeck::kernels {
-namespace {
 
 void check_rows_and_ends(const char* op, const char* name, const at::Tensor& rows, const at::Tensor& ends) {
   check_floating(op, name, rows);
@@ -21,8 +20,6 @@ void check_rows_and_ends(const char* op, const char* name, const at::Tensor& row
   TORCH_CHECK(ends.device() == rows.device(), "[", op, "] ends is ", described(ends), ", wanted it on ", rows.device(),
               " as ", name, " (", described(rows), ")");
 }
-
-}  // namespace
 
 void check_grouped_linear(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& ends) {
   const char* op = "grouped_linear";

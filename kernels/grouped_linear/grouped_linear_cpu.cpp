@@ -2,26 +2,12 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "kernels/grouped_linear/cpu_groups.h"
 #include "kernels/grouped_linear/grouped_linear_operators.h"
 #include "kernels/linear/linear_cpu.h"
 
 namespace limbeck::kernels {
 namespace {
-
-// Calls one(group, begin, rows) for each group.
-template <class One>
-void for_groups(const char* op, const at::Tensor& ends, int64_t all, const One& one) {
-  const at::Tensor dense = ends.contiguous();
-  const auto* end = dense.const_data_ptr<int32_t>();
-  int64_t begin = 0;
-  for (int64_t group = 0; group < dense.size(0); ++group) {
-    TORCH_CHECK(end[group] >= begin && end[group] <= all, "[", op, "] ends[", group, "] is ", end[group], ", wanted ",
-                begin, " to ", all);
-    one(group, begin, end[group] - begin);
-    begin = end[group];
-  }
-  TORCH_CHECK(begin == all, "[", op, "] the last of ends is ", begin, ", wanted ", all, ", the number of rows");
-}
 
 // The processor's library gives a product other bits where an operand or the result begins elsewhere than at 16 bytes.
 // The rows of a group must not have other bits for what stands before them.
@@ -35,7 +21,7 @@ at::Tensor rows_of_group(const at::Tensor& rows, int64_t begin, int64_t count) {
 at::Tensor grouped_linear_on_cpu(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& ends) {
   check_grouped_linear(rows, weight, ends);
   const at::Tensor out = grouped_linear_output(rows, weight, ends);
-  for_groups("grouped_linear", ends, rows.size(0), [&](int64_t group, int64_t begin, int64_t count) {
+  for_cpu_groups("grouped_linear", ends, rows.size(0), [&](int64_t group, int64_t begin, int64_t count) {
     if (count == 0) return;
     const at::Tensor result = out.narrow(0, begin, count);
     const at::Tensor place = begins_even(result) ? result : at::empty(result.sizes(), result.options());
@@ -48,7 +34,7 @@ at::Tensor grouped_linear_on_cpu(const at::Tensor& rows, const at::Tensor& weigh
 at::Tensor grouped_outer_on_cpu(const at::Tensor& left, const at::Tensor& right, const at::Tensor& ends) {
   check_grouped_outer(left, right, ends);
   const at::Tensor out = grouped_outer_output(left, right, ends);
-  for_groups("grouped_outer", ends, left.size(0), [&](int64_t group, int64_t begin, int64_t count) {
+  for_cpu_groups("grouped_outer", ends, left.size(0), [&](int64_t group, int64_t begin, int64_t count) {
     const at::Tensor sum = out.select(0, group);
     if (count == 0) {
       sum.zero_();

@@ -19,27 +19,11 @@ void quantized_product(const QuantizedProduct& g) {
   });
 }
 
-// transposed: a [..., columns] -> [..., rows]; otherwise a [..., rows] -> [..., columns].
 at::Tensor product_with(const at::Tensor& a, const QuantizedMatrix& matrix, bool transposed, const OptionalBias& bias) {
   auto sizes = a.sizes().vec();
   sizes.back() = transposed ? matrix.rows : matrix.columns;
   at::Tensor c = at::empty(sizes, a.options(), at::MemoryFormat::Contiguous);
-  if (c.numel() == 0) return c;
-  const at::Tensor dense = a.contiguous(), b = bias ? bias->contiguous() : at::Tensor();
-  if (dense.size(-1) == 0) return b.defined() ? c.copy_(b.expand_as(c)) : c.zero_();
-  const QuantizedView view = view_of(matrix);
-  quantized_product({.storage = storage_of(a),
-                     .a = dense.const_data_ptr(),
-                     .b = view,
-                     .dequantize = &dequantize_rectangle,
-                     .nf4_levels = kNf4Levels.data(),
-                     .dynamic_levels = kDynamicLevels.data(),
-                     .transposed = transposed,
-                     .c = c.mutable_data_ptr(),
-                     .bias = b.defined() ? b.const_data_ptr() : nullptr,
-                     .m = c.numel() / c.size(-1),
-                     .n = c.size(-1),
-                     .k = dense.size(-1)});
+  quantized_product_into(c, a, matrix, transposed, bias);
   return c;
 }
 
@@ -59,6 +43,29 @@ at::Tensor quantized_backward_cpu(const at::Tensor& dy, at::TensorList parts, c1
 }
 
 }  // namespace
+
+void quantized_product_into(const at::Tensor& c, const at::Tensor& a, const QuantizedMatrix& matrix, bool transposed,
+                            const OptionalBias& bias) {
+  if (c.numel() == 0) return;
+  const at::Tensor dense = a.contiguous(), b = bias ? bias->contiguous() : at::Tensor();
+  if (dense.size(-1) == 0) {
+    b.defined() ? c.copy_(b.expand_as(c)) : c.zero_();
+    return;
+  }
+  const QuantizedView view = view_of(matrix);
+  quantized_product({.storage = storage_of(a),
+                     .a = dense.const_data_ptr(),
+                     .b = view,
+                     .dequantize = &dequantize_rectangle,
+                     .nf4_levels = kNf4Levels.data(),
+                     .dynamic_levels = kDynamicLevels.data(),
+                     .transposed = transposed,
+                     .c = c.mutable_data_ptr(),
+                     .bias = b.defined() ? b.const_data_ptr() : nullptr,
+                     .m = c.numel() / c.size(-1),
+                     .n = c.size(-1),
+                     .k = dense.size(-1)});
+}
 
 TORCH_LIBRARY_IMPL(limbeck, CPU, m) {
   m.impl("quantized_linear", &quantized_linear_cpu);

@@ -7,6 +7,7 @@
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
 #include "kernels/quantized/quantized_operands.h"
+#include "kernels/quantized/quantized_stack.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -101,14 +102,13 @@ at::ScalarType QuantizedMatrix::scales() const {
   return format.kind == CodeKind::kNf4 ? at::kFloat : parts.at(1).scalar_type();
 }
 
-QuantizedMatrix checked_matrix(const char* op, at::TensorList parts, std::string_view format, int64_t rows,
-                               int64_t columns) {
+void check_parts(const char* op, at::TensorList parts, QuantizedFormat format, int64_t count, int64_t rows,
+                 int64_t columns) {
   TORCH_CHECK(rows >= 0 && columns >= 0, "[", op, "] a matrix of ", rows, " x ", columns);
-  QuantizedMatrix matrix{format_named(format), rows, columns, parts.vec()};
-  auto wanted = parts_of(matrix.format, rows, columns);
-  TORCH_CHECK(parts.size() == wanted.size(), "[", op, "] ", format, " came with ", parts.size(), " parts, wanted ",
-              wanted.size());
-  if (matrix.format.kind != CodeKind::kNf4 && parts[1].defined()) {
+  auto wanted = count == 0 ? parts_of(format, rows, columns) : parts_of_stack(format, count, rows, columns);
+  TORCH_CHECK(parts.size() == wanted.size(), "[", op, "] ", format_name(format), " came with ", parts.size(),
+              " parts, wanted ", wanted.size());
+  if (format.kind != CodeKind::kNf4 && parts[1].defined()) {
     const auto scales = parts[1].scalar_type();
     TORCH_CHECK(scales == at::kFloat || scales == at::kBFloat16 || scales == at::kHalf, "[", op, "] scales is ",
                 described(parts[1]), ", wanted float32, bfloat16 or float16");
@@ -119,10 +119,17 @@ QuantizedMatrix checked_matrix(const char* op, at::TensorList parts, std::string
     TORCH_CHECK(part.defined() && part.scalar_type() == wanted[i].dtype && part.sizes() == wanted[i].shape &&
                     part.is_contiguous(),
                 "[", op, "] ", wanted[i].name, " is ", described(part), ", wanted ", c10::toString(wanted[i].dtype),
-                " ", at::IntArrayRef(wanted[i].shape), ", contiguous, for ", format, " [", rows, ", ", columns, "]");
+                " ", at::IntArrayRef(wanted[i].shape), ", contiguous, for ", format_name(format), " [", rows, ", ",
+                columns, "]");
     TORCH_CHECK(part.device() == parts[0].device(), "[", op, "] ", wanted[i].name, " is on ", part.device(),
                 ", wanted ", parts[0].device(), " as ", wanted[0].name);
   }
+}
+
+QuantizedMatrix checked_matrix(const char* op, at::TensorList parts, std::string_view format, int64_t rows,
+                               int64_t columns) {
+  QuantizedMatrix matrix{format_named(format), rows, columns, parts.vec()};
+  check_parts(op, parts, matrix.format, /*count=*/0, rows, columns);
   return matrix;
 }
 

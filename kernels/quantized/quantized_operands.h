@@ -16,6 +16,9 @@ using OptionalBias = std::optional<at::Tensor>;
 // The matrix of parts that an operator was given: their number, dtypes, shapes and one device are checked.
 QuantizedMatrix checked_matrix(const char* op, at::TensorList parts, std::string_view format, int64_t rows,
                                int64_t columns);
+// Of one matrix (count 0), or of a stack of so many (quantized_stack.h).
+void check_parts(const char* op, at::TensorList parts, QuantizedFormat format, int64_t count, int64_t rows,
+                 int64_t columns);
 void check_rows(const QuantizedMatrix& matrix, int64_t row, int64_t count);
 // x [..., columns] of a floating dtype on the device of the matrix, bias [rows] of its dtype.
 void check_quantized_linear(const at::Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias);

@@ -107,9 +107,9 @@ std::shared_ptr<models::EmbeddingAdapter> make_adapter(const AdapterParts& parts
 }
 
 std::shared_ptr<models::ExpertAdapter> make_adapter(const AdapterParts& parts, const models::ExpertStack& host) {
-  const at::Tensor& stack = host.weight();  // [E, out, in]
-  return std::make_shared<LowRankExperts>(parts.scope, host.precision(),
-                                          low_rank_shape(parts, stack.size(2), stack.size(1)), stack.size(0));
+  const models::StackSizes& sizes = host.sizes();
+  return std::make_shared<LowRankExperts>(parts.scope, host.precision(), low_rank_shape(parts, sizes.in, sizes.out),
+                                          sizes.experts);
 }
 
 int64_t create_adapter(models::BuiltModel& built, const NewAdapter& wanted) {

@@ -1,5 +1,6 @@
 #include "modules/gguf/export_gguf.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <fmt/format.h>
@@ -37,8 +38,8 @@ std::string joined(const std::vector<std::string>& modules) {
 void refuse_without_twin(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   std::vector<std::string> nf4, ragged;
   for (const WeightBinding& binding : bindings) {
-    const precision::PackedWeight* packed = binding.packed();
-    if (packed == nullptr) continue;
+    const auto packed = binding.packed();
+    if (!packed || binding.expert > 0) continue;
     const auto type = quantization::gguf_type_of(packed->format());
     const std::string& module = binding.owner->path();
     if (!type) nf4.push_back(module);
@@ -120,22 +121,41 @@ class FileTensors {
  private:
   void add(const WeightBinding& binding) {
     const WeightPlace place = place_of(built_, words_, binding);
+    if (binding.is_packed()) return add_packed(binding, place);
     std::vector<int64_t> rows = words_.row_order(place.module, place.shape[0]);
-    if (const precision::PackedWeight* packed = binding.packed()) {
-      all_.push_back({place.tensor, *quantization::gguf_type_of(packed->format()), place.shape,
-                      [this, &binding, packed, rows = std::move(rows)] {
-                        const auto blocks = quantization::gguf_blocks(*packed, rows, binding.path);
-                        take_larger(blocks.scale_change, binding.path, report_.scale_change, report_.scale_of);
-                        take_larger(blocks.minimum_change, binding.path, report_.minimum_change, report_.minimum_of);
-                        return blocks.bytes;
-                      }});
-      return;
-    }
     const GgufType type = float_type(binding);
     all_.push_back(
         {place.tensor, type, place.shape, [&binding, type, with_one = place.with_one, rows = std::move(rows)] {
            return float_values(binding, type, rows, with_one);
          }});
+  }
+
+  void add_packed(const WeightBinding& binding, const WeightPlace& place) {
+    const precision::PackedWeight first = *binding.packed();
+    const kernels::QuantizedMatrix& matrix = first.matrix();
+    const auto rows = words_.row_order(place.module, matrix.rows);
+    const io::GgufType type = *quantization::gguf_type_of(matrix.format);
+    if (binding.expert < 0) {
+      all_.push_back({place.tensor, type, place.shape,
+                      [this, &binding, first, rows] { return blocks_of(first, rows, binding.path); }});
+      return;
+    }
+    const precision::PackedWeight stack = *binding.owner->packed_weight(binding.stack);
+    all_.push_back({place.tensor, type, place.shape, [this, &binding, stack, rows] {
+                      std::vector<at::Tensor> all;
+                      for (int64_t i = 0; i < stack.count(); ++i)
+                        all.push_back(blocks_of(stack.member(i), rows,
+                                                fmt::format("{}.{}.{}", binding.owner->path(), i, binding.stack)));
+                      return at::cat(all);
+                    }});
+  }
+
+  at::Tensor blocks_of(const precision::PackedWeight& packed, const std::vector<int64_t>& rows,
+                       const std::string& path) {
+    const auto blocks = quantization::gguf_blocks(packed, rows, path);
+    take_larger(blocks.scale_change, path, report_.scale_change, report_.scale_of);
+    take_larger(blocks.minimum_change, path, report_.minimum_change, report_.minimum_of);
+    return blocks.bytes;
   }
 
   const BuiltModel& built_;

@@ -216,10 +216,10 @@ void GgufImport::tabulate() {
   std::map<std::pair<std::string, std::string>, ImportedType> rows;
   for (const WeightBinding& binding : built_.report.bindings) {
     const Part part = part_of(binding);
-    const precision::PackedWeight* packed = binding.packed();
+    const auto packed = binding.packed();
     const std::string type = io::traits_of(part.tensor->type).name;
     const std::string becomes =
-        packed != nullptr ? kernels::format_name(packed->format()) : precision::dtype_name(dtype_);
+        packed ? kernels::format_name(packed->format()) : precision::dtype_name(dtype_);
     ImportedType& row = rows[{type, becomes}];
     row.type = type, row.becomes = becomes;
     if (binding.expert <= 0) {
@@ -227,7 +227,7 @@ void GgufImport::tabulate() {
       row.values += part.tensor->values();
       row.stored_bytes += static_cast<int64_t>(part.tensor->bytes);
     }
-    row.bytes += packed != nullptr ? packed_bytes.at(binding.name)
+    row.bytes += packed ? packed_bytes.at(binding.name)
                                    : part.rows * part.columns * static_cast<int64_t>(c10::elementSize(dtype_));
   }
   for (auto& [key, row] : rows) types_.push_back(std::move(row));

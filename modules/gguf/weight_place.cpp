@@ -21,8 +21,11 @@ bool is_norm(const WeightBinding& binding) {
 }
 
 std::vector<int64_t> shape_of(const WeightBinding& binding) {
-  if (const precision::PackedWeight* packed = binding.packed())
-    return {packed->matrix().rows, packed->matrix().columns};
+  if (const auto packed = binding.packed()) {
+    std::vector<int64_t> shape = {packed->matrix().rows, packed->matrix().columns};
+    if (binding.expert >= 0) shape.insert(shape.begin(), binding.owner->packed_weight(binding.stack)->count());
+    return shape;
+  }
   return part_in_file(binding).sizes().vec();
 }
 

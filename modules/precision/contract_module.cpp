@@ -39,7 +39,13 @@ void ContractModule::create_parameter(const std::string& name, at::IntArrayRef s
 void ContractModule::create_matrix(const std::string& name, int64_t rows, int64_t columns) {
   if (!precision_.quantized) return create_parameter(name, {rows, columns});
   packed_.emplace(name, PackedWeight(*precision_.quantized, rows, columns, placement_));
-  packed_shapes_[name] = {rows, columns};
+  packed_shapes_[name] = PackedShape{rows, columns};
+}
+
+void ContractModule::create_packed_stack(const std::string& name, int64_t count, int64_t rows, int64_t columns) {
+  const PackedShape shape{rows, columns, count};
+  packed_.emplace(name, PackedWeight(precision_.quantized.value(), shape, placement_));
+  packed_shapes_[name] = shape;
 }
 
 void ContractModule::pack_as(const ContractModule& owner) {
@@ -70,6 +76,12 @@ void ContractModule::replace_packed_weight(const std::string& name, PackedWeight
   const auto found = packed_.find(name);
   if (found == packed_.end()) throw std::logic_error(path_ + " has no packed weight " + name);
   found->second = std::move(weight);
+}
+
+void ContractModule::replace_packed_member(const std::string& name, int64_t index, const PackedWeight& weight) {
+  const auto found = packed_.find(name);
+  if (found == packed_.end()) throw std::logic_error(path_ + " has no packed weight " + name);
+  found->second.put(index, weight);
 }
 
 bool ContractModule::packs_as(const ContractModule& lender) const {
@@ -152,8 +164,7 @@ std::vector<std::string> ContractModule::violations() const {
     }
   }
   for (const auto& [name, weight] : packed_) {
-    const Shape& shape = packed_shapes_.at(name);
-    for (const std::string& line : weight.violations(*precision_.quantized, shape.rows, shape.columns, placement_)) {
+    for (const std::string& line : weight.violations(*precision_.quantized, packed_shapes_.at(name), placement_)) {
       found.push_back(fmt::format("[{}] {} (contract from {})", path_, line, precision_.source));
     }
   }

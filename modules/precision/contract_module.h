@@ -55,6 +55,8 @@ class ContractModule : public torch::nn::Module {
   const PackedWeight* packed_weight(const std::string& name) const;  // null: it is a parameter, or not there
   // Throws std::logic_error where there is none of this name. The next check holds it against the contract.
   void replace_packed_weight(const std::string& name, PackedWeight weight);
+  // The same of one matrix of a packed stack.
+  void replace_packed_member(const std::string& name, int64_t index, const PackedWeight& weight);
   // Whether `lender` has all weights of this module in the same shapes, dtypes and formats, and trains none of them.
   bool can_borrow(const ContractModule& lender) const;
   // Every weight is from now on that of `lender`, where the lender's live; std::logic_error unless can_borrow().
@@ -67,6 +69,8 @@ class ContractModule : public torch::nn::Module {
   void create_parameter(const std::string& name, at::IntArrayRef shape);
   // A matrix in the form that the contract says, uninitialised: a parameter, or packed.
   void create_matrix(const std::string& name, int64_t rows, int64_t columns);
+  // `count` matrices of one size, uninitialised, for a contract that packs them.
+  void create_packed_stack(const std::string& name, int64_t count, int64_t rows, int64_t columns);
   // For a module whose weight is another one's: it is packed as that one is, and has no parts of its own.
   void pack_as(const ContractModule& owner);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.
@@ -77,9 +81,6 @@ class ContractModule : public torch::nn::Module {
   void accept_ids(const at::Tensor& ids) const;
 
  private:
-  struct Shape {
-    int64_t rows, columns;
-  };
   bool packs_as(const ContractModule& lender) const;
 
   std::string path_;
@@ -88,7 +89,7 @@ class ContractModule : public torch::nn::Module {
   c10::Device placement_;
   bool trainable_;
   std::map<std::string, PackedWeight> packed_;
-  std::map<std::string, Shape> packed_shapes_;  // that the contract asks for
+  std::map<std::string, PackedShape> packed_shapes_;  // that the contract asks for
   std::string input_place_, output_place_;
 };
 

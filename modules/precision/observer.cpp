@@ -9,6 +9,7 @@ thread_local ModuleObserver* observer_of_thread = nullptr;
 void ModuleObserver::begin(const std::string&) {}
 void ModuleObserver::end(const std::string&) {}
 void ModuleObserver::input(const ContractModule&, const at::Tensor&) {}
+void ModuleObserver::routing(const ContractModule&, const at::Tensor&, const at::Tensor&) {}
 void ModuleObserver::output(const ContractModule&, const at::Tensor&) {}
 
 Observing::Observing(ModuleObserver& observer) : before_(observer_of_thread) { observer_of_thread = &observer; }

@@ -20,6 +20,8 @@ class ModuleObserver {
   // What it accepts, as it came (ids too), and what it gives. An adapter may do either more than once.
   virtual void input(const ContractModule& module, const at::Tensor& x);
   virtual void output(const ContractModule& module, const at::Tensor& y);
+  // Between the two, of the experts of a layer: to which of them each token goes, int64 [N, K], and with what weight.
+  virtual void routing(const ContractModule& module, const at::Tensor& experts_nk, const at::Tensor& weights_nk);
 };
 
 // For as long as it lives, on this thread; one at a time, those before it wait.

@@ -13,9 +13,21 @@ namespace limbeck::precision {
 
 using kernels::QuantizedFormat;
 
+namespace {
+
+std::vector<kernels::QuantizedPart> parts_for(QuantizedFormat format, const PackedShape& shape, at::ScalarType scales) {
+  return shape.count == 0 ? kernels::parts_of(format, shape.rows, shape.columns, scales)
+                          : kernels::parts_of_stack(format, shape.count, shape.rows, shape.columns, scales);
+}
+
+}  // namespace
+
 PackedWeight::PackedWeight(QuantizedFormat format, int64_t rows, int64_t columns, c10::Device device)
-    : matrix_{format, rows, columns, {}} {
-  for (const kernels::QuantizedPart& part : kernels::parts_of(format, rows, columns))
+    : PackedWeight(format, PackedShape{rows, columns}, device) {}
+
+PackedWeight::PackedWeight(QuantizedFormat format, const PackedShape& shape, c10::Device device, at::ScalarType scales)
+    : matrix_{format, shape.rows, shape.columns, {}}, count_(shape.count) {
+  for (const kernels::QuantizedPart& part : parts_for(format, shape, scales))
     matrix_.parts.push_back(at::empty(part.shape, at::TensorOptions().dtype(part.dtype).device(device)));
 }
 
@@ -27,6 +39,31 @@ PackedWeight::PackedWeight(const at::Tensor& weight, QuantizedFormat format, c10
 }
 
 PackedWeight::PackedWeight(kernels::QuantizedMatrix matrix) : matrix_(std::move(matrix)) {}
+
+const kernels::QuantizedMatrix& PackedWeight::matrix() const {
+  if (count_ > 0) throw std::logic_error(fmt::format("a stack of {} packed matrices is no matrix", count_));
+  return matrix_;
+}
+
+kernels::QuantizedStack PackedWeight::stack() const {
+  if (count_ == 0) throw std::logic_error("a packed matrix is no stack");
+  return {matrix_.format, count_, matrix_.rows, matrix_.columns, matrix_.parts};
+}
+
+PackedWeight PackedWeight::member(int64_t index) const { return PackedWeight(stack().matrix(index)); }
+
+void PackedWeight::put(int64_t index, const PackedWeight& member) {
+  const at::NoGradGuard no_gradient;
+  const kernels::QuantizedMatrix& from = member.matrix();
+  if (index == 0 && from.scales() != matrix_.scales()) {
+    *this = PackedWeight(format(), PackedShape{matrix_.rows, matrix_.columns, count_}, matrix_.parts[0].device(),
+                         from.scales());
+  }
+  kernels::QuantizedMatrix to = stack().matrix(index);
+  if (from.format != to.format || from.rows != to.rows || from.columns != to.columns || from.scales() != to.scales())
+    throw std::logic_error("a packed matrix of another form than those of its stack");
+  for (size_t i = 0; i < to.parts.size(); ++i) to.parts[i].copy_(from.parts[i]);
+}
 
 PackedWeight PackedWeight::on(c10::Device device) const {
   PackedWeight moved = *this;
@@ -55,7 +92,7 @@ at::Tensor PackedWeight::part(const std::string& name) const {
 }
 
 bool PackedWeight::same_form(const PackedWeight& other) const {
-  return matrix_.format == other.matrix_.format && matrix_.rows == other.matrix_.rows &&
+  return count_ == other.count_ && matrix_.format == other.matrix_.format && matrix_.rows == other.matrix_.rows &&
          matrix_.columns == other.matrix_.columns;
 }
 
@@ -68,10 +105,10 @@ bool PackedWeight::operator==(const PackedWeight& other) const {
   return true;
 }
 
-std::vector<std::string> PackedWeight::violations(QuantizedFormat format, int64_t rows, int64_t columns,
+std::vector<std::string> PackedWeight::violations(QuantizedFormat format, const PackedShape& shape,
                                                   c10::Device device) const {
   const auto scales = matrix_.parts.size() > 1 ? matrix_.scales() : at::kFloat;
-  const auto wanted = kernels::parts_of(format, rows, columns, scales);
+  const auto wanted = parts_for(format, shape, scales);
   if (matrix_.format != format || matrix_.parts.size() != wanted.size()) {
     return {fmt::format("the weight is stored in {}, wanted {}", kernels::format_name(matrix_.format),
                         kernels::format_name(format))};

@@ -75,16 +75,18 @@ Storage storage_from_name(const std::string& name) {
 // A lookup has no product, and the loss of a head is that of its unpacked weight.
 void require_static_codes(const Precision& resolved, const std::string& path, Role role) {
   if (!resolved.quantized || !resolved.quantized->dynamic) return;
-  if (resolved.quantized->kind == kernels::CodeKind::kInt4 && resolved.device.is_cuda()) {
+  const bool for_cpu = resolved.quantized->kind == kernels::CodeKind::kInt4 || role == Role::kExpert;
+  if (for_cpu && resolved.device.is_cuda()) {
     const std::string name = kernels::format_name(*resolved.quantized);
     throw UsageError(
-        fmt::format("[{}] is to be {} ({}) on {}, which is for the CPU alone: say {} there, or set device = cpu", path,
-                    name, resolved.source, resolved.device.str(), name.substr(0, name.rfind("-dynamic"))));
+        fmt::format("[{}] is to be {} ({}) on {}, which {} for the CPU alone: say {} there, or set device = cpu", path,
+                    name, resolved.source, resolved.device.str(), role == Role::kExpert ? "of experts is" : "is",
+                    name.substr(0, name.rfind("-dynamic"))));
   }
   if (packable_in(role, *resolved.quantized)) return;
   throw UsageError(
       fmt::format("[{}] is to be {} ({}), which quantizes the inputs of a product too, and is for linear modules of "
-                  "attention and MLP "
+                  "attention and MLP and experts "
                   "alone: say int8 for a head or an embedding",
                   path, kernels::format_name(*resolved.quantized), resolved.source));
 }
@@ -129,7 +131,7 @@ bool packable_in(Role role, kernels::QuantizedFormat format) {
   return packable(role) && (!format.dynamic || packed_by_default(role));
 }
 
-bool packed_by_default(Role role) { return role == Role::kAttention || role == Role::kMlp; }
+bool packed_by_default(Role role) { return role == Role::kAttention || role == Role::kMlp || role == Role::kExpert; }
 
 Packing pack_all(kernels::QuantizedFormat format, std::string source) {
   return {[format](const std::string&, Role role) {
@@ -196,7 +198,8 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
     if (unpackable_[i]) {
       throw UsageError(fmt::format(
           "precision.rule {} {} ({}) packs no weight: of the modules that it matches, none is a linear one of "
-          "attention or MLP, a head or an embedding, which alone can be packed: name such a module, or a dtype",
+          "attention or MLP, experts, a head or an embedding, which alone can be packed: name such a module, or a "
+          "dtype",
           rule.pattern, kernels::format_name(std::get<kernels::QuantizedFormat>(rule.storage)), rule.source));
     }
     const std::string advice = offer_nearest(

@@ -176,13 +176,17 @@ class Bitsandbytes : public WrittenLayout {
           "{} is in {}: bitsandbytes keeps embeddings in floats: leave it out, or write int8 (compressed-tensors)",
           modules.embeddings.begin()->first, kernels::format_name(modules.embeddings.begin()->second)));
     }
-    const bool nested = modules.packed.begin()->second.double_scales;
-    for (const auto& [module, format] : modules.packed) {
+    std::map<std::string, QuantizedFormat> packed = modules.packed;
+    packed.insert(modules.experts.begin(), modules.experts.end());
+    const bool nested = packed.begin()->second.double_scales;
+    for (const auto& [module, format] : packed) {
       if (format.double_scales == nested) continue;
       throw UsageError(fmt::format("{} is in {}, {} in {}: bitsandbytes has one format for a folder", module,
-                                   kernels::format_name(format), modules.packed.begin()->first,
-                                   kernels::format_name(modules.packed.begin()->second)));
+                                   kernels::format_name(format), packed.begin()->first,
+                                   kernels::format_name(packed.begin()->second)));
     }
+    std::vector<std::string> skipped = modules.plain;
+    skipped.insert(skipped.end(), modules.plain_experts.begin(), modules.plain_experts.end());
     return {{"quant_method", "bitsandbytes"},
             {"load_in_4bit", true},
             {"load_in_8bit", false},
@@ -190,7 +194,7 @@ class Bitsandbytes : public WrittenLayout {
             {"bnb_4bit_use_double_quant", nested},
             {"bnb_4bit_compute_dtype", precision::dtype_name(dtype)},
             {"bnb_4bit_quant_storage", "uint8"},
-            {"llm_int8_skip_modules", modules.plain}};
+            {"llm_int8_skip_modules", skipped}};
   }
 
  private:

@@ -203,6 +203,10 @@ class CompressedTensors : public WrittenLayout {
   nlohmann::json config(const StoredModules& modules, at::ScalarType) const override {
     std::map<std::string, std::vector<std::string>> by_format;
     for (const auto& [module, format] : modules.packed) by_format[kernels::format_name(format)].push_back(module);
+    for (const auto& [begin, format] : modules.experts)
+      by_format[kernels::format_name(format)].push_back(modules_below(begin));
+    std::vector<std::string> ignored = modules.plain;
+    for (const std::string& begin : modules.plain_experts) ignored.push_back(modules_below(begin));
     nlohmann::json groups = nlohmann::json::object();
     std::set<std::string> forms;
     const auto add = [&](const std::vector<std::string>& targets, QuantizedFormat format, const char* form) {
@@ -227,11 +231,18 @@ class CompressedTensors : public WrittenLayout {
             {"quantization_status", "compressed"},
             {"global_compression_ratio", nullptr},
             {"kv_cache_scheme", nullptr},
-            {"ignore", modules.plain},
+            {"ignore", ignored},
             {"config_groups", groups}};
   }
 
  private:
+  // An expression for all modules whose names begin so.
+  static std::string modules_below(const std::string& begin) {
+    std::string expression = "re:";
+    for (const char letter : begin) expression += letter == '.' ? std::string("\\.") : std::string(1, letter);
+    return expression + "\\..*";
+  }
+
   static nlohmann::json weights_of(QuantizedFormat format) {
     const bool int8 = format.kind == CodeKind::kInt8, in_groups = format.has_groups();
     nlohmann::json weights = {{"num_bits", int8 ? 8 : 4},       {"type", "int"},

@@ -34,6 +34,7 @@ std::shared_ptr<const WrittenLayout> layout_for(const StoredModules& modules) {
   for (const auto& layout : {bitsandbytes_layout(), compressed_tensors_layout()}) {
     const auto written = [&](const auto& module) { return layout->writes(module.second); };
     if (std::all_of(modules.packed.begin(), modules.packed.end(), written) &&
+        std::all_of(modules.experts.begin(), modules.experts.end(), written) &&
         std::all_of(modules.embeddings.begin(), modules.embeddings.end(), written)) {
       return layout;
     }

@@ -17,10 +17,13 @@ namespace limbeck::quantization {
 
 using precision::Role;
 
-// The linear modules of a folder, and its packed embeddings, by the checkpoint's names.
+// The linear modules of a folder, its experts and its packed embeddings, by the checkpoint's names.
 struct StoredModules {
   std::map<std::string, kernels::QuantizedFormat> packed;  // linear ones
   std::vector<std::string> plain;
+  // Of each sparse layer, what the names of its experts' modules begin with ("model.layers.0.mlp.experts").
+  std::map<std::string, kernels::QuantizedFormat> experts;
+  std::vector<std::string> plain_experts;
   std::map<std::string, kernels::QuantizedFormat> embeddings;
   std::string tied_head;  // that has the weight of a packed embedding; empty: none
 };

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -266,7 +267,10 @@ def test_every_packed_linear_of_a_family_is_rounded(case, tmp_path, family, form
     data = token_rows.write(tmp_path / "data", token_rows.random_documents(20, 16, 24, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
     said = case.run(tmp_path / "out", model=base, data=data, quantize=form, rule=rule, rounding="compensated")
     tables = 1 if rule is not None and "embed" in rule else 0
-    assert len(said["rounding"]) == said["formats"][form]["tensors"] - tables
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    experts = sum(".experts." in name and name.endswith("_packed") for name in stored)  # which are said by layer
+    assert len(said["rounding"]) == said["formats"][form]["tensors"] - tables - experts
+    assert len(said.get("rounded_experts", [])) == (json.loads((base / "config.json").read_text())["num_hidden_layers"] if experts else 0)
     assert all(entry["tokens"] > 0 and entry["compensated"] <= entry["nearest"] for entry in said["rounding"].values())
     total = {key: sum(entry[key] for entry in said["rounding"].values()) for key in ("compensated", "nearest")}
     assert total["compensated"] < 0.9 * total["nearest"]

@@ -163,6 +163,7 @@ EXPERTS = {
     "bfloat16": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16"), HALF),
     "float16": (dict(student__dtype="float16"), HALF),
     "lora": (dict(adapter__kind="lora", adapter__rank=4, adapter__target=r"experts\..*_proj|q_proj"), FLOAT32),
+    "packed-lora": (dict(student__quantize="int4", adapter__kind="lora", adapter__rank=4, adapter__target=r"experts\..*_proj|q_proj"), FLOAT32),
 }
 
 

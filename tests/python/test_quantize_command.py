@@ -51,10 +51,10 @@ def test_families_weigh_what_was_planned(limbeck, tmp_path, family, form):
     assert said["planned_bytes"] == said["bytes"] == payload(tmp_path / "packed")
 
 
-@pytest.mark.parametrize("family, warned", [("mixtral", True), ("qwen3", False)])
-def test_experts_that_transformers_does_not_read_are_said(limbeck, tmp_path, family, warned):
+@pytest.mark.parametrize("family, form, warned", [("mixtral", "nf4", True), ("mixtral", "int8", False), ("qwen3", "nf4", False)])
+def test_experts_that_transformers_does_not_read_are_said(limbeck, tmp_path, family, form, warned):
     base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
-    done = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "packed"), "--quantize", "int8")
+    done = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "packed"), "--quantize", form)
     assert ("experts are stored one by one" in done.stderr) == warned
     assert ("loaded by limbeck" in done.stdout) == warned
 

@@ -43,14 +43,19 @@ def weighs_as_said(said: dict, out: Path) -> None:
 @pytest.mark.parametrize("family", ["llama3-tied", "qwen3", "qwen3-moe", "mixtral", "phi3", "gemma2"])
 def test_static_goes_by_roles(limbeck, tmp_path, family):
     base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
-    said = quantized(limbeck, base, tmp_path / "out", "--policy", "static")
+    config = model_zoo.BY_NAME[family].config()
+    experts = getattr(config, "num_local_experts", getattr(config, "num_experts", 0))
+    tags = ["--tag", "expert int8"] if experts else []  # whose columns are no multiple of int4's groups
+    said = quantized(limbeck, base, tmp_path / "out", "--policy", "static", *tags)
     weighs_as_said(said, tmp_path / "out")
     in_layers = {form for module, form in formats(said).items() if module.startswith("layers.")}
     others = {module for module, form in formats(said).items() if form == "float"}
     assert in_layers == {"int8"} and others == {"embed_tokens"} | ({"lm_head"} if not tied(base) else set()) and said["dtype"] == "float16"
     stored = load_file(tmp_path / "out" / "model.safetensors")
     packed = {name.removesuffix(".weight_packed") for name in stored if name.endswith(".weight_packed")}
-    assert len(packed) == len(said["modules"]) - len(others)
+    layers = [module for module in said["modules"] if module.endswith(".experts")]
+    assert (len(layers) > 0) == (experts > 0)
+    assert len(packed) == len(said["modules"]) - len(others) + len(layers) * (3 * experts - 1)
     assert not any("norm" in name or "embed" in name or "lm_head" in name for name in packed)
 
 
@@ -75,10 +80,10 @@ def test_what_vllm_serves_is_written(limbeck, base, tmp_path):
     assert set(said["formats"]) == {"float32", "int4", "int8"}
 
 
-def test_experts_that_stay_floats_are_said(limbeck, tmp_path):
+def test_experts_whose_columns_are_no_groups_are_refused_by_name(limbeck, tmp_path):
     base = model_zoo.write_model(model_zoo.BY_NAME["mixtral"], tmp_path / "base")
-    run = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "out"), "--policy", "static")
-    assert "modules of role expert would be int4 by the policy, but their weights cannot be packed" in run.stderr + run.stdout
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*layers.0.mlp.experts: its columns are no multiple of the groups of int4"):
+        limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "out"), "--policy", "static")
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,8 @@ def test_the_memory_plan_holds_with_a_quantized_teacher(work, form):
 ADAPTER = test_adapter_training.KEYS | {"student__quantize": "nf4"}
 
 
-@pytest.mark.parametrize(("kind", "form"), [("lora", "nf4"), ("dora", "nf4"), ("ia3", "nf4"), ("lora", "int8"), ("lora", "nf4-double")])
+@pytest.mark.parametrize(("kind", "form"), [("lora", "nf4"), ("dora", "nf4"), ("ia3", "nf4"), ("lora", "int8"), ("lora", "nf4-double"),
+                                            ("experts", "int4-sym-g32")])  # fmt: skip
 def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, kind, form):
     steps = test_adapter_training.STEPS
     torch.manual_seed(4)
@@ -152,7 +153,7 @@ def test_an_adapter_on_codes_trains_as_peft_does_on_the_dequantized_model(work, 
     settings = torch_distiller.Settings(learning_rate=1e-2, total_steps=steps, warmup_steps=5, weight_decay=0.01,
                                         temperature=2.0)  # fmt: skip
     wanted = torch_distiller.distil(model, work.teacher, [[batches[i % len(batches)]] for i in range(steps)], settings)
-    keys = ADAPTER | dict(student__quantize=form, adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2,
+    keys = ADAPTER | test_adapter_training.keys_of(work, kind) | dict(student__quantize=form, adapter__from=start, adapter__kind="none", optim__learning_rate=1e-2,
                           train__steps=f"{steps} steps")  # fmt: skip
     run = work.train(f"adapter-{kind}-{form}", **keys)
     for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):

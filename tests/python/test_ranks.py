@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from rank_processes import Ranks
+from test_adapter_training import sparse_student
 from training_work import Outcome, Work
 
 STEPS = 14
@@ -81,6 +82,8 @@ def test_half_weights_keep_their_bits_and_their_loss_scale(work, dtype):
 )
 def test_objectives_and_options_keep_their_bits_too(work, keys, request):
     name = request.node.callspec.id
+    if name == "quantized":  # packed linear modules and packed experts
+        keys = keys | dict(teacher__model=sparse_student(work))
     one = outcome(work, f"{name}-1", 1, **(TREE | keys))
     for ranks, zero in ((2, 3), (4, 2)):
         assert outcome(work, f"{name}-{ranks}-{zero}", ranks, **(TREE | keys), parallel__zero=zero).differences(one) == []

@@ -45,7 +45,7 @@ TEST_P(QuantizedCheck, HasNothingToSayAboutTheUntouchedModels) {
       int64_t packed = 0;
       for (const ModuleRow& row : report.modules) {
         if (row.storage != format) continue;
-        EXPECT_TRUE(row.role == "attention" || row.role == "mlp") << row.path;
+        EXPECT_TRUE(row.role == "attention" || row.role == "mlp" || row.role == "expert") << row.path;
         EXPECT_TRUE(row.input == dtype || row.input == "float16") << row.path;
         packed += row.modules;
       }
@@ -80,16 +80,34 @@ TEST(QuantizedCheckMutation, NamesEveryModuleWhoseWeightWasReplaced) {
   EXPECT_EQ(mutations, 2 * 2 * 7);  // two models of two layers
 }
 
+TEST(QuantizedCheckMutation, NamesExpertsWhoseCodesWereReplaced) {
+  for (const char* stack : {"gate_proj", "up_proj", "down_proj"}) {
+    const CheckReport report = checked(quantized_recipe("qwen3_moe", "bfloat16", "nf4"), [&](Distillation& objective) {
+      for (const auto& module : objective.contract_modules()) {
+        if (module->path() != "student.layers.1.mlp.experts") continue;
+        const kernels::QuantizedStack codes = module->packed_weight(stack)->stack();
+        const precision::PackedShape shape{codes.rows, codes.columns, codes.count};
+        module->replace_packed_weight(stack, {kernels::QuantizedFormat::kInt8, shape, c10::Device(c10::kMeta)});
+      }
+    });
+    ASSERT_FALSE(report.stored_wrongly.empty()) << stack;
+    EXPECT_TRUE(report.stored_wrongly.front().starts_with("[student.layers.1.mlp.experts] "))
+        << report.stored_wrongly[0];
+  }
+}
+
 TEST(QuantizedCheckMemory, PlansThePackedBytes) {
-  const auto student_bytes = [](const std::string& format) {
-    for (const MemoryRow& row : checked(quantized_recipe("llama", "float32", format)).memory) {
+  const auto bytes_of = [](const std::string& family, const std::string& format) {
+    for (const MemoryRow& row : checked(quantized_recipe(family, "float32", format)).memory) {
       if (row.what == "student weights") return row.bytes;
     }
     return int64_t{0};
   };
   // Of a layer: q and o 32 x 32, k and v 16 x 32, three of 48 x 32; in blocks of 64.
   const int64_t values = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32);
-  EXPECT_EQ(student_bytes("none") - student_bytes("nf4"), 4 * values - (values / 2 + values / 64 * 4));
+  EXPECT_EQ(bytes_of("llama", "none") - bytes_of("llama", "nf4"), 4 * values - (values / 2 + values / 64 * 4));
+  // Nearly all bytes of a mixture are its experts'.
+  EXPECT_LT(bytes_of("mixtral", "int8"), bytes_of("mixtral", "none") / 2);
 }
 
 TEST(QuantizedCheckMemory, RanksDivideThePackedTeacher) {

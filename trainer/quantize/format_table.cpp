@@ -70,24 +70,36 @@ std::map<std::string, int64_t> bytes_by_module(const models::BuiltModel& built) 
 }
 
 bool has_a_matrix(const precision::ContractModule& module) {
+  if (dynamic_cast<const models::ExpertWeights*>(&module) != nullptr) return true;
   const auto* linear = dynamic_cast<const models::Linear*>(&module);
   return linear != nullptr ? !linear->is_tied() : dynamic_cast<const models::Embedding*>(&module) != nullptr;
 }
 
+// What must be in one format with it: a linear module that others compute with it; the experts of a layer are one.
+std::string group_of(const precision::ContractModule& module) {
+  const auto* linear = dynamic_cast<const models::Linear*>(&module);
+  return linear != nullptr ? linear->fused_with() : module.path();
+}
+
+std::vector<int64_t> column_counts(const precision::ContractModule& module) {
+  if (const auto* linear = dynamic_cast<const models::Linear*>(&module)) return {linear->in_features()};
+  if (const auto* table = dynamic_cast<const models::Embedding*>(&module)) return {table->width()};
+  std::vector<int64_t> columns;
+  for (const auto& stack : dynamic_cast<const models::ExpertWeights&>(module).stacks())
+    columns.push_back(stack->sizes().in);
+  return columns;
+}
+
 // Others refuse a last group that is shorter.
 bool has_whole_groups(const precision::ContractModule& module, const StoredFormat& format) {
-  const auto* linear = dynamic_cast<const models::Linear*>(&module);
-  if (linear == nullptr || !format.packed || !format.packed->has_groups()) return true;
-  return linear->in_features() % format.packed->group() == 0;
+  if (!format.packed || !format.packed->has_groups()) return true;
+  const auto columns = column_counts(module);
+  return std::all_of(columns.begin(), columns.end(),
+                     [&](int64_t count) { return count % format.packed->group() == 0; });
 }
 
 bool holds(const precision::ContractModule& module, const StoredFormat& format) {
   return module.precision().quantized.has_value() == format.packed.has_value() && has_whole_groups(module, format);
-}
-
-const std::string& fused_with(const precision::ContractModule& module) {
-  const auto* linear = dynamic_cast<const models::Linear*>(&module);
-  return linear != nullptr ? linear->fused_with() : module.path();
 }
 
 }  // namespace
@@ -147,7 +159,7 @@ FormatTable::FormatTable(const models::ModelRequest& request, std::vector<Stored
   const models::BuiltModel packed = built_in(request, {"int8", QuantizedFormat::kInt8}, covered, tied_head);
   const auto in_floats = precision::contract_modules(*plain.model),
              in_codes = precision::contract_modules(*packed.model);
-  std::map<std::string, size_t> group_of;
+  std::map<std::string, size_t> places;
   for (size_t i = 0; i < in_floats.size(); ++i) {
     const auto& module = *in_floats[i];
     if (!has_a_matrix(module) || module.precision().quantized || !in_codes[i]->precision().quantized ||
@@ -155,9 +167,9 @@ FormatTable::FormatTable(const models::ModelRequest& request, std::vector<Stored
       continue;
     }
     const auto below = [&](const std::string& path) { return path_below(path, request.root); };
-    modules_.push_back({below(module.path()), module.role(), below(fused_with(module)), module.footprint().values, {}});
+    modules_.push_back({below(module.path()), module.role(), below(group_of(module)), module.footprint().values, {}});
     rest_bytes_ -= float_bytes.at(module.path());
-    const auto [group, is_new] = group_of.emplace(modules_.back().group, groups_.size());
+    const auto [group, is_new] = places.emplace(modules_.back().group, groups_.size());
     if (is_new) groups_.emplace_back();
     groups_[group->second].push_back(modules_.size() - 1);
   }

@@ -37,7 +37,8 @@ const models::BuiltModel& MixedModel::in(const Mix& mix) {
     const std::string& path = table_.modules()[i].path;
     const std::string& format = mix.at(path);
     if (now_[path] == format) continue;
-    modules_[i]->replace_parameter("weight", meter_.weight_in(i, table_.format_index(format)));
+    for (const auto& [name, weight] : meter_.weights_in(i, table_.format_index(format)))
+      modules_[i]->replace_parameter(name, weight);
     now_[path] = format;
   }
   return model_;

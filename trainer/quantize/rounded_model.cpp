@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <map>
 #include <optional>
 
 #include "modules/precision/contract_modules.h"
@@ -17,9 +18,15 @@ class RoundingWalk {
  public:
   RoundingWalk(const models::BuiltModel& floats, const models::BuiltModel& packed, const RoundingRows& rows,
                const RoundingRequest& request)
-      : model_(*packed.model), request_(request), root_(packed.model->path() + "."), states_(packed, rows) {
+      : model_(*packed.model),
+        activation_(packed.config.architecture.activation),
+        request_(request),
+        root_(packed.model->path() + "."),
+        states_(packed, rows) {
     for (const auto& module : precision::contract_modules(*floats.model)) {
       if (auto linear = std::dynamic_pointer_cast<models::Linear>(module)) floats_[module->path()] = std::move(linear);
+      if (auto experts = std::dynamic_pointer_cast<models::ExpertWeights>(module))
+        float_experts_[module->path()] = std::move(experts);
     }
     if (request.way == RoundingWay::kLearned) float_states_.emplace(floats, rows);
   }
@@ -27,13 +34,14 @@ class RoundingWalk {
   RoundedModel run(const std::function<void(int64_t)>& done) {
     const std::vector<PackedLinears> stages = packed_stages(model_);
     for (size_t stage = 0; stage < stages.size(); ++stage) {
+      const StageModules modules{stages[stage], experts_of(stage)};
       std::optional<FinishedStage> finished;
-      if (request_.work != nullptr) finished = request_.work->take(stage, stages[stage]);
+      if (request_.work != nullptr) finished = request_.work->take(stage, modules);
       if (finished) {
         if (float_states_) float_states_->advance(stage);
       } else {
-        finished = round(stage, stages[stage]);
-        if (request_.work != nullptr) request_.work->keep(stage, stages[stage], *finished);
+        finished = round(stage, modules);
+        if (request_.work != nullptr) request_.work->keep(stage, modules, *finished);
       }
       add(std::move(*finished));
       states_.advance(stage);
@@ -47,7 +55,12 @@ class RoundingWalk {
  private:
   std::string below_root(const std::string& path) const { return path.substr(root_.size()); }
 
-  FinishedStage round(size_t stage, const PackedLinears& modules) {
+  std::shared_ptr<models::ExpertWeights> experts_of(size_t stage) const {
+    return request_.way == RoundingWay::kCompensated ? packed_experts(model_, stage) : nullptr;
+  }
+
+  FinishedStage round(size_t stage, const StageModules& all) {
+    const PackedLinears& modules = all.linears;
     FinishedStage finished;
     if (!float_states_ || !states_.is_layer(stage)) {
       finished.modules = compensate_stage(stage, states_, modules, floats_, request_.scales);
@@ -59,20 +72,28 @@ class RoundingWalk {
       finished.layer->path = below_root(model_.layers()[stage]->path());
     }
     for (RoundedModule& module : finished.modules) module.path = below_root(module.path);
+    if (all.experts != nullptr) {
+      finished.experts = compensate_experts(stage, states_, *float_experts_.at(all.experts->path()), *all.experts,
+                                            activation_, request_.scales);
+      finished.experts->path = below_root(finished.experts->path);
+    }
     return finished;
   }
 
   void add(FinishedStage finished) {
     std::move(finished.modules.begin(), finished.modules.end(), std::back_inserter(rounded_.modules));
+    if (finished.experts) rounded_.experts.push_back(std::move(*finished.experts));
     if (finished.layer) rounded_.layers.push_back(std::move(*finished.layer));
   }
 
   const models::Transformer& model_;
+  const models::Activation activation_;
   const RoundingRequest request_;
   const std::string root_;
   RowStates states_;
   std::optional<RowStates> float_states_;
   LinearsByPath floats_;
+  std::map<std::string, std::shared_ptr<models::ExpertWeights>> float_experts_;
   RoundedModel rounded_;
 };
 
@@ -84,8 +105,14 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   constexpr int64_t kLearned = 6 * kFloat;
   RoundingPlan plan;
   int64_t columns = 0, weights = 0;
+  bool experts = false;
   const std::vector<PackedLinears> stages = packed_stages(*packed.model);
   for (const PackedLinears& modules : stages) {
+    if (const auto of_layer = packed_experts(*packed.model, static_cast<size_t>(plan.stages));
+        of_layer != nullptr && way == RoundingWay::kCompensated) {
+      experts = true;
+      for (const auto& stack : of_layer->stacks()) columns = std::max(columns, stack->sizes().in);
+    }
     ++plan.stages;
     plan.modules += static_cast<int64_t>(modules.size());
     int64_t values = 0;
@@ -97,6 +124,7 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   }
   plan.state_bytes = rows.count * rows.length * packed.config.architecture.hidden * kFloat;
   plan.moment_bytes = 2 * columns * columns * kDouble;  // the sums, and the factor that is made of them
+  if (experts) plan.state_bytes *= 2;                   // what all experts of a layer get
   if (way == RoundingWay::kLearned) {
     plan.state_bytes *= 2;  // the float model's too
     plan.learned_bytes = weights * kLearned;

@@ -22,6 +22,10 @@ Json said_of(const FinishedStage& finished) {
   for (const RoundedModule& module : finished.modules)
     modules.push_back({module.path, module.format, module.tokens, module.damping, module.nearest, module.compensated});
   Json json = {{"modules", modules}};
+  if (finished.experts) {
+    const RoundedExperts& of = *finished.experts;
+    json["experts"] = {of.path, of.format, of.tokens, of.to_nearest, of.nearest, of.compensated};
+  }
   if (!finished.layer) return json;
   const LearnedLayer& layer = *finished.layer;
   json["layer"] = {layer.path, layer.kept, layer.step, layer.nearest, layer.compensated, layer.learned, layer.errors};
@@ -32,6 +36,10 @@ FinishedStage finished_of(const Json& json) {
   FinishedStage finished;
   for (const Json& module : json.at("modules"))
     finished.modules.push_back({module.at(0), module.at(1), module.at(2), module.at(3), module.at(4), module.at(5)});
+  if (json.contains("experts")) {
+    const Json& of = json["experts"];
+    finished.experts = {of.at(0), of.at(1), of.at(2), of.at(3), of.at(4), of.at(5)};
+  }
   if (!json.contains("layer")) return finished;
   const Json& layer = json["layer"];
   finished.layer = {layer.at(0), layer.at(1), layer.at(2), layer.at(3), layer.at(4), layer.at(5), layer.at(6)};
@@ -47,7 +55,36 @@ std::string checksum_of(const std::string& said, const io::NamedTensors& tensors
   return fmt::format("{:08x}", sum);
 }
 
-std::string part_name(const models::Linear& module, const std::string& part) { return module.path() + "." + part; }
+// A module's packed weight, and what a file calls its parts.
+struct KeptWeight {
+  std::shared_ptr<precision::ContractModule> module;
+  std::string weight, name;
+
+  const precision::PackedWeight& now() const { return *module->packed_weight(weight); }
+  std::string part_name(const std::string& part) const { return name + "." + part; }
+
+  void replace(std::vector<at::Tensor> parts) const {
+    if (now().count() == 0) {
+      kernels::QuantizedMatrix matrix = now().matrix();
+      matrix.parts = std::move(parts);
+      module->replace_packed_weight(weight, precision::PackedWeight(matrix).on(module->placement()));
+      return;
+    }
+    kernels::QuantizedStack stack = now().stack();
+    stack.parts = std::move(parts);
+    for (int64_t i = 0; i < stack.count; ++i)
+      module->replace_packed_member(weight, i, precision::PackedWeight(stack.matrix(i)));
+  }
+};
+
+std::vector<KeptWeight> kept_weights(const StageModules& modules) {
+  std::vector<KeptWeight> kept;
+  for (const auto& linear : modules.linears) kept.push_back({linear, "weight", linear->path()});
+  if (modules.experts == nullptr) return kept;
+  for (const auto& [stack, codes] : modules.experts->packed_weights())
+    kept.push_back({modules.experts, stack, modules.experts->path() + "." + stack});
+  return kept;
+}
 
 // It is removed as a whole when all is done. What a killed process was writing is there too.
 void require_own(const fs::path& folder) {
@@ -104,7 +141,7 @@ int64_t RoundingWork::finished() const {
   return static_cast<int64_t>(count);
 }
 
-std::optional<FinishedStage> RoundingWork::take(size_t stage, const PackedLinears& modules) const {
+std::optional<FinishedStage> RoundingWork::take(size_t stage, const StageModules& modules) const {
   const fs::path path = file_of(stage);
   std::error_code fault;
   if (!fs::exists(path, fault)) return std::nullopt;
@@ -114,30 +151,32 @@ std::optional<FinishedStage> RoundingWork::take(size_t stage, const PackedLinear
   const io::SafetensorsFile file(path);
   const auto said = file.metadata().find(kSaid), digest = file.metadata().find(kDigest);
   if (said == file.metadata().end() || digest == file.metadata().end()) throw damaged("is no file of a finished stage");
+  const std::vector<KeptWeight> kept = kept_weights(modules);
   io::NamedTensors tensors;
-  for (const auto& module : modules) {
-    for (const auto& [part, now] : module->packed()->parts()) {
-      const io::TensorEntry* entry = file.find(part_name(*module, part));
+  for (const KeptWeight& weight : kept) {
+    for (const auto& [part, now] : weight.now().parts()) {
+      const std::string name = weight.part_name(part);
+      const io::TensorEntry* entry = file.find(name);
       if (entry == nullptr || entry->dtype != now.scalar_type() || at::IntArrayRef(entry->shape) != now.sizes())
-        throw damaged("lacks " + part_name(*module, part) + " as it is to be");
+        throw damaged("lacks " + name + " as it is to be");
       tensors.emplace_back(entry->name, file.read(*entry));
     }
   }
   if (checksum_of(said->second, tensors) != digest->second) throw damaged("is damaged: its checksum is another");
   auto tensor = tensors.begin();
-  for (const auto& module : modules) {
-    kernels::QuantizedMatrix matrix = module->packed()->matrix();
-    for (at::Tensor& part : matrix.parts) part = (tensor++)->second;
-    module->replace_packed_weight("weight", precision::PackedWeight(matrix).on(module->placement()));
+  for (const KeptWeight& weight : kept) {
+    std::vector<at::Tensor> parts;
+    for (size_t i = 0; i < weight.now().parts().size(); ++i) parts.push_back((tensor++)->second);
+    weight.replace(std::move(parts));
   }
   return finished_of(Json::parse(said->second));
 }
 
-void RoundingWork::keep(size_t stage, const PackedLinears& modules, const FinishedStage& finished) const {
+void RoundingWork::keep(size_t stage, const StageModules& modules, const FinishedStage& finished) const {
   io::NamedTensors tensors;
-  for (const auto& module : modules) {
-    for (const auto& [part, tensor] : module->packed()->on(c10::kCPU).parts())
-      tensors.emplace_back(part_name(*module, part), tensor);
+  for (const KeptWeight& weight : kept_weights(modules)) {
+    for (const auto& [part, tensor] : weight.now().on(c10::kCPU).parts())
+      tensors.emplace_back(weight.part_name(part), tensor);
   }
   const std::string said = said_of(finished).dump();
   io::write_safetensors(file_of(stage), tensors, {{kSaid, said}, {kDigest, checksum_of(said, tensors)}});

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "trainer/quantize/compensated_experts.h"
 #include "trainer/quantize/compensated_layer.h"
 #include "trainer/quantize/learned_layer.h"
 
@@ -15,6 +16,13 @@ namespace limbeck::quantize {
 struct FinishedStage {
   std::vector<RoundedModule> modules;
   std::optional<LearnedLayer> layer;
+  std::optional<RoundedExperts> experts = {};
+};
+
+// What a stage rounds; `experts`: null where none are.
+struct StageModules {
+  PackedLinears linears;
+  std::shared_ptr<models::ExpertWeights> experts;
 };
 
 class RoundingWork {
@@ -26,8 +34,8 @@ class RoundingWork {
   int64_t finished() const;  // stages, from the first one on
   // Takes the codes of a finished stage into its modules; nothing where it is not finished. InputDataError where its
   // file is damaged.
-  std::optional<FinishedStage> take(size_t stage, const PackedLinears& modules) const;
-  void keep(size_t stage, const PackedLinears& modules, const FinishedStage& finished) const;
+  std::optional<FinishedStage> take(size_t stage, const StageModules& modules) const;
+  void keep(size_t stage, const StageModules& modules, const FinishedStage& finished) const;
   void remove() const;
 
  private:

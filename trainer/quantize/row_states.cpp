@@ -1,5 +1,7 @@
 #include "trainer/quantize/row_states.h"
 
+#include <algorithm>
+
 #include "modules/precision/contract_modules.h"
 #include "trainer/objective/forward_pass.h"
 
@@ -26,7 +28,14 @@ std::vector<PackedLinears> packed_stages(const models::Transformer& model) {
     for (const auto& linear : stages.back()) std::erase(behind, linear);
   }
   if (!behind.empty()) stages.push_back(behind);
-  while (!stages.empty() && stages.back().empty()) stages.pop_back();
+  const auto has_experts = [&](size_t stage) {
+    if (stage >= model.layers().size()) return false;
+    const auto modules = precision::contract_modules(*model.layers()[stage]);
+    return std::any_of(modules.begin(), modules.end(), [](const auto& module) {
+      return module->role() == precision::Role::kExpert && module->precision().quantized;
+    });
+  };
+  while (!stages.empty() && stages.back().empty() && !has_experts(stages.size() - 1)) stages.pop_back();
   return stages;
 }
 

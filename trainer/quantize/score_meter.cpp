@@ -6,14 +6,12 @@
 #include <fmt/ranges.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
-#include "kernels/linear/linear.h"
-#include "kernels/quantized/quantized_linear.h"
 #include "kernels/random/counter_bits.h"
 #include "modules/errors.h"
-#include "modules/io/finite_check.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
@@ -59,44 +57,36 @@ void RowScore::add(const RowScore& other) {
   }
 }
 
-// A weight, and who computes with it: one module, or an embedding and the head that is tied to it.
-struct ScoreMeter::Measured {
-  std::string path;
-  at::Tensor weight;
-  std::vector<const precision::ContractModule*> users;
-  std::vector<std::optional<precision::PackedWeight>> packed;  // by format; none: float, or it cannot be stored so
-};
-
-// Each time that one of the users ran.
-struct ScoreMeter::Heard {
-  struct Call {
-    bool looks_up = false;
-    at::Tensor x, y, gradient;
-  };
-  std::vector<Call> calls;
-};
-
 namespace {
 
 // Keeps what went into the measured modules and came out of them.
 class Listener : public precision::ModuleObserver {
  public:
-  struct Passed {
-    std::vector<at::Tensor> x, y;
-  };
-  explicit Listener(std::map<const precision::ContractModule*, Passed>& passed) : passed_(passed) {}
+  using Passes = std::vector<HeardPass>;
+  explicit Listener(std::map<const precision::ContractModule*, Passes>& passed) : passed_(passed) {}
 
   void input(const precision::ContractModule& module, const at::Tensor& x) override {
-    const auto found = passed_.find(&module);
-    if (found != passed_.end()) found->second.x.push_back(x);
+    const bool looks_up = dynamic_cast<const models::Embedding*>(&module) != nullptr;
+    if (Passes* passes = passes_of(module)) passes->push_back({.x = x, .looks_up = looks_up});
+  }
+  void routing(const precision::ContractModule& module, const at::Tensor& experts_nk,
+               const at::Tensor& weights_nk) override {
+    if (Passes* passes = passes_of(module)) {
+      passes->back().experts_nk = experts_nk;
+      passes->back().weights_nk = weights_nk.detach();
+    }
   }
   void output(const precision::ContractModule& module, const at::Tensor& y) override {
-    const auto found = passed_.find(&module);
-    if (found != passed_.end()) found->second.y.push_back(y);
+    if (Passes* passes = passes_of(module)) passes->back().y = y;
   }
 
  private:
-  std::map<const precision::ContractModule*, Passed>& passed_;
+  Passes* passes_of(const precision::ContractModule& module) {
+    const auto found = passed_.find(&module);
+    return found == passed_.end() ? nullptr : &found->second;
+  }
+
+  std::map<const precision::ContractModule*, Passes>& passed_;
 };
 
 // 1 or -1 for each value of x, another draw for each row.
@@ -134,6 +124,21 @@ std::map<std::string, std::vector<int64_t>> expert_tokens(const models::Architec
 
 }  // namespace
 
+namespace {
+
+void require_static_experts(const Candidate& candidate, const std::vector<StoredFormat>& formats) {
+  if (candidate.role != precision::Role::kExpert) return;
+  for (const StoredFormat& format : formats) {
+    if (!format.packed || !format.packed->dynamic) continue;
+    throw UsageError(
+        fmt::format("{} rounds the inputs of each expert too, which scores of {} do not measure: leave it out of "
+                    "--formats, or give experts a format by --rule",
+                    format.name, candidate.path));
+  }
+}
+
+}  // namespace
+
 ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table, at::ScalarType floats)
     : model_(model), distance_(distance_of(model)), table_(table), floats_(floats) {
   const auto all = precision::contract_modules(*model.model);
@@ -141,71 +146,38 @@ ScoreMeter::ScoreMeter(const models::BuiltModel& model, const FormatTable& table
   for (const auto& module : all) {
     const size_t next = modules_.size();
     if (next == table.modules().size() || module->path() != root + table.modules()[next].path) continue;
-    auto measured =
-        std::make_unique<Measured>(Measured{table.modules()[next].path, module->parameter("weight"), {}, {}});
-    for (const auto& user : all) {
-      if (user == module || is_tied_to(*user, measured->weight)) measured->users.push_back(user.get());
+    const Candidate& candidate = table.modules()[next];
+    require_static_experts(candidate, table.formats());
+    modules_.push_back(std::make_unique<MeasuredModule>(module, candidate, table.formats(), floats_));
+    if (dynamic_cast<const models::Embedding*>(module.get()) == nullptr) continue;
+    for (const auto& other : all) {
+      if (is_tied_to(*other, module->parameter("weight"))) modules_.back()->add_user(*other);
     }
-    const at::Tensor weight = precision::move(measured->weight.detach(), c10::kCPU);
-    if (io::first_nonfinite(weight)) {
-      throw WeightsError(fmt::format("{}: its weight holds NaN or infinity, which no code stands for: mend the model",
-                                     measured->path));
-    }
-    for (size_t i = 0; i < table.formats().size(); ++i) {
-      const auto& format = table.formats()[i].packed;
-      const bool codes = format && table.modules()[next].bytes[i];
-      measured->packed.push_back(
-          codes ? std::optional(precision::PackedWeight(weight, *format, module->placement(), floats)) : std::nullopt);
-    }
-    modules_.push_back(std::move(measured));
   }
   if (modules_.size() != table.modules().size()) throw std::logic_error("the model has not all modules of the table");
 }
 
 ScoreMeter::~ScoreMeter() = default;
 
-at::Tensor ScoreMeter::stored(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.weight.detach();
-  if (module.packed[format]) return module.packed[format]->rows(0, weight.size(0));
-  at::Tensor narrow = at::empty(weight.sizes(), weight.options().dtype(floats_)), back = at::empty_like(weight);
-  precision::cast_into(narrow, weight);
-  precision::cast_into(back, narrow);
-  return back;
-}
-
-at::Tensor ScoreMeter::weight_in(size_t module, size_t format) const {
+NamedWeights ScoreMeter::weights_in(size_t module, size_t format) const {
   const at::NoGradGuard no_gradient;
-  return stored(*modules_.at(module), format);
+  return modules_.at(module)->stored(format);
 }
 
-ScoreMeter::Changes ScoreMeter::changes_under(const Measured& module, size_t format) const {
-  const at::Tensor weight = module.weight.detach(), error = stored(module, format) - weight;
-  const auto looked_up = [error](const at::Tensor& ids) { return error.index_select(0, ids.flatten()); };
-  const auto& packed = module.packed[format];
-  if (packed && packed->format().dynamic) {  // which rounds the inputs too
-    const auto product = [weight, matrix = packed->on(weight.device()).matrix()](const at::Tensor& x) {
-      return kernels::quantized_linear(as_rows(x), matrix) - kernels::linear(as_rows(x), weight);
-    };
-    return {product, looked_up};
-  }
-  return {[error](const at::Tensor& x) { return kernels::linear(as_rows(x), error); }, looked_up};
-}
-
-ModuleScore ScoreMeter::score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const {
+ModuleScore ScoreMeter::score(const MeasuredModule& module, const std::vector<HeardPass>& passes,
+                              const at::Tensor& valid_n) const {
   ModuleScore score;
   score.losses.resize(table_.formats().size());
   for (size_t i = 0; i < score.losses.size(); ++i) {
-    const Changes changes = changes_under(module, i);
-    for (const Heard::Call& call : heard.calls) {
-      const at::Tensor change = call.looks_up ? changes.lookup(call.x) : changes.product(call.x);
-      score.losses[i] += 0.5 * sum_of((change * as_rows(call.gradient)).square());
-    }
+    const auto changes = module.changes(i, passes);
+    for (size_t pass = 0; pass < passes.size(); ++pass)
+      score.losses[i] += 0.5 * sum_of((changes[pass] * as_rows(passes[pass].gradient)).square());
     if (std::isfinite(score.losses[i])) continue;
     throw NumericError(fmt::format("{}: its score in {} is not finite: look at its weights and at the data",
-                                   module.path, table_.formats()[i].name));
+                                   module.path(), table_.formats()[i].name));
   }
-  for (const Heard::Call& call : heard.calls) {
-    const at::Tensor valid = as_rows(call.y).index_select(0, valid_n);
+  for (const HeardPass& pass : passes) {
+    const at::Tensor valid = as_rows(pass.y).index_select(0, valid_n);
     score.outputs += sum_of(valid);
     score.squares += sum_of(valid.square());
     score.count += valid.numel();
@@ -233,9 +205,9 @@ at::Tensor ScoreMeter::seen(const data::Batch& batch, models::Taps& taps, RowSco
 RowScore ScoreMeter::measure(const data::Batch& made) const {
   const data::Batch batch = data::place(made, model_.policy->device());
   const data::TokenStream& stream = batch.student;
-  std::map<const precision::ContractModule*, Listener::Passed> passed;
+  std::map<const precision::ContractModule*, Listener::Passes> passed;
   for (const auto& module : modules_) {
-    for (const auto* user : module->users) passed[user];
+    for (const auto* user : module->users()) passed[user];
   }
   models::Taps taps;
   taps.keep_router = true;
@@ -248,40 +220,46 @@ RowScore ScoreMeter::measure(const data::Batch& made) const {
     loss = seen(batch, taps, row);
   }
   std::vector<at::Tensor> asked;
-  std::vector<Heard> heard;
+  std::vector<Listener::Passes> heard;
   for (const auto& module : modules_) {
-    heard.emplace_back();
-    for (const auto* user : module->users) {
-      const Listener::Passed& of = passed.at(user);
-      const bool looks_up = dynamic_cast<const models::Embedding*>(user) != nullptr;
-      if (of.y.empty() || of.x.size() != of.y.size()) {
+    Listener::Passes& all = heard.emplace_back();
+    for (const auto* user : module->users()) {
+      const Listener::Passes& passes = passed.at(user);
+      const bool whole = std::all_of(passes.begin(), passes.end(), [](const auto& pass) { return pass.y.defined(); });
+      if (passes.empty() || !whole) {
         throw InputDataError(fmt::format(
             "{}: no forward of the calibration rows went through it, so it has no score: give it a format by --rule",
-            module->path));
+            module->path()));
       }
-      for (size_t i = 0; i < of.y.size(); ++i) heard.back().calls.push_back({looks_up, of.x[i], of.y[i], {}});
-      asked.insert(asked.end(), of.y.begin(), of.y.end());
+      all.insert(all.end(), passes.begin(), passes.end());
     }
-    asked.push_back(module->weight);
+    for (const HeardPass& pass : all) asked.push_back(pass.y);
+    for (const at::Tensor& weight : module->weights()) asked.push_back(weight);
   }
   const auto gradients = torch::autograd::grad({loss}, asked, {}, std::nullopt, false, /*allow_unused=*/true);
 
   const at::NoGradGuard no_gradient;
   const at::Tensor valid_n = objective::valid_tokens(stream).flatten().nonzero().flatten();
   size_t next = 0;
-  for (size_t i = 0; i < modules_.size(); ++i) {
-    for (Heard::Call& call : heard[i].calls) {
-      call.gradient = gradients[next++];
-      if (call.gradient.defined()) continue;
+  for (size_t m = 0; m < modules_.size(); ++m) {
+    const auto& module = modules_[m];
+    Listener::Passes& passes = heard[m];
+    for (HeardPass& pass : passes) {
+      pass.gradient = gradients[next++];
+      if (pass.gradient.defined()) continue;
       throw InputDataError(
           fmt::format("{}: the loss does not depend on what it gives, so it has no score: give it a "
                       "format by --rule",
-                      modules_[i]->path));
+                      module->path()));
     }
-    ModuleScore score = this->score(*modules_[i], heard[i], valid_n);
-    const at::Tensor& of_weight = gradients[next++];
-    score.gradient =
-        sum_of(of_weight.abs()) / static_cast<double>(of_weight.numel() * std::max<int64_t>(row.targets, 1));
+    ModuleScore score = this->score(*module, passes, valid_n);
+    double gradient = 0;
+    int64_t values = 0;
+    for (size_t i = 0; i < module->weights().size(); ++i, ++next) {
+      gradient += sum_of(gradients[next].abs());
+      values += gradients[next].numel();
+    }
+    score.gradient = gradient / static_cast<double>(values * std::max<int64_t>(row.targets, 1));
     row.modules.push_back(std::move(score));
   }
   row.experts = expert_tokens(model_.config.architecture, taps, valid_n);
@@ -292,8 +270,10 @@ std::vector<double> ScoreMeter::mean_weights() const {
   const at::NoGradGuard no_gradient;
   std::vector<double> means;
   for (const auto& module : modules_) {
-    const at::Tensor weight = module->weight.detach();
-    means.push_back(sum_of(weight.abs()) / static_cast<double>(weight.numel()));
+    double sum = 0;
+    int64_t values = 0;
+    for (const at::Tensor& weight : module->weights()) sum += sum_of(weight.abs()), values += weight.numel();
+    means.push_back(sum / static_cast<double>(values));
   }
   return means;
 }

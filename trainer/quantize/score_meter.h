@@ -4,7 +4,6 @@
 // An encoder has no loss of its own: it is what a drawn direction sees of its pooled states, whose squared gradients
 // are on average those of all directions added up, so that a score is the 1 - cosine that is to be expected.
 #pragma once
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +13,7 @@
 #include "trainer/data/batch.h"
 #include "trainer/quantize/format_table.h"
 #include "trainer/quantize/joint_measure.h"
+#include "trainer/quantize/measured_module.h"
 
 namespace limbeck::quantize {
 
@@ -50,29 +50,20 @@ class ScoreMeter {
   RowScore measure(const data::Batch& batch) const;
   // Mean |w| of each module.
   std::vector<double> mean_weights() const;
-  // What the weight of a module, by its place in the table, is as a format stores it; float32.
-  at::Tensor weight_in(size_t module, size_t format) const;
+  // What the weights of a module, by its place in the table, are as a format stores them; float32.
+  NamedWeights weights_in(size_t module, size_t format) const;
 
  private:
-  struct Measured;
-  struct Heard;
   // What gradients are taken of: 0-dim; and the row's targets and loss.
   at::Tensor seen(const data::Batch& batch, models::Taps& taps, RowScore& row) const;
-  at::Tensor stored(const Measured& module, size_t format) const;
-  // What the format changes of what a module with this weight gives, by its inputs: of one that multiplies, or looks
-  // up.
-  using Change = std::function<at::Tensor(const at::Tensor&)>;
-  struct Changes {
-    Change product, lookup;
-  };
-  Changes changes_under(const Measured& module, size_t format) const;
-  ModuleScore score(const Measured& module, const Heard& heard, const at::Tensor& valid_n) const;
+  ModuleScore score(const MeasuredModule& module, const std::vector<HeardPass>& passes,
+                    const at::Tensor& valid_n) const;
 
   const models::BuiltModel& model_;
   const Distance distance_;
   const FormatTable& table_;
   at::ScalarType floats_;
-  std::vector<std::unique_ptr<Measured>> modules_;
+  std::vector<std::unique_ptr<MeasuredModule>> modules_;
 };
 
 // "layers.0.mlp.experts: experts 3, 5 saw no token": one line a layer that has such.

@@ -8,7 +8,6 @@
 #include <sstream>
 
 #include "modules/errors.h"
-#include "modules/precision/contract_modules.h"
 
 namespace limbeck::quantize {
 
@@ -74,21 +73,6 @@ Mix StaticQuantizationPolicy::mix(const FormatTable& table) const {
                                  precision::role_name(role)));
   }
   return mix;
-}
-
-std::vector<std::string> StaticQuantizationPolicy::unmet(const models::BuiltModel& built) const {
-  std::map<Role, int64_t> found;
-  for (const auto& module : precision::contract_modules(*built.model)) {
-    if (!precision::packable(module->role()) && format_of_.at(module->role()) != kFloatFormat) ++found[module->role()];
-  }
-  std::vector<std::string> lines;
-  for (const auto& [role, count] : found) {
-    lines.push_back(
-        fmt::format("{} modules of role {} would be {} by the policy, but their weights cannot be packed: "
-                    "they stay {}",
-                    count, precision::role_name(role), format_of_.at(role), kFloatFormat));
-  }
-  return lines;
 }
 
 }  // namespace limbeck::quantize

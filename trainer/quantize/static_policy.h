@@ -21,8 +21,6 @@ class StaticQuantizationPolicy {
   std::vector<StoredFormat> formats() const;
   // UsageError where a tag that was set is that of no module.
   Mix mix(const FormatTable& table) const;
-  // What it wants of modules that cannot be packed and so stay floats: one line a role that `built` has.
-  std::vector<std::string> unmet(const models::BuiltModel& built) const;
 
  private:
   std::map<precision::Role, std::string> format_of_;

@@ -19,14 +19,14 @@ void declare_model(OptionTable& table, const std::string& role) {
              .fallback = "auto",
              .help = "Storage dtype of its weights; auto: the one config.json names.",
              .words = kModelDtypes});
-  table.add({.name = role + ".quantize",
-             .kind = OptionKind::kChoice,
-             .fallback = "none",
-             .help =
-                 "Its linear weights of attention and MLP in 8 or 4 bits, frozen then: none, or a format of 'limbeck "
-                 "list quantizers'.",
-             .words = none_or(quantization::quantized_formats()),
-             .value_name = "FORMAT"});
+  table.add(
+      {.name = role + ".quantize",
+       .kind = OptionKind::kChoice,
+       .fallback = "none",
+       .help = "Its linear weights of attention and MLP and its experts in 8 or 4 bits, frozen then: none, or a format "
+               "of 'limbeck list quantizers'.",
+       .words = none_or(quantization::quantized_formats()),
+       .value_name = "FORMAT"});
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",
@@ -69,7 +69,7 @@ void declare_model_options(OptionTable& table) {
              .kind = OptionKind::kSwitch,
              .fallback = "false",
              .help = "Train what student.quantize and precision.rule store in few bits: floats that every forward sees "
-                     "as their codes, gradients straight through; what is saved are the codes."});
+                     "as their codes, gradients straight through; what is saved are the codes. Experts stay floats."});
   table.group("Projector");
   table.add({.name = "projector.kind",
              .kind = OptionKind::kChoice,

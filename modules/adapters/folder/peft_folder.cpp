@@ -117,6 +117,12 @@ void fill(const ContractModule& adapter, const Found& found, const std::string& 
   }
 }
 
+template <class Host>
+int64_t experts_of(const Host&) {
+  return 1;
+}
+int64_t experts_of(const models::ExpertStack& stack) { return stack.sizes().experts; }
+
 class Loader {
  public:
   Loader(models::BuiltModel& built, const AdapterRequest& request, const PeftConfig& config)
@@ -130,8 +136,8 @@ class Loader {
     const std::string reason = misfit(config_, &host);
     if (!reason.empty()) throw WeightsError(fmt::format("{}: {} {}", file_.string(), module, reason));
     if (config_.kind == PeftKind::kLora) {
-      const bool embedding = std::is_same_v<Host, models::Embedding>, stack = std::is_same_v<Host, models::ExpertStack>;
-      require_rank(module, found, embedding ? "lora_embedding_A" : "lora_A", stack ? host.weight().size(0) : 1);
+      const bool embedding = std::is_same_v<Host, models::Embedding>;
+      require_rank(module, found, embedding ? "lora_embedding_A" : "lora_A", experts_of(host));
     }
     const auto adapter = make_adapter(
         {config_, adapter_scope(built_, host, request_.name, request_.trainable), module, scaled(found)}, host);
@@ -191,7 +197,19 @@ bool is_weight_of(const Host& host, const at::Tensor& stored) {
 }
 
 bool is_weight_of(const models::ExpertStack& host, const at::Tensor& stored) {
-  return same_values(host.weight(), stored);
+  if (!host.is_quantized()) return same_values(host.weight(), stored);
+  const models::StackSizes& sizes = host.sizes();
+  if (stored.sizes() != at::IntArrayRef({sizes.experts, sizes.out, sizes.in})) return false;
+  int64_t row = 0;
+  for (const precision::PackedWeight& part : host.packed_parts()) {
+    const int64_t rows = part.stack().rows;
+    for (int64_t expert = 0; expert < sizes.experts; ++expert) {
+      const at::Tensor values = stored.select(0, expert).narrow(0, row, rows);
+      if (!(precision::PackedWeight(values, part.format(), host.placement()) == part.member(expert))) return false;
+    }
+    row += rows;
+  }
+  return true;
 }
 
 // An adapter learnt beside these weights: over others it means nothing.

@@ -41,7 +41,10 @@ at::Tensor LowRankExperts::whole_change() const {
 
 models::MergedWeight LowRankExperts::merged(const models::ExpertStack& host) const {
   const at::NoGradGuard no_gradient;
-  return {whole_change().add_(widened(host.weight())), std::nullopt};
+  at::Tensor sum = whole_change();
+  for (int64_t expert = 0; expert < experts_; ++expert)
+    sum.narrow(0, expert, 1).add_(widened(host.weight_rows(expert, 1)));
+  return {sum, std::nullopt};
 }
 
 models::UnmergedWeight LowRankExperts::unmerged(const models::ExpertStack& host) const {

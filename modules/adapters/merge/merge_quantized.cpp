@@ -1,6 +1,7 @@
 #include "modules/adapters/merge/merge_quantized.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty_like.h>
 #include <fmt/format.h>
 
 #include <cmath>
@@ -27,9 +28,34 @@ void store_codes(const Host& quantized, const Host& plain) {
   });
 }
 
-precision::PackedWeight requantized(const at::Tensor& sum, const precision::ContractModule& host,
-                                    at::ScalarType scales) {
-  return {precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device(), scales};
+// What new codes of the sum stand for; `packed` takes the codes themselves, where there is one.
+template <class Host>
+at::Tensor requantized(const at::Tensor& sum, const Host& host, at::ScalarType scales, Host* packed) {
+  const precision::PackedWeight codes(precision::move(sum, c10::kCPU), *host.precision().quantized, sum.device(),
+                                      scales);
+  if (packed != nullptr) packed->replace_packed_weight("weight", codes);
+  return codes.rows(0, sum.size(0));
+}
+
+at::Tensor requantized(const at::Tensor& sum, const models::ExpertStack& host, at::ScalarType scales,
+                       models::ExpertStack* packed) {
+  at::Tensor values = at::empty_like(sum);
+  std::vector<precision::PackedWeight> stored;  // which share what they hold with the model's
+  if (packed != nullptr) stored = packed->packed_parts();
+  int64_t row = 0;
+  const auto parts = host.packed_parts();
+  for (size_t part = 0; part < parts.size(); ++part) {
+    const int64_t rows = parts[part].stack().rows;
+    for (int64_t expert = 0; expert < parts[part].count(); ++expert) {
+      const at::Tensor of_expert = precision::move(sum.select(0, expert).narrow(0, row, rows), c10::kCPU);
+      const precision::PackedWeight codes(of_expert, parts[part].format(), sum.device(), scales);
+      if (packed != nullptr) stored[part].put(expert, codes);
+      at::Tensor place = values.select(0, expert).narrow(0, row, rows);
+      precision::cast_into(place, codes.rows(0, rows));
+    }
+    row += rows;
+  }
+  return values;
 }
 
 void require_quantized_host(const std::vector<AnyHost>& adapted, const std::string& model) {
@@ -86,10 +112,6 @@ class Merging {
     }
   }
 
-  void merge(const models::ExpertStack& host, const models::ExpertStack& target, models::ExpertStack* packed) {
-    merge_floats(host, packed != nullptr ? *packed : target);
-  }
-
   QuantizedMergeReport report() const {
     QuantizedMergeReport report = report_;
     for (size_t i = 0; i < kMergeWays.size(); ++i) report.errors[i] = {weight_[i].result(), changes_[i].result()};
@@ -113,9 +135,8 @@ class Merging {
     // First what is computed from the weight that the others overwrite.
     take(MergeInto::kOriginal, quantized.adapter()->merged(plain).weight, wanted.weight, plain);
     take(MergeInto::kDequantized, wanted.weight, wanted.weight, plain);
-    const precision::PackedWeight codes = requantized(wanted.weight, quantized, scales_.value_or(at::kFloat));
-    take(MergeInto::kRequantized, codes.rows(0, wanted.weight.size(0)), wanted.weight, plain);
-    if (packed != nullptr) packed->replace_packed_weight("weight", codes);
+    const at::ScalarType scales = scales_.value_or(at::kFloat);
+    take(MergeInto::kRequantized, requantized(wanted.weight, quantized, scales, packed), wanted.weight, plain);
     if (wanted.bias) store_rounded(*bias_of(packed != nullptr ? *packed : plain), *wanted.bias, plain.path());
     ++report_.modules;
   }

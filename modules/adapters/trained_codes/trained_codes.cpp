@@ -21,9 +21,24 @@ const SeenLinear* seen_of(const ContractModule& module) {
   return linear == nullptr ? nullptr : dynamic_cast<const SeenLinear*>(linear->adapter(kCodes));
 }
 
-// A head that is tied to it comes with it.
-void refuse_embedding(const ContractModule& stored) {
+// Experts stay floats, unless a rule asks for more than there is.
+precision::Packing without_experts(precision::Packing packing) {
+  if (!packing.format_of) return packing;
+  const auto format_of = [all = packing.format_of](const std::string& path, precision::Role role) {
+    return role == precision::Role::kExpert ? std::nullopt : all(path, role);
+  };
+  return {format_of, packing.source};
+}
+
+// A head that is tied to an embedding comes with it.
+void refuse_other_than_linear(const ContractModule& stored) {
   if (dynamic_cast<const Linear*>(&stored) != nullptr) return;
+  if (stored.role() == precision::Role::kExpert) {
+    throw UsageError(fmt::format(
+        "[{}] holds experts, which are to be in {} ({}), and codes are trained of linear modules alone: leave them in "
+        "floats, and store them in few bits afterwards (limbeck quantize --rule)",
+        stored.path(), precision::storage_name(stored.precision()), stored.precision().source));
+  }
   throw UsageError(fmt::format(
       "[{}] is an embedding and is to be in {} ({}), and codes are trained of linear modules alone, which are not tied "
       "to it: leave it in floats, and store it in few bits afterwards if need be (limbeck quantize --rule)",
@@ -56,6 +71,7 @@ void refuse_unfit(const models::BuiltModel& floats, const models::ModelRequest& 
 
 int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest folder) {
   refuse_unfit(floats, folder);
+  folder.packing = without_experts(std::move(folder.packing));
   const auto request = std::make_shared<models::ModelRequest>(std::move(folder));
   const models::BuiltModel packed = models::build_on_meta(*request);
   request->scales = packed.policy->stream_dtype();  // as the folder has them
@@ -64,7 +80,7 @@ int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest fol
   int64_t count = 0;
   for (const auto& stored : precision::contract_modules(*packed.model)) {
     if (!stored->precision().quantized) continue;
-    refuse_embedding(*stored);
+    refuse_other_than_linear(*stored);
     const auto& stored_linear = dynamic_cast<const Linear&>(*stored);
     auto& host = dynamic_cast<Linear&>(*hosts.at(stored->path()));
     require_one_dtype(host, stored_linear);

@@ -1,11 +1,13 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/bmm.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
+#include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <vector>
@@ -13,9 +15,12 @@
 #include "kernels/grouped_linear/grouped_linear.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/operator/wide_type.h"
+#include "kernels/quantized/grouped_quantized_linear.h"
+#include "modules/errors.h"
 #include "modules/models/network/blocks.h"
 #include "modules/models/network/experts.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/observer.h"
 
 namespace limbeck::models {
 
@@ -99,15 +104,53 @@ ExpertRows padded_rows(const ExpertRows& rows) {
 
 }  // namespace
 
-ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter)
-    : owner_(owner), parameter_(parameter), path_(owner.path() + "." + parameter) {}
+ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter, const StackSizes& sizes)
+    : owner_(owner), parameter_(parameter), path_(owner.path() + "." + parameter), sizes_(sizes) {}
 
-at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
-  const at::Tensor product = kernels::grouped_linear(rows, weight(), ends);
-  return adapter() == nullptr ? product : product + adapter()->change(rows, ends);
+std::vector<std::string> ExpertStack::packed_names(const std::string& parameter) {
+  if (parameter == "gate_up_proj") return {"gate_proj", "up_proj"};
+  return {parameter};
 }
 
-const at::Tensor& ExpertStack::weight() const { return owner_.parameter(parameter_); }
+at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
+  const at::Tensor plain = product(rows, ends);
+  return adapter() == nullptr ? plain : plain + adapter()->change(rows, ends);
+}
+
+at::Tensor ExpertStack::product(const at::Tensor& rows, const at::Tensor& ends) const {
+  if (!is_quantized()) return kernels::grouped_linear(rows, weight(), ends);
+  std::vector<at::Tensor> parts;
+  for (const precision::PackedWeight& part : packed_parts())
+    parts.push_back(kernels::grouped_quantized_linear(rows, part.stack(), ends));
+  return parts.size() == 1 ? parts[0] : at::cat(parts, -1);
+}
+
+bool ExpertStack::is_quantized() const { return owner_.precision().quantized.has_value(); }
+
+const at::Tensor& ExpertStack::weight() const {
+  if (!is_quantized()) return owner_.parameter(parameter_);
+  throw ContractError(fmt::format("[{}] stores its weights in {} ({}), which cannot be read as one tensor", path_,
+                                  precision::storage_name(owner_.precision()), owner_.precision().source));
+}
+
+std::vector<precision::PackedWeight> ExpertStack::packed_parts() const {
+  std::vector<precision::PackedWeight> parts;
+  for (const std::string& name : packed_names(parameter_)) parts.push_back(*owner_.packed_weight(name));
+  return parts;
+}
+
+at::Tensor ExpertStack::weight_rows(int64_t expert, int64_t count) const {
+  if (!is_quantized()) return weight().narrow(0, expert, count);
+  const auto parts = packed_parts();
+  std::vector<at::Tensor> rows;
+  for (int64_t i = expert; i < expert + count; ++i) {
+    for (const precision::PackedWeight& part : parts) {
+      const precision::PackedWeight one = part.member(i);
+      rows.push_back(one.rows(0, one.matrix().rows));
+    }
+  }
+  return at::cat(rows).view({count, sizes_.out, sizes_.in});
+}
 
 precision::Precision ExpertStack::precision() const {
   precision::Precision inside = owner_.precision();
@@ -119,10 +162,18 @@ c10::Device ExpertStack::placement() const { return owner_.placement(); }
 
 ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
     : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
-  create_parameter("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
-  create_parameter("down_proj", {count_, a.hidden, a.experts.intermediate});
-  gate_up_ = register_module("gate_up_proj", std::make_shared<ExpertStack>(*this, "gate_up_proj"));
-  down_ = register_module("down_proj", std::make_shared<ExpertStack>(*this, "down_proj"));
+  const auto stack = [&](const std::string& name, const StackSizes& sizes) {
+    const auto names = ExpertStack::packed_names(name);
+    if (!precision().quantized) {
+      create_parameter(name, {sizes.experts, sizes.out, sizes.in});
+    } else {
+      for (const std::string& part : names)
+        create_packed_stack(part, sizes.experts, sizes.out / static_cast<int64_t>(names.size()), sizes.in);
+    }
+    return register_module(name, std::make_shared<ExpertStack>(*this, name, sizes));
+  };
+  gate_up_ = stack("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
+  down_ = stack("down_proj", {count_, a.hidden, a.experts.intermediate});
 }
 
 at::Tensor ExpertWeights::products(const at::Tensor& rows, const at::Tensor& ends) const {
@@ -134,9 +185,12 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
                                   const at::Tensor& weights_nk) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x_nd);
+  if (precision::ModuleObserver* observer = precision::current_observer())
+    observer->routing(*this, experts_nk, weights_nk);
   const int64_t tokens = experts_nk.size(0), per_token = experts_nk.size(1);
   ExpertRows rows = sorted_rows(experts_nk, count_);
-  if (input.scalar_type() == at::kBFloat16 && !on_gpu(input)) rows = padded_rows(rows);
+  const bool by_library = !precision().quantized && input.scalar_type() == at::kBFloat16 && !on_gpu(input);
+  if (by_library) rows = padded_rows(rows);
   const at::Tensor outputs = products(TokensToRows::apply(input, rows.token_of, rows.row_of), rows.ends);
   // Back to token order, then one weighted sum a token in the dtype of the weights: a single rounding at the end
   // instead of one for each expert.

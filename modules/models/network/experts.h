@@ -1,7 +1,9 @@
-// The experts of one sparse layer: two stacked weights, each of which adapters can be on.
+// The experts of one sparse layer: two stacked weights, each of which adapters can be on. Where the contract packs
+// them, gate and up are stacks of their own, so that each matrix of a checkpoint is one of ours, to the bit.
 #pragma once
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "modules/models/family/architecture.h"
 #include "modules/models/network/named_adapters.h"
@@ -11,14 +13,29 @@ namespace limbeck::models {
 
 class ExpertWeights;
 
-// One of the stacked weights, [E, out, in], a parameter of the ExpertWeights that owns this.
+// [E, out, in]
+struct StackSizes {
+  int64_t experts, out, in;
+};
+
+// One of the stacked weights: a parameter of the ExpertWeights that owns this, or packed stacks of it, one after the
+// other along out.
 class ExpertStack : public torch::nn::Module, public NamedAdapters<ExpertAdapter> {
  public:
-  ExpertStack(const ExpertWeights& owner, const std::string& parameter);
+  ExpertStack(const ExpertWeights& owner, const std::string& parameter, const StackSizes& sizes);
   // rows [R, in] sorted by expert, ends int32 [E]: where those of each end -> [R, out], with the adapter that works.
   at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends) const;
-  const at::Tensor& weight() const;
+  at::Tensor product(const at::Tensor& rows, const at::Tensor& ends) const;  // and without it
+  const at::Tensor& weight() const;                                          // throws where it is quantized
+  bool is_quantized() const;
+  // Of some experts, [count, out, in]; of quantized ones what their codes stand for, in float32.
+  at::Tensor weight_rows(int64_t expert, int64_t count) const;
+  const StackSizes& sizes() const { return sizes_; }
+  // Of the owner's packed stacks: those that stand for the parameter of this name.
+  static std::vector<std::string> packed_names(const std::string& parameter);
+  std::vector<precision::PackedWeight> packed_parts() const;
   const std::string& path() const { return path_; }
+  const std::string& parameter_name() const { return parameter_; }
   // Of what happens inside the owner, whose doors are behind and before.
   precision::Precision precision() const;
   c10::Device placement() const;
@@ -26,12 +43,15 @@ class ExpertStack : public torch::nn::Module, public NamedAdapters<ExpertAdapter
  private:
   const ExpertWeights& owner_;
   std::string parameter_, path_;
+  StackSizes sizes_;
 };
 
 // The router's probabilities are float32.
 class ExpertWeights : public precision::ContractModule {
  public:
   ExpertWeights(const precision::Scope& scope, const Architecture& architecture);
+  int64_t count() const { return count_; }
+  std::vector<std::shared_ptr<ExpertStack>> stacks() const { return {gate_up_, down_}; }
   // x_nd [N, D], experts_nk int64 [N, K], weights_nk float32 (float64 for a float64 model) -> [N, D]
   at::Tensor forward(const at::Tensor& x_nd, const at::Tensor& experts_nk, const at::Tensor& weights_nk) const;
 

@@ -49,14 +49,39 @@ void draw_matrix(at::Tensor matrix, const ContractModule& module, const std::str
   if (tokens && a.padding_id >= 0 && a.padding_id < matrix.size(0)) matrix.select(0, a.padding_id).zero_();
 }
 
+at::Tensor drawn_floats(at::IntArrayRef sizes, const ContractModule& module, const std::string& name,
+                        const Transformer& model, uint64_t seed) {
+  const at::Tensor drawn = at::empty(sizes, at::TensorOptions().dtype(at::kFloat));
+  draw_matrix(drawn, module, name, model, seed);
+  return drawn;
+}
+
+void initialize_packed_experts(ExpertWeights& experts, const Transformer& model, uint64_t seed) {
+  for (const auto& stack : experts.stacks()) {
+    const StackSizes& sizes = stack->sizes();
+    const at::Tensor drawn =
+        drawn_floats({sizes.experts, sizes.out, sizes.in}, experts, stack->parameter_name(), model, seed);
+    int64_t row = 0;
+    for (const std::string& name : ExpertStack::packed_names(stack->parameter_name())) {
+      const kernels::QuantizedStack codes = experts.packed_weight(name)->stack();
+      for (int64_t i = 0; i < sizes.experts; ++i) {
+        const at::Tensor matrix = drawn.select(0, i).narrow(0, row, codes.rows);
+        experts.replace_packed_member(name, i, precision::PackedWeight(matrix, codes.format, experts.placement()));
+      }
+      row += codes.rows;
+    }
+  }
+}
+
 // The codes of what the float weight would have drawn.
 void initialize_packed(ContractModule& module, const Transformer& model, uint64_t seed) {
+  if (module.packed_weights().empty()) return;
+  if (auto* experts = dynamic_cast<ExpertWeights*>(&module)) return initialize_packed_experts(*experts, model, seed);
   std::vector<std::string> names;
   for (const auto& [name, weight] : module.packed_weights()) names.push_back(name);
   for (const std::string& name : names) {
     const kernels::QuantizedMatrix& matrix = module.packed_weight(name)->matrix();
-    const at::Tensor drawn = at::empty({matrix.rows, matrix.columns}, at::TensorOptions().dtype(at::kFloat));
-    draw_matrix(drawn, module, name, model, seed);
+    const at::Tensor drawn = drawn_floats({matrix.rows, matrix.columns}, module, name, model, seed);
     module.replace_packed_weight(name, precision::PackedWeight(drawn, matrix.format, module.placement()));
   }
 }

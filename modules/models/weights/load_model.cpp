@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
@@ -36,6 +37,50 @@ void refuse_unsound_packing(const ModelRequest& request, const BuiltModel& built
   }
 }
 
+// Whether a folder has its experts packed is not always in its config.json: transformers 5 leaves them floats beside
+// packed linear modules and says nothing of it. Their names in the files do say; null where there are no files (check).
+std::shared_ptr<const io::WeightsFolder> names_of_experts(const ModelConfig& config) {
+  if (config.architecture.experts.count == 0) return nullptr;
+  const auto there = [&](const char* file) { return std::filesystem::exists(config.folder / file); };
+  if (!there("model.safetensors") && !there("model.safetensors.index.json")) return nullptr;
+  return std::make_shared<io::WeightsFolder>(config.folder, io::NonFinite::kAllow);
+}
+
+// That of all experts of a layer, which are in one.
+std::optional<kernels::QuantizedFormat> format_of_experts(const ModelConfig& config, const io::WeightsFolder* names,
+                                                          const std::string& path) {
+  std::optional<kernels::QuantizedFormat> common;
+  std::string first;
+  const auto spelled = [](const auto& format) { return format ? kernels::format_name(*format) : "floats"; };
+  for (int64_t expert = 0; expert < config.architecture.experts.count; ++expert) {
+    for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+      const std::string name = stored_name(*config.family, fmt::format("{}.{}.{}", path, expert, part), "weight");
+      auto format = config.layout->format_of(name, Role::kExpert);
+      if (names != nullptr && names->find(name) != nullptr && config.layout->tensors_of(*names, name).empty()) {
+        format.reset();
+      }
+      if (first.empty()) first = name, common = format;
+      if (format == common) continue;
+      throw WeightsError(fmt::format(
+          "{}: {} is in {} and {} in {}, and the experts of a layer are read in one format: quantize them alike",
+          (config.folder / "config.json").string(), first, spelled(common), name, spelled(format)));
+    }
+  }
+  return common;
+}
+
+// By path below the root.
+std::map<std::string, kernels::QuantizedFormat> formats_of_experts(const ModelConfig& config) {
+  const auto names = names_of_experts(config);
+  std::map<std::string, kernels::QuantizedFormat> formats;
+  for (int64_t layer = 0; layer < config.architecture.layers; ++layer) {
+    if (!config.architecture.sparse(layer)) continue;
+    const std::string path = fmt::format("layers.{}.mlp.experts", layer);
+    if (const auto format = format_of_experts(config, names.get(), path)) formats[path] = *format;
+  }
+  return formats;
+}
+
 // As asked, or as the folder has its weights.
 precision::Packing packing_of(const ModelRequest& request, const ModelConfig& config) {
   if (config.layout == nullptr || request.unpacked) return request.packing;
@@ -46,7 +91,12 @@ precision::Packing packing_of(const ModelRequest& request, const ModelConfig& co
   }
   // A tied head is what the embedding is.
   const bool tied = config.architecture.tied && config.architecture.head == HeadKind::kLanguageModel;
-  const auto format_of = [layout = config.layout, family = config.family, tied](const std::string& path, Role role) {
+  const auto format_of = [experts = formats_of_experts(config), layout = config.layout, family = config.family, tied](
+                             const std::string& path, Role role) {
+    if (role == Role::kExpert) {
+      const auto found = experts.find(path);
+      return found == experts.end() ? std::nullopt : std::optional(found->second);
+    }
     const bool of_embedding = tied && path == "lm_head";
     return precision::packable(role)
                ? layout->format_of(stored_name(*family, of_embedding ? "embed_tokens" : path, "weight"),

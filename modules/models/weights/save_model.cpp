@@ -48,7 +48,7 @@ struct StoredModel {
 StoredModel plain(const std::vector<WeightBinding>& bindings, const SaveOptions& options) {
   StoredModel stored;
   for (const WeightBinding& binding : bindings) {
-    if (options.packed && binding.packed() != nullptr) continue;
+    if (options.packed && binding.is_packed()) continue;
     if (options.source != nullptr) {
       const at::Tensor part = binding.part_of(binding.parameter);
       stored.tensors.push_back({binding.name, part.scalar_type(), part.sizes().vec(),
@@ -79,14 +79,29 @@ quantization::StoredWeight stored_weight(const BuiltModel& built, const WeightBi
   return {binding.name, binding.owner->role() == Role::kEmbedding, tokens ? tied_head_of(built) : ""};
 }
 
+// The experts of a layer are in one format: their first matrix stands for all.
+void add_experts(quantization::StoredModules& modules, const WeightBinding& binding) {
+  if (binding.expert > 0 || binding.stack != "down_proj") return;
+  const std::string begin = binding.name.substr(0, binding.name.rfind(fmt::format(".{}.", binding.expert)));
+  if (const auto packed = binding.packed()) {
+    modules.experts[begin] = packed->format();
+  } else {
+    modules.plain_experts.push_back(begin);
+  }
+}
+
 quantization::StoredModules stored_modules(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   quantization::StoredModules modules;
   for (const WeightBinding& binding : bindings) {
+    if (binding.expert >= 0) {
+      add_experts(modules, binding);
+      continue;
+    }
     const auto [name, embedding, tied_head] = stored_weight(built, binding);
     const std::string module = binding.name.substr(0, binding.name.rfind('.'));
     // What reads the folder goes by classes, and must leave a plain head alone even where it has no weight of its own.
-    if (!tied_head.empty() && binding.packed() == nullptr) modules.plain.push_back(tied_head);
-    if (binding.packed() != nullptr) {
+    if (!tied_head.empty() && !binding.is_packed()) modules.plain.push_back(tied_head);
+    if (binding.is_packed()) {
       (embedding ? modules.embeddings : modules.packed)[module] = binding.packed()->format();
       if (!tied_head.empty()) modules.tied_head = tied_head;
     } else if (binding.leaf == "weight" && dynamic_cast<const Linear*>(binding.owner) != nullptr) {
@@ -99,7 +114,7 @@ quantization::StoredModules stored_modules(const BuiltModel& built, const std::v
 void refuse_heads_in_nf4(const std::vector<WeightBinding>& bindings) {
   for (const WeightBinding& binding : bindings) {
     const Role role = binding.owner->role();
-    if (binding.packed() == nullptr || precision::packed_by_default(role)) continue;
+    if (!binding.is_packed() || precision::packed_by_default(role)) continue;
     if (binding.packed()->format().kind != kernels::CodeKind::kNf4) continue;
     throw UsageError(fmt::format(
         "[{}] is in {}, and bitsandbytes, which alone has that, keeps heads and embeddings in floats: leave "
@@ -111,20 +126,21 @@ void refuse_heads_in_nf4(const std::vector<WeightBinding>& bindings) {
 PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBinding>& bindings) {
   refuse_heads_in_nf4(bindings);
   quantization::StoredModules modules = stored_modules(built, bindings);
-  if (modules.packed.empty() && modules.embeddings.empty())
+  if (modules.packed.empty() && modules.embeddings.empty() && modules.experts.empty())
     throw UsageError(fmt::format("[{}] has no packed weight to save", built.model->path()));
   auto layout = quantization::layout_for(modules);
   if (layout == nullptr) {
     std::set<std::string> formats;
-    for (const auto& [module, format] : modules.packed) formats.insert(kernels::format_name(format));
-    for (const auto& [module, format] : modules.embeddings) formats.insert(kernels::format_name(format));
+    for (const auto* kind : {&modules.packed, &modules.experts, &modules.embeddings}) {
+      for (const auto& [module, format] : *kind) formats.insert(kernels::format_name(format));
+    }
     throw UsageError(
         fmt::format("[{}] weights in {} have no folder in common that others read: nf4 is of bitsandbytes, int8 "
                     "and int4 are of compressed-tensors",
                     built.model->path(), fmt::join(formats, ", ")));
   }
   for (const WeightBinding& binding : bindings) {
-    if (binding.packed() == nullptr || !binding.transposed || layout->has_transposed()) continue;
+    if (!binding.is_packed() || !binding.transposed || layout->has_transposed()) continue;
     throw UsageError(fmt::format(
         "[{}] {} is stored transposed, and {} has no words for such modules (Conv1D): keep it in floats, or take nf4",
         built.model->path(), binding.name, layout->name()));
@@ -136,7 +152,8 @@ PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBind
 void promise_codes(const quantization::WrittenLayout& layout, const quantization::StoredWeight& weight,
                    const WeightBinding& binding, at::ScalarType activations, const WeightSource& source,
                    StoredModel& stored) {
-  const kernels::QuantizedMatrix& wanted = binding.packed()->matrix();
+  const precision::PackedWeight packed = *binding.packed();
+  const kernels::QuantizedMatrix& wanted = packed.matrix();
   kernels::QuantizedMatrix zeros{wanted.format, wanted.rows, wanted.columns, {}};
   for (const auto& part : kernels::parts_of(wanted.format, wanted.rows, wanted.columns))
     zeros.parts.push_back(at::zeros(part.shape, part.dtype));
@@ -158,7 +175,7 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
   StoredModel stored = plain(bindings, options);
   const at::ScalarType activations = built.policy->stream_dtype();
   for (const WeightBinding& binding : bindings) {
-    if (binding.packed() == nullptr) continue;
+    if (!binding.is_packed()) continue;
     const quantization::StoredWeight weight = stored_weight(built, binding);
     if (options.source != nullptr) {
       promise_codes(*folder.layout, weight, binding, activations, *options.source, stored);
@@ -198,7 +215,7 @@ PackedPlan plan_packed(const BuiltModel& built) {
   folder.layout->config(folder.modules, activations);  // has words for them together, or throws
   PackedPlan plan{{}, folder.layout->name()};
   for (const WeightBinding& binding : bindings) {
-    if (const precision::PackedWeight* packed = binding.packed()) {
+    if (const auto packed = binding.packed()) {
       const auto& matrix = packed->matrix();
       plan.tensors.push_back({binding.name, kernels::format_name(matrix.format), packed->values(),
                               folder.layout->bytes_of(stored_weight(built, binding), matrix.format, matrix.rows,
@@ -212,16 +229,28 @@ PackedPlan plan_packed(const BuiltModel& built) {
   return plan;
 }
 
+namespace {
+
+void refuse_shorter_last_group(const std::string& path, kernels::QuantizedFormat format, int64_t columns) {
+  if (!format.has_groups() || columns % format.group() == 0) return;
+  throw UsageError(
+      fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
+                  "or in floats by a rule, or take a format of smaller groups",
+                  path, columns, format.group()));
+}
+
+}  // namespace
+
 void refuse_shorter_last_groups(const BuiltModel& built) {
   for (const auto& module : precision::contract_modules(*built.model)) {
+    if (!module->precision().quantized) continue;
+    const kernels::QuantizedFormat format = *module->precision().quantized;
     const auto* linear = dynamic_cast<const Linear*>(module.get());
-    if (linear == nullptr || linear->is_tied() || !linear->is_quantized()) continue;
-    const kernels::QuantizedFormat format = linear->packed()->format();
-    if (!format.has_groups() || linear->in_features() % format.group() == 0) continue;
-    throw UsageError(
-        fmt::format("{}: {} columns are no multiple of its groups of {}, which others refuse: keep its module in int8 "
-                    "or in floats by a rule, or take a format of smaller groups",
-                    linear->path(), linear->in_features(), format.group()));
+    if (linear != nullptr && !linear->is_tied())
+      refuse_shorter_last_group(linear->path(), format, linear->in_features());
+    const auto* experts = dynamic_cast<const ExpertWeights*>(module.get());
+    if (experts == nullptr) continue;
+    for (const auto& stack : experts->stacks()) refuse_shorter_last_group(stack->path(), format, stack->sizes().in);
   }
 }
 

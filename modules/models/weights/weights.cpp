@@ -93,14 +93,18 @@ WeightBinding bind_one(const Naming& naming, const std::string& module, const st
 
 void bind_experts(std::vector<WeightBinding>& bindings, const Naming& naming, const std::string& module,
                   ContractModule& owner) {
-  const at::Tensor &gate_up = owner.parameter("gate_up_proj"), &down = owner.parameter("down_proj");
-  const int64_t intermediate = gate_up.size(1) / 2;
-  for (int64_t expert = 0; expert < gate_up.size(0); ++expert) {
+  const auto& experts = dynamic_cast<const ExpertWeights&>(owner);
+  const bool packed = experts.precision().quantized.has_value();
+  const at::Tensor gate_up = packed ? at::Tensor() : owner.parameter("gate_up_proj"),
+                   down = packed ? at::Tensor() : owner.parameter("down_proj");
+  const int64_t intermediate = packed ? 0 : gate_up.size(1) / 2;
+  for (int64_t expert = 0; expert < experts.count(); ++expert) {
     const std::string path = module + "." + std::to_string(expert);
     auto add = [&](const std::string& part, const at::Tensor& parameter, int64_t row, int64_t rows) {
       WeightBinding binding = bind_one(naming, path + "." + part, "weight");
       binding.owner = &owner;
       binding.parameter = parameter;
+      binding.stack = part;
       binding.expert = expert;
       binding.row = row;
       binding.rows = rows;
@@ -132,9 +136,26 @@ at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
   return transposed ? part.t() : part;
 }
 
+std::optional<precision::PackedWeight> WeightBinding::packed() const {
+  if (!is_packed()) return std::nullopt;
+  const precision::PackedWeight* own = owner->packed_weight(expert < 0 ? leaf : stack);
+  if (own == nullptr) return std::nullopt;
+  return expert < 0 ? *own : own->member(expert);
+}
+
+void WeightBinding::replace_packed(const precision::PackedWeight& weight) const {
+  if (expert < 0) {
+    owner->replace_packed_weight(leaf, weight);
+  } else {
+    owner->replace_packed_member(stack, expert, weight);
+  }
+}
+
 at::Tensor WeightBinding::values() const {
-  const precision::PackedWeight* codes = packed();
-  return part_of(codes != nullptr ? codes->rows(0, codes->matrix().rows) : parameter.detach());
+  const auto codes = packed();
+  if (!codes) return part_of(parameter.detach());
+  const at::Tensor meant = codes->rows(0, codes->matrix().rows);
+  return transposed ? meant.t() : meant;
 }
 
 std::vector<WeightBinding> bind_weights(const Transformer& model, const Family& family) {
@@ -163,7 +184,7 @@ namespace {
 
 void check_shape(const WeightBinding& binding, const io::TensorEntry& entry, const io::WeightsFolder& weights) {
   std::vector<int64_t> wanted;
-  if (const precision::PackedWeight* packed = binding.packed()) {
+  if (const auto packed = binding.packed()) {
     wanted = {packed->matrix().rows, packed->matrix().columns};
     if (binding.transposed) std::swap(wanted[0], wanted[1]);
   } else {
@@ -186,28 +207,41 @@ void check_finite(const at::Tensor& tensor, const io::TensorEntry& entry, const 
                   weights.file_of(entry.name).string(), entry.name, *bad));
 }
 
+// A stack has one dtype of scales, that of its first expert.
+void require_one_scale_dtype(const WeightBinding& binding, const precision::PackedWeight& stored,
+                             const std::filesystem::path& file) {
+  if (binding.expert <= 0) return;
+  const at::ScalarType first = binding.packed()->matrix().scales(), own = stored.matrix().scales();
+  if (first == own) return;
+  throw WeightsError(fmt::format("{}: the scales of {} are {}, wanted {} as those of the experts before it",
+                                 file.string(), binding.name, precision::dtype_name(own),
+                                 precision::dtype_name(first)));
+}
+
 // Of a weight that the folder holds packed, by its layout: the codes as they are where they are to be kept so, and what
 // they stand for where not.
 void load_stored_codes(WeightBinding& binding, const io::WeightsFolder& weights, const LoadOptions& options) {
-  const precision::PackedWeight* wanted = binding.packed();
+  const auto wanted = binding.packed();
   // The layout writes a transposed weight as its module multiplies it.
-  const auto sizes = wanted != nullptr ? std::vector<int64_t>{wanted->matrix().rows, wanted->matrix().columns}
-                                       : binding.part_of(binding.parameter).sizes().vec();
-  const bool turned = wanted == nullptr && binding.transposed;
+  const auto sizes = wanted ? std::vector<int64_t>{wanted->matrix().rows, wanted->matrix().columns}
+                            : binding.part_of(binding.parameter).sizes().vec();
+  const bool turned = !wanted && binding.transposed;
   if (sizes.size() != 2) {
     throw WeightsError(fmt::format("{}: tensor {} is packed, and {} is no matrix",
                                    weights.file_of(binding.name).string(), binding.name, binding.path));
   }
   const precision::PackedWeight stored = options.layout->read(
       weights, binding.name, binding.owner->role(), turned ? sizes[1] : sizes[0], turned ? sizes[0] : sizes[1]);
-  if (wanted != nullptr && stored.format() == wanted->format()) {
-    binding.owner->replace_packed_weight(binding.leaf, stored.on(binding.owner->placement()));
+  if (wanted && stored.format() == wanted->format()) {
+    require_one_scale_dtype(binding, stored,
+                            weights.file_of(options.layout->tensors_of(weights, binding.name).front()));
+    binding.replace_packed(stored.on(binding.owner->placement()));
     return;
   }
   const at::Tensor values = stored.rows(0, stored.matrix().rows);
-  if (wanted != nullptr) {
-    binding.owner->replace_packed_weight(
-        binding.leaf, precision::PackedWeight(values, wanted->format(), binding.owner->placement(), options.scales));
+  if (wanted) {
+    binding.replace_packed(
+        precision::PackedWeight(values, wanted->format(), binding.owner->placement(), options.scales));
     return;
   }
   at::Tensor target = binding.part_of(binding.parameter.detach());
@@ -233,9 +267,8 @@ void load_packed(const WeightBinding& binding, const io::TensorEntry& entry, con
     precision::cast_into(narrow, stored);
     stored = narrow;
   }
-  binding.owner->replace_packed_weight(
-      binding.leaf, precision::PackedWeight(binding.transposed ? stored.t() : stored, *contract.quantized,
-                                            binding.owner->placement(), options.scales));
+  binding.replace_packed(precision::PackedWeight(binding.transposed ? stored.t() : stored, *contract.quantized,
+                                                 binding.owner->placement(), options.scales));
 }
 
 // Reads one tensor into its parameter; straight into place where layout and dtype allow it.
@@ -309,7 +342,7 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
       continue;
     }
     unused.erase(binding.name);
-    if (binding.packed() != nullptr) {
+    if (binding.is_packed()) {
       load_packed(binding, *entry, weights, options);
       ++report.packed_tensors;
       continue;

@@ -1,5 +1,6 @@
 // Which tensor of a checkpoint fills which parameter of ours, and the loading and naming that follows from it.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,12 +17,15 @@ struct WeightBinding {
   precision::ContractModule* owner = nullptr;
   std::string leaf;           // what the owner calls it, "weight"
   at::Tensor parameter;       // the whole parameter (undefined where it is packed) …
+  std::string stack;          // of packed experts: what the owner calls theirs, "up_proj"
   int64_t expert = -1;        // … of which this is one expert's part,
   int64_t row = 0, rows = 0;  // from this row on (rows 0: all)
   bool transposed = false;
 
-  // Where it is packed and no parameter; else null.
-  const precision::PackedWeight* packed() const { return parameter.defined() ? nullptr : owner->packed_weight(leaf); }
+  bool is_packed() const { return !parameter.defined(); }
+  // Where it is packed and no parameter; of packed experts this one's matrix.
+  std::optional<precision::PackedWeight> packed() const;
+  void replace_packed(const precision::PackedWeight& weight) const;
   // The part of `whole` (the parameter, or its gradient) that the checkpoint tensor holds, in the checkpoint's layout.
   at::Tensor part_of(const at::Tensor& whole) const;
   // Its present values in the checkpoint's layout; of a packed weight what the codes stand for, in float32.

@@ -156,7 +156,7 @@ void run_backward(const Inputs& inputs, Outputs& outputs) {
 
 void add_gradients(const models::BuiltModel& built, Outputs& outputs) {
   for (const models::WeightBinding& binding : built.report.bindings) {
-    if (binding.packed() != nullptr) continue;  // frozen
+    if (binding.is_packed()) continue;  // frozen
     const at::Tensor& gradient = binding.parameter.grad();
     if (gradient.defined()) {
       outputs.tensors.emplace_back("grad." + binding.name, binding.part_of(gradient).contiguous());

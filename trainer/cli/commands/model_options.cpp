@@ -31,7 +31,8 @@ void declare_single_model(recipe::OptionTable& table) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help =
-                 "Linear weights of attention and MLP in 8 or 4 bits, quantized one by one while they are read: none, "
+                 "Linear weights of attention and MLP and experts in 8 or 4 bits, quantized one by one while they are "
+                 "read: none, "
                  "or a format of 'limbeck list quantizers'.",
              .words = recipe::none_or(quantization::quantized_formats()),
              .value_name = "FORMAT",
@@ -104,7 +105,8 @@ namespace {
 std::map<std::string, int64_t> packed_counts(const models::Transformer& model) {
   std::map<std::string, int64_t> counts;
   for (const auto& module : precision::contract_modules(model)) {
-    for (const auto& [name, weight] : module->packed_weights()) ++counts[kernels::format_name(weight.format())];
+    for (const auto& [name, weight] : module->packed_weights())
+      counts[kernels::format_name(weight.format())] += std::max<int64_t>(weight.count(), 1);
   }
   return counts;
 }

@@ -1,9 +1,12 @@
 // limbeck quantize: a model's weights in 8 or 4 bits, as a folder that other programs load.
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "modules/errors.h"
 #include "modules/io/safetensors.h"
 #include "modules/models/weights/save_model.h"
+#include "modules/precision/contract_modules.h"
 #include "modules/precision/policy.h"
 #include "trainer/cli/commands/command.h"
 #include "trainer/cli/commands/evaluation_table.h"
@@ -69,7 +72,8 @@ Way way_of(const recipe::Settings& settings) {
   if (policy != "none") return policy == "static" ? Way::kStatic : Way::kDynamic;
   if (format == "none" && settings.values("rule").empty()) {
     throw UsageError(
-        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP, or "
+        "limbeck quantize: say in which format: --quantize=int4-sym for all linear weights of attention and MLP and "
+        "experts, or "
         "single modules by --rule='model.layers.0.** int8', or --policy or --budget, which choose for each; limbeck "
         "list quantizers shows the formats");
   }
@@ -114,8 +118,23 @@ void tell_decision(const quantize::FormatTable& table, const Decided& decided, I
   call.result["estimate"] = estimate_json(estimate);
 }
 
-const char* loaded_by(const std::string& layout, bool experts) {
-  if (experts && !layout.empty()) return "limbeck";
+// transformers unpacks experts while it stacks them, where all layers have theirs in one symmetric format of
+// compressed-tensors' words; it takes floats beside packed modules, zeros and other layouts for something else.
+bool experts_for_limbeck_alone(const models::BuiltModel& built, const std::string& layout) {
+  if (layout.empty()) return false;
+  std::optional<kernels::QuantizedFormat> first;
+  for (const auto& module : precision::contract_modules(*built.model)) {
+    if (module->role() != precision::Role::kExpert) continue;
+    const auto& format = module->precision().quantized;
+    if (layout != "compressed-tensors" || !format || format->dynamic || format->has_zeros) return true;
+    if (first && !(*first == *format)) return true;
+    first = format;
+  }
+  return false;
+}
+
+const char* loaded_by(const std::string& layout, bool limbeck_alone) {
+  if (limbeck_alone) return "limbeck";
   if (layout.empty()) return "transformers";
   return layout == "bitsandbytes" ? "transformers with bitsandbytes" : "transformers with compressed-tensors";
 }
@@ -129,11 +148,12 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   const models::BuiltModel& built_on_meta = quantizer.structure();
   const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
-  const bool experts = built_on_meta.config.architecture.experts.count > 0;
-  if (experts && !plan.layout.empty()) {
+  const bool limbeck_alone = experts_for_limbeck_alone(built_on_meta, plan.layout);
+  if (limbeck_alone) {
     call.console.warning(
-        "experts are stored one by one, as in the model's own folder: from a packed one transformers 5 computes "
-        "something else (seen with Mixtral and Qwen3-MoE), and limbeck reads it");
+        "experts are stored one by one, as in the model's own folder: of packed folders transformers 5 computes what "
+        "they mean where all experts are in one symmetric format (int8, int4-sym, or groups of these), and something "
+        "else of this one, which limbeck reads");
   }
   call.console.note(fmt::format("planned, in the layout of {}:\n{}", layout, plan_table(plan, call.width)));
 
@@ -156,7 +176,8 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   call.result["compression_ratio"] = ratio;
   call.result["output"] = folder.string();
   call.console.result(fmt::format("{}: {} of weights, everything counted, 1/{:.2f} of float32; layout {}, loaded by {}",
-                                  folder.string(), human_bytes(bytes), ratio, layout, loaded_by(plan.layout, experts)));
+                                  folder.string(), human_bytes(bytes), ratio, layout,
+                                  loaded_by(plan.layout, limbeck_alone)));
 }
 
 // What is chosen is written by --budget: no folder holds several.
@@ -213,9 +234,6 @@ void run_quantize(Invocation& call) {
   std::unique_ptr<Calibration> calibration;
   if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
   if (way != Way::kOneFormat) {
-    if (by_roles) {
-      for (const std::string& line : policy.unmet(models::build_on_meta(request))) call.console.warning(line);
-    }
     const Decided decided = by_roles               ? Decided{policy.mix(table)}
                             : way == Way::kDynamic ? calibration->dynamic()
                                                    : calibration->budgeted(*budget);

@@ -1,6 +1,8 @@
 // The part of limbeck quantize that chooses codes anew by data: --rounding.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "modules/precision/contract_modules.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/quantize_measured.h"
 
@@ -18,6 +20,38 @@ std::string rounding_plan_line(const quantize::RoundingPlan& plan, const quantiz
                     "; {} steps of {} rows a layer, {} of what they learn and one row's activations; what is behind "
                     "the layers is compensated",
                     request.steps, quantize::rows_of_a_step(rows.count), human_bytes(plan.learned_bytes));
+}
+
+void tell_rounded_experts(const quantize::RoundedModel& rounded, Invocation& call) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  for (const quantize::RoundedExperts& of : rounded.experts) {
+    json[of.path] = {{"format", of.format},
+                     {"tokens", of.tokens},
+                     {"nearest", of.nearest},
+                     {"compensated", of.compensated},
+                     {"to_nearest", of.to_nearest}};
+    call.console.note(fmt::format("{}: squared error of its products {:.4g} a token, to nearest {:.4g}", of.path,
+                                  of.compensated, of.nearest));
+    if (of.to_nearest.empty()) continue;
+    call.console.warning(fmt::format(
+        "{}: experts {} are rounded to nearest: fewer calibration tokens came to each than a quarter of its "
+        "columns",
+        of.path, fmt::join(of.to_nearest, ", ")));
+  }
+  if (!json.empty()) call.result["rounded_experts"] = json;
+}
+
+// Learned rounding is of linear modules.
+void tell_nearest_experts(const models::BuiltModel& packed, Invocation& call) {
+  std::vector<std::string> layers;
+  for (const auto& module : precision::contract_modules(*packed.model)) {
+    if (module->role() == precision::Role::kExpert && module->precision().quantized) layers.push_back(module->path());
+  }
+  if (layers.empty()) return;
+  call.console.warning(
+      fmt::format("the experts of {} layers ({} to {}) are rounded to nearest: --rounding=learned chooses the codes of "
+                  "linear modules alone; --rounding=compensated chooses theirs too",
+                  layers.size(), layers.front(), layers.back()));
 }
 
 void tell_rounding(const quantize::RoundedModel& rounded, Invocation& call) {
@@ -46,6 +80,10 @@ void Calibration::open_work(const quantize::MixedPrecisionQuantizer& quantizer,
   nlohmann::ordered_json formats = nlohmann::ordered_json::object();
   for (const auto& stage : quantize::packed_stages(*quantizer.packed().model)) {
     for (const auto& module : stage) formats[module->path()] = kernels::format_name(module->packed()->format());
+  }
+  for (const auto& module : precision::contract_modules(*quantizer.packed().model)) {
+    if (module->role() == precision::Role::kExpert && module->precision().quantized)
+      formats[module->path()] = precision::storage_name(module->precision());
   }
   const bool learned = request.way == quantize::RoundingWay::kLearned;
   work_.emplace(beside_output(call_.settings, ".rounding"),
@@ -85,6 +123,8 @@ void Calibration::round(quantize::MixedPrecisionQuantizer& quantizer) {
       quantizer.calibrate(rows, request, [&](int64_t stage) { progress->update(stage); });
   progress->finish();
   tell_rounding(rounded, call_);
+  tell_rounded_experts(rounded, call_);
+  if (request.way == quantize::RoundingWay::kLearned) tell_nearest_experts(quantizer.packed(), call_);
 }
 
 }  // namespace limbeck::cli
