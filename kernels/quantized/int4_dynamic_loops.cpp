@@ -146,7 +146,7 @@ LIMBECK_INLINE void ask_for_block(const QuantizedView& v, int64_t n, int64_t col
 LIMBECK_INLINE void ask_for_scales(const QuantizedView& v, int64_t n, int64_t group) {
   const int64_t bytes = v.scale_storage == Storage::kFloat32 ? 4 : 2, groups = groups_of(v);
   for (int64_t i = n; i < std::min(n + kLanesHere, v.rows); ++i)
-    __builtin_prefetch(static_cast<const uint8_t*>(v.scales) + (i * groups + group) * bytes);
+    __builtin_prefetch(static_cast<const uint8_t*>(v.scales) + (i * groups + group) * bytes, 0, 2);
 }
 
 template <class T>
@@ -170,6 +170,7 @@ void share_of_row(const Int4Product& p, int64_t m, int64_t n0, int64_t n1, Scrat
       }
       I32 pieces[OneRowOfInt4::kPieces];
       OneRowOfInt4::sum_pieces(rows, k / 2, words - k / kWordCodes, ahead, p.codes + m * p.stride + k, pieces);
+#pragma GCC unroll 4
       for (int64_t i = 0, end = k + kSmallestGroup; i < OneRowOfInt4::kPieces; ++i, end += kSmallestGroup) {
         sums += pieces[i];
         if (end < p.k && end & (p.weight.format.group() - 1)) continue;

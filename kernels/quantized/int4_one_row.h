@@ -52,7 +52,7 @@ struct OneRowOfInt4 {
       __m512i of_row[4];
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        __builtin_prefetch(rows[4 * a + i] + byte + ahead);
+        __builtin_prefetch(rows[4 * a + i] + byte + ahead, 0, 2);
         const auto word = (U32)_mm512_maskz_loadu_epi32(have, rows[4 * a + i] + byte);
         of_row[i] = products(word, even, odd);
       }

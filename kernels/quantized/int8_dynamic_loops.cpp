@@ -173,7 +173,7 @@ __attribute__((noinline)) void add_products(const int8_t* a, const int8_t* const
 #pragma GCC unroll 8
     for (int c = 0; c < kColumnsTogether; ++c) {
       weight[c] = step_of_weight(b[c] + i);
-      __builtin_prefetch(b[c] + i + ahead);
+      __builtin_prefetch(b[c] + i + ahead, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) x[r] = step_of_x(a + r * stride + i);
