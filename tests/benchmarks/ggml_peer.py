@@ -102,7 +102,7 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
         if made := ggml.product(kind, weight, x, repacks):
             contenders[name + (" repacked" if repacks else "")] = made
     for form in forms:
-        parts = ops.quantize_weight(weight, form)
+        parts = ops.quantize_weight(weight, form, torch.float16)  # as ggml stores its scales
         work = lambda parts=parts, form=form: ops.quantized_linear(x, parts, form, rows, width)  # noqa: E731
         contenders[form] = (work, work())
     times = [[seconds(work) for work, _ in contenders.values()] for _ in range(rounds)]

@@ -205,8 +205,8 @@ Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
   }
   // Any codes and sums will do: whoever reads them in other places, or what lies behind the last, has other bits.
   const int64_t stride = rounded_up_quotient(k, kArrangedCodes) * kArrangedCodes;
-  const auto codes = whole_numbers({m, stride}, -128, 127, 8).to(at::kChar);
-  const auto sums = whole_numbers({m, groups_of(view)}, -4000, 4000, 9).to(at::kInt);
+  const auto codes = at::constant_pad_nd((x * 60).clamp(-128, 127), {0, stride - k}, 77).to(at::kChar);
+  const auto sums = codes.slice(1, 0, groups_of(view)).to(at::kInt).contiguous() * 30;
   scales.fill_(0.37);
   const auto& loops = int4_dynamic_loops_for(isa);
   const auto scratch = at::empty({loops.scratch_bytes + 64}, at::kByte);
@@ -221,10 +221,10 @@ Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
 TEST(Int8DynamicLinear, HasTheSameBitsOnEveryInstructionSet) {
   if (product_isa() == CpuIsa::kBaseline) GTEST_SKIP() << "this machine, or its switches, have the baseline alone";
   for (const char* name : {"int8-dynamic", "int4-sym-dynamic", "int4-sym-g32-dynamic"}) {
-    for (const int64_t k : {1, 100, 130, 1056, 5000}) {
-      for (const int64_t n : {1, 16, 21}) {
+    for (const int64_t k : {1, 100, 130, 4200}) {
+      for (const int64_t n : {1, 21}) {
         const auto weight = quantize(normal_values({n, k}, at::kFloat, 5), format_named(name), at::kBFloat16);
-        for (const int64_t m : {1, 2, 3, 8, 17}) {
+        for (const int64_t m : {1, 3, 17}) {
           const auto x = normal_values({m, k}, at::kFloat, 6);
           const auto wanted = product_on(CpuIsa::kBaseline, x, weight);
           for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Vnni}) {
