@@ -1,6 +1,7 @@
 // The product of one row of x with a matrix in int4 of which x is codes too, for int4_dynamic_loops.cpp: rows of the
 // matrix are read as they lie, and only sums are transposed, sixteen rows' at a time. Every sum is that of the lanes.
 #pragma once
+#include "kernels/quantized/int4_dynamic_loops.h"
 #include "kernels/quantized/side_by_side.h"
 
 #if defined(__AVX512BW__)
@@ -12,7 +13,7 @@ struct OneRowOfInt4 {
   static constexpr int kPieces = kArrangedCodes / kSmallestGroup;
   static_assert(kWords == kLanes<uint32_t> && kPieces == 4);
 
-  // Products with even and odd codes of x, whose pairs of 4 no int32 loses.
+  // With even and odd codes of x: a lane has the sum of eight products, half of which int16 holds (4 * 15 * 128).
   static LIMBECK_INLINE __m512i products(U32 words, __m512i even, __m512i odd) {
     const auto low = (__m512i)(words & 0x0f0f0f0fu), high = (__m512i)(words >> 4 & 0x0f0f0f0fu);
 #if defined(__AVX512VNNI__)
@@ -41,7 +42,8 @@ struct OneRowOfInt4 {
   }
 
   // Sums of the pieces, of kSmallestGroup codes each, that sixteen rows of the matrix have from `byte` on, where
-  // `words` are left of each; x as arranged. Bytes `ahead` are asked for.
+  // `words` are left of each; x as arranged. What lies `ahead` is asked for, into
+  // the second cache: the first one would lose it before it is read.
   static LIMBECK_INLINE void sum_pieces(const uint8_t* const (&rows)[kRowsOfMatrix], int64_t byte, int64_t words,
                                         int64_t ahead, const int8_t* x, I32 (&pieces)[kPieces]) {
     const auto have = static_cast<__mmask16>((1u << std::min(words, kWords)) - 1u);

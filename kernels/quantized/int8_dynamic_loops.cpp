@@ -1,5 +1,5 @@
-// Products of 8-bit codes in tiles of y: codes are widened to 16 bits in registers, whose products and their pairs no
-// int32 loses. Integer sums have no order, so every instruction set has the same.
+// Products of 8-bit codes in tiles of y: with VNNI as they are, else widened to 16 bits in registers, whose products
+// and their pairs no int32 loses. Integer sums have no order, so every instruction set has the same.
 #include "kernels/quantized/int8_dynamic_loops.h"
 
 #include <algorithm>
@@ -163,7 +163,8 @@ LIMBECK_INLINE void add_step(Sums (&sums)[Rows][kColumnsTogether], const Sums (&
 }
 
 // Adds to to[r * kTile + c] the products of depth k; rows of x lie `stride` apart, those of the matrix at b[c], of
-// which what lies `ahead` is asked for: rows lie too far apart to be foreseen.
+// which what lies `ahead` is asked for, because rows lie too far apart to be foreseen; into the second cache: the first
+// one would lose it before it is read.
 template <int Rows>
 __attribute__((noinline)) void add_products(const int8_t* a, const int8_t* const (&b)[kColumnsTogether], int64_t stride,
                                             int64_t ahead, int64_t k, uint32_t* to) {
