@@ -3,7 +3,8 @@
 FOLDER holds libggml-base.so and libggml-cpu.so, such as llama_cpp/lib of the package llama-cpp-python, or one of the
 libggml-cpu-*.so of npm's @node-llama-cpp/linux-x64 under that name; neither is one of our requirements. ggml rounds rows
 of x to 8 bits in blocks of 32, as our int8-dynamic does in whole rows; our other formats leave x as it is. Prints the
-median milliseconds of each, the medians over the rounds of theirs / ours, and how far theirs is from the product of unrounded rows with the same weight.
+median milliseconds of each, the medians over the rounds of theirs / ours, and how far theirs is from the product
+of unrounded rows with the same weight.
 """
 
 from __future__ import annotations
