@@ -22,9 +22,10 @@ CpuIsa limit() {
   if (name == "baseline") return CpuIsa::kBaseline;
   if (name == "avx2") return CpuIsa::kAvx2;
   if (name == "avx512") return CpuIsa::kAvx512;
+  if (name == "avx512_vnni") return CpuIsa::kAvx512Vnni;
   if (name == "avx512_bf16") return CpuIsa::kAvx512Bf16;
   TORCH_CHECK(name.empty() || name == "amx", "[kernels] LIMBECK_VECTOR=", name,
-              ", wanted baseline, avx2, avx512, avx512_bf16 or amx");
+              ", wanted baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx");
   return CpuIsa::kAmx;
 }
 
@@ -46,9 +47,9 @@ bool amx_granted() {
 }
 
 CpuIsa products_of_processor(CpuIsa most) {
-  if (cpu_isa() != CpuIsa::kAvx512 || most == CpuIsa::kAvx512 || !__builtin_cpu_supports("avx512bf16"))
-    return cpu_isa();
-  return most == CpuIsa::kAmx && amx_granted() ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
+  if (cpu_isa() != CpuIsa::kAvx512 || !__builtin_cpu_supports("avx512vnni")) return cpu_isa();
+  if (!__builtin_cpu_supports("avx512bf16")) return std::min(most, CpuIsa::kAvx512Vnni);
+  return most == CpuIsa::kAmx && amx_granted() ? CpuIsa::kAmx : std::min(most, CpuIsa::kAvx512Bf16);
 }
 #else
 CpuIsa vectors_of_processor() { return CpuIsa::kBaseline; }

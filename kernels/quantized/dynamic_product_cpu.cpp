@@ -69,21 +69,24 @@ void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
   });
 }
 
-// The sums of codes that meet a group, and of each word those at even places before those at odd ones.
+// The sums of codes that meet a group; then the codes are arranged.
 void sum_and_arrange(int8_t* codes, int64_t columns, int64_t stride, int64_t group, int32_t* sums) {
   std::fill(codes + columns, codes + stride, int8_t{0});
   for (int64_t begin = 0, g = 0; begin < columns; begin += group, ++g)
     sums[g] = std::accumulate(codes + begin, codes + std::min(begin + group, columns), int32_t{0});
-  for (int64_t word = 0; word < stride; word += kWordCodes) {
-    std::array<int8_t, kWordCodes> was{};
-    std::copy_n(codes + word, kWordCodes, was.begin());
-    for (size_t i = 0; i < kWordCodes; ++i) codes[word + static_cast<int64_t>(i / 2 + i % 2 * kWordCodes / 2)] = was[i];
+  for (int8_t* block = codes; block != codes + stride; block += kArrangedCodes) {
+    std::array<int8_t, kArrangedCodes> was{};
+    std::copy_n(block, kArrangedCodes, was.begin());
+    for (size_t i = 0; i < kArrangedCodes / 2; ++i) {
+      block[i] = was[2 * i];
+      block[i + kArrangedCodes / 2] = was[2 * i + 1];
+    }
   }
 }
 
 void multiply_int4(const DynamicRows& rows, const QuantizedMatrix& weight) {
   const QuantizedView view = view_of(weight);
-  const int64_t stride = rounded_up_quotient(rows.columns, kWordCodes) * kWordCodes, groups = groups_of(view);
+  const int64_t stride = rounded_up_quotient(rows.columns, kArrangedCodes) * kArrangedCodes, groups = groups_of(view);
   const at::Tensor codes = at::empty({rows.count, stride}, rows.x.options().dtype(at::kChar));
   const at::Tensor scales = at::empty({rows.count}, rows.x.options().dtype(at::kFloat));
   const at::Tensor sums = at::empty({rows.count, groups}, rows.x.options().dtype(at::kInt));
@@ -96,6 +99,7 @@ void multiply_int4(const DynamicRows& rows, const QuantizedMatrix& weight) {
       },
       scales.mutable_data_ptr<float>());
   const Int4Product product{.codes = code,
+                            .stride = stride,
                             .scales = scales.const_data_ptr<float>(),
                             .sums = sum,
                             .weight = view,

@@ -1,8 +1,10 @@
 // A lane of a vector is a row of the matrix, as in few_rows_product.h: of each row a word of eight codes, which meets
-// the same eight codes of x in all lanes. Products are pairs in int16, up to 32 codes of them; sums of a group are
-// int32 and exact, and what they stand for is added up in float32 group by group, on every instruction set alike.
+// the same eight codes of x in all lanes. Products are pairs in int16, up to 32 codes of them (with VNNI int32); sums
+// of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every instruction
+// set alike.
 #include "kernels/quantized/int4_dynamic_loops.h"
 
+#include "kernels/quantized/int4_one_row.h"
 #include "kernels/quantized/side_by_side.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
@@ -28,12 +30,22 @@ LIMBECK_INLINE uint32_t word_at(const int8_t* codes) {
   return word;
 }
 
-#if defined(__AVX512BW__)
+#if defined(__AVX512VNNI__)  // of four codes, added to int32
+using Pairs = __m512i;
+LIMBECK_INLINE Pairs with_word(Pairs pairs, U32 words, const int8_t* x) {
+  const U32 low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
+  pairs = _mm512_dpbusd_epi32(pairs, (__m512i)low, _mm512_set1_epi32(static_cast<int>(word_at(x))));
+  return _mm512_dpbusd_epi32(pairs, (__m512i)high,
+                             _mm512_set1_epi32(static_cast<int>(word_at(x + kArrangedCodes / 2))));
+}
+LIMBECK_INLINE I32 total(Pairs pairs) { return (I32)pairs; }
+#elif defined(__AVX512BW__)
 using Pairs = __m512i;
 LIMBECK_INLINE Pairs with_word(Pairs pairs, U32 words, const int8_t* x) {
   const U32 low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
   const Pairs even = _mm512_maddubs_epi16((__m512i)low, _mm512_set1_epi32(static_cast<int>(word_at(x))));
-  const Pairs odd = _mm512_maddubs_epi16((__m512i)high, _mm512_set1_epi32(static_cast<int>(word_at(x + 4))));
+  const Pairs odd =
+      _mm512_maddubs_epi16((__m512i)high, _mm512_set1_epi32(static_cast<int>(word_at(x + kArrangedCodes / 2))));
   return _mm512_add_epi16(pairs, _mm512_add_epi16(even, odd));
 }
 LIMBECK_INLINE I32 total(Pairs pairs) { return (I32)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
@@ -42,7 +54,8 @@ using Pairs = __m256i;
 LIMBECK_INLINE Pairs with_word(Pairs pairs, U32 words, const int8_t* x) {
   const U32 low = words & 0x0f0f0f0fu, high = words >> 4 & 0x0f0f0f0fu;
   const Pairs even = _mm256_maddubs_epi16((__m256i)low, _mm256_set1_epi32(static_cast<int>(word_at(x))));
-  const Pairs odd = _mm256_maddubs_epi16((__m256i)high, _mm256_set1_epi32(static_cast<int>(word_at(x + 4))));
+  const Pairs odd =
+      _mm256_maddubs_epi16((__m256i)high, _mm256_set1_epi32(static_cast<int>(word_at(x + kArrangedCodes / 2))));
   return _mm256_add_epi16(pairs, _mm256_add_epi16(even, odd));
 }
 LIMBECK_INLINE I32 total(Pairs pairs) { return (I32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
@@ -51,12 +64,18 @@ using Pairs = I32;
 LIMBECK_INLINE Pairs with_word(Pairs pairs, U32 words, const int8_t* x) {
   for (int i = 0; i < 4; ++i) {
     const I32 low = (I32)(words >> 8 * i & 15u), high = (I32)(words >> (8 * i + 4) & 15u);
-    pairs += low * int32_t{x[i]} + high * int32_t{x[4 + i]};
+    pairs += low * int32_t{x[i]} + high * int32_t{x[kArrangedCodes / 2 + i]};
   }
   return pairs;
 }
 LIMBECK_INLINE I32 total(Pairs pairs) { return pairs; }
 #endif
+
+// Where the even codes of a word lie; the odd ones are half a run of arranged codes further on.
+LIMBECK_INLINE int64_t place_of_word(int64_t word) {
+  constexpr int64_t words = kArrangedCodes / kWordCodes;
+  return word / words * kArrangedCodes + word % words * (kWordCodes / 2);
+}
 
 // The sums of products of words [begin, end) of a group with those of Rows rows of x.
 template <int Rows>
@@ -68,7 +87,7 @@ LIMBECK_INLINE void sum_words(const uint32_t* words, const int8_t* x, int64_t st
     for (int64_t i = w; i < stop; ++i) {
       const U32 word = load(words + i * kLanesHere);
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; ++r) pairs[r] = with_word(pairs[r], word, x + r * stride + i * kWordCodes);
+      for (int r = 0; r < Rows; ++r) pairs[r] = with_word(pairs[r], word, x + r * stride + place_of_word(i));
     }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) sums[r] += total(pairs[r]);
@@ -79,12 +98,12 @@ LIMBECK_INLINE void sum_words(const uint32_t* words, const int8_t* x, int64_t st
 template <int Rows>
 __attribute__((noinline)) void add_block(const Int4Product& p, int64_t m, int64_t k, int64_t depth, int64_t slot,
                                          Scratch& own) {
-  const int64_t stride = rounded_up_quotient(p.k, kWordCodes) * kWordCodes, groups = groups_of(p.weight);
-  const int8_t* x = p.codes + m * stride + k;
+  const int64_t groups = groups_of(p.weight);
+  const int8_t* x = p.codes + m * p.stride + k;
   for (int64_t begin = 0; begin < depth; begin += p.weight.format.group()) {
     const int64_t end = std::min(depth, begin + p.weight.format.group());
     I32 sums[Rows] = {};
-    sum_words<Rows>(own.words, x, stride, begin / kWordCodes, rounded_up_quotient(end, kWordCodes), sums);
+    sum_words<Rows>(own.words, x, p.stride, begin / kWordCodes, rounded_up_quotient(end, kWordCodes), sums);
     const int64_t group = (k + begin) >> p.weight.format.group_shift;
     const F32 scale = own.scales[group % kLanesHere];
 #pragma GCC unroll 4
@@ -124,8 +143,55 @@ LIMBECK_INLINE void ask_for_block(const QuantizedView& v, int64_t n, int64_t col
   }
 }
 
+#if defined(__AVX512BW__)
+LIMBECK_INLINE void ask_for_scales(const QuantizedView& v, int64_t n, int64_t group) {
+  const int64_t bytes = v.scale_storage == Storage::kFloat32 ? 4 : 2, groups = groups_of(v);
+  for (int64_t i = n; i < std::min(n + kLanesHere, v.rows); ++i)
+    __builtin_prefetch(static_cast<const uint8_t*>(v.scales) + (i * groups + group) * bytes, 0, 2);
+}
+
+template <class T>
+void share_of_row(const Int4Product& p, int64_t m, int64_t n0, int64_t n1, Scratch& own) {
+  const auto* bias = static_cast<const T*>(p.bias);
+  const auto* codes = static_cast<const uint8_t*>(p.weight.codes);
+  const int shift = p.weight.format.group_shift;
+  const int64_t span = kLanesHere << shift, words = rounded_up_quotient(p.k, kWordCodes), groups = groups_of(p.weight);
+  const int32_t* of_x = p.sums + m * groups;
+  for (int64_t n = n0; n < n1; n += kLanesHere) {
+    const int64_t columns = std::min(kLanesHere, n1 - n);
+    const uint8_t* rows[kLanesHere];  // where there is none, the last one once more
+    for (int64_t i = 0; i < kLanesHere; ++i) rows[i] = codes + std::min(n + i, n1 - 1) * words * kWordBytes;
+    const int64_t ahead = n + 2 * kLanesHere <= n1 ? kLanesHere * words * kWordBytes : 0;
+    F32 y{};
+    I32 sums{};
+    for (int64_t k = 0; k < p.k; k += kArrangedCodes) {
+      if (k % span == 0) {
+        gather_group_scales(p.weight, n, columns, k >> shift, own.scales);
+        ask_for_scales(p.weight, n + kLanesHere, k >> shift);
+      }
+      I32 pieces[OneRowOfInt4::kPieces];
+      OneRowOfInt4::sum_pieces(rows, k / 2, words - k / kWordCodes, ahead, p.codes + m * p.stride + k, pieces);
+#pragma GCC unroll 4
+      for (int64_t i = 0, end = k + kSmallestGroup; i < OneRowOfInt4::kPieces; ++i, end += kSmallestGroup) {
+        sums += pieces[i];
+        if (end < p.k && end & (p.weight.format.group() - 1)) continue;
+        const int64_t group = (end - 1) >> shift;
+        y += __builtin_convertvector(sums - kMiddleCode * of_x[group], F32) * own.scales[group % kLanesHere];
+        sums = I32{};
+        if (end >= p.k) break;
+      }
+    }
+    const F32 added = bias ? load_wide_some(bias + n, columns) : F32{};
+    store_narrow_some(static_cast<T*>(p.y) + m * p.n + n, y * splat(p.scales[m]) + added, columns);
+  }
+}
+#endif
+
 template <class T>
 void share_of(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, Scratch& own) {
+#if defined(__AVX512BW__)
+  if (m1 - m0 == 1) return share_of_row<T>(p, m0, n0, n1, own);
+#endif
   const auto* bias = static_cast<const T*>(p.bias);
   const int64_t span = kLanesHere << p.weight.format.group_shift, block = std::min(span, kDepth);
   for (int64_t n = n0; n < n1; n += kLanesHere) {

@@ -9,10 +9,13 @@ namespace limbeck::kernels {
 
 struct QuantizedView;  // quantized_formula.h
 
-// y [m, n] of the codes of x and of the matrix [n, k] in int4. A row of x is whole words of eight codes, of which those
-// at even places come before those at odd ones, as the halves of bytes of the matrix lie.
+// Codes of x of which those at even places come before those at odd ones, as the halves of bytes of the matrix lie.
+inline constexpr int64_t kArrangedCodes = 128;
+
+// y [m, n] of the codes of x and of the matrix [n, k] in int4.
 struct Int4Product {
-  const int8_t* codes;  // [m, words * 8]
+  const int8_t* codes;  // [m, stride], arranged: 0 behind the k-th
+  int64_t stride;       // a multiple of kArrangedCodes
   const float* scales;  // [m]
   const int32_t* sums;  // [m, groups]: of the codes that meet a group of the matrix
   const QuantizedView& weight;
@@ -28,6 +31,6 @@ struct Int4DynamicLoops {
   void (*share)(const Int4Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch);
 };
 
-LIMBECK_LOOPS(Int4DynamicLoops, int4_dynamic_loops)
+LIMBECK_CODE_LOOPS(Int4DynamicLoops, int4_dynamic_loops)
 
 }  // namespace limbeck::kernels

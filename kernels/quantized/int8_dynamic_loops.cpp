@@ -1,5 +1,5 @@
-// Products of 8-bit codes in tiles of y: codes are widened to 16 bits in registers, whose products and their pairs no
-// int32 loses. Integer sums have no order, so every instruction set has the same.
+// Products of 8-bit codes in tiles of y: with VNNI as they are, else widened to 16 bits in registers, whose products
+// and their pairs no int32 loses. Integer sums have no order, so every instruction set has the same.
 #include "kernels/quantized/int8_dynamic_loops.h"
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 namespace limbeck::kernels::LIMBECK_ISA {
 namespace {
 
-constexpr int64_t kTile = 64;    // rows and columns of y at a time
-constexpr int64_t kDepth = 512;  // of one pass: what a tile reads of x and the weight then stays near
+constexpr int64_t kTile = 64;     // rows and columns of y at a time
+constexpr int64_t kDepth = 4096;  // of one pass: what a tile reads of x and the weight then stays near
 
 // ---- codes of x ----------------------------------------------------------------------------------------------------
 
@@ -28,6 +28,8 @@ float largest_magnitude(const T* x, int64_t width) {
   return float_of_bits(static_cast<uint32_t>(largest));
 }
 
+typedef int8_t Codes __attribute__((vector_size(kLanes<float>)));
+
 template <class T>
 float quantize_row(const T* x, int64_t width, int8_t* codes) {
   constexpr int64_t lanes = kLanes<float>;
@@ -39,8 +41,9 @@ float quantize_row(const T* x, int64_t width, int8_t* codes) {
   for (int64_t i = 0; i < width; i += lanes) {
     F32 code = load_wide_some(x + i, width - i) / splat(scale);
     code = code > 127.0f ? splat(127.0f) : code < -128.0f ? splat(-128.0f) : code;
-    const U32 bits = (U32)(code + 12582912.0f);  // 1.5 * 2^23: the adder rounds, and the code is in the low bits
-    for (int64_t j = 0; j < std::min(lanes, width - i); ++j) codes[i + j] = static_cast<int8_t>(bits[j] & 0xffu);
+    const I32 bits = (I32)(code + 12582912.0f);  // 1.5 * 2^23: the adder rounds, and the code is in the low bits
+    const auto low = __builtin_convertvector(bits, Codes);
+    __builtin_memcpy(codes + i, &low, static_cast<size_t>(std::min(lanes, width - i)));
   }
   return scale;
 }
@@ -57,85 +60,173 @@ void quantize_rows(Storage storage, const void* x, int64_t count, int64_t width,
 
 // ---- sums of products ----------------------------------------------------------------------------------------------
 
-#if defined(__AVX512BW__)
+// A step is as many codes of a row as one instruction multiplies. VNNI takes the matrix's as unsigned ones, kExcess
+// more than they are: a sum then begins with what that adds, taken off. It may wrap round on its way, as unsigned sums
+// do.
+#if defined(__AVX512VNNI__)
+using Sums = __m512i;
+constexpr int64_t kStep = 64;
+constexpr int32_t kExcess = 128;
+LIMBECK_INLINE Sums step_of_x(const int8_t* from) { return _mm512_loadu_si512(from); }
+LIMBECK_INLINE Sums step_of_weight(const int8_t* from) {
+  return _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8(static_cast<char>(kExcess)));
+}
+LIMBECK_INLINE Sums with_products(Sums sums, Sums x, Sums weight) { return _mm512_dpbusd_epi32(sums, weight, x); }
+#elif defined(__AVX512BW__)
 using Sums = __m512i;
 constexpr int64_t kStep = 32;
-LIMBECK_INLINE Sums widened(const int8_t* from) {
+constexpr int32_t kExcess = 0;
+LIMBECK_INLINE Sums step_of_x(const int8_t* from) {
   return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 LIMBECK_INLINE Sums with_products(Sums sums, Sums a, Sums b) { return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)); }
 #elif defined(__AVX2__)
 using Sums = __m256i;
 constexpr int64_t kStep = 16;
-LIMBECK_INLINE Sums widened(const int8_t* from) {
+constexpr int32_t kExcess = 0;
+LIMBECK_INLINE Sums step_of_x(const int8_t* from) {
   return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 LIMBECK_INLINE Sums with_products(Sums sums, Sums a, Sums b) { return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b)); }
 #else
 typedef int32_t Sums __attribute__((vector_size(16)));
 constexpr int64_t kStep = 4;
-LIMBECK_INLINE Sums widened(const int8_t* from) { return Sums{from[0], from[1], from[2], from[3]}; }
+constexpr int32_t kExcess = 0;
+LIMBECK_INLINE Sums step_of_x(const int8_t* from) { return Sums{from[0], from[1], from[2], from[3]}; }
 LIMBECK_INLINE Sums with_products(Sums sums, Sums a, Sums b) { return sums + a * b; }
 #endif
-
-LIMBECK_INLINE int32_t total(Sums sums) {
-  int32_t lane[sizeof(Sums) / sizeof(int32_t)], all = 0;
-  __builtin_memcpy(lane, &sums, sizeof lane);
-  for (const int32_t each : lane) all += each;
-  return all;
-}
-
-// Adds to to[r * kTile + c] the products of depth k; rows of a and b lie `stride` apart.
-template <int Rows, int Columns>
-__attribute__((noinline)) void add_products(const int8_t* a, const int8_t* b, int64_t stride, int64_t k, int32_t* to) {
-  Sums sums[Rows][Columns] = {};
-  int64_t i = 0;
-  for (; i + kStep <= k; i += kStep) {
-    Sums of_b[Columns];
-#pragma GCC unroll 8
-    for (int c = 0; c < Columns; ++c) of_b[c] = widened(b + c * stride + i);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const Sums of_a = widened(a + r * stride + i);
-#pragma GCC unroll 8
-      for (int c = 0; c < Columns; ++c) sums[r][c] = with_products(sums[r][c], of_a, of_b[c]);
-    }
-  }
-  for (int r = 0; r < Rows; ++r) {
-    for (int c = 0; c < Columns; ++c) {
-      int32_t sum = total(sums[r][c]);
-      for (int64_t j = i; j < k; ++j) sum += int32_t{a[r * stride + j]} * b[c * stride + j];
-      to[r * kTile + c] += sum;
-    }
-  }
-}
+#if !defined(__AVX512VNNI__)
+LIMBECK_INLINE Sums step_of_weight(const int8_t* from) { return step_of_x(from); }
+#endif
 
 constexpr int kColumnsTogether = 4;
+typedef uint32_t Totals __attribute__((vector_size(16)));  // of four columns
+static_assert(sizeof(Totals) == kColumnsTogether * sizeof(uint32_t));
 
-template <int Rows>
-void add_row_products(const int8_t* a, const int8_t* b, int64_t stride, int64_t k, int64_t n, int32_t* to) {
-  int64_t c = 0;
-  for (; c + kColumnsTogether <= n; c += kColumnsTogether)
-    add_products<Rows, kColumnsTogether>(a, b + c * stride, stride, k, to + c);
-  for (; c < n; ++c) add_products<Rows, 1>(a, b + c * stride, stride, k, to + c);
+#if defined(__AVX2__)
+LIMBECK_INLINE __m256i halves_added(__m256i sums) { return sums; }
+#if defined(__AVX512BW__)
+LIMBECK_INLINE __m256i halves_added(__m512i sums) {
+  __m256i half[2];
+  __builtin_memcpy(half, &sums, sizeof half);
+  return _mm256_add_epi32(half[0], half[1]);
+}
+#endif
+// Three steps of a transposition, each two vectors into one sum.
+LIMBECK_INLINE Totals totals(const Sums (&sums)[kColumnsTogether]) {
+  __m256i pair[2];
+  for (int i = 0; i < 2; ++i) {
+    const __m256i a = halves_added(sums[2 * i]), b = halves_added(sums[2 * i + 1]);
+    pair[i] = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  }
+  const __m256i all =
+      _mm256_add_epi32(_mm256_unpacklo_epi64(pair[0], pair[1]), _mm256_unpackhi_epi64(pair[0], pair[1]));
+  return (Totals)_mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+#else
+LIMBECK_INLINE Totals totals(const Sums (&sums)[kColumnsTogether]) {
+  Totals all{};
+  for (int c = 0; c < kColumnsTogether; ++c) {
+    for (int i = 0; i < 4; ++i) all[c] += static_cast<uint32_t>(sums[c][i]);
+  }
+  return all;
+}
+#endif
+
+LIMBECK_INLINE void add_totals(uint32_t* to, Totals totals) {
+  Totals before;
+  __builtin_memcpy(&before, to, sizeof before);
+  before += totals;
+  __builtin_memcpy(to, &before, sizeof before);
 }
 
-void sum_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns, int32_t (*sums)[kTile]) {
-  __builtin_memset(sums, 0, static_cast<size_t>(rows * kTile) * sizeof(int32_t));
-  const auto* b = static_cast<const int8_t*>(p.weight.codes) + n * p.k;
-  const int8_t* a = p.codes + m * p.k;
+// What is left of a row behind its last whole step.
+struct Rest {
+  alignas(64) int8_t codes[kStep] = {};
+  Rest(const int8_t* from, int64_t count) { __builtin_memcpy(codes, from, static_cast<size_t>(count)); }
+};
+
+#if defined(__AVX512BW__)
+constexpr int kRowsTogether = 4;
+#else
+constexpr int kRowsTogether = 2;
+#endif
+
+template <int Rows>
+LIMBECK_INLINE void add_step(Sums (&sums)[Rows][kColumnsTogether], const Sums (&x)[Rows],
+                             const Sums (&weight)[kColumnsTogether]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumnsTogether; ++c) sums[r][c] = with_products(sums[r][c], x[r], weight[c]);
+  }
+}
+
+// Adds to to[r * kTile + c] the products of depth k; rows of x lie `stride` apart, those of the matrix at b[c], of
+// which what lies `ahead` is asked for, because rows lie too far apart to be foreseen; into the second cache: the first
+// one would lose it before it is read.
+template <int Rows>
+__attribute__((noinline)) void add_products(const int8_t* a, const int8_t* const (&b)[kColumnsTogether], int64_t stride,
+                                            int64_t ahead, int64_t k, uint32_t* to) {
+  Sums sums[Rows][kColumnsTogether] = {}, x[Rows], weight[kColumnsTogether];
+  int64_t i = 0;
+  for (; i + kStep <= k; i += kStep) {
+#pragma GCC unroll 8
+    for (int c = 0; c < kColumnsTogether; ++c) {
+      weight[c] = step_of_weight(b[c] + i);
+      __builtin_prefetch(b[c] + i + ahead, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) x[r] = step_of_x(a + r * stride + i);
+    add_step(sums, x, weight);
+  }
+  if (i < k) {
+    for (int c = 0; c < kColumnsTogether; ++c) weight[c] = step_of_weight(Rest(b[c] + i, k - i).codes);
+    for (int r = 0; r < Rows; ++r) x[r] = step_of_x(Rest(a + r * stride + i, k - i).codes);
+    add_step(sums, x, weight);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) add_totals(to + r * kTile, totals(sums[r]));
+}
+
+template <int Rows>
+void add_some_products(int64_t rows, const int8_t* a, const int8_t* const (&b)[kColumnsTogether], int64_t stride,
+                       int64_t ahead, int64_t k, uint32_t* to) {
+  if (rows >= Rows) return add_products<Rows>(a, b, stride, ahead, k, to);
+  if constexpr (Rows > 1) add_some_products<Rows - 1>(rows, a, b, stride, ahead, k, to);
+}
+
+// The sum of a row of x, kExcess times.
+LIMBECK_INLINE uint32_t excess_of(const int8_t* x, int64_t k) {
+  uint32_t sum = 0;
+  for (int64_t i = 0; kExcess != 0 && i < k; ++i) sum += static_cast<uint32_t>(int32_t{x[i]});
+  return sum * static_cast<uint32_t>(kExcess);
+}
+
+void sum_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns, uint32_t (*sums)[kTile]) {
+  const auto* matrix = static_cast<const int8_t*>(p.weight.codes) + n * p.k;
+  const int8_t* x = p.codes + m * p.k;
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint32_t start = 0u - excess_of(x + r * p.k, p.k);
+    for (int64_t c = 0; c < kTile; ++c) sums[r][c] = start;
+  }
   for (int64_t k = 0; k < p.k; k += kDepth) {
     const int64_t depth = std::min(kDepth, p.k - k);
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) add_row_products<2>(a + r * p.k + k, b + k, p.k, depth, columns, sums[r]);
-    if (r < rows) add_row_products<1>(a + r * p.k + k, b + k, p.k, depth, columns, sums[r]);
+    for (int64_t c = 0; c < columns; c += kColumnsTogether) {
+      const int8_t* b[kColumnsTogether];  // where there is none, the last column once more
+      for (int64_t i = 0; i < kColumnsTogether; ++i) b[i] = matrix + std::min(c + i, columns - 1) * p.k + k;
+      for (int64_t r = 0; r < rows; r += kRowsTogether) {
+        const int64_t ahead = r == 0 && n + c + 2 * kColumnsTogether <= p.n ? kColumnsTogether * p.k : 0;
+        add_some_products<kRowsTogether>(rows - r, x + r * p.k + k, b, p.k, ahead, depth, sums[r] + c);
+      }
+    }
   }
 }
 
 template <class T>
 void share_of(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
   constexpr int64_t lanes = kLanes<float>;
-  alignas(64) int32_t sums[kTile][kTile];
+  alignas(64) uint32_t sums[kTile][kTile];
   alignas(64) float scales[kTile];
   const auto* bias = static_cast<const T*>(p.bias);
   for (int64_t n = n0; n < n1; n += kTile) {
@@ -146,7 +237,7 @@ void share_of(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t 
       sum_tile(p, m, rows, n, columns, sums);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < columns; c += lanes) {
-          const F32 exact = __builtin_convertvector(load(sums[r] + c), F32);
+          const F32 exact = __builtin_convertvector((I32)load(sums[r] + c), F32);
           const F32 added = bias ? load_wide_some(bias + n + c, columns - c) : F32{};
           store_narrow_some(static_cast<T*>(p.y) + (m + r) * p.n + n + c,
                             exact * splat(p.scales[m + r]) * load(scales + c) + added, columns - c);

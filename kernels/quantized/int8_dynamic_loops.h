@@ -27,6 +27,6 @@ struct Int8DynamicLoops {
   void (*share)(const Int8Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
 };
 
-LIMBECK_LOOPS(Int8DynamicLoops, int8_dynamic_loops)
+LIMBECK_CODE_LOOPS(Int8DynamicLoops, int8_dynamic_loops)
 
 }  // namespace limbeck::kernels

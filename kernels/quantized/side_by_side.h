@@ -140,13 +140,23 @@ LIMBECK_INLINE F32 nf4_levels(U32 codes, const float* levels) {
 #endif
 }
 
+// Code `place`, of four bits, of each word.
+LIMBECK_INLINE F32 code_of_word(U32 words, int place) {
+#if defined(__AVX512F__)  // a table of sixteen needs no mask, of an index the low four bits count
+  const F32 codes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return (F32)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)(words >> (4 * place)), (__m512)codes);
+#else
+  return __builtin_convertvector((I32)(words >> (4 * place) & 15u), F32);
+#endif
+}
+
 // The values of code `place` of each word.
 template <CodeKind kind>
 LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, const Levels& levels) {
   if constexpr (kind == CodeKind::kInt8) {
     return __builtin_convertvector((I32)(words << (24 - 8 * place)) >> 24, F32) * s.scale;
   } else if constexpr (kind == CodeKind::kInt4) {
-    return (__builtin_convertvector((I32)(words >> (4 * place) & 15u), F32) - s.zero) * s.scale;
+    return (code_of_word(words, place) - s.zero) * s.scale;
   } else {
     return nf4_levels(words >> (place / 2 * 8 + (place % 2 == 0 ? 4 : 0)), levels.nf4) * s.scale;
   }

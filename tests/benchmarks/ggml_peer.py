@@ -1,9 +1,10 @@
 """llama.cpp's quantized products beside ours, interleaved in one process: ggml_peer.py FOLDER [rounds] [rows,rows].
 
-FOLDER holds libggml-base.so and libggml-cpu.so, such as llama_cpp/lib of the package llama-cpp-python, which is none of
-our requirements. ggml rounds rows of x to 8 bits in blocks of 32, as our int8-dynamic does in whole rows; our other
-formats leave x as it is. Prints the median milliseconds of each, the medians over the rounds of theirs / ours, and how
-far theirs is from the product of unrounded rows with the same weight.
+FOLDER holds libggml-base.so and libggml-cpu.so, such as llama_cpp/lib of the package llama-cpp-python, or one of the
+libggml-cpu-*.so of npm's @node-llama-cpp/linux-x64 under that name; neither is one of our requirements. ggml rounds rows
+of x to 8 bits in blocks of 32, as our int8-dynamic does in whole rows; our other formats leave x as it is. Prints the
+median milliseconds of each, the medians over the rounds of theirs / ours, and how far theirs is from the product
+of unrounded rows with the same weight.
 """
 
 from __future__ import annotations
@@ -89,9 +90,11 @@ class Ggml:
 
 
 def seconds(work) -> float:
-    start = time.perf_counter()
+    # One thread is timed by its own clock: others on the machine do not count.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     work()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: int) -> None:
@@ -102,7 +105,7 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
         if made := ggml.product(kind, weight, x, repacks):
             contenders[name + (" repacked" if repacks else "")] = made
     for form in forms:
-        parts = ops.quantize_weight(weight, form)
+        parts = ops.quantize_weight(weight, form, torch.float16)  # as ggml stores its scales
         work = lambda parts=parts, form=form: ops.quantized_linear(x, parts, form, rows, width)  # noqa: E731
         contenders[form] = (work, work())
     times = [[seconds(work) for work, _ in contenders.values()] for _ in range(rounds)]

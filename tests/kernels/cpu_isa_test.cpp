@@ -22,6 +22,7 @@ TEST(CpuLoops, AreNoBetterThanTheSwitchesSay) {
     if (value == "baseline" || value == "default") most = CpuIsa::kBaseline;
     if (value == "avx2") most = std::min(most, CpuIsa::kAvx2);
     if (value == "avx512") most = std::min(most, CpuIsa::kAvx512);
+    if (value == "avx512_vnni") most = std::min(most, CpuIsa::kAvx512Vnni);
     if (value == "avx512_bf16") most = std::min(most, CpuIsa::kAvx512Bf16);
   }
   EXPECT_LE(kernels::cpu_isa(), std::min(most, CpuIsa::kAvx512));

@@ -6,8 +6,15 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cmath>
 #include <limits>
 #include <tuple>
+#include <vector>
+
+#include "kernels/operator/rounded_up.h"
+#include "kernels/quantized/int4_dynamic_loops.h"
+#include "kernels/quantized/int8_dynamic_loops.h"
+#include "kernels/quantized/quantized_operands.h"
 
 #include "tests/support/operator_checks.h"
 
@@ -178,6 +185,56 @@ TEST(Int8DynamicLinear, HasTheSameBitsOnTwoThreadsAmongOtherRowsAndInInference) 
     const c10::InferenceMode inference;
     test::expect_same_bits(quantized_linear(x, weight, b), alone, "inference");
     at::set_num_threads(threads);
+  }
+}
+
+// On the loops of one instruction set; what no row or column has is NaN before.
+Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
+  const int64_t m = x.size(0), n = weight.rows, k = weight.columns;
+  const auto scales = at::empty({m}, at::kFloat), y = at::full({m, n}, NAN, at::kFloat);
+  const QuantizedView view = view_of(weight);
+  if (weight.format.kind == CodeKind::kInt8) {
+    const auto codes = at::empty({m, k}, at::kChar);
+    const auto& loops = int8_dynamic_loops_for(isa);
+    loops.quantize_rows(Storage::kFloat32, x.const_data_ptr(), m, k, codes.mutable_data_ptr<int8_t>(),
+                        scales.mutable_data_ptr<float>());
+    loops.share({codes.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), view, Storage::kFloat32,
+                 y.mutable_data_ptr(), nullptr, m, n, k},
+                0, m, 0, n);
+    return y;
+  }
+  // Any codes and sums will do: whoever reads them in other places, or what lies behind the last, has other bits.
+  const int64_t stride = rounded_up_quotient(k, kArrangedCodes) * kArrangedCodes;
+  const auto codes = at::constant_pad_nd((x * 60).clamp(-128, 127), {0, stride - k}, 77).to(at::kChar);
+  const auto sums = codes.slice(1, 0, groups_of(view)).to(at::kInt).contiguous() * 30;
+  scales.fill_(0.37);
+  const auto& loops = int4_dynamic_loops_for(isa);
+  const auto scratch = at::empty({loops.scratch_bytes + 64}, at::kByte);
+  auto* bytes = scratch.mutable_data_ptr<uint8_t>();
+  bytes += (64 - reinterpret_cast<uintptr_t>(bytes) % 64) % 64;
+  loops.share({codes.const_data_ptr<int8_t>(), stride, scales.const_data_ptr<float>(), sums.const_data_ptr<int32_t>(),
+               view, Storage::kFloat32, y.mutable_data_ptr(), nullptr, m, n, k},
+              0, m, 0, n, bytes);
+  return y;
+}
+
+TEST(Int8DynamicLinear, HasTheSameBitsOnEveryInstructionSet) {
+  if (product_isa() == CpuIsa::kBaseline) GTEST_SKIP() << "this machine, or its switches, have the baseline alone";
+  for (const char* name : {"int8-dynamic", "int4-sym-dynamic", "int4-sym-g32-dynamic"}) {
+    for (const int64_t k : {1, 100, 130, 4200}) {
+      for (const int64_t n : {1, 21}) {
+        const auto weight = quantize(normal_values({n, k}, at::kFloat, 5), format_named(name), at::kBFloat16);
+        for (const int64_t m : {1, 3, 17}) {
+          const auto x = normal_values({m, k}, at::kFloat, 6);
+          const auto wanted = product_on(CpuIsa::kBaseline, x, weight);
+          for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Vnni}) {
+            if (isa > product_isa()) continue;
+            SCOPED_TRACE(c10::str(name, " ", m, " rows of ", k, ", set ", static_cast<int>(isa)));
+            test::expect_same_bits(product_on(isa, x, weight), wanted, "y");
+          }
+        }
+      }
+    }
   }
 }
 
