@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "kernels/quantized/int4_dynamic_loops.h"
+
 namespace limbeck::kernels {
 namespace {
 
@@ -25,8 +27,8 @@ bool unpacked_at_once(int64_t rows, int64_t columns, int64_t value_bytes) {
 int64_t row_codes_bytes(const QuantizedFormat& format, int64_t count, int64_t columns) {
   constexpr int64_t kScale = sizeof(float), kSum = sizeof(int32_t);
   if (format.kind == CodeKind::kInt8) return count * (columns + kScale);
-  const int64_t words = rounded_up_quotient(columns, kWordCodes);
-  return count * (words * kWordCodes + kScale + rounded_up_quotient(columns, format.group()) * kSum);
+  const int64_t blocks = rounded_up_quotient(columns, kArrangedCodes);
+  return count * (blocks * kArrangedCodes + kScale + rounded_up_quotient(columns, format.group()) * kSum);
 }
 
 bool sums_by_cublas(int64_t count, int64_t rows, int64_t columns) {

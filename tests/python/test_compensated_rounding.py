@@ -292,7 +292,7 @@ def test_the_chosen_mix_of_a_budget_is_rounded(case, tmp_path):  # noqa: F811
     said = case.run(tmp_path / "out", budget="4x", exchange_steps=2, rounding="compensated")
     weighs_as_said(said, tmp_path / "out")
     given = formats(said)
-    assert {name: entry["format"] for name, entry in said["rounding"].items()} == {name: form for name, form in given.items() if form != "float"}
+    assert {name: entry["format"] for name, entry in said["rounding"].items()} == {name: form for name, form in given.items() if form != "float" and not scores.is_table(name)}
     assert 0 < len(said["rounding"]) and set(given.values()) > {"int8"}
     assert all(entry["compensated"] < entry["nearest"] for entry in said["rounding"].values())
 

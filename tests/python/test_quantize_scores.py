@@ -94,6 +94,10 @@ def weighted(net) -> dict[str, torch.nn.Module]:
     return found if tied else found | {"lm_head": net.lm_head}
 
 
+def linears(net) -> dict[str, torch.nn.Linear]:
+    return {name: module for name, module in weighted(net).items() if name.endswith("_proj")}
+
+
 def rows_of(case: Case, begin: int, count: int) -> list[torch.Tensor]:
     return [torch.tensor([ids]) for ids in case.documents[begin : begin + count]]
 
