@@ -14,6 +14,7 @@
 #include "trainer/quantize/exchange.h"
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/joint_measure.h"
+#include "trainer/quantize/static_policy.h"
 
 namespace limbeck::quantize {
 namespace {
@@ -75,6 +76,37 @@ TEST(DynamicPolicy, FortyFortyTwentyIsFourTimesSmallerAndMissesTheTarget) {
   EXPECT_EQ(estimate.fp32_bytes, 4 * estimate.total_parameters);
   const std::string line = cli::estimate_line(estimate);
   EXPECT_TRUE(line.ends_with(": 4.0x (target 6.0x: not met)")) << line;
+}
+
+// A mixture of experts of the sizes of the reference configuration of systems.md: 133 million parameters, 71 % of them in
+// experts, 23 % in the embedding and the head.
+TEST(StaticPolicy, IsMoreThanSixTimesSmallerOnlyWithEmbeddingAndHeadInCodes) {
+  const auto request = request_for("mixtral", {{"hidden_size", 512},
+                                               {"intermediate_size", 640},
+                                               {"num_attention_heads", 8},
+                                               {"num_key_value_heads", 2},
+                                               {"head_dim", 64},
+                                               {"num_hidden_layers", 12},
+                                               {"num_local_experts", 8},
+                                               {"num_experts_per_tok", 2},
+                                               {"tie_word_embeddings", false},
+                                               {"vocab_size", 30000}});
+  StaticQuantizationPolicy policy;
+  const FormatTable plain(request, policy.formats(), Covered::kEverything);
+  const SizeEstimate before = estimate_model_size(plain, policy.mix(plain));
+  EXPECT_NEAR(static_cast<double>(before.total_parameters), 133e6, 1e6);
+  EXPECT_FALSE(before.meets_target) << before.compression_ratio;
+  policy.set("embedding int8", "--tag");
+  policy.set("head int8", "--tag");
+  const FormatTable table(request, policy.formats(), Covered::kEverything);
+  const Mix mix = policy.mix(table);
+  EXPECT_EQ(mix.at("embed_tokens"), "int8");
+  EXPECT_EQ(mix.at("lm_head"), "int8");
+  EXPECT_EQ(mix.at("layers.11.mlp.experts"), "int4");
+  const SizeEstimate after = estimate_model_size(table, mix);
+  EXPECT_TRUE(after.meets_target) << after.compression_ratio;
+  const std::string line = cli::estimate_line(after);
+  EXPECT_TRUE(line.ends_with(": 6.1x (target 6.0x: met)")) << line << " before: " << cli::estimate_line(before);
 }
 
 TEST(Importance, JoinsTheThreeStandardisedMeasuresByModule) {
