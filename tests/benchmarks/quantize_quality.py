@@ -53,14 +53,17 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options, self.work = options, options.work
         self.work.mkdir(parents=True, exist_ok=True)
-        self.rows = rows_of(options.data, options.rows, options.length)
-        self.calibration = rows_of(options.calibration, options.calibration_rows, options.length)
+        self.read_rows()
         self.kept = self.work / "results.json"
         self.results = json.loads(self.kept.read_text()) if self.kept.exists() else {}
         self.floats = self.work / "floats"
         if not self.floats.exists():
             self.float_folder(self.model().state_dict(), self.floats)
         self.of_floats = self.predictions(self.floats)
+
+    def read_rows(self) -> None:
+        self.rows = rows_of(self.options.data, self.options.rows, self.options.length)
+        self.calibration = rows_of(self.options.calibration, self.options.calibration_rows, self.options.length)
 
     def model(self, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
         return transformers.AutoModelForCausalLM.from_pretrained(self.options.model, dtype=dtype, device_map="cpu")
@@ -138,7 +141,7 @@ def ours(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
     data = [f"--data={options.calibration}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=16",
             f"--exchange-rows={options.exchange_rows}", f"--sequence-length={options.length}"] if needs_data else []  # fmt: skip
     if any(flag.startswith("--budget") for flag in flags):
-        data += [f"--formats={CHOICES}", f"--scores={bench.work / 'scores.jsonl'}"]
+        data += [f"--formats={CHOICES}", f"--scores={bench.work / 'scores.jsonl'}", f"--exchange-steps={options.exchange_steps}"]
 
     def make(folder: Path) -> tuple[Path, int]:
         limbeck("quantize", f"--model={options.model}", f"--output={folder}", "--dtype=float16", *flags, *data)
@@ -167,16 +170,15 @@ def our_ways(bench: Bench) -> dict[str, Callable]:
 # --- theirs
 
 
-def torchao_way(bench: Bench, form: str) -> Callable:
+def torchao_way(bench: Bench, form: str, linears: set[str]) -> Callable:
     def make(folder: Path) -> tuple[Path, int]:
         from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, dequantize_affine, quantize_affine
 
         weights, weighs = bench.model().state_dict(), 0
         for name, weight in weights.items():
-            packed = name.endswith("_proj.weight")
             if name == "lm_head.weight" and "lm_head" not in bench.tables:
                 continue
-            if not packed:
+            if name not in linears:
                 weights[name] = weight.half().float()
                 weighs += 2 * weight.numel()
                 continue
@@ -266,7 +268,8 @@ sys.exit(llama.llama_model_quantize(sys.argv[2].encode(), sys.argv[3].encode(), 
 """
 
 def their_ways(bench: Bench) -> dict[str, Callable]:
-    ways = {f"torchao-{form}": torchao_way(bench, form) for form in ("int8", "int4-g32", "int4-g64", "int4-g128")}
+    linears = {name for name in bench.model().state_dict() if name.endswith("_proj.weight")}
+    ways = {f"torchao-{form}": torchao_way(bench, form, linears) for form in ("int8", "int4-g32", "int4-g64", "int4-g128")}
     ways |= {f"llmcompressor-{name}": llmcompressor_way(bench, *of) for name, of in LLMC.items()}
     ways |= {f"auto-round-{name}": auto_round_way(bench, *of) for name, of in AUTO_ROUND.items()}
     if bench.options.llama_cpp:
@@ -285,6 +288,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--calibration-rows", type=int, default=128)
     parser.add_argument("--exchange-rows", type=int, default=32)
+    parser.add_argument("--exchange-steps", type=int, default=16)
     parser.add_argument("--llama-cpp", help="libllama.so, beside its libggml*.so")
     return parser.parse_args(arguments)
 
