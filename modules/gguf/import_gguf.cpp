@@ -218,8 +218,7 @@ void GgufImport::tabulate() {
     const Part part = part_of(binding);
     const auto packed = binding.packed();
     const std::string type = io::traits_of(part.tensor->type).name;
-    const std::string becomes =
-        packed ? kernels::format_name(packed->format()) : precision::dtype_name(dtype_);
+    const std::string becomes = packed ? kernels::format_name(packed->format()) : precision::dtype_name(dtype_);
     ImportedType& row = rows[{type, becomes}];
     row.type = type, row.becomes = becomes;
     if (binding.expert <= 0) {
@@ -228,7 +227,7 @@ void GgufImport::tabulate() {
       row.stored_bytes += static_cast<int64_t>(part.tensor->bytes);
     }
     row.bytes += packed ? packed_bytes.at(binding.name)
-                                   : part.rows * part.columns * static_cast<int64_t>(c10::elementSize(dtype_));
+                        : part.rows * part.columns * static_cast<int64_t>(c10::elementSize(dtype_));
   }
   for (auto& [key, row] : rows) types_.push_back(std::move(row));
 }

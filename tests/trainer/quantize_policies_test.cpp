@@ -78,8 +78,8 @@ TEST(DynamicPolicy, FortyFortyTwentyIsFourTimesSmallerAndMissesTheTarget) {
   EXPECT_TRUE(line.ends_with(": 4.0x (target 6.0x: not met)")) << line;
 }
 
-// A mixture of experts of the sizes of the reference configuration of systems.md: 133 million parameters, 71 % of them in
-// experts, 23 % in the embedding and the head.
+// A mixture of experts of the sizes of the reference configuration of systems.md: 133 million parameters, 71 % of them
+// in experts, 23 % in the embedding and the head.
 TEST(StaticPolicy, IsMoreThanSixTimesSmallerOnlyWithEmbeddingAndHeadInCodes) {
   const auto request = request_for("mixtral", {{"hidden_size", 512},
                                                {"intermediate_size", 640},
