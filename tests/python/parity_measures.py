@@ -19,6 +19,15 @@ CLASSIFIED = 10  # tokens of a row of which only the class is compared
 KEY_BIASES = {".key.bias": ".query.bias", ".k_lin.bias": ".q_lin.bias"}  # of models without rotary embedding
 
 
+def in_its_own_dtype(model: torch.nn.Module) -> torch.nn.Module:
+    """A model whose 4-bit modules multiply in the dtype of their inputs: where a processor has AVX512-BF16, bitsandbytes
+    multiplies in bfloat16 whatever that is, and is 2e-2 off the weights that it unpacks itself."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def compared(family: Family, inputs: Inputs, tensor: torch.Tensor) -> torch.Tensor:
     """The entries that mean something, in float64.
 

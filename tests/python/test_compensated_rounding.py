@@ -253,7 +253,7 @@ def test_a_model_is_rounded_in_the_order_of_its_forward(case, tmp_path, form):  
 def test_others_load_what_was_rounded(case, tmp_path, form):  # noqa: F811
     said = case.run(tmp_path / "out", quantize=form, rounding="compensated", dtype="float32")
     assert all(entry["compensated"] < entry["nearest"] for entry in said["rounding"].values())
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu", dtype=torch.float32)
+    theirs = parity_measures.in_its_own_dtype(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", device_map="cpu", dtype=torch.float32))
     with torch.no_grad():
         wanted = theirs(**IDS, use_cache=False).logits
     assert parity_measures.largest_error(Limbeck().forward(tmp_path / "out", IDS)["logits"], wanted) < OUTPUT_BAR

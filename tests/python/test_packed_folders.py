@@ -111,7 +111,7 @@ def test_transformers_loads_what_is_saved_packed(limbeck, tmp_path, form):
                                       num_key_value_heads=2, vocab_size=101, initializer_range=0.1)  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     folder = resave(tmp_path / "base", tmp_path / "packed", "--packed", form, "--rule", "model.layers.0.self_attn.* float32")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu")
+    model = parity_measures.in_its_own_dtype(transformers.AutoModelForCausalLM.from_pretrained(folder, device_map="cpu"))
     packed = {n for n, m in model.named_modules() if isinstance(m, bitsandbytes.nn.Linear4bit)}
     assert "model.layers.0.mlp.up_proj" in packed and "model.layers.0.self_attn.q_proj" not in packed and "lm_head" not in packed
     ids = torch.arange(64).view(2, 32)

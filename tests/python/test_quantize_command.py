@@ -36,7 +36,7 @@ def test_it_weighs_what_was_planned_and_others_load_it(limbeck, base, tmp_path, 
     values = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(base).parameters())
     assert said["values"] == values and said["compression_ratio"] == pytest.approx(4 * values / said["bytes"])
     assert said["layout"] == ("bitsandbytes" if form.startswith("nf4") else "compressed-tensors")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map="cpu", dtype=torch.float32)
+    theirs = parity_measures.in_its_own_dtype(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map="cpu", dtype=torch.float32))
     with torch.no_grad():
         wanted = theirs(**IDS, use_cache=False).logits
     ours = limbeck.forward(tmp_path / "packed", IDS, dtype=getattr(torch, dtype))["logits"]
