@@ -1,0 +1,347 @@
+#include "kernels/resolvent/resolvent_loops.h"
+
+#include "kernels/cpu/blocks.h"
+
+namespace limbeck::kernels::LIMBECK_ISA {
+namespace {
+
+static_assert(kSegmentLanes == kBlockLanes);
+using Lanes = Block<double>;
+constexpr int64_t kTile = 32;  // positions of sixteen segments that are brought side by side in the nearest cache
+static_assert(kWarmUp % kTile == 0);
+
+// A number of one chain (double) or of sixteen (Lanes): the same operations, so the same bits.
+template <class Number>
+struct Complex {
+  Number re, im;
+};
+
+// What neighbours hand over; nothing across p = 0, not even a NaN or a sign of zero, so that a document is alone.
+LIMBECK_INLINE double over_coupling(double p, double value) { return p != 0.0 ? value : 0.0; }
+LIMBECK_INLINE Lanes over_coupling(const Lanes& p, Lanes value) {
+  for (int k = 0; k < Lanes::kParts; ++k) value.part[k] = p.part[k] != F64{} ? value.part[k] : F64{};
+  return value;
+}
+
+// limit > size ? then : otherwise; of a NaN size `otherwise`.
+LIMBECK_INLINE double where_below(double size, double limit, double then, double otherwise) {
+  return size < limit ? then : otherwise;
+}
+LIMBECK_INLINE Lanes where_below(const Lanes& size, double limit, double then, Lanes otherwise) {
+  const F64 bound = splat(limit), value = splat(then);
+  for (int k = 0; k < Lanes::kParts; ++k) otherwise.part[k] = size.part[k] < bound ? value : otherwise.part[k];
+  return otherwise;
+}
+
+// 1 / d. Where b c < 0 a leading matrix may be singular at z, and d zero while the whole has an inverse: 2^-400 in its
+// place leaves in what follows 1 / (x - p 2^400) = 0 to the last bit, which is the limit, and its square has a number.
+template <class Number>
+LIMBECK_INLINE Complex<Number> inverse(Complex<Number> d) {
+  constexpr double kLeast = 0x1p-800, kRoot = 0x1p-400;
+  const Number size = d.re * d.re + d.im * d.im;
+  d.re = where_below(size, kLeast, kRoot, d.re);
+  d.im = where_below(size, kLeast, 0.0, d.im);
+  const Number scale = Number(1.0) / where_below(size, kLeast, kLeast, size);
+  return {d.re * scale, -d.im * scale};
+}
+
+LIMBECK_INLINE Complex<double> pair_at(const double* pairs, int64_t index) {
+  return {pairs[2 * index], pairs[2 * index + 1]};
+}
+template <class T>
+LIMBECK_INLINE void put_pair(T* pairs, int64_t index, Complex<double> value) {
+  pairs[2 * index] = static_cast<T>(value.re);
+  pairs[2 * index + 1] = static_cast<T>(value.im);
+}
+
+// b c of positions i - 1 and i, for 0 <= i <= n.
+template <class T>
+LIMBECK_INLINE double coupling(const Tridiagonals& m, int64_t row, int64_t i) {
+  const int64_t at = m.state != nullptr ? i : i - 1;
+  if (at < 0 || i == m.n) return 0.0;
+  if (m.documents != nullptr && i > 0) {
+    const int64_t* document = m.documents + row * m.documents_row;
+    if (document[i] != document[i - 1]) return 0.0;
+  }
+  return static_cast<double>(static_cast<const T*>(m.b)[row * m.b_row + at]) *
+         static_cast<double>(static_cast<const T*>(m.c)[row * m.c_row + at]);
+}
+
+template <class T>
+LIMBECK_INLINE double real_diagonal(const Tridiagonals& m, int64_t row, int64_t i) {
+  return static_cast<double>(static_cast<const T*>(m.a)[row * m.a_row + i]) - m.z[2 * row];
+}
+
+// ---- the two recurrences: what a position brings, and the step over it ---------------------------------------------
+
+template <class T>
+struct GreenStep {
+  static constexpr int kOperands = 3;
+  const Tridiagonals& m;
+  const ResolventSweep& sweep;
+
+  LIMBECK_INLINE void operands(int64_t row, int64_t i, double* out, int64_t apart) const {
+    out[0] = real_diagonal<T>(m, row, i);
+    out[apart] = m.z[2 * row + 1];
+    out[2 * apart] = coupling<T>(m, row, sweep.from_right ? i + 1 : i);
+  }
+  LIMBECK_INLINE Complex<double> initial(int64_t row) const {
+    return m.state != nullptr ? pair_at(m.state, row) : Complex<double>{0.0, 0.0};
+  }
+  template <class Number>
+  static LIMBECK_INLINE Complex<Number> step(const Number* v, const Complex<Number>& before) {
+    const Number& p = v[2];
+    return inverse<Number>({v[0] - over_coupling(p, p * before.re), -v[1] - over_coupling(p, p * before.im)});
+  }
+};
+
+template <class T>
+struct SumStep {
+  static constexpr int kOperands = 5;
+  const Tridiagonals& m;
+  const ResolventSweep& sweep;
+
+  LIMBECK_INLINE void operands(int64_t row, int64_t i, double* out, int64_t apart) const {
+    const Complex<double> source = pair_at(sweep.source, row * m.n + i), green = pair_at(sweep.green, row * m.n + i);
+    out[0] = source.re;
+    out[apart] = source.im;
+    out[2 * apart] = coupling<T>(m, row, sweep.from_right ? i + 1 : i);
+    out[3 * apart] = green.re;
+    out[4 * apart] = green.im;
+  }
+  LIMBECK_INLINE Complex<double> initial(int64_t) const { return {0.0, 0.0}; }
+  template <class Number>
+  static LIMBECK_INLINE Complex<Number> step(const Number* v, const Complex<Number>& before) {
+    const Number &p = v[2], &re = v[3], &im = v[4];
+    const Number factor_re = p * (re * re - im * im), half_im = p * (re * im);
+    const Number factor_im = half_im + half_im;
+    return {v[0] + over_coupling(p, factor_re * before.re - factor_im * before.im),
+            v[1] + over_coupling(p, factor_re * before.im + factor_im * before.re)};
+  }
+};
+
+// ---- sixteen segments side by side ---------------------------------------------------------------------------------
+
+struct Lane {
+  int64_t row, begin, end;  // positions in the order of the sweep
+};
+
+LIMBECK_INLINE Lane lane_of(const RowSegments& segments, int64_t segment, int64_t n) {
+  const int64_t row = segment / segments.per_row, begin = segment % segments.per_row * segments.length;
+  const int64_t end = begin + segments.length;
+  return {row, begin, end < n ? end : n};
+}
+
+LIMBECK_INLINE int64_t position(bool from_right, int64_t n, int64_t along) {
+  return from_right ? n - 1 - along : along;
+}
+
+// The operands of `count` steps from `along` of a segment; ones where it has no such position.
+template <class Step>
+LIMBECK_INLINE void stage(const Step& step, const Lane& lane, int64_t along, int64_t count, double* to) {
+  constexpr int64_t kStep = Step::kOperands * kBlockLanes;
+  for (int64_t t = 0; t < count; ++t, to += kStep) {
+    if (along + t < lane.end) {
+      step.operands(lane.row, position(step.sweep.from_right, step.m.n, along + t), to, kBlockLanes);
+    } else {
+      for (int k = 0; k < Step::kOperands; ++k) to[k * kBlockLanes] = 1.0;
+    }
+  }
+}
+
+// Segments that begin their row start from what the row starts from; all write down what they start from.
+template <class Step>
+LIMBECK_INLINE void enter(const Step& step, const RowSegments& segments, int64_t first, int64_t lanes,
+                          Complex<Lanes>& state) {
+  double re[kBlockLanes], im[kBlockLanes];
+  store(re, state.re, Whole{});
+  store(im, state.im, Whole{});
+  for (int64_t j = 0; j < lanes; ++j) {
+    const Lane lane = lane_of(segments, first + j, step.m.n);
+    if (lane.begin == 0) {
+      const Complex<double> initial = step.initial(lane.row);
+      re[j] = initial.re;
+      im[j] = initial.im;
+    }
+    put_pair(step.sweep.entries, first + j, {re[j], im[j]});
+  }
+  state = {load(re, Whole{}), load(im, Whole{})};
+}
+
+template <class Step>
+LIMBECK_INLINE void sweep_group(const Step& step, const RowSegments& segments, int64_t group) {
+  constexpr int kOperands = Step::kOperands;
+  alignas(64) double operands[kTile * kOperands * kBlockLanes];
+  alignas(64) double results[kTile * 2 * kBlockLanes];
+  const int64_t first = group * kBlockLanes, all = segments.rows * segments.per_row, n = step.m.n;
+  const int64_t lanes = all - first < kBlockLanes ? all - first : kBlockLanes;
+  for (double& operand : operands) operand = 1.0;  // lanes without a segment compute too
+  Complex<Lanes> state{Lanes(0.0), Lanes(0.0)};
+  for (int64_t at = segments.per_row == 1 ? 0 : -kWarmUp; at < segments.length; at += kTile) {
+    if (at == 0) enter(step, segments, first, lanes, state);
+    const int64_t count = segments.length - at < kTile ? segments.length - at : kTile;
+    for (int64_t j = 0; j < lanes; ++j) {
+      const Lane lane = lane_of(segments, first + j, n);
+      if (lane.begin + at >= 0) stage(step, lane, lane.begin + at, count, operands + j);
+    }
+    for (int64_t t = 0; t < count; ++t) {
+      Lanes v[kOperands];
+      for (int k = 0; k < kOperands; ++k) v[k] = load(operands + (t * kOperands + k) * kBlockLanes, Whole{});
+      state = Step::step(v, state);
+      store(results + 2 * t * kBlockLanes, state.re, Whole{});
+      store(results + (2 * t + 1) * kBlockLanes, state.im, Whole{});
+    }
+    if (at < 0) continue;
+    for (int64_t j = 0; j < lanes; ++j) {
+      const Lane lane = lane_of(segments, first + j, n);
+      const double* from = results + j;
+      for (int64_t t = 0; t < count && lane.begin + at + t < lane.end; ++t, from += 2 * kBlockLanes) {
+        const int64_t i = position(step.sweep.from_right, n, lane.begin + at + t);
+        put_pair(step.sweep.states, lane.row * n + i, {from[0], from[kBlockLanes]});
+      }
+    }
+  }
+}
+
+LIMBECK_INLINE bool same_bits(Complex<double> a, Complex<double> b) { return __builtin_memcmp(&a, &b, sizeof(a)) == 0; }
+
+template <class Step>
+LIMBECK_INLINE int64_t repair_row(const Step& step, const RowSegments& segments, int64_t row) {
+  const int64_t n = step.m.n;
+  int64_t again = 0;
+  for (int64_t k = 1; k < segments.per_row && k * segments.length < n; ++k) {
+    const int64_t segment = row * segments.per_row + k;
+    const Lane lane = lane_of(segments, segment, n);
+    Complex<double> state = pair_at(step.sweep.states, row * n + position(step.sweep.from_right, n, lane.begin - 1));
+    if (same_bits(state, pair_at(step.sweep.entries, segment))) continue;
+    for (int64_t along = lane.begin; along < lane.end; ++along, ++again) {
+      const int64_t i = position(step.sweep.from_right, n, along);
+      double v[Step::kOperands];
+      step.operands(row, i, v, 1);
+      state = Step::template step<double>(v, state);
+      if (same_bits(state, pair_at(step.sweep.states, row * n + i))) break;
+      put_pair(step.sweep.states, row * n + i, state);
+    }
+  }
+  return again;
+}
+
+template <class Body>
+LIMBECK_INLINE void with_step(Storage storage, const Tridiagonals& m, const ResolventSweep& sweep, Body body) {
+  if (storage == Storage::kFloat64) {
+    sweep.green == nullptr ? body(GreenStep<double>{m, sweep}) : body(SumStep<double>{m, sweep});
+  } else {
+    sweep.green == nullptr ? body(GreenStep<float>{m, sweep}) : body(SumStep<float>{m, sweep});
+  }
+}
+
+void sweep(Storage storage, const Tridiagonals& m, const RowSegments& segments, const ResolventSweep& one,
+           int64_t begin, int64_t end) {
+  with_step(storage, m, one, [&](const auto& step) {
+    for (int64_t group = begin; group < end; ++group) sweep_group(step, segments, group);
+  });
+}
+
+int64_t repair(Storage storage, const Tridiagonals& m, const RowSegments& segments, const ResolventSweep& one,
+               int64_t row) {
+  int64_t again = 0;
+  with_step(storage, m, one, [&](const auto& step) { again = repair_row(step, segments, row); });
+  return again;
+}
+
+// ---- what both Green functions give, position by position ----------------------------------------------------------
+
+// `left` and `right` of this row.
+template <class T>
+LIMBECK_INLINE Complex<double> diagonal_at(const Tridiagonals& m, const double* left, const double* right, int64_t row,
+                                           int64_t i) {
+  if (right == nullptr) return pair_at(left, i);
+  Complex<double> d{real_diagonal<T>(m, row, i), -m.z[2 * row + 1]};
+  if (const double p = coupling<T>(m, row, i); p != 0.0) {
+    const Complex<double> before = pair_at(left, i - 1);
+    d = {d.re - p * before.re, d.im - p * before.im};
+  }
+  if (const double p = coupling<T>(m, row, i + 1); p != 0.0) {
+    const Complex<double> after = pair_at(right, i + 1);
+    d = {d.re - p * after.re, d.im - p * after.im};
+  }
+  return inverse(d);
+}
+
+LIMBECK_INLINE const double* row_of(const double* pairs, const Tridiagonals& m, int64_t row) {
+  return pairs == nullptr ? nullptr : pairs + 2 * row * m.n;
+}
+
+template <class Body>
+LIMBECK_INLINE void with_float_storage(Storage storage, Body body) {
+  storage == Storage::kFloat64 ? body(StorageTag<double>{}) : body(StorageTag<float>{});
+}
+
+void diagonal(Storage storage, const Tridiagonals& m, const double* left, const double* right, void* out, int64_t row,
+              int64_t begin, int64_t end) {
+  with_float_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    T* to = static_cast<T*>(out) + 2 * row * m.n;
+    const double *from_left = row_of(left, m, row), *from_right = row_of(right, m, row);
+    for (int64_t i = begin; i < end; ++i) put_pair(to, i, diagonal_at<T>(m, from_left, from_right, row, i));
+  });
+}
+
+// With w = dL/dRe - i dL/dIm the loss moves by Re(w dG), and dG by -G_ij G_ji d(diagonal j): the source at i = j is
+// w G^2, and the sweeps add what comes from each side.
+void gradient_source(Storage storage, const Tridiagonals& m, const ResolventGradients& g, int64_t row, int64_t begin,
+                     int64_t end) {
+  with_float_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const T* grad = static_cast<const T*>(g.grad) + 2 * row * m.n;
+    const double *left = row_of(g.left, m, row), *right = row_of(g.right, m, row);
+    for (int64_t i = begin; i < end; ++i) {
+      const Complex<double> d = diagonal_at<T>(m, left, right, row, i);
+      const Complex<double> w{static_cast<double>(grad[2 * i]), -static_cast<double>(grad[2 * i + 1])};
+      const Complex<double> square{d.re * d.re - d.im * d.im, 2.0 * d.re * d.im};
+      put_pair(g.source, row * m.n + i, {w.re * square.re - w.im * square.im, w.re * square.im + w.im * square.re});
+    }
+  });
+}
+
+LIMBECK_INLINE double real_of_product(Complex<double> x, Complex<double> y) { return x.re * y.re - x.im * y.im; }
+
+void gradients(Storage storage, const Tridiagonals& m, const ResolventGradients& g, int64_t row, int64_t begin,
+               int64_t end) {
+  with_float_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    const double *left = row_of(g.left, m, row), *right = row_of(g.right, m, row);
+    const double *left_sums = row_of(g.left_sums, m, row), *right_sums = row_of(g.right_sums, m, row);
+    const double* source = row_of(g.source, m, row);
+    const T *b = static_cast<const T*>(m.b) + row * m.b_row, *c = static_cast<const T*>(m.c) + row * m.c_row;
+    const int64_t* document = m.documents == nullptr ? nullptr : m.documents + row * m.documents_row;
+    T *grad_a = static_cast<T*>(g.grad_a) + row * m.n, *grad_b = static_cast<T*>(g.grad_b) + row * (m.n - 1),
+      *grad_c = static_cast<T*>(g.grad_c) + row * (m.n - 1);
+    Complex<double> sum{0.0, 0.0};
+    for (int64_t i = begin; i < end; ++i) {
+      Complex<double> whole = pair_at(left_sums, i);
+      if (right != nullptr) {  // both sums have the source
+        const Complex<double> other = pair_at(right_sums, i), twice = pair_at(source, i);
+        whole = {whole.re + (other.re - twice.re), whole.im + (other.im - twice.im)};
+      }
+      grad_a[i] = static_cast<T>(-whole.re);
+      sum = {sum.re + whole.re, sum.im + whole.im};
+      if (i == 0) continue;
+      double of_coupling = 0.0;
+      if (document == nullptr || document[i] == document[i - 1]) {
+        of_coupling = real_of_product(pair_at(left_sums, i), pair_at(left, i - 1));
+        if (right != nullptr) of_coupling += real_of_product(pair_at(right_sums, i - 1), pair_at(right, i));
+      }
+      grad_b[i - 1] = static_cast<T>(of_coupling * static_cast<double>(c[i - 1]));
+      grad_c[i - 1] = static_cast<T>(of_coupling * static_cast<double>(b[i - 1]));
+    }
+    const int64_t runs = (m.n + kGradientRun - 1) / kGradientRun;
+    put_pair(g.partial_z, row * runs + begin / kGradientRun, {sum.re, -sum.im});
+  });
+}
+
+}  // namespace
+
+const ResolventLoops resolvent_loops = {sweep, repair, diagonal, gradient_source, gradients};
+
+}  // namespace limbeck::kernels::LIMBECK_ISA
