@@ -88,10 +88,11 @@ at::Tensor empty_dense(const at::Tensor& like) { return at::empty_symint(like.sy
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> resolvent_outputs(const at::Tensor& a, const at::Tensor& b,
                                                                  const at::Tensor& c, const at::Tensor& z, bool causal,
-                                                                 const Documents& documents) {
+                                                                 const Documents& documents, bool keep) {
   check_arguments("resolvent", a, b, c, z, documents);
-  return {empty_pairs(a, a.scalar_type()), empty_pairs(a, at::kDouble),
-          causal ? at::empty({0}, a.options().dtype(at::kDouble)) : empty_pairs(a, at::kDouble)};
+  const auto nothing = [&] { return at::empty({0}, a.options().dtype(at::kDouble)); };
+  return {empty_pairs(a, a.scalar_type()), keep ? empty_pairs(a, at::kDouble) : nothing(),
+          keep && !causal ? empty_pairs(a, at::kDouble) : nothing()};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> resolvent_gradients(
@@ -102,14 +103,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> resolvent_gradients(
   check_matches(op, "the gradient", grad, "a", a);
   const at::Tensor like = empty_pairs(a, a.scalar_type());
   check_same_shape(op, "the gradient", grad, "the output", like);
-  for (const at::Tensor& saved : {left, right}) {
-    TORCH_CHECK(saved.scalar_type() == at::kDouble && saved.device() == a.device() && saved.is_contiguous() &&
-                    ((causal && &saved != &left) || saved.sym_sizes() == like.sym_sizes() || saved.numel() == 0),
-                "[", op, "] left or right is ", described(saved), ", wanted the ones saved for a (", described(a), ")");
-  }
-  TORCH_CHECK(left.sym_sizes() == like.sym_sizes() && (causal || right.sym_sizes() == like.sym_sizes()), "[", op,
-              "] left is ", described(left), " and right ", described(right), ", wanted the ones saved for a (",
-              described(a), ")");
+  const auto is_saved = [&](const at::Tensor& saved) {
+    return saved.scalar_type() == at::kDouble && saved.device() == a.device() && saved.is_contiguous() &&
+           saved.sym_sizes() == like.sym_sizes();
+  };
+  TORCH_CHECK(is_saved(left) && (causal || is_saved(right)), "[", op, "] left is ", described(left), " and right ",
+              described(right), ", wanted the ones saved for a (", described(a), ")");
   return {empty_dense(a), empty_dense(b), empty_dense(c), at::empty_symint(with_last(a, 2), a.options())};
 }
 
@@ -135,15 +134,15 @@ at::Tensor for_every_row(const at::Tensor& z, const at::Tensor& a) { return z.ex
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> call_forward(const at::Tensor& a, const at::Tensor& b,
                                                             const at::Tensor& c, const at::Tensor& z, bool causal,
-                                                            const Documents& documents) {
+                                                            const Documents& documents, bool keep) {
   static const auto op = typed_operator<decltype(resolvent_outputs)>("limbeck::resolvent_forward");
   check_arguments("resolvent", a, b, c, z, documents);  // before z is expanded: the words are about what came
-  return op.call(a, b, c, for_every_row(z, a), causal, documents);
+  return op.call(a, b, c, for_every_row(z, a), causal, documents, keep);
 }
 
 at::Tensor resolvent_plain(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
                            bool causal, const Documents& documents) {
-  return std::get<0>(call_forward(a, b, c, z, causal, documents));
+  return std::get<0>(call_forward(a, b, c, z, causal, documents, false));
 }
 
 using torch::autograd::AutogradContext;
@@ -153,7 +152,7 @@ struct ResolventFunction : public torch::autograd::Function<ResolventFunction> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& a, const at::Tensor& b, const at::Tensor& c,
                             const at::Tensor& z, bool causal, const Documents& documents) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [g, left, right] = call_forward(a, b, c, z, causal, documents);
+    auto [g, left, right] = call_forward(a, b, c, z, causal, documents, true);
     context->save_for_backward({a, b, c, z, documents.value_or(at::Tensor()), left, right});
     context->saved_data["causal"] = causal;
     return g;
@@ -188,8 +187,8 @@ at::Tensor resolvent_autograd(const at::Tensor& a, const at::Tensor& b, const at
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
   m.def("resolvent(Tensor a, Tensor b, Tensor c, Tensor z, bool causal=True, Tensor? documents=None) -> Tensor");
   m.def(
-      "resolvent_forward(Tensor a, Tensor b, Tensor c, Tensor z, bool causal, Tensor? documents)"
-      " -> (Tensor g, Tensor left, Tensor right)");
+      "resolvent_forward(Tensor a, Tensor b, Tensor c, Tensor z, bool causal, Tensor? documents,"
+      " bool keep) -> (Tensor g, Tensor left, Tensor right)");
   m.def(
       "resolvent_backward(Tensor grad, Tensor a, Tensor b, Tensor c, Tensor z, bool causal, Tensor? documents,"
       " Tensor left, Tensor right) -> (Tensor grad_a, Tensor grad_b, Tensor grad_c, Tensor grad_z)");

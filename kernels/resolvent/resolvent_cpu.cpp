@@ -16,100 +16,156 @@ namespace {
 
 using Documents = std::optional<at::Tensor>;
 
-// Shorter segments would spend more than a fifth of their time on the start.
-constexpr int64_t kShortestSegment = 4 * kWarmUp;
+// Shorter segments would spend more of their time on the start than they save by filling lanes.
+constexpr int64_t kShortestSegment = 2 * kWarmUp;
+// Rows of sixteen such segments and more fill a group by themselves: it then has one place in memory and not sixteen.
+constexpr int64_t kLongSegment = 1024;
+// Complex numbers of scratch that each thread's share of a cache holds.
+constexpr int64_t kScratchNumbers = 1 << 15;
 constexpr int64_t kWeight = 4;  // a position costs as much as so many elements of a norm
 
-// A tensor as Rows, where [.., 0] too.
-struct OptionalRows {
-  explicit OptionalRows(const at::Tensor& from) {
-    if (from.numel() > 0) rows.emplace(from);
-  }
-  const void* data() const { return rows ? rows->data : nullptr; }
-  int64_t stride() const { return rows ? rows->stride : 0; }
-  std::optional<Rows> rows;
-};
+// As many segments as all threads' vectors have lanes for. They are an odd multiple of 32 positions long: sixteen
+// streams whose distance is a power of two would take the same few places of every cache.
+RowSegments segments_of(int64_t rows, int64_t n) {
+  const int64_t lanes = kSegmentLanes * at::get_num_threads();
+  int64_t per_row = (lanes + rows - 1) / rows;
+  per_row = std::clamp<int64_t>(per_row, 1, std::max<int64_t>(1, n / kShortestSegment));
+  if (n >= kSegmentLanes * kLongSegment) per_row = std::max(per_row, kSegmentLanes);
+  if (per_row == 1) return {rows, 1, n};
+  const int64_t length = ((n + per_row - 1) / per_row + 31) / 32 / 2 * 64 + 32;
+  return {rows, (n + length - 1) / length, length};
+}
 
-// The arguments as plain pointers, and everything that these point to.
-struct ResolventWork {
-  ResolventWork(const char* op, const at::Tensor& a_given, const at::Tensor& b_given, const at::Tensor& c_given,
-                const at::Tensor& z, const Documents& documents_given)
-      : storage(storage_of(a_given)), a(a_given), b(b_given), c(c_given) {
-    const int64_t n = a_given.size(-1);
-    rows = a_given.numel() / n;
-    const at::Tensor points = z.contiguous();
-    z_pairs.resize(2 * rows);
-    for (int64_t k = 0; k < 2 * rows; ++k) {
-      z_pairs[k] = storage == Storage::kFloat64 ? points.const_data_ptr<double>()[k]
-                                                : static_cast<double>(points.const_data_ptr<float>()[k]);
-    }
-    for (int64_t row = 0; row < rows; ++row) {
-      const double re = z_pairs[2 * row], im = z_pairs[2 * row + 1];
-      TORCH_CHECK(std::isfinite(re) && std::isfinite(im) && im > 0, "[", op, "] z of row ", row, " is ", re, " + ", im,
-                  "i, wanted a finite number with Im z > 0");
-    }
-    matrices = {a.data, b.data(), c.data(), a.stride, b.stride(), c.stride(), z_pairs.data(), nullptr, 0, nullptr, n};
-    if (documents_given.has_value()) {
-      documents.emplace(documents_given->expand(a_given.sizes()));
-      matrices.documents = static_cast<const int64_t*>(documents->data);
-      matrices.documents_row = documents->stride;
-    }
-    // As many segments as all threads' vectors have lanes for.
-    const int64_t lanes = kSegmentLanes * at::get_num_threads();
-    const int64_t wanted = (lanes + rows - 1) / std::max<int64_t>(1, rows);
-    segments.rows = rows;
-    segments.per_row = std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, n / kShortestSegment));
-    segments.length = (n + segments.per_row - 1) / segments.per_row;
-    entries.resize(2 * rows * segments.per_row);
-  }
+int64_t runs_of(int64_t n) { return (n + kGradientRun - 1) / kGradientRun; }
 
-  // One recurrence over all rows; `states` [rows, n, 2].
-  void sweep(bool from_right, const double* green, const double* source, double* states) {
-    const ResolventSweep one{from_right, green, source, states, entries.data()};
-    const int64_t groups = (rows * segments.per_row + kSegmentLanes - 1) / kSegmentLanes;
-    at::parallel_for(0, groups, items_per_task(kWeight * segments.length * kSegmentLanes),
-                     [&](int64_t begin, int64_t end) {
-                       resolvent_loops_here().sweep(storage, matrices, segments, one, begin, end);
-                     });
-    if (segments.per_row == 1) return;
-    for (int64_t row = 0; row < rows; ++row) resolvent_loops_here().repair(storage, matrices, segments, one, row);
+// Some rows, whose scratch stays in the caches.
+struct RowsAtOnce {
+  Storage storage;
+  Tridiagonals matrices;
+  RowSegments segments;
+  double* entries;
+
+  // One recurrence over all of them.
+  void sweep(bool from_right, const double* green, const double* source, double* states, void* out = nullptr) const {
+    const ResolventSweep one{from_right, green, source, states, entries, out};
+    const int64_t groups = (segments.rows * segments.per_row + kSegmentLanes - 1) / kSegmentLanes;
+    const int64_t grain = items_per_task(kWeight * segments.length * kSegmentLanes);
+    at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+      resolvent_loops_here().sweep(storage, matrices, segments, one, begin, end);
+    });
+    for (int64_t row = 0; row < segments.rows && segments.per_row > 1; ++row) {
+      resolvent_loops_here().repair(storage, matrices, segments, one, row);
+    }
   }
 
   // body(row, begin, end) over runs of kGradientRun positions.
   template <class Body>
   void for_runs(Body body) const {
-    const int64_t n = matrices.n, runs = (n + kGradientRun - 1) / kGradientRun;
-    at::parallel_for(0, rows * runs, items_per_task(kWeight * std::min(n, kGradientRun)),
-                     [&](int64_t first, int64_t last) {
-                       for (int64_t run = first; run < last; ++run) {
-                         const int64_t begin = run % runs * kGradientRun;
-                         body(run / runs, begin, std::min(n, begin + kGradientRun));
-                       }
-                     });
+    const int64_t n = matrices.n, runs = runs_of(n), grain = items_per_task(kWeight * std::min(n, kGradientRun));
+    at::parallel_for(0, segments.rows * runs, grain, [&](int64_t first, int64_t last) {
+      for (int64_t run = first; run < last; ++run) {
+        const int64_t begin = run % runs * kGradientRun;
+        body(run / runs, begin, std::min(n, begin + kGradientRun));
+      }
+    });
+  }
+};
+
+const void* moved(const void* pointer, int64_t elements, int64_t bytes) {
+  return pointer == nullptr ? nullptr : static_cast<const char*>(pointer) + elements * bytes;
+}
+void* moved(void* pointer, int64_t elements, int64_t bytes) { return static_cast<char*>(pointer) + elements * bytes; }
+const double* moved(const double* pointer, int64_t elements) { return pointer ? pointer + elements : nullptr; }
+
+// The arguments as plain pointers, and everything that these point to.
+class ResolventWork {
+ public:
+  ResolventWork(const char* op, const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
+                const Documents& documents, const double* state = nullptr)
+      : rows(a.numel() / a.size(-1)),
+        n(a.size(-1)),
+        storage(storage_of(a)),
+        bytes(a.element_size()),
+        a_(a),
+        b_(b.numel() > 0 ? b : a),  // of one position nothing is read
+        c_(c.numel() > 0 ? c : a) {
+    read_points(op, z.contiguous());
+    matrices_ = {a_.data, b_.data, c_.data, a_.stride, b_.stride, c_.stride, points_.data(), nullptr, 0, state, n};
+    if (!documents.has_value()) return;
+    documents_.emplace(documents->expand(a.sizes()));
+    matrices_.documents = static_cast<const int64_t*>(documents_->data);
+    matrices_.documents_row = documents_->stride;
   }
 
-  Storage storage;
-  Rows a;
-  OptionalRows b, c;
-  std::optional<Rows> documents;
-  std::vector<double> z_pairs, entries;
-  int64_t rows = 0;
-  Tridiagonals matrices{};
-  RowSegments segments{};
+  // body(rows at once, the first of them)
+  template <class Body>
+  void for_rows(Body body) {
+    const int64_t at_once = std::max<int64_t>(1, kScratchNumbers * at::get_num_threads() / n);
+    for (int64_t first = 0; first < rows; first += at_once) {
+      const int64_t count = std::min(at_once, rows - first);
+      Tridiagonals m = matrices_;
+      m.a = moved(m.a, first * m.a_row, bytes);
+      m.b = moved(m.b, first * m.b_row, bytes);
+      m.c = moved(m.c, first * m.c_row, bytes);
+      m.z += 2 * first;
+      m.state = moved(m.state, 2 * first);
+      if (m.documents != nullptr) m.documents += first * m.documents_row;
+      const RowSegments segments = segments_of(count, n);
+      entries_.resize(2 * count * segments.per_row);
+      body(RowsAtOnce{storage, m, segments, entries_.data()}, first);
+    }
+  }
+
+  // Room for a complex number of each position of the rows at once.
+  at::Tensor scratch() const {
+    const int64_t at_once = std::max<int64_t>(1, kScratchNumbers * at::get_num_threads() / n);
+    return at::empty({std::min(at_once, rows), n, 2}, at::kDouble);
+  }
+
+  const int64_t rows, n;
+  const Storage storage;
+  const int64_t bytes;
+
+ private:
+  void read_points(const char* op, const at::Tensor& z) {
+    points_.resize(2 * rows);
+    for (int64_t k = 0; k < 2 * rows; ++k) {
+      points_[k] = storage == Storage::kFloat64 ? z.const_data_ptr<double>()[k]
+                                                : static_cast<double>(z.const_data_ptr<float>()[k]);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const double re = points_[2 * row], im = points_[2 * row + 1];
+      TORCH_CHECK(std::isfinite(re) && std::isfinite(im) && im > 0, "[", op, "] z of row ", row, " is ", re, " + ", im,
+                  "i, wanted a finite number with Im z > 0");
+    }
+  }
+
+  Rows a_, b_, c_;
+  std::optional<Rows> documents_;
+  std::vector<double> points_, entries_;
+  Tridiagonals matrices_{};
 };
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> forward(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c,
-                                                       const at::Tensor& z, bool causal, const Documents& documents) {
-  auto outputs = resolvent_outputs(a, b, c, z, causal, documents);
+                                                       const at::Tensor& z, bool causal, const Documents& documents,
+                                                       bool keep) {
+  auto outputs = resolvent_outputs(a, b, c, z, causal, documents, keep);
   const auto& [g, left, right] = outputs;
+  if (a.numel() == 0) return outputs;
   ResolventWork work("resolvent", a, b, c, z, documents);
-  auto* from_left = left.mutable_data_ptr<double>();
-  double* from_right = causal ? nullptr : right.mutable_data_ptr<double>();
-  void* out = g.mutable_data_ptr();
-  work.sweep(false, nullptr, nullptr, from_left);
-  if (!causal) work.sweep(true, nullptr, nullptr, from_right);
-  work.for_runs([&](int64_t row, int64_t begin, int64_t end) {
-    resolvent_loops_here().diagonal(work.storage, work.matrices, from_left, from_right, out, row, begin, end);
+  const at::Tensor lefts = keep ? left : work.scratch();
+  const at::Tensor rights = causal || keep ? right : work.scratch();
+  work.for_rows([&](const RowsAtOnce& part, int64_t first) {
+    const int64_t kept = keep ? 2 * first * work.n : 0;
+    double* from_left = lefts.mutable_data_ptr<double>() + kept;
+    void* out = moved(g.mutable_data_ptr(), 2 * first * work.n, work.bytes);
+    part.sweep(false, nullptr, nullptr, from_left, causal ? out : nullptr);
+    if (causal) return;
+    double* from_right = rights.mutable_data_ptr<double>() + kept;
+    part.sweep(true, nullptr, nullptr, from_right);
+    part.for_runs([&](int64_t row, int64_t begin, int64_t end) {
+      resolvent_loops_here().diagonal(part.storage, part.matrices, from_left, from_right, out, row, begin, end);
+    });
   });
   return outputs;
 }
@@ -134,29 +190,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(const at::Te
                                                                     const at::Tensor& right) {
   auto outputs = resolvent_gradients(grad, a, b, c, z, causal, documents, left, right);
   const auto& [grad_a, grad_b, grad_c, grad_z] = outputs;
+  if (a.numel() == 0) return outputs;
   ResolventWork work("resolvent_backward", a, b, c, z, documents);
-  const at::Tensor dense = grad.contiguous(), source = at::empty_like(left), left_sums = at::empty_like(left);
-  const at::Tensor right_sums = causal ? at::Tensor() : at::empty_like(left);
-  const int64_t runs = (work.matrices.n + kGradientRun - 1) / kGradientRun;
+  const int64_t n = work.n, runs = runs_of(n);
+  const at::Tensor dense = grad.contiguous(), source = work.scratch(), left_sums = work.scratch();
+  const at::Tensor right_sums = causal ? at::Tensor() : work.scratch();
   std::vector<double> partial_z(2 * work.rows * runs);
-  const ResolventGradients all{.grad = dense.const_data_ptr(),
-                               .left = left.const_data_ptr<double>(),
-                               .right = causal ? nullptr : right.const_data_ptr<double>(),
-                               .source = source.mutable_data_ptr<double>(),
-                               .left_sums = left_sums.const_data_ptr<double>(),
-                               .right_sums = causal ? nullptr : right_sums.const_data_ptr<double>(),
-                               .grad_a = grad_a.mutable_data_ptr(),
-                               .grad_b = grad_b.mutable_data_ptr(),
-                               .grad_c = grad_c.mutable_data_ptr(),
-                               .partial_z = partial_z.data()};
   const ResolventLoops& loops = resolvent_loops_here();
-  work.for_runs([&](int64_t row, int64_t begin, int64_t end) {
-    loops.gradient_source(work.storage, work.matrices, all, row, begin, end);
-  });
-  work.sweep(true, all.left, all.source, left_sums.mutable_data_ptr<double>());
-  if (!causal) work.sweep(false, all.right, all.source, right_sums.mutable_data_ptr<double>());
-  work.for_runs([&](int64_t row, int64_t begin, int64_t end) {
-    loops.gradients(work.storage, work.matrices, all, row, begin, end);
+  work.for_rows([&](const RowsAtOnce& part, int64_t first) {
+    const ResolventGradients all{.grad = moved(dense.const_data_ptr(), 2 * first * n, work.bytes),
+                                 .left = left.const_data_ptr<double>() + 2 * first * n,
+                                 .right = causal ? nullptr : right.const_data_ptr<double>() + 2 * first * n,
+                                 .source = source.mutable_data_ptr<double>(),
+                                 .left_sums = left_sums.const_data_ptr<double>(),
+                                 .right_sums = causal ? nullptr : right_sums.const_data_ptr<double>(),
+                                 .grad_a = moved(grad_a.mutable_data_ptr(), first * n, work.bytes),
+                                 .grad_b = moved(grad_b.mutable_data_ptr(), first * (n - 1), work.bytes),
+                                 .grad_c = moved(grad_c.mutable_data_ptr(), first * (n - 1), work.bytes),
+                                 .partial_z = partial_z.data() + 2 * first * runs};
+    part.for_runs([&](int64_t row, int64_t begin, int64_t end) {
+      loops.gradient_source(part.storage, part.matrices, all, row, begin, end);
+    });
+    part.sweep(true, all.left, all.source, left_sums.mutable_data_ptr<double>());
+    if (!causal) part.sweep(false, all.right, all.source, right_sums.mutable_data_ptr<double>());
+    part.for_runs([&](int64_t row, int64_t begin, int64_t end) {
+      loops.gradients(part.storage, part.matrices, all, row, begin, end);
+    });
   });
   add_runs(grad_z, partial_z, work.rows, runs);
   return outputs;
@@ -166,21 +225,19 @@ std::tuple<at::Tensor, at::Tensor> continued(const at::Tensor& a, const at::Tens
                                              const at::Tensor& z, const at::Tensor& state) {
   auto outputs = continued_resolvent_outputs(a, b, c, z, state);
   const auto& [g, next] = outputs;
-  std::vector<int64_t> shape = a.sizes().vec();
-  shape.back() = 2;
-  ResolventWork work("continued_resolvent", a, b, c, z.expand(shape), std::nullopt);
+  if (a.numel() == 0) return outputs;
   const at::Tensor before = state.contiguous();
-  work.matrices.state = before.const_data_ptr<double>();
-  shape.back() = work.matrices.n;
-  shape.push_back(2);
-  const at::Tensor states = at::empty(shape, state.options());
-  auto* from_left = states.mutable_data_ptr<double>();
-  void* out = g.mutable_data_ptr();
-  work.sweep(false, nullptr, nullptr, from_left);
-  work.for_runs([&](int64_t row, int64_t begin, int64_t end) {
-    resolvent_loops_here().diagonal(work.storage, work.matrices, from_left, nullptr, out, row, begin, end);
+  ResolventWork work("continued_resolvent", a, b, c, z.expand(state.sizes()), std::nullopt,
+                     before.const_data_ptr<double>());
+  const at::Tensor states = work.scratch();
+  work.for_rows([&](const RowsAtOnce& part, int64_t first) {
+    auto* from_left = states.mutable_data_ptr<double>();
+    part.sweep(false, nullptr, nullptr, from_left, moved(g.mutable_data_ptr(), 2 * first * work.n, work.bytes));
+    auto* last = next.mutable_data_ptr<double>() + 2 * first;
+    for (int64_t row = 0; row < part.segments.rows; ++row) {
+      std::copy_n(from_left + 2 * (row * work.n + work.n - 1), 2, last + 2 * row);
+    }
   });
-  next.copy_(states.select(-2, work.matrices.n - 1));
   return outputs;
 }
 

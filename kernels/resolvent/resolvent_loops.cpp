@@ -16,6 +16,11 @@ struct Complex {
   Number re, im;
 };
 
+template <class Body>
+LIMBECK_INLINE void with_float_storage(Storage storage, Body body) {
+  storage == Storage::kFloat64 ? body(StorageTag<double>{}) : body(StorageTag<float>{});
+}
+
 // What neighbours hand over; nothing across p = 0, not even a NaN or a sign of zero, so that a document is alone.
 LIMBECK_INLINE double over_coupling(double p, double value) { return p != 0.0 ? value : 0.0; }
 LIMBECK_INLINE Lanes over_coupling(const Lanes& p, Lanes value) {
@@ -72,43 +77,74 @@ LIMBECK_INLINE double real_diagonal(const Tridiagonals& m, int64_t row, int64_t 
   return static_cast<double>(static_cast<const T*>(m.a)[row * m.a_row + i]) - m.z[2 * row];
 }
 
-// ---- the two recurrences: what a position brings, and the step over it ---------------------------------------------
+// `count` couplings to what the sweep comes from, `apart` from each other, from position `along` of its order.
+template <class T>
+LIMBECK_INLINE void stage_couplings(const Tridiagonals& m, bool from_right, int64_t row, int64_t along, int64_t count,
+                                    double* to, int64_t apart) {
+  const int64_t first = from_right ? m.n - along : along, by = from_right ? -1 : 1;
+  if (m.documents != nullptr) {
+    for (int64_t t = 0; t < count; ++t) to[t * apart] = coupling<T>(m, row, first + by * t);
+    return;
+  }
+  const int64_t shift = m.state != nullptr ? 0 : -1;
+  const T *b = static_cast<const T*>(m.b) + row * m.b_row, *c = static_cast<const T*>(m.c) + row * m.c_row;
+  int64_t t = 0;
+  if (along == 0 && m.state == nullptr) to[t++] = 0.0;
+  for (; t < count; ++t) {
+    const int64_t at = first + by * t + shift;
+    to[t * apart] = static_cast<double>(b[at]) * static_cast<double>(c[at]);
+  }
+}
+
+// ---- the two recurrences: what positions bring, and the step over one -----------------------------------------------
+// v[0, kOperands) change from position to position, v[kOperands, kOperands + kConstants) from row to row.
 
 template <class T>
 struct GreenStep {
-  static constexpr int kOperands = 3;
+  static constexpr int kOperands = 2, kConstants = 1;
   const Tridiagonals& m;
   const ResolventSweep& sweep;
 
-  LIMBECK_INLINE void operands(int64_t row, int64_t i, double* out, int64_t apart) const {
-    out[0] = real_diagonal<T>(m, row, i);
-    out[apart] = m.z[2 * row + 1];
-    out[2 * apart] = coupling<T>(m, row, sweep.from_right ? i + 1 : i);
+  // Operand k of position along + t goes to to[(t kOperands + k) lanes].
+  LIMBECK_INLINE void stage(int64_t row, int64_t along, int64_t count, double* to, int64_t lanes) const {
+    const T* a = static_cast<const T*>(m.a) + row * m.a_row + (sweep.from_right ? m.n - 1 - along : along);
+    const int64_t by = sweep.from_right ? -1 : 1, apart = kOperands * lanes;
+    const double re = m.z[2 * row];
+    for (int64_t t = 0; t < count; ++t) to[t * apart] = static_cast<double>(a[by * t]) - re;
+    stage_couplings<T>(m, sweep.from_right, row, along, count, to + lanes, apart);
   }
+  LIMBECK_INLINE void constants(int64_t row, double* to, int64_t) const { *to = m.z[2 * row + 1]; }
   LIMBECK_INLINE Complex<double> initial(int64_t row) const {
     return m.state != nullptr ? pair_at(m.state, row) : Complex<double>{0.0, 0.0};
   }
   template <class Number>
   static LIMBECK_INLINE Complex<Number> step(const Number* v, const Complex<Number>& before) {
-    const Number& p = v[2];
-    return inverse<Number>({v[0] - over_coupling(p, p * before.re), -v[1] - over_coupling(p, p * before.im)});
+    const Number &p = v[1], &height = v[2];
+    return inverse<Number>({v[0] - over_coupling(p, p * before.re), -height - over_coupling(p, p * before.im)});
   }
 };
 
 template <class T>
 struct SumStep {
-  static constexpr int kOperands = 5;
+  static constexpr int kOperands = 5, kConstants = 0;
   const Tridiagonals& m;
   const ResolventSweep& sweep;
 
-  LIMBECK_INLINE void operands(int64_t row, int64_t i, double* out, int64_t apart) const {
-    const Complex<double> source = pair_at(sweep.source, row * m.n + i), green = pair_at(sweep.green, row * m.n + i);
-    out[0] = source.re;
-    out[apart] = source.im;
-    out[2 * apart] = coupling<T>(m, row, sweep.from_right ? i + 1 : i);
-    out[3 * apart] = green.re;
-    out[4 * apart] = green.im;
+  LIMBECK_INLINE void stage(int64_t row, int64_t along, int64_t count, double* to, int64_t lanes) const {
+    const int64_t first = row * m.n + (sweep.from_right ? m.n - 1 - along : along);
+    const int64_t by = sweep.from_right ? -1 : 1, apart = kOperands * lanes;
+    for (int64_t t = 0; t < count; ++t) {
+      const Complex<double> source = pair_at(sweep.source, first + by * t),
+                            green = pair_at(sweep.green, first + by * t);
+      double* one = to + t * apart;
+      one[0] = source.re;
+      one[lanes] = source.im;
+      one[3 * lanes] = green.re;
+      one[4 * lanes] = green.im;
+    }
+    stage_couplings<T>(m, sweep.from_right, row, along, count, to + 2 * lanes, apart);
   }
+  LIMBECK_INLINE void constants(int64_t, double*, int64_t) const {}
   LIMBECK_INLINE Complex<double> initial(int64_t) const { return {0.0, 0.0}; }
   template <class Number>
   static LIMBECK_INLINE Complex<Number> step(const Number* v, const Complex<Number>& before) {
@@ -136,19 +172,6 @@ LIMBECK_INLINE int64_t position(bool from_right, int64_t n, int64_t along) {
   return from_right ? n - 1 - along : along;
 }
 
-// The operands of `count` steps from `along` of a segment; ones where it has no such position.
-template <class Step>
-LIMBECK_INLINE void stage(const Step& step, const Lane& lane, int64_t along, int64_t count, double* to) {
-  constexpr int64_t kStep = Step::kOperands * kBlockLanes;
-  for (int64_t t = 0; t < count; ++t, to += kStep) {
-    if (along + t < lane.end) {
-      step.operands(lane.row, position(step.sweep.from_right, step.m.n, along + t), to, kBlockLanes);
-    } else {
-      for (int k = 0; k < Step::kOperands; ++k) to[k * kBlockLanes] = 1.0;
-    }
-  }
-}
-
 // Segments that begin their row start from what the row starts from; all write down what they start from.
 template <class Step>
 LIMBECK_INLINE void enter(const Step& step, const RowSegments& segments, int64_t first, int64_t lanes,
@@ -168,25 +191,51 @@ LIMBECK_INLINE void enter(const Step& step, const RowSegments& segments, int64_t
   state = {load(re, Whole{}), load(im, Whole{})};
 }
 
-template <class Step>
+template <class T, class Step>
+LIMBECK_INLINE void write(const Step& step, int64_t index, Complex<double> state) {
+  put_pair(step.sweep.states, index, state);
+  if (step.sweep.out != nullptr) put_pair(static_cast<T*>(step.sweep.out), index, state);
+}
+
+// `count` results of a lane, two rows of lanes apart.
+template <class T, class Step>
+LIMBECK_INLINE void write_back(const Step& step, int64_t row, int64_t along, int64_t count, const double* from) {
+  const int64_t first = row * step.m.n + position(step.sweep.from_right, step.m.n, along);
+  const int64_t by = step.sweep.from_right ? -1 : 1;
+  for (int64_t t = 0; t < count; ++t, from += 2 * kBlockLanes) {
+    write<T>(step, first + by * t, {from[0], from[kBlockLanes]});
+  }
+}
+
+template <class T, class Step>
 LIMBECK_INLINE void sweep_group(const Step& step, const RowSegments& segments, int64_t group) {
-  constexpr int kOperands = Step::kOperands;
+  constexpr int kOperands = Step::kOperands, kAll = kOperands + Step::kConstants;
   alignas(64) double operands[kTile * kOperands * kBlockLanes];
+  alignas(64) double constants[(Step::kConstants + 1) * kBlockLanes];
   alignas(64) double results[kTile * 2 * kBlockLanes];
   const int64_t first = group * kBlockLanes, all = segments.rows * segments.per_row, n = step.m.n;
   const int64_t lanes = all - first < kBlockLanes ? all - first : kBlockLanes;
-  for (double& operand : operands) operand = 1.0;  // lanes without a segment compute too
+  for (double& operand : operands) operand = 1.0;  // lanes without a segment, or behind its end, compute too
+  for (double& constant : constants) constant = 1.0;
+  for (int64_t j = 0; j < lanes; ++j) {
+    step.constants(lane_of(segments, first + j, n).row, constants + j, kBlockLanes);
+  }
   Complex<Lanes> state{Lanes(0.0), Lanes(0.0)};
   for (int64_t at = segments.per_row == 1 ? 0 : -kWarmUp; at < segments.length; at += kTile) {
     if (at == 0) enter(step, segments, first, lanes, state);
     const int64_t count = segments.length - at < kTile ? segments.length - at : kTile;
+    const auto count_of = [&](const Lane& lane) {
+      const int64_t left = lane.end - lane.begin - at;
+      return lane.begin + at < 0 || left < 0 ? 0 : left < count ? left : count;
+    };
     for (int64_t j = 0; j < lanes; ++j) {
       const Lane lane = lane_of(segments, first + j, n);
-      if (lane.begin + at >= 0) stage(step, lane, lane.begin + at, count, operands + j);
+      step.stage(lane.row, lane.begin + at, count_of(lane), operands + j, kBlockLanes);
     }
     for (int64_t t = 0; t < count; ++t) {
-      Lanes v[kOperands];
+      Lanes v[kAll];
       for (int k = 0; k < kOperands; ++k) v[k] = load(operands + (t * kOperands + k) * kBlockLanes, Whole{});
+      for (int k = kOperands; k < kAll; ++k) v[k] = load(constants + (k - kOperands) * kBlockLanes, Whole{});
       state = Step::step(v, state);
       store(results + 2 * t * kBlockLanes, state.re, Whole{});
       store(results + (2 * t + 1) * kBlockLanes, state.im, Whole{});
@@ -194,18 +243,14 @@ LIMBECK_INLINE void sweep_group(const Step& step, const RowSegments& segments, i
     if (at < 0) continue;
     for (int64_t j = 0; j < lanes; ++j) {
       const Lane lane = lane_of(segments, first + j, n);
-      const double* from = results + j;
-      for (int64_t t = 0; t < count && lane.begin + at + t < lane.end; ++t, from += 2 * kBlockLanes) {
-        const int64_t i = position(step.sweep.from_right, n, lane.begin + at + t);
-        put_pair(step.sweep.states, lane.row * n + i, {from[0], from[kBlockLanes]});
-      }
+      write_back<T>(step, lane.row, lane.begin + at, count_of(lane), results + j);
     }
   }
 }
 
 LIMBECK_INLINE bool same_bits(Complex<double> a, Complex<double> b) { return __builtin_memcmp(&a, &b, sizeof(a)) == 0; }
 
-template <class Step>
+template <class T, class Step>
 LIMBECK_INLINE int64_t repair_row(const Step& step, const RowSegments& segments, int64_t row) {
   const int64_t n = step.m.n;
   int64_t again = 0;
@@ -216,11 +261,12 @@ LIMBECK_INLINE int64_t repair_row(const Step& step, const RowSegments& segments,
     if (same_bits(state, pair_at(step.sweep.entries, segment))) continue;
     for (int64_t along = lane.begin; along < lane.end; ++along, ++again) {
       const int64_t i = position(step.sweep.from_right, n, along);
-      double v[Step::kOperands];
-      step.operands(row, i, v, 1);
+      double v[Step::kOperands + Step::kConstants];
+      step.stage(row, along, 1, v, 1);
+      step.constants(row, v + Step::kOperands, 1);
       state = Step::template step<double>(v, state);
       if (same_bits(state, pair_at(step.sweep.states, row * n + i))) break;
-      put_pair(step.sweep.states, row * n + i, state);
+      write<T>(step, row * n + i, state);
     }
   }
   return again;
@@ -228,24 +274,26 @@ LIMBECK_INLINE int64_t repair_row(const Step& step, const RowSegments& segments,
 
 template <class Body>
 LIMBECK_INLINE void with_step(Storage storage, const Tridiagonals& m, const ResolventSweep& sweep, Body body) {
-  if (storage == Storage::kFloat64) {
-    sweep.green == nullptr ? body(GreenStep<double>{m, sweep}) : body(SumStep<double>{m, sweep});
-  } else {
-    sweep.green == nullptr ? body(GreenStep<float>{m, sweep}) : body(SumStep<float>{m, sweep});
-  }
+  with_float_storage(storage, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    sweep.green == nullptr ? body(tag, GreenStep<T>{m, sweep}) : body(tag, SumStep<T>{m, sweep});
+  });
 }
 
 void sweep(Storage storage, const Tridiagonals& m, const RowSegments& segments, const ResolventSweep& one,
            int64_t begin, int64_t end) {
-  with_step(storage, m, one, [&](const auto& step) {
-    for (int64_t group = begin; group < end; ++group) sweep_group(step, segments, group);
+  with_step(storage, m, one, [&](auto tag, const auto& step) {
+    for (int64_t group = begin; group < end; ++group) {
+      sweep_group<typename decltype(tag)::Type>(step, segments, group);
+    }
   });
 }
 
 int64_t repair(Storage storage, const Tridiagonals& m, const RowSegments& segments, const ResolventSweep& one,
                int64_t row) {
   int64_t again = 0;
-  with_step(storage, m, one, [&](const auto& step) { again = repair_row(step, segments, row); });
+  with_step(storage, m, one,
+            [&](auto tag, const auto& step) { again = repair_row<typename decltype(tag)::Type>(step, segments, row); });
   return again;
 }
 
@@ -270,11 +318,6 @@ LIMBECK_INLINE Complex<double> diagonal_at(const Tridiagonals& m, const double* 
 
 LIMBECK_INLINE const double* row_of(const double* pairs, const Tridiagonals& m, int64_t row) {
   return pairs == nullptr ? nullptr : pairs + 2 * row * m.n;
-}
-
-template <class Body>
-LIMBECK_INLINE void with_float_storage(Storage storage, Body body) {
-  storage == Storage::kFloat64 ? body(StorageTag<double>{}) : body(StorageTag<float>{});
 }
 
 void diagonal(Storage storage, const Tridiagonals& m, const double* left, const double* right, void* out, int64_t row,

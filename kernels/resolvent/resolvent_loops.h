@@ -40,6 +40,7 @@ struct ResolventSweep {
   const double* source;
   double* states;
   double* entries;
+  void* out;  // the states in the storage too, or null
 };
 
 struct ResolventGradients {
@@ -61,10 +62,10 @@ struct ResolventLoops {
                 int64_t group_end);
   // Returns how many positions were computed again.
   int64_t (*repair)(Storage, const Tridiagonals&, const RowSegments&, const ResolventSweep&, int64_t row);
-  // out [rows, n, 2] in the storage, positions [begin, end) of a row. right null: left itself.
+  // out [rows, n, 2] in the storage, positions [begin, end) of a row: what both Green functions give.
   void (*diagonal)(Storage, const Tridiagonals&, const double* left, const double* right, void* out, int64_t row,
                    int64_t begin, int64_t end);
-  // Fills `source`, resp. everything below it, for positions [begin, end) of a row.
+  // Fills `source`, resp. all that stands below the sums, for positions [begin, end) of a row.
   void (*gradient_source)(Storage, const Tridiagonals&, const ResolventGradients&, int64_t row, int64_t begin,
                           int64_t end);
   void (*gradients)(Storage, const Tridiagonals&, const ResolventGradients&, int64_t row, int64_t begin, int64_t end);

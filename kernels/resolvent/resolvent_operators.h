@@ -8,11 +8,11 @@
 
 namespace limbeck::kernels {
 
-// g, and in float64 what the gradients start from: the Green functions from the left and, unless causal, from the right
-// (else empty). Here z has the leading dimensions of a.
+// g, and where `keep` says so in float64 what the gradients start from: the Green functions from the left and, unless
+// causal, from the right; empty else. Here z has the leading dimensions of a.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> resolvent_outputs(const at::Tensor& a, const at::Tensor& b,
                                                                  const at::Tensor& c, const at::Tensor& z, bool causal,
-                                                                 const std::optional<at::Tensor>& documents);
+                                                                 const std::optional<at::Tensor>& documents, bool keep);
 
 // The gradients of a, b, c and z.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> resolvent_gradients(

@@ -3,8 +3,8 @@
 // scalar code) and beside a copy of the same bytes. limbeck_bench resolvent [rounds [Im z]]; figures are medians.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <malloc.h>
 
-#include <complex>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -88,6 +88,8 @@ void measure(int64_t batch, int64_t n, double height, int rounds, int threads) {
 int main_of(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 7, threads = at::get_num_threads();
   const double height = argc > 2 ? std::atof(argv[2]) : 1.0;
+  mallopt(M_MMAP_MAX, 0);  // pages that were faulted in stay, as in a run
+  mallopt(M_TRIM_THRESHOLD, 2147483647);
   at::manual_seed(5);
   std::printf("ns a position; causal and both ways on 1 and %d threads, trained (causal, both ways) on %d; Im z %g\n",
               threads, threads, height);

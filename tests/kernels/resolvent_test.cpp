@@ -292,9 +292,14 @@ TEST(Resolvent, EveryInstructionSetHasTheSameBits) {
     const kernels::ResolventLoops& loops = kernels::resolvent_loops_for(isa);
     const at::Tensor green = at::empty({3, n, 2}, at::kDouble), sums = at::empty_like(green);
     std::vector<double> entries(18);
-    const kernels::ResolventSweep right{true, nullptr, nullptr, green.mutable_data_ptr<double>(), entries.data()};
-    const kernels::ResolventSweep left{false, green.const_data_ptr<double>(), green.const_data_ptr<double>(),
-                                       sums.mutable_data_ptr<double>(), entries.data()};
+    const kernels::ResolventSweep right{true,           nullptr, nullptr, green.mutable_data_ptr<double>(),
+                                        entries.data(), nullptr};
+    const kernels::ResolventSweep left{false,
+                                       green.const_data_ptr<double>(),
+                                       green.const_data_ptr<double>(),
+                                       sums.mutable_data_ptr<double>(),
+                                       entries.data(),
+                                       nullptr};
     for (const auto* sweep : {&right, &left}) {
       loops.sweep(kernels::Storage::kFloat32, m, segments, *sweep, 0, 1);
       for (int64_t row = 0; row < 3; ++row) loops.repair(kernels::Storage::kFloat32, m, segments, *sweep, row);
