@@ -77,6 +77,23 @@ LIMBECK_INLINE double real_diagonal(const Tridiagonals& m, int64_t row, int64_t 
   return static_cast<double>(static_cast<const T*>(m.a)[row * m.a_row + i]) - m.z[2 * row];
 }
 
+// Asks for what stands a tile further along: sixteen streams of a few lines each are more than processors foresee.
+template <class T>
+LIMBECK_INLINE void ask_ahead(const T* row, int64_t first, int64_t by, bool written = false) {
+  constexpr int64_t kPerLine = 64 / static_cast<int64_t>(sizeof(T));
+  const T* ahead = row + first + by * kTile;
+  for (int64_t at = 0; at < kTile; at += kPerLine) {
+    if (written) {
+      __builtin_prefetch(ahead + by * at, 1);
+    } else {
+      __builtin_prefetch(ahead + by * at, 0);
+    }
+  }
+}
+
+// Whether a whole tile follows the one at `along`.
+LIMBECK_INLINE bool has_ahead(int64_t along, int64_t n) { return along + 2 * kTile <= n; }
+
 // `count` couplings to what the sweep comes from, `apart` from each other, from position `along` of its order.
 template <class T>
 LIMBECK_INLINE void stage_couplings(const Tridiagonals& m, bool from_right, int64_t row, int64_t along, int64_t count,
@@ -110,6 +127,11 @@ struct GreenStep {
     const T* a = static_cast<const T*>(m.a) + row * m.a_row + (sweep.from_right ? m.n - 1 - along : along);
     const int64_t by = sweep.from_right ? -1 : 1, apart = kOperands * lanes;
     const double re = m.z[2 * row];
+    if (has_ahead(along, m.n)) {
+      ask_ahead(a, 0, by);
+      ask_ahead(static_cast<const T*>(m.b) + row * m.b_row, sweep.from_right ? m.n - 1 - along : along, by);
+      ask_ahead(static_cast<const T*>(m.c) + row * m.c_row, sweep.from_right ? m.n - 1 - along : along, by);
+    }
     for (int64_t t = 0; t < count; ++t) to[t * apart] = static_cast<double>(a[by * t]) - re;
     stage_couplings<T>(m, sweep.from_right, row, along, count, to + lanes, apart);
   }
@@ -133,6 +155,10 @@ struct SumStep {
   LIMBECK_INLINE void stage(int64_t row, int64_t along, int64_t count, double* to, int64_t lanes) const {
     const int64_t first = row * m.n + (sweep.from_right ? m.n - 1 - along : along);
     const int64_t by = sweep.from_right ? -1 : 1, apart = kOperands * lanes;
+    if (has_ahead(along, m.n)) {
+      ask_ahead(reinterpret_cast<const Complex<double>*>(sweep.source), first, by);
+      ask_ahead(reinterpret_cast<const Complex<double>*>(sweep.green), first, by);
+    }
     for (int64_t t = 0; t < count; ++t) {
       const Complex<double> source = pair_at(sweep.source, first + by * t),
                             green = pair_at(sweep.green, first + by * t);
@@ -202,6 +228,9 @@ template <class T, class Step>
 LIMBECK_INLINE void write_back(const Step& step, int64_t row, int64_t along, int64_t count, const double* from) {
   const int64_t first = row * step.m.n + position(step.sweep.from_right, step.m.n, along);
   const int64_t by = step.sweep.from_right ? -1 : 1;
+  if (step.sweep.out != nullptr && has_ahead(along, step.m.n)) {
+    ask_ahead(static_cast<const Complex<T>*>(step.sweep.out), first, by, true);
+  }
   for (int64_t t = 0; t < count; ++t, from += 2 * kBlockLanes) {
     write<T>(step, first + by * t, {from[0], from[kBlockLanes]});
   }
