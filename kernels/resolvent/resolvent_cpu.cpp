@@ -16,21 +16,21 @@ namespace {
 
 using Documents = std::optional<at::Tensor>;
 
-// Shorter segments would spend more of their time on the start than they save by filling lanes.
+// A group of shorter segments would spend more of its time on their start than it saves by filling lanes.
 constexpr int64_t kShortestSegment = 2 * kWarmUp;
-// Rows of sixteen such segments and more fill a group by themselves: it then has one place in memory and not sixteen.
+// What a second group of the same row must have to repay its start. Rows of sixteen and more of them are a group each,
+// which then has one place in memory and not sixteen.
 constexpr int64_t kLongSegment = 1024;
 // Complex numbers of scratch that each thread's share of a cache holds.
 constexpr int64_t kScratchNumbers = 1 << 15;
-constexpr int64_t kWeight = 4;  // a position costs as much as so many elements of a norm
 
 // As many segments as all threads' vectors have lanes for. They are an odd multiple of 32 positions long: sixteen
 // streams whose distance is a power of two would take the same few places of every cache.
 RowSegments segments_of(int64_t rows, int64_t n) {
-  const int64_t lanes = kSegmentLanes * at::get_num_threads();
-  int64_t per_row = (lanes + rows - 1) / rows;
-  per_row = std::clamp<int64_t>(per_row, 1, std::max<int64_t>(1, n / kShortestSegment));
-  if (n >= kSegmentLanes * kLongSegment) per_row = std::max(per_row, kSegmentLanes);
+  const int64_t lanes = kSegmentLanes * at::get_num_threads(), wanted = (lanes + rows - 1) / rows;
+  const bool is_long = n >= kSegmentLanes * kLongSegment;
+  const int64_t most = is_long ? n / kLongSegment : std::min(kSegmentLanes, n / kShortestSegment);
+  const int64_t per_row = std::clamp<int64_t>(wanted, is_long ? kSegmentLanes : 1, std::max<int64_t>(1, most));
   if (per_row == 1) return {rows, 1, n};
   const int64_t length = ((n + per_row - 1) / per_row + 31) / 32 / 2 * 64 + 32;
   return {rows, (n + length - 1) / length, length};
@@ -49,19 +49,20 @@ struct RowsAtOnce {
   void sweep(bool from_right, const double* green, const double* source, double* states, void* out = nullptr) const {
     const ResolventSweep one{from_right, green, source, states, entries, out};
     const int64_t groups = (segments.rows * segments.per_row + kSegmentLanes - 1) / kSegmentLanes;
-    const int64_t grain = items_per_task(kWeight * segments.length * kSegmentLanes);
+    const int64_t grain = items_per_task(segments.length * kSegmentLanes);
     at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
       resolvent_loops_here().sweep(storage, matrices, segments, one, begin, end);
     });
-    for (int64_t row = 0; row < segments.rows && segments.per_row > 1; ++row) {
-      resolvent_loops_here().repair(storage, matrices, segments, one, row);
-    }
+    if (segments.per_row == 1) return;
+    at::parallel_for(0, segments.rows, items_per_task(segments.per_row), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) resolvent_loops_here().repair(storage, matrices, segments, one, row);
+    });
   }
 
   // body(row, begin, end) over runs of kGradientRun positions.
   template <class Body>
   void for_runs(Body body) const {
-    const int64_t n = matrices.n, runs = runs_of(n), grain = items_per_task(kWeight * std::min(n, kGradientRun));
+    const int64_t n = matrices.n, runs = runs_of(n), grain = items_per_task(std::min(n, kGradientRun));
     at::parallel_for(0, segments.rows * runs, grain, [&](int64_t first, int64_t last) {
       for (int64_t run = first; run < last; ++run) {
         const int64_t begin = run % runs * kGradientRun;

@@ -228,8 +228,9 @@ template <class T, class Step>
 LIMBECK_INLINE void write_back(const Step& step, int64_t row, int64_t along, int64_t count, const double* from) {
   const int64_t first = row * step.m.n + position(step.sweep.from_right, step.m.n, along);
   const int64_t by = step.sweep.from_right ? -1 : 1;
-  if (step.sweep.out != nullptr && has_ahead(along, step.m.n)) {
-    ask_ahead(static_cast<const Complex<T>*>(step.sweep.out), first, by, true);
+  if (has_ahead(along, step.m.n)) {
+    ask_ahead(reinterpret_cast<const Complex<double>*>(step.sweep.states), first, by, true);
+    if (step.sweep.out != nullptr) ask_ahead(static_cast<const Complex<T>*>(step.sweep.out), first, by, true);
   }
   for (int64_t t = 0; t < count; ++t, from += 2 * kBlockLanes) {
     write<T>(step, first + by * t, {from[0], from[kBlockLanes]});
@@ -281,21 +282,28 @@ LIMBECK_INLINE bool same_bits(Complex<double> a, Complex<double> b) { return __b
 
 template <class T, class Step>
 LIMBECK_INLINE int64_t repair_row(const Step& step, const RowSegments& segments, int64_t row) {
+  constexpr int kOperands = Step::kOperands, kAll = kOperands + Step::kConstants;
   const int64_t n = step.m.n;
+  double operands[kTile * kOperands];
   int64_t again = 0;
   for (int64_t k = 1; k < segments.per_row && k * segments.length < n; ++k) {
     const int64_t segment = row * segments.per_row + k;
     const Lane lane = lane_of(segments, segment, n);
     Complex<double> state = pair_at(step.sweep.states, row * n + position(step.sweep.from_right, n, lane.begin - 1));
     if (same_bits(state, pair_at(step.sweep.entries, segment))) continue;
-    for (int64_t along = lane.begin; along < lane.end; ++along, ++again) {
-      const int64_t i = position(step.sweep.from_right, n, along);
-      double v[Step::kOperands + Step::kConstants];
-      step.stage(row, along, 1, v, 1);
-      step.constants(row, v + Step::kOperands, 1);
-      state = Step::template step<double>(v, state);
-      if (same_bits(state, pair_at(step.sweep.states, row * n + i))) break;
-      write<T>(step, row * n + i, state);
+    double v[kAll];
+    step.constants(row, v + kOperands, 1);
+    bool met = false;
+    for (int64_t along = lane.begin; along < lane.end && !met; along += kTile) {
+      const int64_t count = lane.end - along < kTile ? lane.end - along : kTile;
+      step.stage(row, along, count, operands, 1);
+      for (int64_t t = 0; t < count && !met; ++t, ++again) {
+        const int64_t index = row * n + position(step.sweep.from_right, n, along + t);
+        for (int j = 0; j < kOperands; ++j) v[j] = operands[t * kOperands + j];
+        state = Step::template step<double>(v, state);
+        met = same_bits(state, pair_at(step.sweep.states, index));
+        if (!met) write<T>(step, index, state);
+      }
     }
   }
   return again;

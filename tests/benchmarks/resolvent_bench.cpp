@@ -1,6 +1,7 @@
 // The resolvent's diagonal, by length and batch: nanoseconds a position (linear: a line of them stays level), forward
 // and with its gradients, on 1 and 2 threads, beside the plain recurrence (one row, one position after another, in
-// scalar code) and beside a copy of the same bytes. limbeck_bench resolvent [rounds [Im z]]; figures are medians.
+// scalar code) and beside a copy of the same bytes. limbeck_bench resolvent [rounds [Im z [spread of
+// the elements]]]: with both near zero the maps hardly contract, which is the worst case. Figures are medians.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <malloc.h>
@@ -18,10 +19,10 @@ namespace {
 
 struct Matrices {
   at::Tensor a, b, c, z;
-  Matrices(int64_t batch, int64_t n, double height)
-      : a(at::randn({batch, n}) * 0.5 - 2.0),
-        b(at::randn({batch, n - 1}) * 0.1 + 1.0),
-        c(at::randn({batch, n - 1}) * 0.1 + 1.0),
+  Matrices(int64_t batch, int64_t n, double height, double spread)
+      : a(at::randn({batch, n}) * spread - 2.0),
+        b(at::randn({batch, n - 1}) * (0.2 * spread) + 1.0),
+        c(at::randn({batch, n - 1}) * (0.2 * spread) + 1.0),
         z(at::tensor({0.0f, static_cast<float>(height)})) {}
 };
 
@@ -58,8 +59,12 @@ double nanoseconds(int threads, int rounds, double positions, const std::functio
   return 1e9 * median(times) / positions;
 }
 
-void measure(int64_t batch, int64_t n, double height, int rounds, int threads) {
-  const Matrices m(batch, n, height);
+struct Point {
+  double height, spread;
+};
+
+void measure(int64_t batch, int64_t n, const Point& point, int rounds, int threads) {
+  const Matrices m(batch, n, point.height, point.spread);
   const at::Tensor out = at::empty({batch, n, 2}), copied = at::empty_like(out), grad = at::randn({batch, n, 2});
   const double positions = static_cast<double>(batch * n);
   const auto run = [&](int on, bool causal) {
@@ -87,14 +92,16 @@ void measure(int64_t batch, int64_t n, double height, int rounds, int threads) {
 
 int main_of(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 7, threads = at::get_num_threads();
-  const double height = argc > 2 ? std::atof(argv[2]) : 1.0;
+  const Point point{argc > 2 ? std::atof(argv[2]) : 1.0, argc > 3 ? std::atof(argv[3]) : 0.5};
   mallopt(M_MMAP_MAX, 0);  // pages that were faulted in stay, as in a run
   mallopt(M_TRIM_THRESHOLD, 2147483647);
   at::manual_seed(5);
-  std::printf("ns a position; causal and both ways on 1 and %d threads, trained (causal, both ways) on %d; Im z %g\n",
-              threads, threads, height);
+  std::printf(
+      "ns a position; causal and both ways on 1 and %d threads, trained (causal, both ways) on %d; Im z %g, spread "
+      "%g\n",
+      threads, threads, point.height, point.spread);
   for (const int64_t batch : {1, 16}) {
-    for (const int64_t n : {1024, 4096, 16384, 131072}) measure(batch, n, height, rounds, threads);
+    for (const int64_t n : {1024, 4096, 16384, 131072}) measure(batch, n, point, rounds, threads);
   }
   return 0;
 }
