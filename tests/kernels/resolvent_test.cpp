@@ -234,31 +234,41 @@ TEST(Resolvent, CausalDoesNotSeeWhatFollows) {
   }
 }
 
-// One row alone is divided into segments, one of many is not, and pieces of 100 never are: the same bits, also where
-// the maps contract so slowly (Im z small) that hardly a segment's start is right.
+// A row alone is divided into segments, the first 32 of 40 such are not, and pieces of 100 never are: the same bits in
+// values and gradients. In the even matrix with z close above its band nothing contracts, and no segment's start is
+// right.
 TEST(Resolvent, SegmentsHaveTheBitsOfTheRecurrence) {
+  constexpr int64_t rows = 40, n = 2000;
   for (const double height : {1.0, 0.05, 1e-5}) {
-    const Tensors in = matrices({40}, 5000, at::kFloat, 90, height);
-    for (const auto& of : {causal_of, whole_of}) {
-      const at::Tensor many = of(in);
+    for (const bool even : {false, true}) {
+      Tensors in = matrices({rows}, n, at::kFloat, 90, height);
+      if (even) in = {at::full({rows, n}, -0.7f), at::ones({rows, n - 1}), at::ones({rows, n - 1}), in[3]};
       const Tensors one{in[0][7], in[1][7], in[2][7], in[3]};
-      const at::Tensor alone = of(one);
-      expect_same_bits(many[7], alone, "a row alone");
+      const at::Tensor weights = random_tensor({rows, n, 2}, at::kFloat, 91);
       const int threads = at::get_num_threads();
-      at::set_num_threads(threads == 1 ? 2 : 1);
-      expect_same_bits(alone, of(one), "on other threads");
-      at::set_num_threads(threads);
+      for (const bool causal : {true, false}) {
+        SCOPED_TRACE(std::to_string(height) + (even ? " even" : " random") + (causal ? " causal" : " whole"));
+        const Loss of_all{causal, weights, at::Tensor()}, of_one{causal, weights[7], at::Tensor()};
+        const Tensors many = gradients_of(of_all, in), alone = gradients_of(of_one, one);
+        for (size_t k = 0; k < 3; ++k) expect_same_bits(many[k][7], alone[k], "gradient of a row alone");
+        const at::Tensor g = resolvent(one[0], one[1], one[2], one[3], causal);
+        expect_same_bits(resolvent(in[0], in[1], in[2], in[3], causal)[7], g, "a row alone");
+        at::set_num_threads(threads == 1 ? 2 : 1);
+        expect_same_bits(g, resolvent(one[0], one[1], one[2], one[3], causal), "on other threads");
+        expect_same_bits(alone[3], gradients_of(of_one, one)[3], "gradient of z on other threads");
+        at::set_num_threads(threads);
+      }
+      const at::Tensor zero = at::zeros({1}), b = at::cat({zero, one[1]}), c = at::cat({zero, one[2]});
+      at::Tensor state = at::zeros({2}, at::kDouble);
+      Tensors pieces;
+      for (int64_t begin = 0; begin < n; begin += 100) {
+        auto [piece, next] = kernels::continued_resolvent(one[0].narrow(0, begin, 100), b.narrow(0, begin, 100),
+                                                          c.narrow(0, begin, 100), one[3], state);
+        pieces.push_back(piece);
+        state = next;
+      }
+      expect_same_bits(at::cat(pieces), causal_of(one), "in pieces");
     }
-    const at::Tensor zero = at::zeros({1}), b = at::cat({zero, in[1][7]}), c = at::cat({zero, in[2][7]});
-    at::Tensor state = at::zeros({2}, at::kDouble);
-    Tensors pieces;
-    for (int64_t begin = 0; begin < 5000; begin += 100) {
-      auto [piece, next] = kernels::continued_resolvent(in[0][7].narrow(0, begin, 100), b.narrow(0, begin, 100),
-                                                        c.narrow(0, begin, 100), in[3], state);
-      pieces.push_back(piece);
-      state = next;
-    }
-    expect_same_bits(at::cat(pieces), causal_of({in[0][7], in[1][7], in[2][7], in[3]}), "in pieces");
   }
 }
 
