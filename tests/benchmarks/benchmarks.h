@@ -25,5 +25,8 @@ int main_of(int argc, char** argv);
 namespace quantized_bench {
 int main_of(int argc, char** argv);
 }
+namespace resolvent_bench {
+int main_of(int argc, char** argv);
+}
 
 }  // namespace limbeck::bench

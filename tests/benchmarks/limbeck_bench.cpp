@@ -23,6 +23,8 @@ constexpr std::array kBenchmarks = {
     Benchmark{"linear", "half products against ATen's", bench::linear_bench::main_of},
     Benchmark{"load", "reading safetensors against the bytes alone", bench::load_bench::main_of},
     Benchmark{"quantized", "linears with packed weights beside float ones", bench::quantized_bench::main_of},
+    Benchmark{"resolvent", "the resolvent's diagonal beside the plain recurrence: time a position, by length",
+              bench::resolvent_bench::main_of},
 };
 
 }  // namespace

@@ -37,6 +37,22 @@ def angles():
     return angle.cos(), angle.sin()
 
 
+def point(x):
+    return torch.stack([x[0], x[1].abs() + 0.3])  # of the upper half plane
+
+
+def resolvent_reference(a, b, c, x, causal):
+    z = torch.view_as_complex(point(x))
+
+    def diagonal(n):
+        matrix = torch.diag_embed(a[:, :n]) + torch.diag_embed(b[:, : n - 1], 1) + torch.diag_embed(c[:, : n - 1], -1)
+        return torch.linalg.inv(matrix - z * torch.eye(n, dtype=a.dtype)).diagonal(0, -2, -1)
+
+    n = a.shape[1]
+    whole = torch.stack([diagonal(k + 1)[:, k] for k in range(n)], 1) if causal else diagonal(n)
+    return torch.view_as_real(whole)
+
+
 # name -> (operator of its differentiable tensors, reference, shapes)
 CASES = {
     "rms_norm": (
@@ -80,6 +96,14 @@ CASES = {
         lambda a, b: torch.stack([a[:2].T @ b[:2], a.new_zeros(4, 3), a[2:].T @ b[2:]]),
         [(5, 4), (5, 3)],
     ),
+    **{
+        name: (
+            lambda a, b, c, x, causal=causal: ops.resolvent(a, b, c, point(x), causal),
+            lambda a, b, c, x, causal=causal: resolvent_reference(a, b, c, x, causal),
+            [(2, 5), (2, 4), (2, 4), (2,)],
+        )
+        for name, causal in (("resolvent", True), ("resolvent_both_ways", False))
+    },
     "rotary_embedding": (
         lambda x: ops.rotary_embedding(x, *angles()),
         lambda x: rotary_reference(x, *angles()),
@@ -126,6 +150,8 @@ def opcheck_samples():
         "dropout": (x, torch.arange(6), -7, 0.4),
         "grouped_linear": (*tensors((5, 3), (3, 4, 3), dtype=torch.float32), ENDS),
         "grouped_outer": (*tensors((5, 4), (5, 3), dtype=torch.float32), ENDS),
+        "resolvent": (*tensors((2, 5), (2, 4), (2, 4), dtype=torch.float32), torch.tensor([0.2, 0.7])),
+        "continued_resolvent": (x.detach(), x.detach(), x.detach(), torch.tensor([0.2, 0.7]), torch.zeros(6, 2, dtype=torch.float64)),
         "rotary_embedding": (heads, *angles()),
         "rotary_embedding_of_both": (heads, fewer, *angles()),
         "sample_ids": (x.detach(), 0.7, 5, 0.9, 3, 1),
@@ -142,6 +168,10 @@ def test_opcheck(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_meta_equals_real(name, dtype):
     ours, _, shapes = CASES[name]
+    if name.startswith("resolvent") and dtype != torch.float32:
+        with pytest.raises(RuntimeError, match=r"\[resolvent\] a is .*float16.*, wanted float32 or float64"):
+            ours(*tensors(*shapes, dtype=dtype))
+        return
     if name == "rotary_embedding":  # its angles must be on meta as well
         def ours(x):
             return ops.rotary_embedding(x, *(a.to(x.device) for a in angles()))
