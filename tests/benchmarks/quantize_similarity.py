@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 import transformers
-from quantize_quality import Bench, limbeck, payload, torchao_way
+from quantize_quality import CHOICES, Bench, limbeck, payload, torchao_way
 from safetensors.torch import load_file, save_file
 
-CHOICES = "float,int8,int8-g32,int4-g32,int4-g64,int4,int4-sym-g32,int4-sym"
 PAIRS = 20_000
 
 

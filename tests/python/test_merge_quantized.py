@@ -238,6 +238,11 @@ def test_what_is_written_and_lost_is_printed(limbeck, cases, tmp_path):
     assert parity_measures.largest_error(pick(packed), pick(plain)) <= OUTPUT_BAR
 
 
+def int8_values(stored: dict[str, torch.Tensor], name: str, columns: int) -> torch.Tensor:
+    codes = stored[f"{name}_packed"].view(torch.uint8)[:, :columns].to(torch.int32) - 128
+    return codes * stored[f"{name}_scale"].float()
+
+
 @pytest.mark.parametrize(("name", "form"), [("lora", "int8"), ("dora-bias", "int8"), ("lora", "nf4"), ("ia3", "nf4-double"), ("lora-head", "nf4"), ("lora-experts", "int8")])
 def test_new_codes_are_stored_as_such(limbeck, cases, tmp_path, name, form):
     """In float32 scales are what they were: the packed folder is the other one's values to the bit."""
@@ -257,13 +262,12 @@ def test_new_codes_are_stored_as_such(limbeck, cases, tmp_path, name, form):
     assert sum(tensor.nbytes for tensor in stored.values()) < sum(tensor.nbytes for tensor in plain.values()) - 2 * sum(plain[n].numel() for n in names)
     if form == "int8":
         for n in names:
-            scale = stored[f"{n}_scale"]
-            packed = stored[f"{n}_packed"].view(torch.uint8)[:, : plain[n].shape[1]].to(torch.int32) - 128
-            assert torch.equal(packed * scale, plain[n]), n
+            assert torch.equal(int8_values(stored, n, plain[n].shape[1]), plain[n]), n
 
 
-def test_codes_of_a_bfloat16_folder_have_its_scales(limbeck, cases, tmp_path):
-    case = cases("lora", "int8")
+@pytest.mark.parametrize("name", ["lora", "lora-experts"])
+def test_codes_of_a_bfloat16_folder_have_its_scales(limbeck, cases, tmp_path, name):
+    case = cases(name, "int8")
     arguments = ["merge", "--model", str(case.base), "--adapter", str(case.adapter), "--quantize", "int8", "--into", "requantized", "--dtype", "bfloat16"]
     limbeck.run(*arguments, "--packed", "--output", str(tmp_path / "codes"), "--json", str(tmp_path / "said.json"))
     stored = load_file(tmp_path / "codes" / "model.safetensors")
@@ -274,6 +278,13 @@ def test_codes_of_a_bfloat16_folder_have_its_scales(limbeck, cases, tmp_path):
     assert errors["requantized"]["of_weight"]["mean"] == pytest.approx(as_values["requantized"]["of_weight"]["mean"], rel=0.1)
     assert errors["original"] == as_values["original"]
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "codes", device_map="cpu")
+    values, of_sums = load_file(tmp_path / "values" / "model.safetensors"), 0
+    for n in [n.removesuffix("_packed") for n in stored if n.endswith("_packed")]:
+        meant = int8_values(stored, n, values[n].shape[1])
+        of_sums += 1
+        assert parity_measures.relative_frobenius(meant.double(), values[n].double()) < 1e-2, n
+    assert of_sums > len(case.changed) // 2
+
 
 
 def test_an_adapter_on_float_modules_alone_is_no_matter_of_codes(limbeck, tmp_path):

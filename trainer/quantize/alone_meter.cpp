@@ -26,17 +26,10 @@ AloneMeter::AloneMeter(models::BuiltModel model, const ScoreMeter& meter, const 
 std::vector<double> AloneMeter::measure(size_t module, const FloatRow& row) const {
   const at::NoGradGuard no_gradient;
   precision::ContractModule& changed = *modules_.at(module);
-  const auto put = [&](const NamedWeights& weights) {
-    for (const auto& [name, weight] : weights) changed.replace_parameter(name, weight);
-  };
   std::vector<double> kl;
   for (size_t format = 0; format < table_.formats().size(); ++format) {
-    const NamedWeights stored = meter_.weights_in(module, format);
-    NamedWeights own;
-    for (const auto& [name, weight] : stored) own.emplace_back(name, changed.parameter(name).detach());
-    put(stored);
+    const WeightsInPlace other(changed, meter_.weights_in(module, format));
     kl.push_back(row.divergence(model_).kl);
-    put(own);
     if (std::isfinite(kl.back())) continue;
     throw NumericError(
         fmt::format("{}: with it in {} the KL to the floats is not finite: look at its weights and at the data",

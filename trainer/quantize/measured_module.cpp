@@ -22,27 +22,18 @@ at::Tensor as_matrices(const at::Tensor& weight, int64_t matrices) {
   return weight.view({matrices, -1, weight.size(-1)});
 }
 
-// Other weights in a module while this lives.
-class WeightsInPlace {
- public:
-  WeightsInPlace(precision::ContractModule& module, const NamedWeights& weights) : module_(module) {
-    for (const auto& [name, weight] : weights) {
-      own_.emplace_back(name, module.parameter(name));
-      module.replace_parameter(name, weight);
-    }
-  }
-  ~WeightsInPlace() {
-    for (const auto& [name, weight] : own_) module_.replace_parameter(name, weight);
-  }
-  WeightsInPlace(const WeightsInPlace&) = delete;
-  WeightsInPlace& operator=(const WeightsInPlace&) = delete;
-
- private:
-  precision::ContractModule& module_;
-  NamedWeights own_;
-};
-
 }  // namespace
+
+WeightsInPlace::WeightsInPlace(precision::ContractModule& module, const NamedWeights& weights) : module_(module) {
+  for (const auto& [name, weight] : weights) {
+    own_.emplace_back(name, module.parameter(name));
+    module.replace_parameter(name, weight);
+  }
+}
+
+WeightsInPlace::~WeightsInPlace() {
+  for (const auto& [name, weight] : own_) module_.replace_parameter(name, weight);
+}
 
 MeasuredModule::MeasuredModule(std::shared_ptr<precision::ContractModule> module, const Candidate& candidate,
                                const std::vector<StoredFormat>& formats, at::ScalarType floats)

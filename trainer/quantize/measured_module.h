@@ -22,6 +22,19 @@ struct HeardPass {
 // Parameters of a module by their names in it.
 using NamedWeights = std::vector<std::pair<std::string, at::Tensor>>;
 
+// Other weights in a module while this lives.
+class WeightsInPlace {
+ public:
+  WeightsInPlace(precision::ContractModule& module, const NamedWeights& weights);
+  ~WeightsInPlace();
+  WeightsInPlace(const WeightsInPlace&) = delete;
+  WeightsInPlace& operator=(const WeightsInPlace&) = delete;
+
+ private:
+  precision::ContractModule& module_;
+  NamedWeights own_;
+};
+
 class MeasuredModule {
  public:
   // `floats`: what "float" is stored in, and scales. WeightsError names a weight that is not finite.

@@ -97,7 +97,7 @@ std::string format_of(const models::BuiltModel& model) {
 
 // A copy to be filled with new codes, whose scales are as the folder will store them; what no folder can hold is
 // refused before anything is merged.
-std::optional<models::BuiltModel> copy_for_codes(models::ModelRequest request) {
+models::BuiltModel copy_for_codes(models::ModelRequest request) {
   const models::BuiltModel structure = models::build_on_meta(request);
   models::plan_packed(structure);
   models::refuse_shorter_last_groups(structure);
