@@ -104,26 +104,45 @@ class Seen(torch.nn.Module):
         return ThroughCodes.apply(w, self.form)
 
 
-def seen_through(model: torch.nn.Module, form: str, head: str | None) -> torch.nn.Module:
+def seen_through(model: torch.nn.Module, form: str, head: str | None, embedding: str | None) -> torch.nn.Module:
+    kinds = {"lm_head": head, "embed_tokens": embedding}
     for name, module in list(model.named_modules()):
-        kind = form if name.endswith("_proj") else head if name == "lm_head" else None
+        kind = form if name.endswith("_proj") else kinds.get(name.rpartition(".")[2])
         if kind:
             torch.nn.utils.parametrize.register_parametrization(module, "weight", Seen(kind))
     return model
 
 
-@pytest.mark.parametrize(("form", "head"), [("int4-g32", "int8"), ("int8", None), ("nf4", None)])
-def test_a_run_is_a_straight_through_loop_in_pytorch(work, form, head):
+@pytest.fixture(scope="module")
+def tied(work) -> transformers.PreTrainedModel:
+    """The student with its embedding's table as its head."""
+    model = copy.deepcopy(work.student)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    saved(model, work.folder / "tied")
+    return model
+
+
+def table_rules(head: str | None, embedding: str | None) -> str | None:
+    rules = [f"student.{name} {kind}" for name, kind in (("lm_head", head), ("embed_tokens", embedding)) if kind]
+    return "\nrule = ".join(rules) or None
+
+
+@pytest.mark.parametrize(("form", "head", "embedding", "is_tied"),
+                         [("int4-g32", "int8", None, False), ("int8", None, None, False), ("nf4", None, None, False), ("int8", None, "int8", False),
+                          ("int4-g32", "int8", "int8", True)])  # fmt: skip
+def test_a_run_is_a_straight_through_loop_in_pytorch(work, tied, form, head, embedding, is_tied):
     """Not in int4-sym: the least value of a group lies halfway between two codes there, and the last bit decides."""
     steps, batches = 20, token_rows.padded_batches(work.documents, ROWS, LENGTH)
     updates = [[batches[i % len(batches)]] for i in range(steps)]
     settings = torch_distiller.Settings(learning_rate=1e-3, total_steps=steps, warmup_steps=5, weight_decay=0.01, temperature=2.0)
-    keys = CODES | {"student__quantize": form, "precision__rule": f"student.lm_head {head}" if head else None,
-                    "train__steps": f"{steps} steps", "checkpoint__every": 1, "checkpoint__keep": steps}  # fmt: skip
-    run = work.train(f"parity-{form}", **keys)
+    keys = CODES | {"student__quantize": form, "precision__rule": table_rules(None if is_tied else head, embedding),
+                    "student__model": work.folder / ("tied" if is_tied else "student"), "train__steps": f"{steps} steps", "checkpoint__every": 1, "checkpoint__keep": steps}  # fmt: skip
+    name = f"{form}-{head}-{embedding}-{is_tied}"
+    run, start = work.train(f"parity-{name}", **keys), tied if is_tied else work.student
 
     # The gradients of the first update are what the first moments are made of.
-    first = seen_through(copy.deepcopy(work.student), form, head)
+    first = seen_through(copy.deepcopy(start), form, head, embedding)
     torch_distiller.distil(first, work.teacher, updates[:1], settings)
     state, compared = joined_state(checkpoints(run.folder)[0]), 0
     for name, parameter in first.named_parameters():
@@ -131,14 +150,14 @@ def test_a_run_is_a_straight_through_loop_in_pytorch(work, form, head):
         ours, wanted = state[f"optim first_moment.{own}"] / (1 - settings.betas[0]), parameter.grad.flatten()
         assert (ours - wanted).norm() <= 1e-4 * wanted.norm(), (name, float((ours - wanted).norm() / wanted.norm()))
         compared += 1
-    assert compared == len(list(work.student.parameters()))
+    assert compared == len(list(start.parameters()))
 
-    trained = seen_through(copy.deepcopy(work.student), form, head)
+    trained = seen_through(copy.deepcopy(start), form, head, embedding)
     wanted = torch_distiller.distil(trained, work.teacher, updates, settings)
-    for name, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
-        worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(name), series, strict=True))
-        print(f"{form}, {name}: worst relative difference {worst:.2e}")
-        assert worst < 1e-4, (name, worst)
+    for what, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
+        worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(what), series, strict=True))
+        print(f"{form}, {head}, {embedding}, {what}: worst relative difference {worst:.2e}")
+        assert worst < 1e-4, (what, worst)
     assert run.series("loss")[-1] < run.series("loss")[0]
 
 
@@ -148,27 +167,29 @@ def evaluated(work: Work, run, *flags) -> dict:
     return json.loads(out.read_text())["result"]
 
 
-SAVED = [("int8", "float32", None), ("int4-g32", "bfloat16", "student.lm_head int8"), ("nf4-double", "float32", None),
-         ("int4-sym-g32", "bfloat16", None)]  # fmt: skip
+SAVED = [("int8", "float32", None, "student"), ("int4-g32", "bfloat16", table_rules("int8", "int8"), "student"),
+         ("nf4-double", "float32", None, "student"), ("int4-sym-g32", "bfloat16", table_rules(None, "int8"), "tied")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("form", "dtype", "rule"), SAVED)
-def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_run_did(work, tmp_path, form, dtype, rule):
-    keys = CODES | {"student__quantize": form, "student__dtype": dtype, "precision__rule": rule, "teacher__model": None,
+@pytest.mark.parametrize(("form", "dtype", "rule", "start"), SAVED)
+def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_run_did(work, tied, tmp_path, form, dtype, rule, start):
+    keys = CODES | {"student__quantize": form, "student__dtype": dtype, "precision__rule": rule, "student__model": work.folder / start, "teacher__model": None,
                     "teacher__kind": "self", "train__steps": "8 steps", "eval__every": 8}  # fmt: skip
+    if start == "tied":  # more ids than rows: the table is rounded whole
+        keys["data__batch_size"] = 12
     run = work.train(f"saved-{form}", **keys)
     result = evaluated(work, run, f"--run={run.folder}")
     assert (result["loss"], result["kl"]) == (run.series("loss", "eval")[-1], run.series("kl", "eval")[-1])
     assert result["student"]["storage_bytes"] < result["teacher"]["storage_bytes"]
 
-    floats = transformers.AutoModelForCausalLM.from_pretrained(work.folder / "student", dtype=getattr(torch, dtype))
-    state, before = joined_state(newest_checkpoint(run.folder)), load_file(work.folder / "student" / "model.safetensors")
+    floats = transformers.AutoModelForCausalLM.from_pretrained(work.folder / start, dtype=getattr(torch, dtype))
+    state, before = joined_state(newest_checkpoint(run.folder)), load_file(work.folder / start / "model.safetensors")
     with torch.no_grad():
         for name, parameter in floats.named_parameters():
             parameter.copy_(state["model student." + name.removeprefix("model.")].view(parameter.shape))
             assert not torch.equal(parameter.float(), before[name]) or parameter.dim() == 1, f"{name} stands still"
     floats.save_pretrained(tmp_path / "floats")
-    rules = [f"--rule={rule.replace('student', 'model')}"] if rule else []
+    rules = [f"--rule={one.replace('student', 'model')}" for one in (rule or "").split("\nrule = ") if one]
     Limbeck().run("quantize", f"--model={tmp_path / 'floats'}", f"--output={tmp_path / 'packed'}", f"--quantize={form}", *rules)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (run.folder / "final", tmp_path / "packed"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -207,7 +228,7 @@ def test_training_brings_the_codes_nearer_to_the_floats(work):
         assert 0 < trained < 0.8 * nearest
 
 
-RANKED = CODES | {"student__quantize": "int4-g32", "precision__rule": "student.lm_head int8", "train__steps": "12 steps",
+RANKED = CODES | {"student__quantize": "int4-g32", "precision__rule": table_rules("int8", "int8"), "train__steps": "12 steps",
                   "train__accumulate": 4, "parallel__reduce": "tree"}  # fmt: skip
 
 
@@ -253,7 +274,6 @@ def test_the_memory_plan_counts_the_codes(work, recomputed):
 REFUSED = {
     "nothing": (dict(student__quantize=None), "[student] packs no weight, and codes are to be trained: say in which format"),
     "adapter": (dict(adapter__kind="lora"), "trains the weights themselves, and an adapter"),
-    "embedding": (dict(precision__rule="student.embed_tokens int8"), "[student.embed_tokens] is an embedding and is to be in int8"),
     "cuda": (dict(student__device="cuda"), "codes are made on the CPU alone, anew in each forward: use --device=cpu"),
     "dtype": (dict(precision__rule="student.layers.0.mlp.* bfloat16\nrule = student.layers.0.** int8"),
               "trains in bfloat16"),
@@ -269,13 +289,9 @@ def test_what_cannot_be_trained_is_refused_before_a_step(work, case):
     refused_before_anything_runs(work, "train", CODES | {"student__quantize": "int4-g32"} | keys, message)
 
 
-def test_a_folder_of_codes_and_a_tied_head_are_refused(work, tmp_path):
+def test_a_folder_of_codes_and_a_head_of_another_format_than_its_table_are_refused(work, tied, tmp_path):
     Limbeck().run("quantize", f"--model={work.folder / 'student'}", f"--output={tmp_path / 'packed'}", "--quantize=int8")
     keys = CODES | {"student__model": tmp_path / "packed", "precision__rule": "student.layers.0.** int8"}
     refused_before_anything_runs(work, "train", keys, "holds codes already (compressed-tensors), and training them wants the floats")
-    tied = copy.deepcopy(work.student)
-    tied.config.tie_word_embeddings = True
-    tied.tie_weights()
-    saved(tied, tmp_path / "tied")
-    keys = CODES | {"student__model": tmp_path / "tied", "precision__rule": "student.lm_head int8"}
+    keys = CODES | {"student__model": work.folder / "tied", "precision__rule": "student.lm_head int8"}
     refused_before_anything_runs(work, "train", keys, "is tied to an embedding stored in float32")

@@ -6,19 +6,26 @@
 #include <utility>
 
 #include "modules/adapters/new_adapter.h"
-#include "modules/adapters/trained_codes/seen_linear.h"
+#include "modules/adapters/trained_codes/seen_modules.h"
 #include "modules/errors.h"
 #include "modules/precision/contract_modules.h"
 
 namespace limbeck::adapters {
 namespace {
 
+using models::Embedding;
 using models::Linear;
 using precision::ContractModule;
 
-const SeenLinear* seen_of(const ContractModule& module) {
-  const auto* linear = dynamic_cast<const Linear*>(&module);
-  return linear == nullptr ? nullptr : dynamic_cast<const SeenLinear*>(linear->adapter(kCodes));
+template <class Host>
+const FolderCodes* seen_on(const ContractModule& module) {
+  const auto* host = dynamic_cast<const Host*>(&module);
+  return host == nullptr ? nullptr : dynamic_cast<const FolderCodes*>(host->adapter(kCodes));
+}
+
+const FolderCodes* seen_of(const ContractModule& module) {
+  const FolderCodes* of_linear = seen_on<Linear>(module);
+  return of_linear != nullptr ? of_linear : seen_on<Embedding>(module);
 }
 
 // Experts stay floats, unless a rule asks for more than there is.
@@ -30,28 +37,34 @@ precision::Packing without_experts(precision::Packing packing) {
   return {format_of, packing.source};
 }
 
-// A head that is tied to an embedding comes with it.
-void refuse_other_than_linear(const ContractModule& stored) {
-  if (dynamic_cast<const Linear*>(&stored) != nullptr) return;
-  if (stored.role() == precision::Role::kExpert) {
-    throw UsageError(fmt::format(
-        "[{}] holds experts, which are to be in {} ({}), and codes are trained of linear modules alone: leave them in "
-        "floats, and store them in few bits afterwards (limbeck quantize --rule)",
-        stored.path(), precision::storage_name(stored.precision()), stored.precision().source));
-  }
+[[noreturn]] void refuse_stack(const ContractModule& stored) {
   throw UsageError(fmt::format(
-      "[{}] is an embedding and is to be in {} ({}), and codes are trained of linear modules alone, which are not tied "
-      "to it: leave it in floats, and store it in few bits afterwards if need be (limbeck quantize --rule)",
+      "[{}] holds experts, which are to be in {} ({}), and codes are trained of linear modules and embeddings alone: "
+      "leave them in floats, and store them in few bits afterwards (limbeck quantize --rule)",
       stored.path(), precision::storage_name(stored.precision()), stored.precision().source));
 }
 
-void require_one_dtype(const Linear& host, const Linear& stored) {
+template <class Host>
+void require_one_dtype(const Host& host, const Host& stored) {
   if (host.precision().storage == stored.precision().storage) return;
   throw UsageError(fmt::format(
       "[{}] trains in {} ({}) and is stored in {} beside {} activations ({}): drop the rule about its dtype",
       host.path(), precision::dtype_name(host.precision().storage), host.precision().source,
       precision::storage_name(stored.precision()), precision::dtype_name(stored.precision().compute),
       stored.precision().source));
+}
+
+template <class Seen, class Host>
+bool see_through(const models::BuiltModel& floats, const std::shared_ptr<ContractModule>& module,
+                 const ContractModule& stored, const std::shared_ptr<const models::ModelRequest>& folder) {
+  const auto* packed = dynamic_cast<const Host*>(&stored);
+  if (packed == nullptr) return false;
+  auto& host = dynamic_cast<Host&>(*module);
+  require_one_dtype(host, *packed);
+  host.add_adapter(
+      kCodes, std::make_shared<Seen>(adapter_scope(floats, host, kCodes, /*trainable=*/true), host, *packed, folder));
+  host.use_adapter(kCodes);
+  return true;
 }
 
 void refuse_unfit(const models::BuiltModel& floats, const models::ModelRequest& folder) {
@@ -80,13 +93,10 @@ int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest fol
   int64_t count = 0;
   for (const auto& stored : precision::contract_modules(*packed.model)) {
     if (!stored->precision().quantized) continue;
-    refuse_other_than_linear(*stored);
-    const auto& stored_linear = dynamic_cast<const Linear&>(*stored);
-    auto& host = dynamic_cast<Linear&>(*hosts.at(stored->path()));
-    require_one_dtype(host, stored_linear);
-    host.add_adapter(kCodes, std::make_shared<SeenLinear>(adapter_scope(floats, host, kCodes, /*trainable=*/true), host,
-                                                          stored_linear, request));
-    host.use_adapter(kCodes);
+    const auto& host = hosts.at(stored->path());
+    if (!see_through<SeenLinear, Linear>(floats, host, *stored, request) &&
+        !see_through<SeenEmbedding, Embedding>(floats, host, *stored, request))
+      refuse_stack(*stored);
     ++count;
   }
   if (count == 0) {
@@ -109,9 +119,9 @@ bool sees_through_formats(const models::BuiltModel& model) {
 
 void save_codes(const models::BuiltModel& model, const std::filesystem::path& folder, models::SaveOptions options) {
   std::map<std::string, std::shared_ptr<ContractModule>> owners;
-  const SeenLinear* any = nullptr;
+  const FolderCodes* any = nullptr;
   for (auto& module : precision::contract_modules(*model.model)) {
-    if (const SeenLinear* seen = seen_of(*module)) any = seen;
+    if (const FolderCodes* seen = seen_of(*module)) any = seen;
     owners[module->path()] = std::move(module);
   }
   const models::BuiltModel packed = models::build_on_meta(any->folder());
@@ -119,7 +129,7 @@ void save_codes(const models::BuiltModel& model, const std::filesystem::path& fo
     const ContractModule& owner = *owners.at(stored->path());
     for (const auto& [name, unfilled] : stored->packed_weights()) {
       if (options.before) options.before(owner.parameter(name));
-      stored->replace_packed_weight(name, seen_of(owner)->codes(dynamic_cast<const Linear&>(owner)));
+      stored->replace_packed_weight(name, seen_of(owner)->codes());
     }
     for (const auto& entry : stored->named_parameters(/*recurse=*/false))
       stored->replace_parameter(entry.key(), owner.parameter(entry.key()).detach());
