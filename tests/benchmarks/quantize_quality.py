@@ -8,6 +8,9 @@ that Limbeck reads. For every peer's folder there is one of ours of at most as m
 
   quantize_quality.py --model MODEL --calibration DATA/train --data DATA/validation --work DIR [--only int8,torchao-int4-g32,...]
 
+budget-B-scores-alone is a budget's mix without exchanges, budget-B-permuted the same with every module's scores given to another
+one; budget-B+distilled trains the codes of a budget's mix (student.train_codes) towards the floats for --distil-steps updates.
+
 What was measured is kept in DIR/results.json and not measured again. Peers are none of our requirements: torchao, llmcompressor,
 auto-round must be importable (pip install --target DIR --no-deps ..., PYTHONPATH), llama.cpp's libllama.so is named by
 --llama-cpp. What is missing is said and left out.
@@ -135,17 +138,77 @@ def payload(folder: Path) -> int:
 # --- ours
 
 
-def ours(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
+def ours(bench: Bench, *flags: str, scores: str = "scores.jsonl", exchange_steps: int | None = None) -> Callable[[Path], tuple[Path, int]]:
     options = bench.options
+    steps = options.exchange_steps if exchange_steps is None else exchange_steps
     needs_data = any(flag.startswith(("--budget", "--rounding", "--policy=dynamic")) for flag in flags)
     data = [f"--data={options.calibration}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=16",
             f"--exchange-rows={options.exchange_rows}", f"--sequence-length={options.length}"] if needs_data else []  # fmt: skip
     if any(flag.startswith("--budget") for flag in flags):
-        data += [f"--formats={CHOICES}", f"--scores={bench.work / 'scores.jsonl'}", f"--exchange-steps={options.exchange_steps}"]
+        data += [f"--formats={CHOICES}", f"--scores={bench.work / scores}", f"--exchange-steps={steps}"]
 
     def make(folder: Path) -> tuple[Path, int]:
         limbeck("quantize", f"--model={options.model}", f"--output={folder}", "--dtype=float16", *flags, *data)
         return folder, payload(folder)
+
+    return make
+
+
+def permuted(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
+    """A budget by scores of which every module has those of another one, without exchanges to mend it."""
+
+    def make(folder: Path) -> tuple[Path, int]:
+        head, *rows = map(json.loads, (bench.work / "scores.jsonl").read_text().splitlines())
+        order = torch.randperm(len(head["modules"]), generator=torch.Generator().manual_seed(3)).tolist()
+        rows = [row for row in rows if "modules" in row]  # not what exchanges measured
+        for row in rows:
+            row["modules"] = [row["modules"][i] for i in order]
+        (bench.work / "permuted.jsonl").write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in [head, *rows]))
+        return ours(bench, *flags, scores="permuted.jsonl", exchange_steps=0)(folder)
+
+    return make
+
+
+DISTIL = """[teacher]
+model = {model}
+dtype = bfloat16
+[student]
+model = {model}
+dtype = bfloat16
+train_codes = true
+[precision]
+{rules}
+[data]
+train = {train}
+validation = {data}
+batch_size = 8
+sequence_length = {length}
+[objective]
+alpha = 1
+[optim]
+learning_rate = {rate}
+schedule = cosine
+warmup = 5 %
+weight_decay = 0
+[train]
+steps = {steps} steps
+"""
+
+
+def distilled(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
+    """The codes of a budget's mix, trained from the floats towards what the floats predict."""
+    options = bench.options
+
+    def make(folder: Path) -> tuple[Path, int]:
+        mix, recipe, run = bench.work / "mix", bench.work / "distil.ini", folder / "run"
+        shutil.rmtree(mix, ignore_errors=True)
+        ours(bench, *flags, f"--json={bench.work / 'mix.json'}")(mix)
+        modules = json.loads((bench.work / "mix.json").read_text())["result"]["modules"]
+        rules = "\n".join(f"rule = student.{name} {one['format']}" for name, one in modules.items())
+        recipe.write_text(DISTIL.format(model=options.model.resolve(), train=options.calibration.resolve(), data=options.data.resolve(), rules=rules,
+                                        length=options.length, rate=options.distil_rate, steps=options.distil_steps))  # fmt: skip
+        limbeck("train", recipe, f"--run={run}")
+        return run / "final", payload(run / "final")
 
     return make
 
@@ -164,6 +227,9 @@ def our_ways(bench: Bench) -> dict[str, Callable]:
     for bits in BITS:
         ways[f"budget-{bits}"] = ours(bench, f"--budget={bits} bits")
         ways[f"budget-{bits}+compensated"] = ours(bench, f"--budget={bits} bits", "--rounding=compensated")
+        ways[f"budget-{bits}+distilled"] = distilled(bench, f"--budget={bits} bits")
+        ways[f"budget-{bits}-scores-alone"] = ours(bench, f"--budget={bits} bits", exchange_steps=0)
+        ways[f"budget-{bits}-permuted"] = permuted(bench, f"--budget={bits} bits")
     return ways
 
 
@@ -289,6 +355,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--calibration-rows", type=int, default=128)
     parser.add_argument("--exchange-rows", type=int, default=32)
     parser.add_argument("--exchange-steps", type=int, default=16)
+    parser.add_argument("--distil-steps", type=int, default=150)
+    parser.add_argument("--distil-rate", type=float, default=3e-5)
     parser.add_argument("--llama-cpp", help="libllama.so, beside its libggml*.so")
     return parser.parse_args(arguments)
 
