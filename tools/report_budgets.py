@@ -32,11 +32,12 @@ class Point(NamedTuple):
     bytes: float
     ratio: float
     predicted: float
-    kl: float
-    kl_low: float
-    kl_high: float
-    perplexity: float
-    float_perplexity: float
+    measure: str  # "kl"; of an encoder "turned": 1 - cosine of its pooled states
+    distance: float
+    low: float
+    high: float
+    perplexity: float | None  # of what predicts tokens
+    float_perplexity: float | None
     rows: float
     targets: float
     formats: dict[str, str]
@@ -55,12 +56,16 @@ def value_of(entry: dict, key: str) -> float:
 
 def point_of(entry: dict) -> Point:
     measured, estimate = entry["measured"], entry["estimate"]
-    said = {key: value_of(measured, key) for key in ("kl", "kl_low", "kl_high", "perplexity", "float_perplexity", "rows", "targets")}
+    measure = "turned" if "turned" in measured else "kl"
+    said = {name: value_of(measured, key) for name, key in (("distance", measure), ("low", f"{measure}_low"), ("high", f"{measure}_high"))}
+    said |= {key: value_of(measured, key) for key in ("rows", "targets")}
+    for key in ("perplexity", "float_perplexity"):
+        said[key] = value_of(measured, key) if measure == "kl" else None
     ratio = value_of(estimate, "compression_ratio")
     if not 1 / LARGEST < ratio:
         raise ValueError("compression_ratio is not positive")
     formats = {str(module): str(of["format"]) for module, of in entry["modules"].items()}
-    return Point(str(entry["asked"]), value_of(entry, "bytes"), ratio, value_of(entry, "predicted_loss"), formats=formats, **said)
+    return Point(str(entry["asked"]), value_of(entry, "bytes"), ratio, value_of(entry, "predicted_loss"), measure=measure, formats=formats, **said)
 
 
 def read_curve(path: Path) -> tuple[list[Point], list[str]]:
@@ -69,7 +74,7 @@ def read_curve(path: Path) -> tuple[list[Point], list[str]]:
         read = json.loads(path.read_text(encoding="utf-8"))
         result = read["result"]
         points = [point_of(entry) for entry in result["curve"]]
-        if not points or any(point.formats.keys() != points[0].formats.keys() for point in points):
+        if not points or any((p.formats.keys(), p.measure) != (points[0].formats.keys(), points[0].measure) for p in points):
             raise ValueError("the points of the curve are none, or not of one model")
         return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])]
     except OSError as error:
@@ -82,25 +87,36 @@ def figures(points: list[Point]) -> str:
     def line(name: str, colour: int, value: str) -> charts.Line:
         return charts.Line(name, colour, [(point.bits, getattr(point, value)) for point in points])
 
-    over = "bits a weight"
-    return "".join((
-        charts.figure("KL to the floats, nats a target", [line("KL, measured", 0, "kl"), line("95 %, low", 7, "kl_low"),
-                      line("95 %, high", 7, "kl_high"), line("loss, predicted", 1, "predicted")], number, over),
-        charts.figure("perplexity", [line("perplexity", 0, "perplexity"), line("in floats", 2, "float_perplexity")], number, over),
-        charts.figure("bytes", [line("bytes", 0, "bytes")], bytes_text, over),
-    ))  # fmt: skip
+    over, measure = "bits a weight", MEASURES[points[0].measure]
+    drawn = [charts.figure(measure.title, [line(f"{measure.name}, measured", 0, "distance"), line("95 %, low", 7, "low"),
+                           line("95 %, high", 7, "high"), line("loss, predicted", 1, "predicted")], number, over)]  # fmt: skip
+    if points[0].perplexity is not None:
+        drawn.append(charts.figure("perplexity", [line("perplexity", 0, "perplexity"), line("in floats", 2, "float_perplexity")], number, over))
+    return "".join([*drawn, charts.figure("bytes", [line("bytes", 0, "bytes")], bytes_text, over)])
 
 
+class Measure(NamedTuple):
+    name: str
+    title: str
+    head: str
+
+
+MEASURES = {
+    "kl": Measure("KL", "KL to the floats, nats a target", "KL to floats"),
+    "turned": Measure("1 - cosine", "1 - cosine of pooled states to the floats'", "1 - cosine to floats"),
+}
 LEGEND = ((0, "measured on held-out rows"), (7, "95 % of rows drawn again"), (1, "predicted by scores"), (2, "the model in floats"))
 
 
 def page(points: list[Point], too_small: list[str], title: str) -> str:
-    curve = [[p.asked, f"{p.bytes:.0f}", f"{p.bits:.3f}", f"1/{p.ratio:.2f}", f"{p.predicted:.6f}", f"{p.kl:.6f}",
-              f"{p.kl_low:.6f} to {p.kl_high:.6f}", f"{p.perplexity:.4f}"] for p in points]  # fmt: skip
-    head = ["budget", "bytes", "bits a weight", "of float32", "predicted loss", "KL to floats", "95 % of rows drawn again", "perplexity"]
+    curve = [[p.asked, f"{p.bytes:.0f}", f"{p.bits:.3f}", f"1/{p.ratio:.2f}", f"{p.predicted:.6f}", f"{p.distance:.6f}",
+              f"{p.low:.6f} to {p.high:.6f}", *([] if p.perplexity is None else [f"{p.perplexity:.4f}"])] for p in points]  # fmt: skip
+    head = ["budget", "bytes", "bits a weight", "of float32", "predicted loss", MEASURES[points[0].measure].head, "95 % of rows drawn again"]
+    predicts = points[0].float_perplexity is not None
+    head += ["perplexity"] if predicts else []
     modules = [[module, *(point.formats[module] for point in points)] for module in points[0].formats]
-    facts = [("rows held out", number(points[0].rows)), ("targets", number(points[0].targets)),
-             ("perplexity in floats", number(points[0].float_perplexity))]  # fmt: skip
+    facts = [("rows held out", number(points[0].rows)), ("targets", number(points[0].targets))]
+    facts += [("perplexity in floats", number(points[0].float_perplexity))] if predicts else []
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in facts)
     keys = "".join(f'<li><i class="key s{colour}"></i>{escape(name)}</li>' for colour, name in LEGEND)
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in too_small)

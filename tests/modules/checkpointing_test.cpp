@@ -92,11 +92,12 @@ TEST(Checkpointing, WhatTapsKeepHasItsGradients) {
       Outcome result;
       {
         Taps taps;
-        taps.keep_attention = taps.keep_router = true;
+        taps.keep_attention = taps.keep_router = taps.keep_mixed = true;
         ModelInput input = padded_batch(c10::kCPU);
         input.taps = &taps;
         result.loss = built.model->encode(input).last.sin().sum();
         EXPECT_EQ(taps.attention.size(), 2u);
+        EXPECT_EQ(taps.mixed.size(), 2u);
         EXPECT_EQ(taps.router_logits.size(), family == "qwen3_moe" ? 2u : 0u);
         for (const at::Tensor* kept : taps.kept()) result.loss = result.loss + kept->square().mean();
       }

@@ -529,6 +529,15 @@ def test_an_encoder_is_scored_and_measured_by_its_pooled_states(case, tmp_path):
     assert said["measured"]["turned"] == pytest.approx(sum(turned) / HELD_OUT, rel=1e-3) and said["measured"]["targets"] == HELD_OUT
     assert "perplexity" not in said["measured"]
 
+    scores, out, page = tmp_path / "out.scores.jsonl", tmp_path / "curve", tmp_path / "page.html"
+    curve = case.run(out, budgets="2.5x,3.2x", output=None, model=base, data=data, formats="float,int8", exchange_steps=2, scores=scores)["curve"]
+    assert curve[1]["modules"] == said["modules"] and curve[1]["measured"]["turned"] == pytest.approx(said["measured"]["turned"], rel=1e-3)
+    warm_python.completed([REPOSITORY / "tools" / "report_budgets.py", f"{out}.json", "--output", page], code=0)
+    shown = Page(page.read_text())
+    for point in curve:
+        assert shown.row(point["asked"])[5] == f"{point['measured']['turned']:.6f}" and len(shown.row(point["asked"])) == 7
+    assert "1 - cosine to floats" in shown.texts and "perplexity" not in shown.texts
+
 
 def test_codes_of_an_encoder_are_compensated(case, tmp_path):
     base = model_zoo.write_model(model_zoo.BY_NAME["bert"], tmp_path / "base")

@@ -47,6 +47,50 @@ def test_float32_trajectory_equals_the_plain_torch_loop(work, accumulate):
     assert run.series("loss")[-1] < 0.9 * run.series("loss")[0]
 
 
+def mixed(model: transformers.PreTrainedModel, batch: dict) -> list[torch.Tensor]:
+    """What the attention of every layer gives."""
+    found: list[torch.Tensor] = []
+    hooks = [layer.self_attn.register_forward_hook(lambda module, given, result: found.append(result[0])) for layer in model.model.layers]
+    torch_distiller.logits_of(model, batch)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_what_mixers_give_is_matched_as_a_plain_torch_loop_does(work):
+    """A student of two layers by the first and the third of a teacher of four, and nothing else: its head learns nothing."""
+    teacher, student, steps = llama(32, 4, seed=7), llama(32, 2, seed=2), 20
+    keys = {"teacher__model": saved(teacher, work.folder / "mixing"), "objective__alpha": 0, "objective__ce_weight": 0, "objective__mixer_weight": 0.5,
+            "objective__hidden_projector": "none", "train__steps": f"{steps} steps"}  # fmt: skip
+    run = work.train("mixers", **keys)
+    settings = torch_distiller.Settings(learning_rate=1e-3, total_steps=steps, warmup_steps=5, weight_decay=0.01)
+    optimizer, wanted = torch_distiller.make_optimizer(student, settings), {"mixer.0": [], "mixer.1": []}
+    for step, batch in zip(range(steps), token_rows.padded_batches(work.documents, ROWS, LENGTH)):
+        for group in optimizer.param_groups:
+            group["lr"] = torch_distiller.learning_rate(step, settings)
+        with torch.no_grad():
+            theirs = mixed(teacher, batch)
+        counted = torch.nn.functional.pad(batch["labels"][:, 1:] != torch_distiller.IGNORED, (0, 1))
+        terms = [(ours - theirs[2 * i]).square().mean(-1)[counted].mean() for i, ours in enumerate(mixed(student, batch))]
+        optimizer.zero_grad(set_to_none=True)
+        (0.5 * sum(terms) / 2).backward()
+        for parameter in student.parameters():  # decayed alone where no term reaches it
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        for i, term in enumerate(terms):
+            wanted[f"mixer.{i}"].append(float(term.detach()))
+    for name, series in wanted.items():
+        worst = max(abs(a - b) / b for a, b in zip(run.series(name), series, strict=True))
+        print(f"{name}: from {series[0]:.4f} to {series[-1]:.4f}, worst relative difference {worst:.2e}")
+        assert worst < 1e-4 and series[-1] < series[0]
+    kept = load_file(run.folder / "final" / "model.safetensors")
+    for name, parameter in student.state_dict().items():
+        assert (kept[name] - parameter).abs().max() <= 1e-4, name
+    half = {"student__dtype": "bfloat16", "teacher__dtype": "float16", "objective__hidden_projector": "linear"}
+    assert work.train("mixers-half", **keys | half).series("mixer.1")[-1] > 0
+
+
 def test_bfloat16_with_float32_masters_stays_within_the_spread_of_seeds(work):
     finals = [statistics.mean(torch_loop(work, student_seed=seed).loss[-5:]) for seed in (2, 3, 4)]
     spread = max(finals) - min(finals)

@@ -126,7 +126,8 @@ TEST_P(EveryPair, TrainingLossIsEvaluationLossBitForBit) {
   const PairCase& c = GetParam();
   std::string more;
   if (c.projector == "logit") more = "[projector]\nkind = logit\n";
-  if (c.projector == "hidden") more = "[objective]\nfeature_weight = 0.2\nlayer_weight = 0.1\nhidden_projector = mlp\n";
+  if (c.projector == "hidden")
+    more = "[objective]\nfeature_weight = 0.2\nlayer_weight = 0.1\nmixer_weight = 0.1\nhidden_projector = mlp\n";
   const std::string recipe = pair_recipe(more, c.teacher, c.student);
   const data::Batch batch = random_batch({.packed = c.packed}, 3);
   const Distillation objective = distillation_of(recipe);
@@ -136,7 +137,7 @@ TEST_P(EveryPair, TrainingLossIsEvaluationLossBitForBit) {
   EXPECT_GT(term(terms, "ce")->value.item<double>(), 0.0);
   EXPECT_EQ(has_term(terms, "projector_ce"), c.projector == "logit");
   EXPECT_EQ(has_term(terms, "feature"), c.projector == "hidden");
-  EXPECT_EQ(has_term(terms, "hidden.1"), c.projector == "hidden");
+  for (const char* name : {"hidden.1", "mixer.0", "mixer.1"}) EXPECT_EQ(has_term(terms, name), c.projector == "hidden");
   for (const TrainedParameter& p : objective.trained_parameters()) {
     EXPECT_TRUE(p.tensor.grad().defined()) << p.name;
     EXPECT_EQ(p.tensor.grad().scalar_type(), p.tensor.scalar_type()) << p.name;
@@ -193,7 +194,7 @@ TEST(Objective, EightSmallBatchesAreOneLarge) {
   // Everything that is a mean over tokens or sequences; batch-wise contrasts are not.
   const std::string recipe = pair_recipe(
       "[projector]\nkind = logit\n[objective]\nfeature_weight = 0.1\nlayer_weight = 0.1\nattention_weight = 0.1\n"
-      "embedding_weight = 0.3\n");
+      "mixer_weight = 0.1\nembedding_weight = 0.3\n");
   const Distillation objective = distillation_of(recipe);
   const data::Batch batch = random_batch({.rows = 8, .length = 12}, 9);
   const Terms whole = objective.forward(batch, {});
@@ -281,14 +282,15 @@ TEST(Objective, ProjectorsAreMadeLikeTheModelTheyAttachTo) {
 
 TEST(Objective, EveryTermRunsInHalfPrecisionAndOnMeta) {
   const std::string more =
-      "[objective]\ncurriculum = s2\nembedding_weight = 0.1\ndivergence = jsd\nhidden_loss = cosine\n";
+      "[objective]\ncurriculum = s2\nembedding_weight = 0.1\nmixer_weight = 0.1\ndivergence = jsd\nhidden_loss = "
+      "cosine\n";
   for (const bool packed : {false, true}) {
     const data::Batch batch = random_batch({.packed = packed}, 3);
     const std::string recipe = pair_recipe(more, "bfloat16", "float16");
     const Distillation objective = distillation_of(recipe);
     const Terms terms = expect_training_equals_evaluation(objective, batch, {.step = 8, .total_steps = 10});
-    for (const char* name :
-         {"kd", "ce", "feature", "hidden.1", "attention.0", "attention.1", "contrastive", "embedding"})
+    for (const char* name : {"kd", "ce", "feature", "hidden.1", "mixer.0", "mixer.1", "attention.0", "attention.1",
+                             "contrastive", "embedding"})
       EXPECT_GT(term(terms, name)->value.item<double>(), 0.0) << name;
     for (const auto& p : objective.trained_parameters()) {
       ASSERT_TRUE(p.tensor.grad().defined()) << p.name;

@@ -53,7 +53,7 @@ void Distillation::State::make_groups(const Vocabulary& vocabulary) {
   heads = head.get();
   add(std::move(head));
   if (needs_teacher) {
-    add(feature_and_layer_terms(options, *pair, projectors));
+    add(state_terms(options, *pair, projectors));
     add(attention_terms(options, *pair, projectors));
     add(pooled_terms(options, *pair, projectors));
     add(equivalence_terms(options, *pair));
@@ -70,8 +70,9 @@ void Distillation::State::encode(ForwardPass& pass, bool with_teacher) const {
   if (with_teacher && batch.teacher) pass.align = TokenAlignment(batch, options.interpolates);
   pass.student_taps.keep_attention = pass.teacher_taps.keep_attention = request.attention;
   pass.student_taps.keep_router = pass.teacher_taps.keep_router = request.router;
+  pass.student_taps.keep_mixed = pass.teacher_taps.keep_mixed = request.mixed;
   pass.student_taps.keep_adapted = request.adapted;
-  const bool taps = request.attention || request.router || request.adapted;
+  const bool taps = request.attention || request.router || request.mixed || request.adapted;
   if (with_teacher) {
     const metrics::InPhase phase("teacher");
     const at::NoGradGuard no_gradient;

@@ -23,6 +23,7 @@ inline constexpr double kHidden = -1e30;
 // What the terms want kept of a forward beside the last states.
 struct PassRequest {
   bool hidden = false, attention = false, router = false;
+  bool mixed = false;    // what the token mixers give
   bool adapted = false;  // what adapters say of themselves
   bool guided = false;   // each of the student's layers gets the teacher's state in place of the student's own
 };

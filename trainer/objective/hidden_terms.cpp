@@ -37,12 +37,10 @@ at::Tensor info_nce(const at::Tensor& student_nd, const at::Tensor& teacher_nd, 
 
 namespace {
 
-class FeatureAndLayerTerms : public TermGroup {
+class StateTerms : public TermGroup {
  public:
-  FeatureAndLayerTerms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& all)
-      : cosine_(options.hidden.cosine),
-        feature_(options.weights.full(TermKind::kFeature) > 0),
-        layers_(options.weights.full(TermKind::kLayer) > 0) {
+  StateTerms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& all)
+      : cosine_(options.hidden.cosine), feature_(options.weights.full(TermKind::kFeature) > 0) {
     using Wanted = HiddenOptions::Projector;
     const models::Architecture &s = pair.student.model->architecture(), &t = pair.teacher->model->architecture();
     const Wanted kind = options.hidden.projector;
@@ -58,26 +56,31 @@ class FeatureAndLayerTerms : public TermGroup {
       return all.from_student(path, t.hidden, own, wide_type(own), kind == Wanted::kMlp ? Kind::kMlp : Kind::kLinear);
     };
     if (feature_) last_projector_ = make("projector.feature");
-    if (!layers_) return;
-    for (const auto& [student, teacher] : layer_map(options.hidden.layers, s.layers, t.layers)) {
-      pairs_.push_back({student, teacher, make(fmt::format("projector.hidden.{}", student))});
+    const auto add = [&](std::vector<Pair>& pairs, const char* what, int64_t student, int64_t teacher) {
+      pairs.push_back({student, teacher, make(fmt::format("projector.{}.{}", what, student))});
+    };
+    if (options.weights.full(TermKind::kLayer) > 0) {
+      for (const auto& [of_student, of_teacher] : layer_map(options.hidden.layers, s.layers, t.layers))
+        add(layers_, "hidden", of_student, of_teacher);
+    }
+    if (options.weights.full(TermKind::kMixer) > 0) {
+      for (int64_t i = 0; i < s.layers; ++i) add(mixers_, "mixer", i, layer_at_same_place(i, s.layers, t.layers));
     }
   }
 
-  void ask(PassRequest& request) const override { request.hidden = request.hidden || layers_; }
+  void ask(PassRequest& request) const override {
+    request.hidden = request.hidden || !layers_.empty();
+    request.mixed = request.mixed || !mixers_.empty();
+  }
 
   void add_terms(const ForwardPass& pass, const TermWeights& weights, TermSum& sum) const override {
     const double feature = weight_in(pass, weights, TermKind::kFeature);
     if (feature_ && feature > 0)
       sum.add("feature", distance(pass, pass.student.last, pass.teacher.last, last_projector_, "feature"), feature);
-    const double layer = weight_in(pass, weights, TermKind::kLayer);
-    if (!layers_ || layer == 0) return;
-    for (const Pair& pair : pairs_) {
-      const std::string name = fmt::format("hidden.{}", pair.student);
-      const at::Tensor value = distance(pass, pass.student.hidden[static_cast<size_t>(pair.student)],
-                                        pass.teacher.hidden[static_cast<size_t>(pair.teacher)], pair.projector, name);
-      sum.add(name, value, layer / static_cast<double>(pairs_.size()));
-    }
+    add_pairs(pass, layers_, "hidden", pass.student.hidden, pass.teacher.hidden,
+              weight_in(pass, weights, TermKind::kLayer), sum);
+    add_pairs(pass, mixers_, "mixer", pass.student_taps.mixed, pass.teacher_taps.mixed,
+              weight_in(pass, weights, TermKind::kMixer), sum);
   }
 
  private:
@@ -85,6 +88,19 @@ class FeatureAndLayerTerms : public TermGroup {
     int64_t student, teacher;
     Projector projector;
   };
+
+  // The weight is that of their mean.
+  void add_pairs(const ForwardPass& pass, const std::vector<Pair>& pairs, const char* kind,
+                 const std::vector<at::Tensor>& student, const std::vector<at::Tensor>& teacher, double weight,
+                 TermSum& sum) const {
+    if (weight == 0) return;
+    for (const Pair& pair : pairs) {
+      const std::string name = fmt::format("{}.{}", kind, pair.student);
+      const at::Tensor value = distance(pass, student[static_cast<size_t>(pair.student)],
+                                        teacher[static_cast<size_t>(pair.teacher)], pair.projector, name);
+      sum.add(name, value, weight / static_cast<double>(pairs.size()));
+    }
+  }
 
   at::Tensor distance(const ForwardPass& pass, const at::Tensor& student_btd, const at::Tensor& teacher_btd,
                       const Projector& projector, const std::string& name) const {
@@ -96,9 +112,9 @@ class FeatureAndLayerTerms : public TermGroup {
     return (rows.flatten() * pass.token_weight_n).sum();
   }
 
-  bool cosine_, feature_, layers_;
+  bool cosine_, feature_;
   Projector last_projector_;
-  std::vector<Pair> pairs_;
+  std::vector<Pair> layers_, mixers_;  // counted in layers passed; from 0
 };
 
 class PooledTerms : public TermGroup {
@@ -152,11 +168,10 @@ void measure_pooled(const ForwardPass& pass, bool first_token, Measures& measure
   measures.pooled += s.size(0);
 }
 
-std::unique_ptr<TermGroup> feature_and_layer_terms(const ObjectiveOptions& options, const ModelPair& pair,
-                                                   Projectors& projectors) {
-  const TermWeights& weights = options.weights;
-  if (weights.full(TermKind::kFeature) == 0 && weights.full(TermKind::kLayer) == 0) return nullptr;
-  return std::make_unique<FeatureAndLayerTerms>(options, pair, projectors);
+std::unique_ptr<TermGroup> state_terms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& projectors) {
+  const auto is_off = [&](TermKind kind) { return options.weights.full(kind) == 0; };
+  if (is_off(TermKind::kFeature) && is_off(TermKind::kLayer) && is_off(TermKind::kMixer)) return nullptr;
+  return std::make_unique<StateTerms>(options, pair, projectors);
 }
 
 std::unique_ptr<TermGroup> pooled_terms(const ObjectiveOptions& options, const ModelPair& pair,

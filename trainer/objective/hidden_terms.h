@@ -1,5 +1,6 @@
-// Terms that compare hidden states: feature (the last one), hidden.S (mapped layers), contrastive and embedding (pooled
-// states). The student's states are projected into the teacher's width; distances are float32.
+// Terms that compare hidden states: feature (the last one), hidden.S (mapped layers), mixer.S (what token
+// mixers give), contrastive and embedding (pooled states). The student's states are projected into the teacher's width;
+// distances are float32.
 #pragma once
 #include <memory>
 
@@ -11,8 +12,7 @@
 namespace limbeck::objective {
 
 // Null where the weights ask for none of these terms.
-std::unique_ptr<TermGroup> feature_and_layer_terms(const ObjectiveOptions& options, const ModelPair& pair,
-                                                   Projectors& projectors);
+std::unique_ptr<TermGroup> state_terms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& projectors);
 std::unique_ptr<TermGroup> pooled_terms(const ObjectiveOptions& options, const ModelPair& pair, Projectors& projectors);
 
 // Cosine of the two models' pooled states where they are of one width, added up over the sequences.

@@ -104,7 +104,7 @@ void declare_weights(OptionTable& table) {
   table.add({.name = "objective.hidden_loss",
              .kind = OptionKind::kChoice,
              .fallback = "mse",
-             .help = "Distance of hidden states (feature and layer terms).",
+             .help = "Distance of hidden states (feature, layer and mixer terms).",
              .words = {"mse", "cosine"}});
   table.add({.name = "objective.hidden_projector",
              .kind = OptionKind::kChoice,

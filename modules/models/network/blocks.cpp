@@ -63,18 +63,24 @@ Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer)
 at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) const {
   switch (placement_) {
     case NormPlacement::kPre: {
-      const at::Tensor h = x + mixer_->forward(input_norm_->forward(x), input);
+      const at::Tensor h = x + mixed(input_norm_->forward(x), input);
       return h + feed_forward_->forward(post_attention_norm_->forward(h), input);
     }
     case NormPlacement::kPost: {
-      const at::Tensor h = post_attention_norm_->forward(x + mixer_->forward(x, input));
+      const at::Tensor h = post_attention_norm_->forward(x + mixed(x, input));
       return post_feed_forward_norm_->forward(h + feed_forward_->forward(h, input));
     }
     case NormPlacement::kSandwich:
       break;
   }
-  const at::Tensor h = x + post_attention_norm_->forward(mixer_->forward(input_norm_->forward(x), input));
+  const at::Tensor h = x + post_attention_norm_->forward(mixed(input_norm_->forward(x), input));
   return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h), input));
+}
+
+at::Tensor Layer::mixed(const at::Tensor& x, const LayerInput& input) const {
+  at::Tensor y = mixer_->forward(x, input);
+  if (input.taps != nullptr && input.taps->keep_mixed) input.taps->mixed.push_back(y);
+  return y;
 }
 
 bool Layer::has_attention() const { return dynamic_cast<const Attention*>(mixer_.get()) != nullptr; }
@@ -88,7 +94,7 @@ std::string Layer::other_kind() const {
 }
 
 at::Tensor Layer::attended(const at::Tensor& h, const LayerInput& input) const {
-  return mixer_->forward(input_norm_->forward(h), input);
+  return mixed(input_norm_->forward(h), input);
 }
 
 at::Tensor Layer::normed(const at::Tensor& h) const { return post_attention_norm_->forward(h); }

@@ -67,6 +67,8 @@ class Layer : public torch::nn::Module, public NamedAdapters<LayerAdapter> {
   const Mlp& gated_mlp() const;
 
  private:
+  at::Tensor mixed(const at::Tensor& x, const LayerInput& input) const;  // by the token mixer, kept for taps
+
   std::string path_;
   int64_t width_;
   NormPlacement placement_;

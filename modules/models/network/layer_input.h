@@ -22,8 +22,9 @@ struct Taps {
     at::Tensor low_btr;                           // what its rank leaves of its input, in its compute dtype
     std::map<std::string, at::Tensor> penalties;  // by name: [B, T] in float32 or wider, for a mean over tokens
   };
-  bool keep_attention = false, keep_router = false, keep_adapted = false;
+  bool keep_attention = false, keep_router = false, keep_adapted = false, keep_mixed = false;
   std::vector<Operands> attention;        // one a layer
+  std::vector<at::Tensor> mixed;          // [B, T, D], one a layer: what its token mixer gives
   std::vector<at::Tensor> router_logits;  // [B, T, E] in the model's dtype, one a sparse layer
   std::vector<Adapted> adapted;           // one a layer whose adapter works
 
