@@ -81,7 +81,7 @@ quantization::StoredWeight stored_weight(const BuiltModel& built, const WeightBi
 
 // The experts of a layer are in one format: their first matrix stands for all.
 void add_experts(quantization::StoredModules& modules, const WeightBinding& binding) {
-  if (binding.expert > 0 || binding.stack != "down_proj") return;
+  if (binding.expert > 0 || binding.stack != "down_proj" || binding.leaf != "weight") return;
   const std::string begin = binding.name.substr(0, binding.name.rfind(fmt::format(".{}.", binding.expert)));
   if (const auto packed = binding.packed()) {
     modules.experts[begin] = packed->format();
@@ -114,7 +114,7 @@ quantization::StoredModules stored_modules(const BuiltModel& built, const std::v
 void refuse_heads_in_nf4(const std::vector<WeightBinding>& bindings) {
   for (const WeightBinding& binding : bindings) {
     const Role role = binding.owner->role();
-    if (!binding.is_packed() || precision::packed_by_default(role)) continue;
+    if (!binding.is_packed() || (role != Role::kHead && role != Role::kEmbedding)) continue;
     if (binding.packed()->format().kind != kernels::CodeKind::kNf4) continue;
     throw UsageError(fmt::format(
         "[{}] is in {}, and bitsandbytes, which alone has that, keeps heads and embeddings in floats: leave "
