@@ -22,14 +22,15 @@ class ResNetBKConfig(PreTrainedConfig):
 
     def __init__(self, vocab_size=517, hidden_size=64, num_hidden_layers=3, intermediate_size=128, max_position_embeddings=512,
                  num_experts=0, num_experts_per_tok=2, initializer_range=0.02, bk_heads=1, bk_z=1.0, bk_clamp=3.0, layer_norm_eps=1e-5, mlp_bias=True,
-                 output_bias=False, head_bias=False, tie_word_embeddings=False, **rest):  # fmt: skip
+                 output_bias=False, head_bias=False, pad_token_id=None, tie_word_embeddings=False, **rest):  # fmt: skip
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.intermediate_size, self.max_position_embeddings = intermediate_size, max_position_embeddings
         self.num_experts, self.num_experts_per_tok = num_experts, num_experts_per_tok
         self.bk_heads, self.bk_z, self.bk_clamp, self.layer_norm_eps = bk_heads, bk_z, bk_clamp, layer_norm_eps
         self.initializer_range = initializer_range
         self.mlp_bias, self.output_bias, self.head_bias = mlp_bias, output_bias, head_bias
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **rest)
+        self.pad_token_id = pad_token_id
+        super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **rest)
 
 
 def green_diagonal(diagonal: torch.Tensor, coupled: torch.Tensor, height: float, causal: bool) -> torch.Tensor:

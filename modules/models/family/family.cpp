@@ -362,7 +362,8 @@ std::deque<Family> shipped_families() {
        .names = same,
        .prefix = "model.",
        .ignored = {},
-       .summary = "a tridiagonal resolvent in place of attention, O(n), beside experts or a dense MLP"},
+       .summary = "a tridiagonal resolvent in place of attention, O(n), beside experts or a dense MLP",
+       .of_limbeck = true},
   };
 }
 

@@ -50,9 +50,15 @@ StoredModel plain(const std::vector<WeightBinding>& bindings, const SaveOptions&
   for (const WeightBinding& binding : bindings) {
     if (options.packed && binding.is_packed()) continue;
     if (options.source != nullptr) {
-      const at::Tensor part = binding.part_of(binding.parameter);
-      stored.tensors.push_back({binding.name, part.scalar_type(), part.sizes().vec(),
+      stored.tensors.push_back({binding.name, binding.parameter.scalar_type(), binding.shape(),
                                 [&binding, &source = *options.source] { return source.floats(binding); }});
+    } else if (!binding.is_packed()) {
+      // Ranks may hold a share of it alone until then.
+      stored.tensors.push_back({binding.name, binding.parameter.scalar_type(), binding.shape(),
+                                [&binding, before = options.before] {
+                                  if (before) before(binding.parameter.detach());
+                                  return binding.values();
+                                }});
     } else {
       for (auto& tensor : io::promised({{binding.name, binding.values()}}, binding.path, options.before))
         stored.tensors.push_back(std::move(tensor));

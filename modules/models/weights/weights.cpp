@@ -138,6 +138,14 @@ at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
   return transposed ? part.t() : part;
 }
 
+std::vector<int64_t> WeightBinding::shape() const {
+  std::vector<int64_t> sizes = parameter.sizes().vec();
+  if (expert >= 0) sizes.erase(sizes.begin());
+  if (rows > 0) sizes.front() = rows;
+  if (transposed) std::swap(sizes[0], sizes[1]);
+  return sizes;
+}
+
 std::optional<precision::PackedWeight> WeightBinding::packed() const {
   if (!is_packed()) return std::nullopt;
   const precision::PackedWeight* own = owner->packed_weight(expert < 0 ? leaf : stack);
