@@ -24,6 +24,7 @@ bool leads_out_of_mlp(const Linear& linear) {
 bool is_default_target(const AnyHost& host, PeftKind kind) {
   if (!std::holds_alternative<Linear*>(host)) return false;
   const Linear& linear = *std::get<Linear*>(host);
+  if (kind == PeftKind::kLora && linear.role() == Role::kBkCore) return true;
   if (linear.role() != Role::kAttention && linear.role() != Role::kMlp) return false;
   if (kind == PeftKind::kLora) return true;
   const auto ends = [&](const char* name) { return linear.path().ends_with(name); };

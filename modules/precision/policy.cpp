@@ -125,7 +125,9 @@ void require_roots(const std::vector<Rule>& rules, const std::vector<std::string
   }
 }
 
-bool packable(Role role) { return packed_by_default(role) || role == Role::kEmbedding || role == Role::kHead; }
+bool packable(Role role) {
+  return packed_by_default(role) || role == Role::kEmbedding || role == Role::kHead || role == Role::kBkCore;
+}
 
 bool packable_in(Role role, kernels::QuantizedFormat format) {
   return packable(role) && (!format.dynamic || packed_by_default(role));
@@ -198,7 +200,8 @@ void PrecisionPolicy::require_all_rules_used(const std::string& root) const {
     if (unpackable_[i]) {
       throw UsageError(fmt::format(
           "precision.rule {} {} ({}) packs no weight: of the modules that it matches, none is a linear one of "
-          "attention or MLP, experts, a head or an embedding, which alone can be packed: name such a module, or a "
+          "attention, MLP or BK-Core, experts, a head or an embedding, which alone can be packed: name such a module, "
+          "or a "
           "dtype",
           rule.pattern, kernels::format_name(std::get<kernels::QuantizedFormat>(rule.storage)), rule.source));
     }

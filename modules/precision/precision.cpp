@@ -26,6 +26,8 @@ const char* role_name(Role role) {
       return "attention";
     case Role::kMixer:
       return "mixer";
+    case Role::kBkCore:
+      return "bk_core";
     case Role::kMlp:
       return "mlp";
     case Role::kRouter:

@@ -11,7 +11,7 @@
 namespace limbeck::precision {
 
 // What a parameter-owning module is for; the policy and later the quantizer decide by it, never by its name.
-enum class Role { kEmbedding, kNorm, kAttention, kMixer, kMlp, kRouter, kExpert, kHead, kProjector, kAdapter };
+enum class Role { kEmbedding, kNorm, kAttention, kMixer, kBkCore, kMlp, kRouter, kExpert, kHead, kProjector, kAdapter };
 
 const char* role_name(Role role);
 

@@ -1,6 +1,6 @@
 """Tiny random transformers models of every family that Limbeck reads, and inputs that exercise padding.
 
-A zoo model is built by transformers' own classes, filled with weights large enough that a wrong formula shows, and
+A zoo model is built by transformers' own classes (ResNet-BK, which it lacks, by those of resnet_bk_reference.py), filled with weights large enough that a wrong formula shows, and
 written with `save_pretrained`: what Limbeck reads is exactly what a user's folder looks like.
 """
 
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 import transformers
+
+import resnet_bk_reference
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -39,15 +41,19 @@ class Family:
 
     def config(self, **extra):
         options = {**self.options, **extra}
-        return getattr(transformers, self.config_class)(**_fresh(options))
+        return _class_named(self.config_class)(**_fresh(options))
 
     @property
     def model(self) -> type[transformers.PreTrainedModel]:
-        return getattr(transformers, self.model_class)
+        return _class_named(self.model_class)
 
     @property
     def output(self) -> str:
         return "last_hidden_state" if self.kind == "encoder" else "logits"
+
+
+def _class_named(name: str) -> type:
+    return getattr(resnet_bk_reference if name.startswith("ResNetBK") else transformers, name)
 
 
 def _fresh(value):
@@ -119,6 +125,16 @@ _DISTILBERT = {
     "n_layers": 3,
     "n_heads": 4,
     "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+}
+_RESNET_BK = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 96,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "pad_token_id": PAD,
 }
 _QWEN3_MOE = _grouped(head_dim=24, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48)
@@ -256,6 +272,14 @@ FAMILIES: tuple[Family, ...] = (
             "pad_token_id": PAD,
         },
     ),
+    Family(
+        "resnet-bk",
+        "ResNetBKConfig",
+        "ResNetBKForCausalLM",
+        {**_RESNET_BK, "num_experts": 5, "num_experts_per_tok": 2, "bk_heads": 3, "bk_z": 0.4},
+        experts=2,
+    ),
+    Family("resnet-bk-masked", "ResNetBKConfig", "ResNetBKForMaskedLM", {**_RESNET_BK, "output_bias": True, "head_bias": True}, kind="masked"),
     Family("bert", "BertConfig", "BertModel", _BERT, kind="encoder"),
     Family(
         "bert-classifier",

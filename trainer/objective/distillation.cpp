@@ -152,7 +152,8 @@ std::vector<TrainedParameter> Distillation::trained_parameters() const {
       const bool routes = module->role() == precision::Role::kRouter;
       for (const auto& [name, tensor] : precision::path_parameters(*module)) {
         if (!tensor.requires_grad()) continue;
-        found.push_back({name, tensor, routes ? "router" : group, /*decays=*/tensor.dim() >= 2});
+        found.push_back(
+            {name, tensor, routes ? "router" : group, /*decays=*/tensor.dim() >= 2 && !name.ends_with("bias")});
       }
     }
   };

@@ -41,9 +41,8 @@ class HeardRouting : public precision::ModuleObserver {
 
 class ExpertRounding {
  public:
-  ExpertRounding(const models::ExpertWeights& floats, models::ExpertWeights& packed, models::Activation activation,
-                 at::ScalarType scales)
-      : floats_(floats), packed_(packed), activation_(activation), scales_(scales) {
+  ExpertRounding(const models::ExpertWeights& floats, models::ExpertWeights& packed, at::ScalarType scales)
+      : floats_(floats), packed_(packed), scales_(scales) {
     const auto& stacks = floats.stacks();
     rounded_.format = kernels::format_name(*packed.precision().quantized);
     fewest_ = std::max(stacks[0]->sizes().in, stacks[1]->sizes().in) / kColumnsOfAToken;
@@ -85,11 +84,15 @@ class ExpertRounding {
     if (rows.size(0) == 0 || rows.size(0) < fewest_) return false;
     const auto of_inputs = compensation_of(rows);
     if (!of_inputs) return false;
-    const models::ExpertStack &gate_up = *floats_.stacks()[0], &down = *floats_.stacks()[1];
-    const auto halves = gate_up.weight_rows(expert, 1).squeeze(0).chunk(2, 0);
-    const at::Tensor gate = round_matrix("gate_proj", expert, halves[0], *of_inputs, rows);
-    const at::Tensor up = round_matrix("up_proj", expert, halves[1], *of_inputs, rows);
-    const at::Tensor inner = models::gate(gate, up, activation_);
+    const models::ExpertStack &first = *floats_.stacks()[0], &down = *floats_.stacks()[1];
+    const auto names = models::ExpertStack::packed_names(first.parameter_name());
+    const auto matrices = first.weight_rows(expert, 1).squeeze(0).chunk(static_cast<int64_t>(names.size()), 0);
+    std::vector<at::Tensor> results;
+    for (size_t i = 0; i < names.size(); ++i)
+      results.push_back(round_matrix(names[i], expert, matrices[i], *of_inputs, rows));
+    at::Tensor given = at::cat(results, -1);
+    if (const auto bias = packed_.stacks()[0]->bias()) given = given + bias->detach().select(0, expert);
+    const at::Tensor inner = packed_.activated(given);
     const auto of_inner = compensation_of(inner);
     if (of_inner) round_matrix("down_proj", expert, down.weight_rows(expert, 1).squeeze(0), *of_inner, inner);
     rounded_.tokens += rows.size(0);
@@ -122,7 +125,6 @@ class ExpertRounding {
 
   const models::ExpertWeights& floats_;
   models::ExpertWeights& packed_;
-  const models::Activation activation_;
   const at::ScalarType scales_;
   int64_t fewest_ = 0;
   at::Tensor x_, chosen_;  // [T, D], [T, K]
@@ -141,8 +143,8 @@ std::shared_ptr<models::ExpertWeights> packed_experts(const models::Transformer&
 }
 
 RoundedExperts compensate_experts(size_t stage, const RowStates& states, const models::ExpertWeights& floats,
-                                  models::ExpertWeights& packed, models::Activation activation, at::ScalarType scales) {
-  ExpertRounding rounding(floats, packed, activation, scales);
+                                  models::ExpertWeights& packed, at::ScalarType scales) {
+  ExpertRounding rounding(floats, packed, scales);
   rounding.hear(stage, states);
   RoundedExperts rounded = rounding.round();
   rounded.path = packed.path();

@@ -24,6 +24,6 @@ std::shared_ptr<models::ExpertWeights> packed_experts(const models::Transformer&
 
 // `floats`: the same experts with their float32 weights. NumericError where what they get is not finite.
 RoundedExperts compensate_experts(size_t stage, const RowStates& states, const models::ExpertWeights& floats,
-                                  models::ExpertWeights& packed, models::Activation activation, at::ScalarType scales);
+                                  models::ExpertWeights& packed, at::ScalarType scales);
 
 }  // namespace limbeck::quantize

@@ -18,11 +18,7 @@ class RoundingWalk {
  public:
   RoundingWalk(const models::BuiltModel& floats, const models::BuiltModel& packed, const RoundingRows& rows,
                const RoundingRequest& request)
-      : model_(*packed.model),
-        activation_(packed.config.architecture.activation),
-        request_(request),
-        root_(packed.model->path() + "."),
-        states_(packed, rows) {
+      : model_(*packed.model), request_(request), root_(packed.model->path() + "."), states_(packed, rows) {
     for (const auto& module : precision::contract_modules(*floats.model)) {
       if (auto linear = std::dynamic_pointer_cast<models::Linear>(module)) floats_[module->path()] = std::move(linear);
       if (auto experts = std::dynamic_pointer_cast<models::ExpertWeights>(module))
@@ -73,8 +69,8 @@ class RoundingWalk {
     }
     for (RoundedModule& module : finished.modules) module.path = below_root(module.path);
     if (all.experts != nullptr) {
-      finished.experts = compensate_experts(stage, states_, *float_experts_.at(all.experts->path()), *all.experts,
-                                            activation_, request_.scales);
+      finished.experts =
+          compensate_experts(stage, states_, *float_experts_.at(all.experts->path()), *all.experts, request_.scales);
       finished.experts->path = below_root(finished.experts->path);
     }
     return finished;
@@ -87,7 +83,6 @@ class RoundingWalk {
   }
 
   const models::Transformer& model_;
-  const models::Activation activation_;
   const RoundingRequest request_;
   const std::string root_;
   RowStates states_;

@@ -15,7 +15,7 @@ namespace {
 
 using precision::Role;
 
-constexpr Role kRoles[] = {Role::kEmbedding, Role::kNorm,   Role::kAttention, Role::kMixer,
+constexpr Role kRoles[] = {Role::kEmbedding, Role::kNorm,   Role::kAttention, Role::kMixer, Role::kBkCore,
                            Role::kMlp,       Role::kRouter, Role::kExpert,    Role::kHead};
 
 const Role* role_named(const std::string& name) {
@@ -29,7 +29,7 @@ const Role* role_named(const std::string& name) {
 StaticQuantizationPolicy::StaticQuantizationPolicy(const std::string& expert) {
   for (const Role role : kRoles) format_of_[role] = kFloatFormat;
   format_of_[Role::kExpert] = expert;
-  format_of_[Role::kAttention] = format_of_[Role::kMlp] = "int8";
+  format_of_[Role::kAttention] = format_of_[Role::kBkCore] = format_of_[Role::kMlp] = "int8";
 }
 
 void StaticQuantizationPolicy::set(const std::string& tag, const std::string& source) {

@@ -39,7 +39,7 @@ bool is_default_target(const AddedKind& kind, const AddedHost& host) {
   const auto* linear = std::get_if<Linear*>(&host);
   if (linear == nullptr) return false;
   const Role role = (*linear)->role();
-  return role == Role::kAttention || role == Role::kMixer || role == Role::kMlp;
+  return role == Role::kAttention || role == Role::kMixer || role == Role::kBkCore || role == Role::kMlp;
 }
 
 void require_named(const ModulePattern& target, const std::map<std::string, AddedHost>& hosts) {

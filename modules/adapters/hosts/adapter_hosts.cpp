@@ -7,7 +7,7 @@ namespace {
 
 using models::WeightBinding;
 
-constexpr std::string_view kWeight = ".weight", kGateUp = ".gate_up_proj", kDown = ".down_proj";
+constexpr std::string_view kWeight = ".weight", kDown = ".down_proj";
 
 std::string without(const std::string& name, std::string_view ending) {
   return name.substr(0, name.size() - ending.size());
@@ -61,8 +61,8 @@ std::map<std::string, NamedHost> adapter_hosts_by_any_name(const models::BuiltMo
 }
 
 std::string stored_module(const std::string& stack, const std::set<std::string>& adapted_stacks) {
-  if (!stack.ends_with(kGateUp)) return without(stack, kDown);
-  const std::string module = without(stack, kGateUp);
+  const std::string module = stack.substr(0, stack.rfind('.'));
+  if (stack.ends_with(kDown)) return module;
   return adapted_stacks.contains(module + std::string(kDown)) ? module + ".base_layer" : module;
 }
 

@@ -17,8 +17,9 @@ namespace limbeck::models {
 enum class ModelKind { kDecoder, kEncoder };
 enum class HeadKind { kNone, kLanguageModel, kBertClassifier, kDistilBertClassifier };
 enum class NormKind { kRms, kRmsUnitOffset, kLayer };
-// kPre: x + f(norm(x)); kPost: norm(x + f(x)); kSandwich: x + norm(f(norm(x)))
-enum class NormPlacement { kPre, kPost, kSandwich };
+// kPre: x + f(norm(x)); kPost: norm(x + f(x)); kSandwich: x + norm(f(norm(x))); kParallel: one norm for both parts of
+// the layer, x + mixer(norm(x)) + f(norm(x))
+enum class NormPlacement { kPre, kPost, kSandwich, kParallel };
 enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
 enum class RopeType { kNone, kDefault, kLinear, kDynamic, kYarn, kLongRope, kLlama3 };
 
@@ -40,6 +41,13 @@ struct Experts {
   int64_t per_token = 0;
   int64_t intermediate = 0;
   bool normalize = true;  // the chosen weights sum to one
+};
+
+// A tridiagonal resolvent in place of attention (modules/models/network/resolvent_mixer.h).
+struct Resolvent {
+  int64_t heads = 0;       // matrices a layer; 0: there is attention
+  double height = 1.0;     // Im z
+  double potential = 3.0;  // bound of what the layer adds to the diagonal
 };
 
 struct Architecture;
@@ -93,11 +101,15 @@ struct Architecture {
   std::string dtype;                  // as config.json says, or empty
   std::vector<int64_t> end_of_sequence;
   int64_t padding_id = -1;  // row of the embedding without gradient; -1: none
+  Resolvent resolvent;
   OtherMixer other_mixer;
   int64_t pad_with = -1;  // fills finished rows of a generation; -1: the end-of-sequence id
 
   // Predicts each token from both of its sides, where a decoder predicts the next one.
   bool masked_language_model() const { return kind == ModelKind::kEncoder && head == HeadKind::kLanguageModel; }
+
+  // Some layers may have no attention.
+  bool has_other_mixers() const { return resolvent.heads > 0 || static_cast<bool>(other_mixer.make); }
 
   bool sparse(int64_t layer) const {
     return experts.count > 0 && (layer_is_sparse.empty() || layer_is_sparse[static_cast<size_t>(layer)]);

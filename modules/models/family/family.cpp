@@ -243,6 +243,40 @@ Architecture read_distilbert(const io::JsonFile& config, const std::string& arch
   return a;
 }
 
+// ResNet-BK, whose config.json is Limbeck's own: an encoder where the resolvent sees both sides of a token.
+Architecture read_resnet_bk(const io::JsonFile& config, const std::string& architecture) {
+  Architecture a;
+  const bool causal = architecture == "ResNetBKForCausalLM";
+  require_value(config, "causal", causal);
+  a.kind = causal ? ModelKind::kDecoder : ModelKind::kEncoder;
+  a.vocabulary = config.integer("vocab_size", 1, kMaxSize);
+  a.hidden = a.head_dim = config.integer("hidden_size", 1, kMaxSize);
+  a.layers = config.integer("num_hidden_layers", 1, 4096);
+  a.heads = a.key_value_heads = 1;
+  a.intermediate = config.integer_or("intermediate_size", 2 * a.hidden, 1, kMaxSize);
+  a.max_positions = a.learned_positions = config.integer_or("max_position_embeddings", 2048, 1, kMaxSize);
+  a.resolvent = {.heads = config.integer_or("bk_heads", 1, 1, 65536),
+                 .height = config.number_or("bk_z", 1.0, 1e-6, 1e6),
+                 .potential = config.number_or("bk_clamp", 3.0, 1e-6, 1e6)};
+  a.experts.count = config.integer_or("num_experts", 0, 0, 65536);
+  if (a.experts.count > 0) {
+    const int64_t usual = std::min<int64_t>(2, a.experts.count);
+    a.experts.per_token = config.integer_or("num_experts_per_tok", usual, 1, a.experts.count);
+    a.experts.intermediate = a.intermediate;
+  }
+  a.norm = NormKind::kLayer;
+  a.norm_epsilon = config.number_or("layer_norm_eps", 1e-5, 0.0, 1.0);
+  a.placement = NormPlacement::kParallel;
+  a.activation = read_activation(config, "hidden_act", "relu");
+  a.gated = false;
+  a.mlp_bias = config.boolean_or("mlp_bias", true);
+  a.output_bias = config.boolean_or("output_bias", false);
+  a.head_bias = config.boolean_or("head_bias", false);
+  a.tied = config.boolean_or("tie_word_embeddings", false);
+  a.padding_id = config.integer_or("pad_token_id", -1, -1, kMaxSize);
+  return a;
+}
+
 const std::vector<std::string> kOldRotaryBuffers = {"**.rotary_emb.inv_freq"};
 
 }  // namespace
@@ -322,6 +356,14 @@ std::deque<Family> shipped_families() {
         {"lm_head", "vocab_projector"}},
        "distilbert.",
        {"**.position_ids", "vocab_*.*"}},
+      {.name = "resnet_bk",
+       .architectures = {"ResNetBKForCausalLM", "ResNetBKForMaskedLM"},
+       .read = read_resnet_bk,
+       .names = same,
+       .prefix = "model.",
+       .ignored = {},
+       .summary = "a tridiagonal resolvent in place of attention, O(n), beside experts or a dense MLP",
+       .of_limbeck = true},
   };
 }
 

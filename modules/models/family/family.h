@@ -32,6 +32,7 @@ struct Family {
   std::vector<std::string>
       ignored;               // patterns of checkpoint tensors that carry no weight of ours (old buffers, other heads)
   std::string summary = {};  // for `limbeck list models`
+  bool of_limbeck = false;   // its config.json is Limbeck's own: transformers does not know it
 };
 
 std::deque<Family> shipped_families();

@@ -1,6 +1,7 @@
 #include "modules/models/network/blocks.h"
 
 #include "modules/models/network/attention.h"
+#include "modules/models/network/resolvent_mixer.h"
 
 namespace limbeck::models {
 
@@ -44,6 +45,10 @@ Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer)
     mixer_ = a.other_mixer.make(scope.child(a.other_mixer.name), a, layer);
     if (mixer_ != nullptr) mixer_name_ = a.other_mixer.name;
   }
+  if (mixer_ == nullptr && a.resolvent.heads > 0) {
+    mixer_name_ = "bk";
+    mixer_ = std::make_shared<ResolventMixer>(scope.child(mixer_name_), a, layer);
+  }
   if (mixer_ == nullptr) mixer_ = std::make_shared<Attention>(scope.child(mixer_name_), a, layer);
   register_module(mixer_name_, mixer_);
   if (a.sparse(layer)) {
@@ -55,6 +60,7 @@ Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer)
     return register_module(name, std::make_shared<Norm>(scope.child(name), a.norm, a.hidden, a.norm_epsilon));
   };
   if (placement_ != NormPlacement::kPost) input_norm_ = norm("input_layernorm");
+  if (placement_ == NormPlacement::kParallel) return;
   post_attention_norm_ = norm("post_attention_layernorm");
   if (placement_ == NormPlacement::kSandwich) pre_feed_forward_norm_ = norm("pre_feedforward_layernorm");
   if (placement_ != NormPlacement::kPre) post_feed_forward_norm_ = norm("post_feedforward_layernorm");
@@ -69,6 +75,10 @@ at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) con
     case NormPlacement::kPost: {
       const at::Tensor h = post_attention_norm_->forward(x + mixed(x, input));
       return post_feed_forward_norm_->forward(h + feed_forward_->forward(h, input));
+    }
+    case NormPlacement::kParallel: {
+      const at::Tensor n = input_norm_->forward(x);
+      return x + mixer_->forward(n, input) + feed_forward_->forward(n, input);
     }
     case NormPlacement::kSandwich:
       break;
@@ -88,6 +98,7 @@ bool Layer::has_attention() const { return dynamic_cast<const Attention*>(mixer_
 std::string Layer::other_kind() const {
   if (placement_ == NormPlacement::kPost) return "is post-norm";
   if (placement_ == NormPlacement::kSandwich) return "has norms before and after its parts (sandwich)";
+  if (placement_ == NormPlacement::kParallel) return "has its parts beside each other, behind one norm (parallel)";
   const auto* mlp = dynamic_cast<const Mlp*>(feed_forward_.get());
   if (mlp == nullptr) return "is sparse (a mixture of experts)";
   return mlp->gate_module() == nullptr ? "has an MLP without a gate" : "";

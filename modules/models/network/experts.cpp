@@ -2,6 +2,7 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
@@ -102,6 +103,13 @@ ExpertRows padded_rows(const ExpertRows& rows) {
           new_ends};
 }
 
+// The bias [E, out] of each row's expert, as a product with a column of ones: its gradient is then one of a product
+// too, with the same bits on any number of threads, and in any order in which a GPU would add rows up.
+at::Tensor of_each_row(const at::Tensor& bias, const at::Tensor& rows, const at::Tensor& ends) {
+  const at::Tensor ones = at::ones({rows.size(0), 1}, rows.options().requires_grad(false));
+  return kernels::grouped_linear(ones, bias.unsqueeze(-1), ends);
+}
+
 }  // namespace
 
 ExpertStack::ExpertStack(const ExpertWeights& owner, const std::string& parameter, const StackSizes& sizes)
@@ -113,8 +121,14 @@ std::vector<std::string> ExpertStack::packed_names(const std::string& parameter)
 }
 
 at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
-  const at::Tensor plain = product(rows, ends);
-  return adapter() == nullptr ? plain : plain + adapter()->change(rows, ends);
+  at::Tensor result = product(rows, ends);
+  if (const auto own = bias()) result = result + of_each_row(*own, rows, ends);
+  return adapter() == nullptr ? result : result + adapter()->change(rows, ends);
+}
+
+std::optional<at::Tensor> ExpertStack::bias() const {
+  const std::string name = bias_name(parameter_);
+  return owner_.has_parameter(name) ? std::optional(owner_.parameter(name)) : std::nullopt;
 }
 
 at::Tensor ExpertStack::product(const at::Tensor& rows, const at::Tensor& ends) const {
@@ -161,7 +175,7 @@ precision::Precision ExpertStack::precision() const {
 c10::Device ExpertStack::placement() const { return owner_.placement(); }
 
 ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
-    : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation) {
+    : ContractModule(scope, Role::kExpert), count_(a.experts.count), activation_(a.activation), gated_(a.gated) {
   const auto stack = [&](const std::string& name, const StackSizes& sizes) {
     const auto names = ExpertStack::packed_names(name);
     if (!precision().quantized) {
@@ -170,15 +184,27 @@ ExpertWeights::ExpertWeights(const Scope& scope, const Architecture& a)
       for (const std::string& part : names)
         create_packed_stack(part, sizes.experts, sizes.out / static_cast<int64_t>(names.size()), sizes.in);
     }
+    if (a.mlp_bias) create_parameter(ExpertStack::bias_name(name), {sizes.experts, sizes.out});
     return register_module(name, std::make_shared<ExpertStack>(*this, name, sizes));
   };
-  gate_up_ = stack("gate_up_proj", {count_, 2 * a.experts.intermediate, a.hidden});
+  const int64_t inner = a.experts.intermediate;
+  first_ = gated_ ? stack("gate_up_proj", {count_, 2 * inner, a.hidden}) : stack("up_proj", {count_, inner, a.hidden});
   down_ = stack("down_proj", {count_, a.hidden, a.experts.intermediate});
 }
 
+std::vector<std::string> ExpertWeights::matrix_names(const Architecture& a) {
+  if (a.gated) return {"gate_proj", "up_proj", "down_proj"};
+  return {"up_proj", "down_proj"};
+}
+
+at::Tensor ExpertWeights::activated(const at::Tensor& first) const {
+  if (!gated_) return activate(first, activation_);
+  const auto halves = first.chunk(2, -1);
+  return gate(halves[0], halves[1], activation_);
+}
+
 at::Tensor ExpertWeights::products(const at::Tensor& rows, const at::Tensor& ends) const {
-  const auto halves = gate_up_->forward(rows, ends).chunk(2, -1);
-  return down_->forward(gate(halves[0], halves[1], activation_), ends);
+  return down_->forward(activated(first_->forward(rows, ends)), ends);
 }
 
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
@@ -204,7 +230,7 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
 MixtureOfExperts::MixtureOfExperts(const Scope& scope, const Architecture& a)
     : path_(scope.path), per_token_(a.experts.per_token), normalize_(a.experts.normalize) {
   router_ = register_module(
-      "gate", std::make_shared<Linear>(scope.child("gate"), Role::kRouter, a.hidden, a.experts.count, false));
+      "gate", std::make_shared<Linear>(scope.child("gate"), Role::kRouter, a.hidden, a.experts.count, a.mlp_bias));
   experts_ = register_module("experts", std::make_shared<ExpertWeights>(scope.child("experts"), a));
 }
 

@@ -94,8 +94,10 @@ void initialize(const ContractModule& module, const Transformer& model, uint64_t
     if (module.role() == Role::kNorm) {
       const bool one = entry.key() == "weight" && a.norm != NormKind::kRmsUnitOffset;
       parameter.fill_(one ? 1.0 : 0.0);
-    } else if (entry.key() == "bias") {
+    } else if (entry.key().ends_with("bias")) {
       parameter.zero_();
+    } else if (entry.key() == "scale") {
+      parameter.fill_(1.0);
     } else {
       draw_matrix(parameter, module, entry.key(), model, seed);
     }

@@ -53,7 +53,7 @@ std::optional<kernels::QuantizedFormat> format_of_experts(const ModelConfig& con
   std::string first;
   const auto spelled = [](const auto& format) { return format ? kernels::format_name(*format) : "floats"; };
   for (int64_t expert = 0; expert < config.architecture.experts.count; ++expert) {
-    for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
+    for (const std::string& part : ExpertWeights::matrix_names(config.architecture)) {
       const std::string name = stored_name(*config.family, fmt::format("{}.{}.{}", path, expert, part), "weight");
       auto format = config.layout->format_of(name, Role::kExpert);
       if (names != nullptr && names->find(name) != nullptr && config.layout->tensors_of(*names, name).empty()) {

@@ -50,9 +50,15 @@ StoredModel plain(const std::vector<WeightBinding>& bindings, const SaveOptions&
   for (const WeightBinding& binding : bindings) {
     if (options.packed && binding.is_packed()) continue;
     if (options.source != nullptr) {
-      const at::Tensor part = binding.part_of(binding.parameter);
-      stored.tensors.push_back({binding.name, part.scalar_type(), part.sizes().vec(),
+      stored.tensors.push_back({binding.name, binding.parameter.scalar_type(), binding.shape(),
                                 [&binding, &source = *options.source] { return source.floats(binding); }});
+    } else if (!binding.is_packed()) {
+      // Ranks may hold a share of it alone until then.
+      stored.tensors.push_back({binding.name, binding.parameter.scalar_type(), binding.shape(),
+                                [&binding, before = options.before] {
+                                  if (before) before(binding.parameter.detach());
+                                  return binding.values();
+                                }});
     } else {
       for (auto& tensor : io::promised({{binding.name, binding.values()}}, binding.path, options.before))
         stored.tensors.push_back(std::move(tensor));
@@ -81,7 +87,7 @@ quantization::StoredWeight stored_weight(const BuiltModel& built, const WeightBi
 
 // The experts of a layer are in one format: their first matrix stands for all.
 void add_experts(quantization::StoredModules& modules, const WeightBinding& binding) {
-  if (binding.expert > 0 || binding.stack != "down_proj") return;
+  if (binding.expert > 0 || binding.stack != "down_proj" || binding.leaf != "weight") return;
   const std::string begin = binding.name.substr(0, binding.name.rfind(fmt::format(".{}.", binding.expert)));
   if (const auto packed = binding.packed()) {
     modules.experts[begin] = packed->format();
@@ -114,7 +120,7 @@ quantization::StoredModules stored_modules(const BuiltModel& built, const std::v
 void refuse_heads_in_nf4(const std::vector<WeightBinding>& bindings) {
   for (const WeightBinding& binding : bindings) {
     const Role role = binding.owner->role();
-    if (!binding.is_packed() || precision::packed_by_default(role)) continue;
+    if (!binding.is_packed() || (role != Role::kHead && role != Role::kEmbedding)) continue;
     if (binding.packed()->format().kind != kernels::CodeKind::kNf4) continue;
     throw UsageError(fmt::format(
         "[{}] is in {}, and bitsandbytes, which alone has that, keeps heads and embeddings in floats: leave "

@@ -94,25 +94,27 @@ WeightBinding bind_one(const Naming& naming, const std::string& module, const st
 void bind_experts(std::vector<WeightBinding>& bindings, const Naming& naming, const std::string& module,
                   ContractModule& owner) {
   const auto& experts = dynamic_cast<const ExpertWeights&>(owner);
-  const bool packed = experts.precision().quantized.has_value();
-  const at::Tensor gate_up = packed ? at::Tensor() : owner.parameter("gate_up_proj"),
-                   down = packed ? at::Tensor() : owner.parameter("down_proj");
-  const int64_t intermediate = packed ? 0 : gate_up.size(1) / 2;
-  for (int64_t expert = 0; expert < experts.count(); ++expert) {
-    const std::string path = module + "." + std::to_string(expert);
-    auto add = [&](const std::string& part, const at::Tensor& parameter, int64_t row, int64_t rows) {
-      WeightBinding binding = bind_one(naming, path + "." + part, "weight");
+  const auto add = [&](const ExpertStack& stack, int64_t expert, const std::string& leaf, const at::Tensor& parameter) {
+    const auto parts = ExpertStack::packed_names(stack.parameter_name());
+    const int64_t rows = stack.sizes().out / static_cast<int64_t>(parts.size());
+    int64_t row = 0;
+    for (const std::string& part : parts) {
+      WeightBinding binding = bind_one(naming, fmt::format("{}.{}.{}", module, expert, part), leaf);
       binding.owner = &owner;
       binding.parameter = parameter;
       binding.stack = part;
       binding.expert = expert;
       binding.row = row;
-      binding.rows = rows;
+      binding.rows = parts.size() == 1 ? 0 : rows;
       bindings.push_back(std::move(binding));
-    };
-    add("gate_proj", gate_up, 0, intermediate);
-    add("up_proj", gate_up, intermediate, intermediate);
-    add("down_proj", down, 0, 0);
+      row += rows;
+    }
+  };
+  for (int64_t expert = 0; expert < experts.count(); ++expert) {
+    for (const auto& stack : experts.stacks()) {
+      add(*stack, expert, "weight", stack->is_quantized() ? at::Tensor() : stack->weight());
+      if (const auto bias = stack->bias()) add(*stack, expert, "bias", *bias);
+    }
   }
 }
 
@@ -134,6 +136,14 @@ at::Tensor WeightBinding::part_of(const at::Tensor& whole) const {
   at::Tensor part = expert < 0 ? whole : whole.select(0, expert);
   if (rows > 0) part = part.narrow(0, row, rows);
   return transposed ? part.t() : part;
+}
+
+std::vector<int64_t> WeightBinding::shape() const {
+  std::vector<int64_t> sizes = parameter.sizes().vec();
+  if (expert >= 0) sizes.erase(sizes.begin());
+  if (rows > 0) sizes.front() = rows;
+  if (transposed) std::swap(sizes[0], sizes[1]);
+  return sizes;
 }
 
 std::optional<precision::PackedWeight> WeightBinding::packed() const {

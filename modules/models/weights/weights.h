@@ -28,6 +28,8 @@ struct WeightBinding {
   void replace_packed(const precision::PackedWeight& weight) const;
   // The part of `whole` (the parameter, or its gradient) that the checkpoint tensor holds, in the checkpoint's layout.
   at::Tensor part_of(const at::Tensor& whole) const;
+  // The sizes of that part, of a parameter whose memory need not be there: no view is made.
+  std::vector<int64_t> shape() const;
   // Its present values in the checkpoint's layout; of a packed weight what the codes stand for, in float32.
   at::Tensor values() const;
 };

@@ -148,8 +148,9 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
   const models::BuiltModel& built_on_meta = quantizer.structure();
   const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
-  const bool limbeck_alone = experts_for_limbeck_alone(built_on_meta, plan.layout);
-  if (limbeck_alone) {
+  const bool known_elsewhere = !built_on_meta.config.family->of_limbeck;
+  const bool limbeck_alone = !known_elsewhere || experts_for_limbeck_alone(built_on_meta, plan.layout);
+  if (limbeck_alone && known_elsewhere) {
     call.console.warning(
         "experts are stored one by one, as in the model's own folder: of packed folders transformers 5 computes what "
         "they mean where all experts are in one symmetric format (int8, int4-sym, or groups of these), and something "

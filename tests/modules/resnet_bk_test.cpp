@@ -1,0 +1,142 @@
+// ResNet-BK's mixer in a model: pieces of a text that go on from a cache, what it keeps of the tokens before, who sees
+// whom, and its casts. Values and gradients are held against PyTorch by tests/python.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "modules/errors.h"
+#include "modules/models/weights/load_model.h"
+#include "modules/precision/casts.h"
+#include "tests/support/tiny_models.h"
+
+namespace limbeck::models {
+namespace {
+
+namespace fs = std::filesystem;
+
+fs::path folder_of(const nlohmann::json& changes) {
+  const fs::path folder = test::tiny_model("resnet_bk");
+  nlohmann::json config = nlohmann::json::parse(std::ifstream(folder / "config.json"));
+  config.update(changes);
+  std::ofstream(folder / "config.json") << config.dump();
+  return folder;
+}
+
+// With weights so large that every token matters to those behind it.
+BuiltModel loud(at::ScalarType dtype, const nlohmann::json& changes = nlohmann::json::object()) {
+  ModelRequest request;
+  request.folder = folder_of(changes);
+  request.dtype = dtype;
+  request.random_init = true;
+  BuiltModel built = load_model(request);
+  const at::NoGradGuard no_gradient;
+  for (auto& entry : built.model->named_parameters()) {
+    if (entry.value().dim() > 1) entry.value().mul_(15);
+  }
+  return built;
+}
+
+// [2, 40]; the second row begins with padding.
+ModelInput padded_ids() {
+  ModelInput input;
+  input.ids = (at::arange(80, at::kLong) * 37 % 89 + 3).view({2, 40});
+  at::Tensor mask = at::ones({2, 40}, at::kLong);
+  mask[1].narrow(0, 0, 5).zero_();
+  input.attention_mask = mask;
+  input.position_ids = (mask.cumsum(1) - 1).clamp_min(0);
+  return input;
+}
+
+at::Tensor in_pieces(const Transformer& model, const ModelInput& whole, const std::vector<int64_t>& lengths) {
+  TokenCache cache(model.architecture().layers, whole.ids.size(0), whole.ids.size(1));
+  std::vector<at::Tensor> found;
+  int64_t begin = 0;
+  for (const int64_t length : lengths) {
+    ModelInput piece;
+    piece.ids = whole.ids.narrow(1, begin, length);
+    piece.attention_mask = whole.attention_mask->narrow(1, begin, length);
+    piece.position_ids = whole.position_ids->narrow(1, begin, length);
+    piece.cache = &cache;
+    found.push_back(model.encode(piece).last);
+    begin += length;
+  }
+  return at::cat(found, 1);
+}
+
+TEST(ResNetBk, PiecesGoOnFromTheCache) {
+  const at::NoGradGuard no_gradient;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+    const BuiltModel built = loud(dtype);
+    const ModelInput input = padded_ids();
+    const at::Tensor whole = built.model->encode(input).last;
+    for (const std::vector<int64_t>& lengths :
+         {std::vector<int64_t>{40}, {7, 1, 1, 1, 30}, std::vector<int64_t>(40, 1)}) {
+      const at::Tensor pieces = in_pieces(*built.model, input, lengths);
+      std::cout << dtype << " in " << lengths.size() << " pieces: "
+                << (pieces - whole).abs().max().to(at::kDouble).item<double>() << " of "
+                << whole.abs().max().to(at::kDouble).item<double>() << "\n";
+      EXPECT_TRUE(pieces.equal(whole)) << dtype << " in " << lengths.size() << " pieces";
+    }
+  }
+}
+
+TEST(ResNetBk, ACausalOneSeesTheTokensBeforeAndABidirectionalOneBothSides) {
+  const at::NoGradGuard no_gradient;
+  for (const bool causal : {true, false}) {
+    const BuiltModel built =
+        loud(at::kFloat, {{"architectures", {causal ? "ResNetBKForCausalLM" : "ResNetBKForMaskedLM"}}});
+    ModelInput input;
+    input.ids = padded_ids().ids;
+    const at::Tensor before = built.model->head(built.model->encode(input).last);
+    input.ids = input.ids.clone();
+    input.ids.select(1, 20).copy_(at::full({2}, 5, at::kLong));
+    const at::Tensor changed = built.model->head(built.model->encode(input).last).ne(before).any(2).any(0);
+    for (int64_t t = 0; t < 40; ++t) {
+      const bool wanted = causal ? t >= 20 : true;
+      if (t >= 12 && t <= 28) EXPECT_EQ(changed[t].item<bool>(), wanted) << t;
+      if (causal && t < 20) EXPECT_FALSE(changed[t].item<bool>()) << t;
+    }
+  }
+}
+
+TEST(ResNetBk, HalfTypesAreWidenedByNamedCastsAlone) {
+  const at::NoGradGuard no_gradient;
+  const BuiltModel built = loud(at::kBFloat16);
+  const precision::CastLog log;
+  built.model->encode(padded_ids());
+  const std::string core = "model.layers.1.bk.core";
+  EXPECT_TRUE(log.casts().contains({core + " (potential)", at::kBFloat16, at::kFloat}));
+  EXPECT_TRUE(log.casts().contains({core + " (resolvent)", at::kFloat, at::kDouble}));
+  EXPECT_TRUE(log.casts().contains({core + " (features)", at::kFloat, at::kBFloat16}));
+}
+
+std::string refusal(const std::function<void()>& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ResNetBk, WhatItCannotDoIsRefusedInWords) {
+  ModelRequest request;
+  request.folder = folder_of({});
+  request.device = c10::Device(c10::kCUDA, 0);
+  EXPECT_NE(refusal([&] { build_on_meta(request); }).find(
+                "[model.layers.0.bk.core] is to be on cuda:0, and the resolvent is computed on the CPU alone so far: "
+                "set device = cpu"),
+            std::string::npos);
+  request.device = c10::kCPU;
+  request.folder = folder_of({{"causal", false}});
+  EXPECT_NE(refusal([&] { build_on_meta(request); }).find("\"causal\" = false is not supported, wanted true"),
+            std::string::npos);
+  const BuiltModel both_sides = loud(at::kFloat, {{"architectures", {"ResNetBKForMaskedLM"}}});
+  EXPECT_NE(refusal([&] { in_pieces(*both_sides.model, padded_ids(), {40}); }).find("cannot continue a text"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace limbeck::models
