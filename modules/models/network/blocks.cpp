@@ -78,7 +78,7 @@ at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) con
     }
     case NormPlacement::kParallel: {
       const at::Tensor n = input_norm_->forward(x);
-      return x + mixer_->forward(n, input) + feed_forward_->forward(n, input);
+      return x + mixed(n, input) + feed_forward_->forward(n, input);
     }
     case NormPlacement::kSandwich:
       break;
