@@ -8,6 +8,7 @@ from pathlib import Path
 
 import event_file
 import pytest
+import resnet_bk_reference  # noqa: F401 (transformers knows the family by it)
 import torch
 import warm_python
 from limbeck_runner import REPOSITORY, Limbeck

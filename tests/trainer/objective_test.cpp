@@ -164,6 +164,26 @@ INSTANTIATE_TEST_SUITE_P(All, EveryPair, ::testing::ValuesIn(every_pair()), [](c
   return c.teacher + "_" + c.student + "_" + c.projector + (c.packed ? "_packed" : "_padded");
 });
 
+// Experts and a resolvent in both models, widths and depths apart; the widening inside is the same wherever it runs.
+TEST(Objective, ResNetBkTrainsOnTheBitsThatItIsEvaluatedOn) {
+  const std::string teacher = weighted_model("resnet_bk", R"({"hidden_size": 48, "num_hidden_layers": 3})", 1).string();
+  const std::string student = weighted_model("resnet_bk", "{}", 2).string();
+  for (const char* dtype : {"float32", "bfloat16", "float16"}) {
+    for (const bool packed : {false, true}) {
+      SCOPED_TRACE(dtype);
+      const std::string recipe = "seed = 5\n[teacher]\nmodel = " + teacher + "\ndtype = " + dtype +
+                                 "\n[student]\nmodel = " + student + "\ndtype = " + dtype +
+                                 "\n[objective]\nfeature_weight = 0.2\nlayer_weight = 0.1\n";
+      const data::Batch batch = random_batch({.packed = packed}, 3);
+      const Distillation objective = distillation_of(recipe);
+      const Terms terms = expect_training_equals_evaluation(objective, batch, {.step = 3, .total_steps = 10});
+      EXPECT_TRUE(has_term(terms, "feature") && has_term(terms, "hidden.1"));
+      for (const TrainedParameter& p : objective.trained_parameters()) EXPECT_TRUE(p.tensor.grad().defined()) << p.name;
+      expect_clean_on_meta(recipe, batch);
+    }
+  }
+}
+
 TEST(Objective, LossIsTheFormulaOfItsTerms) {
   const Distillation objective =
       distillation_of(pair_recipe("[objective]\nalpha = 0.6\ntemperature = 2\nlabel_smoothing = 0.1\n"));

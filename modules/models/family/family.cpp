@@ -255,7 +255,7 @@ Architecture read_resnet_bk(const io::JsonFile& config, const std::string& archi
   a.heads = a.key_value_heads = 1;
   a.intermediate = config.integer_or("intermediate_size", 2 * a.hidden, 1, kMaxSize);
   a.max_positions = a.learned_positions = config.integer_or("max_position_embeddings", 2048, 1, kMaxSize);
-  a.resolvent = {.heads = config.integer_or("bk_heads", 1, 1, 65536),
+  a.resolvent = {.heads = config.integer_or("bk_heads", 1, 1, 1024),
                  .height = config.number_or("bk_z", 1.0, 1e-6, 1e6),
                  .potential = config.number_or("bk_clamp", 3.0, 1e-6, 1e6)};
   a.experts.count = config.integer_or("num_experts", 0, 0, 65536);

@@ -54,11 +54,11 @@ StoredModel plain(const std::vector<WeightBinding>& bindings, const SaveOptions&
                                 [&binding, &source = *options.source] { return source.floats(binding); }});
     } else if (!binding.is_packed()) {
       // Ranks may hold a share of it alone until then.
-      stored.tensors.push_back({binding.name, binding.parameter.scalar_type(), binding.shape(),
-                                [&binding, before = options.before] {
-                                  if (before) before(binding.parameter.detach());
-                                  return binding.values();
-                                }});
+      stored.tensors.push_back(
+          {binding.name, binding.parameter.scalar_type(), binding.shape(), [&binding, before = options.before] {
+             if (before) before(binding.parameter.detach());
+             return binding.values();
+           }});
     } else {
       for (auto& tensor : io::promised({{binding.name, binding.values()}}, binding.path, options.before))
         stored.tensors.push_back(std::move(tensor));
