@@ -107,7 +107,7 @@ def learning(bench: Bench) -> None:
     for name, way, said in ways:
         runs = [bench.learned(name, way, seed) for seed in bench.options.seeds]
         found = [perplexity(run) for run in runs]
-        print(f"| {name} | {said} | {runs[0]['student_parameters']:,} | {statistics.mean(found):.1f} | "
+        print(f"| {name} | {said} | {runs[0]['evaluation']['student']['parameters']:,} | {statistics.mean(found):.1f} | "
               f"{', '.join(f'{one:.1f}' for one in found)} | {statistics.mean(run['seconds'] for run in runs):.0f} |", flush=True)  # fmt: skip
 
 

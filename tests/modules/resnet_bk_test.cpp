@@ -95,8 +95,12 @@ TEST(ResNetBk, ACausalOneSeesTheTokensBeforeAndABidirectionalOneBothSides) {
     const at::Tensor changed = built.model->head(built.model->encode(input).last).ne(before).any(2).any(0);
     for (int64_t t = 0; t < 40; ++t) {
       const bool wanted = causal ? t >= 20 : true;
-      if (t >= 12 && t <= 28) EXPECT_EQ(changed[t].item<bool>(), wanted) << t;
-      if (causal && t < 20) EXPECT_FALSE(changed[t].item<bool>()) << t;
+      if (t >= 12 && t <= 28) {
+        EXPECT_EQ(changed[t].item<bool>(), wanted) << t;
+      }
+      if (causal && t < 20) {
+        EXPECT_FALSE(changed[t].item<bool>()) << t;
+      }
     }
   }
 }
