@@ -21,13 +21,13 @@ namespace {
 
 constexpr int64_t kRowsAtATime = 16, kColumnsAtATime = 64;
 
-// The nearest code to a value, in float64.
+// The nearest code to a value, in float64; `last`: the greatest code of kInt4.
 template <CodeKind kind>
-int nearest_code(double value, const ValueScale& s) {
+int nearest_code(double value, const ValueScale& s, double last) {
   if constexpr (kind == CodeKind::kInt8) {
     return static_cast<int>(std::clamp(std::nearbyint(value / s.scale), -127.0, 127.0));
   } else if constexpr (kind == CodeKind::kInt4) {
-    return static_cast<int>(std::clamp(std::nearbyint(value / s.scale) + s.zero, 0.0, 15.0));
+    return static_cast<int>(std::clamp(std::nearbyint(value / s.scale) + s.zero, 0.0, last));
   } else {
     const double share = value / s.scale;
     int below = 0;
@@ -76,10 +76,11 @@ class CompensatedRows {
   }
 
   void take_nearest() {
+    std::vector<uint8_t> by_column(static_cast<size_t>(p_.columns));
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t first = code_index<kind>(p_.nearest, row_ + i, 0);
+      load_codes(p_.nearest, row_ + i, by_column.data());
       for (int64_t place = 0; place < p_.columns; ++place)
-        codes_[index(i, place)] = static_cast<uint8_t>(code_at<kind>(p_.nearest, first + p_.order[place]));
+        codes_[index(i, place)] = by_column[static_cast<size_t>(p_.order[place])];
     }
   }
 
@@ -104,7 +105,7 @@ class CompensatedRows {
     const ValueScale s = scale(i, place);
     double* wanted = wanted_.data() + index(i, 0);
     uint8_t& code = codes_[index(i, place)];
-    if (choose && s.scale > 0) code = static_cast<uint8_t>(nearest_code<kind>(wanted[place], s));
+    if (choose && s.scale > 0) code = static_cast<uint8_t>(nearest_code<kind>(wanted[place], s, p_.nearest.format.last_code()));
     const int stored = kind == CodeKind::kInt8 ? static_cast<int8_t>(code) : code;
     const double value = value_of<kind>(stored, s, kNf4Levels.data());
     const double lost = weight(i, place) - value, off = wanted[place] - value;

@@ -26,7 +26,7 @@ std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
          fmt::format(
              "quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\", "
              "\"awq\" or "
-             "\"auto-round\" (int8, int4), or the model's float weights, which --quantize packs while they are read",
+             "\"auto-round\" (int8, int4, int3, int2), or the model's float weights, which --quantize packs while they are read",
              method));
 }
 

@@ -20,7 +20,7 @@ from test_compressed_tensors import IDS
 from test_quantize_policies import formats, weighs_as_said
 from test_quantize_scores import case  # noqa: F401
 from test_quantized_models import OUTPUT_BAR
-from test_quantized_ops import FORMATS, INT4, INT8, dequantized, ops, weight
+from test_quantized_ops import FORMATS, INT8, SHORT, bits_of, dequantized, ops, weight
 
 NF4 = torch.tensor([-1.0, -0.696192801, -0.525073051, -0.394917488, -0.284441382, -0.18477343, -0.0910500363, 0.0, 0.0795802996, 0.160930201,
                     0.246112302, 0.337915242, 0.440709829, 0.562617004, 0.722956836, 1.0], dtype=torch.float32)  # fmt: skip
@@ -40,8 +40,9 @@ def moments(x: torch.Tensor) -> torch.Tensor:
     return sums
 
 
-def nibbles(words: torch.Tensor, columns: int) -> torch.Tensor:
-    return ((words.long()[..., None] >> torch.arange(0, 32, 4)) & 15).flatten(-2)[:, :columns]
+def codes_in(words: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
+    line = (words.long()[..., None] >> torch.arange(32) & 1).flatten(-2)[:, : columns * bits]
+    return (line.unflatten(1, (columns, bits)) << torch.arange(bits)).sum(-1)
 
 
 class Stored:
@@ -52,10 +53,10 @@ class Stored:
         if form in INT8:
             scales = parts[1].view(rows, -1)
             self.codes, self.scale, self.zero = parts[0].long(), scales.repeat_interleave(INT8[form] or columns, 1)[:, :columns], 0
-        elif form in INT4:
-            wide = lambda t: t.repeat_interleave(INT4[form], 1)[:, :columns]  # noqa: E731
-            self.codes, self.scale = nibbles(parts[0], columns), wide(parts[1])
-            self.zero = 8 if "sym" in form else wide(nibbles(parts[2].T.contiguous(), rows).T)
+        elif form in SHORT:
+            wide, bits = lambda t: t.repeat_interleave(SHORT[form], 1)[:, :columns], bits_of(form)
+            self.codes, self.scale, self.last = codes_in(parts[0], columns, bits), wide(parts[1]), 2**bits - 1
+            self.zero = 2 ** (bits - 1) if "sym" in form else wide(codes_in(parts[2].T.contiguous(), rows, bits).T)
         else:
             self.codes = torch.stack([parts[0].long() >> 4, parts[0].long() & 15], -1).flatten()[: rows * columns].view(shape)
             ones = [torch.full_like(parts[0], 0xFF), *parts[1:]]  # the code of the level 1
@@ -67,7 +68,7 @@ class Stored:
             return ((value / scale)[:, None] - NF4.double()).abs().argmin(1)
         if self.form in INT8:
             return torch.round(value / scale).clamp(-127, 127).long()
-        return (torch.round(value / scale) + (self.zero if isinstance(self.zero, int) else self.zero[:, column])).clamp(0, 15).long()
+        return (torch.round(value / scale) + (self.zero if isinstance(self.zero, int) else self.zero[:, column])).clamp(0, self.last).long()
 
     def value(self, codes: torch.Tensor, column: int | slice) -> torch.Tensor:
         if self.form.startswith("nf4"):
@@ -158,7 +159,7 @@ def test_a_column_that_is_always_zero_and_a_row_of_zeros_stay(shape=(9, 70)):
         parts, _, _ = ops.quantize_compensated(w, *compensation, form)
         found, plain = dequantized(parts, form, shape), dequantized(ops.quantize_weight(w, form), form, shape)
         assert torch.equal(found[4], plain[4]) or form == "nf4-double"
-        if form in INT4 or form == "int8":
+        if form in SHORT or form == "int8":
             assert torch.equal(found[:, 3], plain[:, 3])
 
 

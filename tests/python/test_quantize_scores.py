@@ -54,17 +54,19 @@ def model(folder: Path, dtype: torch.dtype = torch.float64) -> transformers.PreT
 
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The numbers in each int32 along the last dimension, the lowest bits first, counted from the least code."""
-    shifts = torch.arange(0, 32, bits)
-    return ((words.long()[..., None] >> shifts) & (2**bits - 1)).flatten(-2) - 2 ** (bits - 1)
+    line = (words.long()[..., None] >> torch.arange(32) & 1).flatten(-2)
+    line = line[..., : line.shape[-1] // bits * bits].unflatten(-1, (-1, bits))
+    return (line << torch.arange(bits)).sum(-1) - 2 ** (bits - 1)
 
 
 def weight_of(stored: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """What a weight in compressed-tensors' pack-quantized layout stands for, in float64."""
     rows, columns = stored[f"{name}_shape"].tolist()
     words, scale = stored[f"{name}_packed"], stored[f"{name}_scale"].double()
-    codes = unpacked(words, 8 if words.shape[1] * 4 == columns else 4)[:, :columns].double()
+    bits = words.shape[1] * 32 // columns
+    codes = unpacked(words, bits)[:, :columns].double()
     if f"{name}_zero_point" in stored:
-        zeros = unpacked(stored[f"{name}_zero_point"].T.contiguous(), 4).T[:rows].double()
+        zeros = unpacked(stored[f"{name}_zero_point"].T.contiguous(), bits).T[:rows].double()
         codes -= zeros.repeat_interleave(columns // scale.shape[1], 1)
     return codes * scale.repeat_interleave(columns // scale.shape[1], 1)
 
