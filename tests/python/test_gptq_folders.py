@@ -22,16 +22,17 @@ from test_packed_folders import resave
 from test_quantized_models import OUTPUT_BAR
 from training_work import Work
 
-MIDDLE = {4: 8, 8: 128}
+MIDDLE = {2: 2, 3: 4, 4: 8, 8: 128}
 
 
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """[n, m] codes as int32 [ceil(n bits / 32), m], low bits first."""
-    count = 32 // bits
-    packed = numpy.zeros(((codes.shape[0] + count - 1) // count, codes.shape[1]), dtype=numpy.uint32)
-    for i, row in enumerate(codes.numpy().astype(numpy.uint32)):
-        packed[i // count] |= row << numpy.uint32(bits * (i % count))
-    return torch.from_numpy(packed.view(numpy.int32))
+    """[n, m] codes as int32 [ceil(n bits / 32), m], low bits first; one of 3 bits may end in the next word."""
+    packed = numpy.zeros(((codes.shape[0] * bits + 31) // 32 + 1, codes.shape[1]), dtype=numpy.uint64)
+    for i, row in enumerate(codes.numpy().astype(numpy.uint64)):
+        word, moved = i * bits // 32, row << numpy.uint64(i * bits % 32)
+        packed[word] |= moved & numpy.uint64(0xFFFFFFFF)
+        packed[word + 1] |= moved >> numpy.uint64(32)
+    return torch.from_numpy(packed[:-1].astype(numpy.uint32).view(numpy.int32))
 
 
 def awq_words(codes: torch.Tensor) -> torch.Tensor:
@@ -120,6 +121,10 @@ SCHEMES = {
     "int4 with zeros": Scheme(group=64, symmetric=False),
     "int4 with zeros, version 2": Scheme(symmetric=False, keys={"checkpoint_format": "gptq_v2"}),
     "int4, float32 scales": Scheme(dtype=torch.float32, keys={"checkpoint_format": "gptq_v2"}),
+    "int3 with zeros": Scheme(bits=3, group=64, symmetric=False),
+    "int3, version 2": Scheme(bits=3, group=128, keys={"checkpoint_format": "gptq_v2"}),
+    "int2 with zeros": Scheme(bits=2, symmetric=False),
+    "int2 by auto-round": Scheme(bits=2, order=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}),
     "int8": Scheme(bits=8, group=-1),
     "int8, groups of 64": Scheme(bits=8, group=64),
     "int8, groups of 32, bfloat16": Scheme(bits=8, dtype=torch.bfloat16),

@@ -405,6 +405,8 @@ REFUSALS = [
     ({"budget": "1 bits"}, 2, "the least that this model takes is"),
     ({"policy": "dynamic", "predict-by": "kl"}, 2, "--predict-by says what a budget goes by"),
     ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
+    ({"budget": "3.6 bits", "serve-by": "vllm"}, 2, "the least that this model takes is"),
+    ({"budget": "4x", "formats": "float,int3", "serve-by": "vllm"}, 2, "--formats has int3, and vLLM serves codes of 8 and 4 bits alone"),
     ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),
     ({"budget": "4x", "rule": "model.layers.9.** int8"}, 2, "matches no module of model"),
     ({"budget": "4x", "calibration-rows": 40}, 3, "wanted --calibration-rows=40 and at least one more"),
@@ -417,6 +419,21 @@ def test_refusals_come_before_anything_is_measured(case, tmp_path, keys, code, m
         Limbeck().run(*case.flags(tmp_path / "out", **keys))
     assert message in str(refused.value)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.scores.jsonl").exists()
+
+
+def test_a_budget_that_4_bits_do_not_hold_is_met_with_fewer(case, tmp_path):
+    """Formats of 3 and 2 bits are scored where something needs them, and where scores are gone on with that have them."""
+    scores, keys = tmp_path / "scores.jsonl", {"exchange_steps": 0, "rounding": "compensated"}
+    with pytest.raises(LimbeckError, match="the least that this model takes is"):
+        Limbeck().run(*case.flags(tmp_path / "few", budget="4.2 bits", scores=scores, formats=",".join(FORMATS), **keys))
+    few = case.run(tmp_path / "few", budget="4.2 bits", scores=scores, **keys)
+    weighs_as_said(few, tmp_path / "few")
+    assert few["bytes"] <= few["budget"]["allowed_bytes"] and {"int3", "int2"} & {form[:4] for form in formats(few).values()}
+    assert all(entry["compensated"] < entry["nearest"] for entry in few["rounding"].values())
+    measured = len(lines_of(scores))
+    assert lines_of(scores)[0]["formats"] == [*FORMATS, "int3-g32", "int3", "int2-g32", "int2"]
+    case.run(tmp_path / "more", budget="8 bits", scores=scores, exchange_steps=0)
+    assert len(lines_of(scores)) == measured
 
 
 def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted, tmp_path):
