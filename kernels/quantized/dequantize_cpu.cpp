@@ -15,15 +15,15 @@
 namespace limbeck::kernels {
 namespace {
 
-// Groups begin blocks: each block of codes has one scale.
 void dequantize_words(const QuantizedView& v, int64_t row, int64_t begin, int64_t end, float* values) {
-  static_assert(kSmallestGroup % kBlockCodes == 0);
+  static_assert(kSmallestGroup % kBlockCodes == 0, "a block has one scale");
+  ValueScale scale{};
   const uint32_t* words = row_words(v, row);
   const int64_t all_words = words_of_row(v);
   for (int64_t i = begin; i < end;) {
     const int64_t block = i / kBlockCodes, first = block * kBlockCodes, stop = std::min(end, first + kBlockCodes);
     const int64_t word = block * v.format.bits;
-    const ValueScale scale = scale_at<CodeKind::kInt4>(v, row, i, kDynamicLevels.data());
+    if (i == begin || i % v.format.group() == 0) scale = scale_at<CodeKind::kInt4>(v, row, i, kDynamicLevels.data());
     uint32_t nibbles[kNibbleWords];
     widen_some(v.format.bits, words + word, all_words - word, nibbles);
     const auto value = [&](int64_t k) {

@@ -101,8 +101,7 @@ void choose_codes(const float* w, const float* v, int64_t count, const LearnedSc
     for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(below[static_cast<size_t>(i)]);
   } else {
     for (int64_t i = 0; i < count; ++i) {
-      const float code =
-          usable(s) ? std::clamp(free_code(w[i], v[i], s), least_code<kind>(), s.last) : s.zero;
+      const float code = usable(s) ? std::clamp(free_code(w[i], v[i], s), least_code<kind>(), s.last) : s.zero;
       codes[i] = static_cast<uint8_t>(static_cast<int>(code));
     }
   }

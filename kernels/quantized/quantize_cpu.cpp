@@ -99,7 +99,7 @@ void quantize_int8(const QuantizedFormat& format, const float* w, int64_t rows, 
 }
 
 void quantize_words(const QuantizedFormat& format, const float* w, int64_t rows, int64_t columns,
-                   std::vector<at::Tensor>& parts) {
+                    std::vector<at::Tensor>& parts) {
   auto* codes = reinterpret_cast<uint32_t*>(parts[0].mutable_data_ptr<int32_t>());
   auto* zeros = format.has_zeros ? reinterpret_cast<uint32_t*>(parts[2].zero_().mutable_data_ptr<int32_t>()) : nullptr;
   const int64_t groups = parts[1].size(1), words = parts[0].size(1), group = format.group();
@@ -109,8 +109,7 @@ void quantize_words(const QuantizedFormat& format, const float* w, int64_t rows,
       for (int64_t g = 0; g < groups; ++g) {
         const int64_t first = g * group, count = std::min(group, columns - first);
         uint32_t* own = codes + row * words + words_of_codes(format.bits, first);
-        const uint32_t zero =
-            quantize_group(format, w + row * columns + first, count, own, scales[row * groups + g]);
+        const uint32_t zero = quantize_group(format, w + row * columns + first, count, own, scales[row * groups + g]);
         if (zeros != nullptr) put_in_words(zeros + g, groups, format.bits, row, zero);
       }
     };

@@ -94,8 +94,7 @@ void gather_as_stored(const QuantizedView& v, int64_t row, int64_t count, int64_
       if (i < count && have == sizeof word) {
         __builtin_memcpy(&word, first + i * stride + byte, sizeof word);
       } else if (i < count) {
-        for (size_t j = 0; j < have; ++j)
-          word |= uint32_t{first[i * stride + byte + static_cast<int64_t>(j)]} << 8 * j;
+        for (size_t j = 0; j < have; ++j) word |= uint32_t{first[i * stride + byte + static_cast<int64_t>(j)]} << 8 * j;
       }
       words[i] = word;
     }

@@ -36,11 +36,12 @@ QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
         fmt::format("int{}{}{}", bits, symmetric ? "-sym" : "", group == 128 ? "" : fmt::format("-g{}", group)));
     if (format) return *format;
   }
-  refuse(weights,
-         fmt::format(
-             "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 2 to 4 bits of int in groups of 32, 64 "
-             "or 128 (with zero points: pack-quantized), or 8 bits, symmetric, in such groups or by channel",
-             bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
+  refuse(
+      weights,
+      fmt::format(
+          "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 2 to 4 bits of int in groups of 32, 64 "
+          "or 128 (with zero points: pack-quantized), or 8 bits, symmetric, in such groups or by channel",
+          bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
 }
 
 // The format of the same weights whose inputs are quantized too, row by row while they are read.

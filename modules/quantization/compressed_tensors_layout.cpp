@@ -7,9 +7,9 @@
 //                    W_shape       int64 [2]
 //   int-quantized    W             int8 [rows, columns]  also of codes of fewer bits, in groups
 //                    W_scale       float [rows, 1], or [rows, groups]
-// Our int4, int3 and int2 are that layout itself; int8 is written pack-quantized (weights alone), and read from both; int8-dynamic is
-// written int-quantized, beside input_activations that say how its inputs are quantized. An embedding is
-// written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
+// Our int4, int3 and int2 are that layout itself; int8 is written pack-quantized (weights alone), and read from both;
+// int8-dynamic is written int-quantized, beside input_activations that say how its inputs are quantized. An embedding
+// is written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
 // tensor of the name W). A head that shares it has the same codes, stored once, and scales under its own name.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
@@ -145,8 +145,8 @@ class CompressedTensors : public WrittenLayout {
       const at::Tensor words = wanted(stored, {at::kInt}, {rows, kernels::words_of_codes(bits, columns)});
       matrix.parts = {int8 ? codes_of_words(words, columns) : words, scales};
       if (group->format.has_zeros) {
-        matrix.parts.push_back(wanted(weight + "_zero_point", {at::kInt},
-                                      {kernels::words_of_codes(bits, rows), groups}));
+        matrix.parts.push_back(
+            wanted(weight + "_zero_point", {at::kInt}, {kernels::words_of_codes(bits, rows), groups}));
       }
     }
     return PackedWeight(std::move(matrix));

@@ -32,8 +32,10 @@ from safetensors.torch import load_file, save_file
 
 LIMBECK = Path(os.environ.get("LIMBECK_BUILD", Path(__file__).parents[2] / "build" / "release")) / "bin" / "limbeck"
 CHOICES = "float,int8,int8-g32,int4-g32,int4-g64,int4,int4-sym-g32,int4-sym"
+FEWER = ",int3-g32,int3-g64,int3,int2-g32,int2-g64,int2"  # for budgets that the others do not hold, with scores of their own
 TABLES = ("--tag=embedding int8", "--tag=head int8")
 BITS = ("4.5", "5", "5.33", "6", "7", "8")
+FEW_BITS = ("3", "3.5", "4")
 GGUF_TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2, "q3_k_m": 12, "q2_k": 10}
 LLMC = {"w4a16": ("W4A16", 128), "w4a16-g32": ("W4A16", 32), "w8a16": ("W8A16", None)}
 AUTO_ROUND = {"int4": (4, 128, True), "int4-g32": (4, 32, False), "int8": (8, 128, True)}
@@ -135,13 +137,14 @@ def payload(folder: Path) -> int:
 # --- ours
 
 
-def ours(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
+def ours(bench: Bench, *flags: str, choices: str = CHOICES) -> Callable[[Path], tuple[Path, int]]:
     options = bench.options
     needs_data = any(flag.startswith(("--budget", "--rounding", "--policy=dynamic")) for flag in flags)
     data = [f"--data={options.calibration}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=16",
             f"--exchange-rows={options.exchange_rows}", f"--sequence-length={options.length}"] if needs_data else []  # fmt: skip
     if any(flag.startswith("--budget") for flag in flags):
-        data += [f"--formats={CHOICES}", f"--scores={bench.work / 'scores.jsonl'}", f"--exchange-steps={options.exchange_steps}"]
+        scores = bench.work / ("scores.jsonl" if choices == CHOICES else "few-bits.scores.jsonl")
+        data += [f"--formats={choices}", f"--scores={scores}", f"--exchange-steps={options.exchange_steps}"]
 
     def make(folder: Path) -> tuple[Path, int]:
         limbeck("quantize", f"--model={options.model}", f"--output={folder}", "--dtype=float16", *flags, *data)
@@ -153,9 +156,11 @@ def ours(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
 def our_ways(bench: Bench) -> dict[str, Callable]:
     by_rule = [f"--rule=model.{table} int8" for table in bench.tables]
     ways = {}
-    for form in ("int8", "int4", "int4-g32", "int4-sym", "int4-sym-g32"):
+    for form in ("int8", "int4", "int4-g32", "int4-sym", "int4-sym-g32", "int3", "int3-g32", "int2", "int2-g32"):
         ways[form] = ours(bench, f"--quantize={form}", *by_rule)
         ways[f"{form}+compensated"] = ours(bench, f"--quantize={form}", *by_rule, "--rounding=compensated")
+        if form[3] in "23":
+            ways[f"{form}+learned"] = ours(bench, f"--quantize={form}", *by_rule, "--rounding=learned")
     ways["nf4"] = ours(bench, "--quantize=nf4")
     tags = TABLES[: len(bench.tables)]
     ways["static"] = ours(bench, "--policy=static", *tags)
@@ -164,6 +169,9 @@ def our_ways(bench: Bench) -> dict[str, Callable]:
     for bits in BITS:
         ways[f"budget-{bits}"] = ours(bench, f"--budget={bits} bits")
         ways[f"budget-{bits}+compensated"] = ours(bench, f"--budget={bits} bits", "--rounding=compensated")
+    for bits in FEW_BITS:
+        for rounding in ("compensated", "learned"):
+            ways[f"budget-{bits}+{rounding}"] = ours(bench, f"--budget={bits} bits", f"--rounding={rounding}", choices=CHOICES + FEWER)
     return ways
 
 

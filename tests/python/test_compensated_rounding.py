@@ -94,6 +94,24 @@ def textbook(w: torch.Tensor, sums: torch.Tensor, damping: float, stored: Stored
                        codes, stored.codes)  # fmt: skip
 
 
+def has_few_bits(form: str) -> bool:
+    return form in SHORT and bits_of(form) < 4
+
+
+def by_fitted_scales(w: torch.Tensor, h: torch.Tensor, form: str) -> list[torch.Tensor]:
+    """To nearest by that part of each group's range which errs least so; a column counts its damped moment."""
+    span, no_offset, share = ops.quantized_range(w, form), torch.zeros_like(w), torch.tensor(1.0)
+    chosen, least = span.clone(), torch.full(span.shape[1:], torch.inf, dtype=torch.float64)
+    while share > 0.3:
+        tried = span * share
+        values = dequantized(ops.quantize_learned(w, no_offset, tried, form), form, tuple(w.shape)).double()
+        errors = (w.double() - values).square() * h.diagonal()
+        groups = torch.stack([group.sum(1) for group in errors.split(SHORT[form], dim=1)], 1).flatten()
+        chosen, least = torch.where(groups < least, tried, chosen), torch.minimum(groups, least)
+        share = share - 0.05
+    return ops.quantize_learned(w, no_offset, chosen, form)
+
+
 def row_errors(w: torch.Tensor, q: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     error = w.double() - q.double()
     return ((error @ h) * error).sum(1)
@@ -121,15 +139,24 @@ def test_codes_are_those_of_the_textbook(shape, form):
     assert damping == 0.01
     parts, nearest, compensated = ops.quantize_compensated(w, feedback, pivots, order, form)
     plain = ops.quantize_weight(w, form)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(parts[1:], plain[1:], strict=True))  # scales and zeros are kept
-    stored = Stored(plain, form, shape)
-    assert torch.equal(stored.value(stored.codes, slice(None)), dequantized(plain, form, shape).double())
-    wanted = textbook(w, sums, damping, stored)
-    codes = Stored(parts, form, shape).codes
-    assert torch.equal(codes, wanted) and not torch.equal(codes, stored.codes)
-    # Both errors are what they are called, and the compensated one is below, of each row and without damping too.
     h = sums.triu() + sums.triu(1).T
     damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=torch.float64)
+    every, stored, ours = slice(None), Stored(plain, form, shape), Stored(parts, form, shape)
+    assert torch.equal(stored.value(stored.codes, every), dequantized(plain, form, shape).double())
+    wanted = textbook(w, sums, damping, stored)
+    if has_few_bits(form):  # a row has the scales by which it errs less
+        fitted = Stored(by_fitted_scales(w, damped, form), form, shape)
+        by_fitted = textbook(w, sums, damping, fitted)
+        errors = [row_errors(w, of.value(codes, every), damped) for of, codes in ((stored, wanted), (fitted, by_fitted))]
+        better = (errors[1] < errors[0])[:, None]
+        assert better.any() and (w.shape[0] < 10 or not better.all())  # inputs that hang together: an error to nearest is not all
+        wanted = torch.where(better, by_fitted, wanted)
+        assert torch.equal(ours.scale, torch.where(better, fitted.scale, stored.scale))
+        assert "sym" in form or torch.equal(ours.zero, torch.where(better, fitted.zero, stored.zero))
+    else:
+        assert all(torch.equal(one, other) for one, other in zip(parts[1:], plain[1:], strict=True))  # scales and zeros are kept
+    assert torch.equal(ours.codes, wanted) and not torch.equal(ours.codes, stored.codes)
+    # Both errors are what they are called, and the compensated one is below, of each row and without damping too.
     found, before = dequantized(parts, form, shape), dequantized(plain, form, shape)
     assert nearest == pytest.approx(float(row_errors(w, before, damped).sum()), rel=1e-9)
     assert compensated == pytest.approx(float(row_errors(w, found, damped).sum()), rel=1e-9)
@@ -145,9 +172,11 @@ def test_inputs_without_correlation_leave_rounding_to_nearest(form):
     found, plain = (dequantized(of, form, w.shape).double() for of in (parts, ops.quantize_weight(w, form)))
     # Float32 and float64 break ties otherwise: of int4-sym the largest values lie between two codes. Codes of nf4-double are
     # chosen, as bitsandbytes has it, before its scales are rounded.
+    assert compensated <= nearest
+    if has_few_bits(form):
+        return  # by other scales
     assert ((w - found).abs() <= (w - plain).abs() * (1 + 1e-6)).all()
     assert (found == plain).double().mean() > (0.8 if form == "nf4-double" else 0.99)
-    assert compensated <= nearest
 
 
 def test_a_column_that_is_always_zero_and_a_row_of_zeros_stay(shape=(9, 70)):
@@ -159,11 +188,11 @@ def test_a_column_that_is_always_zero_and_a_row_of_zeros_stay(shape=(9, 70)):
         parts, _, _ = ops.quantize_compensated(w, *compensation, form)
         found, plain = dequantized(parts, form, shape), dequantized(ops.quantize_weight(w, form), form, shape)
         assert torch.equal(found[4], plain[4]) or form == "nf4-double"
-        if form in SHORT or form == "int8":
+        if (form in SHORT or form == "int8") and not has_few_bits(form):
             assert torch.equal(found[:, 3], plain[:, 3])
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int2", "nf4"])
 def test_the_same_bits_on_one_thread_and_on_two(form):
     w, x, found = weight((100, 330)), correlated_inputs(600, 330), []
     for threads in (1, 2, 2):

@@ -282,7 +282,7 @@ DAMAGES = {
     "zeros of another shape": "_zero_point is Int [47,4], wanted Int [48,4]",
     "reordered": "it has a _g_idx",
     "5 bits": "5 bits of int, with zero points, strategy group, group_size 32 are not read: wanted 2 to 4 bits",
-    "codes of 3 bits": "_packed is Int [384,16], wanted Int [384,12]",
+    "codes of 3 bits": "_packed is Int [128,16], wanted Int [128,12]",
     "another strategy": "strategy block",
     "floats": "4 bits of float",
     "another group": "group_size 48 are not read",

@@ -280,7 +280,7 @@ def test_a_layer_is_learned_as_plain_pytorch_learns_it(case, tmp_path, form):  #
     assert other < 1e-3 * total
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "nf4-double"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int2", "nf4-double"])
 def test_no_layer_is_worse_than_to_nearest_and_unseen_rows_are_nearer_to_the_floats(case, tmp_path, form):  # noqa: F811
     said = {way: case.run(tmp_path / way, quantize=form, dtype="float16", calibration_rows=24, rounding=way, rounding_steps=20 if way == "learned" else None)
             for way in ("nearest", "learned")}  # fmt: skip

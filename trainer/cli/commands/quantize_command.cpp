@@ -117,19 +117,24 @@ std::vector<quantize::StoredFormat> formats_of(const std::string& names, const r
   return formats;
 }
 
-// Where nobody names formats and those of 4 bits and more do not hold a budget, there are some of 3 and 2 bits too. They
-// take their time to be scored, and so are left out elsewhere, but where scores are gone on with that have them.
+// Where nobody names formats and some of 3 and 2 bits hold a budget that those of 4 bits and more do not, they are
+// there too. They take their time to be scored, and so are left out elsewhere, but where scores are gone on with that
+// have them.
 quantize::FormatTable table_of_budgets(const models::ModelRequest& request,
                                        const std::vector<quantize::Budget>& budgets, const recipe::Settings& settings) {
   const std::string names = settings.text("formats"), more = names + ",int3-g32,int3,int2-g32,int2";
   const auto covered = covered_by(Way::kBudgeted, settings);
   quantize::FormatTable table(request, formats_of(names, settings), covered);
   if (settings.given("formats") || served_by_vllm(settings)) return table;
-  const bool all_hold = std::all_of(budgets.begin(), budgets.end(), [&](const quantize::Budget& budget) {
-    return quantize::why_too_small(table, budget).empty();
-  });
-  if (all_hold && quantize::ScoreFile::formats_in(score_path(settings)) != more) return table;
-  return {request, formats_of(more, settings), covered};
+  const auto held_by = [&](const quantize::FormatTable& one) {
+    return std::count_if(budgets.begin(), budgets.end(),
+                         [&](const quantize::Budget& budget) { return quantize::why_too_small(one, budget).empty(); });
+  };
+  const auto held = held_by(table);
+  const bool goes_on = quantize::ScoreFile::formats_in(score_path(settings)) == more;
+  if (held == static_cast<std::ptrdiff_t>(budgets.size()) && !goes_on) return table;
+  quantize::FormatTable wider(request, formats_of(more, settings), covered);
+  return goes_on || held == 0 || held_by(wider) > held ? wider : table;
 }
 
 quantize::StaticQuantizationPolicy static_policy(const recipe::Settings& settings) {
