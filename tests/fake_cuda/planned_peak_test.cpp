@@ -93,8 +93,8 @@ TEST(PlannedPeak, OfAQuantizedProductIsWhatItTakes) {
   // All rows at once; runs of 64, whose sums are float32 beside half types; a few rows of x, which unpack nothing.
   for (const int64_t bytes : {int64_t{0}, int64_t{64 * 96 * 4}}) {
     kernels::set_unpacked_bytes(bytes);
-    for (const auto format : {QuantizedFormat::kInt8, QuantizedFormat::kInt8Dynamic, QuantizedFormat::kInt4,
-                              kernels::format_named("int3"), QuantizedFormat::kNf4}) {
+    for (const auto format :
+         {QuantizedFormat::kInt8, QuantizedFormat::kInt8Dynamic, QuantizedFormat::kInt4, QuantizedFormat::kNf4}) {
       for (const auto dtype : {at::kFloat, at::kBFloat16, at::kHalf}) {
         for (const int64_t count : {1, 8, 9, 40, 600}) {
           for (const bool gaps : {false, true}) {
