@@ -1,7 +1,8 @@
 // Rounding of a frozen matrix W [rows, columns] to the codes of a format where what one column loses is made up for by
 // the columns behind it (GPTQ): so that x W^T changes least, over the inputs x whose second moments H = sum of x^T x
 // are known, and not W itself. Scales and zeros are those of rounding to nearest, fixed before any order of columns:
-// the parts are stored as any others.
+// the parts are stored as any others. Of 2 and 3 bits those of a fitted range (fitted_range.h; a column counts what the
+// diagonal of H says) are tried too, and a row takes the ones by which it errs less.
 //   H + damping * mean diagonal * I = R D R^T, columns in order of falling diagonal of H, R upper triangular, ones on
 //   its diagonal. Column by column, e being what the columns before it lost: wanted = w + sum of e R; code = the
 //   nearest to wanted; e = w - w'. The error of a row, e H e^T, is then the sum of D (wanted - w')^2.

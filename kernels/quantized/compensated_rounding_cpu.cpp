@@ -1,5 +1,6 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include "kernels/operator/operator_handle.h"
 #include "kernels/quantized/compensated_rounding.h"
 #include "kernels/quantized/double_product_loops.h"
+#include "kernels/quantized/fitted_range.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "kernels/quantized/stored_parts.h"
 
@@ -21,13 +23,13 @@ namespace {
 
 constexpr int64_t kRowsAtATime = 16, kColumnsAtATime = 64;
 
-// The nearest code to a value, in float64.
+// The nearest code to a value, in float64; `last`: the greatest code of kInt4.
 template <CodeKind kind>
-int nearest_code(double value, const ValueScale& s) {
+int nearest_code(double value, const ValueScale& s, double last) {
   if constexpr (kind == CodeKind::kInt8) {
     return static_cast<int>(std::clamp(std::nearbyint(value / s.scale), -127.0, 127.0));
   } else if constexpr (kind == CodeKind::kInt4) {
-    return static_cast<int>(std::clamp(std::nearbyint(value / s.scale) + s.zero, 0.0, 15.0));
+    return static_cast<int>(std::clamp(std::nearbyint(value / s.scale) + s.zero, 0.0, last));
   } else {
     const double share = value / s.scale;
     int below = 0;
@@ -76,10 +78,11 @@ class CompensatedRows {
   }
 
   void take_nearest() {
+    std::vector<uint8_t> by_column(static_cast<size_t>(p_.columns));
     for (int64_t i = 0; i < count_; ++i) {
-      const int64_t first = code_index<kind>(p_.nearest, row_ + i, 0);
+      load_codes(p_.nearest, row_ + i, by_column.data());
       for (int64_t place = 0; place < p_.columns; ++place)
-        codes_[index(i, place)] = static_cast<uint8_t>(code_at<kind>(p_.nearest, first + p_.order[place]));
+        codes_[index(i, place)] = by_column[static_cast<size_t>(p_.order[place])];
     }
   }
 
@@ -104,7 +107,8 @@ class CompensatedRows {
     const ValueScale s = scale(i, place);
     double* wanted = wanted_.data() + index(i, 0);
     uint8_t& code = codes_[index(i, place)];
-    if (choose && s.scale > 0) code = static_cast<uint8_t>(nearest_code<kind>(wanted[place], s));
+    if (choose && s.scale > 0)
+      code = static_cast<uint8_t>(nearest_code<kind>(wanted[place], s, p_.nearest.format.last_code()));
     const int stored = kind == CodeKind::kInt8 ? static_cast<int8_t>(code) : code;
     const double value = value_of<kind>(stored, s, kNf4Levels.data());
     const double lost = weight(i, place) - value, off = wanted[place] - value;
@@ -145,6 +149,71 @@ void round_all(const CompensatedProblem& problem, uint8_t* codes, double* neares
   });
 }
 
+// A matrix, the codes that its scales give, and what each row errs to nearest and compensated.
+struct CompensatedCodes {
+  QuantizedMatrix matrix;
+  std::vector<uint8_t> codes;
+  std::vector<double> nearest, compensated;
+};
+
+CompensatedCodes compensate(const at::Tensor& wide, QuantizedMatrix matrix, const Compensation& by) {
+  const CompensatedProblem problem{.weight = wide.const_data_ptr<float>(),
+                                   .nearest = view_of(matrix),
+                                   .feedback = by.feedback.const_data_ptr<double>(),
+                                   .pivots = by.pivots.const_data_ptr<double>(),
+                                   .order = by.order.const_data_ptr<int64_t>(),
+                                   .rows = matrix.rows,
+                                   .columns = matrix.columns};
+  CompensatedCodes found;
+  found.codes.resize(static_cast<size_t>(wide.numel()));
+  found.nearest.resize(static_cast<size_t>(matrix.rows));
+  found.compensated.resize(found.nearest.size());
+  const CodeKind kind = matrix.format.kind;
+  const auto round = kind == CodeKind::kInt8   ? round_all<CodeKind::kInt8>
+                     : kind == CodeKind::kInt4 ? round_all<CodeKind::kInt4>
+                                               : round_all<CodeKind::kNf4>;
+  round(problem, found.codes.data(), found.nearest.data(), found.compensated.data());
+  found.matrix = std::move(matrix);
+  return found;
+}
+
+// The diagonal of the damped moments, by column.
+at::Tensor importance_of(const Compensation& by) {
+  const int64_t columns = by.pivots.numel();
+  at::Tensor importance = at::zeros({columns}, by.pivots.options());
+  const auto* pivot = by.pivots.const_data_ptr<double>();
+  const auto* order = by.order.const_data_ptr<int64_t>();
+  auto* of = importance.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < columns; ++i) {
+    const double* feedback = by.feedback.const_data_ptr<double>() + i * columns;
+    for (int64_t k = i; k < columns; ++k) of[order[i]] += pivot[k] * feedback[k] * feedback[k];
+  }
+  return importance;
+}
+
+// The rows that err less by other scales get these, and their codes.
+void take_better_rows(CompensatedCodes& best, const CompensatedCodes& other) {
+  const int64_t columns = best.matrix.columns, groups = best.matrix.parts[1].size(1);
+  const int bits = best.matrix.format.bits;
+  at::Tensor zeros;
+  if (best.matrix.format.has_zeros) zeros = at::zeros(best.matrix.parts[2].sizes(), best.matrix.parts[2].options());
+  for (int64_t row = 0; row < best.matrix.rows; ++row) {
+    const auto at = static_cast<size_t>(row);
+    const bool better = other.compensated[at] < best.compensated[at];
+    if (zeros.defined()) {
+      const auto* from = view_of(better ? other.matrix : best.matrix).zeros;
+      auto* to = reinterpret_cast<uint32_t*>(zeros.mutable_data_ptr<int32_t>());
+      for (int64_t group = 0; group < groups; ++group)
+        put_in_words(to + group, groups, bits, row, code_in_words(from + group, groups, bits, row));
+    }
+    if (!better) continue;
+    best.compensated[at] = other.compensated[at];
+    best.matrix.parts[1].select(0, row).copy_(other.matrix.parts[1].select(0, row));
+    std::copy_n(other.codes.data() + row * columns, columns, best.codes.data() + row * columns);
+  }
+  if (zeros.defined()) best.matrix.parts[2] = zeros;
+}
+
 double sum_in_order(const std::vector<double>& values) {
   double sum = 0;
   for (const double value : values) sum += value;
@@ -167,23 +236,16 @@ CompensatedParts compensated_cpu(const at::Tensor& weight, const at::Tensor& fee
               described(order), ", wanted what compensation_of() gives of ", columns, " columns");
   if (weight.numel() == 0) return {matrix.parts, 0.0, 0.0};
   const at::Tensor wide = weight.to(at::kFloat).contiguous();
-  const CompensatedProblem problem{.weight = wide.const_data_ptr<float>(),
-                                   .nearest = view_of(matrix),
-                                   .feedback = feedback.const_data_ptr<double>(),
-                                   .pivots = pivots.const_data_ptr<double>(),
-                                   .order = order.const_data_ptr<int64_t>(),
-                                   .rows = matrix.rows,
-                                   .columns = columns};
-  std::vector<uint8_t> codes(static_cast<size_t>(weight.numel()));
-  std::vector<double> nearest(static_cast<size_t>(matrix.rows)), compensated(nearest.size());
-  const auto round = format.kind == CodeKind::kInt8   ? round_all<CodeKind::kInt8>
-                     : format.kind == CodeKind::kInt4 ? round_all<CodeKind::kInt4>
-                                                      : round_all<CodeKind::kNf4>;
-  round(problem, codes.data(), nearest.data(), compensated.data());
-  at::Tensor stored = at::zeros(matrix.parts[0].sizes(), matrix.parts[0].options());
-  store_codes(format, codes.data(), matrix.rows, columns, stored);
-  matrix.parts[0] = stored;
-  return {matrix.parts, sum_in_order(nearest), sum_in_order(compensated)};
+  const Compensation by{feedback, pivots, order, /*damping=*/0};
+  CompensatedCodes best = compensate(wide, std::move(matrix), by);
+  if (format.kind == CodeKind::kInt4 && format.bits < 4) {
+    const at::Tensor range = fitted_range(wide, importance_of(by), format, scales);
+    take_better_rows(best, compensate(wide, quantize_learned({wide, at::zeros_like(wide), range, format, scales}), by));
+  }
+  at::Tensor stored = at::zeros(best.matrix.parts[0].sizes(), best.matrix.parts[0].options());
+  store_codes(format, best.codes.data(), best.matrix.rows, columns, stored);
+  best.matrix.parts[0] = stored;
+  return {best.matrix.parts, sum_in_order(best.nearest), sum_in_order(best.compensated)};
 }
 
 }  // namespace

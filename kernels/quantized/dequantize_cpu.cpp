@@ -15,13 +15,35 @@
 namespace limbeck::kernels {
 namespace {
 
+void dequantize_words(const QuantizedView& v, int64_t row, int64_t begin, int64_t end, float* values) {
+  static_assert(kSmallestGroup % kBlockCodes == 0, "a block has one scale");
+  ValueScale scale{};
+  const uint32_t* words = row_words(v, row);
+  const int64_t all_words = words_of_row(v);
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = i / kBlockCodes, first = block * kBlockCodes, stop = std::min(end, first + kBlockCodes);
+    const int64_t word = block * v.format.bits;
+    if (i == begin || i % v.format.group() == 0) scale = scale_at<CodeKind::kInt4>(v, row, i, kDynamicLevels.data());
+    uint32_t nibbles[kNibbleWords];
+    widen_some(v.format.bits, words + word, all_words - word, nibbles);
+    const auto value = [&](int64_t k) {
+      return value_of<CodeKind::kInt4>(static_cast<int>(nibbles[k / 8] >> k % 8 * 4 & 15u), scale, nullptr);
+    };
+    if (i == first && stop == first + kBlockCodes) {
+      for (int64_t k = 0; k < kBlockCodes; ++k) values[i - begin + k] = value(k);
+    } else {
+      for (int64_t k = i - first; k < stop - first; ++k) values[first + k - begin] = value(k);
+    }
+    i = stop;
+  }
+}
+
 template <CodeKind kind>
 void dequantize_row(const QuantizedView& v, int64_t row, int64_t begin, int64_t end, float* values) {
   for (int64_t i = begin; i < end;) {
     const ValueScale scale = scale_at<kind>(v, row, i, kDynamicLevels.data());
     const int64_t stop = std::min(end, end_of_scale<kind>(v, row, i));
-    const int64_t first = code_index<kind>(v, row, 0);
-    for (; i < stop; ++i) values[i - begin] = value_of<kind>(code_at<kind>(v, first + i), scale, kNf4Levels.data());
+    for (; i < stop; ++i) values[i - begin] = value_of<kind>(code_at<kind>(v, row, i), scale, kNf4Levels.data());
   }
 }
 
@@ -45,7 +67,7 @@ void dequantize_rectangle(const QuantizedView& view, int64_t row0, int64_t row1,
                           float* values) {
   const CodeKind kind = view.format.kind;
   const auto row_of = kind == CodeKind::kInt8   ? dequantize_row<CodeKind::kInt8>
-                      : kind == CodeKind::kInt4 ? dequantize_row<CodeKind::kInt4>
+                      : kind == CodeKind::kInt4 ? dequantize_words
                                                 : dequantize_row<CodeKind::kNf4>;
   for (int64_t row = row0; row < row1; ++row)
     row_of(view, row, column0, column1, values + (row - row0) * (column1 - column0));

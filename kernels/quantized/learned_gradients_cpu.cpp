@@ -15,13 +15,13 @@ struct ScaleSlopes {
 template <CodeKind kind>
 void pass_on(float g, float w, float v, const LearnedScale& s, float& slope, ScaleSlopes& sums) {
   const float place = w / s.chosen, code = free_code(w, v, s);
-  if (code >= least_code<kind>() && code <= most_code<kind>()) {
+  if (code >= least_code<kind>() && code <= s.last) {
     slope = g * s.value;
     sums.scale += static_cast<double>(g) * (static_cast<double>(code - s.zero) - place);
     return;
   }
   slope = 0;
-  const float end = code < least_code<kind>() ? least_code<kind>() : most_code<kind>();
+  const float end = code < least_code<kind>() ? least_code<kind>() : s.last;
   sums.scale += static_cast<double>(g) * (end - s.zero);
   sums.zero -= static_cast<double>(g) * s.value;
 }
@@ -56,9 +56,9 @@ void store_slopes(const QuantizedFormat& format, const ScaleSlopes& sums, const 
   if (format.kind == CodeKind::kNf4) {
     slopes[i] = static_cast<float>(sums.scale);
   } else if (!format.has_zeros) {
-    slopes[i] = static_cast<float>(sums.scale / (format.kind == CodeKind::kInt8 ? 127.0 : 7.5));
+    slopes[i] = static_cast<float>(sums.scale / steps_of_magnitude(format));
   } else {
-    const double scale = s.chosen, by_scale = (sums.scale + sums.zero * range[i] / (scale * scale)) / 15.0;
+    const double scale = s.chosen, by_scale = (sums.scale + sums.zero * range[i] / (scale * scale)) / s.last;
     slopes[i] = static_cast<float>(-by_scale - sums.zero / scale);
     slopes[count + i] = static_cast<float>(by_scale);
   }

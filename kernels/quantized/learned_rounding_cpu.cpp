@@ -61,7 +61,7 @@ struct CodeLoops {
       const float middle = number - s.zero;
       const float low = (middle - kRoomToEdge) * s.chosen, high = (middle + kRoomToEdge) * s.chosen;
       if (w < low && number > least_code<kind>()) return low;
-      if (w > high && number < most_code<kind>()) return high;
+      if (w > high && number < s.last) return high;
       return w;
     }
   }
@@ -93,9 +93,8 @@ void store_scales(const QuantizedFormat& format, const at::Tensor& range, const 
   if (!format.has_zeros) return;
   auto* words = reinterpret_cast<uint32_t*>(parts[2].zero_().mutable_data_ptr<int32_t>());
   for (int64_t i = 0; i < runs.count(); ++i) {
-    const int64_t row = i / runs.groups(), group = i % runs.groups();
-    words[row / kWordCodes * runs.groups() + group] |= static_cast<uint32_t>(scales[static_cast<size_t>(i)].zero)
-                                                       << row % kWordCodes * 4;
+    const auto zero = static_cast<uint32_t>(scales[static_cast<size_t>(i)].zero);
+    put_in_words(words + i % runs.groups(), runs.groups(), format.bits, i / runs.groups(), zero);
   }
 }
 
@@ -134,15 +133,9 @@ at::Tensor learned_values_cpu(const at::Tensor& weight, const at::Tensor& offset
   return values;
 }
 
-template <CodeKind kind>
 std::vector<uint8_t> codes_of(const QuantizedView& view) {
   std::vector<uint8_t> codes(static_cast<size_t>(view.rows * view.columns));
-  for (int64_t row = 0; row < view.rows; ++row) {
-    const int64_t first = code_index<kind>(view, row, 0);
-    for (int64_t column = 0; column < view.columns; ++column)
-      codes[static_cast<size_t>(row * view.columns + column)] =
-          static_cast<uint8_t>(code_at<kind>(view, first + column));
-  }
+  for (int64_t row = 0; row < view.rows; ++row) load_codes(view, row, codes.data() + row * view.columns);
   return codes;
 }
 
@@ -155,9 +148,7 @@ at::Tensor moved_to_codes_cpu(const at::Tensor& weight, const at::Tensor& range,
   const QuantizedFormat& format = matrix.format;
   const Runs runs(format, weight);
   const auto scales = learned_scales(format, range, runs, matrix.scales());
-  const auto codes = format.kind == CodeKind::kInt8   ? codes_of<CodeKind::kInt8>(view_of(matrix))
-                     : format.kind == CodeKind::kInt4 ? codes_of<CodeKind::kInt4>(view_of(matrix))
-                                                      : codes_of<CodeKind::kNf4>(view_of(matrix));
+  const auto codes = codes_of(view_of(matrix));
   with_loops<CodeLoops>(format.kind,
                         [&](auto loops) { loops.move(runs, scales, codes.data(), moved.mutable_data_ptr<float>()); });
   return moved;

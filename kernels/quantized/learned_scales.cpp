@@ -12,8 +12,7 @@ float stored_up(float exact, at::ScalarType dtype) {
 }
 
 float exact_scale(const QuantizedFormat& format, const float* range, int64_t i, int64_t count) {
-  if (format.kind == CodeKind::kInt8) return range[i] / 127.0F;
-  return format.has_zeros ? (range[count + i] - range[i]) / 15.0F : range[i] / 7.5F;
+  return format.has_zeros ? (range[count + i] - range[i]) / most_code(format) : range[i] / steps_of_magnitude(format);
 }
 
 std::vector<at::Tensor> double_scales(const at::Tensor& range) {
@@ -41,11 +40,12 @@ std::vector<LearnedScale> learned_scales(const QuantizedFormat& format, const at
       s.value = Scaled(ends[i], s.whole).scale;
       continue;
     }
+    s.last = most_code(format);
     s.chosen = s.value = stored_up(exact_scale(format, ends, i, count), dtype);
     const bool usable = s.chosen > 0 && std::isfinite(s.chosen);
     s.zero = format.kind == CodeKind::kInt8 ? 0.0F
-             : !format.has_zeros            ? static_cast<float>(kMiddleCode)
-             : usable                       ? std::clamp(std::nearbyint(-ends[i] / s.chosen), 0.0F, 15.0F)
+             : !format.has_zeros            ? static_cast<float>(format.middle_code())
+             : usable                       ? std::clamp(std::nearbyint(-ends[i] / s.chosen), 0.0F, s.last)
                                             : 0.0F;
   }
   if (format.double_scales) {

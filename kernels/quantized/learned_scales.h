@@ -58,6 +58,7 @@ class Runs {
 // `chosen`: codes are chosen by it; `value`: what they are multiplied with, which of nf4-double is another.
 struct LearnedScale {
   float chosen, value, zero;
+  float last;  // code of int8 and kInt4
   bool whole;  // block of nf4
 };
 
@@ -69,12 +70,15 @@ template <CodeKind kind>
 constexpr float least_code() {
   return kind == CodeKind::kInt8 ? -127.0F : 0.0F;
 }
-template <CodeKind kind>
-constexpr float most_code() {
-  return kind == CodeKind::kInt8 ? 127.0F : 15.0F;
+inline float most_code(const QuantizedFormat& format) {
+  return format.kind == CodeKind::kInt8 ? 127.0F : static_cast<float>(format.last_code());
+}
+// Steps from 0 to the magnitude that a scale without zeros covers.
+inline float steps_of_magnitude(const QuantizedFormat& format) {
+  return format.kind == CodeKind::kInt8 ? 127.0F : most_code(format) / 2.0F;
 }
 
-// Of int8 and int4, before it is held at the ends.
+// Of int8 and kInt4, before it is held at the ends.
 inline float free_code(float w, float v, const LearnedScale& s) { return std::nearbyint(w / s.chosen + v) + s.zero; }
 
 inline bool usable(const LearnedScale& s) { return s.chosen > 0 && std::isfinite(s.chosen); }
@@ -97,8 +101,7 @@ void choose_codes(const float* w, const float* v, int64_t count, const LearnedSc
     for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(below[static_cast<size_t>(i)]);
   } else {
     for (int64_t i = 0; i < count; ++i) {
-      const float code =
-          usable(s) ? std::clamp(free_code(w[i], v[i], s), least_code<kind>(), most_code<kind>()) : s.zero;
+      const float code = usable(s) ? std::clamp(free_code(w[i], v[i], s), least_code<kind>(), s.last) : s.zero;
       codes[i] = static_cast<uint8_t>(static_cast<int>(code));
     }
   }

@@ -39,22 +39,24 @@ inline void put_code(uint8_t* codes, int64_t i, unsigned code) {
   codes[i / 2] = static_cast<uint8_t>(codes[i / 2] | (i % 2 == 0 ? code << 4 : code));
 }
 
-// Codes of one group into words that hold zeros; gives the code of 0.
+// Codes of one group, which begins a word; gives the code of 0.
 template <class S>
-uint32_t quantize_group(const QuantizedFormat& format, const float* w, int64_t first, int64_t count, uint32_t* words,
-                        S& stored) {
+uint32_t quantize_group(const QuantizedFormat& format, const float* w, int64_t count, uint32_t* words, S& stored) {
+  const auto last = static_cast<float>(format.last_code());
   float least = 0, most = 0;
   for (int64_t i = 0; i < count; ++i) least = std::min(least, w[i]), most = std::max(most, w[i]);
-  stored = rounded_up<S>(format.has_zeros ? (most - least) / 15.0F : std::max(most, -least) / 7.5F);
+  stored = rounded_up<S>(format.has_zeros ? (most - least) / last : std::max(most, -least) / (last / 2.0F));
   const float scale = static_cast<float>(stored);
   const bool usable = scale > 0 && std::isfinite(scale);
-  const float middle = kMiddleCode, zero = !format.has_zeros ? middle
-                                           : usable          ? std::clamp(std::nearbyint(-least / scale), 0.0F, 15.0F)
-                                                             : 0.0F;
+  const float zero = !format.has_zeros ? static_cast<float>(format.middle_code())
+                     : usable          ? std::clamp(std::nearbyint(-least / scale), 0.0F, last)
+                                       : 0.0F;
+  std::array<uint8_t, kLargestGroup> codes{};
   for (int64_t i = 0; i < count; ++i) {
-    const float code = usable ? std::clamp(std::nearbyint(w[i] / scale) + zero, 0.0F, 15.0F) : zero;
-    words[(first + i) / kWordCodes] |= static_cast<uint32_t>(code) << (first + i) % kWordCodes * 4;
+    const float code = usable ? std::clamp(std::nearbyint(w[i] / scale) + zero, 0.0F, last) : zero;
+    codes[static_cast<size_t>(i)] = static_cast<uint8_t>(static_cast<int>(code));
   }
+  pack_codes(format.bits, codes.data(), count, words);
   return static_cast<uint32_t>(zero);
 }
 
@@ -96,23 +98,25 @@ void quantize_int8(const QuantizedFormat& format, const float* w, int64_t rows, 
   });
 }
 
-void quantize_int4(const QuantizedFormat& format, const float* w, int64_t rows, int64_t columns,
-                   std::vector<at::Tensor>& parts) {
-  auto* codes = reinterpret_cast<uint32_t*>(parts[0].zero_().mutable_data_ptr<int32_t>());
+void quantize_words(const QuantizedFormat& format, const float* w, int64_t rows, int64_t columns,
+                    std::vector<at::Tensor>& parts) {
+  auto* codes = reinterpret_cast<uint32_t*>(parts[0].mutable_data_ptr<int32_t>());
   auto* zeros = format.has_zeros ? reinterpret_cast<uint32_t*>(parts[2].zero_().mutable_data_ptr<int32_t>()) : nullptr;
   const int64_t groups = parts[1].size(1), words = parts[0].size(1), group = format.group();
+  const int64_t together = codes_of_whole_words(format.bits);  // rows that share words of zeros
   with_scales(parts[1], [&](auto* scales) {
-    // Eight rows share words of zeros.
-    at::parallel_for(0, rounded_up_quotient(rows, kWordCodes), items_per_task(columns * kWordCodes),
+    const auto quantize_row = [&](int64_t row) {
+      for (int64_t g = 0; g < groups; ++g) {
+        const int64_t first = g * group, count = std::min(group, columns - first);
+        uint32_t* own = codes + row * words + words_of_codes(format.bits, first);
+        const uint32_t zero = quantize_group(format, w + row * columns + first, count, own, scales[row * groups + g]);
+        if (zeros != nullptr) put_in_words(zeros + g, groups, format.bits, row, zero);
+      }
+    };
+    at::parallel_for(0, rounded_up_quotient(rows, together), items_per_task(columns * together),
                      [&](int64_t begin, int64_t end) {
-                       for (int64_t row = begin * kWordCodes; row < std::min(end * kWordCodes, rows); ++row) {
-                         for (int64_t g = 0; g < groups; ++g) {
-                           const int64_t first = g * group, count = std::min(group, columns - first);
-                           const uint32_t zero = quantize_group(format, w + row * columns + first, first, count,
-                                                                codes + row * words, scales[row * groups + g]);
-                           if (zeros != nullptr) zeros[row / kWordCodes * groups + g] |= zero << row % kWordCodes * 4;
-                         }
-                       }
+                       for (int64_t row = begin * together; row < std::min(end * together, rows); ++row)
+                         quantize_row(row);
                      });
   });
 }
@@ -156,7 +160,7 @@ std::vector<at::Tensor> quantize_cpu(const at::Tensor& weight, c10::string_view 
       quantize_int8(format, w, rows, columns, parts);
       break;
     case CodeKind::kInt4:
-      quantize_int4(format, w, rows, columns, parts);
+      quantize_words(format, w, rows, columns, parts);
       break;
     case CodeKind::kNf4: {
       at::Tensor wide_scales = format.double_scales ? at::empty(parts[1].sizes(), wide.options()) : parts[1];

@@ -1,5 +1,6 @@
 // Quantized matrices on CUDA: unpacking of rows, and the product with a few rows of x that reads the codes once. A
-// thread takes a pack (16 bytes) of codes where rows begin at multiples of it, else one code; a pack has one scale.
+// thread takes a pack (16 bytes) of codes where rows begin at multiples of it, else one code; a pack has one scale. Of
+// codes of 2 or 3 bits it is the pack of nibbles that they are widened to.
 #include "kernels/cuda/device_storage.cuh"
 #include "kernels/quantized/quantized_cuda.h"
 
@@ -10,7 +11,8 @@ constexpr int kThreads = 256, kProductThreads = 128, kWarp = 32;
 
 template <CodeKind kind>
 constexpr int kPackCodes = kind == CodeKind::kInt8 ? 16 : 32;
-static_assert(kSmallestGroup % kPackCodes<CodeKind::kInt4> == 0 && kNf4Block % kPackCodes<CodeKind::kNf4> == 0,
+static_assert(kPackCodes<CodeKind::kInt4> == kBlockCodes && kSmallestGroup % kBlockCodes == 0 &&
+                  kNf4Block % kPackCodes<CodeKind::kNf4> == 0,
               "a pack has one scale");
 
 struct Levels {
@@ -52,9 +54,22 @@ __device__ __forceinline__ int code_of(const Words& words, int i) {
 }
 
 template <CodeKind kind>
-__device__ __forceinline__ Words pack_at(const QuantizedView& v, int64_t index) {
-  const int64_t byte = kind == CodeKind::kInt8 ? index : index / 2;
-  return *reinterpret_cast<const Words*>(static_cast<const uint8_t*>(v.codes) + byte);
+__device__ __forceinline__ Words pack_at(const QuantizedView& v, int64_t row, int64_t column) {
+  if constexpr (kind == CodeKind::kInt4) {
+    const uint32_t* from = row_words(v, row) + column / kBlockCodes * v.format.bits;
+    Words nibbles;
+    if (v.format.bits == 2) {
+      widen_block<2>(from, nibbles.value);
+    } else if (v.format.bits == 3) {
+      widen_block<3>(from, nibbles.value);
+    } else {
+      nibbles = *reinterpret_cast<const Words*>(from);
+    }
+    return nibbles;
+  } else {
+    const int64_t index = row * v.columns + column, byte = kind == CodeKind::kInt8 ? index : index / 2;
+    return *reinterpret_cast<const Words*>(static_cast<const uint8_t*>(v.codes) + byte);
+  }
 }
 
 // Row by row from `row` on, or where ids are given those.
@@ -78,11 +93,10 @@ __global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, RowChoic
     return;
   }
   const ValueScale scale = scale_at<kind>(v, row, column, levels.dynamic);
-  const int64_t first = code_index<kind>(v, row, column);
   if constexpr (codes == 1) {
-    put(to, value_of<kind>(code_at<kind>(v, first), scale, levels.nf4));
+    put(to, value_of<kind>(code_at<kind>(v, row, column), scale, levels.nf4));
   } else {
-    const Words words = pack_at<kind>(v, first);
+    const Words words = pack_at<kind>(v, row, column);
     constexpr int kStored = kPackElements<T>;
     using Stored = Pack<T, kStored>;
     for (int i = 0; i < codes; i += kStored) {
@@ -146,17 +160,16 @@ __global__ void __launch_bounds__(kProductThreads, 8) few_rows_product(FewRowsPr
   if (row >= v.rows) return;  // a whole warp
   const int count = static_cast<int>(p.count - first_x);
   const auto* x = static_cast<const T*>(p.x) + first_x * v.columns;
-  const int64_t first = code_index<kind>(v, row, 0);
   float sums[most] = {};
   for (int64_t column = lane * codes; column < v.columns; column += kWarp * codes) {
     const ValueScale scale = scale_at<kind>(v, row, column, levels.dynamic);
     if constexpr (codes == 1) {
-      const float w = rounded<T>(value_of<kind>(code_at<kind>(v, first + column), scale, levels.nf4));
+      const float w = rounded<T>(value_of<kind>(code_at<kind>(v, row, column), scale, levels.nf4));
       for (int r = 0; r < most; ++r) {
         if (r < count) sums[r] += w * widened(x[r * v.columns + column]);
       }
     } else {
-      Words words = pack_at<kind>(v, first + column);
+      Words words = pack_at<kind>(v, row, column);
 #pragma unroll 1  // all of it at once takes more registers than there are
       for (int i = 0; i < codes; i += kPackElements<T>) {
         add_products<kind, T, most>(words, scale, levels, x + column + i, v.columns, count, sums);

@@ -9,23 +9,29 @@
 #include "kernels/operator/formula.h"
 #include "kernels/operator/rounded_up.h"
 #include "kernels/operator/storage.h"
+#include "kernels/quantized/short_codes.h"
 
 namespace limbeck::kernels {
 
+// kInt4: whole numbers of at most 4 bits, in words (short_codes.h); int2 and int3 are of this kind too.
 enum class CodeKind { kInt8, kInt4, kNf4 };
 
 // A value, so that a loop can ask for its traits, and a new group is a row of a table (quantized_matrix.cpp).
 struct QuantizedFormat {
   CodeKind kind = CodeKind::kInt8;
+  int bits = 8;                // of a code; of kInt4 2, 3 or 4
   int group_shift = 0;         // neighbours of a row with one scale, as a power of 2; 0 (int8): the whole row
-  bool has_zeros = false;      // int4: a code of its own for 0 in each group, instead of 8 in all
+  bool has_zeros = false;      // kInt4: a code of its own for 0 in each group, instead of the middle one in all
   bool double_scales = false;  // nf4: scales in 8 bits
   bool dynamic = false;        // int8, int4: rows of x are in 8 bits too where they meet it in a product
 
   LIMBECK_FORMULA bool has_groups() const { return group_shift > 0; }
   LIMBECK_FORMULA int64_t group() const { return int64_t{1} << group_shift; }
+  // Codes of kInt4 are unsigned: the last one, and the one that stands for 0 where there are no zeros.
+  LIMBECK_FORMULA int last_code() const { return (1 << bits) - 1; }
+  LIMBECK_FORMULA int middle_code() const { return 1 << (bits - 1); }
   friend bool operator==(const QuantizedFormat& a, const QuantizedFormat& b) {
-    return a.kind == b.kind && a.group_shift == b.group_shift && a.has_zeros == b.has_zeros &&
+    return a.kind == b.kind && a.bits == b.bits && a.group_shift == b.group_shift && a.has_zeros == b.has_zeros &&
            a.double_scales == b.double_scales && a.dynamic == b.dynamic;
   }
   friend bool operator!=(const QuantizedFormat& a, const QuantizedFormat& b) { return !(a == b); }
@@ -33,13 +39,13 @@ struct QuantizedFormat {
   static const QuantizedFormat kInt8, kInt8Dynamic, kInt4, kNf4, kNf4Double;
 };
 inline constexpr QuantizedFormat QuantizedFormat::kInt8{CodeKind::kInt8};
-inline constexpr QuantizedFormat QuantizedFormat::kInt8Dynamic{CodeKind::kInt8, 0, false, false, /*dynamic=*/true};
-inline constexpr QuantizedFormat QuantizedFormat::kInt4{CodeKind::kInt4, 7, /*has_zeros=*/true};
-inline constexpr QuantizedFormat QuantizedFormat::kNf4{CodeKind::kNf4};
-inline constexpr QuantizedFormat QuantizedFormat::kNf4Double{CodeKind::kNf4, 0, false, /*double_scales=*/true};
+inline constexpr QuantizedFormat QuantizedFormat::kInt8Dynamic{CodeKind::kInt8, 8, 0, false, false, /*dynamic=*/true};
+inline constexpr QuantizedFormat QuantizedFormat::kInt4{CodeKind::kInt4, 4, 7, /*has_zeros=*/true};
+inline constexpr QuantizedFormat QuantizedFormat::kNf4{CodeKind::kNf4, 4};
+inline constexpr QuantizedFormat QuantizedFormat::kNf4Double{CodeKind::kNf4, 4, 0, false, /*double_scales=*/true};
 
-inline constexpr int64_t kSmallestGroup = 32, kNf4Block = 64, kScaleBlock = 256;
-// Codes of int4 are unsigned: the one that stands for 0 where a format has no zeros of its own.
+inline constexpr int64_t kSmallestGroup = 32, kLargestGroup = 128, kNf4Block = 64, kScaleBlock = 256;
+// Of 4 bits.
 inline constexpr int kMiddleCode = 8;
 // 4-bit codes, and zeros, in a word of int4.
 inline constexpr int64_t kWordCodes = 8;
@@ -86,7 +92,7 @@ struct QuantizedView {
   const void* codes;
   const void* scales;
   Storage scale_storage;       // not float64
-  const uint32_t* zeros;       // int4 with zeros: eight rows of a group in a word
+  const uint32_t* zeros;       // kInt4 with zeros: codes in words down the rows, those of a group below each other
   const uint8_t* scale_codes;  // nf4-double
   const float* offset;         // nf4-double: one number
 };
@@ -138,9 +144,8 @@ LIMBECK_FORMULA ValueScale scale_at(const QuantizedView& v, int64_t row, int64_t
   } else if constexpr (kind == CodeKind::kInt4) {
     const int64_t groups = groups_of(v), group = column >> v.format.group_shift;
     const float scale = stored_scale(v, row * groups + group);
-    if (v.zeros == nullptr) return {scale, kMiddleCode};
-    const uint32_t zeros = v.zeros[row / kWordCodes * groups + group];
-    return {scale, static_cast<float>(zeros >> row % kWordCodes * 4 & 15u)};
+    if (v.zeros == nullptr) return {scale, static_cast<float>(v.format.middle_code())};
+    return {scale, static_cast<float>(code_in_words(v.zeros + group, groups, v.format.bits, row))};
   } else {
     const int64_t block = (row * v.columns + column) / kNf4Block;
     const auto* scales = static_cast<const float*>(v.scales);
@@ -163,19 +168,28 @@ LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_
 }
 
 // Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2: of int4 the low
-// half first, of nf4 the high one. A row of int4 begins with a new word.
+// half first, of nf4 the high one. A row of int4 begins with a new word. Not of 2 or 3 bits.
 template <CodeKind kind>
 LIMBECK_FORMULA int64_t code_index(const QuantizedView& v, int64_t row, int64_t column) {
   return row * (kind == CodeKind::kInt4 ? rounded_up_quotient(v.columns, kWordCodes) * kWordCodes : v.columns) + column;
 }
 
+// Of kInt4: the words of a row.
+LIMBECK_FORMULA int64_t words_of_row(const QuantizedView& v) { return words_of_codes(v.format.bits, v.columns); }
+LIMBECK_FORMULA const uint32_t* row_words(const QuantizedView& v, int64_t row) {
+  return static_cast<const uint32_t*>(v.codes) + row * words_of_row(v);
+}
+
 template <CodeKind kind>
-LIMBECK_FORMULA int code_at(const QuantizedView& v, int64_t index) {
+LIMBECK_FORMULA int code_at(const QuantizedView& v, int64_t row, int64_t column) {
   if constexpr (kind == CodeKind::kInt8) {
-    return static_cast<const int8_t*>(v.codes)[index];
+    return static_cast<const int8_t*>(v.codes)[row * v.columns + column];
+  } else if constexpr (kind == CodeKind::kInt4) {
+    return static_cast<int>(code_in_words(row_words(v, row), 1, v.format.bits, column));
   } else {
+    const int64_t index = row * v.columns + column;
     const uint8_t pair = static_cast<const uint8_t*>(v.codes)[index / 2];
-    return (index % 2 == 0) == (kind == CodeKind::kNf4) ? pair >> 4 : pair & 15;
+    return index % 2 == 0 ? pair >> 4 : pair & 15;
   }
 }
 

@@ -1,4 +1,4 @@
-// y = x W'^T + b with a frozen W in 8 or 4 bits, of which at most a few hundred rows by a few hundred columns exist in
+// y = x W'^T + b with a frozen W in 8 to 2 bits, of which at most a few hundred rows by a few hundred columns exist in
 // float32 at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b. On the CPU the
 // values of W' are not rounded, whatever the dtype of x, and a row has the same bits among few rows (up to 8: codes go
 // straight to the sums) as among many, so that what is generated is what was evaluated. On CUDA they are rounded once

@@ -17,11 +17,14 @@ struct NamedFormat {
   QuantizedFormat format;
 };
 
-constexpr QuantizedFormat int8(int group_shift) { return {CodeKind::kInt8, group_shift}; }
-constexpr QuantizedFormat int4(int group_shift, bool has_zeros) { return {CodeKind::kInt4, group_shift, has_zeros}; }
+constexpr QuantizedFormat int8(int group_shift) { return {CodeKind::kInt8, 8, group_shift}; }
+constexpr QuantizedFormat with_zeros(int bits, int group_shift) {
+  return {CodeKind::kInt4, bits, group_shift, /*has_zeros=*/true};
+}
+constexpr QuantizedFormat symmetric(int bits, int group_shift) { return {CodeKind::kInt4, bits, group_shift}; }
 
 constexpr QuantizedFormat int4_dynamic(int group_shift) {
-  return {CodeKind::kInt4, group_shift, /*has_zeros=*/false, /*double_scales=*/false, /*dynamic=*/true};
+  return {CodeKind::kInt4, 4, group_shift, /*has_zeros=*/false, /*double_scales=*/false, /*dynamic=*/true};
 }
 
 constexpr std::array kFormats = {
@@ -31,13 +34,25 @@ constexpr std::array kFormats = {
     NamedFormat{"int8-g32", int8(5)},
     NamedFormat{"int8-dynamic", QuantizedFormat::kInt8Dynamic},
     NamedFormat{"int4", QuantizedFormat::kInt4},
-    NamedFormat{"int4-g64", int4(6, true)},
-    NamedFormat{"int4-g32", int4(5, true)},
-    NamedFormat{"int4-sym", int4(7, false)},
-    NamedFormat{"int4-sym-g64", int4(6, false)},
-    NamedFormat{"int4-sym-g32", int4(5, false)},
+    NamedFormat{"int4-g64", with_zeros(4, 6)},
+    NamedFormat{"int4-g32", with_zeros(4, 5)},
+    NamedFormat{"int4-sym", symmetric(4, 7)},
+    NamedFormat{"int4-sym-g64", symmetric(4, 6)},
+    NamedFormat{"int4-sym-g32", symmetric(4, 5)},
     NamedFormat{"int4-sym-dynamic", int4_dynamic(7)},
     NamedFormat{"int4-sym-g32-dynamic", int4_dynamic(5)},
+    NamedFormat{"int3", with_zeros(3, 7)},
+    NamedFormat{"int3-g64", with_zeros(3, 6)},
+    NamedFormat{"int3-g32", with_zeros(3, 5)},
+    NamedFormat{"int3-sym", symmetric(3, 7)},
+    NamedFormat{"int3-sym-g64", symmetric(3, 6)},
+    NamedFormat{"int3-sym-g32", symmetric(3, 5)},
+    NamedFormat{"int2", with_zeros(2, 7)},
+    NamedFormat{"int2-g64", with_zeros(2, 6)},
+    NamedFormat{"int2-g32", with_zeros(2, 5)},
+    NamedFormat{"int2-sym", symmetric(2, 7)},
+    NamedFormat{"int2-sym-g64", symmetric(2, 6)},
+    NamedFormat{"int2-sym-g32", symmetric(2, 5)},
     NamedFormat{"nf4", QuantizedFormat::kNf4},
     NamedFormat{"nf4-double", QuantizedFormat::kNf4Double},
 };
@@ -81,9 +96,9 @@ std::vector<QuantizedPart> parts_of(QuantizedFormat format, int64_t rows, int64_
     }
     case CodeKind::kInt4: {
       const int64_t groups = rounded_up_quotient(columns, format.group());
-      std::vector<QuantizedPart> parts = {{"codes", at::kInt, {rows, rounded_up_quotient(columns, kWordCodes)}},
+      std::vector<QuantizedPart> parts = {{"codes", at::kInt, {rows, words_of_codes(format.bits, columns)}},
                                           {"scales", scales, {rows, groups}}};
-      if (format.has_zeros) parts.push_back({"zeros", at::kInt, {rounded_up_quotient(rows, kWordCodes), groups}});
+      if (format.has_zeros) parts.push_back({"zeros", at::kInt, {words_of_codes(format.bits, rows), groups}});
       return parts;
     }
     case CodeKind::kNf4:

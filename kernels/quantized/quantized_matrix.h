@@ -1,5 +1,5 @@
-// A frozen matrix W [rows, columns] in 8 or 4 bits a value, as packed tensors ("parts"). Arithmetic is float32,
-// rounding to nearest even, and w' is what the matrix stands for afterwards. Scales of int8 and int4 are stored in
+// A frozen matrix W [rows, columns] in 8 to 2 bits a value, as packed tensors ("parts"). Arithmetic is float32,
+// rounding to nearest even, and w' is what the matrix stands for afterwards. Scales of all but nf4 are stored in
 // float32, bfloat16 or float16, rounded up before codes are chosen by them: no value lies beyond the last code.
 //   int8        each row: scale = max |w| / 127; code = round(w / scale) within ±127; w' = code scale.
 //   int8-g128   the same for each 128 (-g64, -g32: 64, 32) neighbours of a row, of which the last may be fewer.
@@ -12,6 +12,9 @@
 //   int4-sym    the same (-g64, -g32) with scale = max |w| / 7.5 and zero = 8.
 //               Codes lie in words of 8, the first one lowest; a row begins with a new word. Zeros likewise, those of a
 //               group for 8 rows in a word. Both are what compressed-tensors calls pack-quantized.
+//   int3, int2  the same as int4, with the same groups and -sym: 7 and 3 take the place of 15, 3.5 and 1.5 that of 7.5,
+//               4 and 2 that of 8 (so int2-sym is -2 to 1 times its scale). Words hold 16 codes of 2 bits, three of
+//               them 32 codes of 3 bits without a gap: compressed-tensors' layout again.
 //   nf4         each 64 values of W row by row, across rows (the last block may be shorter): scale = max |w|; code: the
 //               nearest of 16 levels (quantiles of a normal distribution) to w / scale; w' = level scale. The blocks,
 //               levels and ties are those of bitsandbytes; two codes lie in a byte, the first one in the high half.

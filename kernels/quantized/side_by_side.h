@@ -24,6 +24,19 @@ LIMBECK_INLINE bool lies_side_by_side(const QuantizedView& v) {
   return v.format.kind != CodeKind::kNf4 || v.columns % kNf4Block == 0;
 }
 
+// Of rows that lie side by side.
+template <CodeKind kind>
+LIMBECK_INLINE int64_t row_bytes(const QuantizedView& v) {
+  if constexpr (kind == CodeKind::kInt4) return words_of_row(v) * kWordBytes;
+  return kind == CodeKind::kInt8 ? v.columns : v.columns / 2;
+}
+// Of the codes of so many columns of a row, which are whole bytes.
+template <CodeKind kind>
+LIMBECK_INLINE int64_t bytes_before(const QuantizedView& v, int64_t columns) {
+  if constexpr (kind == CodeKind::kInt4) return columns * v.format.bits / 8;
+  return kind == CodeKind::kInt8 ? columns : columns / 2;
+}
+
 // Rows lie too far apart for the processor to foresee what is read next: the lines of the next block of columns, or of
 // the first one `rows_ahead` further on, are asked for a block ahead.
 template <CodeKind kind>
@@ -34,29 +47,42 @@ LIMBECK_INLINE void ask_for_next_block(const QuantizedView& v, int64_t row, int6
   const int64_t next_row = row_ends ? row + rows_ahead : row, next_column = row_ends ? 0 : column + depth;
   if (next_row >= v.rows) return;
   const int64_t next_depth = std::min(depth, v.columns - next_column);
-  constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2;
   for (int64_t i = 0; i < std::min(kLanes<float>, v.rows - next_row); ++i) {
-    const auto* from = static_cast<const uint8_t*>(v.codes) + code_index<kind>(v, next_row + i, next_column) / per_byte;
-    for (int64_t byte = 0; byte < next_depth / per_byte; byte += line) __builtin_prefetch(from + byte);
+    const auto* from =
+        static_cast<const uint8_t*>(v.codes) + (next_row + i) * row_bytes<kind>(v) + bytes_before<kind>(v, next_column);
+    for (int64_t byte = 0; byte < bytes_before<kind>(v, next_depth); byte += line) __builtin_prefetch(from + byte);
+  }
+}
+
+// Blocks of codes of 2 or 3 bits [blocks * bits][lanes] to nibbles [blocks * 4][lanes] in the same place, of which the
+// last block may lack words: the last one first, so that none is overwritten before it is read.
+template <int bits>
+void widen_in_place(uint32_t* words, int64_t count, int64_t blocks) {
+  constexpr int64_t lanes = kLanes<float>;
+  for (int64_t block = blocks - 1; block >= 0; --block) {
+    U32 narrow[bits], nibbles[kNibbleWords];
+    for (int i = 0; i < bits; ++i)
+      narrow[i] = block * bits + i < count ? load(words + (block * bits + i) * lanes) : U32{};
+    widen_block<bits>(narrow, nibbles);
+    for (int i = 0; i < kNibbleWords; ++i) store(words + (block * kNibbleWords + i) * lanes, nibbles[i]);
   }
 }
 
 // Words [words][lanes] of rows [row, row + count) and columns [column, column + depth); lanes without a row are 0.
-// `column` begins a word.
 template <CodeKind kind>
-void gather_words(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth, uint32_t* words) {
+void gather_as_stored(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
+                      uint32_t* words) {
   constexpr int64_t lanes = kLanes<float>;
-  const int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2;
-  const int64_t row_bytes = (code_index<kind>(v, 1, 0) - code_index<kind>(v, 0, 0)) / per_byte;
-  const auto* first = static_cast<const uint8_t*>(v.codes) + row * row_bytes + column / per_byte;
-  // int4 has whole words in memory, nf4 in whole blocks; a row of int8 may end within a word.
-  const int64_t bytes = kind == CodeKind::kInt8 ? depth : rounded_up_quotient(depth, kWordCodes) * kWordBytes;
+  const int64_t stride = row_bytes<kind>(v);
+  const auto* first = static_cast<const uint8_t*>(v.codes) + row * stride + bytes_before<kind>(v, column);
+  // kInt4 has whole words in memory, nf4 in whole blocks; a row of int8 may end within a word.
+  const int64_t bytes = kind == CodeKind::kInt8 ? depth : words_of_codes(v.format.bits, depth) * kWordBytes;
   const int64_t block = lanes * kWordBytes;
   int64_t byte = 0;
   for (; count == lanes && byte + block <= bytes; byte += block, words += lanes * lanes) {
     F32 part[lanes];
 #pragma GCC unroll 16
-    for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(&part[i], first + i * row_bytes + byte, sizeof part[i]);
+    for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(&part[i], first + i * stride + byte, sizeof part[i]);
     transpose_step<float, lanes / 2>(part);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < lanes; ++i) __builtin_memcpy(words + i * lanes, &part[i], sizeof part[i]);
@@ -65,12 +91,24 @@ void gather_words(const QuantizedView& v, int64_t row, int64_t count, int64_t co
     const auto have = static_cast<size_t>(std::min(kWordBytes, bytes - byte));
     for (int64_t i = 0; i < lanes; ++i) {
       uint32_t word = 0;
-      if (i < count) {
-        for (size_t j = 0; j < have; ++j)
-          word |= uint32_t{first[i * row_bytes + byte + static_cast<int64_t>(j)]} << 8 * j;
+      if (i < count && have == sizeof word) {
+        __builtin_memcpy(&word, first + i * stride + byte, sizeof word);
+      } else if (i < count) {
+        for (size_t j = 0; j < have; ++j) word |= uint32_t{first[i * stride + byte + static_cast<int64_t>(j)]} << 8 * j;
       }
       words[i] = word;
     }
+  }
+}
+
+// The same; codes of 2 and 3 bits as nibbles, where int4 would have them. `column` begins a block of codes.
+template <CodeKind kind>
+void gather_words(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth, uint32_t* words) {
+  gather_as_stored<kind>(v, row, count, column, depth, words);
+  if constexpr (kind == CodeKind::kInt4) {
+    const int64_t stored = words_of_codes(v.format.bits, depth), blocks = rounded_up_quotient(depth, kBlockCodes);
+    if (v.format.bits == 3) widen_in_place<3>(words, stored, blocks);
+    if (v.format.bits == 2) widen_in_place<2>(words, stored, blocks);
   }
 }
 

@@ -37,11 +37,8 @@ void store_codes(const QuantizedFormat& format, const uint8_t* codes, int64_t ro
   }
   if (format.kind == CodeKind::kInt4) {
     auto* words = reinterpret_cast<uint32_t*>(stored.mutable_data_ptr<int32_t>());
-    const int64_t in_row = stored.size(1);
-    for (int64_t i = 0; i < rows * columns; ++i) {
-      const int64_t row = i / columns, column = i % columns;
-      words[row * in_row + column / kWordCodes] |= static_cast<uint32_t>(codes[i]) << column % kWordCodes * 4;
-    }
+    for (int64_t row = 0; row < rows; ++row)
+      pack_codes(format.bits, codes + row * columns, columns, words + row * stored.size(1));
     return;
   }
   // The unused half of a last byte holds the code of 0.
@@ -51,6 +48,17 @@ void store_codes(const QuantizedFormat& format, const uint8_t* codes, int64_t ro
   for (int64_t i = 0; i < stored.numel(); ++i) {
     const uint8_t low = 2 * i + 1 < rows * columns ? codes[2 * i + 1] : kZeroCode;
     bytes[i] = static_cast<uint8_t>(codes[2 * i] << 4 | low);
+  }
+}
+
+void load_codes(const QuantizedView& v, int64_t row, uint8_t* codes) {
+  if (v.format.kind == CodeKind::kInt8) {
+    std::copy_n(static_cast<const uint8_t*>(v.codes) + row * v.columns, v.columns, codes);
+  } else if (v.format.kind == CodeKind::kInt4) {
+    unpack_codes(v.format.bits, row_words(v, row), words_of_row(v), 0, v.columns, codes);
+  } else {
+    for (int64_t column = 0; column < v.columns; ++column)
+      codes[column] = static_cast<uint8_t>(code_at<CodeKind::kNf4>(v, row, column));
   }
 }
 

@@ -53,6 +53,8 @@ std::array<float, N - 1> middles_of(const std::array<float, N>& levels) {
 // Codes [rows, columns], a byte each, into a part that holds zeros; each byte of it by one thread.
 void store_codes(const QuantizedFormat& format, const uint8_t* codes, int64_t rows, int64_t columns,
                  at::Tensor& stored);
+// And of one row [columns] back.
+void load_codes(const QuantizedView& v, int64_t row, uint8_t* codes);
 // Of nf4-double: the scales of its blocks, float32, into its parts but the codes.
 void store_double_scales(const at::Tensor& exact, std::vector<at::Tensor>& parts);
 

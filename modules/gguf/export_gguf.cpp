@@ -135,6 +135,7 @@ class FileTensors {
     const kernels::QuantizedMatrix& matrix = first.matrix();
     const auto rows = words_.row_order(place.module, matrix.rows);
     const io::GgufType type = *quantization::gguf_type_of(matrix.format);
+    if (matrix.format.bits < 4) ++report_.widened;
     if (binding.expert < 0) {
       all_.push_back({place.tensor, type, place.shape,
                       [this, &binding, first, rows] { return blocks_of(first, rows, binding.path); }});

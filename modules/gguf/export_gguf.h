@@ -26,6 +26,7 @@ struct ExportReport {
   std::string scale_of;         // the weight that has it
   double minimum_change = 0.0;  // the largest, of what a code of 0 stands for in a Q4_1 block, in steps of its codes
   std::string minimum_of;
+  int64_t widened = 0;  // weights of 2 or 3 bits a code, which the file has in 4
 };
 
 // `vocabulary`: the tokenizer's metadata. The file appears complete or not at all.

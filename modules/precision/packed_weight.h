@@ -1,4 +1,4 @@
-// A frozen weight matrix in 8 or 4 bits a value, or a stack of such (the experts of a layer): the packed tensors
+// A frozen weight matrix in 8 to 2 bits a value, or a stack of such (the experts of a layer): the packed tensors
 // ("parts") of one kernels::QuantizedMatrix or QuantizedStack on one device. It owns every byte that stands for the
 // weight; nothing of it is a parameter, and no float copy is kept. Copies share the parts.
 #pragma once

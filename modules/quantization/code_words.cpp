@@ -3,8 +3,10 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
+#include <vector>
+
 #include "kernels/operator/rounded_up.h"
-#include "kernels/quantized/quantized_formula.h"
+#include "kernels/quantized/short_codes.h"
 
 namespace limbeck::quantization {
 namespace {
@@ -37,18 +39,19 @@ at::Tensor codes_of_words(const at::Tensor& words, int64_t columns) {
   return codes;
 }
 
-std::optional<at::Tensor> short_words_of(const at::Tensor& codes) {
-  constexpr int kBits = 4;
+std::optional<at::Tensor> short_words_of(const at::Tensor& codes, int bits) {
   const int64_t rows = codes.size(0), columns = codes.size(1);
-  at::Tensor words = at::zeros({rows, kernels::rounded_up_quotient(columns, kernels::kWordCodes)}, at::kInt);
+  const int least = -(1 << (bits - 1));
+  at::Tensor words = at::zeros({rows, kernels::words_of_codes(bits, columns)}, at::kInt);
+  std::vector<uint8_t> from_least(static_cast<size_t>(columns));
   const auto* code = codes.const_data_ptr<int8_t>();
   auto* word = reinterpret_cast<uint32_t*>(words.mutable_data_ptr<int32_t>());
   for (int64_t row = 0; row < rows; ++row, code += columns, word += words.size(1)) {
     for (int64_t i = 0; i < columns; ++i) {
-      const int from_least = code[i] + kernels::kMiddleCode;
-      if (from_least < 0 || from_least >= 1 << kBits) return std::nullopt;
-      word[i / kernels::kWordCodes] |= static_cast<uint32_t>(from_least) << i % kernels::kWordCodes * kBits;
+      if (code[i] < least || code[i] >= -least) return std::nullopt;
+      from_least[static_cast<size_t>(i)] = static_cast<uint8_t>(code[i] - least);
     }
+    kernels::pack_codes(bits, from_least.data(), columns, word);
   }
   return words;
 }

@@ -31,16 +31,17 @@ QuantizedFormat format_of_weights(const io::JsonFile& weights, bool in_words) {
   if (type == "int" && bits == 8 && symmetric && strategy == "group") {
     if (const auto format = kernels::find_format(fmt::format("int8-g{}", group))) return *format;
   }
-  if (type == "int" && bits == 4 && (in_words || symmetric) && strategy == "group") {
+  if (type == "int" && bits <= 4 && (in_words || symmetric) && strategy == "group") {
     const auto format = kernels::find_format(
-        fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
+        fmt::format("int{}{}{}", bits, symmetric ? "-sym" : "", group == 128 ? "" : fmt::format("-g{}", group)));
     if (format) return *format;
   }
-  refuse(weights,
-         fmt::format(
-             "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 4 bits of int in groups of 32, 64 or "
-             "128 (with zero points: pack-quantized), or 8 bits, symmetric, in such groups or by channel",
-             bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
+  refuse(
+      weights,
+      fmt::format(
+          "{} bits of {}, {}, strategy {}, group_size {} are not read: wanted 2 to 4 bits of int in groups of 32, 64 "
+          "or 128 (with zero points: pack-quantized), or 8 bits, symmetric, in such groups or by channel",
+          bits, type, symmetric ? "symmetric" : "with zero points", strategy.empty() ? "none" : strategy, group));
 }
 
 // The format of the same weights whose inputs are quantized too, row by row while they are read.

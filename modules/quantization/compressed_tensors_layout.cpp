@@ -1,14 +1,15 @@
 // A weight W of compressed-tensors is these tensors, of W's module in the group of config.json's config_groups that
 // names it:
-//   pack-quantized   W_packed      int32 [rows, words]    codes above the least one, 4 or 8 bits each, low bits first
+//   pack-quantized   W_packed      int32 [rows, words]    codes above the least one, 2, 3, 4 or 8 bits each, low bits
+//                                                        first, without gaps
 //                    W_scale       float [rows, groups]
 //                    W_zero_point  int32 [words, groups]  where the group is not symmetric: packed down the rows
 //                    W_shape       int64 [2]
-//   int-quantized    W             int8 [rows, columns]  also of codes of 4 bits, in groups
+//   int-quantized    W             int8 [rows, columns]  also of codes of fewer bits, in groups
 //                    W_scale       float [rows, 1], or [rows, groups]
-// Our int4 is that layout itself; int8 is written pack-quantized (weights alone), and read from both; int8-dynamic is
-// written int-quantized, beside input_activations that say how its inputs are quantized. An embedding is
-// written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
+// Our int4, int3 and int2 are that layout itself; int8 is written pack-quantized (weights alone), and read from both;
+// int8-dynamic is written int-quantized, beside input_activations that say how its inputs are quantized. An embedding
+// is written int-quantized, in int8: transformers loads no other packed embedding (its initialisation asks each for a
 // tensor of the name W). A head that shares it has the same codes, stored once, and scales under its own name.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
@@ -130,18 +131,22 @@ class CompressedTensors : public WrittenLayout {
     if (!group->in_words) {
       at::Tensor codes = wanted(weight, {at::kChar}, {rows, columns});
       if (!int8) {
-        const auto words = short_words_of(codes);
-        if (!words) refuse_weight(weight + " holds codes beyond -8 to 7, and config.json says 4 bits");
+        const int bits = group->format.bits, middle = group->format.middle_code();
+        const auto words = short_words_of(codes, bits);
+        if (!words) {
+          refuse_weight(fmt::format("{} holds codes beyond {} to {}, and config.json says {} bits", weight, -middle,
+                                    middle - 1, bits));
+        }
         codes = *words;
       }
       matrix.parts = {codes, scales};
     } else {
-      const int64_t codes_of_word = int8 ? 4 : kernels::kWordCodes;
-      const at::Tensor words = wanted(stored, {at::kInt}, {rows, kernels::rounded_up_quotient(columns, codes_of_word)});
+      const int bits = group->format.bits;
+      const at::Tensor words = wanted(stored, {at::kInt}, {rows, kernels::words_of_codes(bits, columns)});
       matrix.parts = {int8 ? codes_of_words(words, columns) : words, scales};
       if (group->format.has_zeros) {
-        matrix.parts.push_back(wanted(weight + "_zero_point", {at::kInt},
-                                      {kernels::rounded_up_quotient(rows, kernels::kWordCodes), groups}));
+        matrix.parts.push_back(
+            wanted(weight + "_zero_point", {at::kInt}, {kernels::words_of_codes(bits, rows), groups}));
       }
     }
     return PackedWeight(std::move(matrix));
@@ -190,7 +195,7 @@ class CompressedTensors : public WrittenLayout {
       const int64_t scales = rows * static_cast<int64_t>(c10::elementSize(dtype));
       return rows * columns + scales * (weight.tied_head.empty() ? 1 : 2);
     }
-    // Rows of int8 are filled up to whole words; int4 has them already.
+    // Rows of int8 are filled up to whole words; the others have them already.
     const bool int8 = format.kind == CodeKind::kInt8;
     const bool in_bytes = format == QuantizedFormat::kInt8Dynamic;
     const int64_t stored = int8 && !in_bytes ? kernels::rounded_up_quotient(columns, kWord) * kWord : columns;
@@ -244,8 +249,8 @@ class CompressedTensors : public WrittenLayout {
   }
 
   static nlohmann::json weights_of(QuantizedFormat format) {
-    const bool int8 = format.kind == CodeKind::kInt8, in_groups = format.has_groups();
-    nlohmann::json weights = {{"num_bits", int8 ? 8 : 4},       {"type", "int"},
+    const bool in_groups = format.has_groups();
+    nlohmann::json weights = {{"num_bits", format.bits},        {"type", "int"},
                               {"symmetric", !format.has_zeros}, {"strategy", in_groups ? "group" : "channel"},
                               {"group_size", nullptr},          {"dynamic", false}};
     if (in_groups) weights["group_size"] = format.group();

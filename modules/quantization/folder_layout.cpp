@@ -22,12 +22,13 @@ std::shared_ptr<const FolderLayout> layout_of(const io::JsonFile& config) {
   if (method == "bitsandbytes") return bitsandbytes_layout(quantization);
   if (method == "compressed-tensors") return compressed_tensors_layout(quantization);
   if (method == "gptq" || method == "awq" || method == "auto-round") return gptq_layout(quantization);
-  refuse(quantization,
-         fmt::format(
-             "quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\", "
-             "\"awq\" or "
-             "\"auto-round\" (int8, int4), or the model's float weights, which --quantize packs while they are read",
-             method));
+  refuse(
+      quantization,
+      fmt::format("quant_method \"{}\" is not read: wanted \"bitsandbytes\" (nf4), \"compressed-tensors\", \"gptq\", "
+                  "\"awq\" or "
+                  "\"auto-round\" (int8, int4, int3, int2), or the model's float weights, which --quantize packs while "
+                  "they are read",
+                  method));
 }
 
 std::shared_ptr<const WrittenLayout> layout_for(const StoredModules& modules) {

@@ -83,10 +83,10 @@ std::shared_ptr<const WrittenLayout> layout_for(const StoredModules& modules);
 // bitsandbytes' nf4, with plain or quantized scales; read from `quantization` (quantization_config), or to write.
 std::shared_ptr<const FolderLayout> bitsandbytes_layout(const io::JsonFile& quantization);
 std::shared_ptr<const WrittenLayout> bitsandbytes_layout();
-// compressed-tensors' int8 and int4, in one folder or mixed.
+// compressed-tensors' int8 and int4 to int2, in one folder or mixed.
 std::shared_ptr<const FolderLayout> compressed_tensors_layout(const io::JsonFile& quantization);
 std::shared_ptr<const WrittenLayout> compressed_tensors_layout();
-// GPTQ's int4 and int8 and AWQ's int4, as gptqmodel, AutoAWQ and auto-round write them: read only.
+// GPTQ's int8 and int4 to int2 and AWQ's int4, as gptqmodel, AutoAWQ and auto-round write them: read only.
 std::shared_ptr<const FolderLayout> gptq_layout(const io::JsonFile& quantization);
 
 }  // namespace limbeck::quantization

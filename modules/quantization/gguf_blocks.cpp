@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -55,7 +56,7 @@ Halves scales_of(const QuantizedMatrix& matrix, const std::string& where, double
 
 int zero_of(const QuantizedMatrix& matrix, int64_t row, int64_t group, int64_t groups) {
   const auto* zeros = static_cast<const uint32_t*>(matrix.parts.at(2).const_data_ptr());
-  return static_cast<int>(zeros[row / kernels::kWordCodes * groups + group] >> row % kernels::kWordCodes * 4 & 15U);
+  return static_cast<int>(kernels::code_in_words(zeros + group, groups, matrix.format.bits, row));
 }
 
 // What the code 0 of each group stands for: a product of 4 and 11 bits, exact in float32.
@@ -75,9 +76,13 @@ Halves minima_of(const QuantizedMatrix& matrix, const Halves& scales, double& ch
   return halves;
 }
 
-// 32 codes of ours, neighbours in a byte, as ggml has them: a code and the one 16 further on in a byte.
-void put_nibbles(const uint8_t* codes, uint8_t* out) {
-  const auto code = [codes](int64_t i) { return codes[i / 2] >> (i % 2 * 4) & 15; };
+// 32 codes of ours as ggml has them: a code and the one 16 further on in a byte. Where they are symmetric, codes of 2
+// and 3 bits are counted from the middle one of 4.
+void put_nibbles(const QuantizedFormat& format, const uint32_t* words, uint8_t* out) {
+  std::array<uint8_t, kBlock> codes{};
+  kernels::unpack_codes(format.bits, words, format.bits, 0, kBlock, codes.data());
+  const int more = format.has_zeros ? 0 : kernels::kMiddleCode - format.middle_code();
+  const auto code = [&](int64_t i) { return codes[static_cast<size_t>(i)] + more; };
   for (int64_t i = 0; i < kHalf; ++i) out[i] = static_cast<uint8_t>(code(i) | code(i + kHalf) << 4);
 }
 
@@ -122,7 +127,7 @@ GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<
   const auto* all_codes = static_cast<const uint8_t*>(codes.const_data_ptr());
   const auto row_bytes = static_cast<int64_t>(codes.nbytes()) / matrix.rows;
   const int64_t groups = scales.values.numel() / matrix.rows;
-  const int64_t block_codes = int8 ? kBlock : kHalf;
+  const int64_t block_codes = int8 ? kBlock : kHalf, block_bytes = kBlock * matrix.format.bits / 8;
   result.bytes = at::empty({matrix.rows, blocks * io::traits_of(type).bytes}, at::kByte);
   auto* out = result.bytes.mutable_data_ptr<uint8_t>();
   for (const int64_t row : row_order) {
@@ -131,11 +136,11 @@ GgufBlocks gguf_blocks(const precision::PackedWeight& packed, const std::vector<
           row * groups + (matrix.format.has_groups() ? block * kBlock >> matrix.format.group_shift : 0);
       put_half(scales.bits_at(scale), out);
       if (minima) put_half(minima->bits_at(scale), out);
-      const uint8_t* from = all_codes + row * row_bytes + block * block_codes;
+      const uint8_t* from = all_codes + row * row_bytes + block * block_bytes;
       if (int8)
         std::memcpy(out, from, kBlock);
       else
-        put_nibbles(from, out);
+        put_nibbles(matrix.format, reinterpret_cast<const uint32_t*>(from), out);
       out += block_codes;
     }
   }

@@ -2,8 +2,10 @@
 //   int4-sym*  Q4_0  d (code - 8); a larger group repeats its scale
 //   int4*      Q4_1  d code + m, where m stands for -zero d and is rounded to float16
 //   int8       Q8_0  d code; all blocks of a row have its scale
-// Codes stay as they are. A scale that is a number of float16 stays too (all those of float16 folders, and those of
-// bfloat16 ones that are no less than 2^-17); others are rounded to the nearest, by 2^-11 of themselves at most.
+// int3 and int2 are held likewise, with and without -sym, in codes of 4 bits: ggml's types of fewer bits round scales
+// to 4 or 6 bits. Codes stay as they are. A scale that is a number of float16 stays too (all those of float16 folders,
+// and those of bfloat16 ones that are no less than 2^-17); others are rounded to the nearest, by 2^-11 of themselves at
+// most.
 #pragma once
 #include <optional>
 #include <string>

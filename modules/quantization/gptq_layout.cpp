@@ -6,8 +6,9 @@
 //   M.scales   float [groups, rows]      the same
 //   M.g_idx    int32 [columns]           not there                the group of each column; not always there
 // GPTQ's zeros are stored less one in all but gptq_v2; a word of AWQ has its eight codes in an order of its own. Turned
-// over, that is our int4 itself, and our int8 where a row has one group and 128 stands for 0.
+// over, that is our int4, int3 or int2 itself, and our int8 where a row has one group and 128 stands for 0.
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <re2/re2.h>
@@ -18,6 +19,7 @@
 #include <map>
 
 #include "kernels/operator/rounded_up.h"
+#include "kernels/quantized/short_codes.h"
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
 #include "modules/precision/precision.h"
@@ -31,7 +33,6 @@ using kernels::CodeKind;
 using kernels::QuantizedFormat;
 using precision::PackedWeight;
 
-constexpr int64_t kWordBits = 32;
 // Which of its eight rows the four bits of an AWQ word hold, the low ones first.
 constexpr std::array<int, 8> kRowOfBits = {0, 2, 4, 6, 1, 3, 5, 7};
 
@@ -56,13 +57,13 @@ struct Scheme {
     if (bits == 8 && symmetric) {
       if (const auto found = kernels::find_format(fmt::format("int8-g{}", group))) return found;
     }
-    if (bits == 4) {
+    if (bits <= 4) {
       const auto found = kernels::find_format(
-          fmt::format("int4{}{}", symmetric ? "-sym" : "", group == 128 ? std::string() : fmt::format("-g{}", group)));
+          fmt::format("int{}{}{}", bits, symmetric ? "-sym" : "", group == 128 ? "" : fmt::format("-g{}", group)));
       if (found) return found;
     }
-    refuse(where, fmt::format("{} bits, {}, group_size {} are not read: wanted 4 bits in groups of 32, 64 or 128, or 8 "
-                              "bits, symmetric, in such groups or with group_size -1",
+    refuse(where, fmt::format("{} bits, {}, group_size {} are not read: wanted 2 to 4 bits in groups of 32, 64 or 128, "
+                              "or 8 bits, symmetric, in such groups or with group_size -1",
                               bits, symmetric ? "symmetric" : "with zero points", group));
   }
 };
@@ -126,10 +127,11 @@ class Gptq : public FolderLayout {
     const auto format = format_of(weight, role);
     if (!format) stored.refuse("it is packed, and config.json's quantization_config has its module in floats");
     const bool int8 = format->kind == CodeKind::kInt8;
-    if (int8 && packing_ == Packing::kAwq) stored.refuse("AWQ in 8 bits is not read");
-    const int64_t bits = int8 ? 8 : 4, group = format->has_groups() ? format->group() : columns;
+    const int bits = format->bits;
+    if (bits != 4 && packing_ == Packing::kAwq) stored.refuse(fmt::format("AWQ in {} bits is not read", bits));
+    const int64_t group = format->has_groups() ? format->group() : columns;
     const int64_t groups = kernels::rounded_up_quotient(columns, group);
-    const auto words = [bits](int64_t codes) { return kernels::rounded_up_quotient(codes * bits, kWordBits); };
+    const auto words = [bits](int64_t codes) { return kernels::words_of_codes(bits, codes); };
     require_order(stored, columns, group);
 
     const at::Tensor codes = packing_ == Packing::kAwq
@@ -137,7 +139,7 @@ class Gptq : public FolderLayout {
                                  : turned(stored.wanted(".qweight", {at::kInt}, {words(columns), rows}));
     at::Tensor scales = turned(stored.wanted(".scales", {at::kHalf, at::kBFloat16, at::kFloat}, {groups, rows}));
     if (io::first_nonfinite(scales)) stored.refuse(".scales holds NaN or infinity");
-    const at::Tensor zeros = turned(raw_zeros(stored.wanted(".qzeros", {at::kInt}, {groups, words(rows)}), bits));
+    const at::Tensor zeros = turned(raw_zeros(stored.wanted(".qzeros", {at::kInt}, {groups, words(rows)}), bits, rows));
     if (!format->has_zeros) require_middle(stored, zeros, bits, rows);
 
     kernels::QuantizedMatrix matrix{*format, rows, columns, {}};
@@ -229,13 +231,20 @@ class Gptq : public FolderLayout {
   }
 
   // As they count, in the order of the rows. GPTQ's are each one more, without a carry into its neighbour.
-  at::Tensor raw_zeros(const at::Tensor& stored, int64_t bits) const {
+  at::Tensor raw_zeros(const at::Tensor& stored, int bits, int64_t rows) const {
     if (packing_ == Packing::kGptq) return stored;
-    const uint32_t ones = bits == 8 ? 0x01010101U : 0x11111111U, tops = ones << (bits - 1);
-    at::Tensor raw = stored.clone();
+    const auto* from = reinterpret_cast<const uint32_t*>(stored.const_data_ptr<int32_t>());
+    at::Tensor raw = at::zeros_like(stored);
     auto* words = reinterpret_cast<uint32_t*>(raw.mutable_data_ptr<int32_t>());
-    for (int64_t i = 0; i < raw.numel(); ++i) {
-      words[i] = packing_ == Packing::kAwq ? in_order(words[i]) : ((words[i] & ~tops) + ones) ^ (words[i] & tops);
+    if (packing_ == Packing::kAwq) {
+      std::transform(from, from + stored.numel(), words, in_order);
+      return raw;
+    }
+    for (int64_t group = 0; group < stored.size(0); ++group, from += stored.size(1), words += stored.size(1)) {
+      for (int64_t row = 0; row < rows; ++row) {
+        const uint32_t one_more = kernels::code_in_words(from, 1, bits, row) + 1;
+        kernels::put_in_words(words, 1, bits, row, one_more & ((1U << bits) - 1));
+      }
     }
     return raw;
   }
@@ -265,13 +274,12 @@ class Gptq : public FolderLayout {
     return packed;
   }
 
-  static void require_middle(const Stored& stored, const at::Tensor& zeros, int64_t bits, int64_t rows) {
-    const int64_t codes = kWordBits / bits, groups = zeros.size(1);
+  static void require_middle(const Stored& stored, const at::Tensor& zeros, int bits, int64_t rows) {
+    const int64_t groups = zeros.size(1);
     const auto* words = reinterpret_cast<const uint32_t*>(zeros.const_data_ptr<int32_t>());
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t group = 0; group < groups; ++group) {
-        const uint32_t word = words[row / codes * groups + group];
-        const uint32_t zero = word >> (row % codes * bits) & ((1U << bits) - 1);
+        const uint32_t zero = kernels::code_in_words(words + group, groups, bits, row);
         if (zero == 1U << (bits - 1)) continue;
         stored.refuse(fmt::format(".qzeros: in row {} code {} stands for 0, and config.json says sym, which wants {}",
                                   row, zero, 1U << (bits - 1)));

@@ -35,8 +35,10 @@ from safetensors.torch import load_file, save_file
 
 LIMBECK = Path(os.environ.get("LIMBECK_BUILD", Path(__file__).parents[2] / "build" / "release")) / "bin" / "limbeck"
 CHOICES = "float,int8,int8-g32,int4-g32,int4-g64,int4,int4-sym-g32,int4-sym"
+FEWER = ",int3-g32,int3-g64,int3,int2-g32,int2-g64,int2"  # for budgets that the others do not hold, with scores of their own
 TABLES = ("--tag=embedding int8", "--tag=head int8")
 BITS = ("4.5", "5", "5.33", "6", "7", "8")
+FEW_BITS = ("3", "3.5", "4")
 GGUF_TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2, "q3_k_m": 12, "q2_k": 10}
 LLMC = {"w4a16": ("W4A16", 128), "w4a16-g32": ("W4A16", 32), "w8a16": ("W8A16", None)}
 AUTO_ROUND = {"int4": (4, 128, True), "int4-g32": (4, 32, False), "int8": (8, 128, True)}
@@ -138,14 +140,15 @@ def payload(folder: Path) -> int:
 # --- ours
 
 
-def ours(bench: Bench, *flags: str, scores: str = "scores.jsonl", exchange_steps: int | None = None) -> Callable[[Path], tuple[Path, int]]:
+def ours(bench: Bench, *flags: str, choices: str = CHOICES, scores: str = "", exchange_steps: int | None = None) -> Callable[[Path], tuple[Path, int]]:
     options = bench.options
     steps = options.exchange_steps if exchange_steps is None else exchange_steps
     needs_data = any(flag.startswith(("--budget", "--rounding", "--policy=dynamic")) for flag in flags)
     data = [f"--data={options.calibration}", f"--calibration-rows={options.calibration_rows}", "--held-out-rows=16",
             f"--exchange-rows={options.exchange_rows}", f"--sequence-length={options.length}"] if needs_data else []  # fmt: skip
     if any(flag.startswith("--budget") for flag in flags):
-        data += [f"--formats={CHOICES}", f"--scores={bench.work / scores}", f"--exchange-steps={steps}"]
+        kept = scores or ("scores.jsonl" if choices == CHOICES else "few-bits.scores.jsonl")
+        data += [f"--formats={choices}", f"--scores={bench.work / kept}", f"--exchange-steps={steps}"]
 
     def make(folder: Path) -> tuple[Path, int]:
         limbeck("quantize", f"--model={options.model}", f"--output={folder}", "--dtype=float16", *flags, *data)
@@ -195,14 +198,14 @@ steps = {steps} steps
 """
 
 
-def distilled(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
+def distilled(bench: Bench, *flags: str, choices: str = CHOICES) -> Callable[[Path], tuple[Path, int]]:
     """The codes of a budget's mix, trained from the floats towards what the floats predict."""
     options = bench.options
 
     def make(folder: Path) -> tuple[Path, int]:
         mix, recipe, run = bench.work / "mix", bench.work / "distil.ini", folder / "run"
         shutil.rmtree(mix, ignore_errors=True)
-        ours(bench, *flags, f"--json={bench.work / 'mix.json'}")(mix)
+        ours(bench, *flags, f"--json={bench.work / 'mix.json'}", choices=choices)(mix)
         modules = json.loads((bench.work / "mix.json").read_text())["result"]["modules"]
         rules = "\n".join(f"rule = student.{name} {one['format']}" for name, one in modules.items())
         recipe.write_text(DISTIL.format(model=options.model.resolve(), train=options.calibration.resolve(), data=options.data.resolve(), rules=rules,
@@ -216,9 +219,11 @@ def distilled(bench: Bench, *flags: str) -> Callable[[Path], tuple[Path, int]]:
 def our_ways(bench: Bench) -> dict[str, Callable]:
     by_rule = [f"--rule=model.{table} int8" for table in bench.tables]
     ways = {}
-    for form in ("int8", "int4", "int4-g32", "int4-sym", "int4-sym-g32"):
+    for form in ("int8", "int4", "int4-g32", "int4-sym", "int4-sym-g32", "int3", "int3-g32", "int2", "int2-g32"):
         ways[form] = ours(bench, f"--quantize={form}", *by_rule)
         ways[f"{form}+compensated"] = ours(bench, f"--quantize={form}", *by_rule, "--rounding=compensated")
+        if form[3] in "23":
+            ways[f"{form}+learned"] = ours(bench, f"--quantize={form}", *by_rule, "--rounding=learned")
     ways["nf4"] = ours(bench, "--quantize=nf4")
     tags = TABLES[: len(bench.tables)]
     ways["static"] = ours(bench, "--policy=static", *tags)
@@ -230,6 +235,11 @@ def our_ways(bench: Bench) -> dict[str, Callable]:
         ways[f"budget-{bits}+distilled"] = distilled(bench, f"--budget={bits} bits")
         ways[f"budget-{bits}-scores-alone"] = ours(bench, f"--budget={bits} bits", exchange_steps=0)
         ways[f"budget-{bits}-permuted"] = permuted(bench, f"--budget={bits} bits")
+    for bits in FEW_BITS:
+        few = CHOICES + FEWER
+        for rounding in ("compensated", "learned"):
+            ways[f"budget-{bits}+{rounding}"] = ours(bench, f"--budget={bits} bits", f"--rounding={rounding}", choices=few)
+        ways[f"budget-{bits}+distilled"] = distilled(bench, f"--budget={bits} bits", choices=few)
     return ways
 
 

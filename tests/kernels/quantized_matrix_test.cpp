@@ -8,6 +8,7 @@
 
 #include <limits>
 
+#include "kernels/quantized/fitted_range.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "tests/support/operator_checks.h"
 #include "tests/support/quantized_formats.h"
@@ -42,10 +43,10 @@ TEST_P(QuantizedMatrixOf, StaysWithinHalfAStepOfTheWeight) {
   for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{1, 1}, {3, 5}, {7, 129}, {64, 64}, {33, 300}}) {
     const Tensor w = drawn_matrix(rows, columns), back = dequantize_rows(quantize(w, GetParam()), 0, rows);
     // Half the widest step between neighbouring codes, in units of the largest value: 1/127, (max - min) / 15 or max
-    // / 7.5, the gap of 0.304 between the lowest two levels; and what 8-bit scales may be off, at most 1.5 % of the
-    // largest.
+    // / 7.5 (of 3 bits 7 and 3.5, of 2 bits 3 and 1.5), the gap of 0.304 between the lowest two levels; and what 8-bit
+    // scales may be off, at most 1.5 % of the largest.
     const double step = GetParam().kind == CodeKind::kInt8   ? 0.5 / 127
-                        : GetParam().kind == CodeKind::kInt4 ? 1.0 / 15
+                        : GetParam().kind == CodeKind::kInt4 ? 1.0 / GetParam().last_code()
                         : GetParam().double_scales           ? 0.152 + 0.015
                                                              : 0.152;
     EXPECT_LE((back - w).abs().max().item<double>(), 1.0001 * step * w.abs().max().item<double>()) << rows;
@@ -159,6 +160,9 @@ TEST(QuantizedMatrix, CountsRealBytes) {
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt8, at::kHalf)), 131072 + 256 * 2);
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kInt4)), 65536 + 256 * 4 * 4 + 256 / 8 * 4 * 4);
   EXPECT_EQ(bytes_of(quantize(w, format_named("int4-sym-g32"), at::kBFloat16)), 65536 + 256 * 16 * 2);
+  EXPECT_EQ(bytes_of(quantize(w, format_named("int3"))), 49152 + 256 * 4 * 4 + 256 / 32 * 3 * 4 * 4);
+  EXPECT_EQ(bytes_of(quantize(w, format_named("int2-g64"), at::kHalf)), 32768 + 256 * 8 * 2 + 256 / 16 * 8 * 4);
+  EXPECT_EQ(bytes_of(quantize(drawn_matrix(5, 100), format_named("int3-sym"))), 5 * 10 * 4 + 5 * 4);  // 300 bits a row
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4)), 65536 + 2048 * 4);
   EXPECT_EQ(bytes_of(quantize(w, QuantizedFormat::kNf4Double)), 65536 + 2048 + 8 * 4 + 4);
 }
@@ -171,9 +175,20 @@ TEST(QuantizedMatrix, Int4RefusesARangeThatOverflows) {
   EXPECT_EQ(refused([&] { quantize(w, QuantizedFormat::kInt4); }), "accepted");
 }
 
+TEST(QuantizedMatrix, TheRangeBehindScalesMakesThemAgain) {
+  const Tensor w = drawn_matrix(24, 130);
+  for (const char* name : {"int4", "int3", "int3-sym-g64", "int2-g32", "int2-sym"}) {
+    for (const auto dtype : {at::kBFloat16, at::kHalf}) {
+      const auto m = quantize(w, format_named(name), dtype);
+      const auto again = quantize_learned({w, at::zeros_like(w), range_behind(m), m.format, dtype});
+      for (size_t i = 0; i < m.parts.size(); ++i) test::expect_same_bits(again.parts[i], m.parts[i], name);
+    }
+  }
+}
+
 TEST(QuantizedMatrix, NamesAreRead) {
   for (const QuantizedFormat format : test::every_format()) EXPECT_EQ(format_named(format_name(format)), format);
-  EXPECT_NE(refused([] { format_named("int3"); }).find("wanted one of int8, int8-g128, int8-g64"), std::string::npos);
+  EXPECT_NE(refused([] { format_named("int5"); }).find("wanted one of int8, int8-g128, int8-g64"), std::string::npos);
 }
 
 }  // namespace

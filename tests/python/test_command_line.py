@@ -164,7 +164,8 @@ def test_plugin_registers_an_objective(plugins):
     formats = limbeck("list", "quantizers").stdout.splitlines()
     assert [line.split()[0] for line in formats[2:]] == [
         "int8", "int8-g128", "int8-g64", "int8-g32", "int8-dynamic", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64",
-        "int4-sym-g32", "int4-sym-dynamic", "int4-sym-g32-dynamic", "nf4", "nf4-double"
+        "int4-sym-g32", "int4-sym-dynamic", "int4-sym-g32-dynamic", "int3", "int3-g64", "int3-g32", "int3-sym", "int3-sym-g64",
+        "int3-sym-g32", "int2", "int2-g64", "int2-g32", "int2-sym", "int2-sym-g64", "int2-sym-g32", "nf4", "nf4-double"
     ]  # fmt: skip
     done = limbeck("list", "objectives", "--plugin", plugins["example_plugin"])
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,8 @@ from test_quantized_models import OUTPUT_BAR
 from training_work import Work
 
 IDS = {"input_ids": torch.arange(64).view(2, 32)}
-WRITTEN = ["int8", "int8-g128", "int8-g32", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64", "int4-sym-g32"]
+WRITTEN = ["int8", "int8-g128", "int8-g32", "int4", "int4-g64", "int4-g32", "int4-sym", "int4-sym-g64", "int4-sym-g32",
+           "int3", "int3-sym-g64", "int2-g32", "int2-sym"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,8 @@ THEIRS = {
     "int4": ({"a": {"targets": ["Linear"], "weights": weights(4, True, 128)}}, ["lm_head"]),
     "int4 in groups of 32": ({"a": {"targets": ["Linear"], "weights": weights(4, True, 32)}}, ["lm_head"]),
     "int4 with zeros": ({"a": {"targets": ["Linear"], "weights": weights(4, False, 64)}}, ["re:.*lm_head"]),
+    "int3 with zeros": ({"a": {"targets": ["Linear"], "weights": weights(3, False, 128)}}, ["lm_head"]),
+    "int2 by bytes": ({"a": {"targets": ["Linear"], "weights": weights(2, True, 32), "format": "int-quantized"}}, ["lm_head"]),
     "int8": ({"a": {"targets": ["Linear"], "weights": weights(8, True, None), "format": "pack-quantized"}}, ["lm_head"]),
     "int8 by bytes": ({"a": {"targets": ["Linear"], "weights": weights(8, True, None), "format": "int-quantized"}}, ["lm_head"]),
     "int8 in groups": ({"a": {"targets": ["Linear"], "weights": weights(8, True, 128), "format": "pack-quantized"}}, ["lm_head"]),
@@ -176,9 +179,9 @@ def test_the_bytes_of_a_weight_are_those_of_its_parts(base, tmp_path, form):
     stored = {part: tensors[f"{name}_{part}"] for part in ("packed", "scale")}
     group = columns if form == "int8" else int(form.split("-g")[1]) if "-g" in form else 128
     groups = math.ceil(columns / group)
-    assert stored["packed"].nbytes == rows * math.ceil(columns / (4 if form.startswith("int8") else 8)) * 4
+    assert stored["packed"].nbytes == rows * math.ceil(columns * int(form[3]) / 32) * 4
     assert stored["scale"].shape == (rows, groups)
-    assert (name + "_zero_point" in tensors) == (form in ("int4", "int4-g64", "int4-g32"))
+    assert (name + "_zero_point" in tensors) == (not form.startswith("int8") and "sym" not in form)
 
 
 def test_a_mix_of_formats_is_one_folder(limbeck, base, tmp_path):
@@ -241,7 +244,9 @@ def damage(kind: str, tensors: dict, config: dict) -> None:
             tensors[NAME + "_zero_point"] = tensors[NAME + "_zero_point"][:-1].contiguous()
         case "reordered":
             tensors[NAME + "_g_idx"] = torch.zeros(128, dtype=torch.int32)
-        case "3 bits":
+        case "5 bits":
+            arguments["num_bits"] = 5
+        case "codes of 3 bits":
             arguments["num_bits"] = 3
         case "another strategy":
             arguments["strategy"] = "block"
@@ -276,7 +281,8 @@ DAMAGES = {
     "no zeros": "_zero_point is missing",
     "zeros of another shape": "_zero_point is Int [47,4], wanted Int [48,4]",
     "reordered": "it has a _g_idx",
-    "3 bits": "3 bits of int, with zero points, strategy group, group_size 32 are not read",
+    "5 bits": "5 bits of int, with zero points, strategy group, group_size 32 are not read: wanted 2 to 4 bits",
+    "codes of 3 bits": "_packed is Int [128,16], wanted Int [128,12]",
     "another strategy": "strategy block",
     "floats": "4 bits of float",
     "another group": "group_size 48 are not read",

@@ -104,11 +104,14 @@ FORMATS = {  # of modules; their types in the file
     "layers.0.self_attn.q_proj": ("int4-sym-g32", "Q4_0"),
     "layers.0.self_attn.k_proj": ("int8", "Q8_0"),
     "layers.0.self_attn.v_proj": ("int4-g32", "Q4_1"),
-    "layers.0.mlp.up_proj": ("int4-sym-g64", "Q4_0"),
+    "layers.0.mlp.up_proj": ("int3-sym-g64", "Q4_0"),
     "layers.0.mlp.down_proj": ("int4-sym", "Q4_0"),
     "layers.1.self_attn.q_proj": ("int4", "Q4_1"),
-    "layers.1.self_attn.k_proj": ("int4-sym", "Q4_0"),
-    "layers.1.mlp.gate_proj": ("int4-g64", "Q4_1"),
+    "layers.1.self_attn.k_proj": ("int2-sym", "Q4_0"),
+    "layers.1.self_attn.v_proj": ("int2-g32", "Q4_1"),
+    "layers.1.mlp.gate_proj": ("int3-g64", "Q4_1"),
+    "layers.1.mlp.up_proj": ("int4-sym-g64", "Q4_0"),
+    "layers.1.mlp.down_proj": ("int4-g64", "Q4_1"),
     "lm_head": ("int8", "Q8_0"),
 }
 RULES = [word for module, (form, _) in FORMATS.items() for word in ("--rule", f"model.{module} {form}")]
@@ -152,13 +155,14 @@ def test_the_codes_of_a_folder_stand_for_the_same_values(limbeck, packed):
         moved = max(moved, float((difference / steps).max())) if type_name == "Q4_1" else moved
     assert (0 < said["scale_change"] <= 2**-11) if packed.name == "float32" else said["scale_change"] == 0
     assert 0 < said["minimum_change"] <= 15 * 2**-11
+    assert said["widened"] == sum(form[3] in "23" for form, _ in FORMATS.values())
     assert packed.name == "float32" or abs(moved - said["minimum_change"]) < 1e-5
     assert differs(limbeck.forward(packed, IDS)["logits"], by_transformers(packed)) < (0.02 if moved else OUTPUT_BAR)
 
 
 def test_codes_without_zeros_compute_the_same(limbeck, tmp_path):
     base = draw(WIDE, tmp_path / "base", torch.bfloat16)
-    rules = [re.sub(r"int4(?!-sym)", "int4-sym", word) for word in RULES]
+    rules = [re.sub(r"(int[234])(?!-sym)", r"\1-sym", word) for word in RULES]
     limbeck.run("quantize", "--model", str(base), *rules, "--output", str(tmp_path / "packed"))
     reader, said = export(limbeck, tmp_path / "packed", "--dtype", "float32")
     assert said["scale_change"] == said["minimum_change"] == 0

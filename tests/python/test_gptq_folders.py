@@ -22,16 +22,17 @@ from test_packed_folders import resave
 from test_quantized_models import OUTPUT_BAR
 from training_work import Work
 
-MIDDLE = {4: 8, 8: 128}
+MIDDLE = {2: 2, 3: 4, 4: 8, 8: 128}
 
 
 def words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """[n, m] codes as int32 [ceil(n bits / 32), m], low bits first."""
-    count = 32 // bits
-    packed = numpy.zeros(((codes.shape[0] + count - 1) // count, codes.shape[1]), dtype=numpy.uint32)
-    for i, row in enumerate(codes.numpy().astype(numpy.uint32)):
-        packed[i // count] |= row << numpy.uint32(bits * (i % count))
-    return torch.from_numpy(packed.view(numpy.int32))
+    """[n, m] codes as int32 [ceil(n bits / 32), m], low bits first; one of 3 bits may end in the next word."""
+    packed = numpy.zeros(((codes.shape[0] * bits + 31) // 32 + 1, codes.shape[1]), dtype=numpy.uint64)
+    for i, row in enumerate(codes.numpy().astype(numpy.uint64)):
+        word, moved = i * bits // 32, row << numpy.uint64(i * bits % 32)
+        packed[word] |= moved & numpy.uint64(0xFFFFFFFF)
+        packed[word + 1] |= moved >> numpy.uint64(32)
+    return torch.from_numpy(packed[:-1].astype(numpy.uint32).view(numpy.int32))
 
 
 def awq_words(codes: torch.Tensor) -> torch.Tensor:
@@ -120,6 +121,10 @@ SCHEMES = {
     "int4 with zeros": Scheme(group=64, symmetric=False),
     "int4 with zeros, version 2": Scheme(symmetric=False, keys={"checkpoint_format": "gptq_v2"}),
     "int4, float32 scales": Scheme(dtype=torch.float32, keys={"checkpoint_format": "gptq_v2"}),
+    "int3 with zeros": Scheme(bits=3, group=64, symmetric=False),
+    "int3, version 2": Scheme(bits=3, group=128, keys={"checkpoint_format": "gptq_v2"}),
+    "int2 with zeros": Scheme(bits=2, symmetric=False),
+    "int2 by auto-round": Scheme(bits=2, order=False, keys=BY_AUTO_ROUND | {"packing_format": "auto_round:auto_gptq"}),
     "int8": Scheme(bits=8, group=-1),
     "int8, groups of 64": Scheme(bits=8, group=64),
     "int8, groups of 32, bfloat16": Scheme(bits=8, dtype=torch.bfloat16),
@@ -138,7 +143,7 @@ def test_what_the_folder_stands_for_is_computed(limbeck, base, tmp_path, kind): 
     scheme = SCHEMES[kind]
     wanted = quantized(base, tmp_path / "packed", scheme)
     zeros = load_file(tmp_path / "packed" / "model.safetensors")["model.layers.0.mlp.up_proj.qzeros"]
-    assert scheme.symmetric == (len(zeros.unique()) == 1)
+    assert scheme.symmetric == (len(zeros.unique()) == (3 if scheme.bits == 3 else 1))  # codes of 3 bits repeat after three words
     ours = limbeck.forward(tmp_path / "packed", IDS, dtype=torch.float32)["logits"]
     assert parity_measures.largest_error(ours, wanted) < OUTPUT_BAR
     assert parity_measures.largest_error(limbeck.forward(base, IDS)["logits"], ours) > 1e-3
@@ -229,8 +234,8 @@ def damage(kind: str, tensors: dict, quantization: dict) -> None:
             tensors[MODULE + ".qzeros"][2, 1] ^= 2 << 8
         case "reordered":
             tensors[MODULE + ".g_idx"] = tensors[MODULE + ".g_idx"].flip(0).contiguous()
-        case "3 bits":
-            quantization["bits"] = 3
+        case "5 bits":
+            quantization["bits"] = 5
         case "8 bits with zeros":
             quantization |= {"bits": 8, "sym": False}
         case "one group a row":
@@ -262,7 +267,7 @@ DAMAGES = {
     "zeros of another shape": ".qzeros is Int [4,47], wanted Int [4,48]",
     "another zero": ".qzeros: in row 10 code 6 stands for 0, and config.json says sym, which wants 8",
     "reordered": ".g_idx has column 0 in group 3, wanted 0: groups of reordered columns are not read; quantize without",
-    "3 bits": "3 bits, symmetric, group_size 32 are not read: wanted 4 bits in groups of 32, 64 or 128",
+    "5 bits": "5 bits, symmetric, group_size 32 are not read: wanted 2 to 4 bits in groups of 32, 64 or 128",
     "8 bits with zeros": "8 bits, with zero points, group_size 32 are not read",
     "one group a row": "4 bits, symmetric, group_size -1 are not read",
     "another packing": 'checkpoint_format "marlin" is not read: wanted gptq, gptq_v2',

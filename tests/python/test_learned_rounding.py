@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_compensated_rounding import NF4, Stored
 from test_quantize_policies import weighs_as_said
 from test_quantize_scores import case  # noqa: F401
-from test_quantized_ops import FORMATS, INT4, INT8, dequantized, ops, weight
+from test_quantized_ops import FORMATS, INT8, SHORT, bits_of, dequantized, ops, weight
 
 SHAPES = [(40, 130), (5, 77), (17, 320), (1, 3)]
 
@@ -41,8 +41,8 @@ def each(values: torch.Tensor, form: str, shape: tuple[int, int]) -> torch.Tenso
     rows, columns = shape
     if form in INT8:
         return values.view(rows, -1).repeat_interleave(INT8[form] or columns, 1)[:, :columns]
-    if form in INT4:
-        return values.view(rows, -1).repeat_interleave(INT4[form], 1)[:, :columns]
+    if form in SHORT:
+        return values.view(rows, -1).repeat_interleave(SHORT[form], 1)[:, :columns]
     return values.repeat_interleave(64)[: rows * columns].view(shape)
 
 
@@ -64,13 +64,14 @@ def formula(w: torch.Tensor, v: torch.Tensor, span: torch.Tensor, form: str, par
     if form in INT8:
         scale = as_stored(each(span[0], form, shape) / 127)
         return scale * Rounded.apply(w / scale + v).clamp(-127, 127)
+    last, middle = 2 ** bits_of(form) - 1, 2 ** (bits_of(form) - 1)
     if "sym" in form:
-        scale = as_stored(each(span[0], form, shape) / 7.5)
-        return scale * ((Rounded.apply(w / scale + v) + 8).clamp(0, 15) - 8)
+        scale = as_stored(each(span[0], form, shape) / (last / 2))
+        return scale * ((Rounded.apply(w / scale + v) + middle).clamp(0, last) - middle)
     least, most = (each(end, form, shape) for end in span)
-    scale = as_stored((most - least) / 15)
+    scale = as_stored((most - least) / last)
     zero = Rounded.apply(-least / scale)
-    return scale * ((Rounded.apply(w / scale + v) + zero).clamp(0, 15) - zero)
+    return scale * ((Rounded.apply(w / scale + v) + zero).clamp(0, last) - zero)
 
 
 def drawn(shape: tuple[int, int], form: str, seed: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -279,7 +280,7 @@ def test_a_layer_is_learned_as_plain_pytorch_learns_it(case, tmp_path, form):  #
     assert other < 1e-3 * total
 
 
-@pytest.mark.parametrize("form", ["int8", "int4", "nf4-double"])
+@pytest.mark.parametrize("form", ["int8", "int4", "int2", "nf4-double"])
 def test_no_layer_is_worse_than_to_nearest_and_unseen_rows_are_nearer_to_the_floats(case, tmp_path, form):  # noqa: F811
     said = {way: case.run(tmp_path / way, quantize=form, dtype="float16", calibration_rows=24, rounding=way, rounding_steps=20 if way == "learned" else None)
             for way in ("nearest", "learned")}  # fmt: skip

@@ -19,7 +19,7 @@ import transformers
 from limbeck_runner import LimbeckError
 from safetensors.torch import load_file, save_file
 from test_quantized_models import ADAPTERS, by_matrix, quantized_weights
-from test_quantized_ops import FORMATS, INT4, reference_blockwise
+from test_quantized_ops import FORMATS, SHORT, bits_of, reference_blockwise
 
 OUTPUT_BAR = 1e-5  # of the largest entry
 WAYS = ("original", "dequantized", "requantized")
@@ -30,13 +30,13 @@ def int8(w: torch.Tensor) -> torch.Tensor:
     return torch.round(w / scale).clamp(-127, 127) * scale
 
 
-def int4(w: torch.Tensor, size: int = 128, symmetric: bool = False) -> torch.Tensor:
-    groups = []
+def in_few_bits(w: torch.Tensor, bits: int, size: int, symmetric: bool) -> torch.Tensor:
+    groups, last, middle = [], 2**bits - 1, 2 ** (bits - 1)
     for group in w.split(size, dim=1):
         low, high = group.amin(1, keepdim=True).clamp(max=0), group.amax(1, keepdim=True).clamp(min=0)
-        scale = torch.maximum(high, -low) / 7.5 if symmetric else (high - low) / 15
-        zero = torch.full_like(scale, 8) if symmetric else torch.round(-low / scale).clamp(0, 15)
-        groups.append(((torch.round(group / scale) + zero).clamp(0, 15) - zero) * scale)
+        scale = torch.maximum(high, -low) / (last / 2) if symmetric else (high - low) / last
+        zero = torch.full_like(scale, middle) if symmetric else torch.round(-low / scale).clamp(0, last)
+        groups.append(((torch.round(group / scale) + zero).clamp(0, last) - zero) * scale)
     return torch.cat(groups, 1)
 
 
@@ -62,7 +62,7 @@ def nf4_double(w: torch.Tensor) -> torch.Tensor:
 # Also on what is not quantized: embeddings.
 ADAPTED = ADAPTERS | {"lora-embedding": test_adapters.CASES["lora-embedding"]}
 INDEPENDENT = {"int8": int8, "nf4": nf4, "nf4-double": nf4_double} | {
-    form: functools.partial(int4, size=size, symmetric="sym" in form) for form, size in INT4.items()
+    form: functools.partial(in_few_bits, bits=bits_of(form), size=SHORT[form], symmetric="sym" in form) for form in FORMATS if form in SHORT
 }
 
 
@@ -135,7 +135,7 @@ class Case:
         return parity_measures.compared(self.family, self.inputs, output)
 
 
-CASES = [("lora", form) for form in INDEPENDENT] + [
+CASES = [("lora", form) for form in INDEPENDENT if form not in ("int3", "int2-sym")] + [  # int3-sym-g32 and int2-g32 are there
     ("dora", "nf4"), ("dora", "int8"), ("ia3", "nf4"), ("ia3", "int4"), ("rslora", "int4"), ("dora-bias", "int4"),
     ("lora-head", "nf4"), ("lora-gpt2", "nf4"), ("lora-embedding", "nf4"), ("lora-experts", "int4"),
 ]  # fmt: skip

@@ -65,7 +65,7 @@ def unpacked_by_name(base: Path, folder: Path, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("form", ["int8", "int8-g32", "int4-sym-g32", "int4-g32", "nf4", "nf4-double"])
+@pytest.mark.parametrize("form", ["int8", "int8-g32", "int4-sym-g32", "int4-g32", "int3-sym-g32", "int2-g32", "nf4", "nf4-double"])
 def test_a_folder_of_packed_experts_is_read_with_the_same_bits(limbeck, base, tmp_path, form):
     done = limbeck.run("quantize", "--model", str(base), "--output", str(tmp_path / "packed"), "--quantize", form, "--json",
                        str(tmp_path / "said.json"))  # fmt: skip

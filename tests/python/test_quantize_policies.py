@@ -66,9 +66,9 @@ def test_what_a_role_gets_can_be_said(limbeck, base, tmp_path):
         assert form == ("float" if module in ("embed_tokens", "lm_head") else "int8" if "self_attn" in module else "int4"), module
     assert "layers.0.mlp.up_proj" not in said["modules"]  # the rule's own
     assert said["formats"]["int8"]["tensors"] == 9
-    smallest = quantized(limbeck, base, tmp_path / "all", "--policy", "static", "--tag", "embedding int8", "--tag", "head int4-g32")
+    smallest = quantized(limbeck, base, tmp_path / "all", "--policy", "static", "--tag", "embedding int8", "--tag", "head int3-g32")
     weighs_as_said(smallest, tmp_path / "all")
-    assert [formats(smallest)[module] for module in ("embed_tokens", "lm_head")] == ["int8", "int4-g32"]
+    assert [formats(smallest)[module] for module in ("embed_tokens", "lm_head")] == ["int8", "int3-g32"]
     with pytest.raises(LimbeckError, match=r"embed_tokens: others read an embedding in int8 or float, not in int4: give it one of these"):
         quantized(limbeck, base, tmp_path / "never", "--policy", "static", "--tag", "embedding int4")
     kept = quantized(limbeck, base, tmp_path / "kept", "--policy", "static", "--dtype", "float32")
@@ -98,6 +98,8 @@ def test_experts_whose_columns_are_no_groups_are_refused_by_name(limbeck, tmp_pa
          "model.layers.1.self_attn.q_proj is int4 and model.layers.1.self_attn.k_proj is int8, which vLLM computes as one"),
         (["--quantize", "int4", "--rule", "model.layers.0.mlp.gate_proj float32", "--serve-by", "vllm", "--dtype", "float32"],
          "model.layers.0.mlp.gate_proj is float and model.layers.0.mlp.up_proj is int4, which vLLM computes as one"),
+        (["--quantize", "int8", "--rule", "model.layers.0.** int3", "--serve-by", "vllm"],
+         "model.layers.0.self_attn.q_proj is in int3, and vLLM serves codes of 8 and 4 bits alone: take int4-g32"),
         (["--policy", "static", "--rule", "model.layers.7.** int8"], "matches no module of model"),
         (["--policy", "static", "--tag", "mlp int4", "--rule", "model.layers.*.mlp.* int8"], "is for no module"),
     ],

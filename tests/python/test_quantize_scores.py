@@ -54,17 +54,19 @@ def model(folder: Path, dtype: torch.dtype = torch.float64) -> transformers.PreT
 
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The numbers in each int32 along the last dimension, the lowest bits first, counted from the least code."""
-    shifts = torch.arange(0, 32, bits)
-    return ((words.long()[..., None] >> shifts) & (2**bits - 1)).flatten(-2) - 2 ** (bits - 1)
+    line = (words.long()[..., None] >> torch.arange(32) & 1).flatten(-2)
+    line = line[..., : line.shape[-1] // bits * bits].unflatten(-1, (-1, bits))
+    return (line << torch.arange(bits)).sum(-1) - 2 ** (bits - 1)
 
 
 def weight_of(stored: dict[str, torch.Tensor], name: str) -> torch.Tensor:
     """What a weight in compressed-tensors' pack-quantized layout stands for, in float64."""
     rows, columns = stored[f"{name}_shape"].tolist()
     words, scale = stored[f"{name}_packed"], stored[f"{name}_scale"].double()
-    codes = unpacked(words, 8 if words.shape[1] * 4 == columns else 4)[:, :columns].double()
+    bits = words.shape[1] * 32 // columns
+    codes = unpacked(words, bits)[:, :columns].double()
     if f"{name}_zero_point" in stored:
-        zeros = unpacked(stored[f"{name}_zero_point"].T.contiguous(), 4).T[:rows].double()
+        zeros = unpacked(stored[f"{name}_zero_point"].T.contiguous(), bits).T[:rows].double()
         codes -= zeros.repeat_interleave(columns // scale.shape[1], 1)
     return codes * scale.repeat_interleave(columns // scale.shape[1], 1)
 
@@ -403,6 +405,8 @@ REFUSALS = [
     ({"budget": "1 bits"}, 2, "the least that this model takes is"),
     ({"policy": "dynamic", "predict-by": "kl"}, 2, "--predict-by says what a budget goes by"),
     ({"budget": "4x", "formats": "float,int7"}, 2, '"int7" is no format'),
+    ({"budget": "3.6 bits", "serve-by": "vllm"}, 2, "the least that this model takes is"),
+    ({"budget": "4x", "formats": "float,int3", "serve-by": "vllm"}, 2, "--formats has int3, and vLLM serves codes of 8 and 4 bits alone"),
     ({"policy": "dynamic", "formats": "int8,int4"}, 2, "--policy=dynamic wants three"),
     ({"budget": "4x", "rule": "model.layers.9.** int8"}, 2, "matches no module of model"),
     ({"budget": "4x", "calibration-rows": 40}, 3, "wanted --calibration-rows=40 and at least one more"),
@@ -415,6 +419,21 @@ def test_refusals_come_before_anything_is_measured(case, tmp_path, keys, code, m
         Limbeck().run(*case.flags(tmp_path / "out", **keys))
     assert message in str(refused.value)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.scores.jsonl").exists()
+
+
+def test_a_budget_that_4_bits_do_not_hold_is_met_with_fewer(case, tmp_path):
+    """Formats of 3 and 2 bits are scored where something needs them, and where scores are gone on with that have them."""
+    scores, keys = tmp_path / "scores.jsonl", {"exchange_steps": 0, "rounding": "compensated"}
+    with pytest.raises(LimbeckError, match="the least that this model takes is"):
+        Limbeck().run(*case.flags(tmp_path / "few", budget="4.2 bits", scores=scores, formats=",".join(FORMATS), **keys))
+    few = case.run(tmp_path / "few", budget="4.2 bits", scores=scores, **keys)
+    weighs_as_said(few, tmp_path / "few")
+    assert few["bytes"] <= few["budget"]["allowed_bytes"] and {"int3", "int2"} & {form[:4] for form in formats(few).values()}
+    assert all(entry["compensated"] < entry["nearest"] for entry in few["rounding"].values())
+    measured = len(lines_of(scores))
+    assert lines_of(scores)[0]["formats"] == [*FORMATS, "int3-g32", "int3", "int2-g32", "int2"]
+    case.run(tmp_path / "more", budget="8 bits", scores=scores, exchange_steps=0)
+    assert len(lines_of(scores)) == measured
 
 
 def test_scores_of_another_model_data_or_formats_are_refused(case, uninterrupted, tmp_path):

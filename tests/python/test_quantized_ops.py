@@ -9,6 +9,7 @@ import bitsandbytes
 import bitsandbytes.functional as bnb
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
 
 BUILD = pathlib.Path(os.environ.get("LIMBECK_BUILD", pathlib.Path(__file__).parents[2] / "build" / "release"))
 torch.ops.load_library(str(BUILD / "lib" / "liblimbeck_kernels.so"))
@@ -113,36 +114,49 @@ def test_int8_rounds_ties_to_even():
     assert ops.quantize_weight(w, "int8")[0].tolist() == [[127, 0, 2, 2, 0, -2, -126]]
 
 
-def in_words(codes: torch.Tensor) -> torch.Tensor:
-    """Eight 4-bit codes of a row in each int32, the first one lowest."""
-    codes = torch.nn.functional.pad(codes.long(), (0, -codes.shape[1] % 8)).view(len(codes), -1, 8)
-    return (codes << torch.arange(0, 32, 4)).sum(2).to(torch.int32)
+def in_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes of a row one after the other without a gap, the first one lowest; a row begins a word."""
+    line = (codes.long()[..., None] >> torch.arange(bits) & 1).flatten(1)
+    line = torch.nn.functional.pad(line, (0, -line.shape[1] % 32)).view(len(codes), -1, 32)
+    return (line << torch.arange(32)).sum(2).to(torch.int32)
 
 
-INT4 = {"int4": 128, "int4-g64": 64, "int4-g32": 32, "int4-sym": 128, "int4-sym-g64": 64, "int4-sym-g32": 32}
+# Codes of few bits in words, by the values of a scale.
+SHORT = {f"int{bits}{sym}{'' if size == 128 else f'-g{size}'}": size for bits in (4, 3, 2) for sym in ("", "-sym") for size in (128, 64, 32)}
+INT4 = {form: size for form, size in SHORT.items() if form.startswith("int4")}
 
 
-@pytest.mark.parametrize("form", INT4)
-@pytest.mark.parametrize("shape", [*SHAPES, (6, 128), (6, 129), (6, 300)])
-def test_int4_is_its_formula(shape, form):
+def bits_of(form: str) -> int:
+    return int(form[3])
+
+
+@pytest.mark.parametrize("form", SHORT)
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 128), (6, 129), (6, 300), (70, 100)])
+def test_codes_in_words_are_their_formula(shape, form):
     w = weight(shape)
-    symmetric = "sym" in form
+    bits, symmetric = bits_of(form), "sym" in form
+    last, middle = 2**bits - 1, 2 ** (bits - 1)
     codes, scales, zeros, values = [], [], [], []
-    for group in w.split(INT4[form], dim=1):
+    for group in w.split(SHORT[form], dim=1):
         low, high = group.amin(1, keepdim=True).clamp(max=0), group.amax(1, keepdim=True).clamp(min=0)
-        scale = torch.maximum(high, -low) / 7.5 if symmetric else (high - low) / 15
-        zero = torch.full_like(scale, 8) if symmetric else torch.round(-low / scale).clamp(0, 15)
-        code = (torch.round(group / scale) + zero).clamp(0, 15)
+        scale = torch.maximum(high, -low) / (last / 2) if symmetric else (high - low) / last
+        zero = torch.full_like(scale, middle) if symmetric else torch.round(-low / scale).clamp(0, last)
+        code = (torch.round(group / scale) + zero).clamp(0, last)
         codes.append(code), scales.append(scale), zeros.append(zero), values.append((code - zero) * scale)
     ours = ops.quantize_weight(w, form)
-    assert torch.equal(ours[0], in_words(torch.cat(codes, 1)))
+    assert torch.equal(ours[0], in_words(torch.cat(codes, 1), bits))
     assert torch.equal(ours[1], torch.cat(scales, 1))
-    assert len(ours) == 2 if symmetric else torch.equal(ours[2], in_words(torch.cat(zeros, 1).T).T)
+    assert len(ours) == 2 if symmetric else torch.equal(ours[2], in_words(torch.cat(zeros, 1).T, bits).T)
     assert torch.equal(dequantized(ours, form, shape), torch.cat(values, 1))
+    # And compressed-tensors' own packing has the same words.
+    signed = (torch.cat(codes, 1) - middle).to(torch.int8)
+    assert torch.equal(ours[0], pack_to_int32(signed, bits)) and torch.equal(unpack_from_int32(ours[0], bits, shape), signed)
+    if not symmetric:
+        assert torch.equal(ours[2], pack_to_int32((torch.cat(zeros, 1) - middle).to(torch.int8), bits, packed_dim=0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["int8", *INT4])
+@pytest.mark.parametrize("form", ["int8", *INT4, "int3-g64", "int2-sym-g32"])
 def test_scales_of_half_types_are_rounded_up(form, dtype):
     w = weight((37, 333))
     exact, stored = ops.quantize_weight(w, form)[1], ops.quantize_weight(w, form, dtype)[1]
@@ -151,7 +165,7 @@ def test_scales_of_half_types_are_rounded_up(form, dtype):
     assert (stored.float() >= exact).all() and (down.float() <= exact).all()
 
 
-FORMATS = ["int8", *INT4, "nf4", "nf4-double"]
+FORMATS = ["int8", *INT4, "int3", "int3-sym-g32", "int2-g32", "int2-sym", "nf4", "nf4-double"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

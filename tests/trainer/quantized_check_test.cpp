@@ -37,7 +37,7 @@ class QuantizedCheck : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(QuantizedCheck, HasNothingToSayAboutTheUntouchedModels) {
   for (const std::string dtype : {"float32", "bfloat16"}) {
-    for (const std::string format : {"int8", "int4", "nf4", "nf4-double"}) {
+    for (const std::string format : {"int8", "int4", "int3", "int2-sym-g32", "nf4", "nf4-double"}) {
       const CheckReport report = checked(quantized_recipe(GetParam(), dtype, format));
       EXPECT_TRUE(report.passed()) << dtype << " " << format << ": "
                                    << (report.stored_wrongly.empty() ? report.ran_wrongly : report.stored_wrongly)[0];
@@ -176,7 +176,8 @@ TEST(QuantizedCheckRules, OneThatPacksNothingIsRefused) {
   EXPECT_NE(unknown.find(
                 "wanted float32, bfloat16, float16 or float64; or a packed one: int8, int8-g128, int8-g64, int8-g32, "
                 "int8-dynamic, int4, int4-g64, int4-g32, int4-sym, int4-sym-g64, int4-sym-g32, int4-sym-dynamic, "
-                "int4-sym-g32-dynamic, nf4, nf4-double"),
+                "int4-sym-g32-dynamic, int3, int3-g64, int3-g32, int3-sym, int3-sym-g64, int3-sym-g32, int2, int2-g64, "
+                "int2-g32, int2-sym, int2-sym-g64, int2-sym-g32, nf4, nf4-double"),
             std::string::npos)
       << unknown;
 }

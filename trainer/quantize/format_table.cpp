@@ -123,10 +123,17 @@ std::vector<StoredFormat> parse_formats(const std::string& names, const std::str
   if (quantization::layout_for(together) == nullptr) {
     throw UsageError(
         fmt::format("{}={}: no folder that others read holds them together: nf4 is of bitsandbytes, int8 "
-                    "and int4 are of compressed-tensors",
+                    "to int2 are of compressed-tensors",
                     source, names));
   }
   return formats;
+}
+
+void refuse_for_vllm(const std::string& where, QuantizedFormat format) {
+  throw UsageError(
+      fmt::format("{} {}, and vLLM serves codes of 8 and 4 bits alone: take int4-g32 or int4-sym-g32, or leave "
+                  "--serve-by out, for limbeck and for transformers with compressed-tensors",
+                  where, kernels::format_name(format)));
 }
 
 FolderPlan plan_folder(const models::BuiltModel& built) {

@@ -23,6 +23,9 @@ struct StoredFormat {
 // folder holds them together.
 std::vector<StoredFormat> parse_formats(const std::string& names, const std::string& source);
 
+// UsageError for a format that vLLM does not compute: it has kernels for codes of 8 and 4 bits.
+[[noreturn]] void refuse_for_vllm(const std::string& where, kernels::QuantizedFormat format);
+
 struct Candidate {
   std::string path;  // below the model's root, "layers.0.mlp.up_proj"
   precision::Role role = precision::Role::kMlp;

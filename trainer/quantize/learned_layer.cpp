@@ -13,6 +13,7 @@
 #include <numeric>
 #include <optional>
 
+#include "kernels/quantized/fitted_range.h"
 #include "kernels/quantized/learned_rounding.h"
 #include "modules/errors.h"
 #include "modules/precision/casts.h"
@@ -122,7 +123,11 @@ class LayerLearner {
   // From the codes, which err so much by row.
   void learn(const Codes& start, const std::vector<double>& start_errors, LearnedLayer& found) {
     for (size_t i = 0; i < weights_.size(); ++i) {
-      starts_.push_back(kernels::moved_to_codes(weights_[i], ranges_[i], start[i].on(c10::kCPU).matrix()));
+      const precision::PackedWeight here = start[i].on(c10::kCPU);
+      // Scales of 2 and 3 bits may be others than those of the largest values.
+      if (formats_[i].kind == kernels::CodeKind::kInt4 && formats_[i].bits < 4)
+        ranges_[i] = kernels::range_behind(here.matrix());
+      starts_.push_back(kernels::moved_to_codes(weights_[i], ranges_[i], here.matrix()));
       now_.offsets.push_back(at::zeros_like(weights_[i]).set_requires_grad(true));
       now_.factors.push_back(at::ones_like(ranges_[i]).set_requires_grad(true));
     }

@@ -78,6 +78,14 @@ void MixedPrecisionQuantizer::create_quantizers() {
   stage_ = Stage::kCreated;
 }
 
+void MixedPrecisionQuantizer::require_bits_of_vllm() const {
+  require("require_bits_of_vllm", Stage::kCreated, Stage::kCalibrated);
+  for (const auto& module : precision::contract_modules(*structure_->model)) {
+    const auto& format = module->precision().quantized;
+    if (format && format->bits < 4) refuse_for_vllm(module->path() + " is in", *format);
+  }
+}
+
 void MixedPrecisionQuantizer::require_fused_alike() const {
   require("require_fused_alike", Stage::kCreated, Stage::kCalibrated);
   std::map<std::string, std::pair<std::string, std::string>> first;  // by group: a module and its format

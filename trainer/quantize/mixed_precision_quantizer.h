@@ -21,6 +21,8 @@ class MixedPrecisionQuantizer {
 
   // From the structure alone. UsageError for what no folder that others read holds.
   void create_quantizers();
+  // vLLM computes codes of 8 and 4 bits: UsageError for fewer.
+  void require_bits_of_vllm() const;
   // vLLM computes some modules as one (q, k and v; gate and up): UsageError where they are not in one format.
   void require_fused_alike() const;
   const models::BuiltModel& structure() const;  // on meta

@@ -86,6 +86,18 @@ ScoreFile::ScoreFile(const fs::path& path, const Json& identity) {
   if (!has_identity_) write(identity);
 }
 
+std::string ScoreFile::formats_in(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::string line;
+  std::getline(in, line);
+  const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("formats") || !json["formats"].is_array()) return "";
+  std::string names;
+  for (const Json& name : json["formats"])
+    names += fmt::format("{}{}", names.empty() ? "" : ",", name.is_string() ? name.get<std::string>() : "");
+  return names;
+}
+
 void ScoreFile::read(const fs::path& path, const Json& identity) {
   std::error_code fault;
   if (!fs::is_regular_file(path, fault)) return;

@@ -27,6 +27,8 @@ class ScoreFile {
   // Made when it is not there. UsageError where it is of something else, InputDataError for a line that is none of
   // ours.
   ScoreFile(const std::filesystem::path& path, const nlohmann::ordered_json& identity);
+  // Of the scores that a file begins with; empty where there are none, or none that can be read.
+  static std::string formats_in(const std::filesystem::path& path);
 
   // Null: not measured yet.
   const RowScore* find(int64_t row) const;

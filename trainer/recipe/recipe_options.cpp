@@ -23,7 +23,7 @@ void declare_model(OptionTable& table, const std::string& role) {
       {.name = role + ".quantize",
        .kind = OptionKind::kChoice,
        .fallback = "none",
-       .help = "Its linear weights of attention and MLP and its experts in 8 or 4 bits, frozen then: none, or a format "
+       .help = "Its linear weights of attention and MLP and its experts in 8 to 2 bits, frozen then: none, or a format "
                "of 'limbeck list quantizers'.",
        .words = none_or(quantization::quantized_formats()),
        .value_name = "FORMAT"});

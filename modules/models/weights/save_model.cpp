@@ -142,7 +142,7 @@ PackedFolder packed_folder(const BuiltModel& built, const std::vector<WeightBind
     }
     throw UsageError(
         fmt::format("[{}] weights in {} have no folder in common that others read: nf4 is of bitsandbytes, int8 "
-                    "and int4 are of compressed-tensors",
+                    "to int2 are of compressed-tensors",
                     built.model->path(), fmt::join(formats, ", ")));
   }
   for (const WeightBinding& binding : bindings) {

@@ -57,6 +57,14 @@ void tell_bounded_context(const models::BuiltModel& built, Console& console) {
 void tell_changes(const gguf::ExportReport& report, Invocation& call) {
   call.result["scale_change"] = report.scale_change;
   call.result["minimum_change"] = report.minimum_change;
+  call.result["widened"] = report.widened;
+  if (report.widened > 0) {
+    call.console.warning(
+        fmt::format("{} weights of 2 or 3 bits are in Q4_0 or Q4_1, 4.5 or 5 bits a weight: GGUF's types of fewer bits "
+                    "round scales to 4 or 6 bits and cannot hold these codes. For a smaller file let llama.cpp "
+                    "quantize the float model (limbeck export-gguf of that one, then llama-quantize to Q3_K or Q2_K)",
+                    report.widened));
+  }
   if (report.scale_change > 0.0) {
     call.console.warning(
         fmt::format("scales are rounded to float16, by {:.2g} of themselves at most ({}): the codes are the same, and "

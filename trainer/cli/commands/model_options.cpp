@@ -31,7 +31,7 @@ void declare_single_model(recipe::OptionTable& table) {
              .kind = OptionKind::kChoice,
              .fallback = "none",
              .help =
-                 "Linear weights of attention and MLP and experts in 8 or 4 bits, quantized one by one while they are "
+                 "Linear weights of attention and MLP and experts in 8 to 2 bits, quantized one by one while they are "
                  "read: none, "
                  "or a format of 'limbeck list quantizers'.",
              .words = recipe::none_or(quantization::quantized_formats()),

@@ -1,6 +1,7 @@
-// limbeck quantize: a model's weights in 8 or 4 bits, as a folder that other programs load.
+// limbeck quantize: a model's weights in 8 to 2 bits, as a folder that other programs load.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "modules/errors.h"
@@ -12,6 +13,7 @@
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/commands/quantize_measured.h"
+#include "trainer/quantize/score_file.h"
 #include "trainer/quantize/static_policy.h"
 
 namespace limbeck::cli {
@@ -104,6 +106,37 @@ void choose_floats(models::ModelRequest& request, Console& console) {
                            precision::dtype_name(*request.dtype), precision::dtype_name(own)));
 }
 
+bool served_by_vllm(const recipe::Settings& settings) { return settings.text("serve-by") == "vllm"; }
+
+std::vector<quantize::StoredFormat> formats_of(const std::string& names, const recipe::Settings& settings) {
+  auto formats = quantize::parse_formats(names, "--formats");
+  for (const quantize::StoredFormat& format : formats) {
+    if (served_by_vllm(settings) && format.packed && format.packed->bits < 4)
+      quantize::refuse_for_vllm("--formats has", *format.packed);
+  }
+  return formats;
+}
+
+// Where nobody names formats and some of 3 and 2 bits hold a budget that those of 4 bits and more do not, they are
+// there too. They take their time to be scored, and so are left out elsewhere, but where scores are gone on with that
+// have them.
+quantize::FormatTable table_of_budgets(const models::ModelRequest& request,
+                                       const std::vector<quantize::Budget>& budgets, const recipe::Settings& settings) {
+  const std::string names = settings.text("formats"), more = names + ",int3-g32,int3,int2-g32,int2";
+  const auto covered = covered_by(Way::kBudgeted, settings);
+  quantize::FormatTable table(request, formats_of(names, settings), covered);
+  if (settings.given("formats") || served_by_vllm(settings)) return table;
+  const auto held_by = [&](const quantize::FormatTable& one) {
+    return std::count_if(budgets.begin(), budgets.end(),
+                         [&](const quantize::Budget& budget) { return quantize::why_too_small(one, budget).empty(); });
+  };
+  const auto held = held_by(table);
+  const bool goes_on = quantize::ScoreFile::formats_in(score_path(settings)) == more;
+  if (held == static_cast<std::ptrdiff_t>(budgets.size()) && !goes_on) return table;
+  quantize::FormatTable wider(request, formats_of(more, settings), covered);
+  return goes_on || held == 0 || held_by(wider) > held ? wider : table;
+}
+
 quantize::StaticQuantizationPolicy static_policy(const recipe::Settings& settings) {
   quantize::StaticQuantizationPolicy policy;
   for (const recipe::Value& tag : settings.values("tag")) policy.set(tag.text, "--tag");
@@ -144,7 +177,10 @@ void write_folder(models::ModelRequest request, const std::filesystem::path& fol
                   Invocation& call) {
   quantize::MixedPrecisionQuantizer quantizer(std::move(request));
   quantizer.create_quantizers();
-  if (call.settings.text("serve-by") == "vllm") quantizer.require_fused_alike();
+  if (served_by_vllm(call.settings)) {
+    quantizer.require_bits_of_vllm();
+    quantizer.require_fused_alike();
+  }
   const models::BuiltModel& built_on_meta = quantizer.structure();
   const quantize::FolderPlan& plan = quantizer.plan();
   const std::string layout = plan.layout.empty() ? "plain floats" : plan.layout;
@@ -206,8 +242,7 @@ std::vector<quantize::Budget> budgets_of_curve(const recipe::Settings& settings)
 void show_curve(models::ModelRequest request, Invocation& call) {
   const auto budgets = budgets_of_curve(call.settings);
   choose_floats(request, call.console);
-  const quantize::FormatTable table(request, quantize::parse_formats(call.settings.text("formats"), "--formats"),
-                                    covered_by(Way::kBudgeted, call.settings));
+  const quantize::FormatTable table = table_of_budgets(request, budgets, call.settings);
   call.result["values"] = table.values();
   Calibration(request, table, call).curve(budgets);
 }
@@ -230,8 +265,10 @@ void run_quantize(Invocation& call) {
   const bool by_roles = way == Way::kStatic;
   const quantize::StaticQuantizationPolicy policy = static_policy(settings);
   const std::string formats = way == Way::kOneFormat ? quantize::kFloatFormat : settings.text("formats");
-  const quantize::FormatTable table(
-      request, by_roles ? policy.formats() : quantize::parse_formats(formats, "--formats"), covered_by(way, settings));
+  const quantize::FormatTable table =
+      budget ? table_of_budgets(request, {*budget}, settings)
+             : quantize::FormatTable(request, by_roles ? policy.formats() : formats_of(formats, settings),
+                                     covered_by(way, settings));
   std::unique_ptr<Calibration> calibration;
   if (settings.given("data")) calibration = std::make_unique<Calibration>(request, table, call);
   if (way != Way::kOneFormat) {
@@ -283,7 +320,7 @@ void declare_quantize(recipe::OptionTable& table) {
 
 Command quantize_command() {
   return {.name = "quantize",
-          .summary = "A model's weights in 8 or 4 bits, as a folder that other programs load.",
+          .summary = "A model's weights in 8 to 2 bits, as a folder that other programs load.",
           .example = "limbeck quantize --model models/base --quantize int4-sym --output models/base-int4",
           .computes = true,
           .declare = declare_quantize,

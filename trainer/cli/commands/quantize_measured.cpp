@@ -27,10 +27,6 @@ models::ModelRequest float_request(const std::filesystem::path& folder, c10::Dev
   return request;
 }
 
-std::filesystem::path score_path(const recipe::Settings& settings) {
-  return settings.given("scores") ? settings.path("scores") : beside_output(settings, ".scores.jsonl");
-}
-
 }  // namespace
 
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all) {
@@ -42,6 +38,10 @@ std::filesystem::path beside_output(const recipe::Settings& settings, const char
   std::filesystem::path output = settings.required_path("output");
   if (!output.has_filename()) output = output.parent_path();
   return output.concat(ending);
+}
+
+std::filesystem::path score_path(const recipe::Settings& settings) {
+  return settings.given("scores") ? settings.path("scores") : beside_output(settings, ".scores.jsonl");
 }
 
 Calibration::Calibration(const models::ModelRequest& request, const quantize::FormatTable& table, Invocation& call)

@@ -26,6 +26,7 @@ void declare_measured(recipe::OptionTable& table);
 std::unique_ptr<Progress> progress_of(const Invocation& call, const char* label, const char* unit, int64_t all);
 // "OUTPUT.scores.jsonl"
 std::filesystem::path beside_output(const recipe::Settings& settings, const char* ending);
+std::filesystem::path score_path(const recipe::Settings& settings);
 
 class Calibration {
  public:

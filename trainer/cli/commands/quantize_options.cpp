@@ -24,7 +24,9 @@ void declare_measured(recipe::OptionTable& table) {
   add({.name = "formats",
        .kind = OptionKind::kText,
        .fallback = "float,int8,int4-g32,int4",
-       .help = "What a budget chooses from; --policy=dynamic takes the first, the second and the last of them.",
+       .help =
+           "What a budget chooses from, of itself int3-g32, int3, int2-g32 and int2 too where these do not hold it; "
+           "--policy=dynamic takes the first, the second and the last of them.",
        .value_name = "FORMAT,..."});
   add({.name = "high-ratio",
        .kind = OptionKind::kNumber,
