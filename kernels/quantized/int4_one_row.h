@@ -139,13 +139,6 @@ class OneRowOfInt4 {
     }
   }
 
-  static LIMBECK_INLINE F32 scales_at(const QuantizedView& v, int64_t index, int64_t count) {
-    if (v.scale_storage == Storage::kFloat32) return load_wide_some(static_cast<const float*>(v.scales) + index, count);
-    if (v.scale_storage == Storage::kBFloat16)
-      return load_wide_some(static_cast<const BFloat16Bits*>(v.scales) + index, count);
-    return load_wide_some(static_cast<const Float16Bits*>(v.scales) + index, count);
-  }
-
   static LIMBECK_INLINE I32 load_some(const int32_t* from, int64_t count) {
     if (count >= kLanes<int32_t>) return load(from);
     I32 some{};
@@ -155,15 +148,6 @@ class OneRowOfInt4 {
 
   static LIMBECK_INLINE int64_t scale_bytes(const QuantizedView& v) {
     return v.scale_storage == Storage::kFloat32 ? 4 : 2;
-  }
-
-  // What lies so far behind what is read now, in rows that follow, is asked for, into the second cache: the first one
-  // would lose it before it is read. By itself the processor stops foreseeing at the end of a page, and while sums are
-  // added up.
-  static LIMBECK_INLINE void ask_for(const uint8_t* codes, int64_t bytes, const uint8_t* scales) {
-    constexpr int64_t kCodesAhead = 16384, kScalesAhead = 4096, kLine = 64;
-    for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(codes + kCodesAhead + i, 0, 2);
-    __builtin_prefetch(scales + kScalesAhead, 0, 2);
   }
 
   // What groups [group, group + count) of row n of the matrix add.
@@ -177,11 +161,12 @@ class OneRowOfInt4 {
     const int8_t* x = p.codes + m * p.stride;
     for (int64_t g = 0; g < count; g += kLanes<float>) {
       const int64_t k = column + (g << p.weight.format.group_shift), have = count - g;
-      constexpr int64_t bytes = (kLanes<float> * kSmallestGroup << Doublings) / 2;
-      ask_for(codes + k / 2, bytes, scales + (group + g) * scale_bytes(p.weight));
+      constexpr int64_t kScalesAhead = 4096, bytes = (kLanes<float> * kSmallestGroup << Doublings) / 2;
+      ask_for_codes(codes + k / 2, bytes);
+      __builtin_prefetch(scales + (group + g) * scale_bytes(p.weight) + kScalesAhead, 0, 2);
       const I32 sums = sums_of_groups<Doublings>(codes + k / 2, words - k / kWordCodes, x + k);
       const I32 centred = sums - kMiddleCode * load_some(p.sums + m * groups + group + g, have);
-      store(products + g, __builtin_convertvector(centred, F32) * scales_at(p.weight, n * groups + group + g, have));
+      store(products + g, __builtin_convertvector(centred, F32) * load_scales(p.weight, n * groups + group + g, have));
     }
   }
 
