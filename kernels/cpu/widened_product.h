@@ -30,11 +30,11 @@ struct WholeSums {
 template <int64_t TileCols, class Sums = WholeSums>
 struct WidenedProduct {
   static constexpr int64_t kDepth = Sums::kDepth, kTileRows = Sums::kTileRows;
-  static constexpr int64_t kPadRows = 3;     // keeps the panels off each other's cache sets
+  static constexpr int64_t kPadRows = 3;  // or one more: keeps the panels off each other's cache sets
 
   static constexpr int64_t scratch_floats() {
-    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + kDepth) +
-           panels<float>(kDepth) * kWidth<float> * (kTileRows + kPadRows);
+    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + 1 + kDepth) +
+           panels<float>(kDepth) * kWidth<float> * (kTileRows + kPadRows + 1);
   }
 
   // Rows [m0, m1) and columns [n0, n1) of C over the depth k. fill_a(panels, stride, m, rows, k, depth) brings A from
@@ -57,7 +57,7 @@ struct WidenedProduct {
                    float* scratch, const FillA& fill_a, const FillB& fill_b) {
     constexpr int64_t width = kWidth<float>, lanes = kLanes<float>;
     const int64_t m = m1 - m0, n = n1 - n0;
-    const int64_t row_stride = (m + kPadRows) * width;
+    const int64_t row_stride = (m + kPadRows + ((m + kPadRows) % 16 == 0)) * width;
     float* c = scratch;
     float* a = c + panels<float>(n) * row_stride;
     float* b = a + panels<float>(kDepth) * row_stride;

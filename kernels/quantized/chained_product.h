@@ -1,6 +1,6 @@
-// In which order a product with the transpose of a quantized matrix is summed up, for *_loops.cpp, and the tiles that do
-// it for many rows of x; few_rows_product.h does it for few, to the same bits. A block of columns is sixteen chains of
-// fused sums: the two neighbours that a byte of 4-bit codes holds are in one chain, and sixteen bytes lie in as many
+// In which order a product with the transpose of a quantized matrix is summed up, for *_loops.cpp, and the tiles that
+// do it for many rows of x; few_rows_product.h does it for few, to the same bits. A block of columns is sixteen chains
+// of fused sums: the two neighbours that a byte of 4-bit codes holds are in one chain, and sixteen bytes lie in as many
 // lanes, so that one group's values are looked up at once. The chains of a block are added to the sum one by one.
 #pragma once
 #include <algorithm>
@@ -11,39 +11,17 @@ namespace limbeck::kernels::LIMBECK_ISA {
 
 struct ChainedSums {
   static constexpr int64_t kDepth = 512;     // columns of a block
-  static constexpr int64_t kTileRows = 252;  // a tile's operands stay in the second cache
+  static constexpr int64_t kTileRows = 256;  // a tile's operands stay in the second cache
   static constexpr int64_t kChains = 16, kStrip = 2 * kChains, kMostOfChain = kDepth / kChains;
 
-  // Where column k of a block stands in panels; chains that are shorter leave room at their ends.
-  static constexpr int64_t place(int64_t k) {
-    return k % kStrip / 2 * kMostOfChain + k / kStrip * 2 + k % 2;
-  }
-  static constexpr int64_t length(int64_t depth) { return (depth + kStrip - 1) / kStrip * 2; }  // of its chains
+  // Where row k of a block of B stands in panels, chain by chain; chains that are shorter leave room at their ends.
+  // Within eight of k that a multiple of eight begins, place(k + i) = place(k) + place(i).
+  static constexpr int64_t place(int64_t k) { return k % kStrip / 2 * kMostOfChain + k / kStrip * 2 + k % 2; }
+  static constexpr int64_t strips(int64_t depth) { return (depth + kStrip - 1) / kStrip; }
   static constexpr int64_t panel_rows(int64_t) { return kDepth; }
 
-  // Rows of x [rows, depth] as panels of columns in places; 0 where chains are longer than they are.
-  template <class T>
-  static void fill_a(float* panel, int64_t panel_stride, const T* x, int64_t row_stride, int64_t rows, int64_t depth) {
-    constexpr int64_t pairs = kLanes<double>, width = kWidth<float>;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t first = 0; first < depth; first += pairs * kStrip) {
-        for (int64_t chain = 0; chain < kChains; chain += pairs) {
-          F64 of_strip[pairs];
-          for (int64_t i = 0; i < pairs; ++i) {
-            const int64_t k = first + i * kStrip + 2 * chain;
-            of_strip[i] = k < depth ? (F64)load_wide_some(x + r * row_stride + k, depth - k) : F64{};
-          }
-          transpose_step<double, pairs / 2>(of_strip);
-          for (int64_t i = 0; i < pairs; ++i) {
-            const int64_t at = (chain + i) * kMostOfChain + first / kStrip * 2;
-            store(panel + at / width * panel_stride + r * width + at % width, (F32)of_strip[i]);
-          }
-        }
-      }
-    }
-  }
-
-  // C [m, n] (+)= A [m, depth] B [depth, n], all in panel form, A and B in places.
+  // C [m, n] (+)= A [m, depth] B [depth, n], all in panel form, B in places; both have 0 behind the depth, up to a
+  // whole strip.
   static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride,
                        int64_t m, int64_t n, int64_t depth, bool accumulate) {
     const int64_t parts = (m + kMostRows - 1) / kMostRows;
@@ -51,7 +29,7 @@ struct ChainedSums {
       for (int64_t i = 0; i < parts; ++i) {  // equal shares: a last one of a row or two would wait for its sums
         const int64_t from = i * m / parts, rows = (i + 1) * m / parts - from;
         some_rows<kMostRows>(rows, a + from * kWidth<float>, a_stride, b + p * b_stride,
-                             c + p * c_stride + from * kWidth<float>, length(depth), accumulate);
+                             c + p * c_stride + from * kWidth<float>, strips(depth), accumulate);
       }
     }
   }
@@ -64,35 +42,35 @@ struct ChainedSums {
 #endif
 
   template <int Rows>
-  static void some_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t length,
+  static void some_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t strips,
                         bool accumulate) {
-    if (rows == Rows) return tile<Rows>(a, a_stride, b, c, length, accumulate);
-    if constexpr (Rows > 1) some_rows<Rows - 1>(rows, a, a_stride, b, c, length, accumulate);
+    if (rows == Rows) return tile<Rows>(a, a_stride, b, c, strips, accumulate);
+    if constexpr (Rows > 1) some_rows<Rows - 1>(rows, a, a_stride, b, c, strips, accumulate);
   }
 
   template <int Rows>
-  static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, float* c,
-                                             int64_t length, bool accumulate) {
+  static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, float* c, int64_t strips,
+                                             bool accumulate) {
     constexpr int64_t width = kWidth<float>, lanes = kLanes<float>;
+    const int64_t strip_stride = kStrip / width * a_stride;
     F32 total[Rows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       total[r][0] = accumulate ? load(c + r * width) : F32{};
       total[r][1] = accumulate ? load(c + r * width + lanes) : F32{};
     }
-    for (int64_t chain = 0; chain < kDepth; chain += kMostOfChain) {
+    for (int64_t chain = 0; chain < kChains; ++chain, b += kMostOfChain * width) {
       F32 sum[Rows][2];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = F32{};
-      for (int64_t first = 0; first < length; first += width) {
-        const float* of_x = a + (chain + first) / width * a_stride;
-        const float* of_b = b + (chain + first) * width;
-        const int64_t steps = std::min(width, length - first);
-        for (int64_t i = 0; i < steps; ++i, of_b += width) {
-          const F32 b0 = load(of_b), b1 = load(of_b + lanes);
+      const float *of_x = a + 2 * chain / width * a_stride + 2 * chain % width, *of_b = b;
+      for (int64_t i = 0; i < strips; ++i, of_x += strip_stride, of_b += 2 * width) {
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; ++k) {
+          const F32 b0 = load(of_b + k * width), b1 = load(of_b + k * width + lanes);
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
-            const F32 x = splat(of_x[r * width + i]);
+            const F32 x = splat(of_x[r * width + k]);
             sum[r][0] = fused(x, b0, sum[r][0]);
             sum[r][1] = fused(x, b1, sum[r][1]);
           }

@@ -198,42 +198,46 @@ class FewRowsProduct {
     }
   }
 
+  // Columns of a block with one scale, and which of a row they are.
   template <CodeKind kind>
-  static int64_t run_of(const QuantizedView& v, int64_t column) {
-    if constexpr (kind == CodeKind::kNf4) return column / kNf4Block;
+  static LIMBECK_INLINE int64_t length_of_run(const QuantizedView& v) {
+    if (kind == CodeKind::kNf4) return kNf4Block;
+    return v.format.has_groups() ? std::min(v.format.group(), Order::kDepth) : Order::kDepth;
+  }
+  template <CodeKind kind>
+  static LIMBECK_INLINE int64_t run_of(const QuantizedView& v, int64_t column) {
+    if (kind == CodeKind::kNf4) return column / kNf4Block;
     return v.format.has_groups() ? column >> v.format.group_shift : 0;
   }
 
-  // Of the runs of [column, column + depth) with one scale each.
+  // Of the runs of [column, column + depth).
   template <CodeKind kind>
   static LIMBECK_INLINE void gather_row_scales(const QuantizedView& v, const Levels& levels, int64_t row,
                                                int64_t column, int64_t depth, float* scales, float* zeros) {
     const int64_t first = run_of<kind>(v, column), runs = run_of<kind>(v, column + depth - 1) - first + 1;
     if (kind == CodeKind::kNf4 || !v.format.has_groups()) {
-      for_scale_runs<kind>(v, column, depth, [&](int64_t run, int64_t begin, int64_t) {
-        scales[run] = scale_at<kind>(v, row, column + begin, levels.dynamic).scale;
-      });
+      for (int64_t run = 0; run < runs; ++run)
+        scales[run] = scale_at<kind>(v, row, column + run * kNf4Block, levels.dynamic).scale;
       return;
     }
     const int64_t groups = groups_of(v);
-    for (int64_t run = 0; run < runs; run += kLanesHere)
+    for (int64_t run = 0; run < runs; run += kLanesHere) {
       store(scales + run, load_scales(v, row * groups + first + run, runs - run));
-    for (int64_t run = 0; run < runs && kind == CodeKind::kInt4; ++run) {
-      zeros[run] = kMiddleCode;
-      if (v.zeros == nullptr) continue;
-      zeros[run] = static_cast<float>(v.zeros[row / kWordCodes * groups + first + run] >> row % kWordCodes * 4 & 15u);
+      if constexpr (kind == CodeKind::kInt4) {
+        F32 zero = splat(static_cast<float>(kMiddleCode));
+        if (v.zeros != nullptr) {
+          const auto* of_rows = reinterpret_cast<const int32_t*>(v.zeros) + row / kWordCodes * groups + first + run;
+          zero = __builtin_convertvector((I32)((U32)load_some(of_rows, runs - run) >> row % kWordCodes * 4 & 15u), F32);
+        }
+        store(zeros + run, zero);
+      }
     }
   }
 
-  // Sixteen bytes of 4-bit codes, or pairs of 8-bit ones, in as many lanes; 0 behind the `bytes` that are left.
+  // Sixteen bytes of 4-bit codes, or pairs of 8-bit ones, in as many lanes.
   template <CodeKind kind>
-  static LIMBECK_INLINE void load_codes(const uint8_t* from, int64_t bytes, U32 (&codes)[kParts]) {
-    constexpr int64_t lane = kind == CodeKind::kInt8 ? 2 : 1, wanted = lane * Order::kChains;
-    alignas(64) uint8_t whole[wanted] = {};
-    if (bytes < wanted) {
-      __builtin_memcpy(whole, from, static_cast<size_t>(bytes));
-      from = whole;
-    }
+  static LIMBECK_INLINE void load_codes(const uint8_t* from, U32 (&codes)[kParts]) {
+    constexpr int64_t lane = kind == CodeKind::kInt8 ? 2 : 1;
 #pragma GCC unroll 4
     for (int i = 0; i < kParts; ++i) {
       const uint8_t* part = from + i * kLanesHere * lane;
@@ -247,41 +251,61 @@ class FewRowsProduct {
     }
   }
 
-  // The sums of `Weights` rows of the matrix from n on and columns [k + at, k + at + depth), x being arranged from k on.
+  template <int Rows>
+  using Sums = F32[Rows][kParts];
+
+  // Adds a strip of a row's codes, by the values of its group, to the sums with rows of x, `stride` apart.
+  template <CodeKind kind, int Rows>
+  static LIMBECK_INLINE void add_strip(const GroupValues<kind>& values, const uint8_t* codes, const float* x,
+                                       int64_t stride, Sums<Rows>& sums) {
+    U32 word[kParts];
+    load_codes<kind>(codes, word);
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      F32 even, odd;
+      values.of(word[part], even, odd);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const float* of_x = x + r * stride + part * kLanesHere;
+        sums[r][part] = fused(load(of_x), even, sums[r][part]);
+        sums[r][part] = fused(load(of_x + Order::kChains), odd, sums[r][part]);
+      }
+    }
+  }
+
+  // The sums of `Weights` rows of the matrix from n on and columns [k + at, k + at + depth), x being arranged from k
+  // on.
   template <CodeKind kind, int Rows, int Weights>
   static __attribute__((noinline)) void add_block(const QuantizedView& v, const Levels& levels, int64_t n, int64_t k,
                                                   int64_t at, int64_t depth, const Scratch& own, float* to) {
-    constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2, strip = Order::kStrip;
+    constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2, strip = Order::kStrip, strip_bytes = strip / per_byte;
     constexpr int64_t x_stride = (Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1) * Order::kDepth;
     const int64_t row_bytes = (code_index<kind>(v, 1, 0) - code_index<kind>(v, 0, 0)) / per_byte;
-    const int64_t first_byte = (k + at) / per_byte;
-    const auto* codes = static_cast<const uint8_t*>(v.codes) + n * row_bytes + first_byte;
+    const auto* codes = static_cast<const uint8_t*>(v.codes) + n * row_bytes + (k + at) / per_byte;
     for (int w = 0; w < Weights; ++w) ask_for_codes(codes + w * row_bytes, Order::kDepth / per_byte);
-    F32 sum[Weights][Rows][kParts] = {};
+    Sums<Rows> sum[Weights] = {};
     const float* x = own.x + at;
-    for_scale_runs<kind>(v, k + at, depth, [&](int64_t, int64_t begin, int64_t end) __attribute__((always_inline)) {
-      const int64_t run = run_of<kind>(v, k + at + begin) - run_of<kind>(v, k);
-      const auto values = [&](int w) { return GroupValues<kind>(own.scales[w][run], own.zeros[w][run], levels); };
-      const GroupValues<kind> of[2] = {values(0), values(Weights - 1)};
-      for (int64_t i = begin; i < end; i += strip) {
+    const int64_t run_length = length_of_run<kind>(v), whole = depth / strip * strip;
+    const int64_t first_run = run_of<kind>(v, k + at) - run_of<kind>(v, k);
+    const auto add = [&](int64_t run, int64_t begin, int64_t end, const uint8_t* from, int64_t stride)
+        __attribute__((always_inline)) {
+      const GroupValues<kind> of[2] = {{own.scales[0][run], own.zeros[0][run], levels},
+                                       {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
+      for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
 #pragma GCC unroll 2
-        for (int w = 0; w < Weights; ++w) {
-          U32 word[kParts];
-          load_codes<kind>(codes + w * row_bytes + i / per_byte, row_bytes - first_byte - i / per_byte, word);
-#pragma GCC unroll 4
-          for (int part = 0; part < kParts; ++part) {
-            F32 even, odd;
-            of[w].of(word[part], even, odd);
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) {
-              const float* of_x = x + r * x_stride + i + part * kLanesHere;
-              sum[w][r][part] = fused(load(of_x), even, sum[w][r][part]);
-              sum[w][r][part] = fused(load(of_x + Order::kChains), odd, sum[w][r][part]);
-            }
-          }
-        }
+        for (int w = 0; w < Weights; ++w) add_strip<kind, Rows>(of[w], from + w * stride, x + i, x_stride, sum[w]);
       }
-    });
+    };
+    for (int64_t begin = 0, run = first_run; begin < whole; begin += run_length, ++run)
+      add(run, begin, std::min(begin + run_length, whole), codes + begin / per_byte, row_bytes);
+    if (whole < depth) {  // the row ends within a strip
+      alignas(64) uint8_t rest[Weights][strip_bytes] = {};
+      for (int w = 0; w < Weights; ++w) {
+        __builtin_memcpy(rest[w], codes + w * row_bytes + whole / per_byte,
+                         static_cast<size_t>(row_bytes - (k + at + whole) / per_byte));
+      }
+      add(first_run + whole / run_length, whole, depth, rest[0], strip_bytes);
+    }
 #pragma GCC unroll 2
     for (int w = 0; w < Weights; ++w) {
 #pragma GCC unroll 8

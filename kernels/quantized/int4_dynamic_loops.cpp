@@ -1,7 +1,7 @@
-// A lane of a vector is a row of the matrix: of each row a word of eight codes, which meets the same eight codes of x in
-// all lanes (one to four rows of x: int4_one_row.h). Products are pairs in int16, up to 32 codes of them (with VNNI int32); sums
-// of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every instruction
-// set alike.
+// A lane of a vector is a row of the matrix: of each row a word of eight codes, which meets the same eight codes of x
+// in all lanes (one to four rows of x: int4_one_row.h). Products are pairs in int16, up to 32 codes of them (with VNNI
+// int32); sums of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every
+// instruction set alike.
 #include "kernels/quantized/int4_dynamic_loops.h"
 
 #include "kernels/quantized/int4_one_row.h"

@@ -1,6 +1,6 @@
-// The product of a row of x with a matrix in int4 of which x is codes too, for int4_dynamic_loops.cpp. Rows of the matrix
-// are read one by one from end to end, which memory gives fastest, with groups in the lanes; what each group adds is put
-// aside, and added up for a vector of rows at once in the order of groups: every sum is that of the lanes.
+// The product of a row of x with a matrix in int4 of which x is codes too, for int4_dynamic_loops.cpp. Rows of the
+// matrix are read one by one from end to end, which memory gives fastest, with groups in the lanes; what each group
+// adds is put aside, and added up for a vector of rows at once in the order of groups: every sum is that of the lanes.
 #pragma once
 #include "kernels/quantized/int4_dynamic_loops.h"
 #include "kernels/quantized/side_by_side.h"
@@ -102,7 +102,8 @@ class OneRowOfInt4 {
                       load_bytes(x + kArrangedCodes / 2));
   }
 
-  // The sums of pieces from `codes` on, in order, of x as arranged; of pieces behind the row, which has `words` left, 0.
+  // The sums of pieces from `codes` on, in order, of x as arranged; of pieces behind the row, which has `words` left,
+  // 0.
   static LIMBECK_INLINE I32 sums_of_pieces(const uint8_t* codes, int64_t words, const int8_t* x) {
     const auto of_x = [&](int64_t v) __attribute__((always_inline)) {
       constexpr int64_t parts = kArrangedCodes / kVectorCodes;
@@ -137,13 +138,6 @@ class OneRowOfInt4 {
       const I32 first = sums_of_groups<Doublings - 1>(codes, words, x);
       return folded(first, left > 0 ? sums_of_groups<Doublings - 1>(codes + half / 2, left, x + half) : I32{});
     }
-  }
-
-  static LIMBECK_INLINE I32 load_some(const int32_t* from, int64_t count) {
-    if (count >= kLanes<int32_t>) return load(from);
-    I32 some{};
-    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-    return some;
   }
 
   static LIMBECK_INLINE int64_t scale_bytes(const QuantizedView& v) {

@@ -24,8 +24,8 @@ LIMBECK_INLINE bool lies_side_by_side(const QuantizedView& v) {
   return v.format.kind != CodeKind::kNf4 || v.columns % kNf4Block == 0;
 }
 
-// Rows that are read from end to end: what lies so far behind is asked for, into the second cache, because the first one
-// would lose it before it is read. By itself the processor stops foreseeing at the end of a page.
+// Rows that are read from end to end: what lies so far behind is asked for, into the second cache, because the first
+// one would lose it before it is read. By itself the processor stops foreseeing at the end of a page.
 LIMBECK_INLINE void ask_for_codes(const uint8_t* codes, int64_t bytes) {
   constexpr int64_t ahead = 16384, line = 64;
   for (int64_t i = 0; i < bytes; i += line) __builtin_prefetch(codes + ahead + i, 0, 2);
@@ -37,6 +37,13 @@ LIMBECK_INLINE F32 load_scales(const QuantizedView& v, int64_t index, int64_t co
   if (v.scale_storage == Storage::kBFloat16)
     return load_wide_some(static_cast<const BFloat16Bits*>(v.scales) + index, count);
   return load_wide_some(static_cast<const Float16Bits*>(v.scales) + index, count);
+}
+
+LIMBECK_INLINE I32 load_some(const int32_t* from, int64_t count) {
+  if (count >= kLanes<int32_t>) return load(from);
+  I32 some{};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return some;
 }
 
 LIMBECK_INLINE U32 widen_bytes(const uint8_t* from) {
@@ -173,10 +180,10 @@ LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, co
 }
 
 // Values of rows [row, row + count) and columns [column, column + depth), 256 at most: vector k at values +
-// place(k) * stride.
-template <CodeKind kind, class Place>
+// Order::place(k) * stride.
+template <CodeKind kind, class Order>
 void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
-                         const Levels& levels, uint32_t* words, float* values, int64_t stride, const Place& place) {
+                         const Levels& levels, uint32_t* words, float* values, int64_t stride) {
   constexpr int64_t lanes = kLanes<float>;
   constexpr int per_word = kValuesOfWord<kind>;
   ScaleRuns runs;
@@ -187,13 +194,15 @@ void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int
     int64_t k = begin;
     for (; k + per_word <= end; k += per_word) {
       const U32 word = load(words + k / per_word * lanes);
+      float* to = values + Order::place(k) * stride;
 #pragma GCC unroll 8
       for (int i = 0; i < per_word; ++i)
-        store(values + place(k + i) * stride, values_of_words<kind>(word, i, scales, levels));
+        store(to + Order::place(i) * stride, values_of_words<kind>(word, i, scales, levels));
     }
     for (; k < end; ++k) {
       const U32 word = load(words + k / per_word * lanes);
-      store(values + place(k) * stride, values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
+      store(values + Order::place(k) * stride,
+            values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
     }
   });
 }
