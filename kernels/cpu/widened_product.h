@@ -14,16 +14,27 @@ struct RoundedProduct {
   const T* bias;  // or nullptr
 };
 
-// TileCols: columns of a tile of C at most.
-template <int64_t TileCols>
-struct WidenedProduct {
+// How the sums of a tile are taken: over a whole pass at once.
+struct WholeSums {
   static constexpr int64_t kDepth = 256;  // k of one pass: a panel of B then fills two thirds of the first-level cache
   static constexpr int64_t kTileRows = 504;  // 36 register tiles of 14 rows, 84 of 6
-  static constexpr int64_t kPadRows = 3;     // keeps the panels off each other's cache sets
+
+  static constexpr int64_t panel_rows(int64_t depth) { return depth; }  // of B, which `depth` rows take
+  static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride,
+                       int64_t m, int64_t n, int64_t depth, bool accumulate) {
+    limbeck::kernels::LIMBECK_ISA::multiply(a, a_stride, b, b_stride, c, c_stride, m, n, depth, accumulate);
+  }
+};
+
+// TileCols: columns of a tile of C at most.
+template <int64_t TileCols, class Sums = WholeSums>
+struct WidenedProduct {
+  static constexpr int64_t kDepth = Sums::kDepth, kTileRows = Sums::kTileRows;
+  static constexpr int64_t kPadRows = 3;  // or one more: keeps the panels off each other's cache sets
 
   static constexpr int64_t scratch_floats() {
-    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + kDepth) +
-           panels<float>(kDepth) * kWidth<float> * (kTileRows + kPadRows);
+    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + 1 + kDepth) +
+           panels<float>(kDepth) * kWidth<float> * (kTileRows + kPadRows + 1);
   }
 
   // Rows [m0, m1) and columns [n0, n1) of C over the depth k. fill_a(panels, stride, m, rows, k, depth) brings A from
@@ -46,15 +57,15 @@ struct WidenedProduct {
                    float* scratch, const FillA& fill_a, const FillB& fill_b) {
     constexpr int64_t width = kWidth<float>, lanes = kLanes<float>;
     const int64_t m = m1 - m0, n = n1 - n0;
-    const int64_t row_stride = (m + kPadRows) * width;
+    const int64_t row_stride = (m + kPadRows + ((m + kPadRows) % 16 == 0)) * width;
     float* c = scratch;
     float* a = c + panels<float>(n) * row_stride;
     float* b = a + panels<float>(kDepth) * row_stride;
     for (int64_t k0 = 0; k0 < k; k0 += kDepth) {
-      const int64_t depth = std::min(kDepth, k - k0);
+      const int64_t depth = std::min(kDepth, k - k0), b_stride = Sums::panel_rows(depth) * width;
       fill_a(a, row_stride, m0, m, k0, depth);
-      fill_b(b, depth * width, k0, depth, n0, n);
-      multiply(a, row_stride, b, depth * width, c, row_stride, m, n, depth, k0 > 0);
+      fill_b(b, b_stride, k0, depth, n0, n);
+      Sums::multiply(a, row_stride, b, b_stride, c, row_stride, m, n, depth, k0 > 0);
     }
     for (int64_t j = 0; j < n; j += lanes) {
       const int64_t count = std::min(lanes, n - j);

@@ -1,128 +1,372 @@
-// Products with one to eight rows of x, for *_loops.cpp: codes are read once, straight to the sums, without a float32
-// weight in memory. A sum is the chain that panels.h makes of it, over blocks of the depth of widened_product.h, so
-// that a row has the same bits as among many.
+// Products with one to eight rows of x, for *_loops.cpp: rows of the matrix are read from end to end, and codes go
+// straight to the sums, in the order of chained_product.h. A group of 4-bit codes has sixteen values: they are computed
+// once, and codes choose among them.
 #pragma once
-#include "kernels/cpu/widened_product.h"
+#include "kernels/quantized/chained_product.h"
 #include "kernels/quantized/side_by_side.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
 inline constexpr int64_t kMostFewRows = 8;
 
-template <int64_t Depth>
-struct FewRowsProduct {
-  static constexpr int64_t kStrips = 4;  // vectors of weight rows that share a block of x
-  static constexpr int64_t kMostWords = Depth / kValuesOfWord<CodeKind::kInt8>;
+// The values that a group's codes stand for.
+template <CodeKind kind>
+class GroupValues {
+ public:
+  static constexpr int kParts = static_cast<int>(ChainedSums::kChains / kLanes<float>);
 
-  struct Scratch {
-    alignas(64) float x[kMostFewRows][Depth];
-    alignas(64) uint32_t words[kStrips][kMostWords * kLanes<float>];
-    ScaleRuns runs[kStrips];
-    alignas(64) float sums[kMostFewRows][kStrips][kLanes<float>];
-  };
+  LIMBECK_INLINE GroupValues(float scale, float zero, const Levels& levels) {
+    if constexpr (kind == CodeKind::kInt8) {
+      values_[0] = splat(scale);
+    } else {
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        F32 codes{};
+        for (int j = 0; j < kLanes<float>; ++j) codes[j] = static_cast<float>(i * kLanes<float> + j);
+        values_[i] = (kind == CodeKind::kNf4 ? load(levels.nf4 + i * kLanes<float>) : codes - splat(zero)) * scale;
+      }
+    }
+  }
 
-  // y [rows, columns n0 to n1] = x [rows, k] W^T + bias.
-  template <class T>
-  static void share(const QuantizedView& v, const Levels& levels, const T* x, int64_t rows, int64_t n0, int64_t n1,
-                    const RoundedProduct<T>& to, void* scratch) {
-    switch (v.format.kind) {
-      case CodeKind::kInt8:
-        return of_rows<CodeKind::kInt8, kMostFewRows>(v, levels, x, rows, n0, n1, to, scratch);
-      case CodeKind::kInt4:
-        return of_rows<CodeKind::kInt4, kMostFewRows>(v, levels, x, rows, n0, n1, to, scratch);
-      case CodeKind::kNf4:
-        return of_rows<CodeKind::kNf4, kMostFewRows>(v, levels, x, rows, n0, n1, to, scratch);
+  // Of a vector of codes at even places, and of those at odd ones, both in a lane of `codes`.
+  LIMBECK_INLINE void of(U32 codes, F32& even, F32& odd) const {
+    if constexpr (kind == CodeKind::kInt8) {
+      even = __builtin_convertvector((I32)(codes << 24) >> 24, F32) * values_[0];
+      odd = __builtin_convertvector((I32)(codes << 16) >> 24, F32) * values_[0];
+    } else if constexpr (kind == CodeKind::kInt4) {
+      even = chosen(codes);
+      odd = chosen(codes >> 4);
+    } else {
+      even = chosen(codes >> 4);
+      odd = chosen(codes);
     }
   }
 
  private:
+  LIMBECK_INLINE F32 chosen(U32 codes) const {
+#if defined(__AVX512F__)
+    return (F32)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)codes, (__m512)values_[0]);
+#elif defined(__AVX2__)
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)values_[0], (__m256i)codes);
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)values_[1], (__m256i)codes);
+    return (F32)_mm256_blendv_ps(low, high, (__m256)(codes << 28));  // the sign is bit 3
+#else
+    float values[ChainedSums::kChains];
+    __builtin_memcpy(values, values_, sizeof values);
+    F32 of_lanes;
+    for (int64_t i = 0; i < kLanes<float>; ++i) of_lanes[i] = values[codes[i] & 15u];
+    return of_lanes;
+#endif
+  }
+
+  F32 values_[kParts];
+};
+
+// Columns [n0, n1) of y [rows, stride] = x [rows, columns of the weight] W^T + bias.
+template <class T>
+struct FewRows {
+  const QuantizedView& weight;
+  Levels levels;
+  const T* x;
+  T* y;
+  int64_t stride;
+  const T* bias;  // or nullptr
+  int64_t n0, n1;
+};
+
+class FewRowsProduct {
+ public:
+  static constexpr int64_t kValues = 4096;  // of x at a time: they stay in the first cache
+  static constexpr int64_t kStrips = 4;     // vectors of rows of the matrix that share them
+
+  struct Scratch {
+    alignas(64) float x[kValues];
+    // What each block adds, a chain in a lane: [block and row of x][row of the matrix].
+    alignas(64) float sums[kMostFewRows][kLanes<float>][ChainedSums::kChains];
+    alignas(64) float totals[kStrips][kMostFewRows][kLanes<float>];
+    alignas(64) float scales[2][kValues / kSmallestGroup], zeros[2][kValues / kSmallestGroup];
+  };
+
+  template <class T>
+  static void share(const FewRows<T>& p, int64_t rows, void* scratch) {
+    auto& own = *static_cast<Scratch*>(scratch);
+    switch (p.weight.format.kind) {
+      case CodeKind::kInt8:
+        return of_rows<CodeKind::kInt8, kMostFewRows>(p, rows, own);
+      case CodeKind::kInt4:
+        return of_rows<CodeKind::kInt4, kMostFewRows>(p, rows, own);
+      case CodeKind::kNf4:
+        return of_rows<CodeKind::kNf4, kMostFewRows>(p, rows, own);
+    }
+  }
+
+ private:
+  using Order = ChainedSums;
+  static constexpr int64_t kLanesHere = kLanes<float>;
+  static constexpr int kParts = static_cast<int>(Order::kChains / kLanesHere);  // vectors that hold the chains
+
   template <CodeKind kind, int Rows, class T>
-  static void of_rows(const QuantizedView& v, const Levels& levels, const T* x, int64_t rows, int64_t n0, int64_t n1,
-                      const RoundedProduct<T>& to, void* scratch) {
+  static void of_rows(const FewRows<T>& p, int64_t rows, Scratch& own) {
     if (rows == Rows) {
-      auto& own = *static_cast<Scratch*>(scratch);
-      for (int64_t n = n0; n < n1; n += kStrips * kLanes<float>) columns<kind, Rows>(v, levels, x, n, n1, to, own);
+      for (int64_t n = p.n0; n < p.n1; n += kStrips * kLanesHere) columns<kind, Rows>(p, n, own);
       return;
     }
-    if constexpr (Rows > 1) of_rows<kind, Rows - 1>(v, levels, x, rows, n0, n1, to, scratch);
+    if constexpr (Rows > 1) of_rows<kind, Rows - 1>(p, rows, own);
   }
 
+  // Up to kStrips vectors of columns of y, from n0 on.
   template <CodeKind kind, int Rows, class T>
-  static void columns(const QuantizedView& v, const Levels& levels, const T* x, int64_t n0, int64_t n1,
-                      const RoundedProduct<T>& to, Scratch& own) {
-    constexpr int64_t lanes = kLanes<float>;
-    // Enough chains of sums to hide the latency of an addition, few enough for the registers.
-    constexpr int kTogether = Rows <= 2 ? 4 : Rows <= 4 ? 2 : 1;
-    const int64_t strips = std::min(kStrips, rounded_up_quotient(n1 - n0, lanes));
-    for (int64_t k = 0; k < v.columns; k += Depth) {
-      const int64_t depth = std::min(Depth, v.columns - k);
-      for (int r = 0; r < Rows; ++r) {
-        for (int64_t i = 0; i < depth; i += lanes)
-          store(own.x[r] + i, load_wide_some(x + r * v.columns + k + i, depth - i));
+  static void columns(const FewRows<T>& p, int64_t n0, Scratch& own) {
+    constexpr int64_t blocks = Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1, depth = blocks * Order::kDepth;
+    static_assert(Rows * depth <= kValues && Rows * blocks <= kMostFewRows);
+    const int64_t end = std::min(p.n1, n0 + kStrips * kLanesHere), width = p.weight.columns;
+    __builtin_memset(own.totals, 0, sizeof own.totals);
+    for (int64_t k = 0; k < width; k += depth) {
+      const int64_t have = std::min(depth, width - k);
+      if (n0 == p.n0 || width > depth) {
+        for (int r = 0; r < Rows; ++r) arrange(p.x + r * width + k, have, own.x + r * depth);
       }
-      for (int64_t s = 0; s < kStrips; ++s) {
-        const int64_t n = n0 + s * lanes, count = std::clamp<int64_t>(n1 - n, 0, lanes);
-        if (count > 0) {
-          gather_words<kind>(v, n, count, k, depth, own.words[s]);
-          ask_for_next_block<kind>(v, n, k, depth, kStrips * lanes);
+      for (int64_t n = n0, s = 0; n < end; n += kLanesHere, ++s) {
+        add_rows<kind, Rows>(p.weight, p.levels, n, std::min(kLanesHere, end - n), k, have, own);
+        for (int64_t block = 0; block * Order::kDepth < have; ++block) {
+          for (int r = 0; r < Rows; ++r) add_chains(own.sums[block * Rows + r], own.totals[s][r]);
         }
-        gather_scales<kind>(v, n, count, k, depth, levels, own.runs[s]);
       }
-      for (int64_t s = 0; s < strips; s += kTogether) add_block<kind, Rows, kTogether>(v, levels, k, depth, s, own);
     }
-    for (int64_t s = 0; s < strips; ++s) {
-      const int64_t n = n0 + s * lanes, count = std::min(lanes, n1 - n);
-      const F32 bias = to.bias ? load_wide_some(to.bias + n, count) : F32{};
-      for (int r = 0; r < Rows; ++r) store_narrow_some(to.c + r * to.ldc + n, load(own.sums[r][s]) + bias, count);
+    for (int64_t n = n0, s = 0; n < end; n += kLanesHere, ++s) {
+      const F32 bias = p.bias ? load_wide_some(p.bias + n, end - n) : F32{};
+      for (int r = 0; r < Rows; ++r) store_narrow_some(p.y + r * p.stride + n, load(own.totals[s][r]) + bias, end - n);
     }
   }
 
-  // Adds the block of x and words at column k to the sums of strips [strip, strip + Together).
-  template <CodeKind kind, int Rows, int Together>
-  static __attribute__((noinline)) void add_block(const QuantizedView& v, const Levels& levels, int64_t k,
-                                                  int64_t depth, int64_t strip, Scratch& own) {
-    constexpr int64_t lanes = kLanes<float>;
-    constexpr int per_word = kValuesOfWord<kind>;
-    F32 sum[Rows][Together];
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 4
-      for (int s = 0; s < Together; ++s) sum[r][s] = F32{};
+  // Of each two vectors the even places, then the odd ones, as bytes of codes have them; 0 behind the last value.
+  template <class T>
+  static void arrange(const T* x, int64_t count, float* to) {
+    I32 even{};
+    for (int32_t i = 0; i < kLanesHere; ++i) even[i] = 2 * i;
+    for (int64_t k = 0; k < count; k += Order::kStrip, to += Order::kStrip) {
+      for (int64_t i = 0; i < kParts; ++i) {
+        const int64_t at = k + 2 * i * kLanesHere;
+        const F32 a = at < count ? load_wide_some(x + at, count - at) : F32{};
+        const F32 b = at + kLanesHere < count ? load_wide_some(x + at + kLanesHere, count - at - kLanesHere) : F32{};
+        store(to + i * kLanesHere, both(a, b, even));
+        store(to + Order::kChains + i * kLanesHere, both(a, b, even + 1));
+      }
     }
-    for_scale_runs<kind>(
-        v, k, depth, [&](int64_t run, int64_t begin, int64_t end) __attribute__((always_inline)) {
-          LaneScales scales[Together];
+  }
+
+  // Lanes of two vectors, the second one's behind the first one's.
+  static LIMBECK_INLINE F32 both(F32 a, F32 b, I32 lanes) {
+#ifndef __clang__
+    return __builtin_shuffle(a, b, lanes);
+#else
+    F32 chosen;
+    for (int64_t i = 0; i < kLanesHere; ++i) chosen[i] = lanes[i] < kLanesHere ? a[lanes[i]] : b[lanes[i] - kLanesHere];
+    return chosen;
+#endif
+  }
+
+  static LIMBECK_INLINE void add_chains(const float (*sums)[Order::kChains], float* total) {
+    F32 sum = load(total);
 #pragma GCC unroll 4
-          for (int s = 0; s < Together; ++s) scales[s] = own.runs[strip + s].of(run);
-          const auto add = [&](int64_t at, const U32(&word)[Together], int place) __attribute__((always_inline)) {
-            F32 value[Together];
+    for (int64_t part = 0; part < kParts; ++part) {
+      F32 of_chain[kLanesHere];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanesHere; ++i) of_chain[i] = load(sums[i] + part * kLanesHere);
+      transpose_step<float, kLanesHere / 2>(of_chain);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanesHere; ++i) sum += of_chain[i];
+    }
+    store(total, sum);
+  }
+
+  // The sums of rows [n, n + count) of the matrix and columns [k, k + depth).
+  template <CodeKind kind, int Rows>
+  static void add_rows(const QuantizedView& v, const Levels& levels, int64_t n, int64_t count, int64_t k, int64_t depth,
+                       Scratch& own) {
+    constexpr int64_t together = Rows <= 2 ? 2 : 1;  // enough sums to hide the latency of an addition
+    for (int64_t i = 0; i < count; i += together) {
+      const int64_t rows = std::min(together, count - i);
+      for (int64_t row = 0; row < rows; ++row)
+        gather_row_scales<kind>(v, levels, n + i + row, k, depth, own.scales[row], own.zeros[row]);
+      for (int64_t at = 0; at < depth; at += Order::kDepth) {
+        float* to = own.sums[at / Order::kDepth * Rows][i];
+        const int64_t have = std::min(Order::kDepth, depth - at);
+        rows == 2 ? add_block<kind, Rows, 2>(v, levels, n + i, k, at, have, own, to)
+                  : add_block<kind, Rows, 1>(v, levels, n + i, k, at, have, own, to);
+      }
+    }
+  }
+
+  // Columns of a block with one scale, and which of a row they are.
+  template <CodeKind kind>
+  static LIMBECK_INLINE int64_t length_of_run(const QuantizedView& v) {
+    if (kind == CodeKind::kNf4) return kNf4Block;
+    return v.format.has_groups() ? std::min(v.format.group(), Order::kDepth) : Order::kDepth;
+  }
+  template <CodeKind kind>
+  static LIMBECK_INLINE int64_t run_of(const QuantizedView& v, int64_t column) {
+    if (kind == CodeKind::kNf4) return column / kNf4Block;
+    return v.format.has_groups() ? column >> v.format.group_shift : 0;
+  }
+
+  // Of the runs of [column, column + depth).
+  template <CodeKind kind>
+  static LIMBECK_INLINE void gather_row_scales(const QuantizedView& v, const Levels& levels, int64_t row,
+                                               int64_t column, int64_t depth, float* scales, float* zeros) {
+    const int64_t first = run_of<kind>(v, column), runs = run_of<kind>(v, column + depth - 1) - first + 1;
+    if (kind == CodeKind::kNf4 || !v.format.has_groups()) {
+      for (int64_t run = 0; run < runs; ++run)
+        scales[run] = scale_at<kind>(v, row, column + run * kNf4Block, levels.dynamic).scale;
+      return;
+    }
+    const int64_t groups = groups_of(v);
+    for (int64_t run = 0; run < runs; run += kLanesHere) {
+      store(scales + run, load_scales(v, row * groups + first + run, runs - run));
+      if constexpr (kind == CodeKind::kInt4) {
+        F32 zero = splat(static_cast<float>(v.format.middle_code()));
+        if (v.zeros != nullptr) {
+          // As code_in_words() has them: a word holds those of several rows, and groups lie side by side.
+          const int64_t bit = row * v.format.bits, runs_left = runs - run;
+          const auto at = static_cast<uint32_t>(bit % 32), bits = static_cast<uint32_t>(v.format.bits);
+          const auto* words = reinterpret_cast<const int32_t*>(v.zeros) + bit / 32 * groups + first + run;
+          U32 codes = (U32)load_some(words, runs_left) >> at;
+          if (at + bits > 32) codes |= (U32)load_some(words + groups, runs_left) << (32 - at);
+          zero = __builtin_convertvector((I32)(codes & ((1u << bits) - 1u)), F32);
+        }
+        store(zeros + run, zero);
+      }
+    }
+  }
+
+  // Codes of 2 or 3 bits of a block of a row, in `bytes` from `stored` on, as nibbles: eight of them begin a byte.
+  template <int Bits>
+  static LIMBECK_INLINE void widen_row(const uint8_t* stored, int64_t bytes, uint8_t* nibbles) {
+    constexpr int64_t whole = Order::kDepth * Bits / 8;
+    alignas(64) uint8_t own[whole + kVectorBytes] = {};  // read a vector at a time
+    __builtin_memcpy(own, stored, static_cast<size_t>(bytes));
+    for (int64_t eight = 0; eight < Order::kDepth / 8; eight += kLanesHere)
+      store(reinterpret_cast<uint32_t*>(nibbles) + eight, in_nibbles<Bits>(load_eights<Bits>(own + eight * Bits)));
+  }
+
+  // In each lane the next `Bits` bytes; what is above them does not count.
+  template <int Bits>
+  static LIMBECK_INLINE U32 load_eights(const uint8_t* from) {
+    if constexpr (Bits == 2) {
+      U16 pairs;
+      __builtin_memcpy(&pairs, from, sizeof pairs);
+      return widen(pairs);
+    } else {
+#if defined(__AVX512BW__)
+      const __m512i words = {0x0000000100000000, 0x0000000300000002, 0x0000000400000003, 0x0000000600000005,
+                             0x0000000700000006, 0x0000000900000008, 0x0000000a00000009, 0x0000000c0000000b};
+      const __m512i apart = _mm512_maskz_permutexvar_epi32(0xffff, words, _mm512_loadu_si512(from));
+      return (U32)_mm512_shuffle_epi8(apart, _mm512_set4_epi32(0x0b0a09, 0x080706, 0x050403, 0x020100));
+#elif defined(__AVX2__)
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const __m256i apart = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 1, 2, 3, 3, 4, 5, 6));
+      const __m128i order = _mm_setr_epi32(0x020100, 0x050403, 0x080706, 0x0b0a09);
+      return (U32)_mm256_shuffle_epi8(apart, _mm256_broadcastsi128_si256(order));
+#else
+      U32 words;
+      for (int64_t i = 0; i < kLanesHere; ++i) {
+        uint32_t word;
+        __builtin_memcpy(&word, from + i * Bits, sizeof word);
+        words[i] = word;
+      }
+      return words;
+#endif
+    }
+  }
+
+  // Sixteen bytes of 4-bit codes, or pairs of 8-bit ones, in as many lanes.
+  template <CodeKind kind>
+  static LIMBECK_INLINE void load_codes(const uint8_t* from, U32 (&codes)[kParts]) {
+    constexpr int64_t lane = kind == CodeKind::kInt8 ? 2 : 1;
 #pragma GCC unroll 4
-            for (int s = 0; s < Together; ++s) value[s] = values_of_words<kind>(word[s], place, scales[s], levels);
+    for (int i = 0; i < kParts; ++i) {
+      const uint8_t* part = from + i * kLanesHere * lane;
+      if constexpr (kind == CodeKind::kInt8) {
+        U16 pairs;
+        __builtin_memcpy(&pairs, part, sizeof pairs);
+        codes[i] = widen(pairs);
+      } else {
+        codes[i] = widen_bytes(part);
+      }
+    }
+  }
+
+  template <int Rows>
+  using Sums = F32[Rows][kParts];
+
+  // Adds a strip of a row's codes, by the values of its group, to the sums with rows of x, `stride` apart.
+  template <CodeKind kind, int Rows>
+  static LIMBECK_INLINE void add_strip(const GroupValues<kind>& values, const uint8_t* codes, const float* x,
+                                       int64_t stride, Sums<Rows>& sums) {
+    U32 word[kParts];
+    load_codes<kind>(codes, word);
+#pragma GCC unroll 4
+    for (int part = 0; part < kParts; ++part) {
+      F32 even, odd;
+      values.of(word[part], even, odd);
 #pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r) {
-              const F32 of_x = splat(own.x[r][at]);
-#pragma GCC unroll 4
-              for (int s = 0; s < Together; ++s) sum[r][s] = fused(of_x, value[s], sum[r][s]);
-            }
-          };
-          for (int64_t at = begin; at < end; at += per_word) {
-            U32 word[Together];
-#pragma GCC unroll 4
-            for (int s = 0; s < Together; ++s) word[s] = load(own.words[strip + s] + at / per_word * lanes);
-            if (at + per_word <= end) {
+      for (int r = 0; r < Rows; ++r) {
+        const float* of_x = x + r * stride + part * kLanesHere;
+        sums[r][part] = fused(load(of_x), even, sums[r][part]);
+        sums[r][part] = fused(load(of_x + Order::kChains), odd, sums[r][part]);
+      }
+    }
+  }
+
+  // The sums of `Weights` rows of the matrix from n on and columns [k + at, k + at + depth), x being arranged from k
+  // on.
+  template <CodeKind kind, int Rows, int Weights>
+  static __attribute__((noinline)) void add_block(const QuantizedView& v, const Levels& levels, int64_t n, int64_t k,
+                                                  int64_t at, int64_t depth, const Scratch& own, float* to) {
+    constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2, strip = Order::kStrip, strip_bytes = strip / per_byte;
+    constexpr int64_t x_stride = (Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1) * Order::kDepth;
+    const int64_t in_row = row_bytes<kind>(v), before = bytes_before<kind>(v, k + at);
+    const auto* codes = static_cast<const uint8_t*>(v.codes) + n * in_row + before;
+    for (int w = 0; w < Weights; ++w) ask_for_codes(codes + w * in_row, bytes_before<kind>(v, Order::kDepth));
+    int64_t row_stride = in_row, whole = depth / strip * strip;
+    alignas(64) uint8_t nibbles[Weights][Order::kDepth / 2];  // of codes that are shorter
+    if (kind == CodeKind::kInt4 && v.format.bits < 4) {
+      const int64_t bytes = std::min(in_row - before, bytes_before<kind>(v, Order::kDepth));
+      for (int w = 0; w < Weights; ++w)
+        v.format.bits == 3 ? widen_row<3>(codes + w * in_row, bytes, nibbles[w])
+                           : widen_row<2>(codes + w * in_row, bytes, nibbles[w]);
+      codes = nibbles[0], row_stride = Order::kDepth / 2, whole = rounded_up_quotient(depth, strip) * strip;
+    }
+    Sums<Rows> sum[Weights] = {};
+    const float* x = own.x + at;
+    const int64_t run_length = length_of_run<kind>(v);
+    const int64_t first_run = run_of<kind>(v, k + at) - run_of<kind>(v, k);
+    const auto add = [&](int64_t run, int64_t begin, int64_t end, const uint8_t* from, int64_t stride)
+        __attribute__((always_inline)) {
+      const GroupValues<kind> of[2] = {{own.scales[0][run], own.zeros[0][run], levels},
+                                       {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
+      for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
+#pragma GCC unroll 2
+        for (int w = 0; w < Weights; ++w) add_strip<kind, Rows>(of[w], from + w * stride, x + i, x_stride, sum[w]);
+      }
+    };
+    for (int64_t begin = 0, run = first_run; begin < whole; begin += run_length, ++run)
+      add(run, begin, std::min(begin + run_length, whole), codes + begin / per_byte, row_stride);
+    if (whole < depth) {  // the row ends within a strip
+      alignas(64) uint8_t rest[Weights][strip_bytes] = {};
+      for (int w = 0; w < Weights; ++w) {
+        __builtin_memcpy(rest[w], codes + w * in_row + whole / per_byte,
+                         static_cast<size_t>(in_row - before - whole / per_byte));
+      }
+      add(first_run + whole / run_length, whole, depth, rest[0], strip_bytes);
+    }
+#pragma GCC unroll 2
+    for (int w = 0; w < Weights; ++w) {
 #pragma GCC unroll 8
-              for (int i = 0; i < per_word; ++i) add(at + i, word, i);
-            } else {
-              for (int i = 0; i < end - at; ++i) add(at + i, word, i);
-            }
-          }
-        });
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
+      for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
-      for (int s = 0; s < Together; ++s) {
-        float* to = own.sums[r][strip + s];
-        store(to, k > 0 ? load(to) + sum[r][s] : sum[r][s]);
+        for (int part = 0; part < kParts; ++part)
+          store(to + (r * kLanesHere + w) * Order::kChains + part * kLanesHere, sum[w][r][part]);
       }
     }
   }

@@ -1,7 +1,7 @@
-// A lane of a vector is a row of the matrix, as in few_rows_product.h: of each row a word of eight codes, which meets
-// the same eight codes of x in all lanes. Products are pairs in int16, up to 32 codes of them (with VNNI int32); sums
-// of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every instruction
-// set alike.
+// A lane of a vector is a row of the matrix: of each row a word of eight codes, which meets the same eight codes of x
+// in all lanes (one to four rows of x: int4_one_row.h). Products are pairs in int16, up to 32 codes of them (with VNNI
+// int32); sums of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every
+// instruction set alike.
 #include "kernels/quantized/int4_dynamic_loops.h"
 
 #include "kernels/quantized/int4_one_row.h"
@@ -15,6 +15,7 @@ constexpr int64_t kDepth = 256;  // columns of a block
 constexpr int64_t kBlocksAhead =
     3;  // that are asked for while one is multiplied: rows lie too far apart to be foreseen
 constexpr int64_t kRowsAtATime = 64;  // of x
+constexpr int64_t kFewRowsOfX = 4;    // up to which each by itself is faster
 constexpr int64_t kWordsOfPairs = 4;  // 32 codes: 15 * 128 * 2 * 2 * 4 is below 2^15
 static_assert(kWordsOfPairs * kWordCodes == kSmallestGroup);
 
@@ -22,6 +23,9 @@ struct Scratch {
   alignas(64) uint32_t words[kDepth / kWordCodes * kLanesHere];
   F32 scales[kLanesHere];  // of as many groups, one after the other
   alignas(64) float sums[kRowsAtATime][kLanesHere];
+#if defined(__AVX2__)
+  OneRowOfInt4::Scratch few;
+#endif
 };
 
 LIMBECK_INLINE uint32_t word_at(const int8_t* codes) {
@@ -138,59 +142,30 @@ LIMBECK_INLINE void ask_for_block(const QuantizedView& v, int64_t n, int64_t col
   if (column >= v.columns) n += kLanesHere, column -= v.columns;
   if (column >= v.columns) return;
   for (int64_t i = n; i < std::min(n + kLanesHere, v.rows); ++i) {
-    const auto* from = static_cast<const uint8_t*>(v.codes) + code_index<CodeKind::kInt4>(v, i, column) / 2;
+    const auto* from = static_cast<const uint8_t*>(v.codes) + i * row_bytes<CodeKind::kInt4>(v) + column / 2;
     for (int64_t byte = 0; byte < kDepth / 2; byte += kLine) __builtin_prefetch(from + byte);
   }
 }
 
-#if defined(__AVX512BW__)
-LIMBECK_INLINE void ask_for_scales(const QuantizedView& v, int64_t n, int64_t group) {
-  const int64_t bytes = v.scale_storage == Storage::kFloat32 ? 4 : 2, groups = groups_of(v);
-  for (int64_t i = n; i < std::min(n + kLanesHere, v.rows); ++i)
-    __builtin_prefetch(static_cast<const uint8_t*>(v.scales) + (i * groups + group) * bytes, 0, 2);
-}
-
+#if defined(__AVX2__)
 template <class T>
-void share_of_row(const Int4Product& p, int64_t m, int64_t n0, int64_t n1, Scratch& own) {
+void share_of_few(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, OneRowOfInt4::Scratch& own) {
   const auto* bias = static_cast<const T*>(p.bias);
-  const auto* codes = static_cast<const uint8_t*>(p.weight.codes);
-  const int shift = p.weight.format.group_shift;
-  const int64_t span = kLanesHere << shift, words = rounded_up_quotient(p.k, kWordCodes), groups = groups_of(p.weight);
-  const int32_t* of_x = p.sums + m * groups;
   for (int64_t n = n0; n < n1; n += kLanesHere) {
     const int64_t columns = std::min(kLanesHere, n1 - n);
-    const uint8_t* rows[kLanesHere];  // where there is none, the last one once more
-    for (int64_t i = 0; i < kLanesHere; ++i) rows[i] = codes + std::min(n + i, n1 - 1) * words * kWordBytes;
-    const int64_t ahead = n + 2 * kLanesHere <= n1 ? kLanesHere * words * kWordBytes : 0;
-    F32 y{};
-    I32 sums{};
-    for (int64_t k = 0; k < p.k; k += kArrangedCodes) {
-      if (k % span == 0) {
-        gather_group_scales(p.weight, n, columns, k >> shift, own.scales);
-        ask_for_scales(p.weight, n + kLanesHere, k >> shift);
-      }
-      I32 pieces[OneRowOfInt4::kPieces];
-      OneRowOfInt4::sum_pieces(rows, k / 2, words - k / kWordCodes, ahead, p.codes + m * p.stride + k, pieces);
-#pragma GCC unroll 4
-      for (int64_t i = 0, end = k + kSmallestGroup; i < OneRowOfInt4::kPieces; ++i, end += kSmallestGroup) {
-        sums += pieces[i];
-        if (end < p.k && end & (p.weight.format.group() - 1)) continue;
-        const int64_t group = (end - 1) >> shift;
-        y += __builtin_convertvector(sums - kMiddleCode * of_x[group], F32) * own.scales[group % kLanesHere];
-        sums = I32{};
-        if (end >= p.k) break;
-      }
-    }
     const F32 added = bias ? load_wide_some(bias + n, columns) : F32{};
-    store_narrow_some(static_cast<T*>(p.y) + m * p.n + n, y * splat(p.scales[m]) + added, columns);
+    for (int64_t m = m0; m < m1; ++m) {
+      const F32 sums = OneRowOfInt4::sums(p, m, n, columns, own);
+      store_narrow_some(static_cast<T*>(p.y) + m * p.n + n, sums * splat(p.scales[m]) + added, columns);
+    }
   }
 }
 #endif
 
 template <class T>
 void share_of(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, Scratch& own) {
-#if defined(__AVX512BW__)
-  if (m1 - m0 == 1) return share_of_row<T>(p, m0, n0, n1, own);
+#if defined(__AVX2__)
+  if (m1 - m0 <= kFewRowsOfX) return share_of_few<T>(p, m0, m1, n0, n1, own.few);
 #endif
   const auto* bias = static_cast<const T*>(p.bias);
   const int64_t span = kLanesHere << p.weight.format.group_shift, block = std::min(span, kDepth);

@@ -167,13 +167,6 @@ LIMBECK_FORMULA int64_t end_of_scale(const QuantizedView& v, int64_t row, int64_
   }
 }
 
-// Where the code of a value lies: in 8-bit codes its byte; in 4-bit ones its half of byte index / 2: of int4 the low
-// half first, of nf4 the high one. A row of int4 begins with a new word. Not of 2 or 3 bits.
-template <CodeKind kind>
-LIMBECK_FORMULA int64_t code_index(const QuantizedView& v, int64_t row, int64_t column) {
-  return row * (kind == CodeKind::kInt4 ? rounded_up_quotient(v.columns, kWordCodes) * kWordCodes : v.columns) + column;
-}
-
 // Of kInt4: the words of a row.
 LIMBECK_FORMULA int64_t words_of_row(const QuantizedView& v) { return words_of_codes(v.format.bits, v.columns); }
 LIMBECK_FORMULA const uint32_t* row_words(const QuantizedView& v, int64_t row) {

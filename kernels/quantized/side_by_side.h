@@ -37,23 +37,6 @@ LIMBECK_INLINE int64_t bytes_before(const QuantizedView& v, int64_t columns) {
   return kind == CodeKind::kInt8 ? columns : columns / 2;
 }
 
-// Rows lie too far apart for the processor to foresee what is read next: the lines of the next block of columns, or of
-// the first one `rows_ahead` further on, are asked for a block ahead.
-template <CodeKind kind>
-LIMBECK_INLINE void ask_for_next_block(const QuantizedView& v, int64_t row, int64_t column, int64_t depth,
-                                       int64_t rows_ahead) {
-  constexpr int64_t line = 64;
-  const bool row_ends = column + depth >= v.columns;
-  const int64_t next_row = row_ends ? row + rows_ahead : row, next_column = row_ends ? 0 : column + depth;
-  if (next_row >= v.rows) return;
-  const int64_t next_depth = std::min(depth, v.columns - next_column);
-  for (int64_t i = 0; i < std::min(kLanes<float>, v.rows - next_row); ++i) {
-    const auto* from =
-        static_cast<const uint8_t*>(v.codes) + (next_row + i) * row_bytes<kind>(v) + bytes_before<kind>(v, next_column);
-    for (int64_t byte = 0; byte < bytes_before<kind>(v, next_depth); byte += line) __builtin_prefetch(from + byte);
-  }
-}
-
 // Blocks of codes of 2 or 3 bits [blocks * bits][lanes] to nibbles [blocks * 4][lanes] in the same place, of which the
 // last block may lack words: the last one first, so that none is overwritten before it is read.
 template <int bits>
@@ -66,6 +49,40 @@ void widen_in_place(uint32_t* words, int64_t count, int64_t blocks) {
     widen_block<bits>(narrow, nibbles);
     for (int i = 0; i < kNibbleWords; ++i) store(words + (block * kNibbleWords + i) * lanes, nibbles[i]);
   }
+}
+
+// Rows that are read from end to end: what lies so far behind is asked for, into the second cache, because the first
+// one would lose it before it is read. By itself the processor stops foreseeing at the end of a page.
+LIMBECK_INLINE void ask_for_codes(const uint8_t* codes, int64_t bytes) {
+  constexpr int64_t ahead = 16384, line = 64;
+  for (int64_t i = 0; i < bytes; i += line) __builtin_prefetch(codes + ahead + i, 0, 2);
+}
+
+// Stored scales [index, index + count), of as many lanes as there are.
+LIMBECK_INLINE F32 load_scales(const QuantizedView& v, int64_t index, int64_t count) {
+  if (v.scale_storage == Storage::kFloat32) return load_wide_some(static_cast<const float*>(v.scales) + index, count);
+  if (v.scale_storage == Storage::kBFloat16)
+    return load_wide_some(static_cast<const BFloat16Bits*>(v.scales) + index, count);
+  return load_wide_some(static_cast<const Float16Bits*>(v.scales) + index, count);
+}
+
+LIMBECK_INLINE I32 load_some(const int32_t* from, int64_t count) {
+  if (count >= kLanes<int32_t>) return load(from);
+  I32 some{};
+  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+  return some;
+}
+
+LIMBECK_INLINE U32 widen_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (U32)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#elif defined(__AVX2__)
+  return (U32)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+#else
+  U32 wide;
+  for (int64_t i = 0; i < kLanes<float>; ++i) wide[i] = from[i];
+  return wide;
+#endif
 }
 
 // Words [words][lanes] of rows [row, row + count) and columns [column, column + depth); lanes without a row are 0.
@@ -200,8 +217,9 @@ LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, co
   }
 }
 
-// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: vector k at values + k * stride.
-template <CodeKind kind>
+// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: vector k at values +
+// Order::place(k) * stride.
+template <CodeKind kind, class Order>
 void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
                          const Levels& levels, uint32_t* words, float* values, int64_t stride) {
   constexpr int64_t lanes = kLanes<float>;
@@ -214,13 +232,15 @@ void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int
     int64_t k = begin;
     for (; k + per_word <= end; k += per_word) {
       const U32 word = load(words + k / per_word * lanes);
+      float* to = values + Order::place(k) * stride;
 #pragma GCC unroll 8
       for (int i = 0; i < per_word; ++i)
-        store(values + (k + i) * stride, values_of_words<kind>(word, i, scales, levels));
+        store(to + Order::place(i) * stride, values_of_words<kind>(word, i, scales, levels));
     }
     for (; k < end; ++k) {
       const U32 word = load(words + k / per_word * lanes);
-      store(values + k * stride, values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
+      store(values + Order::place(k) * stride,
+            values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
     }
   });
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+import random
 import statistics
 import sys
 import time
@@ -24,7 +25,12 @@ ops = torch.ops.limbeck
 
 FLOAT32, Q4_0, Q8_0 = 0, 2, 8  # numbers of enum ggml_type
 REPACKED_BUFFERS = "_Z35ggml_backend_cpu_repack_buffer_typev"
-PEERS = {Q4_0: ("Q4_0", ["int4-sym-g32-dynamic", "int4-sym-g32"]), Q8_0: ("Q8_0", ["int8-g32", "int8-dynamic"])}
+# Ours with scales in float16, as ggml stores them, and in float32, as we do unless told otherwise.
+PEERS = {
+    Q4_0: ("Q4_0", [("int4-sym-g32-dynamic", torch.float16), ("int4-sym-g32-dynamic", torch.float32),
+                    ("int4-sym-g32", torch.float16)]),
+    Q8_0: ("Q8_0", [("int8-g32", torch.float16), ("int8-dynamic", torch.float16)]),
+}  # fmt: skip
 
 
 class InitParams(ctypes.Structure):
@@ -104,12 +110,15 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
     for repacks in (False, True) if kind == Q4_0 else (False,):  # on x86 it has no other order for Q8_0, and crashes
         if made := ggml.product(kind, weight, x, repacks):
             contenders[name + (" repacked" if repacks else "")] = made
-    for form in forms:
-        parts = ops.quantize_weight(weight, form, torch.float16)  # as ggml stores its scales
+    for form, scales in forms:
+        parts = ops.quantize_weight(weight, form, scales)
         work = lambda parts=parts, form=form: ops.quantized_linear(x, parts, form, rows, width)  # noqa: E731
-        contenders[form] = (work, work())
-    times = [[seconds(work) for work, _ in contenders.values()] for _ in range(rounds)]
-    columns = dict(zip(contenders, zip(*times, strict=True), strict=True))
+        contenders[f"{form} {str(scales)[6:]}"] = (work, work())
+    columns = {who: [] for who in contenders}
+    for _ in range(rounds):
+        # In another order each time: who comes after whom decides what the caches still hold.
+        for who in random.sample(list(contenders), len(contenders)):
+            columns[who].append(seconds(contenders[who][0]))
     exact = x @ weight.T
     print(f"{count} rows, weight {rows} x {width}, {torch.get_num_threads()} threads")
     for who, of_rounds in columns.items():
@@ -117,7 +126,7 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
             f"   {peer} / it {statistics.median(a / b for a, b in zip(columns[peer], of_rounds, strict=True)):5.2f}"
             for peer in columns if peer.startswith("Q") and not who.startswith("Q"))  # fmt: skip
         apart = (contenders[who][1] - exact).norm() / exact.norm()
-        print(f"  {who:20} {1e3 * statistics.median(of_rounds):9.3f} ms   from the floats {apart:.4f}{ratios}", flush=True)
+        print(f"  {who:29} {1e3 * statistics.median(of_rounds):9.3f} ms   from the floats {apart:.4f}{ratios}", flush=True)
 
 
 def main() -> None:
@@ -127,7 +136,7 @@ def main() -> None:
     with torch.inference_mode():
         for kind in PEERS:
             for count in rows:
-                for out, width in ((4096, 4096), (11008, 4096)):
+                for out, width in ((4096, 4096), (11008, 4096), (1024, 1024)):
                     measure(ggml, kind, count, out, width, rounds)
 
 

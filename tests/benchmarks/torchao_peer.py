@@ -68,7 +68,7 @@ def main() -> None:
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
             for count in rows:
-                for out, width in ((4096, 4096), (11008, 4096)):
+                for out, width in ((4096, 4096), (11008, 4096), (1024, 1024)):
                     measure(dtype, count, out, width, rounds)
 
 
