@@ -28,8 +28,8 @@ bool matches(const std::string& pattern, const std::string& path);
 // UsageError for a rule whose first part is none of these: no module would ever be asked for it.
 void require_roots(const std::vector<Rule>& rules, const std::vector<std::string>& roots);
 
-// Whether modules of this role can have their weights in few bits: linear ones of attention and MLP, experts, heads,
-// embeddings.
+// Whether modules of this role can have their weights in few bits: linear ones of attention, MLP and BK-Core, experts,
+// heads, embeddings.
 bool packable(Role role);
 // And in this format: one that quantizes the inputs of a product too is for linear modules of attention and MLP alone.
 bool packable_in(Role role, kernels::QuantizedFormat format);

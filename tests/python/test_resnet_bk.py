@@ -12,6 +12,7 @@ import parity_measures
 import pytest
 import torch
 import transformers_reference as reference
+from abuse_stock import sealed_manifest
 from limbeck_runner import REPOSITORY, Limbeck, LimbeckError
 from rank_processes import Ranks
 from resnet_bk_reference import ResNetBKConfig, ResNetBKForCausalLM, ResNetBKForMaskedLM
@@ -167,6 +168,19 @@ def test_a_bidirectional_one_writes_no_text(limbeck, tmp_path):
     folder = model_zoo.write_model(MASKED, tmp_path)
     with pytest.raises(LimbeckError, match="(?s)exit 2: .*resnet_bk fills in masked tokens from both sides and writes no text"):
         limbeck.generate(folder, torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.long), new_tokens=2)
+
+
+def test_a_bidirectional_one_learns_what_is_masked(work):
+    data = token_rows.write(work.folder / "masked-data", work.documents, VOCABULARY)
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"] |= {"mask": 4, "special": "0-4", "continuing": "9"}
+    sealed_manifest(data / "manifest.json", manifest)
+    torch.manual_seed(3)
+    student = saved(ResNetBKForMaskedLM(resnet_bk(32, 2, seed=3, num_experts=4).config).float(), work.folder / "masked-student")
+    keys = dict(teacher__model=None, objective__alpha=0, student__model=student, data__train=data, data__validation=data,
+                data__masking="whole_word", data__batch_size=16, train__steps="40 steps", optim__learning_rate=1e-2, eval__every=20)  # fmt: skip
+    losses = work.short("masked", **keys).series("loss", "eval")
+    assert losses[1] < losses[0] - 0.1
 
 
 def test_lora_on_its_products_trains_and_merges(work):

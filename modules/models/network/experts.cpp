@@ -2,12 +2,14 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/sort.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/topk.h>
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -103,8 +105,8 @@ ExpertRows padded_rows(const ExpertRows& rows) {
           new_ends};
 }
 
-// The bias [E, out] of each row's expert, as a product with a column of ones: its gradient is then one of a product
-// too, with the same bits on any number of threads, and in any order in which a GPU would add rows up.
+// The first bias [E, out] of each row's expert, as a product with a column of ones: its gradient is then one of a
+// product too, with the same bits on any number of threads, and in any order in which a GPU would add rows up.
 at::Tensor of_each_row(const at::Tensor& bias, const at::Tensor& rows, const at::Tensor& ends) {
   const at::Tensor ones = at::ones({rows.size(0), 1}, rows.options().requires_grad(false));
   return kernels::grouped_linear(ones, bias.unsqueeze(-1), ends);
@@ -121,9 +123,8 @@ std::vector<std::string> ExpertStack::packed_names(const std::string& parameter)
 }
 
 at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
-  at::Tensor result = product(rows, ends);
-  if (const auto own = bias()) result = result + of_each_row(*own, rows, ends);
-  return adapter() == nullptr ? result : result + adapter()->change(rows, ends);
+  const at::Tensor plain = product(rows, ends);
+  return adapter() == nullptr ? plain : plain + adapter()->change(rows, ends);
 }
 
 std::optional<at::Tensor> ExpertStack::bias() const {
@@ -204,7 +205,9 @@ at::Tensor ExpertWeights::activated(const at::Tensor& first) const {
 }
 
 at::Tensor ExpertWeights::products(const at::Tensor& rows, const at::Tensor& ends) const {
-  return down_->forward(activated(first_->forward(rows, ends)), ends);
+  at::Tensor first = first_->forward(rows, ends);
+  if (const auto bias = first_->bias()) first = first + of_each_row(*bias, rows, ends);
+  return down_->forward(activated(first), ends);
 }
 
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
@@ -223,7 +226,12 @@ at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& expe
   const at::Tensor unsorted = outputs.index_select(0, rows.row_of.flatten()).view({tokens, per_token, -1});
   const at::ScalarType wide = weights_nk.scalar_type(), narrow = unsorted.scalar_type();
   const at::Tensor widened = precision::cast(unsorted, narrow, wide, path() + " (outputs)");
-  const at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
+  at::Tensor mixed = at::bmm(weights_nk.view({tokens, 1, per_token}), widened).view({tokens, -1});
+  if (const auto bias = down_->bias()) {
+    const at::Tensor shares = at::zeros({tokens, count_}, weights_nk.options().requires_grad(false));
+    mixed = mixed + at::mm(shares.scatter(1, experts_nk, weights_nk),
+                           precision::cast(*bias, bias->scalar_type(), wide, path() + " (biases)"));
+  }
   return leave(precision::cast(mixed, wide, narrow, path() + " (sum)"));
 }
 

@@ -27,10 +27,10 @@ class ExpertStack : public torch::nn::Module, public NamedAdapters<ExpertAdapter
   ExpertStack(const ExpertWeights& owner, const std::string& parameter, const StackSizes& sizes);
   // rows [R, in] sorted by expert, ends int32 [E]: where those of each end -> [R, out], with the adapter that works.
   at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends) const;
-  at::Tensor product(const at::Tensor& rows, const at::Tensor& ends) const;  // without it, and without the bias
+  at::Tensor product(const at::Tensor& rows, const at::Tensor& ends) const;  // and without it
   const at::Tensor& weight() const;                                          // throws where it is quantized
   bool is_quantized() const;
-  std::optional<at::Tensor> bias() const;  // [E, out]
+  std::optional<at::Tensor> bias() const;  // [E, out], which the owner adds
   // Of some experts, [count, out, in]; of quantized ones what their codes stand for, in float32.
   at::Tensor weight_rows(int64_t expert, int64_t count) const;
   const StackSizes& sizes() const { return sizes_; }

@@ -1,9 +1,8 @@
 // The token mixer of ResNet-BK: the diagonal of the resolvent of a tridiagonal matrix that the tokens themselves make.
-//   v = clamp(W_v n + b, +-potential);  G = diag (T - z)^-1, T = tridiag(1; v - 2; 1), z = i height;  W_o scale [Re G,
-//   Im G]
+//   y = W_o scale [Re G, Im G],  G = diag (T - z)^-1,  T = tridiag(1; v - 2; 1),  z = i height
+//   v = clamp(W_v n + b, +-potential)
 // Causal: G_t is that of the leading matrix, which sees positions up to t alone; its next value follows from the last
-// one, so a generation keeps one complex number a head, whatever came before. Else G_tt of the whole matrix: both
-// sides.
+// one, so a generation keeps one complex number a head, however long the text. Else G_tt of the whole matrix.
 #pragma once
 #include <memory>
 #include <string>
