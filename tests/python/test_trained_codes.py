@@ -149,7 +149,7 @@ def evaluated(work: Work, run, *flags) -> dict:
 
 
 SAVED = [("int8", "float32", None), ("int4-g32", "bfloat16", "student.lm_head int8"), ("nf4-double", "float32", None),
-         ("int4-sym-g32", "bfloat16", None)]  # fmt: skip
+         ("int3-sym-g32", "bfloat16", None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "dtype", "rule"), SAVED)
