@@ -13,7 +13,8 @@
 
 namespace limbeck::kernels {
 
-// kInt4: whole numbers of at most 4 bits, in words (short_codes.h); int2 and int3 are of this kind too.
+// kInt4: whole numbers of at most 4 bits, in words (short_codes.h); int2 and int3 are of this kind too, and what reads
+// nibbles where they lie must ask for 4 bits first.
 enum class CodeKind { kInt8, kInt4, kNf4 };
 
 // A value, so that a loop can ask for its traits, and a new group is a row of a table (quantized_matrix.cpp).

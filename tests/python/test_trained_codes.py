@@ -168,7 +168,7 @@ def evaluated(work: Work, run, *flags) -> dict:
 
 
 SAVED = [("int8", "float32", None, "student"), ("int4-g32", "bfloat16", table_rules("int8", "int8"), "student"),
-         ("nf4-double", "float32", None, "student"), ("int4-sym-g32", "bfloat16", table_rules(None, "int8"), "tied")]  # fmt: skip
+         ("nf4-double", "float32", None, "student"), ("int3-sym-g32", "bfloat16", table_rules(None, "int8"), "tied")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "dtype", "rule", "start"), SAVED)
