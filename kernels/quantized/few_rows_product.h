@@ -220,14 +220,18 @@ class FewRowsProduct {
         scales[run] = scale_at<kind>(v, row, column + run * kNf4Block, levels.dynamic).scale;
       return;
     }
+    // Whole vectors, with what lies behind the runs: only the matrix's last ones are read one by one.
     const int64_t groups = groups_of(v);
     for (int64_t run = 0; run < runs; run += kLanesHere) {
-      store(scales + run, load_scales(v, row * groups + first + run, runs - run));
+      const int64_t index = row * groups + first + run;
+      store(scales + run, load_scales(v, index, v.rows * groups - index));
       if constexpr (kind == CodeKind::kInt4) {
         F32 zero = splat(static_cast<float>(kMiddleCode));
         if (v.zeros != nullptr) {
-          const auto* of_rows = reinterpret_cast<const int32_t*>(v.zeros) + row / kWordCodes * groups + first + run;
-          zero = __builtin_convertvector((I32)((U32)load_some(of_rows, runs - run) >> row % kWordCodes * 4 & 15u), F32);
+          const int64_t word = row / kWordCodes * groups + first + run;
+          const int64_t words = rounded_up_quotient(v.rows, kWordCodes) * groups - word;
+          const auto of_rows = (U32)load_some(reinterpret_cast<const int32_t*>(v.zeros) + word, words);
+          zero = __builtin_convertvector((I32)(of_rows >> row % kWordCodes * 4 & 15u), F32);
         }
         store(zeros + run, zero);
       }
