@@ -220,18 +220,21 @@ class FewRowsProduct {
         scales[run] = scale_at<kind>(v, row, column + run * kNf4Block, levels.dynamic).scale;
       return;
     }
+    // Whole vectors, with what lies behind the runs: only the matrix's last ones are read one by one.
     const int64_t groups = groups_of(v);
     for (int64_t run = 0; run < runs; run += kLanesHere) {
-      store(scales + run, load_scales(v, row * groups + first + run, runs - run));
+      const int64_t index = row * groups + first + run;
+      store(scales + run, load_scales(v, index, v.rows * groups - index));
       if constexpr (kind == CodeKind::kInt4) {
         F32 zero = splat(static_cast<float>(v.format.middle_code()));
         if (v.zeros != nullptr) {
           // As code_in_words() has them: a word holds those of several rows, and groups lie side by side.
-          const int64_t bit = row * v.format.bits, runs_left = runs - run;
+          const int64_t bit = row * v.format.bits, word = bit / 32 * groups + first + run;
+          const int64_t have = words_of_codes(v.format.bits, v.rows) * groups - word;
           const auto at = static_cast<uint32_t>(bit % 32), bits = static_cast<uint32_t>(v.format.bits);
-          const auto* words = reinterpret_cast<const int32_t*>(v.zeros) + bit / 32 * groups + first + run;
-          U32 codes = (U32)load_some(words, runs_left) >> at;
-          if (at + bits > 32) codes |= (U32)load_some(words + groups, runs_left) << (32 - at);
+          const auto* words = reinterpret_cast<const int32_t*>(v.zeros) + word;
+          U32 codes = (U32)load_some(words, have) >> at;
+          if (at + bits > 32) codes |= (U32)load_some(words + groups, have - groups) << (32 - at);
           zero = __builtin_convertvector((I32)(codes & ((1u << bits) - 1u)), F32);
         }
         store(zeros + run, zero);
