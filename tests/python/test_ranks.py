@@ -73,17 +73,19 @@ def test_half_weights_keep_their_bits_and_their_loss_scale(work, dtype):
     "keys",
     [
         dict(train__checkpoint_activations="true"),
-        dict(objective__layer_weight=0.5, objective__feature_weight=0.5),
+        dict(objective__layer_weight=0.5, objective__feature_weight=0.5, objective__mixer_weight=0.5),
         dict(optim__ema=0.9),
         dict(data__packing="packed", student__init="random"),
         dict(teacher__quantize="nf4-double", precision__rule="teacher.layers.0.** int8"),
     ],
-    ids=["checkpointed", "hidden", "ema", "packed", "quantized"],
+    ids=["checkpointed", "states-of-experts", "ema", "packed", "quantized"],
 )
 def test_objectives_and_options_keep_their_bits_too(work, keys, request):
     name = request.node.callspec.id
     if name == "quantized":  # packed linear modules and packed experts
         keys = keys | dict(teacher__model=sparse_student(work))
+    if name == "states-of-experts":
+        keys = keys | dict(student__model=sparse_student(work))
     one = outcome(work, f"{name}-1", 1, **(TREE | keys))
     for ranks, zero in ((2, 3), (4, 2)):
         assert outcome(work, f"{name}-{ranks}-{zero}", ranks, **(TREE | keys), parallel__zero=zero).differences(one) == []
