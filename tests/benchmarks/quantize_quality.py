@@ -37,8 +37,9 @@ LIMBECK = Path(os.environ.get("LIMBECK_BUILD", Path(__file__).parents[2] / "buil
 CHOICES = "float,int8,int8-g32,int4-g32,int4-g64,int4,int4-sym-g32,int4-sym"
 FEWER = ",int3-g32,int3-g64,int3,int2-g32,int2-g64,int2"  # for budgets that the others do not hold, with scores of their own
 TABLES = ("--tag=embedding int8", "--tag=head int8")
-BITS = ("4.5", "5", "5.33", "6", "7", "8")
-FEW_BITS = ("3", "3.5", "4")
+LEAST_BITS = 4.6  # a weight, that CHOICES hold
+BITS = ("5", "5.33", "6", "7", "8")
+FEW_BITS = ("3", "3.5", "4", "4.5")
 GGUF_TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2, "q3_k_m": 12, "q2_k": 10}
 LLMC = {"w4a16": ("W4A16", 128), "w4a16-g32": ("W4A16", 32), "w8a16": ("W8A16", None)}
 AUTO_ROUND = {"int4": (4, 128, True), "int4-g32": (4, 32, False), "int8": (8, 128, True)}
@@ -395,7 +396,8 @@ def main(arguments: list[str]) -> int:
         if name in our_ways(bench):
             continue
         ours_at = f"ours at {name}"
-        found = bench.point(ours_at, ours(bench, f"--budget={one['bytes']} bytes", "--rounding=compensated"))
+        few = 8 * one["bytes"] < LEAST_BITS * values
+        found = bench.point(ours_at, ours(bench, f"--budget={one['bytes']} bytes", "--rounding=compensated", choices=CHOICES + FEWER if few else CHOICES))
         if found is not None:
             better = "better" if found["kl"] < one["kl"] else "WORSE"
             print(line(f"{ours_at}: {better}", found, values), flush=True)
