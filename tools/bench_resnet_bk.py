@@ -60,6 +60,10 @@ LOGITS = ("--objective.alpha=0.9", "--objective.temperature=1")
 MIXERS = ("--objective.alpha=0", "--objective.ce_weight=0", "--objective.mixer_weight=1")
 
 
+def in_a_path(name: str) -> str:
+    return name.replace(" ", "-").replace(",", "")
+
+
 class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options, self.work = options, options.work
@@ -68,7 +72,7 @@ class Bench:
         self.vocabulary = json.loads((options.data / "train" / "manifest.json").read_text())["tokenizer"]["vocabulary"]
 
     def model(self, name: str, positions: int) -> Path:
-        folder = self.work / "models" / f"{name.replace(' ', '-').replace(',', '')}-{positions}"
+        folder = self.work / "models" / f"{in_a_path(name)}-{positions}"
         folder.mkdir(parents=True, exist_ok=True)
         config = MODELS[name] | {"vocab_size": self.vocabulary, "max_position_embeddings": positions, "tie_word_embeddings": False,
                                  "bos_token_id": None, "eos_token_id": 0, "torch_dtype": "float32"}  # fmt: skip
@@ -88,7 +92,7 @@ class Bench:
 
     def learned(self, name: str, way: str, seed: int) -> dict:
         steps, alone = self.options.steps, [f"--student.model={self.model(name, 128)}", f"--seed={seed}"]
-        run = self.work / f"{name.replace(' ', '-').replace(',', '')}-{way}-{seed}"
+        run = self.work / f"{in_a_path(name)}-{way}-{seed}"
         teacher = [] if way == "alone" else [f"--teacher.model={self.options.teacher}", "--teacher.dtype=float32"]
         if way == "mixers":
             first = run.with_name(run.name + "-first")
@@ -107,7 +111,7 @@ def learning(bench: Bench) -> None:
     print("| model | trained | parameters | perplexity, mean | each seed | seconds |\n|---|---|---|---|---|---|")
     ways = [(name, "alone", "alone") for name in MODELS]
     if bench.options.teacher:
-        ways += [(name, way, said) for name in list(MODELS)[:2] for way, said in (("logits", "by a teacher's logits"),)]
+        ways += [(name, "logits", "by a teacher's logits") for name in list(MODELS)[:2]]
         ways += [(list(MODELS)[1], "mixers", "by its mixers, then its logits")]
     for name, way, said in ways:
         runs = [bench.learned(name, way, seed) for seed in bench.options.seeds]
@@ -123,7 +127,7 @@ def lengths(bench: Bench) -> None:
     for length in bench.options.lengths:
         cells = []
         for name in names:
-            run = bench.work / f"length-{name.replace(' ', '-').replace(',', '')}-{length}"
+            run = bench.work / f"length-{in_a_path(name)}-{length}"
             result = bench.train(run, f"--student.model={bench.model(name, max(bench.options.lengths))}", "--objective.alpha=0", "--train.steps=4 steps",
                                  f"--data.sequence_length={length}", f"--data.batch_size={TOKENS // length}")  # fmt: skip
             lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -151,7 +155,7 @@ def generation(bench: Bench) -> None:
         prompt, cells = bench.work / "prompt.safetensors", []
         save_file({"input_ids": torch.arange(length)[None] % bench.vocabulary, "attention_mask": torch.ones(1, length, dtype=torch.int64)}, prompt)
         for name in names:
-            run = bench.work / f"generation-{name.replace(' ', '-').replace(',', '')}"
+            run = bench.work / f"generation-{in_a_path(name)}"
             bench.train(run, f"--student.model={bench.model(name, max(texts) + 2 * new)}", "--objective.alpha=0", "--train.steps=1 steps")
 
             def seconds(count: int, run: Path = run, prompt: Path = prompt) -> float:

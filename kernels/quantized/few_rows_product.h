@@ -104,6 +104,11 @@ class FewRowsProduct {
   using Order = ChainedSums;
   static constexpr int64_t kLanesHere = kLanes<float>;
   static constexpr int kParts = static_cast<int>(Order::kChains / kLanesHere);  // vectors that hold the chains
+  // Columns of x that are arranged at a time, of each of its rows.
+  template <int Rows>
+  static constexpr int64_t depth_of() {
+    return (Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1) * Order::kDepth;
+  }
 
   template <CodeKind kind, int Rows, class T>
   static void of_rows(const FewRows<T>& p, int64_t rows, Scratch& own) {
@@ -117,8 +122,8 @@ class FewRowsProduct {
   // Up to kStrips vectors of columns of y, from n0 on.
   template <CodeKind kind, int Rows, class T>
   static void columns(const FewRows<T>& p, int64_t n0, Scratch& own) {
-    constexpr int64_t blocks = Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1, depth = blocks * Order::kDepth;
-    static_assert(Rows * depth <= kValues && Rows * blocks <= kMostFewRows);
+    constexpr int64_t depth = depth_of<Rows>();
+    static_assert(Rows * depth <= kValues && Rows * depth / Order::kDepth <= kMostFewRows);
     const int64_t end = std::min(p.n1, n0 + kStrips * kLanesHere), width = p.weight.columns;
     __builtin_memset(own.totals, 0, sizeof own.totals);
     for (int64_t k = 0; k < width; k += depth) {
@@ -327,7 +332,6 @@ class FewRowsProduct {
   static __attribute__((noinline)) void add_block(const QuantizedView& v, const Levels& levels, int64_t n, int64_t k,
                                                   int64_t at, int64_t depth, const Scratch& own, float* to) {
     constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2, strip = Order::kStrip, strip_bytes = strip / per_byte;
-    constexpr int64_t x_stride = (Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1) * Order::kDepth;
     const int64_t in_row = row_bytes<kind>(v), before = bytes_before<kind>(v, k + at);
     const auto* codes = static_cast<const uint8_t*>(v.codes) + n * in_row + before;
     for (int w = 0; w < Weights; ++w) ask_for_codes(codes + w * in_row, bytes_before<kind>(v, Order::kDepth));
@@ -350,7 +354,8 @@ class FewRowsProduct {
                                        {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
       for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
 #pragma GCC unroll 2
-        for (int w = 0; w < Weights; ++w) add_strip<kind, Rows>(of[w], from + w * stride, x + i, x_stride, sum[w]);
+        for (int w = 0; w < Weights; ++w)
+          add_strip<kind, Rows>(of[w], from + w * stride, x + i, depth_of<Rows>(), sum[w]);
       }
     };
     for (int64_t begin = 0, run = first_run; begin < whole; begin += run_length, ++run)
