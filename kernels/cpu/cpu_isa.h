@@ -15,7 +15,8 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
 
 // LIMBECK_LOOPS(Type, name): declares the table `name` that each build of a *_loops.cpp file defines in its own
 // namespace, name##_for(isa), which picks one, and name##_here(), the one of this process. LIMBECK_CODE_LOOPS: of a
-// file that is built for AVX512-VNNI too.
+// file that is built for AVX512-VNNI too. LIMBECK_BFLOAT16_LOOPS: for AVX512-BF16 too; the caller says by name##_for()
+// what is to be had from there.
 #if defined(__x86_64__)
 #define LIMBECK_LOOPS_OF(isa, Type, name) \
   namespace isa {                         \
@@ -40,6 +41,16 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
     return isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name; \
   }                                                                    \
   inline const Type& name##_here() { return name##_for(product_isa()); }
+#define LIMBECK_BFLOAT16_LOOPS(Type, name)                             \
+  LIMBECK_LOOPS_OF(isa_baseline, Type, name)                           \
+  LIMBECK_LOOPS_OF(isa_avx2, Type, name)                               \
+  LIMBECK_LOOPS_OF(isa_avx512, Type, name)                             \
+  LIMBECK_LOOPS_OF(isa_avx512_bf16, Type, name)                        \
+  inline const Type& name##_for(CpuIsa isa) {                          \
+    if (isa >= CpuIsa::kAvx512Bf16) return isa_avx512_bf16::name;      \
+    if (isa >= CpuIsa::kAvx512) return isa_avx512::name;               \
+    return isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name; \
+  }
 #else
 #define LIMBECK_LOOPS(Type, name)                                      \
   namespace isa_baseline {                                             \
@@ -48,4 +59,5 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
   inline const Type& name##_for(CpuIsa) { return isa_baseline::name; } \
   inline const Type& name##_here() { return name##_for(cpu_isa()); }
 #define LIMBECK_CODE_LOOPS(Type, name) LIMBECK_LOOPS(Type, name)
+#define LIMBECK_BFLOAT16_LOOPS(Type, name) LIMBECK_LOOPS(Type, name)
 #endif

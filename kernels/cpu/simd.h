@@ -115,6 +115,11 @@ LIMBECK_INLINE U16 narrow_to_bfloat16(F32 value) {
   return upper_halves(value != value ? U32{} + 0x7fc00000u : rounded);
 }
 
+// As a bfloat16 has it, but wide.
+LIMBECK_INLINE F32 rounded_to_bfloat16(F32 value) {
+  return (F32)(value != value ? (U32)value : rounded_to_upper_half((U32)value) & 0xffff0000u);
+}
+
 // The maskz forms: the plain ones trip a false -Wmaybe-uninitialized in GCC 12.
 LIMBECK_INLINE F32 widen_float16(U16 raw) {
 #if defined(__AVX512F__)

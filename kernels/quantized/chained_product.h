@@ -5,23 +5,29 @@
 #pragma once
 #include <algorithm>
 
-#include "kernels/cpu/panels.h"
+#include "kernels/quantized/product_words.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
+// Words: product_words.h
+template <class Words>
 struct ChainedSums {
   static constexpr int64_t kDepth = 512;     // columns of a block
   static constexpr int64_t kTileRows = 256;  // a tile's operands stay in the second cache
-  static constexpr int64_t kChains = 16, kStrip = 2 * kChains, kMostOfChain = kDepth / kChains;
+  static constexpr int64_t kChains = kPairs, kStrip = 2 * kChains;
+  static constexpr int64_t kStripWords = kChains * Words::kOfPair;
+  static constexpr int64_t kWordsOfChain = kDepth / kStrip * Words::kOfPair;
 
-  // Where row k of a block of B stands in panels, chain by chain; chains that are shorter leave room at their ends.
-  // Within eight of k that a multiple of eight begins, place(k + i) = place(k) + place(i).
-  static constexpr int64_t place(int64_t k) { return k % kStrip / 2 * kMostOfChain + k / kStrip * 2 + k % 2; }
+  // In which row of B's panels the words of a pair of columns begin, chain by chain; chains that are shorter leave room
+  // at their ends. Within four pairs, of which the first one's number is a multiple of four, places add up.
+  static constexpr int64_t place(int64_t pair) {
+    return pair % kChains * kWordsOfChain + pair / kChains * Words::kOfPair;
+  }
   static constexpr int64_t strips(int64_t depth) { return (depth + kStrip - 1) / kStrip; }
-  static constexpr int64_t panel_rows(int64_t) { return kDepth; }
+  static constexpr int64_t panel_rows(int64_t) { return kChains * kWordsOfChain; }
 
-  // C [m, n] (+)= A [m, depth] B [depth, n], all in panel form, B in places; both have 0 behind the depth, up to a
-  // whole strip.
+  // C [m, n] (+)= A [m, depth] B [depth, n], all in panel form, A and B in words, B in places; both have 0 behind the
+  // depth, up to a whole strip.
   static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride,
                        int64_t m, int64_t n, int64_t depth, bool accumulate) {
     const int64_t parts = (m + kMostRows - 1) / kMostRows;
@@ -52,27 +58,28 @@ struct ChainedSums {
   static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, float* c, int64_t strips,
                                              bool accumulate) {
     constexpr int64_t width = kWidth<float>, lanes = kLanes<float>;
-    const int64_t strip_stride = kStrip / width * a_stride;
     F32 total[Rows][2];
 #pragma GCC unroll 16
     for (int r = 0; r < Rows; ++r) {
       total[r][0] = accumulate ? load(c + r * width) : F32{};
       total[r][1] = accumulate ? load(c + r * width + lanes) : F32{};
     }
-    for (int64_t chain = 0; chain < kChains; ++chain, b += kMostOfChain * width) {
+    for (int64_t chain = 0; chain < kChains; ++chain, b += kWordsOfChain * width) {
       F32 sum[Rows][2];
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = F32{};
-      const float *of_x = a + 2 * chain / width * a_stride + 2 * chain % width, *of_b = b;
-      for (int64_t i = 0; i < strips; ++i, of_x += strip_stride, of_b += 2 * width) {
+      const float* of_b = b;
+      int64_t word = chain * Words::kOfPair;
+      for (int64_t i = 0; i < strips; ++i, word += kStripWords, of_b += Words::kOfPair * width) {
+        const float* of_x = a + word / width * a_stride + word % width;
 #pragma GCC unroll 2
-        for (int k = 0; k < 2; ++k) {
+        for (int k = 0; k < Words::kOfPair; ++k) {
           const F32 b0 = load(of_b + k * width), b1 = load(of_b + k * width + lanes);
 #pragma GCC unroll 16
           for (int r = 0; r < Rows; ++r) {
-            const F32 x = splat(of_x[r * width + k]);
-            sum[r][0] = fused(x, b0, sum[r][0]);
-            sum[r][1] = fused(x, b1, sum[r][1]);
+            const F32 x = Words::repeated(of_x + r * width + k);
+            sum[r][0] = Words::add(x, b0, sum[r][0]);
+            sum[r][1] = Words::add(x, b1, sum[r][1]);
           }
         }
       }

@@ -1,66 +1,11 @@
-// Products with one to eight rows of x, for *_loops.cpp: rows of the matrix are read from end to end, and codes go
-// straight to the sums, in the order of chained_product.h. A group of 4-bit codes has sixteen values: they are computed
-// once, and codes choose among them.
+// Products with few rows of x, for *_loops.cpp: rows of the matrix are read from end to end, and codes go straight to
+// the sums, in the order of chained_product.h. A group of 4-bit codes has sixteen values: they are computed once, and
+// codes choose among them.
 #pragma once
 #include "kernels/quantized/chained_product.h"
 #include "kernels/quantized/side_by_side.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
-
-inline constexpr int64_t kMostFewRows = 8;
-
-// The values that a group's codes stand for.
-template <CodeKind kind>
-class GroupValues {
- public:
-  static constexpr int kParts = static_cast<int>(ChainedSums::kChains / kLanes<float>);
-
-  LIMBECK_INLINE GroupValues(float scale, float zero, const Levels& levels) {
-    if constexpr (kind == CodeKind::kInt8) {
-      values_[0] = splat(scale);
-    } else {
-#pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) {
-        F32 codes{};
-        for (int j = 0; j < kLanes<float>; ++j) codes[j] = static_cast<float>(i * kLanes<float> + j);
-        values_[i] = (kind == CodeKind::kNf4 ? load(levels.nf4 + i * kLanes<float>) : codes - splat(zero)) * scale;
-      }
-    }
-  }
-
-  // Of a vector of codes at even places, and of those at odd ones, both in a lane of `codes`.
-  LIMBECK_INLINE void of(U32 codes, F32& even, F32& odd) const {
-    if constexpr (kind == CodeKind::kInt8) {
-      even = __builtin_convertvector((I32)(codes << 24) >> 24, F32) * values_[0];
-      odd = __builtin_convertvector((I32)(codes << 16) >> 24, F32) * values_[0];
-    } else if constexpr (kind == CodeKind::kInt4) {
-      even = chosen(codes);
-      odd = chosen(codes >> 4);
-    } else {
-      even = chosen(codes >> 4);
-      odd = chosen(codes);
-    }
-  }
-
- private:
-  LIMBECK_INLINE F32 chosen(U32 codes) const {
-#if defined(__AVX512F__)
-    return (F32)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)codes, (__m512)values_[0]);
-#elif defined(__AVX2__)
-    const __m256 low = _mm256_permutevar8x32_ps((__m256)values_[0], (__m256i)codes);
-    const __m256 high = _mm256_permutevar8x32_ps((__m256)values_[1], (__m256i)codes);
-    return (F32)_mm256_blendv_ps(low, high, (__m256)(codes << 28));  // the sign is bit 3
-#else
-    float values[ChainedSums::kChains];
-    __builtin_memcpy(values, values_, sizeof values);
-    F32 of_lanes;
-    for (int64_t i = 0; i < kLanes<float>; ++i) of_lanes[i] = values[codes[i] & 15u];
-    return of_lanes;
-#endif
-  }
-
-  F32 values_[kParts];
-};
 
 // Columns [n0, n1) of y [rows, stride] = x [rows, columns of the weight] W^T + bias.
 template <class T>
@@ -74,17 +19,22 @@ struct FewRows {
   int64_t n0, n1;
 };
 
+template <class Words>
 class FewRowsProduct {
+  using Order = ChainedSums<Words>;
+
  public:
-  static constexpr int64_t kValues = 4096;  // of x at a time: they stay in the first cache
-  static constexpr int64_t kStrips = 4;     // vectors of rows of the matrix that share them
+  static constexpr int64_t kMostRows = Words::kMostFewRows;  // of x: their sums are in registers at once
+  static constexpr int64_t kWords = 4096;                    // of x at a time: they stay in the first cache
+  static constexpr int64_t kStrips = 4;                      // vectors of rows of the matrix that share them
+  static constexpr int64_t kMostRuns = 8 * Order::kDepth / kSmallestGroup;
 
   struct Scratch {
-    alignas(64) float x[kValues];
+    alignas(64) float x[kWords];
     // What each block adds, a chain in a lane: [block and row of x][row of the matrix].
-    alignas(64) float sums[kMostFewRows][kLanes<float>][ChainedSums::kChains];
-    alignas(64) float totals[kStrips][kMostFewRows][kLanes<float>];
-    alignas(64) float scales[2][kValues / kSmallestGroup], zeros[2][kValues / kSmallestGroup];
+    alignas(64) float sums[kMostRows][kLanes<float>][Order::kChains];
+    alignas(64) float totals[kStrips][kMostRows][kLanes<float>];
+    alignas(64) float scales[2][kMostRuns], zeros[2][kMostRuns];
   };
 
   template <class T>
@@ -92,18 +42,20 @@ class FewRowsProduct {
     auto& own = *static_cast<Scratch*>(scratch);
     switch (p.weight.format.kind) {
       case CodeKind::kInt8:
-        return of_rows<CodeKind::kInt8, kMostFewRows>(p, rows, own);
+        return of_rows<CodeKind::kInt8, kMostRows>(p, rows, own);
       case CodeKind::kInt4:
-        return of_rows<CodeKind::kInt4, kMostFewRows>(p, rows, own);
+        return of_rows<CodeKind::kInt4, kMostRows>(p, rows, own);
       case CodeKind::kNf4:
-        return of_rows<CodeKind::kNf4, kMostFewRows>(p, rows, own);
+        return of_rows<CodeKind::kNf4, kMostRows>(p, rows, own);
     }
   }
 
  private:
-  using Order = ChainedSums;
+  template <CodeKind kind>
+  using Group = typename Words::template Group<kind>;
   static constexpr int64_t kLanesHere = kLanes<float>;
-  static constexpr int kParts = static_cast<int>(Order::kChains / kLanesHere);  // vectors that hold the chains
+  static constexpr int kParts = Words::kVectors;  // vectors that hold the chains
+  static constexpr int64_t words_of(int64_t columns) { return columns / 2 * Words::kOfPair; }
   // Columns of x that are arranged at a time, of each of its rows.
   template <int Rows>
   static constexpr int64_t depth_of() {
@@ -122,14 +74,15 @@ class FewRowsProduct {
   // Up to kStrips vectors of columns of y, from n0 on.
   template <CodeKind kind, int Rows, class T>
   static void columns(const FewRows<T>& p, int64_t n0, Scratch& own) {
-    constexpr int64_t depth = depth_of<Rows>();
-    static_assert(Rows * depth <= kValues && Rows * depth / Order::kDepth <= kMostFewRows);
+    constexpr int64_t depth = depth_of<Rows>(), words = words_of(depth);
+    static_assert(Rows * words <= kWords && Rows * depth / Order::kDepth <= kMostRows);
+    static_assert(depth <= kMostRuns * kSmallestGroup);
     const int64_t end = std::min(p.n1, n0 + kStrips * kLanesHere), width = p.weight.columns;
     __builtin_memset(own.totals, 0, sizeof own.totals);
     for (int64_t k = 0; k < width; k += depth) {
       const int64_t have = std::min(depth, width - k);
       if (n0 == p.n0 || width > depth) {
-        for (int r = 0; r < Rows; ++r) arrange(p.x + r * width + k, have, own.x + r * depth);
+        for (int r = 0; r < Rows; ++r) arrange(p.x + r * width + k, have, own.x + r * words);
       }
       for (int64_t n = n0, s = 0; n < end; n += kLanesHere, ++s) {
         add_rows<kind, Rows>(p.weight, p.levels, n, std::min(kLanesHere, end - n), k, have, own);
@@ -144,31 +97,9 @@ class FewRowsProduct {
     }
   }
 
-  // Of each two vectors the even places, then the odd ones, as bytes of codes have them; 0 behind the last value.
   template <class T>
   static void arrange(const T* x, int64_t count, float* to) {
-    I32 even{};
-    for (int32_t i = 0; i < kLanesHere; ++i) even[i] = 2 * i;
-    for (int64_t k = 0; k < count; k += Order::kStrip, to += Order::kStrip) {
-      for (int64_t i = 0; i < kParts; ++i) {
-        const int64_t at = k + 2 * i * kLanesHere;
-        const F32 a = at < count ? load_wide_some(x + at, count - at) : F32{};
-        const F32 b = at + kLanesHere < count ? load_wide_some(x + at + kLanesHere, count - at - kLanesHere) : F32{};
-        store(to + i * kLanesHere, both(a, b, even));
-        store(to + Order::kChains + i * kLanesHere, both(a, b, even + 1));
-      }
-    }
-  }
-
-  // Lanes of two vectors, the second one's behind the first one's.
-  static LIMBECK_INLINE F32 both(F32 a, F32 b, I32 lanes) {
-#ifndef __clang__
-    return __builtin_shuffle(a, b, lanes);
-#else
-    F32 chosen;
-    for (int64_t i = 0; i < kLanesHere; ++i) chosen[i] = lanes[i] < kLanesHere ? a[lanes[i]] : b[lanes[i] - kLanesHere];
-    return chosen;
-#endif
+    for (int64_t k = 0; k < count; k += Order::kStrip, to += Order::kStripWords) Words::put_pairs(x + k, count - k, to);
   }
 
   static LIMBECK_INLINE void add_chains(const float (*sums)[Order::kChains], float* total) {
@@ -307,22 +238,18 @@ class FewRowsProduct {
   template <int Rows>
   using Sums = F32[Rows][kParts];
 
-  // Adds a strip of a row's codes, by the values of its group, to the sums with rows of x, `stride` apart.
+  // Adds a strip of a row's codes, by the values of its group, to the sums with rows of x, `stride` words apart.
   template <CodeKind kind, int Rows>
-  static LIMBECK_INLINE void add_strip(const GroupValues<kind>& values, const uint8_t* codes, const float* x,
-                                       int64_t stride, Sums<Rows>& sums) {
+  static LIMBECK_INLINE void add_strip(const Group<kind>& values, const uint8_t* codes, const float* x, int64_t stride,
+                                       Sums<Rows>& sums) {
     U32 word[kParts];
     load_codes<kind>(codes, word);
 #pragma GCC unroll 4
     for (int part = 0; part < kParts; ++part) {
-      F32 even, odd;
-      values.of(word[part], even, odd);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const float* of_x = x + r * stride + part * kLanesHere;
-        sums[r][part] = fused(load(of_x), even, sums[r][part]);
-        sums[r][part] = fused(load(of_x + Order::kChains), odd, sums[r][part]);
-      }
+      const typename Words::Pairs pairs = values.of(word[part]);
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r)
+        sums[r][part] = Words::add_pairs(x + r * stride + part * kLanesHere, pairs, sums[r][part]);
     }
   }
 
@@ -345,17 +272,17 @@ class FewRowsProduct {
       codes = nibbles[0], row_stride = Order::kDepth / 2, whole = rounded_up_quotient(depth, strip) * strip;
     }
     Sums<Rows> sum[Weights] = {};
-    const float* x = own.x + at;
+    const float* x = own.x + words_of(at);
     const int64_t run_length = length_of_run<kind>(v);
     const int64_t first_run = run_of<kind>(v, k + at) - run_of<kind>(v, k);
     const auto add = [&](int64_t run, int64_t begin, int64_t end, const uint8_t* from, int64_t stride)
         __attribute__((always_inline)) {
-      const GroupValues<kind> of[2] = {{own.scales[0][run], own.zeros[0][run], levels},
-                                       {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
+      const Group<kind> of[2] = {{own.scales[0][run], own.zeros[0][run], levels},
+                                 {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
       for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
 #pragma GCC unroll 2
         for (int w = 0; w < Weights; ++w)
-          add_strip<kind, Rows>(of[w], from + w * stride, x + i, depth_of<Rows>(), sum[w]);
+          add_strip<kind, Rows>(of[w], from + w * stride, x + words_of(i), words_of(depth_of<Rows>()), sum[w]);
       }
     };
     for (int64_t begin = 0, run = first_run; begin < whole; begin += run_length, ++run)
@@ -370,7 +297,7 @@ class FewRowsProduct {
     }
 #pragma GCC unroll 2
     for (int w = 0; w < Weights; ++w) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {
 #pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part)

@@ -14,7 +14,7 @@ namespace {
 
 void quantized_product(const QuantizedProduct& g) {
   for_product_shares(g.m, g.n, g.k, 1e6, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-    const auto& loops = quantized_loops_here();
+    const auto& loops = quantized_loops_for(g.storage == Storage::kBFloat16 ? product_isa() : cpu_isa());
     loops.share(g, m0, m1, n0, n1, ScratchBuffer<QuantizedProduct>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });
 }

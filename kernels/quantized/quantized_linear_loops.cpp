@@ -9,94 +9,156 @@ namespace limbeck::kernels::LIMBECK_ISA {
 namespace {
 
 constexpr int64_t kTileCols = 256;
-using Product = WidenedProduct<kTileCols>;                                                  // with the matrix
-using Transposed = WidenedProduct<kTileCols, ChainedSums>;                                  // with its transpose
-constexpr int64_t kWideValues = kTileCols * std::max(Product::kDepth, Transposed::kDepth);  // of a rectangle
-// Fewer rows of x do not repay unpacking: up to twice kMostFewRows are taken in two parts.
-constexpr int64_t kUnpackedFrom = 2 * kMostFewRows + 1;
-
-// Rows [n, n + cols) of the matrix as columns of panels; `words` is scratch for those of one vector.
-template <CodeKind kind>
-void unpack_to_panels(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
-                      int64_t cols, uint32_t* words) {
-  constexpr int64_t lanes = kLanes<float>, width = kWidth<float>, most = 256;
-  for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
-    const int64_t count = std::clamp<int64_t>(cols - c, 0, lanes);
-    float* values = b + c / width * stride + c % width;
-    for (int64_t at = 0; at < depth; at += most) {
-      unpack_side_by_side<kind, ChainedSums>(g.b, n + c, count, k + at, std::min(most, depth - at),
-                                             {g.nf4_levels, g.dynamic_levels}, words,
-                                             values + ChainedSums::place(at) * width, width);
-    }
-    for (int64_t i = depth; i % ChainedSums::kStrip != 0; ++i) store(values + ChainedSums::place(i) * width, F32{});
-  }
-}
-
-void unpack_transposed(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
-                       int64_t cols, float* wide) {
-  constexpr int64_t width = kWidth<float>;
-  if (!lies_side_by_side(g.b)) {
-    g.dequantize(g.b, n, n + cols, k, k + depth, wide);
-    __builtin_memset(b, 0, static_cast<size_t>(panels<float>(cols) * stride) * sizeof *b);
-    for (int64_t c = 0; c < cols; ++c) {
-      float* values = b + c / width * stride + c % width;
-      for (int64_t i = 0; i < depth; ++i) values[ChainedSums::place(i) * width] = wide[c * depth + i];
-    }
-    return;
-  }
-  const CodeKind kind = g.b.format.kind;
-  const auto unpack = kind == CodeKind::kInt8   ? unpack_to_panels<CodeKind::kInt8>
-                      : kind == CodeKind::kInt4 ? unpack_to_panels<CodeKind::kInt4>
-                                                : unpack_to_panels<CodeKind::kNf4>;
-  unpack(g, b, stride, k, depth, n, cols, reinterpret_cast<uint32_t*>(wide));
-}
+constexpr int64_t kWideValues = kTileCols * 512;  // of a rectangle
 
 template <class T>
-void share_of(const QuantizedProduct& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
-  const auto* x = static_cast<const T*>(g.a);
-  const RoundedProduct<T> to{static_cast<T*>(g.c), g.n, static_cast<const T*>(g.bias)};
-  const auto fill_a = [&](float* a, int64_t stride, int64_t m, int64_t rows, int64_t k, int64_t depth) {
-    to_panels(a, stride, x + m * g.k + k, g.k, rows, depth);
-    constexpr int64_t strip_panels = ChainedSums::kStrip / kWidth<float>;  // a last strip is whole
-    for (int64_t z = rounded_up_quotient(depth, kWidth<float>); g.transposed && z % strip_panels != 0; ++z)
-      __builtin_memset(a + z * stride, 0, static_cast<size_t>(rows * kWidth<float>) * sizeof *a);
-  };
-  if (!g.transposed) {
-    const auto fill_b = [&](float* b, int64_t stride, int64_t k, int64_t depth, int64_t n, int64_t cols) {
-      // Behind B's panels: near where they are few.
-      float* wide = b + panels<float>(cols) * Product::kDepth * kWidth<float>;
-      g.dequantize(g.b, k, k + depth, n, n + cols, wide);
-      to_panels(b, stride, wide, cols, depth, cols);
+class SharedProduct {
+  using Words = WordsOf<T>;
+  using Order = ChainedSums<Words>;
+  using Few = FewRowsProduct<Words>;
+  static constexpr bool kPaired = Words::kOfPair == 1;
+  // The transpose of the matrix has an order that few rows have too. Gradients have none to keep: floats are quicker in
+  // larger tiles.
+  using Transposed = WidenedProduct<kTileCols, Order>;
+  using Product = std::conditional_t<kPaired, Transposed, WidenedProduct<kTileCols>>;
+  static_assert(std::max(Transposed::kDepth, Product::kDepth) * kTileCols <= kWideValues);
+  // Fewer rows of x do not repay unpacking: where sums of so many do not fit, they are taken in two parts.
+  static constexpr int64_t kUnpackedFrom = 17;
+
+ public:
+  static constexpr int64_t kScratchBytes =
+      std::max<int64_t>((std::max(Product::scratch_floats(), Transposed::scratch_floats()) + kWideValues) *
+                            static_cast<int64_t>(sizeof(float)),
+                        sizeof(typename Few::Scratch));
+
+  static void share(const QuantizedProduct& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, float* scratch) {
+    const auto* x = static_cast<const T*>(g.a);
+    const RoundedProduct<T> to{static_cast<T*>(g.c), g.n, static_cast<const T*>(g.bias)};
+    const auto fill_a = [&](float* a, int64_t stride, int64_t m, int64_t rows, int64_t k, int64_t depth) {
+      Words::fill_panels(a, stride, x + m * g.k + k, g.k, rows, depth, Order::kStripWords);
     };
-    return Product::share(m0, m1, n0, n1, g.k, to, scratch, fill_a, fill_b);
-  }
-  if (m1 - m0 < kUnpackedFrom && lies_side_by_side(g.b)) {
-    const int64_t rows = m1 - m0 <= kMostFewRows ? m1 - m0 : rounded_up_quotient(m1 - m0, 2);
-    for (int64_t m = m0; m < m1; m += rows) {
-      const FewRows<T> few{g.b, {g.nf4_levels, g.dynamic_levels}, x + m * g.k, to.c + m * g.n, g.n, to.bias, n0, n1};
-      FewRowsProduct::share(few, std::min(rows, m1 - m), scratch);
+    if (!g.transposed) {
+      const auto fill_b = [&](float* b, int64_t stride, int64_t k, int64_t depth, int64_t n, int64_t cols) {
+        fill_plain(g, b, stride, k, depth, n, cols);
+      };
+      return Product::share(m0, m1, n0, n1, g.k, to, scratch, fill_a, fill_b);
     }
-    return;
+    if (m1 - m0 < kUnpackedFrom && lies_side_by_side(g.b)) {
+      const int64_t parts = rounded_up_quotient(m1 - m0, Few::kMostRows), rows = rounded_up_quotient(m1 - m0, parts);
+      for (int64_t m = m0; m < m1; m += rows) {
+        const FewRows<T> few{g.b, {g.nf4_levels, g.dynamic_levels}, x + m * g.k, to.c + m * g.n, g.n, to.bias, n0, n1};
+        Few::share(few, std::min(rows, m1 - m), scratch);
+      }
+      return;
+    }
+    const auto fill_b = [&](float* b, int64_t stride, int64_t k, int64_t depth, int64_t n, int64_t cols) {
+      fill_transposed(g, b, stride, k, depth, n, cols);
+    };
+    Transposed::share(m0, m1, n0, n1, g.k, to, scratch, fill_a, fill_b);
   }
-  const auto fill_b = [&](float* b, int64_t stride, int64_t k, int64_t depth, int64_t n, int64_t cols) {
-    unpack_transposed(g, b, stride, k, depth, n, cols, b + panels<float>(cols) * Transposed::kDepth * kWidth<float>);
-  };
-  Transposed::share(m0, m1, n0, n1, g.k, to, scratch, fill_a, fill_b);
-}
+
+ private:
+  // What is behind B's panels: near where they are few.
+  static float* behind_panels(float* b, int64_t stride, int64_t cols) { return b + panels<float>(cols) * stride; }
+
+  // Rows [k, k + depth) and columns [n, n + cols) of the matrix into panels.
+  static void fill_plain(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
+                         int64_t cols) {
+    constexpr int64_t lanes = kLanes<float>, width = kWidth<float>;
+    float* wide = behind_panels(b, stride, cols);
+    g.dequantize(g.b, k, k + depth, n, n + cols, wide);
+    if constexpr (!kPaired) {
+      if constexpr (std::is_same_v<T, BFloat16Bits>) {
+        for (int64_t i = 0; i < depth * cols; i += lanes)
+          store_narrow_some(wide + i, Words::rounded(load_wide_some(wide + i, depth * cols - i)), depth * cols - i);
+      }
+      return to_panels(b, stride, wide, cols, depth, cols);
+    }
+    for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
+      float* values = b + c / width * stride + c % width;
+      const int64_t have = std::max<int64_t>(cols - c, 0);
+      const auto row = [&](int64_t i) { return i < depth ? load_wide_some(wide + i * cols + c, have) : F32{}; };
+      for (int64_t i = 0; i < Order::strips(depth) * Order::kStrip; i += 2)
+        Words::put(values + Order::place(i / 2) * width, row(i), row(i + 1));
+    }
+  }
+
+  // Rows [n, n + cols) of the matrix as columns of panels.
+  static void fill_transposed(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
+                              int64_t cols) {
+    float* wide = behind_panels(b, stride, cols);
+    if (!lies_side_by_side(g.b)) return fill_one_by_one(g, b, stride, k, depth, n, cols, wide);
+    const CodeKind kind = g.b.format.kind;
+    const auto fill = kind == CodeKind::kInt8   ? fill_side_by_side<CodeKind::kInt8>
+                      : kind == CodeKind::kInt4 ? fill_side_by_side<CodeKind::kInt4>
+                                                : fill_side_by_side<CodeKind::kNf4>;
+    fill(g, b, stride, k, depth, n, cols, reinterpret_cast<uint32_t*>(wide));
+  }
+
+  // `words` is scratch for those of one vector of rows.
+  template <CodeKind kind>
+  static void fill_side_by_side(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth,
+                                int64_t n, int64_t cols, uint32_t* words) {
+    constexpr int64_t lanes = kLanes<float>, width = kWidth<float>, most = 256;
+    for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
+      const int64_t count = std::clamp<int64_t>(cols - c, 0, lanes);
+      float* values = b + c / width * stride + c % width;
+      for (int64_t at = 0; at < depth; at += most) {
+        float* of_part = values + Order::place(at / 2) * width;
+        unpack_side_by_side<kind>(
+            g.b, n + c, count, k + at, std::min(most, depth - at), {g.nf4_levels, g.dynamic_levels},
+            words, [&](int64_t pair, int64_t i, F32 even, F32 odd) __attribute__((always_inline)) {
+              Words::put(of_part + (Order::place(pair) + Order::place(i)) * width, even, odd);
+            });
+      }
+      fill_up(values, depth);
+    }
+  }
+
+  static void fill_one_by_one(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
+                              int64_t cols, float* wide) {
+    constexpr int64_t lanes = kLanes<float>, width = kWidth<float>;
+    g.dequantize(g.b, n, n + cols, k, k + depth, wide);
+    for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
+      float* values = b + c / width * stride + c % width;
+      for (int64_t i = 0; i < depth; i += 2) {
+        F32 even{}, odd{};
+        for (int64_t lane = 0; lane < std::min(lanes, cols - c); ++lane) {
+          const float* row = wide + (c + lane) * depth;
+          even[lane] = row[i];
+          odd[lane] = i + 1 < depth ? row[i + 1] : 0.0F;
+        }
+        Words::put(values + Order::place(i / 2) * width, even, odd);
+      }
+      fill_up(values, depth);
+    }
+  }
+
+  // Zeros behind the depth, up to a whole strip.
+  static void fill_up(float* values, int64_t depth) {
+    for (int64_t i = depth + depth % 2; i % Order::kStrip != 0; i += 2)
+      Words::put(values + Order::place(i / 2) * kWidth<float>, F32{}, F32{});
+  }
+};
+
+// What this build has a body for: where the processor multiplies bfloat16, that alone differs.
+template <class T>
+inline constexpr bool kHasBody =
+#if defined(__AVX512BF16__)
+    std::is_same_v<T, BFloat16Bits>;
+#else
+    sizeof(T) < sizeof(double);
+#endif
 
 void share(const QuantizedProduct& g, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch) {
   with_storage(g.storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    if constexpr (sizeof(T) < sizeof(double)) share_of<T>(g, m0, m1, n0, n1, static_cast<float*>(scratch));
+    if constexpr (kHasBody<T>) SharedProduct<T>::share(g, m0, m1, n0, n1, static_cast<float*>(scratch));
   });
 }
 
-constexpr int64_t kScratchBytes = (std::max(Product::scratch_floats(), Transposed::scratch_floats()) + kWideValues) *
-                                  static_cast<int64_t>(sizeof(float));
-static_assert(sizeof(FewRowsProduct::Scratch) <= kScratchBytes);
-
 }  // namespace
 
-const QuantizedLoops quantized_loops = {kScratchBytes, share};
+const QuantizedLoops quantized_loops = {SharedProduct<BFloat16Bits>::kScratchBytes, share};
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

@@ -28,6 +28,7 @@ struct QuantizedLoops {
   void (*share)(const QuantizedProduct&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch);
 };
 
-LIMBECK_LOOPS(QuantizedLoops, quantized_loops)
+// Of a processor that multiplies bfloat16 the build of that name has bfloat16's body alone.
+LIMBECK_BFLOAT16_LOOPS(QuantizedLoops, quantized_loops)
 
 }  // namespace limbeck::kernels

@@ -217,11 +217,12 @@ LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, co
   }
 }
 
-// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: vector k at values +
-// Order::place(k) * stride.
-template <CodeKind kind, class Order>
-void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,
-                         const Levels& levels, uint32_t* words, float* values, int64_t stride) {
+// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: put(pair, i, even, odd) of each
+// two columns, a vector of rows each, which are the i-th pair behind `pair`. Behind an odd last column the other one is
+// 0.
+template <CodeKind kind, class Put>
+LIMBECK_INLINE void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column,
+                                        int64_t depth, const Levels& levels, uint32_t* words, const Put& put) {
   constexpr int64_t lanes = kLanes<float>;
   constexpr int per_word = kValuesOfWord<kind>;
   ScaleRuns runs;
@@ -232,15 +233,16 @@ void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int
     int64_t k = begin;
     for (; k + per_word <= end; k += per_word) {
       const U32 word = load(words + k / per_word * lanes);
-      float* to = values + Order::place(k) * stride;
-#pragma GCC unroll 8
-      for (int i = 0; i < per_word; ++i)
-        store(to + Order::place(i) * stride, values_of_words<kind>(word, i, scales, levels));
+#pragma GCC unroll 4
+      for (int i = 0; i < per_word; i += 2)
+        put(k / 2, i / 2, values_of_words<kind>(word, i, scales, levels),
+            values_of_words<kind>(word, i + 1, scales, levels));
     }
-    for (; k < end; ++k) {
+    for (; k < end; k += 2) {
       const U32 word = load(words + k / per_word * lanes);
-      store(values + Order::place(k) * stride,
-            values_of_words<kind>(word, static_cast<int>(k % per_word), scales, levels));
+      const int place = static_cast<int>(k % per_word);
+      put(k / 2, 0, values_of_words<kind>(word, place, scales, levels),
+          k + 1 < end ? values_of_words<kind>(word, place + 1, scales, levels) : F32{});
     }
   });
 }

@@ -21,6 +21,11 @@ Tensor drawn(at::IntArrayRef sizes, at::ScalarType dtype, uint64_t seed) {
   return test::random_tensor(sizes, at::TensorOptions().dtype(dtype), seed);
 }
 
+// What x of a dtype is multiplied with: of bfloat16 x the matrix's values are rounded once, as on CUDA.
+Tensor met_by(at::ScalarType dtype, const Tensor& values) {
+  return dtype == at::kBFloat16 ? values.to(at::kBFloat16) : values;
+}
+
 // One rounding to the dtype (half an ulp) of a float32 sum: 1e-6 of the sum of absolute products covers any order of up
 // to some thousands of terms.
 void expect_quantized_product(const Tensor& got, const Tensor& exact, const Tensor& sum_of_absolutes,
@@ -50,7 +55,7 @@ TEST_P(QuantizedLinearValues, ForwardAndGradientsMatchFloat64) {
   ASSERT_EQ(y.scalar_type(), dtype);
   const auto grads = torch::autograd::grad({y}, with_bias ? std::vector<Tensor>{x, b} : std::vector<Tensor>{x}, {dy});
 
-  const auto wd = dequantize_rows(weight, 0, shape.n).to(at::kDouble), xd = x.detach().to(at::kDouble);
+  const auto wd = met_by(dtype, dequantize_rows(weight, 0, shape.n)).to(at::kDouble), xd = x.detach().to(at::kDouble);
   const auto gd = dy.to(at::kDouble), bd = with_bias ? b.detach().to(at::kDouble) : at::zeros({shape.n}, at::kDouble);
   expect_quantized_product(y.detach(), xd.mm(wd.t()) + bd, xd.abs().mm(wd.abs().t()) + bd.abs(), "y");
   expect_quantized_product(grads[0], gd.mm(wd), gd.abs().mm(wd.abs()), "dx");
