@@ -127,9 +127,10 @@ TEST(Allocation, OfAModelOfFourHundredItemsTakesLessThanASecond) {
 }
 
 TEST(Budget, IsBytesOfWeightsInEveryUnit) {
-  EXPECT_EQ(Budget::parse("4.5 bits", "--budget").bytes(1000), 562);
-  EXPECT_EQ(Budget::parse("6x", "--budget").bytes(1000), 666);
-  EXPECT_EQ(Budget::parse("123456 bytes", "--budget").bytes(1000), 123456);
+  EXPECT_EQ(Budget::parse("4.5 bits", "--budget").allowed(1000), 562);
+  EXPECT_EQ(Budget::parse("6x", "--budget").allowed(1000), 666);
+  EXPECT_EQ(Budget::parse("123456 bytes", "--budget").allowed(1000), 123456);
+  EXPECT_EQ(Budget::parse("3.25 ms", "--budget").allowed(1000), 3250000);
   for (const char* text : {"", "6", "x", "-1x", "0 bits", "nan bits", "1.5 bytes", "4.5 bits more", "1e99x"}) {
     const std::string said = test::message_of([&] { Budget::parse(text, "--budget"); });
     EXPECT_TRUE(said.starts_with("2: --budget = \"" + std::string(text) + "\": wanted what the model may weigh"))
@@ -142,7 +143,7 @@ TEST(Budget, SeveralAreBitsAWeightWhereNothingElseIsSaid) {
   std::vector<int64_t> bytes;
   for (const Budget& budget : parse_budgets("3,4.5,6x,700 bytes", "--budgets")) {
     texts.push_back(budget.text());
-    bytes.push_back(budget.bytes(1000));
+    bytes.push_back(budget.allowed(1000));
   }
   EXPECT_EQ(texts, (std::vector<std::string>{"3 bits", "4.5 bits", "6x", "700 bytes"}));
   EXPECT_EQ(bytes, (std::vector<int64_t>{375, 562, 666, 700}));
@@ -158,9 +159,9 @@ TEST(Budget, WhatIsOfferedHoldsTheBytes) {
   for (int round = 0; round < 2000; ++round) {
     const auto values = static_cast<int64_t>(1000 + random() % 1000000);
     const int64_t bytes = values / 2 + static_cast<int64_t>(random() % static_cast<uint64_t>(values));
-    for (const char* unit : {"1 bits", "1x", "1 bytes"}) {
+    for (const char* unit : {"1 bits", "1x", "1 bytes", "1 ms"}) {
       const std::string offered = Budget::parse(unit, "").holding(bytes, values);
-      EXPECT_GE(Budget::parse(offered, "").bytes(values), bytes) << offered;
+      EXPECT_GE(Budget::parse(offered, "").allowed(values), bytes) << offered;
     }
   }
 }

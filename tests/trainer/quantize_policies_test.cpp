@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_models.h"
 #include "tests/trainer/message_of.h"
 #include "tests/trainer/rows_to_measure_on.h"
@@ -188,11 +189,11 @@ TEST(BudgetedPolicy, KeepsWhatOthersFuseInOneFormatAndTheBudgetToTheByte) {
       const Budget budget = Budget::parse(text, "--budget");
       std::string said;
       try {
-        const BudgetedMix found = budgeted_mix(table, scores, budget);
-        EXPECT_LE(found.bytes, budget.bytes(table.values()));
-        EXPECT_LE(found.bytes, before);
-        before = found.bytes;
-        EXPECT_EQ(found.bytes, estimate_model_size(table, found.mix).mixed_precision_bytes);
+        const BudgetedMix found = budgeted_mix(table, Costs(table), scores, budget);
+        EXPECT_LE(found.cost, budget.allowed(table.values()));
+        EXPECT_LE(found.cost, before);
+        before = found.cost;
+        EXPECT_EQ(found.cost, estimate_model_size(table, found.mix).mixed_precision_bytes);
         for (const auto& group : table.groups()) {
           for (const size_t module : group)
             EXPECT_EQ(found.mix.at(table.modules()[module].path), found.mix.at(table.modules()[group[0]].path));
@@ -218,23 +219,92 @@ TEST(BudgetedPolicy, WhatIsOfferedInPlaceOfTooLittleFits) {
   const FormatTable table(request_for("llama"), parse_formats("int8", "--formats"));
   const RowScore scores = made_scores(table);
   for (const char* text : {"1 bits", "31x", "5 bytes"}) {
-    const std::string said = test::message_of([&] { budgeted_mix(table, scores, Budget::parse(text, "--budget")); });
+    const std::string said =
+        test::message_of([&] { budgeted_mix(table, Costs(table), scores, Budget::parse(text, "--budget")); });
     ASSERT_TRUE(said.starts_with("2: --budget=\"" + std::string(text) + "\" is ")) << said;
     const size_t begin = said.rfind("--budget=\"") + 10;
     const std::string offered = said.substr(begin, said.find('"', begin) - begin);
-    EXPECT_NO_THROW(budgeted_mix(table, scores, Budget::parse(offered, "--budget"))) << offered;
+    EXPECT_NO_THROW(budgeted_mix(table, Costs(table), scores, Budget::parse(offered, "--budget"))) << offered;
     const size_t place = said.find("takes is ") + 9;
     const int64_t least = std::stoll(said.substr(place));
     const auto of = [](int64_t bytes) { return Budget::parse(std::to_string(bytes) + " bytes", "--budget"); };
-    EXPECT_EQ(budgeted_mix(table, scores, of(least)).bytes, least);
-    EXPECT_THROW(budgeted_mix(table, scores, of(least - 1)), UsageError);
+    EXPECT_EQ(budgeted_mix(table, Costs(table), scores, of(least)).cost, least);
+    EXPECT_THROW(budgeted_mix(table, Costs(table), scores, of(least - 1)), UsageError);
   }
+}
+
+// A profile of whole milliseconds: a module in floats takes 5, in int8 3, in int4-g32 2, and the rest of a forward 7.
+nlohmann::json made_profile(const FormatTable& table) {
+  nlohmann::json rows = {{{"precision", "bfloat16"}, {"work", "training"}, {"refused", nullptr}},
+                         {{"precision", "int8+bfloat16"}, {"work", "forward"}, {"refused", "no such row"}}};
+  const std::map<std::string, double> each = {{"bfloat16", 5}, {"int8+bfloat16", 3}, {"int4-g32+bfloat16", 2}};
+  for (const auto& [precision, ms] : each) {
+    nlohmann::json modules = {{{"module", "(rest)"}, {"ms", 7.0}}};
+    for (const Candidate& module : table.modules())
+      modules.push_back({{"module", "student." + module.path}, {"ms", ms}});
+    const double whole = 7 + ms * static_cast<double>(table.modules().size());
+    rows.push_back({{"precision", precision},
+                    {"work", "forward"},
+                    {"refused", nullptr},
+                    {"latency_ms", {{"mean", whole}}},
+                    {"modules", modules}});
+  }
+  return {{"rows", rows}};
+}
+
+TEST(BudgetedPolicy, GoesByMeasuredMillisecondsWhereTheBudgetIsOne) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8,int4-g32", "--formats"));
+  const RowScore scores = made_scores(table);
+  const test::TemporaryFolder folder;
+  const auto file = folder.path() / "profile.json";
+  std::ofstream(file) << made_profile(table);
+  const Costs costs(table, file, at::kBFloat16);
+  ASSERT_EQ(table.modules().size(), 14U);  // two of which have no whole groups of 32
+  EXPECT_EQ(costs.said(costs.rest()), "7.000 ms");
+  for (const auto& [text, most] : {std::pair{"77 ms", 77}, {"50.5 ms", 50}, {"37 ms", 37}}) {
+    const Budget budget = Budget::parse(text, "--budget");
+    const BudgetedMix found = budgeted_mix(table, costs, scores, budget);
+    EXPECT_EQ(costs.of(table, found.mix), found.cost);
+    EXPECT_LE(found.cost, most * 1000000) << text;
+    EXPECT_GT(found.cost, (most - 3) * 1000000) << text;  // no module less would fit
+  }
+  EXPECT_EQ(budgeted_mix(table, costs, scores, Budget::parse("77 ms", "--budget")).loss, 0);  // all floats
+  const std::string little =
+      test::message_of([&] { budgeted_mix(table, costs, scores, Budget::parse("36.9 ms", "")); });
+  EXPECT_EQ(
+      little,
+      "2: --budget=\"36.9 ms\" is 36.900 ms, but the least that this model takes is 37.000 ms, 7.000 ms of them for "
+      "what is not packed: --budget=\"37.000 ms\", or quicker --formats");
+}
+
+TEST(BudgetedPolicy, WhatNobodyMeasuredIsNotChosenAndSaid) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8,int4-g32", "--formats"));
+  const test::TemporaryFolder folder;
+  const auto file = folder.path() / "profile.json";
+  const auto costs_of = [&](const nlohmann::json& profile, at::ScalarType floats) {
+    std::ofstream(file) << profile;
+    return Costs(table, file, floats);
+  };
+  nlohmann::json profile = made_profile(table);
+  const auto said = [&](at::ScalarType floats) { return test::message_of([&] { costs_of(profile, floats); }); };
+  EXPECT_NE(said(at::kHalf).find("has no forward in float16, in which what is not packed is stored: limbeck profile"),
+            std::string::npos);
+  auto& of_int4 = profile["rows"].back();  // by name: bfloat16, int4-g32, int8
+  ASSERT_EQ(of_int4["precision"], "int8+bfloat16");
+  of_int4["modules"].erase(1);
+  const Costs costs = costs_of(profile, at::kBFloat16);
+  EXPECT_FALSE(costs.of(0, 1));
+  EXPECT_TRUE(costs.of(0, 2) && costs.of(1, 1));
+  profile["rows"][2]["modules"].erase(1);
+  EXPECT_NE(said(at::kBFloat16).find("says nothing of " + table.modules().front().path), std::string::npos);
+  profile["rows"][2].erase("modules");
+  EXPECT_NE(said(at::kBFloat16).find("wanted the profile.json of a run of `limbeck profile`"), std::string::npos);
 }
 
 TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {
   const FormatTable table(request_for("llama"), parse_formats("float,int8", "--formats"));
   const RowScore scores = made_scores(table);
-  const BudgetedMix first = budgeted_mix(table, scores, Budget::parse("2.5x", "--budget"));
+  const BudgetedMix first = budgeted_mix(table, Costs(table), scores, Budget::parse("2.5x", "--budget"));
   // Really, only the last layer's down_proj suffers.
   const std::string tender = table.modules().back().path;
   int64_t measured = 0;
@@ -243,23 +313,22 @@ TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {
     return std::vector<RowDivergence>(8, {10, mix.at(tender) == "float" ? 0.0 : 10.0, 1, 1});
   };
   BudgetedMix worst = first;
-  worst.bytes +=
-      *table.modules().back().bytes[1] - *table.modules().back().bytes[table.format_index(worst.mix[tender])];
+  worst.cost += *table.modules().back().bytes[1] - *table.modules().back().bytes[table.format_index(worst.mix[tender])];
   worst.mix[tender] = "int8";
-  const Exchanged found = exchange(table, scores, worst, 500, kl);
+  const Exchanged found = exchange(table, Costs(table), scores, worst, 500, kl);
   EXPECT_EQ(found.mix.mix.at(tender), "float");
   EXPECT_EQ(found.kl_before, 1.0);
   EXPECT_EQ(found.kl_after, 0.0);
-  EXPECT_LE(found.mix.bytes, found.mix.allowed);
-  EXPECT_EQ(found.mix.bytes, table.bytes_of(found.mix.mix));
+  EXPECT_LE(found.mix.cost, found.mix.allowed);
+  EXPECT_EQ(found.mix.cost, table.bytes_of(found.mix.mix));
   EXPECT_EQ(measured, static_cast<int64_t>(found.tries.size()) + 1);
-  EXPECT_EQ(exchange(table, scores, worst, 0, kl).mix.mix, worst.mix);
+  EXPECT_EQ(exchange(table, Costs(table), scores, worst, 0, kl).mix.mix, worst.mix);
 }
 
 TEST(Exchange, KeepsNothingThatDrawingTheRowsAgainExplains) {
   const FormatTable table(request_for("llama"), parse_formats("float,int8,int4-g32", "--formats"));
   const RowScore scores = made_scores(table);
-  const BudgetedMix first = budgeted_mix(table, scores, Budget::parse("2.2x", "--budget"));
+  const BudgetedMix first = budgeted_mix(table, Costs(table), scores, Budget::parse("2.2x", "--budget"));
   // No mix is better than another one: rows differ by themselves, and each mix by noise on each row.
   std::map<std::string, uint64_t> seeds;
   const auto noise = [&](const Mix& mix) {
@@ -269,7 +338,7 @@ TEST(Exchange, KeepsNothingThatDrawingTheRowsAgainExplains) {
     for (int row = 0; row < 32; ++row) rows.push_back({10, 10.0 + row + spread(random), 1, 1});
     return rows;
   };
-  const Exchanged found = exchange(table, scores, first, 60, noise);
+  const Exchanged found = exchange(table, Costs(table), scores, first, 60, noise);
   ASSERT_EQ(found.tries.size(), 60U);
   EXPECT_EQ(found.rows, 32);
   int64_t lower = 0, kept = 0;

@@ -27,10 +27,11 @@ Budget Budget::parse(const std::string& text, const std::string& source) {
   if (number && unit == "x") return {Unit::kRatio, amount, text};
   if (number && (unit == "bytes" || unit == "byte") && amount == std::floor(amount))
     return {Unit::kBytes, amount, text};
-  throw UsageError(
-      fmt::format("{} = \"{}\": wanted what the model may weigh, everything counted: bits a weight (\"4.5 bits\"), how "
-                  "much less than float32 (6x), or whole bytes (\"123456 bytes\")",
-                  source, text));
+  if (number && unit == "ms") return {Unit::kMilliseconds, amount, text};
+  throw UsageError(fmt::format(
+      "{} = \"{}\": wanted what the model may weigh, everything counted: bits a weight (\"4.5 bits\"), how "
+      "much less than float32 (6x), or whole bytes (\"123456 bytes\"); or how long a forward may take (\"3 ms\")",
+      source, text));
 }
 
 std::vector<Budget> parse_budgets(const std::string& text, const std::string& source) {
@@ -49,16 +50,17 @@ std::vector<Budget> parse_budgets(const std::string& text, const std::string& so
   return budgets;
 }
 
-int64_t Budget::bytes(int64_t values) const {
+int64_t Budget::allowed(int64_t values) const {
   const auto count = static_cast<double>(values);
   if (unit_ == Unit::kBits) return static_cast<int64_t>(amount_ * count / kByteBits);
   if (unit_ == Unit::kRatio) return static_cast<int64_t>(count * kFloatBytes / amount_);
-  return static_cast<int64_t>(amount_);
+  return static_cast<int64_t>(is_time() ? amount_ * kNanosecondsOfMs : amount_);
 }
 
-std::string Budget::holding(int64_t bytes, int64_t values) const {
-  const auto count = static_cast<double>(values), whole = static_cast<double>(bytes);
-  if (unit_ == Unit::kBytes) return fmt::format("{} bytes", bytes);
+std::string Budget::holding(int64_t cost, int64_t values) const {
+  const auto count = static_cast<double>(values), whole = static_cast<double>(cost);
+  if (unit_ == Unit::kBytes) return fmt::format("{} bytes", cost);
+  if (is_time()) return fmt::format("{:.3f} ms", std::ceil(kPrintedSteps * whole / kNanosecondsOfMs) / kPrintedSteps);
   if (unit_ == Unit::kBits)
     return fmt::format("{:.3f} bits", std::ceil(kPrintedSteps * kByteBits * whole / count) / kPrintedSteps);
   return fmt::format("{:.3f}x", std::floor(kPrintedSteps * kFloatBytes * count / whole) / kPrintedSteps);

@@ -1,5 +1,5 @@
 // What a quantized model may weigh, everything counted, as a user says it: "4.5 bits" a weight, "6x" less than float32,
-// "123456 bytes". Printed back in the unit in which it was asked.
+// "123456 bytes"; or how long a forward of it may take: "3 ms". Printed back in the unit in which it was asked.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -7,19 +7,22 @@
 
 namespace limbeck::quantize {
 
+inline constexpr double kNanosecondsOfMs = 1e6;
+
 class Budget {
  public:
-  enum class Unit { kBits, kRatio, kBytes };
+  enum class Unit { kBits, kRatio, kBytes, kMilliseconds };
 
   // UsageError, which begins with `source`, for anything else.
   static Budget parse(const std::string& text, const std::string& source);
 
   Unit unit() const { return unit_; }
   const std::string& text() const { return text_; }
-  // Of a model with so many weights; rounded down.
-  int64_t bytes(int64_t values) const;
-  // The smallest budget in this unit that so many bytes fit into, as it can be typed.
-  std::string holding(int64_t bytes, int64_t values) const;
+  bool is_time() const { return unit_ == Unit::kMilliseconds; }
+  // Bytes of a model with so many weights, or nanoseconds; rounded down.
+  int64_t allowed(int64_t values) const;
+  // The smallest budget in this unit that so much fits into, as it can be typed.
+  std::string holding(int64_t cost, int64_t values) const;
 
  private:
   Budget(Unit unit, double amount, std::string text) : unit_(unit), amount_(amount), text_(std::move(text)) {}

@@ -2,6 +2,7 @@
 // measured scores. One set of scores answers every budget.
 #pragma once
 #include "trainer/quantize/budget.h"
+#include "trainer/quantize/costs.h"
 #include "trainer/quantize/format_table.h"
 #include "trainer/quantize/score_meter.h"
 
@@ -11,13 +12,13 @@ struct BudgetedMix {
   Mix mix;
   std::map<std::string, double> predicted;  // by module: nats a target
   double loss = 0;                          // all of them
-  int64_t bytes = 0, allowed = 0;           // of the whole model
+  int64_t cost = 0, allowed = 0;            // of the whole model, in what the budget counts
 };
 
-// Why nothing fits into it, and what the least is, in its unit; "": something does. It goes by bytes alone.
-std::string why_too_small(const FormatTable& table, const Budget& budget);
+// Why nothing fits into it, and what the least is, in its unit; "": something does. `costs` count as it does.
+std::string why_too_small(const FormatTable& table, const Costs& costs, const Budget& budget);
 
 // UsageError where the budget is too small.
-BudgetedMix budgeted_mix(const FormatTable& table, const RowScore& scores, const Budget& budget);
+BudgetedMix budgeted_mix(const FormatTable& table, const Costs& costs, const RowScore& scores, const Budget& budget);
 
 }  // namespace limbeck::quantize

@@ -12,8 +12,8 @@ namespace {
 // One item in another format.
 struct Move {
   size_t group = 0, format = 0;
-  int64_t bytes = 0;  // more than now
-  double loss = 0;    // more than predicted now
+  int64_t cost = 0;  // more than now
+  double loss = 0;   // more than predicted now
 };
 
 struct Proposal {
@@ -25,7 +25,7 @@ const std::string& format_of(const FormatTable& table, const Mix& mix, size_t gr
   return mix.at(table.modules()[table.groups()[group].front()].path);
 }
 
-std::vector<Move> moves_from(const FormatTable& table, const RowScore& scores, const Mix& mix) {
+std::vector<Move> moves_from(const FormatTable& table, const Costs& costs, const RowScore& scores, const Mix& mix) {
   std::vector<Move> moves;
   const auto targets = static_cast<double>(std::max<int64_t>(scores.targets, 1));
   for (size_t group = 0; group < table.groups().size(); ++group) {
@@ -34,10 +34,9 @@ std::vector<Move> moves_from(const FormatTable& table, const RowScore& scores, c
       Move move{group, format, 0, 0};
       bool possible = format != now;
       for (const size_t module : table.groups()[group]) {
-        const auto& bytes = table.modules()[module].bytes;
-        possible = possible && bytes[format];
+        possible = possible && costs.of(module, format);
         if (!possible) break;
-        move.bytes += *bytes[format] - *bytes[now];
+        move.cost += *costs.of(module, format) - *costs.of(module, now);
         move.loss += (scores.modules[module].losses[format] - scores.modules[module].losses[now]) / targets;
       }
       if (possible) moves.push_back(move);
@@ -46,13 +45,13 @@ std::vector<Move> moves_from(const FormatTable& table, const RowScore& scores, c
   return moves;
 }
 
-// All within `spare` bytes, the most promising first.
+// All within what is spare, the most promising first.
 std::vector<Proposal> proposals(const std::vector<Move>& moves, int64_t spare) {
   std::vector<Proposal> found;
   for (size_t i = 0; i < moves.size(); ++i) {
-    if (moves[i].bytes <= spare) found.push_back({{moves[i]}, moves[i].loss});
+    if (moves[i].cost <= spare) found.push_back({{moves[i]}, moves[i].loss});
     for (size_t j = i + 1; j < moves.size(); ++j) {
-      if (moves[i].group == moves[j].group || moves[i].bytes + moves[j].bytes > spare) continue;
+      if (moves[i].group == moves[j].group || moves[i].cost + moves[j].cost > spare) continue;
       found.push_back({{moves[i], moves[j]}, moves[i].loss + moves[j].loss});
     }
   }
@@ -65,7 +64,7 @@ BudgetedMix applied(const FormatTable& table, const RowScore& scores, const Budg
   BudgetedMix next = mix;
   const auto targets = static_cast<double>(std::max<int64_t>(scores.targets, 1));
   for (const Move& move : proposal.moves) {
-    next.bytes += move.bytes;
+    next.cost += move.cost;
     next.loss += move.loss;
     for (const size_t module : table.groups()[move.group]) {
       const std::string& path = table.modules()[module].path;
@@ -88,16 +87,16 @@ std::string described(const FormatTable& table, const Mix& mix, const Proposal& 
 
 }  // namespace
 
-Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
-                   const MeasureMix& measure) {
+Exchanged exchange(const FormatTable& table, const Costs& costs, const RowScore& scores, const BudgetedMix& first,
+                   int64_t tries, const MeasureMix& measure) {
   std::vector<RowDivergence> now = measure(first.mix);
   const double before = mean_divergence(now);
   Exchanged found{first, before, before, static_cast<int64_t>(now.size()), {}};
   std::set<std::string> seen = {spelled(table, first.mix)};
   for (bool helped = true; helped;) {
     helped = false;
-    const auto moves = moves_from(table, scores, found.mix.mix);
-    for (const Proposal& proposal : proposals(moves, found.mix.allowed - found.mix.bytes)) {
+    const auto moves = moves_from(table, costs, scores, found.mix.mix);
+    for (const Proposal& proposal : proposals(moves, found.mix.allowed - found.mix.cost)) {
       if (static_cast<int64_t>(found.tries.size()) >= tries) return found;
       const BudgetedMix next = applied(table, scores, found.mix, proposal);
       if (!seen.insert(spelled(table, next.mix)).second) continue;

@@ -27,7 +27,7 @@ struct Exchanged {
 
 // Always of the same rows.
 using MeasureMix = std::function<std::vector<RowDivergence>(const Mix&)>;
-Exchanged exchange(const FormatTable& table, const RowScore& scores, const BudgetedMix& first, int64_t tries,
-                   const MeasureMix& measure);
+Exchanged exchange(const FormatTable& table, const Costs& costs, const RowScore& scores, const BudgetedMix& first,
+                   int64_t tries, const MeasureMix& measure);
 
 }  // namespace limbeck::quantize

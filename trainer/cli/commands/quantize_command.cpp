@@ -52,6 +52,8 @@ Way way_of(const recipe::Settings& settings) {
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
   }
+  if (settings.given("times") && !budgeted)
+    throw UsageError("limbeck quantize: --times is what a budget of milliseconds goes by: add --budget=\"3 ms\"");
   if (settings.given("predict-by") && !budgeted)
     throw UsageError("limbeck quantize: --predict-by says what a budget goes by: add --budget, or leave it out");
   if ((budgeted || policy == "dynamic") && !settings.given("data")) {
@@ -125,10 +127,12 @@ quantize::FormatTable table_of_budgets(const models::ModelRequest& request,
   const std::string names = settings.text("formats"), more = names + ",int3-g32,int3,int2-g32,int2";
   const auto covered = covered_by(Way::kBudgeted, settings);
   quantize::FormatTable table(request, formats_of(names, settings), covered);
-  if (settings.given("formats") || served_by_vllm(settings)) return table;
+  const bool times = std::any_of(budgets.begin(), budgets.end(), [](const auto& budget) { return budget.is_time(); });
+  if (settings.given("formats") || served_by_vllm(settings) || times) return table;
   const auto held_by = [&](const quantize::FormatTable& one) {
-    return std::count_if(budgets.begin(), budgets.end(),
-                         [&](const quantize::Budget& budget) { return quantize::why_too_small(one, budget).empty(); });
+    return std::count_if(budgets.begin(), budgets.end(), [&](const quantize::Budget& budget) {
+      return quantize::why_too_small(one, quantize::Costs(one), budget).empty();
+    });
   };
   const auto held = held_by(table);
   const bool goes_on = quantize::ScoreFile::formats_in(score_path(settings)) == more;

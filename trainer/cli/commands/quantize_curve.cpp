@@ -77,8 +77,8 @@ nlohmann::ordered_json curve_json(const quantize::FormatTable& table, const std:
   for (const CurvePoint& point : points) {
     const quantize::BudgetedMix& mix = point.found.mix;
     json.push_back({{"asked", point.budget.text()},
-                    {"allowed_bytes", mix.allowed},
-                    {"bytes", mix.bytes},
+                    {point.budget.is_time() ? "allowed_ns" : "allowed_bytes", mix.allowed},
+                    {point.budget.is_time() ? "ns" : "bytes", mix.cost},
                     {"predicted_loss", mix.loss},
                     {"estimate", estimate_json(quantize::estimate_model_size(table, mix.mix))},
                     {"measured", measure_json(point.measured)},

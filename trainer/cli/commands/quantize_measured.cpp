@@ -77,6 +77,20 @@ void Calibration::share_rows() {
   }
 }
 
+// Times are read once they are asked for.
+const quantize::Costs& Calibration::costs_for(const quantize::Budget& budget) {
+  const auto known = costs_.find(budget.is_time());
+  if (known != costs_.end()) return known->second;
+  if (!budget.is_time()) return costs_.emplace(false, quantize::Costs(table_)).first->second;
+  if (!call_.settings.given("times")) {
+    throw UsageError(fmt::format(
+        "limbeck quantize: a budget of {} goes by what was measured: limbeck profile RECIPE --run=DIR with the formats "
+        "to choose from (--profile.precisions=bfloat16,int8+bfloat16,int4+bfloat16), then --times=DIR/profile.json",
+        budget.text()));
+  }
+  return costs_.emplace(true, quantize::Costs(table_, call_.settings.path("times"), *request_.dtype)).first->second;
+}
+
 void Calibration::open_scores() {
   const auto& settings = call_.settings;
   meter_ = std::make_unique<quantize::ScoreMeter>(model_, table_, *request_.dtype);
@@ -167,7 +181,8 @@ quantize::MixMeter& Calibration::mixes() {
   return *mixes_;
 }
 
-quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
+quantize::Exchanged Calibration::exchanged(const quantize::Budget& budget) {
+  const quantize::BudgetedMix first = quantize::budgeted_mix(table_, costs_for(budget), scores_, budget);
   const int64_t tries = call_.settings.integer("exchange-steps");
   if (tries == 0) return {first, 0, 0, 0, {}};
   if (exchange_rows_ < quantize::kLeastPairedRows) {
@@ -184,7 +199,7 @@ quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
     progress->update(++measured);
     return rows;
   };
-  const quantize::Exchanged found = quantize::exchange(table_, scores_, first, tries, divergence);
+  const quantize::Exchanged found = quantize::exchange(table_, costs_for(budget), scores_, first, tries, divergence);
   progress->finish();
   for (const quantize::ExchangeTry& one : found.tries) {
     if (one.kept)
@@ -196,23 +211,24 @@ quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first) {
 
 Decided Calibration::budgeted(const quantize::Budget& budget) {
   // Where nothing fits, it is said before anything is measured.
-  if (const std::string why = quantize::why_too_small(table_, budget); !why.empty()) throw UsageError(why);
+  const quantize::Costs& costs = costs_for(budget);
+  if (const std::string why = quantize::why_too_small(table_, costs, budget); !why.empty()) throw UsageError(why);
   score_rows();
   score_alone();
-  const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, scores_, budget);
-  const quantize::Exchanged exchanges = exchanged(solved);
+  const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, costs, scores_, budget);
+  const quantize::Exchanged exchanges = exchanged(budget);
   const quantize::BudgetedMix& found = exchanges.mix;
   if (call_.settings.integer("exchange-steps") > 0) {
     call_.result["exchange"] = exchange_json(exchanges);
     call_.console.result(exchange_line(exchanges));
   }
   call_.result["budget"] = {{"asked", budget.text()},
-                            {"allowed_bytes", found.allowed},
-                            {"bytes", found.bytes},
+                            {budget.is_time() ? "allowed_ns" : "allowed_bytes", found.allowed},
+                            {budget.is_time() ? "ns" : "bytes", found.cost},
                             {"predicted_loss", found.loss},
                             {"predicted_loss_solved", solved.loss}};
-  call_.console.result(fmt::format("budget {}: {} of {} bytes, predicted loss {:.6f} nats a token", budget.text(),
-                                   found.bytes, found.allowed, found.loss));
+  call_.console.result(fmt::format("budget {}: {} of {}, predicted loss {:.6f} nats a token", budget.text(),
+                                   costs.said(found.cost), costs.said(found.allowed), found.loss));
   return {found.mix, {"predicted loss", found.predicted}};
 }
 
@@ -220,7 +236,7 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   std::vector<quantize::Budget> possible;
   std::vector<std::string> too_small;
   for (const quantize::Budget& budget : budgets) {
-    const std::string why = quantize::why_too_small(table_, budget);
+    const std::string why = quantize::why_too_small(table_, costs_for(budget), budget);
     why.empty() ? possible.push_back(budget) : too_small.push_back(why);
   }
   if (possible.empty()) throw UsageError(too_small.back());
@@ -229,7 +245,7 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   score_alone();
   std::vector<CurvePoint> points;
   for (const quantize::Budget& budget : possible) {
-    const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, scores_, budget));
+    const quantize::Exchanged found = exchanged(budget);
     const auto rows = mixes().measure(found.mix.mix, {calibration_rows_, held_out_rows_});
     points.push_back({budget, found, quantize::joint_measure(rows, quantize::distance_of(model_))});
   }

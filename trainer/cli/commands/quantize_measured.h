@@ -1,6 +1,7 @@
 // What limbeck quantize does with data: scores of every module and format, kept in a file, the mix that follows from
 // them, and what a written folder measures.
 #pragma once
+#include <map>
 #include <memory>
 #include <optional>
 
@@ -51,17 +52,19 @@ class Calibration {
 
  private:
   void share_rows();
+  const quantize::Costs& costs_for(const quantize::Budget& budget);
   nlohmann::ordered_json data_identity() const;
   void open_work(const quantize::MixedPrecisionQuantizer& quantizer, const quantize::RoundingRequest& request);
   void open_scores();
   void score_rows();
   void score_alone();
-  quantize::Exchanged exchanged(const quantize::BudgetedMix& first);
+  quantize::Exchanged exchanged(const quantize::Budget& budget);
   quantize::MixMeter& mixes();
 
   const models::ModelRequest request_;
   const quantize::FormatTable& table_;
   Invocation& call_;
+  std::map<bool, quantize::Costs> costs_;  // of bytes, of times
   models::BuiltModel model_;
   std::unique_ptr<data::DataSource> source_;
   int64_t calibration_rows_ = 0, held_out_rows_ = 0, exchange_rows_ = 0;  // in this order

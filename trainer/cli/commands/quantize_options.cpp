@@ -12,9 +12,17 @@ void declare_measured(recipe::OptionTable& table) {
   };
   add({.name = "budget",
        .kind = OptionKind::kText,
-       .help = "What the model may weigh, everything counted: \"4.5 bits\" a weight, 6x less than float32, \"123456 "
-               "bytes\"; the format of each module, embeddings and head too, is then what measured scores make best.",
+       .help =
+           "What the model may weigh, everything counted: \"4.5 bits\" a weight, 6x less than float32, \"123456 "
+           "bytes\", or how long a forward of it may take, \"3 ms\" by --times; the format of each module, embeddings "
+           "and head too, is then what measured scores make best.",
        .value_name = "AMOUNT"});
+  add({.name = "times",
+       .kind = OptionKind::kPath,
+       .help =
+           "What a budget of milliseconds goes by: the profile.json of limbeck profile, of the same model in each of "
+           "the formats, beside floats of the same dtype (\"int4+bfloat16\").",
+       .value_name = "FILE"});
   add({.name = "budgets",
        .kind = OptionKind::kText,
        .help =
