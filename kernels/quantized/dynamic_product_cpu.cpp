@@ -49,13 +49,16 @@ struct DynamicRows {
 };
 
 void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
-  const at::Tensor codes = at::empty({rows.count, rows.columns}, rows.x.options().dtype(at::kChar));
+  // Rows at whole pages would push one another out of the first cache.
+  constexpr int64_t page = 4096, line = 64;
+  const int64_t stride = rows.columns % page == 0 ? rows.columns + line : rows.columns;
+  const at::Tensor codes = at::empty({rows.count, stride}, rows.x.options().dtype(at::kChar));
   const at::Tensor scales = at::empty({rows.count}, rows.x.options().dtype(at::kFloat));
   auto* code = codes.mutable_data_ptr<int8_t>();
-  rows.quantize([&](int64_t row, const auto& fill) { fill(code + row * rows.columns); },
-                scales.mutable_data_ptr<float>());
+  rows.quantize([&](int64_t row, const auto& fill) { fill(code + row * stride); }, scales.mutable_data_ptr<float>());
   const QuantizedView view = view_of(weight);
   const Int8Product product{.codes = code,
+                            .stride = stride,
                             .scales = scales.const_data_ptr<float>(),
                             .weight = view,
                             .storage = rows.storage,

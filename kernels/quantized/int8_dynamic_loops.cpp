@@ -152,14 +152,9 @@ constexpr int kRowsTogether = 4;
 constexpr int kRowsTogether = 2;
 #endif
 
-template <int Rows>
-LIMBECK_INLINE void add_step(Sums (&sums)[Rows][kColumnsTogether], const Sums (&x)[Rows],
-                             const Sums (&weight)[kColumnsTogether]) {
+LIMBECK_INLINE void add_step(Sums (&sums)[kColumnsTogether], Sums x, const Sums (&weight)[kColumnsTogether]) {
 #pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumnsTogether; ++c) sums[r][c] = with_products(sums[r][c], x[r], weight[c]);
-  }
+  for (int c = 0; c < kColumnsTogether; ++c) sums[c] = with_products(sums[c], x, weight[c]);
 }
 
 // Adds to to[r * kTile + c] the products of depth k; rows of x lie `stride` apart, those of the matrix at b[c], of
@@ -168,7 +163,7 @@ LIMBECK_INLINE void add_step(Sums (&sums)[Rows][kColumnsTogether], const Sums (&
 template <int Rows>
 __attribute__((noinline)) void add_products(const int8_t* a, const int8_t* const (&b)[kColumnsTogether], int64_t stride,
                                             int64_t ahead, int64_t k, uint32_t* to) {
-  Sums sums[Rows][kColumnsTogether] = {}, x[Rows], weight[kColumnsTogether];
+  Sums sums[Rows][kColumnsTogether] = {}, weight[kColumnsTogether];
   int64_t i = 0;
   for (; i + kStep <= k; i += kStep) {
 #pragma GCC unroll 8
@@ -177,13 +172,11 @@ __attribute__((noinline)) void add_products(const int8_t* a, const int8_t* const
       __builtin_prefetch(b[c] + i + ahead, 0, 2);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) x[r] = step_of_x(a + r * stride + i);
-    add_step(sums, x, weight);
+    for (int r = 0; r < Rows; ++r) add_step(sums[r], step_of_x(a + r * stride + i), weight);
   }
   if (i < k) {
     for (int c = 0; c < kColumnsTogether; ++c) weight[c] = step_of_weight(Rest(b[c] + i, k - i).codes);
-    for (int r = 0; r < Rows; ++r) x[r] = step_of_x(Rest(a + r * stride + i, k - i).codes);
-    add_step(sums, x, weight);
+    for (int r = 0; r < Rows; ++r) add_step(sums[r], step_of_x(Rest(a + r * stride + i, k - i).codes), weight);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) add_totals(to + r * kTile, totals(sums[r]));
@@ -205,9 +198,9 @@ LIMBECK_INLINE uint32_t excess_of(const int8_t* x, int64_t k) {
 
 void sum_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns, uint32_t (*sums)[kTile]) {
   const auto* matrix = static_cast<const int8_t*>(p.weight.codes) + n * p.k;
-  const int8_t* x = p.codes + m * p.k;
+  const int8_t* x = p.codes + m * p.stride;
   for (int64_t r = 0; r < rows; ++r) {
-    const uint32_t start = 0u - excess_of(x + r * p.k, p.k);
+    const uint32_t start = 0u - excess_of(x + r * p.stride, p.k);
     for (int64_t c = 0; c < kTile; ++c) sums[r][c] = start;
   }
   for (int64_t k = 0; k < p.k; k += kDepth) {
@@ -217,7 +210,7 @@ void sum_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t 
       for (int64_t i = 0; i < kColumnsTogether; ++i) b[i] = matrix + std::min(c + i, columns - 1) * p.k + k;
       for (int64_t r = 0; r < rows; r += kRowsTogether) {
         const int64_t ahead = r == 0 && n + c + 2 * kColumnsTogether <= p.n ? kColumnsTogether * p.k : 0;
-        add_some_products<kRowsTogether>(rows - r, x + r * p.k + k, b, p.k, ahead, depth, sums[r] + c);
+        add_some_products<kRowsTogether>(rows - r, x + r * p.stride + k, b, p.stride, ahead, depth, sums[r] + c);
       }
     }
   }

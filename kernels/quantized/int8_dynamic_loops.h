@@ -9,9 +9,10 @@ namespace limbeck::kernels {
 
 struct QuantizedView;  // quantized_formula.h
 
-// y [m, n] of the codes and scales of x [m, k] and of the matrix [n, k] in int8; no operand has gaps.
+// y [m, n] of the codes and scales of x [m, k] and of the matrix [n, k] in int8; only rows of codes may have gaps.
 struct Int8Product {
   const int8_t* codes;
+  int64_t stride;  // of them
   const float* scales;
   const QuantizedView& weight;
   Storage storage;  // of y and bias

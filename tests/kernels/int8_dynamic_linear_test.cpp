@@ -198,7 +198,7 @@ Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
     const auto& loops = int8_dynamic_loops_for(isa);
     loops.quantize_rows(Storage::kFloat32, x.const_data_ptr(), m, k, codes.mutable_data_ptr<int8_t>(),
                         scales.mutable_data_ptr<float>());
-    loops.share({codes.const_data_ptr<int8_t>(), scales.const_data_ptr<float>(), view, Storage::kFloat32,
+    loops.share({codes.const_data_ptr<int8_t>(), k, scales.const_data_ptr<float>(), view, Storage::kFloat32,
                  y.mutable_data_ptr(), nullptr, m, n, k},
                 0, m, 0, n);
     return y;
