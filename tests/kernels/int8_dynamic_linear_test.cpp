@@ -39,11 +39,11 @@ QuantizedMatrix int8_matrix(const Tensor& codes, const Tensor& scales) {
 struct Int8Shape {
   int64_t m, n, k;
 };
-const auto kShapes = ::testing::Values(Int8Shape{1, 512, 1024}, Int8Shape{16, 512, 1024}, Int8Shape{17, 512, 1024},
-                                       Int8Shape{1, 1024, 512}, Int8Shape{16, 1024, 512}, Int8Shape{17, 1024, 512},
-                                       Int8Shape{1, 90, 100}, Int8Shape{16, 90, 100}, Int8Shape{17, 90, 100},
-                                       Int8Shape{1, 90, 130}, Int8Shape{16, 90, 130}, Int8Shape{17, 90, 130},
-                                       Int8Shape{1, 1, 1}, Int8Shape{3, 5, 7}, Int8Shape{131, 200, 1030});
+const auto kShapes = ::testing::Values(
+    Int8Shape{1, 512, 1024}, Int8Shape{16, 512, 1024}, Int8Shape{17, 512, 1024}, Int8Shape{1, 1024, 512},
+    Int8Shape{16, 1024, 512}, Int8Shape{17, 1024, 512}, Int8Shape{1, 90, 100}, Int8Shape{16, 90, 100},
+    Int8Shape{17, 90, 100}, Int8Shape{1, 90, 130}, Int8Shape{16, 90, 130}, Int8Shape{17, 90, 130}, Int8Shape{1, 1, 1},
+    Int8Shape{3, 5, 7}, Int8Shape{131, 200, 1030}, Int8Shape{9, 33, 4096});
 
 class Int8DynamicLinearSums : public ::testing::TestWithParam<Int8Shape> {};
 
