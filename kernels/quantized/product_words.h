@@ -113,7 +113,7 @@ struct FloatWords {
       return {chosen(codes >> 4), chosen(codes)};
     }
 
-   private:
+    // Of one code of four bits in each lane; what is above them does not count.
     LIMBECK_INLINE F32 chosen(U32 codes) const {
 #if defined(__AVX512F__)
       return (F32)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)codes, (__m512)values_[0]);
@@ -130,6 +130,7 @@ struct FloatWords {
 #endif
     }
 
+   private:
     F32 values_[kVectors];
   };
 };

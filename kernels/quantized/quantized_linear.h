@@ -1,6 +1,6 @@
 // y = x W'^T + b with a frozen W in 8 to 2 bits, of which at most a few hundred rows by a few hundred columns exist
-// unpacked at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b. Beside bfloat16 x
-// the values of W' are rounded once to bfloat16, as a linear layer of that dtype has them, beside float16 x on CUDA
+// unpacked at a time. Sums are float32 and rounded once to the dtype of x. Gradients go to x and to b. Beside bfloat16
+// x the values of W' are rounded once to bfloat16, as a linear layer of that dtype has them, beside float16 x on CUDA
 // alone: for any number of rows and in gradients. On the CPU a row has the same bits among few rows (up to 16: codes go
 // straight to the sums) as among many, so that what is generated is what was evaluated: chained_product.h has the
 // order. On CUDA up to 64 MiB of W' are unpacked at a time.
