@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
+import warnings
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
@@ -72,7 +73,9 @@ def loaded_from(path, advice=ADVICE, fault=WeightsFault):
     size = path.stat().st_size
     guarded_work.step("reading it", path, SECONDS + size * SECONDS_A_BYTE, guarded_work.GIB + size * BYTES_A_BYTE, advice, fault.code)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about sparse tensors and old storages: lines beside ours
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001: whatever this one call raises, the file made it do so

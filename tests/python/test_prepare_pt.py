@@ -204,8 +204,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind, name", [(kind, NAMES[number % len(NAMES)]) for number, kind in enumerate(HOSTILE)])
 def test_hostile_pickles_are_refused_and_run_nothing(tokenizer, tmp_path, kind, name):
     folder, target = put(tmp_path / "in", tensors()), tmp_path / "ran"
     (folder / f"{name}.pt").write_bytes(HOSTILE[kind](target))
