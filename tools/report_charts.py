@@ -26,17 +26,18 @@ body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.5 system
   -webkit-text-size-adjust:100%; }
 main { max-width:1200px; margin:0 auto; padding:1rem; }
 h1 { font-size:1.6rem; line-height:1.2; overflow-wrap:anywhere; } h2 { font-size:1.2rem; margin:2rem 0 .5rem; }
-h3 { font-size:1rem; margin:1.2rem 0 .4rem; } small, .note { color:var(--soft); font-weight:400; }
+h3 { font-size:1rem; margin:1.2rem 0 .4rem; } small, .note { color:var(--soft); font-weight:400; } .note { overflow-wrap:anywhere; }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr)); gap:.6rem; }
 .cards div { background:var(--card); border-radius:.5rem; padding:.6rem .8rem; }
 .cards b { display:block; font-size:1.25rem; overflow-wrap:anywhere; } .cards span { color:var(--soft); font-size:.85rem; }
 .charts > * { min-width:0; } .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr)); gap:1rem; }
+.charts.wide { grid-template-columns:minmax(0,46rem); }
 figure { margin:0; background:var(--card); border-radius:.5rem; padding:.6rem; }
 figcaption { font-weight:600; font-size:.95rem; overflow-wrap:anywhere; } figcaption small { font-weight:400; margin-left:.6rem; }
 svg { display:block; width:100%; height:auto; } svg text { fill:var(--soft); font-size:11px; }
 .grid { stroke:var(--line); stroke-width:1; } .bad { stroke:var(--c5); stroke-width:2; }
 .run { fill:none; stroke-width:1.8; stroke-linejoin:round; vector-effect:non-scaling-stroke; }
-.band { stroke:none; opacity:.18; }
+.band { stroke:none; opacity:.18; } .thin { stroke-width:1; } .zero { stroke:var(--soft); stroke-width:1.2; } path.bad { fill:none; }
 table { border-collapse:collapse; max-width:100%; font-size:.9rem; font-variant-numeric:tabular-nums; }
 th, td { padding:.3rem .7rem; border-bottom:1px solid var(--line); text-align:right; } tr > :first-child, tr > :last-child { overflow-wrap:anywhere; }
 th small, td small { white-space:nowrap; } th:first-child, .left td, .left th { text-align:left; } .best { color:var(--good); font-weight:700; }
