@@ -12,6 +12,13 @@ from guarded_work import GIB, step
 from report_runs import USAGE, ReportError
 
 IO = 6  # exit code, as the program's
+IN_A_RUN = ("sweep.json", "profile.json")  # a run's folder has the name then
+
+
+def named(path: Path) -> str:
+    """As short as tells files of one name in two folders apart."""
+    folder = path.resolve().parent.name
+    return f"{folder}/{path.stem}" if path.name in IN_A_RUN and folder else path.stem
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -9,8 +9,9 @@ from typing import Callable
 import report_charts as charts
 from report_charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 
-ROW, MOST_ROWS = 30, 24  # of a chart of intervals: units a row, rows a chart
+ROW, MOST_ROWS = 30, 16  # of a chart of intervals: units a row, rows a chart
 CHARACTER = 6.2  # units, of 11 px text
+NEAR = 14  # units, between marks that have one label
 SHAPES = ("circle", "square", "diamond")
 
 
@@ -62,10 +63,24 @@ def drawn_mark(mark: Mark, at_x: float, at_y: float, says: str) -> str:
         out = f'<circle class="dot {style}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="4">{title}</circle>'
     if mark.front:
         out += f'<circle class="run {style}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="7.5"/>'
-    if mark.label:
-        left = at_x > WIDTH - RIGHT - 24
+    return out
+
+
+def drawn_labels(places: list[tuple[float, float, str]]) -> str:
+    """Those of marks that stand on or beside each other are one text."""
+    groups: list[tuple[float, float, list[str]]] = []
+    for at_x, at_y, label in places:
+        near = next((group for group in groups if abs(group[0] - at_x) < NEAR and abs(group[1] - at_y) < NEAR), None)
+        if near is None:
+            groups.append((at_x, at_y, [label]))
+        elif label not in near[2]:
+            near[2].append(label)
+    out = ""
+    for at_x, at_y, names in groups:
+        text = ", ".join(names)
+        left = at_x + 9 + len(text) * CHARACTER > WIDTH
         x, anchor = (at_x - 9, "end") if left else (at_x + 9, "start")
-        out += f'<text x="{x:.1f}" y="{max(at_y - 4, 10):.1f}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+        out += f'<text class="over" x="{x:.1f}" y="{max(at_y - 4, 10):.1f}" text-anchor="{anchor}">{escape(text)}</text>'
     return out
 
 
@@ -107,6 +122,7 @@ def scatter(title: str, marks: list[Mark], x_text: Callable[[float], str], y_tex
             out += f'<path class="run thin s{colour % COLOURS}" d="{charts.path(front, x, y)}"/>'
     for mark in marks:
         out += drawn_mark(mark, x(mark.x), y(mark.y), f"{mark.name}: {y_text(mark.y)} at {x_text(mark.x)}")
+    out += drawn_labels([(x(mark.x), y(mark.y), mark.label) for mark in marks if mark.label])
     scales = "".join(f" <small>{name} log</small>" for name, axis in (("across", x), ("up", y)) if axis.logarithmic)
     return (f'<figure><figcaption>{escape(title)}{scales}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             f'aria-label="{escape(title, quote=True)} over {escape(over, quote=True)}">{out}</svg></figure>')  # fmt: skip
@@ -118,12 +134,14 @@ def short(name: str, room: float) -> str:
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
-def _row(interval: Interval, top: float, x: charts.Axis, text: Callable[[float], str]) -> str:
+def _row(interval: Interval, top: float, x: charts.Axis, text: Callable[[float], str], bars: bool) -> str:
     style, y = f"s{interval.colour % COLOURS}", top + 20
     value = text(interval.value)
     name = short(interval.name, WIDTH - 24 - len(value) * CHARACTER)
-    out = f'<text x="6" y="{top + 11:.1f}">{escape(name)}</text>'
-    out += f'<text x="{WIDTH - 6}" y="{top + 11:.1f}" text-anchor="end">{escape(value)}</text>'
+    out = f'<text class="over" x="6" y="{top + 11:.1f}">{escape(name)}</text>'
+    out += f'<text class="over" x="{WIDTH - 6}" y="{top + 11:.1f}" text-anchor="end">{escape(value)}</text>'
+    if bars:
+        out += f'<path class="run thick {style}" d="M{x(0):.1f},{y}H{x(interval.value):.1f}"/>'
     says = f"{interval.name}: {value}"
     if interval.low is not None and interval.high is not None:
         says += f", 95 % from {text(interval.low)} to {text(interval.high)}"
@@ -140,8 +158,8 @@ def _missing_row(missing: Missing, top: float) -> str:
             f'<text x="{WIDTH - 26}" y="{top + 13:.1f}" text-anchor="end">{escape(missing.why)}</text>')  # fmt: skip
 
 
-def intervals(title: str, rows: list[Interval], missing: list[Missing], text: Callable[[float], str]) -> str:
-    """A row each, over one axis that has its zero marked; what has no value stands apart at the bottom."""
+def intervals(title: str, rows: list[Interval], missing: list[Missing], text: Callable[[float], str], bars: bool = False) -> str:
+    """A row each, over one axis that has its zero marked, from which `bars` go; what has no value stands apart at the bottom."""
     if not rows and not missing:
         return ""
     ends = [value for row in rows for value in (row.value, row.low, row.high) if value is not None] or [0.0]
@@ -160,7 +178,7 @@ def intervals(title: str, rows: list[Interval], missing: list[Missing], text: Ca
             if middle - half >= right + 6:
                 right = middle + half
                 out += f'<text x="{middle:.1f}" y="{bottom + 14}" text-anchor="middle">{escape(text(at))}</text>'
-    out += "".join(_row(row, number * ROW, x, text) for number, row in enumerate(rows))
+    out += "".join(_row(row, number * ROW, x, text, bars) for number, row in enumerate(rows))
     if missing:
         top = bottom + (24 if rows else 4)
         out += f'<line class="grid" x1="0" x2="{WIDTH}" y1="{top}" y2="{top}"/>' if rows else ""

@@ -59,7 +59,8 @@ def of_sweep(sweep: Sweep, label: str) -> list[Form]:
         made = Form(name, label, sweep.quality, model.quality, reference=reference)
         return with_costs(made, {"bytes": model.bytes, "ms": ms}, {"joules": "a sweep measures none"})
 
-    measured = [model for model in sweep.whole if model.measured and model.quality is not None]
+    # As it is, the model is in float32.
+    measured = [model for model in sweep.whole if model.measured and model.quality is not None and model.format != "float32"]
     forms = [form(sweep.baseline, "as it is", reference=True), *(form(model, model.format) for model in measured)]
     combined = sweep.combined
     if combined and combined.model.measured and combined.model.quality is not None:

@@ -18,7 +18,7 @@ import report_charts as charts  # noqa: E402
 import report_marks as marks  # noqa: E402
 from guarded_work import GIB, answered, step  # noqa: E402
 from report_contract import table  # noqa: E402
-from report_files import page_of_files  # noqa: E402
+from report_files import named, page_of_files  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_sweep import NONE, or_none, quality_text  # noqa: E402
 from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of  # noqa: E402
@@ -26,7 +26,7 @@ from report_values import checked, entries_of, maybe, object_of, result_of, size
 WANTED = "wanted the profile.json that `limbeck profile` writes"
 WORKS = ("forward", "training", "generation")
 NO_REASON = "no reason is given"
-MOST_MODULES = 24  # of a chart
+MOST_MODULES = 16  # of a chart
 
 
 @dataclass
@@ -146,18 +146,19 @@ def ms_text(value: float) -> str:
     return f"{number(value)} ms"
 
 
-def rows_table(profile: Profile, work: str) -> str:
-    head = ["precision", "device", "mean", "p50", "p95", "deviation", "rows/s", "tokens/s", "on disk", "weights", "peak of tensors",
-            "resident", "quality", "macro F1", "idle", "energy"]  # fmt: skip
-    rows = []
+def rows_tables(profile: Profile, work: str) -> str:
+    """Two, so that each fits a page: speed, and what it takes and gives."""
+    speed, rest = [], []
     for row in profile.of(work):
         quality = f"{row.quality} {quality_text(row.quality, row.value)}" if row.value is not None else NONE
         devices = ", ".join(f"{name} {or_none(lambda v: f'{number(v)} J', joules)}" for name, joules in row.by_device.items())
-        rows.append([row.precision, row.device, *(or_none(ms_text, v) for v in (row.mean, row.p50, row.p95, row.std)),
-                     or_none(number, row.rows_per_second), or_none(number, row.tokens_per_second),
-                     *(or_none(bytes_text, v) for v in (row.on_disk, row.weights, row.peak, row.resident)), quality, or_none(number, row.f1),
-                     or_none(lambda v: f"{number(v)} W", row.idle), joules_text(row) + (f" ({devices})" if devices else "")])  # fmt: skip
-    return table(f"Measured, {work}", head, rows)
+        speed.append([row.precision, row.device, *(or_none(ms_text, v) for v in (row.mean, row.p50, row.p95, row.std)),
+                      or_none(number, row.rows_per_second), or_none(number, row.tokens_per_second)])  # fmt: skip
+        rest.append([row.precision, row.device, *(or_none(bytes_text, v) for v in (row.on_disk, row.weights, row.peak, row.resident)), quality,
+                     or_none(number, row.f1), or_none(lambda v: f"{number(v)} W", row.idle), joules_text(row) + (f" ({devices})" if devices else "")])  # fmt: skip
+    return (table(f"Speed, {work}", ["precision", "device", "mean", "p50", "p95", "deviation", "rows/s", "tokens/s"], speed)
+            + "<br>" + table(f"Bytes, quality and energy, {work}", ["precision", "device", "on disk", "weights", "peak of tensors", "resident",
+                                                             "quality", "macro F1", "idle", "energy"], rest))  # fmt: skip
 
 
 def bars(profile: Profile, work: str) -> str:
@@ -173,7 +174,7 @@ def bars(profile: Profile, work: str) -> str:
         drawn = [marks.Interval(row.name, profile.precisions.index(row.precision), value(row), *(between(row) if between else ())) for row in having]
         without = [marks.Missing(row.name, "not measured") for row in profile.of(work) if value(row) is None]
         said = f"{title}, {work}" + (" (from p50 to p95, the mean as a dot)" if between else "")
-        out += marks.intervals(said, drawn[: marks.MOST_ROWS], without, text)
+        out += marks.intervals(said, drawn[: marks.MOST_ROWS], without, text, bars=between is None)
     return out
 
 
@@ -194,7 +195,7 @@ def modules_section(row: Row) -> str:
             for one in sorted(row.modules, key=lambda one: -one.ms)]  # fmt: skip
     largest = sorted(row.modules, key=lambda one: -one.ms)[:MOST_MODULES]
     drawn = marks.intervals(f"time by module, {row.name}, {row.work}", [marks.Interval(one.name, 0 if one.bound != "memory" else 1, one.ms) for one in largest],
-                            [], ms_text)  # fmt: skip
+                            [], ms_text, bars=True)  # fmt: skip
     return (f"<details><summary>{charts.escape(row.name)}, {charts.escape(row.work)}</summary>"
             f'{marks.legend([(0, "bound by arithmetic, or not known"), (1, "bound by memory")])}<div class="charts">{drawn}</div>'
             f"{table(f'Modules, {row.name}', head, rows)}</details>")  # fmt: skip
@@ -215,7 +216,7 @@ def work_sections(profile: Profile) -> str:
     out = ""
     for work in works:
         charted = bars(profile, work) + (quality_figure(profile) if work == "forward" else "")
-        out += f'<h2>{charts.escape(work.capitalize())}</h2>{legend}<div class="charts">{charted}</div>{rows_table(profile, work)}'
+        out += f'<h2>{charts.escape(work.capitalize())}</h2>{legend}<div class="charts">{charted}</div>{rows_tables(profile, work)}'
     return out or "<p>Nothing was measured.</p>"
 
 
@@ -235,13 +236,14 @@ def body(profile: Profile) -> str:
 {modules or "<p>No module was measured.</p>"}
 <h2>Machine and meters</h2>
 {table("Machine", ["what", "value"], [[*fact] for fact in measured])}
+<h3>Meters</h3>
 {meters}"""
 
 
 def report(options: argparse.Namespace) -> None:
     step("reading", options.profile, 30, GIB, "name the profile.json of a run")
     profile = read_profile(options.profile)
-    page_of_files(options, [options.profile], lambda: charts.document(options.title or f"Limbeck: profile of {options.profile.stem}", body(profile)))
+    page_of_files(options, [options.profile], lambda: charts.document(options.title or f"Limbeck: {named(options.profile)}", body(profile)))
 
 
 def main(arguments: list[str]) -> int:

@@ -11,11 +11,11 @@ import report_budgets as budgets
 import report_profile as profile
 import report_sweep as sweep
 from guarded_work import GIB, step
+from report_files import IN_A_RUN, named
 from report_runs import INPUT, ReportError
 from report_values import checked, result_of
 
 WANTED = "wanted the JSON of `limbeck sweep`, `limbeck profile` or `limbeck quantize --budgets`"
-IN_A_RUN = ("sweep.json", "profile.json")
 
 
 @dataclass
@@ -38,8 +38,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """As short as tells files of one name in two folders apart."""
-        return f"{self.path.parent.name}/{self.path.stem}" if self.path.name in IN_A_RUN and self.path.parent.name else self.path.stem
+        return named(self.path)
 
 
 def read_any(path: Path) -> Result:

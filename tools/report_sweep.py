@@ -17,7 +17,7 @@ import report_charts as charts  # noqa: E402
 import report_marks as marks  # noqa: E402
 from guarded_work import GIB, answered, step  # noqa: E402
 from report_contract import table  # noqa: E402
-from report_files import page_of_files  # noqa: E402
+from report_files import named, page_of_files  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of, value_of  # noqa: E402
 
@@ -162,9 +162,17 @@ def range_text(low: float | None, high: float | None, text=number) -> str:
 
 def result_cells(sweep: Sweep, model: Model) -> list[str]:
     if not model.measured:
-        return [NONE] * 5
-    return [quality_text(sweep.quality, model.quality), or_none(lambda v: drop_text(v, sweep.unit), model.drop),
-            range_text(model.low, model.high, lambda v: f"{v:.2f}"), or_none(number, model.kl), range_text(model.kl_low, model.kl_high)]  # fmt: skip
+        return [NONE] * 3
+    return [quality_text(sweep.quality, model.quality), drop_text(model.drop, sweep.unit) + in_brackets(model.low, model.high, lambda v: f"{v:.2f}"),
+            or_none(number, model.kl) + in_brackets(model.kl_low, model.kl_high)]  # fmt: skip
+
+
+def in_brackets(low: float | None, high: float | None, text=number) -> str:
+    return "" if low is None or high is None else f" [{text(low)}, {text(high)}]"
+
+
+def now_and_before(now: float | None, before: float | None, text) -> str:
+    return or_none(text, now) if before is None else f"{or_none(text, now)} of {text(before)}"
 
 
 def state_of(model: Model) -> str:
@@ -172,9 +180,9 @@ def state_of(model: Model) -> str:
 
 
 def whole_table(sweep: Sweep) -> str:
-    head = ["model", sweep.quality, "drop", "95 % of the drop", "KL", "95 % of the KL", "time", "bytes", "state"]
+    head = ["model", sweep.quality, "drop [95 %]", "KL [95 %]", "time", "bytes", "state"]
     base = sweep.baseline
-    rows = [["as it is", quality_text(sweep.quality, base.quality), NONE, NONE, NONE, NONE, or_none(seconds_text, base.seconds),
+    rows = [["as it is", quality_text(sweep.quality, base.quality), NONE, NONE, or_none(seconds_text, base.seconds),
              or_none(bytes_text, base.bytes), "compared with"]]  # fmt: skip
     models = [*sweep.whole, *([sweep.combined.model] if sweep.combined else [])]
     rows += [[model.name, *result_cells(sweep, model), or_none(seconds_text, model.seconds), or_none(bytes_text, model.bytes),
@@ -183,15 +191,14 @@ def whole_table(sweep: Sweep) -> str:
 
 
 def candidates_table(sweep: Sweep) -> str:
-    head = ["module", "format", "role", sweep.quality, "drop", "95 % of the drop", "KL", "95 % of the KL", "p", "logit error", "time of it",
-            "before", "bytes of it", "before", "score", "state"]  # fmt: skip
+    head = ["module", "format", "role", sweep.quality, "drop [95 %]", "KL [95 %]", "p", "logit error", "time", "bytes", "score", "state"]
     rows = []
     for one in sorted(sweep.candidates, key=lambda one: not one.measured):
         state = ", ".join([state_of(one), *(["selected"] if one.selected else []), *(["Pareto"] if one.pareto else [])])
         score, p, error = (one.score, one.p, one.logit_error) if one.measured else (None, None, None)
         rows.append([one.name, one.format, one.role, *result_cells(sweep, one), or_none(number, p), or_none(number, error),
-                     or_none(seconds_text, one.seconds), or_none(seconds_text, one.seconds_before), or_none(bytes_text, one.bytes),
-                     or_none(bytes_text, one.bytes_before), or_none(number, score), state])  # fmt: skip
+                     now_and_before(one.seconds, one.seconds_before, seconds_text), now_and_before(one.bytes, one.bytes_before, bytes_text),
+                     or_none(number, score), state])  # fmt: skip
     return table("Candidates", head, rows)
 
 
@@ -286,7 +293,7 @@ def body(sweep: Sweep) -> str:
 def report(options: argparse.Namespace) -> None:
     step("reading", options.sweep, 30, GIB, "name the sweep.json of a run")
     sweep = read_sweep(options.sweep)
-    page_of_files(options, [options.sweep], lambda: charts.document(options.title or f"Limbeck: sweep of {options.sweep.stem}", body(sweep)))
+    page_of_files(options, [options.sweep], lambda: charts.document(options.title or f"Limbeck: {named(options.sweep)}", body(sweep)))
 
 
 def main(arguments: list[str]) -> int:

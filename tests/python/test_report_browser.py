@@ -130,7 +130,8 @@ def test_results_print_on_paper_without_a_word_of_a_script(browser, pages, name,
     browser.heard.clear()
     browser.open(pages[name], 1200, dark=True)
     assert browser.ask("document.scripts.length") == 0
-    browser.call("Emulation.setEmulatedMedia", media="print", features=[])
+    browser.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"  # ink is for what is drawn
     assert browser.ask("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     data = browser.pdf()
     assert data.startswith(b"%PDF-") and len(data) > 10_000
