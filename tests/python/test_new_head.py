@@ -181,6 +181,19 @@ def test_a_run_says_what_it_drew(starts, kind):
     assert set(names.split(", ")) == DRAWN[kind]
 
 
+def test_a_head_that_is_evaluated_as_drawn_is_said_to_be(starts):
+    """Whoever names a trained folder and leaves new_head in the recipe would measure chance."""
+    start = starts["bert"]
+    if not (start.folder / "trained" / "final").is_dir():
+        start.train("trained")
+    final = f"--student.model={start.folder / 'trained' / 'final'}"
+    drawn = run_program("eval", str(start.recipe), final)
+    assert drawn.returncode == 0 and "the head is as it was drawn, untrained (student.init = new_head" in drawn.stderr, drawn.stderr
+    assert "recipe.ini:4" in drawn.stderr and "--student.init=weights" in drawn.stderr
+    trained = run_program("eval", str(start.recipe), final, "--student.init=weights")
+    assert trained.returncode == 0 and "untrained" not in trained.stderr
+
+
 def test_what_the_head_must_not_be(starts):
     start, encoder = starts["bert"], starts["bert"].folder / "encoder"
     for flags, said in (
