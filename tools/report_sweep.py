@@ -128,10 +128,20 @@ def sweep_of(result: dict) -> Sweep:
     baseline, times = object_of(result, "baseline"), object_of(result, "seconds")
     if maybe(baseline, "quality") is None:
         raise ValueError("the baseline has no quality")
-    return Sweep(text_of(result, "kind"), text_of(result, "quality"), value_of(result, "rows"), value_of(result, "targets"),
+    return in_shares(Sweep(text_of(result, "kind"), text_of(result, "quality"), value_of(result, "rows"), value_of(result, "targets"),
                  Model(**fields_of(baseline, "float32")), [Model(**fields_of(one, text_of(one, "format"))) for one in entries_of(result, "whole_models")],
                  [candidate_of(one) for one in entries_of(result, "candidates")], combined_of(result), size_of(times, "sweep"),
-                 size_of(times, "share_of_full_evaluations"))  # fmt: skip
+                 size_of(times, "share_of_full_evaluations")))  # fmt: skip
+
+
+def in_shares(sweep: Sweep) -> Sweep:
+    """An accuracy of more than 1 is in per cent, as `limbeck sweep` has it; a profile's is a share, and both stand on one chart."""
+    if sweep.quality != "accuracy" or sweep.baseline.quality <= 1:
+        return sweep
+    for model in [sweep.baseline, *sweep.whole, *sweep.candidates, *([sweep.combined.model] if sweep.combined else [])]:
+        if model.quality is not None:
+            model.quality /= 100
+    return sweep
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -144,8 +154,13 @@ def quality_text(quality: str, value: float | None) -> str:
     return f"{100 * value:.2f} %" if quality == "accuracy" else number(value)
 
 
+def points_text(value: float) -> str:
+    """A drop of accuracy has few digits; of a perplexity one may be far smaller, and no 0 for that."""
+    return f"{value + 0.0:.2f}" if value == 0 or 0.0995 <= abs(value) < 1e4 else number(value)
+
+
 def drop_text(value: float, unit: str) -> str:
-    return f"{value + 0.0:.2f} {unit}" if abs(value) < 1e4 else f"{number(value)} {unit}"
+    return f"{points_text(value)} {unit}"
 
 
 def or_none(text, value: float | None) -> str:
@@ -163,7 +178,7 @@ def range_text(low: float | None, high: float | None, text=number) -> str:
 def result_cells(sweep: Sweep, model: Model) -> list[str]:
     if not model.measured:
         return [NONE] * 3
-    return [quality_text(sweep.quality, model.quality), drop_text(model.drop, sweep.unit) + in_brackets(model.low, model.high, lambda v: f"{v:.2f}"),
+    return [quality_text(sweep.quality, model.quality), drop_text(model.drop, sweep.unit) + in_brackets(model.low, model.high, points_text),
             or_none(number, model.kl) + in_brackets(model.kl_low, model.kl_high)]  # fmt: skip
 
 
