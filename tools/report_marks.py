@@ -33,6 +33,7 @@ class Interval:
     value: float
     low: float | None = None
     high: float | None = None
+    what: str = "95 %"  # lies between them
 
 
 @dataclass
@@ -144,7 +145,7 @@ def _row(interval: Interval, top: float, x: charts.Axis, text: Callable[[float],
         out += f'<path class="run thick {style}" d="M{x(0):.1f},{y}H{x(interval.value):.1f}"/>'
     says = f"{interval.name}: {value}"
     if interval.low is not None and interval.high is not None:
-        says += f", 95 % from {text(interval.low)} to {text(interval.high)}"
+        says += f", {interval.what} from {text(interval.low)} to {text(interval.high)}"
         a, b = x(interval.low), x(interval.high)
         out += f'<path class="run {style}" d="M{a:.1f},{y - 3}v6m0,-3H{b:.1f}m0,-3v6"/>'
     return out + f'<circle class="dot {style}" cx="{x(interval.value):.1f}" cy="{y}" r="3.5"><title>{escape(says)}</title></circle>'

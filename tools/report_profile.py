@@ -138,8 +138,15 @@ def read_profile(path: Path) -> Profile:
     return checked(path, result_of(path, WANTED), profile_of, WANTED)
 
 
-def joules_text(row: Row) -> str:
-    return f"{number(row.joules)} J" if row.joules is not None else f"not measured: {row.no_joules}"
+def joules_text(joules: float | None, why: str, known: list[str]) -> str:
+    """`known`: the one reason that the page has said above."""
+    if joules is not None:
+        return f"{number(joules)} J"
+    return "not measured" if known == [why] else f"not measured: {why}"
+
+
+def reasons_of(profile: Profile) -> list[str]:
+    return list(dict.fromkeys(row.no_joules for row in profile.rows if not row.refused and row.joules is None))
 
 
 def ms_text(value: float) -> str:
@@ -155,7 +162,7 @@ def rows_tables(profile: Profile, work: str) -> str:
         speed.append([row.precision, row.device, *(or_none(ms_text, v) for v in (row.mean, row.p50, row.p95, row.std)),
                       or_none(number, row.rows_per_second), or_none(number, row.tokens_per_second)])  # fmt: skip
         rest.append([row.precision, row.device, *(or_none(bytes_text, v) for v in (row.on_disk, row.weights, row.peak, row.resident)), quality,
-                     or_none(number, row.f1), or_none(lambda v: f"{number(v)} W", row.idle), joules_text(row) + (f" ({devices})" if devices else "")])  # fmt: skip
+                     or_none(number, row.f1), or_none(lambda v: f"{number(v)} W", row.idle), joules_text(row.joules, row.no_joules, reasons_of(profile)) + (f" ({devices})" if devices and row.joules is not None else "")])  # fmt: skip
     return (table(f"Speed, {work}", ["precision", "device", "mean", "p50", "p95", "deviation", "rows/s", "tokens/s"], speed)
             + "<br>" + table(f"Bytes, quality and energy, {work}", ["precision", "device", "on disk", "weights", "peak of tensors", "resident",
                                                              "quality", "macro F1", "idle", "energy"], rest))  # fmt: skip
@@ -171,7 +178,7 @@ def bars(profile: Profile, work: str) -> str:
         having = [row for row in profile.of(work) if value(row) is not None]
         if not having:
             continue
-        drawn = [marks.Interval(row.name, profile.precisions.index(row.precision), value(row), *(between(row) if between else ())) for row in having]
+        drawn = [marks.Interval(row.name, profile.precisions.index(row.precision), value(row), *((*between(row), "p50 and p95") if between else ())) for row in having]
         without = [marks.Missing(row.name, "not measured") for row in profile.of(work) if value(row) is None]
         said = f"{title}, {work}" + (" (from p50 to p95, the mean as a dot)" if between else "")
         out += marks.intervals(said, drawn[: marks.MOST_ROWS], without, text, bars=between is None)
@@ -187,11 +194,11 @@ def quality_figure(profile: Profile) -> str:
     return out
 
 
-def modules_section(row: Row) -> str:
+def modules_section(row: Row, known: list[str]) -> str:
     head = ["module", "role", "calls", "ms", "of the pass", "GFLOP/s", "of the roofline", "bound by", "energy"]
     rows = [[one.name, one.role, or_none(number, one.calls), number(one.ms), percent(one.share), or_none(number, one.gflops),
              percent(one.roofline), one.bound or NONE,
-             f"{number(one.joules)} J" if one.joules is not None else f"not measured: {one.reason or row.no_joules or NO_REASON}"]
+             joules_text(one.joules, one.reason or row.no_joules or NO_REASON, known)]
             for one in sorted(row.modules, key=lambda one: -one.ms)]  # fmt: skip
     largest = sorted(row.modules, key=lambda one: -one.ms)[:MOST_MODULES]
     drawn = marks.intervals(f"time by module, {row.name}, {row.work}", [marks.Interval(one.name, 0 if one.bound != "memory" else 1, one.ms) for one in largest],
@@ -206,8 +213,7 @@ def percent(value: float | None) -> str:
 
 
 def energy_note(profile: Profile) -> str:
-    reasons = list(dict.fromkeys(row.no_joules for row in profile.rows if not row.refused and row.joules is None))
-    return marks.notes([f"Energy was not measured: {reason}." for reason in reasons])
+    return marks.notes([f"Energy was not measured: {reason}." for reason in reasons_of(profile)])
 
 
 def work_sections(profile: Profile) -> str:
@@ -225,7 +231,7 @@ def body(profile: Profile) -> str:
     not_possible = table("Refused", ["precision", "device", "work", "because"],
                          [[row.precision, row.device, row.work, row.refused] for row in refused]) if refused else "<p>Nothing.</p>"  # fmt: skip
     meters = table("Meters", ["meter", "device", "state"], [[*meter] for meter in profile.meters]) if profile.meters else "<p>None is known.</p>"
-    modules = "".join(modules_section(row) for row in profile.rows if row.modules)
+    modules = "".join(modules_section(row, reasons_of(profile)) for row in profile.rows if row.modules)
     measured = [(name, value) for name, value in profile.machine]
     return f"""{marks.cards([(name, value) for name, value in profile.shape])}
 {energy_note(profile)}
