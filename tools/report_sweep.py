@@ -296,7 +296,7 @@ def body(sweep: Sweep) -> str:
 <h2>Combined model</h2>
 {combined_section(sweep)}
 <h2>Module by module</h2>
-{marks.notes(["The drop of the model when one module alone is converted, with 95 % of rows drawn again; to the right is worse. A cross is "
+{marks.notes(["The drop of the model when one module alone is converted, with its 95 % interval; to the right is worse. A cross is "
               "a candidate without a value. Squares are selected."])}
 {legend}<div class="charts">{saving_figures(sweep)}{drop_figures(sweep)}</div>
 <h2>Failed and overflowed</h2>
