@@ -14,6 +14,7 @@ import os
 import pathlib
 import shutil
 import sys
+import warnings
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
@@ -57,28 +58,37 @@ def pickled_files(source):
     return found
 
 
+def is_dense(value):
+    import torch
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta and not value.is_quantized
+
+
 def is_weight(name, value):
-    import torch
-    return (isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-            and not value.is_quantized)
+    return isinstance(name, str) and is_dense(value)
 
 
-def tensors_of(path):
+def loaded_from(path, advice=ADVICE, fault=WeightsFault):
+    """What the pickle holds, read without running any of it; what cannot be read so is refused by `fault`."""
     import torch
-    if not path.is_file():
-        raise WeightsFault(f"{path}: no such file, and the index names it: {ADVICE}")
     size = path.stat().st_size
-    guarded_work.step("reading it", path, SECONDS + size * SECONDS_A_BYTE, guarded_work.GIB + size * BYTES_A_BYTE, ADVICE,
-                      guarded_work.WEIGHTS)
+    guarded_work.step("reading it", path, SECONDS + size * SECONDS_A_BYTE, guarded_work.GIB + size * BYTES_A_BYTE, advice, fault.code)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, about sparse tensors and old storages: lines beside ours
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001: whatever this one call raises, the file made it do so
         if isinstance(error, OSError) and error.errno is not None:
             raise
         why = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise WeightsFault(f"{path}: torch.load(weights_only=True) refuses it ({why}): {ADVICE}") from None
+        raise fault(f"{path}: torch.load(weights_only=True) refuses it ({why}): {advice}") from None
+
+
+def tensors_of(path):
+    if not path.is_file():
+        raise WeightsFault(f"{path}: no such file, and the index names it: {ADVICE}")
+    loaded = loaded_from(path)
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):

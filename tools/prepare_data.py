@@ -4,6 +4,7 @@
     tools/prepare_data.py --tokenizer FOLDER --out data/mine texts/ more.jsonl
     tools/prepare_data.py --tokenizer Qwen/Qwen2.5-0.5B --out data/chat chats.jsonl      as on the hub; in the local cache
     tools/prepare_data.py --tokenizer A --teacher-tokenizer B --out data/pair texts/     for two vocabularies
+    tools/prepare_data.py --from-pt DIR --tokenizer FOLDER --out data/mine       input_ids.pt, attention_mask.pt, labels.pt
     tools/prepare_data.py --from-python-stdlib --train-vocabulary 8192 --out data/python    nothing is downloaded
 
 A record of JSONL or Parquet is read by its keys, the first of these that it has:
@@ -41,7 +42,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads would only
 sys.path.insert(0, str(HERE))
 import guarded_work  # noqa: E402
 from token_shards import DataFault, UsageFault  # noqa: E402
-from token_shards import chat, documents, encoding, hub_cache, record_forms, shard_writer, tokenizer_file  # noqa: E402
+from token_shards import chat, documents, encoding, hub_cache, record_forms, shard_writer, tensor_rows, tokenizer_file  # noqa: E402
 from token_shards.counted import Counted, no_document_left  # noqa: E402
 from token_shards.progress import Progress  # noqa: E402
 
@@ -56,6 +57,9 @@ def parsed_arguments(arguments):
                         help=".jsonl, .parquet, and any other file as text; folders are read to their depth")
     source.add_argument("--from-python-stdlib", action="store_true",
                         help="the .py files of this machine's Python standard library")
+    source.add_argument("--from-pt", type=pathlib.Path, metavar="DIR",
+                        help="rows that are tokens already: DIR/input_ids.pt and attention_mask.pt, [rows, tokens], and labels.pt, "
+                        "[rows], each one tensor; nothing in them is run")
     split = source.add_mutually_exclusive_group()
     split.add_argument("--split-lines", action="store_const", dest="split", const="lines", default="file",
                        help="each line of a text is a document (default: each file or record)")
@@ -122,9 +126,13 @@ def fraction(text):
 
 
 def check_arguments(a):
-    if bool(a.sources) == a.from_python_stdlib:
-        raise UsageFault("name texts to read, or --from-python-stdlib" if not a.sources else
-                         "--from-python-stdlib and texts together: choose one of them")
+    given = bool(a.sources) + a.from_python_stdlib + (a.from_pt is not None)
+    if given != 1:
+        raise UsageFault("name texts to read, --from-python-stdlib or --from-pt DIR" if not given else
+                         "texts, --from-python-stdlib and --from-pt: choose one of them")
+    if a.from_pt is not None and (a.teacher_tokenizer or a.train_vocabulary or a.label_key):
+        raise UsageFault("--from-pt has tokens and classes already: name the --tokenizer that made the tokens, and leave out "
+                         "--train-vocabulary, --teacher-tokenizer and --label-key")
     if (a.tokenizer is None) == (a.train_vocabulary is None):
         raise UsageFault("wanted one of --tokenizer FILE and --train-vocabulary N")
     if a.teacher_tokenizer and a.chat_template == "tokenizer":
@@ -132,7 +140,7 @@ def check_arguments(a):
                          "aligned: use --chat-template builtin")
     if a.teacher_tokenizer and a.label_key:
         raise UsageFault("--label-key and --teacher-tokenizer together: a classifier has one tokenizer")
-    if a.label_names and not a.label_key:
+    if a.label_names and not a.label_key and a.from_pt is None:
         raise UsageFault("--label-names without --label-key")
 
 
@@ -278,6 +286,28 @@ def prepare(a):
     progress.say(f"done in {time.monotonic() - begin:.1f} s")
 
 
+def prepare_tensors(a):
+    """The rows of --from-pt, as they are."""
+    progress, begin = Progress(a.quiet), time.monotonic()
+    tokenizer = named_tokenizer(a.tokenizer, "--tokenizer", a.eos)
+    rows = tensor_rows.read(a.from_pt, tokenizer, a.label_names)
+    names = parts_of(a)
+    for name in {"", *names}:
+        shard_writer.clear_folder(a.out / name, a.overwrite)
+    writers = [shard_writer.ShardWriter(a.out / name, a.shard_tokens, labelled=True) for name in names]
+    for row in rows.documents(a.max_documents, a.max_tokens):
+        writers[for_validation(row, a.validation_fraction)].add(row)
+    for writer in writers:
+        if writer.documents == 0:
+            raise DataFault(f"{writer.folder}: none of {len(rows.lengths):,} rows is left for it: change --max-documents, --max-tokens or "
+                            "--validation-fraction")  # fmt: skip
+    shard_writer.put_tokenizer(a.out, tokenizer.files())
+    for writer in writers:
+        writer.finish({"tokenizer": tokenizer.manifest_entry(), "classes": rows.classes})
+        progress.say(f"{writer.folder}: {writer.documents:,} rows of {rows.classes} classes, {writer.tokens:,} tokens")
+    progress.say(f"done in {time.monotonic() - begin:.1f} s")
+
+
 def keys_of(a):
     """A key that is named is what the user means, whatever else a record holds."""
     form = a.form
@@ -299,7 +329,7 @@ def main(arguments=None):
 
     def work():
         check_arguments(a)
-        prepare(a)
+        (prepare if a.from_pt is None else prepare_tensors)(a)
 
     return guarded_work.answered("prepare_data", work, lambda: guarded_work.remove_empty(made))
 

@@ -1,32 +1,34 @@
 #!/usr/bin/env python3
-"""report.py [LABEL=]RUN_DIR ... [--output FILE]: what runs did, as one HTML page that needs nothing else.
+"""report.py [LABEL=]RUN_DIR|RESULT.json ... [--output FILE]: what runs did, as one HTML page that needs nothing else.
 
 Curves of everything metrics.jsonl holds, the evaluation table over seeds, the dtype contract, the memory plan and the
 resolved recipe. Runs whose names differ in a number at the end only (distilled-seed0, distilled-seed1) are one row,
-where they were evaluated on the same validation set: each set has a table and curves of its own.
+where they were evaluated on the same validation set: each set has a table and curves of its own. What `limbeck sweep`,
+`limbeck profile` and `limbeck quantize --budgets` wrote is drawn as report_sweep.py, report_profile.py, report_budgets.py and
+report_pareto.py draw it; a folder's sweep.json and profile.json are read with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 import statistics
 import sys
-import tempfile
 from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 import report_contract as contract  # noqa: E402
+import report_pareto as pareto  # noqa: E402
+import report_results as results  # noqa: E402
 from guarded_work import GIB, answered, step  # noqa: E402
 from report_evaluation import evaluation_sections, plain_table  # noqa: E402
+from report_files import IO, write_whole  # noqa: E402
 from report_numbers import bytes_text, number, shown  # noqa: E402
 from report_runs import USAGE, ReportError, Run, read_run, validation_sets  # noqa: E402
 
-IO = 6  # exit code, as the program's
 FIRST = ["loss", "eval.perplexity", "eval.loss"]  # charts shown before all others
 SPEED = re.compile(r"tokens_per_s|bytes|seconds|rank|straggler|communication")
 
@@ -87,57 +89,73 @@ def recipes(runs: list[Run]) -> str:
     )
 
 
-def page(runs: list[Run], title: str) -> str:
-    return charts.document(title, f"""<section class="cards">{cards(runs)}</section>
+def runs_body(runs: list[Run]) -> str:
+    return f"""<section class="cards">{cards(runs)}</section>
 <h2>Evaluation</h2>
 {evaluation_sections(runs)}
 {chart_sections(runs)}
 <h2>Dtypes, devices, memory</h2>
 {contract.sections({run.name: run.contract for run in runs if run.contract is not None})}
 <h2>Recipes</h2>
-{recipes(runs) or "<p>No recipe.ini in the run folders.</p>"}""")  # fmt: skip
+{recipes(runs) or "<p>No recipe.ini in the run folders.</p>"}"""
 
 
-def refuse_output(output: Path, runs: list[Run]) -> None:
+def results_body(found: list[results.Result]) -> str:
+    """First what they say together, of each way of measuring quality, then each by itself."""
+    forms = pareto.all_forms(found)
+    together = pareto.body(forms).replace("<h2>", "<h3>").replace("</h2>", "</h3>") if forms else ""
+    return (f"<h2>Quality against cost</h2>{together}" if together else "") + "".join(map(results.section, found))
+
+
+def page(runs: list[Run], found: list[results.Result], title: str) -> str:
+    return charts.document(title, (runs_body(runs) if runs else "") + results_body(found))
+
+
+def read_all(arguments: list[str]) -> tuple[list[Run], list[results.Result]]:
+    """Runs, and what other commands wrote; a folder may hold both."""
+    runs, files = [], []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_file():
+            files.append(path)
+            continue
+        folder = path if path.is_dir() else Path(argument.partition("=")[2] or argument)
+        here = results.files_in(folder)
+        files += here
+        if not here or (folder / "metrics.jsonl").exists():
+            runs.append(read_run(argument))
+    return runs, [results.read_any(path) for path in files]
+
+
+def refuse_output(output: Path, runs: list[Run], found: list[results.Result]) -> None:
     """What is no regular file is not replaced, nor anything of a run but an older report, whatever it is called."""
     if not output.exists():
         return
     if not output.is_file():
         kind = "a folder" if output.is_dir() else "no regular file"
-        raise ReportError(6, f"{output}: is {kind}, wanted the name of a file, new or to be replaced: choose another with --output FILE")
-    for run in runs:
-        for read in (run.folder / name for name in ("metrics.jsonl", "contract.json", "recipe.ini")):
-            if read.exists() and output.samefile(read):
-                raise ReportError(USAGE, f"--output {output}: is {read}, which is read: name another place")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Under its name only when it is complete."""
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
-    except OSError as error:
-        raise ReportError(IO, f"{path}: cannot be written: {error.strerror}; choose another with --output FILE")
+        raise ReportError(IO, f"{output}: is {kind}, wanted the name of a file, new or to be replaced: choose another with --output FILE")
+    names = ("metrics.jsonl", "contract.json", "recipe.ini")
+    for read in [*(run.folder / name for run in runs for name in names), *(result.path for result in found)]:
+        if read.exists() and output.samefile(read):
+            raise ReportError(USAGE, f"--output {output}: is {read}, which is read: name another place")
 
 
 def report(options: argparse.Namespace) -> None:
-    runs = [read_run(argument) for argument in options.runs]
+    runs, found = read_all(options.runs)
     step("making a page of it", ", ".join(options.runs), 60, 2 * GIB, "leave runs out, or look at their metrics.jsonl")
-    groups = list(dict.fromkeys(run.group for run in runs))
-    title = options.title or ("Limbeck: " + (runs[0].name if len(runs) == 1 else ", ".join(groups)))
-    output = options.output or runs[0].folder / "report.html"
-    refuse_output(output, runs)
-    write_whole(output, page(runs, title))
-    if options.table:
+    groups = list(dict.fromkeys([*(run.group for run in runs), *(result.label for result in found)]))
+    title = options.title or ("Limbeck: " + (runs[0].name if len(runs) == 1 and not found else ", ".join(groups)))
+    output = options.output or (runs[0].folder / "report.html" if runs else found[0].path.with_suffix(".html"))
+    refuse_output(output, runs, found)
+    write_whole(output, page(runs, found, title))
+    if options.table and runs:
         print(plain_table(runs) + "\n")
     print(output)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR")
+    parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUN_DIR|RESULT.json")
     parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
     parser.add_argument("--title", help="default: the names of the runs")
     parser.add_argument("--table", action="store_true", help="print the evaluation table as well")

@@ -8,7 +8,6 @@ it, and the format of each module within each budget.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from html import escape
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 from guarded_work import GIB, answered, step  # noqa: E402
-from report import write_whole  # noqa: E402
 from report_contract import table  # noqa: E402
+from report_files import page_of_files  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
-from report_runs import INPUT, USAGE, ReportError  # noqa: E402
+from report_values import LARGEST, checked, result_of, value_of  # noqa: E402
 
 WANTED = "wanted what `limbeck quantize --budgets ... --json FILE` writes"
-LARGEST = 1e15  # larger ones leave no room for a chart's margins
 FLOAT_BITS = 32
 
 
@@ -47,13 +45,6 @@ class Point(NamedTuple):
         return FLOAT_BITS / self.ratio
 
 
-def value_of(entry: dict, key: str) -> float:
-    value = entry[key]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
-        raise ValueError(f"{key} is no number that can be drawn")
-    return float(value)
-
-
 def point_of(entry: dict) -> Point:
     measured, estimate = entry["measured"], entry["estimate"]
     measure = "turned" if "turned" in measured else "kl"
@@ -68,19 +59,20 @@ def point_of(entry: dict) -> Point:
     return Point(str(entry["asked"]), value_of(entry, "bytes"), ratio, value_of(entry, "predicted_loss"), measure=measure, formats=formats, **said)
 
 
+def is_curve(result: dict) -> bool:
+    return "curve" in result
+
+
+def curve_of(result: dict) -> tuple[list[Point], list[str]]:
+    points = [point_of(entry) for entry in result["curve"]]
+    if not points or any((p.formats.keys(), p.measure) != (points[0].formats.keys(), points[0].measure) for p in points):
+        raise ValueError("the points of the curve are none, or not of one model")
+    return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])]
+
+
 def read_curve(path: Path) -> tuple[list[Point], list[str]]:
     """The points, fewest bits first, and what was too small."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-        result = read["result"]
-        points = [point_of(entry) for entry in result["curve"]]
-        if not points or any((p.formats.keys(), p.measure) != (points[0].formats.keys(), points[0].measure) for p in points):
-            raise ValueError("the points of the curve are none, or not of one model")
-        return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])]
-    except OSError as error:
-        raise ReportError(USAGE, f"{path}: {error.strerror}; {WANTED}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise ReportError(INPUT, f"{path}: {type(error).__name__}: {error}; {WANTED}") from None
+    return checked(path, result_of(path, WANTED), curve_of, WANTED)
 
 
 def figures(points: list[Point]) -> str:
@@ -108,7 +100,7 @@ MEASURES = {
 LEGEND = ((0, "measured on held-out rows"), (7, "95 % of rows drawn again"), (1, "predicted by scores"), (2, "the model in floats"))
 
 
-def page(points: list[Point], too_small: list[str], title: str) -> str:
+def body(points: list[Point], too_small: list[str]) -> str:
     curve = [[p.asked, f"{p.bytes:.0f}", f"{p.bits:.3f}", f"1/{p.ratio:.2f}", f"{p.predicted:.6f}", f"{p.distance:.6f}",
               f"{p.low:.6f} to {p.high:.6f}", *([] if p.perplexity is None else [f"{p.perplexity:.4f}"])] for p in points]  # fmt: skip
     head = ["budget", "bytes", "bits a weight", "of float32", "predicted loss", MEASURES[points[0].measure].head, "95 % of rows drawn again"]
@@ -120,25 +112,21 @@ def page(points: list[Point], too_small: list[str], title: str) -> str:
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in facts)
     keys = "".join(f'<li><i class="key s{colour}"></i>{escape(name)}</li>' for colour, name in LEGEND)
     notes = "".join(f'<p class="note">{escape(line)}</p>' for line in too_small)
-    return charts.document(title, f"""<section class="cards">{cards}</section>
+    return f"""<section class="cards">{cards}</section>
 <h2>Curve</h2>
 <ul class="legend">{keys}</ul><div class="charts">{figures(points)}</div>
 <h2>Budgets</h2>
 {table("Budgets", head, curve)}
 {notes}
 <h2>Formats</h2>
-{table("Formats", ["module", *(escape(point.asked, quote=True) for point in points)], modules)}""")  # fmt: skip
+{table("Formats", ["module", *(point.asked for point in points)], modules)}"""  # fmt: skip
 
 
 def report(options: argparse.Namespace) -> None:
     step("reading", options.curve, 30, GIB, "name what limbeck quantize --budgets wrote by --json")
     points, too_small = read_curve(options.curve)
-    output = options.output or options.curve.with_suffix(".html")
-    if output.exists() and (not output.is_file() or output.samefile(options.curve)):
-        raise ReportError(USAGE, f"{output}: is no file that can be replaced: choose another with --output FILE")
-    step("making a page of it", options.curve, 60, 2 * GIB, "leave budgets out")
-    write_whole(output, page(points, too_small, options.title or f"Limbeck: budgets of {options.curve.stem}"))
-    print(output)
+    title = options.title or f"Limbeck: budgets of {options.curve.stem}"
+    page_of_files(options, [options.curve], lambda: charts.document(title, body(points, too_small)))
 
 
 def main(arguments: list[str]) -> int:

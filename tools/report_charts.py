@@ -18,7 +18,7 @@ LOG_FROM = 50.0  # largest over smallest from which a positive series is drawn l
 STYLE = """
 :root { --paper:#fff; --ink:#1b1f24; --soft:#5c6670; --line:#d9dee3; --card:#f4f6f8; --good:#0a6b3d;
   --c0:#0b62c4; --c1:#c2410c; --c2:#0f7b55; --c3:#9333a8; --c4:#8a6d00; --c5:#b3124d; --c6:#0e7490; --c7:#565f6b; }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) { /* paper is light */
   :root { --paper:#14171b; --ink:#e8ebee; --soft:#9aa5b0; --line:#343b43; --card:#1d2228; --good:#5ad19a;
     --c0:#6db3ff; --c1:#ff9d66; --c2:#52d1a0; --c3:#d98cf0; --c4:#e6c54a; --c5:#ff7aa5; --c6:#5cc8e0; --c7:#b4bcc6; } }
 * { box-sizing: border-box; }
@@ -26,20 +26,21 @@ body { margin:0; background:var(--paper); color:var(--ink); font:16px/1.5 system
   -webkit-text-size-adjust:100%; }
 main { max-width:1200px; margin:0 auto; padding:1rem; }
 h1 { font-size:1.6rem; line-height:1.2; overflow-wrap:anywhere; } h2 { font-size:1.2rem; margin:2rem 0 .5rem; }
-h3 { font-size:1rem; margin:1.2rem 0 .4rem; } small, .note { color:var(--soft); font-weight:400; }
+h3 { font-size:1rem; margin:1.2rem 0 .4rem; } small, .note { color:var(--soft); font-weight:400; } .note { overflow-wrap:anywhere; }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr)); gap:.6rem; }
 .cards div { background:var(--card); border-radius:.5rem; padding:.6rem .8rem; }
 .cards b { display:block; font-size:1.25rem; overflow-wrap:anywhere; } .cards span { color:var(--soft); font-size:.85rem; }
-.charts > * { min-width:0; } .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr)); gap:1rem; }
+.charts > * { min-width:0; } .charts { display:grid; grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr)); gap:1rem; align-items:start; }
+.charts.wide { grid-template-columns:minmax(0,36rem); }
 figure { margin:0; background:var(--card); border-radius:.5rem; padding:.6rem; }
 figcaption { font-weight:600; font-size:.95rem; overflow-wrap:anywhere; } figcaption small { font-weight:400; margin-left:.6rem; }
-svg { display:block; width:100%; height:auto; } svg text { fill:var(--soft); font-size:11px; }
+svg { display:block; width:100%; height:auto; } svg text { fill:var(--soft); font-size:11px; } svg .over { paint-order:stroke; stroke:var(--card); stroke-width:4px; }
 .grid { stroke:var(--line); stroke-width:1; } .bad { stroke:var(--c5); stroke-width:2; }
 .run { fill:none; stroke-width:1.8; stroke-linejoin:round; vector-effect:non-scaling-stroke; }
-.band { stroke:none; opacity:.18; }
+.band { stroke:none; opacity:.18; } .thin { stroke-width:1; } .thick { stroke-width:6; opacity:.55; } .zero { stroke:var(--soft); stroke-width:1.2; } path.bad { fill:none; }
 table { border-collapse:collapse; max-width:100%; font-size:.9rem; font-variant-numeric:tabular-nums; }
 th, td { padding:.3rem .7rem; border-bottom:1px solid var(--line); text-align:right; } tr > :first-child, tr > :last-child { overflow-wrap:anywhere; }
-th small, td small { white-space:nowrap; } th:first-child, .left td, .left th { text-align:left; } .best { color:var(--good); font-weight:700; }
+th small, td small { white-space:nowrap; } th:first-child, .left td, .left th { text-align:left; } .left th:first-child { min-width:5.5rem; } .best { color:var(--good); font-weight:700; }
 .legend li { overflow-wrap:anywhere; min-width:0; } .legend { list-style:none; display:flex; flex-wrap:wrap; gap:.3rem 1.2rem; padding:0; margin:.5rem 0; }
 .key { display:inline-block; width:1.4rem; height:.3rem; border-radius:.15rem; margin-right:.4rem;
   vertical-align:middle; }
@@ -57,7 +58,7 @@ pre { white-space:pre-wrap; overflow-wrap:anywhere; font-size:.85rem; }
   .left td { display:inline-flex; width:auto; gap:.4rem; margin-right:1.2rem; max-width:100%; }
   td > span { min-width:0; overflow-wrap:anywhere; text-align:right; }
   td::before { content:attr(data-label); color:var(--soft); flex:none; } }
-@media print { main { max-width:none; } figure, tr { break-inside:avoid; } }
+@media print { :root { color-scheme:light; } main { max-width:none; } figure, tr { break-inside:avoid; } }
 """ + "".join(
     f".run.s{i} {{ stroke:var(--c{i}); }} .band.s{i}, .dot.s{i} {{ fill:var(--c{i}); }} "
     f".key.s{i} {{ background:var(--c{i}); }}\n"

@@ -40,9 +40,9 @@ def table(name: str, head: list[str], rows: list[list[str]]) -> str:
     body = ""
     for first, *rest in rows:
         body += f'<tr><th scope="row">{escape(first)}</th>'
-        body += "".join(f'<td data-label="{column}"><span>{escape(v)}</span></td>' for column, v in zip(head[1:], rest))
+        body += "".join(f'<td data-label="{escape(column, quote=True)}"><span>{escape(v)}</span></td>' for column, v in zip(head[1:], rest))
         body += "</tr>"
-    return f'<table class="left" aria-label="{name}"><tr>{text}</tr>{body}</table>'
+    return f'<table class="left" aria-label="{escape(name, quote=True)}"><tr>{text}</tr>{body}</table>'
 
 
 def modules_table(modules: list[dict]) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+import report_examples
 import tokenizers
 import torch
 from abuse_mutators import EDGES, mutate_bytes, mutate_json, mutate_json_file, mutate_safetensors
 from safetensors.torch import save_file
 
-KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "layers", "report", "budgets", "similarity")
+KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "tensors", "layers", "classifier", "report", "budgets", "sweep",
+         "profile", "pareto", "snippets", "similarity")  # fmt: skip
 WORDS = "the quick brown fox jumps over the lazy dog größer 日本語 🙂 def f(x):\n    return x ** 2\n".split(" ")
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"},
          {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": "And 3+3?"},
@@ -231,8 +233,8 @@ def _pickled(dice: random.Random) -> bytes:
 
 def _bomb() -> bytes:
     """Zeros that a deflated archive expands to."""
-    file = io.BytesIO(_pickled(random.Random(1)))
-    out = io.BytesIO()
+    file, out = io.BytesIO(), io.BytesIO()
+    torch.save(torch.ones(3, 4), file)
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, b"\0" * 50_000_000 if "/data/" in name else old.read(name))
@@ -254,6 +256,50 @@ def pickles(stock: Stock, folder: Path, dice: random.Random) -> Case:
                              {"weight_map": {"a": "pytorch_model.bin", "b": "gone.bin"}}, {"weight_map": {"a": "pytorch_model.bin"}}])  # fmt: skip
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(value))
     return Case("convert_pickle", [dice.choice([".", "."]), *dice.choice([[], ["--out", "out"]])], ("pytorch_model", "gone.bin", "model"))
+
+
+def tensors(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    mask = torch.ones(6, 5, dtype=torch.long)
+    whole = {"input_ids": torch.full((6, 5), 7), "attention_mask": mask, "labels": torch.arange(6) % 2}
+    for name, value in whole.items():
+        torch.save(value, folder / f"{name}.pt")
+    name, kind = dice.choice(list(whole)), dice.randrange(4)
+    if kind == 0:
+        data = dice.choice([b"", b"hello", pickle.dumps(_Payload()), b"\x80\x02" + b"]" * 100_000 + b".", b"\x80\x04\x8e" + b"\xff" * 8])
+    elif kind == 1:
+        data = mutate_bytes((folder / f"{name}.pt").read_bytes(), dice)
+    elif kind == 2:
+        data = _bomb()
+    else:
+        data = _pickled(dice)
+    (folder / f"{name}.pt").write_bytes(data)
+    flags = dice.choice([[], ["--validation-fraction", "0.5"], ["--label-names", "a,b"], ["--max-tokens", "12"]])
+    return Case("prepare_data", ["--quiet", "--from-pt", ".", "--tokenizer", str(stock.folder / "tok"), "--out", "out", *flags],
+                (*(f"{name}.pt" for name in whole), "out", "--"))  # fmt: skip
+
+
+def classifier(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    shutil.copytree(stock.folder / "model", folder / "model")
+    config = folder / "model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": dice.choice(["bert", "distilbert"]), "num_labels": 2}))
+    if dice.random() < 0.7:
+        mutate_json_file(config, dice)
+    labels = dice.choice(["a,b", "a,b", "a,a", "", "a", "\x1b[2J,b", "größer,日本", ",".join(map(str, range(9999))), "a" * 300 + ",b"])
+    return Case("as_classifier", ["model", "made", f"--labels={labels}"], ("model", "--labels", "config.json"))
+
+
+def snippets(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    torn = [b'x = """', b"(" * 50_000, b"\0" * 99, b"\\", b"if x:\n  y\n z\n", b"\xff\xfe"]
+    for name in ("alpha", "beta"):
+        (folder / "lib" / name).mkdir(parents=True)
+        for file in "abc":
+            data = "".join(f"{file}{i} = {i}  # {name}\n" for i in range(30)).encode()
+            if dice.random() < 0.3:
+                data = dice.choice([mutate_bytes(data, dice), *torn])
+            (folder / "lib" / name / f"{file}.py").write_bytes(data)
+    packages = dice.choice(["alpha,beta", "alpha,beta", "alpha", "alpha,gone", "alpha,..", "alpha,alpha", ""])
+    flags = dice.choice([[], ["--lines=1"], ["--lines=999"], ["--test-share=0.9"], ["--most-train=1"], ["--stride=7"]])
+    return Case("label_snippets", ["--root=lib", "--out=out", f"--packages={packages}", *flags], ("lib", "--packages"))
 
 
 def layers(stock: Stock, folder: Path, dice: random.Random) -> Case:
@@ -289,6 +335,36 @@ def budgets(stock: Stock, folder: Path, dice: random.Random) -> Case:
     return Case("report_budgets", ["curve.json"], ("curve.json",))
 
 
+def _result(folder: Path, name: str, result: dict, dice: random.Random) -> None:
+    path = folder / f"{name}.json"
+    for _ in range(dice.choice([0, 1, 3])):
+        result = mutate_json(result, dice)
+    path.write_text(json.dumps(dice.choice([result, {"result": result}])))
+    if dice.random() < 0.2:
+        path.write_bytes(mutate_bytes(path.read_bytes(), dice))
+    elif dice.random() < 0.5:
+        mutate_json_file(path, dice)
+
+
+def sweep(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    _result(folder, "sweep", report_examples.sweep(layers=1), dice)
+    return Case("report_sweep", ["sweep.json"], ("sweep.json",))
+
+
+def profile(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    _result(folder, "profile", report_examples.profile(joules=dice.random() < 0.5), dice)
+    return Case("report_profile", ["profile.json"], ("profile.json",))
+
+
+def pareto(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    made = {"sweep": report_examples.sweep(layers=1), "profile": report_examples.profile(), "curve": report_examples.curve(dice.random() < 0.5)}
+    names = dice.sample(list(made), dice.randrange(1, 4))
+    for name in names:
+        _result(folder, name, made[name], dice)
+    files = [f"{name}.json" for name in names]
+    return Case(dice.choice(["report_pareto", "report"]), [*files, "--output", "page.html"], tuple(files))
+
+
 def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
     save_file({"pooled": torch.ones(4, 6)}, folder / "in.safetensors")
     mutate_safetensors(folder / "in.safetensors", dice)
@@ -296,7 +372,8 @@ def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
 
 
 MAKERS = {"records": records, "parquet": parquet, "tokenizer": tokenizer, "config": config, "template": template, "pickle": pickles,
-          "layers": layers, "report": report, "budgets": budgets, "similarity": similarity}  # fmt: skip
+          "tensors": tensors, "layers": layers, "classifier": classifier, "report": report, "budgets": budgets, "sweep": sweep,
+          "profile": profile, "pareto": pareto, "snippets": snippets, "similarity": similarity}  # fmt: skip
 
 
 def made(stock: Stock, kind: str, seed: int, folder: Path) -> Case:

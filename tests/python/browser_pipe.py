@@ -29,8 +29,11 @@ class Browser:
         os.close(down)
         os.close(up)
         self._number, self._left, self._session = 0, b"", None
+        self.heard: list[dict] = []  # events: what scripts throw, what the page complains of
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Runtime", "Log", "Page"):
+            self.call(f"{domain}.enable")
 
     def close(self) -> None:
         self._process.terminate()
@@ -56,7 +59,8 @@ class Browser:
         os.write(self._write, json.dumps(message).encode() + b"\0")
         until = time.monotonic() + 60
         while (answer := self._message(until)).get("id") != self._number:
-            pass
+            if "method" in answer:
+                self.heard.append(answer)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
@@ -81,3 +85,6 @@ class Browser:
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
         to.write_bytes(base64.b64decode(data))
+
+    def pdf(self) -> bytes:
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)["data"])

@@ -12,7 +12,7 @@ import resnet_bk_reference  # noqa: F401 (transformers knows the family by it)
 import torch
 import warm_python
 from limbeck_runner import REPOSITORY, Limbeck
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.ini"))
@@ -22,6 +22,7 @@ SCALED = {
     "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
     "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 128,
     "bos_token_id": None, "eos_token_id": 0, "pad_token_id": None,
+    "dim": 32, "hidden_dim": 64, "n_heads": 4, "n_layers": 2,
 }  # fmt: skip
 
 
@@ -39,22 +40,38 @@ def hides_words(recipe: Path) -> bool:
     return read(recipe).has_option("data", "masking")
 
 
+def config_of(recipe: Path, role: str) -> dict:
+    return json.loads((recipe.parent / read(recipe)[role]["model"] / "config.json").read_text())
+
+
+def classes_of(recipe: Path) -> int:
+    """Of a classifier; 0 of anything else."""
+    config = config_of(recipe, "student")
+    return len(config["id2label"]) if config["architectures"][0].endswith("ForSequenceClassification") else 0
+
+
 def scaled_model(recipe: Path, role: str, folder: Path) -> Path:
     """The same family, dtype and options as the recipe's model, with random weights; the teacher is a layer deeper."""
     keys = read(recipe)
-    config = json.loads((recipe.parent / keys[role]["model"] / "config.json").read_text())
+    config = config_of(recipe, role)
     dtype = getattr(torch, keys[role]["dtype"])
     config |= {name: value for name, value in SCALED.items() if name in config}
-    config["num_hidden_layers"] = 3 if role == "teacher" else 2
+    if "n_layers" not in config:
+        config["num_hidden_layers"] = 3 if role == "teacher" else 2
     config["vocab_size"] = TEACHER_IDS if role == "teacher" and has_two_tokenizers(recipe) else STUDENT_IDS
     config["pad_token_id"] = None
     torch.manual_seed(3 if role == "teacher" else 4)
     built = CONFIG_MAPPING[config["model_type"]](**{k: v for k, v in config.items() if k not in ("model_type", "torch_dtype")})
     masked = config.get("architectures", [""])[0].endswith("ForMaskedLM")
+    new_head = keys[role].get("init") == "new_head"  # of an encoder, to whose weights the classifier's config.json is given
+    classifier = classes_of(recipe) > 0 and not new_head
     encoder = config["model_type"] == "bert" and not masked
-    kind = AutoModelForMaskedLM if masked else AutoModel if encoder else AutoModelForCausalLM
+    kind = (AutoModelForMaskedLM if masked else AutoModelForSequenceClassification if classifier else AutoModel if encoder
+            else AutoModelForCausalLM)  # fmt: skip
     model = kind.from_config(built)
     model.to(dtype).save_pretrained(folder)
+    if new_head:
+        (folder / "config.json").write_text(json.dumps(config))
     if keys[role].get("init") == "random":
         (folder / "model.safetensors").unlink()  # config.json alone must do
     return folder
@@ -71,7 +88,14 @@ def data(tmp_path_factory):
         warm_python.completed([*command, "--split-blank", *texts], code=0)
 
     @lru_cache(maxsize=None)
-    def folder(two_tokenizers: bool, hides: bool) -> Path:
+    def folder(two_tokenizers: bool, hides: bool, classes: int = 0) -> Path:
+        if classes:
+            parts = [part for path in texts for part in path.read_text().split("\n\n")]
+            records = [{"text": part, "label": number % classes} for number, part in enumerate(parts) if part.strip()]
+            (root / "labelled.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            warm_python.completed([REPOSITORY / "tools" / "prepare_data.py", "--quiet", "--train-vocabulary", STUDENT_IDS, "--label-key",
+                                   "label", "--validation-fraction", 0.2, "--out", root / "labelled", root / "labelled.jsonl"], code=0)  # fmt: skip
+            return root / "labelled"
         if hides:
             prepare("--train-vocabulary", STUDENT_IDS, "--train-kind", "wordpiece", "--special-tokens", "--no-append-eos",
                     "--validation-fraction", 0.2, "--out", root / "pieces")  # fmt: skip
@@ -121,7 +145,7 @@ def test_a_recipe_passes_check(limbeck, recipe, tmp_path):
 @EACH
 def test_a_recipe_trains_two_updates(recipe, data, tmp_path):
     keys, two = read(recipe), has_two_tokenizers(recipe)
-    folder, run = data(two, hides_words(recipe)), tmp_path / "run"
+    folder, run = data(two, hides_words(recipe), classes_of(recipe)), tmp_path / "run"
     flags = [f"--{role}.model={scaled_model(recipe, role, tmp_path / role)}" for role in ("teacher", "student")
              if keys.has_option(role, "model")]  # fmt: skip
     flags += [f"--data.train={folder / 'train'}", f"--data.validation={folder / 'validation'}", f"--run={run}",

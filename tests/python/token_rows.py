@@ -30,15 +30,17 @@ def random_documents(count: int, shortest: int, longest: int, vocabulary: int, s
     return documents
 
 
-def write(folder: Path, documents: list[list[int]], vocabulary: int) -> Path:
+def write(folder: Path, documents: list[list[int]], vocabulary: int, classes: list[int] | None = None) -> Path:
+    """`classes`: of each document, where they are labelled."""
     folder.mkdir(parents=True, exist_ok=True)
-    writer = ShardWriter(folder, shard_tokens=1 << 20, labelled=False)
-    for ids in documents:
+    writer = ShardWriter(folder, shard_tokens=1 << 20, labelled=classes is not None)
+    for number, ids in enumerate(documents):
         tokens = numpy.array(ids, numpy.int32)
         stream = Stream(ids=tokens, mask=numpy.ones(len(ids), numpy.uint8))
-        writer.add(EncodedDocument(student=stream, teacher=None, position=None, label=None))
+        writer.add(EncodedDocument(student=stream, teacher=None, position=None, label=classes[number] if classes else None))
     digest = hashlib.sha256(f"test {vocabulary}".encode()).hexdigest()
-    writer.finish({"tokenizer": {"digest": digest, "vocabulary": vocabulary, "end_of_sequence": END, "padding": 0}})
+    entries = {"tokenizer": {"digest": digest, "vocabulary": vocabulary, "end_of_sequence": END, "padding": 0}}
+    writer.finish(entries | ({"classes": max(classes) + 1} if classes else {}))
     return folder
 
 

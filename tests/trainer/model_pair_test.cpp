@@ -134,5 +134,21 @@ TEST(PairAgreement, AnIdOfOneDataSetIsRealForAll) {
             std::string::npos);
 }
 
+TEST(PairAgreement, MoreClassesInTheDataThanTheStudentHasAreRefused) {
+  const auto student = test::weighted_model("distilbert", R"({"num_labels": 3})", 2);
+  RecipePair given("[student]\nmodel = " + student.string() + "\n[objective]\nalpha = 0\n");
+  data::Manifest labelled;
+  labelled.vocabulary = 97;
+  for (const int64_t fewer : {0, 2, 3}) {
+    labelled.classes = fewer;
+    EXPECT_EQ(given.agreement.vocabulary({{labelled, "data.train (my.ini:3)"}}).student, 97);
+  }
+  labelled.classes = 4;
+  const std::string said = test::message_of([&] { given.agreement.vocabulary({{labelled, "data.train (my.ini:3)"}}); });
+  EXPECT_NE(said.find("data.train (my.ini:3) has documents of 4 classes, but student.model"), std::string::npos)
+      << said;
+  EXPECT_NE(said.find("tells 3 apart: name a student whose config.json has 4 labels"), std::string::npos) << said;
+}
+
 }  // namespace
 }  // namespace limbeck::objective

@@ -182,6 +182,11 @@ TEST(ObjectivePairs, ClassifiersLearnClassesAndTheTeachersDistribution) {
   EXPECT_EQ(m.labelled, 2);
   EXPECT_EQ(m.compared, 3);
   EXPECT_LE(m.student_right, 2);
+  int64_t gold = 0, predicted = 0, right = 0;
+  ASSERT_EQ(m.classes.size(), 3u);
+  for (const ClassCounts& one : m.classes) gold += one.gold, predicted += one.predicted, right += one.right;
+  EXPECT_EQ(std::vector({m.classes[0].gold, m.classes[1].gold, m.classes[2].gold}), std::vector<int64_t>({1, 0, 1}));
+  EXPECT_EQ(std::vector({gold, predicted, right}), std::vector<int64_t>({2, 2, m.student_right}));
   const auto two = weighted_model("distilbert", R"({"num_labels": 2})", 1);
   EXPECT_NE(
       message_of([&] { distillation_of(recipe_of(two, own)); }).find("it has 2 classes, wanted a classifier of 3"),

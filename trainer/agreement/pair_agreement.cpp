@@ -10,6 +10,21 @@
 
 namespace limbeck::agreement {
 
+namespace {
+
+// Fewer classes in the data than in the model are fine: a small held-out set may lack some.
+void require_fitting_classes(const recipe::Settings& settings, const DataInUse& set, const objective::ModelPair& pair) {
+  if (!objective::is_classifier(pair.student)) return;
+  const int64_t labels = pair.student.config.architecture.labels;
+  if (set.manifest.classes <= labels) return;
+  throw UsageError(fmt::format(
+      "{} has documents of {} classes, but student.model {} tells {} apart: name a student whose config.json "
+      "has {} labels (tools/as_classifier.py makes one of an encoder), or prepare the data with fewer",
+      set.origin, set.manifest.classes, settings.text("student.model"), labels, set.manifest.classes));
+}
+
+}  // namespace
+
 PairAgreement::PairAgreement(const recipe::Settings& settings, const objective::ObjectiveOptions& options,
                              const objective::ModelPair& pair)
     : settings_(settings),
@@ -44,6 +59,7 @@ objective::Vocabulary PairAgreement::of_tables() const {
 objective::Vocabulary PairAgreement::vocabulary(const std::vector<DataInUse>& sets) {
   objective::Vocabulary ids = of_tables(), largest;
   for (const DataInUse& set : sets) {
+    require_fitting_classes(settings_, set, pair_);
     const objective::Vocabulary real =
         require_fitting_data(set.manifest, set.origin, {settings_, tokenizers_, pair_.student, compared_, crosses_});
     // An id that one data set has is real for all.

@@ -112,6 +112,16 @@ models::BuiltModel student_of_codes(const recipe::Settings& settings, const mode
   return student;
 }
 
+// Beside an adapter nothing else trains: a head as it was drawn would stay so.
+void refuse_untrained_head(const recipe::Settings& settings, const models::ModelRequest& request) {
+  if (!request.new_head || !request.adapted) return;
+  throw UsageError(fmt::format(
+      "student.init = new_head {} draws a head that must be trained, and an adapter {} leaves all else as it is: train "
+      "the head without the adapter first, then name that run's final/ as student.model",
+      settings.where("student.init"),
+      settings.where(settings.given("adapter.from") ? "adapter.from" : "adapter.kind")));
+}
+
 bool same_weights(const models::ModelRequest& teacher, const models::ModelRequest& student) {
   std::error_code absent;
   return !teacher.random_init && !student.random_init && teacher.device == student.device &&
@@ -136,6 +146,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
     request.packing = precision::pack_all(kernels::format_named(format), source_of(settings, role + ".quantize"));
   }
   request.random_init = settings.text(role + ".init") == "random";
+  request.new_head = settings.text(role + ".init") == "new_head";
   request.seed = settings.integer("seed");
   request.rules = rules_of(settings);
   return request;
@@ -144,6 +155,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
 models::BuiltModel build_student(const recipe::Settings& settings, bool meta) {
   settings.required_path("student.model");
   const models::ModelRequest request = *model_request(settings, "student");
+  refuse_untrained_head(settings, request);
   if (settings.enabled("student.train_codes")) return student_of_codes(settings, request, meta);
   return meta ? models::build_on_meta(request) : models::load_model(request);
 }

@@ -1,6 +1,7 @@
 #include "trainer/build/recipe_pair.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "kernels/attention/flash_attention_3.h"
 #include "trainer/build/attention_library.h"
@@ -14,6 +15,10 @@ std::shared_ptr<objective::ModelPair> build_pair(const recipe::Settings& setting
   auto pair = std::make_shared<objective::ModelPair>();
   pair->how = how;
   pair->student = build_student(settings, pair->on_meta());
+  if (const auto& drawn = pair->student.report.drawn; !drawn.empty()) {
+    pair->notes.push_back(fmt::format("{} {}: drawn from seed {}, not read: {}", "student.init = new_head",
+                                      settings.where("student.init"), settings.text("seed"), fmt::join(drawn, ", ")));
+  }
   pair->adapter = adapt_student(read_adapter_options(settings), pair->student, pair->notes);
   BuiltTeacher teacher = build_teacher(settings, pair->student, pair->on_meta());
   pair->teacher = std::move(teacher.model);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <set>
 
 #include "trainer/objective/measures.h"
 #include "trainer/parallel/sums/named_sums.h"
@@ -13,7 +15,29 @@ namespace {
 constexpr int kBatchesAhead = 2;
 
 // Sums over batches and ranks, by these names; a term's own name cannot begin so.
-const std::string kMeasure = "measure.", kTerm = "term.";
+const std::string kMeasure = "measure.", kTerm = "term.", kClass = "class.";
+
+void add_classes(const std::vector<objective::ClassCounts>& classes, parallel::NamedSums& sums) {
+  for (size_t i = 0; i < classes.size(); ++i) {
+    const auto add = [&](const char* name, int64_t count) {
+      if (count > 0) sums.add(kClass + std::to_string(i) + name, static_cast<double>(count));
+    };
+    add(".gold", classes[i].gold), add(".predicted", classes[i].predicted), add(".right", classes[i].right);
+  }
+}
+
+// The mean over classes of 2 right / (gold + predicted), over those that either has: as scikit-learn's macro average.
+std::optional<double> macro_f1(const parallel::NamedSums& sums) {
+  std::set<std::string> classes;
+  for (const std::string& name : sums.names()) {
+    if (name.starts_with(kClass)) classes.insert(name.substr(0, name.rfind('.')));
+  }
+  double sum = 0;
+  for (const std::string& one : classes) {
+    sum += 2 * sums.value(one + ".right") / (sums.value(one + ".gold") + sums.value(one + ".predicted"));
+  }
+  return classes.empty() ? std::nullopt : std::optional(sum / static_cast<double>(classes.size()));
+}
 
 void add_measures(const objective::Measures& m, parallel::NamedSums& sums) {
   const auto add = [&](const char* name, auto value) { sums.add(kMeasure + name, static_cast<double>(value)); };
@@ -24,6 +48,7 @@ void add_measures(const objective::Measures& m, parallel::NamedSums& sums) {
   add("teacher_right", m.teacher_right), add("class_agreements", m.class_agreements);
   add("hidden", m.hidden), add("student_filled", m.student_filled), add("teacher_filled", m.teacher_filled);
   add("cosine", m.cosine), add("pooled", m.pooled);
+  add_classes(m.classes, sums);
 }
 
 void put_measures(const parallel::NamedSums& sums, std::vector<std::pair<std::string, double>>& values) {
@@ -39,6 +64,7 @@ void put_measures(const parallel::NamedSums& sums, std::vector<std::pair<std::st
   mean("top1_agreement", "top1_agreements", "compared");
   mean("top5_overlap", "top5_overlap", "compared");
   mean("accuracy", "student_right", "labelled");
+  if (const auto f1 = macro_f1(sums)) values.emplace_back("macro_f1", *f1);
   if (of("teacher_right") > 0 || of("class_agreements") > 0) {
     mean("teacher_accuracy", "teacher_right", "labelled");
     mean("class_agreement", "class_agreements", "labelled");

@@ -13,7 +13,7 @@ namespace limbeck::evaluate {
 
 struct Evaluation {
   // "loss", every term by name, then perplexity, teacher_perplexity, kl, top1_agreement, top5_overlap, or accuracy,
-  // teacher_accuracy, or cosine; targets.
+  // macro_f1 (of classes), teacher_accuracy, or cosine; targets.
   std::vector<std::pair<std::string, double>> values;
   int64_t targets = 0;
 

@@ -65,6 +65,7 @@ class ClassTerms : public HeadTermGroup {
     m.labelled += labelled.sum().item<int64_t>();
     if (classes.defined()) {
       m.student_right += mine.eq(classes).sum().item<int64_t>();
+      count_classes(classes.masked_select(labelled), mine.masked_select(labelled), zs.size(-1), m.classes);
       m.student_cross_entropy +=
           at::nll_loss(at::log_softmax(zs, -1), classes, {}, at::Reduction::Sum, models::kIgnoredLabel).item<double>();
     }
@@ -84,6 +85,17 @@ class ClassTerms : public HeadTermGroup {
 
   static at::Tensor labelled_rows(const at::Tensor& classes, const at::Tensor& like) {
     return classes.defined() ? classes.ne(models::kIgnoredLabel) : at::zeros_like(like, at::kBool);
+  }
+
+  static void count_classes(const at::Tensor& gold, const at::Tensor& predicted, int64_t labels,
+                            std::vector<ClassCounts>& counts) {
+    counts.resize(static_cast<size_t>(labels));
+    const auto add = [&](const at::Tensor& of, int64_t ClassCounts::*member) {
+      const at::Tensor found = precision::move(at::bincount(of, {}, labels), c10::kCPU);
+      for (size_t i = 0; i < counts.size(); ++i) counts[i].*member += found.const_data_ptr<int64_t>()[i];
+    };
+    add(gold, &ClassCounts::gold), add(predicted, &ClassCounts::predicted);
+    add(gold.masked_select(gold.eq(predicted)), &ClassCounts::right);
   }
 
   at::Tensor cross_entropy(const at::Tensor& zs, const at::Tensor& classes) const {

@@ -1,8 +1,14 @@
 // What evaluation reports beside the terms, as sums over batches: divide by the counts at the end.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 namespace limbeck::objective {
+
+// Of one class: sequences that belong to it, that the student says do, and those of which both are true.
+struct ClassCounts {
+  int64_t gold = 0, predicted = 0, right = 0;
+};
 
 struct Measures {
   // Language models. The teacher's cross-entropy is over its own tokens when it has a tokenizer of its own.
@@ -15,6 +21,7 @@ struct Measures {
   int64_t hidden = 0, student_filled = 0, teacher_filled = 0;
   // Classifiers.
   int64_t labelled = 0, student_right = 0, teacher_right = 0, class_agreements = 0;
+  std::vector<ClassCounts> classes;  // by number; empty where no batch had labels
   // Encoders with an embedding term: cosine of pooled states.
   double cosine = 0.0;
   int64_t pooled = 0;

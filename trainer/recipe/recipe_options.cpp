@@ -32,11 +32,18 @@ void declare_model(OptionTable& table, const std::string& role) {
              .fallback = "auto",
              .help = "Where it lives; auto: where --device says.",
              .words = {"auto"}});
-  table.add({.name = role + ".init",
-             .kind = OptionKind::kChoice,
-             .fallback = "weights",
-             .help = "weights: those of its folder; random: a fresh model of its config.json, from the run's seed.",
-             .words = {"weights", "random"}});
+  std::vector<std::string> words = {"weights", "random"};
+  std::string more = ".";
+  if (role == "student") {
+    words.emplace_back("new_head");
+    more = "; new_head: its folder's encoder under a classifier's head from that seed.";
+  }
+  table.add(
+      {.name = role + ".init",
+       .kind = OptionKind::kChoice,
+       .fallback = "weights",
+       .help = "weights: those of its folder; random: a fresh model of its config.json, from the run's seed" + more,
+       .words = words});
 }
 
 }  // namespace

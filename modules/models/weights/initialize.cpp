@@ -114,12 +114,14 @@ void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& 
   if (!placed.is_cpu()) precision::cast_into(placed, drawn);
 }
 
-void initialize_weights(const Transformer& model, uint64_t seed) {
+void initialize_module(precision::ContractModule& module, const Transformer& model, uint64_t seed) {
   const at::NoGradGuard no_gradient;
-  for (const auto& module : precision::contract_modules(model)) {
-    initialize(*module, model, seed);
-    initialize_packed(*module, model, seed);
-  }
+  initialize(module, model, seed);
+  initialize_packed(module, model, seed);
+}
+
+void initialize_weights(const Transformer& model, uint64_t seed) {
+  for (const auto& module : precision::contract_modules(model)) initialize_module(*module, model, seed);
 }
 
 }  // namespace limbeck::models

@@ -11,6 +11,8 @@ namespace limbeck::models {
 
 // Fills every parameter, in its storage dtype and on its device; the numbers are the same on every device.
 void initialize_weights(const Transformer& model, uint64_t seed);
+// Those of one module of it, as the whole model would have them.
+void initialize_module(precision::ContractModule& module, const Transformer& model, uint64_t seed);
 // One parameter, by a path of its own.
 void fill_normal(const at::Tensor& parameter, uint64_t seed, const std::string& path, double deviation);
 

@@ -9,6 +9,7 @@
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "modules/models/weights/initialize.h"
+#include "modules/models/weights/new_head.h"
 #include "modules/precision/contract_modules.h"
 
 namespace limbeck::models {
@@ -109,6 +110,7 @@ precision::Packing packing_of(const ModelRequest& request, const ModelConfig& co
 BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placement, const io::WeightsFolder* weights) {
   BuiltModel built;
   built.config = read_model_config(request.folder);
+  if (request.new_head) require_classifier(built.config, request.root);
   at::ScalarType dtype = at::kFloat;
   std::string source = request.dtype_source;
   if (request.dtype) {
@@ -172,6 +174,8 @@ BuiltModel load_model(const ModelRequest& asked) {
   options.allow_nonfinite = request.allow_nonfinite;
   options.layout = built.config.layout.get();
   options.scales = request.scales;
+  options.new_head = request.new_head;
+  options.seed = request.seed;
   built.report = load_weights(*built.model, *built.config.family, weights, options);
   for (const std::string& note : weights.notes()) built.report.notes.push_back(note);
   return built;

@@ -26,6 +26,7 @@ struct ModelRequest {
   bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used
   bool allow_nonfinite = false;
   bool random_init = false;  // fresh weights from `seed` instead of the folder's: it may hold config.json alone
+  bool new_head = false;     // of a classifier, from `seed`, over the folder's encoder
   uint64_t seed = 0;
 };
 

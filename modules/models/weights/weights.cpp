@@ -10,6 +10,8 @@
 
 #include "modules/errors.h"
 #include "modules/io/finite_check.h"
+#include "modules/models/weights/initialize.h"
+#include "modules/models/weights/new_head.h"
 #include "modules/nearest_name.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
@@ -316,6 +318,30 @@ void check_tied_head(const Transformer& model, const io::WeightsFolder& weights,
                   weights.file_of(head).string(), head, embedding, model.path()));
 }
 
+std::vector<std::string> names_of(const WeightBinding& binding) {
+  std::vector<std::string> names = binding.other_names;
+  names.insert(names.begin(), binding.name);
+  return names;
+}
+
+// Those of a new head, which are drawn here.
+std::set<const ContractModule*> drawn_modules(const Transformer& model, const std::vector<WeightBinding>& bindings,
+                                              const io::WeightsFolder& weights, const LoadOptions& options) {
+  if (!options.new_head) return {};
+  const auto stored = [&](const WeightBinding& binding) {
+    const auto names = names_of(binding);
+    return std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+      const bool packed = options.layout != nullptr && !options.layout->tensors_of(weights, name).empty();
+      return packed || weights.find(name) != nullptr;
+    });
+  };
+  const auto drawn = modules_to_draw(model, bindings, stored);
+  for (const WeightBinding& binding : bindings) {
+    if (drawn.contains(binding.owner)) initialize_module(*binding.owner, model, options.seed);
+  }
+  return drawn;
+}
+
 }  // namespace
 
 LoadReport load_weights(Transformer& model, const Family& family, const io::WeightsFolder& weights,
@@ -326,8 +352,15 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
   for (const std::string& name : weights.names()) unused.insert(name);
   const std::vector<std::string> known = weights.names();
   std::vector<std::string> missing;
+  std::vector<const WeightBinding*> lacking;
+  const auto drawn = drawn_modules(model, report.bindings, weights, options);
   std::string embedding;
   for (WeightBinding& binding : report.bindings) {
+    if (drawn.contains(binding.owner)) {
+      report.drawn.push_back(binding.name);
+      for (const std::string& name : names_of(binding)) unused.erase(name);
+      continue;
+    }
     const auto codes_of = [&](const std::string& name) {
       return options.layout == nullptr ? std::vector<std::string>() : options.layout->tensors_of(weights, name);
     };
@@ -349,6 +382,7 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
     }
     if (entry == nullptr) {
       missing.push_back(binding.name + offer_nearest(binding.name, known, 1, {.before = " (nearest: ", .behind = ")"}));
+      lacking.push_back(&binding);
       continue;
     }
     unused.erase(binding.name);
@@ -360,8 +394,8 @@ LoadReport load_weights(Transformer& model, const Family& family, const io::Weig
     report.cast_tensors += load_one(binding, *entry, weights, options) ? 1 : 0;
   }
   if (!missing.empty()) {
-    throw WeightsError(fmt::format("[{}] {} tensors are missing from the checkpoint: {}", model.path(), missing.size(),
-                                   fmt::join(missing, ", ")));
+    throw WeightsError(fmt::format("[{}] {} tensors are missing from the checkpoint: {}{}", model.path(),
+                                   missing.size(), fmt::join(missing, ", "), advice_for_missing(model, lacking)));
   }
   if (model.architecture().tied) {
     const std::string head = stored_head_name(family) + ".weight";

@@ -46,17 +46,21 @@ struct LoadOptions {
   bool cast = false;  // the run's dtype was asked for: convert what the file holds in another one
   bool allow_nonfinite = false;
   at::ScalarType scales = at::kFloat;  // of codes that are made
+  bool new_head = false;               // of a classifier: drawn from `seed`, whatever the file holds (new_head.h)
+  uint64_t seed = 0;
 };
 
 struct LoadReport {
   std::vector<WeightBinding> bindings;  // with the names found
   std::vector<std::string> ignored;     // tensors of the file that carry no weight of ours
   std::vector<std::string> notes;       // about the files, for the user
+  std::vector<std::string> drawn;       // of a new head
   int64_t cast_tensors = 0;
   int64_t packed_tensors = 0;
 };
 
-// Fills every parameter. Missing, extra, misshapen, wrongly typed and non-finite tensors are refused by name.
+// Fills every parameter, by what is read but for a new head. Missing, extra, misshapen, wrongly typed and non-finite
+// tensors are refused by name.
 LoadReport load_weights(Transformer& model, const Family& family, const io::WeightsFolder& weights,
                         const LoadOptions& options);
 
