@@ -88,7 +88,9 @@ at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) con
 }
 
 at::Tensor Layer::mixed(const at::Tensor& x, const LayerInput& input) const {
-  at::Tensor y = mixer_->forward(x, input);
+  const auto mix = [&] { return mixer_->forward(x, input); };
+  at::Tensor y =
+      precision::current_replay() == nullptr ? mix() : precision::replayed(path_ + "." + mixer_name_, x, mix);
   if (input.taps != nullptr && input.taps->keep_mixed) input.taps->mixed.push_back(y);
   return y;
 }
