@@ -134,10 +134,25 @@ Rows by_whole_forward(const models::BuiltModel& floats, const Candidate& candida
   const at::NoGradGuard no_gradient;
   const data::Batch batch = batch_of(index);
   const models::ModelInput input = objective::model_input(batch.student, nullptr);
-  const BatchBaseline baseline(floats, batch, floats.model->encode(input).last);
+  const BatchBaseline baseline(floats, batch, from_stage(floats, 0, {}, input));
   ConvertedModules converted(floats, candidate.rules);
   const ConvertedModules::InPlace in_place(converted);
-  return baseline.measure(floats, floats.model->encode(input).last, &converted);
+  return baseline.measure(floats, from_stage(floats, 0, {}, input), &converted);
+}
+
+TEST(SweepStages, OfAClassifierGiveWhatItsHeadReads) {
+  const at::NoGradGuard no_gradient;
+  for (const char* family : {"distilbert", "bert"}) {
+    const Case one(family);
+    const data::Batch batch = batch_of(0);
+    const models::ModelInput input = objective::model_input(batch.student, nullptr);
+    const at::Tensor read = from_stage(one.floats, 0, {}, input);
+    ASSERT_EQ(read.size(1), 1) << family;
+    // Products of a few rows may add up in another order: 1e-5 of numbers near one.
+    EXPECT_TRUE(at::allclose(one.floats.model->head(read), logits_of(one.floats), 1e-5, 1e-5)) << family;
+    // A row that is padded at its end, and one that is not.
+    EXPECT_TRUE(at::allclose(read, one.floats.model->encode(input).last.narrow(1, 0, 1), 1e-5, 1e-5)) << family;
+  }
 }
 
 TEST_P(SweepOf, MeasuresTheBitsOfAWholeForward) {

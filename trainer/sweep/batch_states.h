@@ -14,6 +14,13 @@ struct SweepBatches {
   int64_t count = 0;
 };
 
+// What a stage of candidate.h makes of what enters it (the first one: of the tokens): the one behind the layers gives
+// what the head gets. Of a classifier the last layer computes the first token alone, which is all that its head reads.
+at::Tensor through_stage(const models::BuiltModel& model, size_t stage, const at::Tensor& x,
+                         const models::ModelInput& input);
+// What the head gets, of what enters a stage.
+at::Tensor from_stage(const models::BuiltModel& model, size_t stage, at::Tensor x, const models::ModelInput& input);
+
 class BatchStates {
  public:
   // `model` must live on.
@@ -24,11 +31,7 @@ class BatchStates {
   data::Batch batch(int64_t index) const;
   // What enters a stage of candidate.h; undefined for the first one, which gets tokens.
   at::Tensor entering(size_t stage, int64_t index, const models::ModelInput& input);
-  // What a stage makes of it: the one behind the layers gives what the head gets.
-  at::Tensor through(size_t stage, const at::Tensor& x, const models::ModelInput& input) const;
-  // What the head gets, of what enters a stage.
-  at::Tensor from(size_t stage, at::Tensor x, const models::ModelInput& input) const;
-  // Of the model in floats.
+  // What its head gets.
   at::Tensor last(int64_t index, const models::ModelInput& input);
 
  private:

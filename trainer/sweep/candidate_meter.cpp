@@ -190,7 +190,7 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
     replay_.record();
     const precision::Replaying replaying(replay_);
     const precision::Observing observing(replay_);
-    states_.through(stage, x, input);
+    through_stage(floats_, stage, x, input);
     baseline = std::make_unique<BatchBaseline>(floats_, batch, last);
   }
   for (Work& work : works) {
@@ -221,9 +221,9 @@ BatchOutcome CandidateMeter::outcome_of(Work& work, const at::Tensor& x, const m
     {
       replay_.replay(paths);
       const precision::Replaying replaying(replay_);
-      y = states_.through(stage, x, input);
+      y = through_stage(floats_, stage, x, input);
     }
-    Rows rows = baseline.measure(floats_, states_.from(stage + 1, y, input), work.converted.get());
+    Rows rows = baseline.measure(floats_, from_stage(floats_, stage + 1, y, input), work.converted.get());
     return outcome_with(std::move(rows), watch.found());
   } catch (const std::exception& error) {
     return {Status::kFailed, reason_of(error), {}};
@@ -234,7 +234,7 @@ Cost CandidateMeter::cost_of(Work& work, const at::Tensor& x, const models::Mode
   Cost cost{work.converted->bytes(), work.converted->bytes_before()};
   std::function<void()> run;
   if (work.candidate.is_block()) {
-    run = [&] { states_.through(work.candidate.stage, x, input); };
+    run = [&] { through_stage(floats_, work.candidate.stage, x, input); };
   } else {
     const auto& module = *work.converted->modules().back();
     run = run_of(module, replay_.input_of(module.path()));
@@ -260,7 +260,7 @@ void CandidateMeter::measure_model(const std::string& key, const models::BuiltMo
       const BatchBaseline baseline(floats_, batch, states_.last(index, input));
       BatchOutcome outcome;
       try {
-        outcome = outcome_with(baseline.measure(model, model.model->encode(input).last), "");
+        outcome = outcome_with(baseline.measure(model, from_stage(model, 0, {}, input)), "");
       } catch (const std::exception& error) {
         outcome = {Status::kFailed, reason_of(error), {}};
       }
