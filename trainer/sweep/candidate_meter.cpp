@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <exception>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <set>
 
 #include "modules/models/network/experts.h"
@@ -32,6 +34,7 @@ class OverflowWatch : public precision::ModuleObserver {
   explicit OverflowWatch(const std::vector<std::string>& paths) : paths_(paths.begin(), paths.end()) {}
   void output(const precision::ContractModule& module, const at::Tensor& y) override {
     if (!found_.empty() || !paths_.contains(module.path())) return;
+    if (std::isfinite(y.sum().item<double>())) return;  // one pass over what is nearly always so
     const int64_t lost = y.numel() - at::isfinite(y).sum().item<int64_t>();
     if (lost > 0)
       found_ = fmt::format("{}: {} of {} values that it gives are not finite", module.path(), lost, y.numel());
@@ -99,7 +102,7 @@ struct CandidateMeter::Work {
 };
 
 CandidateMeter::CandidateMeter(const models::BuiltModel& floats, BatchStates& states, SweepFile& file)
-    : floats_(floats), states_(states), file_(file) {}
+    : floats_(floats), states_(states), file_(file), full_seconds_(static_cast<size_t>(states.count()), -1.0) {}
 
 Rows CandidateMeter::measure_floats() {
   const at::NoGradGuard no_gradient;
@@ -113,15 +116,16 @@ Rows CandidateMeter::measure_floats() {
   return whole_outcome(file_, kFloats, states_.count()).rows;
 }
 
-double CandidateMeter::seconds_of_full_evaluation() {
-  const at::NoGradGuard no_gradient;
+void CandidateMeter::time_full_evaluation(int64_t index) {
   const auto begin = std::chrono::steady_clock::now();
-  for (int64_t index = 0; index < states_.count(); ++index) {
-    const data::Batch batch = states_.batch(index);
-    const models::ModelInput input = objective::model_input(batch.student, nullptr);
-    BatchBaseline(floats_, batch, floats_.model->encode(input).last).own();
-  }
-  return seconds_since(begin);
+  const data::Batch batch = states_.batch(index);
+  const models::ModelInput input = objective::model_input(batch.student, nullptr);
+  BatchBaseline(floats_, batch, floats_.model->encode(input).last).own();
+  full_seconds_.at(static_cast<size_t>(index)) = seconds_since(begin);
+}
+
+CandidateMeter::Seconds CandidateMeter::seconds() const {
+  return {measuring_seconds_, std::accumulate(full_seconds_.begin(), full_seconds_.end(), 0.0)};
 }
 
 bool CandidateMeter::is_done(const Candidate& candidate) const {
@@ -148,9 +152,13 @@ void CandidateMeter::measure(const std::vector<Candidate>& candidates, const Lis
     }
     if (!works.empty()) measure_stage(stage, works, listener);
   }
+  for (int64_t index = 0; index < states_.count(); ++index) {
+    if (full_seconds_[static_cast<size_t>(index)] < 0) time_full_evaluation(index);
+  }
 }
 
 void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const Listener& listener) {
+  const auto converting = std::chrono::steady_clock::now();
   for (Work& work : works) {
     try {
       work.converted = std::make_unique<ConvertedModules>(floats_, work.candidate.rules);
@@ -160,7 +168,14 @@ void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const
       work.ended = {Status::kFailed, reason_of(error), {}};
     }
   }
-  for (int64_t index = 0; index < states_.count(); ++index) measure_batch(stage, index, works, listener);
+  measuring_seconds_ += seconds_since(converting);
+  const auto stages = static_cast<int64_t>(stages_of(*floats_.model));
+  for (int64_t index = 0; index < states_.count(); ++index) {
+    const auto begin = std::chrono::steady_clock::now();
+    measure_batch(stage, index, works, listener);
+    measuring_seconds_ += seconds_since(begin);
+    if (index % stages == static_cast<int64_t>(stage)) time_full_evaluation(index);
+  }
   for (const Work& work : works) {
     if (listener.done) listener.done(work.candidate);
   }

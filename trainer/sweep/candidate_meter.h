@@ -26,15 +26,19 @@ class CandidateMeter {
   // Of the floats, under this key of the file; what candidates are held against.
   static constexpr const char* kFloats = "float32";
   Rows measure_floats();
-  // A forward of all batches, from the tokens to how good the model is: what one candidate costs without this class.
-  double seconds_of_full_evaluation();
-
   // What hears of it: after each batch of a candidate, and when all of one is there.
   struct Listener {
     std::function<void()> batch = {};
     std::function<void(const Candidate&)> done = {};
   };
   void measure(const std::vector<Candidate>& candidates, const Listener& listener);
+  // What measure() took, and what a forward of all batches takes, from the tokens to how good the model is: one
+  // candidate without this class. The batches of the second are timed between those of the first, so that both meet the
+  // same machine.
+  struct Seconds {
+    double measuring = 0, full_evaluation = 0;
+  };
+  Seconds seconds() const;
   // Another model of the same structure on the same batches, under its own key.
   void measure_model(const std::string& key, const models::BuiltModel& model);
 
@@ -46,11 +50,14 @@ class CandidateMeter {
                           const BatchBaseline& baseline);
   Cost cost_of(Work& work, const at::Tensor& x, const models::ModelInput& input);
   bool is_done(const Candidate& candidate) const;
+  void time_full_evaluation(int64_t index);
 
   const models::BuiltModel& floats_;
   BatchStates& states_;
   SweepFile& file_;
   StageReplay replay_;
+  std::vector<double> full_seconds_;  // by batch; negative: not yet
+  double measuring_seconds_ = 0;
 };
 
 }  // namespace limbeck::sweep

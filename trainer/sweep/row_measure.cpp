@@ -18,7 +18,7 @@ namespace limbeck::sweep {
 namespace {
 
 // Logits of a vocabulary of 150,000 would take gigabytes for all positions of a batch.
-constexpr int64_t kValuesAtATime = int64_t{1} << 22, kValuesKept = int64_t{1} << 25;
+constexpr int64_t kValuesAtATime = int64_t{1} << 22, kValuesKept = int64_t{1} << 24;
 
 at::Tensor widened(const at::Tensor& x, const models::BuiltModel& built) {
   return precision::cast(x, x.scalar_type(), at::kDouble, built.model->path() + " (sweep)");
@@ -31,7 +31,9 @@ std::vector<Value> values_of(const at::Tensor& x) {
   return {begin, begin + here.numel()};
 }
 
-at::Tensor forward_kl(const at::Tensor& p, const at::Tensor& q) { return (p.exp() * (p - q)).sum(-1); }
+at::Tensor forward_kl(const at::Tensor& p, const at::Tensor& log_p, const at::Tensor& log_q) {
+  return (p * (log_p - log_q)).sum(-1);
+}
 
 }  // namespace
 
@@ -75,6 +77,7 @@ BatchBaseline::BatchBaseline(const models::BuiltModel& floats, const data::Batch
           "student.model");
     }
     kept_ = widened(floats.model->head(last_), floats);
+    log_p_ = at::log_softmax(kept_, -1);
     return;
   }
   if (kind_ == Kind::kEncoder) {
@@ -87,7 +90,15 @@ BatchBaseline::BatchBaseline(const models::BuiltModel& floats, const data::Batch
   labels_ = labels.index_select(0, positions_);
   const int64_t vocabulary = floats.config.architecture.vocabulary, count = positions_.numel();
   at_a_time_ = std::max<int64_t>(1, kValuesAtATime / vocabulary);
-  if (count > 0 && count * vocabulary <= kValuesKept) kept_ = logits_of(floats, last_, 0, count);
+  if (count > 0 && count * vocabulary <= kValuesKept) {
+    kept_ = logits_of(floats, last_, 0, count);
+    log_p_ = at::log_softmax(kept_, -1);
+  }
+}
+
+const at::Tensor& BatchBaseline::kept_probabilities() const {
+  if (!p_.defined()) p_ = log_p_.exp();
+  return p_;
 }
 
 at::Tensor BatchBaseline::logits_of(const models::BuiltModel& model, const at::Tensor& last, int64_t begin,
@@ -103,10 +114,10 @@ at::Tensor BatchBaseline::float_logits(int64_t begin, int64_t count, ConvertedMo
 }
 
 std::vector<RowMeasure> BatchBaseline::measure_classes(const at::Tensor& logits) const {
-  const at::Tensor p = at::log_softmax(kept_, -1), q = at::log_softmax(logits, -1);
+  const at::Tensor q = at::log_softmax(logits, -1);
   const at::Tensor& classes = batch_.classes;
   const at::Tensor gold = q.gather(-1, classes.clamp_min(0).unsqueeze(-1)).squeeze(-1);
-  const auto kl = values_of<double>(forward_kl(p, q)), loss = values_of<double>(-gold),
+  const auto kl = values_of<double>(forward_kl(kept_probabilities(), log_p_, q)), loss = values_of<double>(-gold),
              squares = values_of<double>((logits - kept_).square().sum(-1));
   const auto labels = values_of<int64_t>(classes), guesses = values_of<int64_t>(logits.argmax(-1));
   std::vector<RowMeasure> rows(labels.size());
@@ -125,12 +136,14 @@ std::vector<RowMeasure> BatchBaseline::measure_tokens(const models::BuiltModel& 
   for (int64_t begin = 0; begin < all; begin += at_a_time_) {
     const int64_t count = std::min(at_a_time_, all - begin);
     const at::Tensor zp = float_logits(begin, count, in_place), zq = own ? zp : logits_of(other, last, begin, count);
-    const at::Tensor q = at::log_softmax(zq, -1);
+    const at::Tensor q = own && log_p_.defined() ? log_p_.narrow(0, begin, count) : at::log_softmax(zq, -1);
     const at::Tensor gold = q.gather(-1, labels_.narrow(0, begin, count).unsqueeze(-1)).squeeze(-1);
     const auto loss = values_of<double>(-gold);
     std::vector<double> kl, squares;
     if (!own) {
-      kl = values_of<double>(forward_kl(at::log_softmax(zp, -1), q));
+      const at::Tensor log_p = log_p_.defined() ? log_p_.narrow(0, begin, count) : at::log_softmax(zp, -1);
+      kl = values_of<double>(
+          forward_kl(log_p_.defined() ? kept_probabilities().narrow(0, begin, count) : log_p.exp(), log_p, q));
       squares = values_of<double>((zq - zp).square().sum(-1));
     }
     for (size_t i = 0; i < loss.size(); ++i) {

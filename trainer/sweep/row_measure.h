@@ -42,6 +42,7 @@ class BatchBaseline {
  private:
   // Of all targets, or of some of a language model: float64 logits.
   at::Tensor logits_of(const models::BuiltModel& model, const at::Tensor& last, int64_t begin, int64_t count) const;
+  const at::Tensor& kept_probabilities() const;  // made when they are first asked for
   at::Tensor float_logits(int64_t begin, int64_t count, ConvertedModules* in_place) const;
   std::vector<RowMeasure> measure_classes(const at::Tensor& logits) const;
   std::vector<RowMeasure> measure_tokens(const models::BuiltModel& other, const at::Tensor& last,
@@ -54,7 +55,10 @@ class BatchBaseline {
   at::Tensor last_;
   at::Tensor positions_, labels_;  // of a language model: which of the flat states predict, and what
   int64_t at_a_time_ = 1;
-  at::Tensor kept_;  // logits (of an encoder directions) of the floats; undefined where they are too many
+  // Logits (of an encoder directions) of the floats, their log-probabilities and those; undefined where they are too
+  // many.
+  at::Tensor kept_, log_p_;
+  mutable at::Tensor p_;
 };
 
 }  // namespace limbeck::sweep

@@ -155,14 +155,14 @@ class SweepRun {
     }
     pairs_.emplace(result_.kind, rows);
     result_.test = pairs_->test();
-    result_.baseline = {sweep::quality_of(result_.kind, rows), meter.seconds_of_full_evaluation(),
-                        precision::total_footprint(*pair_.student.model).bytes};
+    result_.baseline.quality = sweep::quality_of(result_.kind, rows);
+    result_.baseline.bytes = precision::total_footprint(*pair_.student.model).bytes;
   }
 
   void measure_candidates(sweep::CandidateMeter& meter) {
     candidates_ = sweep::candidates_of(pair_.student, formats_);
     const auto count = static_cast<int64_t>(candidates_.size());
-    const auto progress = progress_of(call_, "sweep", "rows of candidates", count * batches_);
+    const auto progress = progress_of(call_, "sweep", "batches", count * batches_);
     int64_t done = 0, number = 0;
     sweep::CandidateMeter::Listener listener;
     listener.batch = [&] { progress->update(++done); };
@@ -172,9 +172,9 @@ class SweepRun {
       call_.console.note(candidate_line(one, result_.kind, ++number, count));
     };
     const int64_t before = file_->lines_before();
-    const auto begin = std::chrono::steady_clock::now();
     meter.measure(candidates_, listener);
-    result_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    result_.seconds = meter.seconds().measuring;
+    result_.baseline.seconds = meter.seconds().full_evaluation;
     progress->finish();
     if (before > 0) call_.console.note(fmt::format("{} batches of candidates were measured before", before));
     if (before == 0) result_.share_of_full = result_.seconds / (static_cast<double>(count) * result_.baseline.seconds);
@@ -188,18 +188,21 @@ class SweepRun {
                                    const std::function<models::BuiltModel()>& build, const std::string& key = "") {
     sweep::WholeModel model{name};
     const std::string of_file = "model " + (key.empty() ? name : key);
+    models::BuiltModel built;
     try {
-      const models::BuiltModel built = build();
-      model.bytes = precision::total_footprint(*built.model).bytes;
-      const bool known = file_->find(of_file, 0) != nullptr;
-      const auto begin = std::chrono::steady_clock::now();
-      meter.measure_model(of_file, built);
-      if (!known) model.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    } catch (const WeightsError& error) {  // such as a weight that the dtype does not hold
+      built = build();
+    } catch (const IoError&) {
+      throw;
+    } catch (const Error& error) {  // such as a weight that the dtype does not hold
       model.status = sweep::Status::kFailed;
       model.reason = error.what();
       return model;
     }
+    model.bytes = precision::total_footprint(*built.model).bytes;
+    const bool known = file_->find(of_file, 0) != nullptr;
+    const auto begin = std::chrono::steady_clock::now();
+    meter.measure_model(of_file, built);
+    if (!known) model.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     sweep::judge(model, sweep::whole_outcome(*file_, of_file, batches_), *pairs_, result_.kind);
     return model;
   }
