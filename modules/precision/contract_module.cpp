@@ -1,5 +1,6 @@
 #include "modules/precision/contract_module.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <fmt/format.h>
 
@@ -146,6 +147,50 @@ void ContractModule::accept_ids(const at::Tensor& ids) const {
   throw ContractError(fmt::format("[{}] ids {} [{}] on {}, wanted integers on {}: place the batch with the model",
                                   path_, dtype_name(ids.scalar_type()), fmt::join(ids.sizes(), ","), ids.device().str(),
                                   placement_.str()));
+}
+
+ContractModule::Packed ContractModule::pack(kernels::QuantizedFormat format) const {
+  Packed packed;
+  const at::Tensor* weight = parameters_.find("weight");
+  if (weight == nullptr) return packed;  // another module's, which is packed there
+  packed.weights.emplace("weight", PackedWeight(move(weight->detach(), c10::kCPU), format, placement_));
+  packed.shapes["weight"] = PackedShape{weight->size(0), weight->size(1)};
+  packed.instead_of = {"weight"};
+  return packed;
+}
+
+StoredWeights ContractModule::stored_under(const Precision& other) const {
+  if (precision_.quantized) throw std::logic_error(path_ + " is packed, and only floats can be stored otherwise");
+  const at::NoGradGuard no_gradient;
+  StoredWeights stored{.precision = other};
+  std::vector<std::string> instead_of;
+  if (other.quantized) {
+    Packed packed = pack(*other.quantized);
+    stored.packed = std::move(packed.weights), stored.packed_shapes = std::move(packed.shapes);
+    instead_of = std::move(packed.instead_of);
+  }
+  for (const auto& entry : parameters_) {
+    if (std::find(instead_of.begin(), instead_of.end(), entry.key()) != instead_of.end()) continue;
+    at::Tensor own = entry.value();
+    if (own.scalar_type() != other.storage) {
+      own = at::empty(own.sizes(), own.options().dtype(other.storage));
+      cast_into(own, entry.value());
+    }
+    stored.parameters.insert(entry.key(), own);
+  }
+  return stored;
+}
+
+StoredWeights ContractModule::exchange(StoredWeights other) {
+  StoredWeights own{.precision = precision_,
+                    .parameters = parameters_,
+                    .packed = std::move(packed_),
+                    .packed_shapes = std::move(packed_shapes_)};
+  precision_ = std::move(other.precision);
+  parameters_ = std::move(other.parameters);
+  packed_ = std::move(other.packed);
+  packed_shapes_ = std::move(other.packed_shapes);
+  return own;
 }
 
 std::vector<std::string> ContractModule::violations() const {

@@ -25,6 +25,14 @@ struct Scope {
   Scope child(const std::string& name) const;
 };
 
+// What a precision decides of a module: its contract, and its weights in that.
+struct StoredWeights {
+  Precision precision;
+  torch::OrderedDict<std::string, at::Tensor> parameters = torch::OrderedDict<std::string, at::Tensor>();
+  std::map<std::string, PackedWeight> packed = {};
+  std::map<std::string, PackedShape> packed_shapes = {};
+};
+
 // What a module weighs: the numbers that it stands for, and the bytes that it takes.
 struct Footprint {
   int64_t values = 0, bytes = 0;
@@ -39,6 +47,13 @@ class ContractModule : public torch::nn::Module {
   Role role() const { return role_; }
   const Precision& precision() const { return precision_; }
   c10::Device placement() const { return placement_; }
+
+  // Its weights, which must be floats, as they would be had it been built under this contract and filled with them: by
+  // the named casts, or packed. Nothing of the module changes, and what is the same in both is shared. The module's
+  // doors speak the contract's dtypes, so that neighbours need not know.
+  StoredWeights stored_under(const Precision& other) const;
+  // Takes these on and gives back what was there: exchanging that again restores contract and weights to the bit.
+  StoredWeights exchange(StoredWeights other);
 
   // Every weight of this module alone that breaks the contract, one line each.
   std::vector<std::string> violations() const;
@@ -71,6 +86,15 @@ class ContractModule : public torch::nn::Module {
   void create_matrix(const std::string& name, int64_t rows, int64_t columns);
   // `count` matrices of one size, uninitialised, for a contract that packs them.
   void create_packed_stack(const std::string& name, int64_t count, int64_t rows, int64_t columns);
+  // The matrices of a module that the contract can pack, by the names that create_matrix() or create_packed_stack()
+  // gave them, quantized from the floats that it has now, and which parameters they stand for.
+  struct Packed {
+    std::map<std::string, PackedWeight> weights = {};
+    std::map<std::string, PackedShape> shapes = {};
+    std::vector<std::string> instead_of = {};
+  };
+  // A module with one matrix "weight", or none, need not override it.
+  virtual Packed pack(kernels::QuantizedFormat format) const;
   // For a module whose weight is another one's: it is packed as that one is, and has no parts of its own.
   void pack_as(const ContractModule& owner);
   // Accepts the input dtype and device alone, and gives it in the compute dtype.

@@ -152,6 +152,12 @@ PrecisionPolicy::PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::
       used_(rules_.size(), false),
       unpackable_(rules_.size(), false) {}
 
+PrecisionPolicy PrecisionPolicy::with(const std::vector<Rule>& more) const {
+  std::vector<Rule> rules = rules_;
+  rules.insert(rules.end(), more.begin(), more.end());
+  return PrecisionPolicy(dtype_, device_, source_, std::move(rules), packing_);
+}
+
 Precision PrecisionPolicy::resolve(const std::string& path, Role role, const Precision* host) const {
   Precision result = host != nullptr ? *host : Precision{dtype_, dtype_, dtype_, dtype_, device_, source_};
   const bool beside_packed = host != nullptr && host->quantized.has_value();

@@ -50,6 +50,9 @@ class PrecisionPolicy {
   PrecisionPolicy(at::ScalarType dtype, c10::Device device, std::string source, std::vector<Rule> rules = {},
                   Packing packing = {});
 
+  // The same with rules that come after its own.
+  PrecisionPolicy with(const std::vector<Rule>& more) const;
+
   // `host`: what to start from instead of the model's dtype, for a module that belongs to another one. Beside a
   // quantized host it is stored and computed in float32 and speaks the host's activation dtype at its doors.
   Precision resolve(const std::string& path, Role role, const Precision* host = nullptr) const;

@@ -12,7 +12,8 @@ string(REGEX MATCHALL "(^|\n)[^ \n]+\\.[ \n]" suites "${listed}")
 set(long GlooRanks=29 All/AttentionValues=15 VectorMath=14 VocabularyParallel=12 All/ComposedAttention=12 Gloo=10
   Layers/QuantizedLinearValues=7 Of/PowerLoss=6 Filesystems/NewFileTest=6 Table/CheckAdapter=5 Table/AdapterSwitch=5
   Errors/EveryDiskCall=5 Session=5 Dtypes/CheckAdapterElsewhere=4 All/QuantizedLinearValues=4 ChatTemplates=4 QuantizedModel=4
-  Formats/QuantizedLinearOf=4 All/LinearValues=3 PlannedPeak=3 Operators/AdamWTest=3 Families/CheckMutation=3 CheckpointKill=3)
+  Formats/QuantizedLinearOf=4 All/LinearValues=3 PlannedPeak=3 Operators/AdamWTest=3 Families/CheckMutation=3 CheckpointKill=3
+  Families/SweepOf=20 SweepMeter=3)
 # What a process does first, or what it has in memory, is part of what these look at.
 set(alone BadWeightsFileMemory CudaLibrary CheckpointKill PlannedPeak TuneAllocator Allocation)
 

@@ -6,22 +6,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <span>
 #include <stdexcept>
 #include <tuple>
 #include <utility>
 
-#include "kernels/random/counter_bits.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 #include "trainer/objective/forward_pass.h"
+#include "trainer/quantize/row_draws.h"
 
 namespace limbeck::quantize {
 
 namespace {
-
-constexpr int kDraws = 2000;
-constexpr double kOutside = 0.025;  // on each side
-constexpr uint64_t kKey = 0x5ca1ab1e;
 
 double total_of(const at::Tensor& values_n) {
   const at::Tensor here = precision::move(values_n.contiguous(), c10::kCPU);
@@ -48,37 +46,30 @@ at::Tensor wide(const at::Tensor& x, const models::BuiltModel& built) {
 
 // float64 log-probabilities [positions, V] of what comes next.
 at::Tensor log_probabilities(const models::BuiltModel& built, const at::Tensor& hidden) {
-  const int64_t count = hidden.size(0), missing = std::max<int64_t>(0, kLeastRows - count);
-  const at::Tensor rows = missing > 0 ? at::constant_pad_nd(hidden, {0, 0, 0, missing}) : hidden;
-  const at::Tensor logits = built.model->head(rows.unsqueeze(0)).squeeze(0).narrow(0, 0, count);
-  return at::log_softmax(wide(logits, built), -1);
+  return at::log_softmax(wide_logits(built, hidden), -1);
 }
 
-double share_at(const std::vector<double>& sorted, double share) {
-  const double place = share * static_cast<double>(sorted.size() - 1);
-  const auto below = static_cast<size_t>(place);
-  const size_t above = std::min(below + 1, sorted.size() - 1);
-  return sorted[below] + (place - static_cast<double>(below)) * (sorted[above] - sorted[below]);
-}
-
-// KL a target of rows drawn again, with replacement: where the middle 95 % of the draws begin and end.
+// KL a target of rows drawn again.
 std::pair<double, double> drawn_again(const std::vector<RowDivergence>& rows) {
-  std::vector<double> drawn;
-  for (uint64_t draw = 0; draw < kDraws; ++draw) {
+  const auto kl_of = [&](std::span<const uint32_t> drawn) -> std::optional<double> {
     double sum = 0, count = 0;
-    for (uint64_t i = 0; i < rows.size(); ++i) {
-      const RowDivergence& row = rows[kernels::counter_bits(kKey, draw * rows.size() + i) % rows.size()];
-      sum += row.kl;
-      count += static_cast<double>(row.targets);
+    for (const uint32_t i : drawn) {
+      sum += rows[i].kl;
+      count += static_cast<double>(rows[i].targets);
     }
-    if (count > 0) drawn.push_back(sum / count);
-  }
-  if (drawn.empty()) return {0, 0};
-  std::sort(drawn.begin(), drawn.end());
-  return {share_at(drawn, kOutside), share_at(drawn, 1 - kOutside)};
+    return count > 0 ? std::optional(sum / count) : std::nullopt;
+  };
+  const Interval found = RowDraws(rows.size()).interval(kl_of);
+  return {found.low, found.high};
 }
 
 }  // namespace
+
+at::Tensor wide_logits(const models::BuiltModel& built, const at::Tensor& hidden) {
+  const int64_t count = hidden.size(0), missing = std::max<int64_t>(0, kLeastRows - count);
+  const at::Tensor rows = missing > 0 ? at::constant_pad_nd(hidden, {0, 0, 0, missing}) : hidden;
+  return wide(built.model->head(rows.unsqueeze(0)).squeeze(0).narrow(0, 0, count), built);
+}
 
 Distance distance_of(const models::BuiltModel& model) {
   const bool encoder = model.config.architecture.kind == models::ModelKind::kEncoder;

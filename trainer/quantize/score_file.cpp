@@ -3,13 +3,13 @@
 #include <fmt/format.h>
 
 #include <fstream>
-#include <sstream>
 
 #include "modules/errors.h"
 #include "modules/io/crc32c.h"
 #include "modules/memory/allocator.h"
 #include "modules/precision/casts.h"
 #include "modules/precision/contract_modules.h"
+#include "trainer/metrics/whole_lines.h"
 
 namespace limbeck::quantize {
 
@@ -99,19 +99,8 @@ std::string ScoreFile::formats_in(const fs::path& path) {
 }
 
 void ScoreFile::read(const fs::path& path, const Json& identity) {
-  std::error_code fault;
-  if (!fs::is_regular_file(path, fault)) return;
-  std::ostringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  std::string lines = text.str();
-  // What a killed process was writing; it is measured again.
-  const size_t whole = lines.rfind('\n') == std::string::npos ? 0 : lines.rfind('\n') + 1;
-  if (whole < lines.size()) fs::resize_file(path, whole, fault);
-  if (fault) throw IoError(fmt::format("{}: cannot be written: {}", path.string(), fault.message()));
-  lines.resize(whole);
-  std::istringstream in(lines);
   int64_t number = 0;
-  for (std::string line; std::getline(in, line);) {
+  for (const std::string& line : metrics::whole_lines(path)) {
     ++number;
     try {
       const Json json = Json::parse(line);

@@ -75,7 +75,10 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
     const auto parts = fused_->forward(x, input.draws).split_with_sizes({heads_ * head_dim_, kv_width, kv_width}, -1);
     q = parts[0], k = parts[1], v = parts[2];
   } else {
-    q = query_->forward(x, input.draws), k = key_->forward(x, input.draws), v = value_->forward(x, input.draws);
+    // Queries of some tokens find their keys by segments alone: not by their places among all tokens.
+    const bool places = causal_ || window_ > 0 || input.angles.first.defined();
+    const at::Tensor asking = places ? x : input.read_of(x);
+    q = query_->forward(asking, input.draws), k = key_->forward(x, input.draws), v = value_->forward(x, input.draws);
   }
   q = q.unflatten(-1, {heads_, head_dim_});
   k = k.unflatten(-1, {key_value_heads_, head_dim_});
@@ -91,6 +94,11 @@ at::Tensor Attention::forward(const at::Tensor& x, const LayerInput& input) cons
   if (input.taps != nullptr && input.taps->keep_attention) input.taps->attention.push_back({q, k});
   if (input.cache != nullptr) std::tie(k, v) = input.cache->memory<KeysAndValues>(layer_).append(k, v, *input.cache);
   const kernels::AttentionOptions options{scale_, causal_, window_, softcap_};
+  if (q.size(1) < x.size(1)) {  // whose segments are those of the tokens that are read; runs are of all
+    const auto asking = input.segments_q ? std::optional(input.read_of(*input.segments_q)) : std::nullopt;
+    const at::Tensor read = kernels::attention(q, k, v, asking, input.segments_k, options);
+    return output_->forward(read.flatten(-2), input.draws);
+  }
   const at::Tensor mixed = kernels::attention(q, k, v, input.segments_q, input.segments_k, options, input.runs);
   return output_->forward(mixed.flatten(-2), input.draws);
 }

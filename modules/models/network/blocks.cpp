@@ -69,26 +69,28 @@ Layer::Layer(const Scope& scope, const Architecture& a, int64_t layer)
 at::Tensor Layer::base_forward(const at::Tensor& x, const LayerInput& input) const {
   switch (placement_) {
     case NormPlacement::kPre: {
-      const at::Tensor h = x + mixed(input_norm_->forward(x), input);
+      const at::Tensor h = input.read_of(x) + mixed(input_norm_->forward(x), input);
       return h + feed_forward_->forward(post_attention_norm_->forward(h), input);
     }
     case NormPlacement::kPost: {
-      const at::Tensor h = post_attention_norm_->forward(x + mixed(x, input));
+      const at::Tensor h = post_attention_norm_->forward(input.read_of(x) + mixed(x, input));
       return post_feed_forward_norm_->forward(h + feed_forward_->forward(h, input));
     }
     case NormPlacement::kParallel: {
       const at::Tensor n = input_norm_->forward(x);
-      return x + mixed(n, input) + feed_forward_->forward(n, input);
+      return input.read_of(x) + mixed(n, input) + feed_forward_->forward(input.read_of(n), input);
     }
     case NormPlacement::kSandwich:
       break;
   }
-  const at::Tensor h = x + post_attention_norm_->forward(mixed(input_norm_->forward(x), input));
+  const at::Tensor h = input.read_of(x) + post_attention_norm_->forward(mixed(input_norm_->forward(x), input));
   return h + post_feed_forward_norm_->forward(feed_forward_->forward(pre_feed_forward_norm_->forward(h), input));
 }
 
 at::Tensor Layer::mixed(const at::Tensor& x, const LayerInput& input) const {
-  at::Tensor y = mixer_->forward(x, input);
+  const auto mix = [&] { return input.read_of(mixer_->forward(x, input)); };
+  at::Tensor y =
+      precision::current_replay() == nullptr ? mix() : precision::replayed(path_ + "." + mixer_name_, x, mix);
   if (input.taps != nullptr && input.taps->keep_mixed) input.taps->mixed.push_back(y);
   return y;
 }

@@ -23,6 +23,7 @@
 #include "modules/models/network/blocks.h"
 #include "modules/models/network/experts.h"
 #include "modules/precision/casts.h"
+#include "modules/precision/module_replay.h"
 #include "modules/precision/observer.h"
 
 namespace limbeck::models {
@@ -210,8 +211,35 @@ at::Tensor ExpertWeights::products(const at::Tensor& rows, const at::Tensor& end
   return down_->forward(activated(first), ends);
 }
 
+ExpertWeights::Packed ExpertWeights::pack(kernels::QuantizedFormat format) const {
+  Packed packed;
+  for (const auto& stack : stacks()) {
+    const auto names = ExpertStack::packed_names(stack->parameter_name());
+    const StackSizes& sizes = stack->sizes();
+    const int64_t rows = sizes.out / static_cast<int64_t>(names.size());
+    const at::Tensor floats = precision::move(stack->weight().detach(), c10::kCPU);
+    packed.instead_of.push_back(stack->parameter_name());
+    for (size_t part = 0; part < names.size(); ++part) {
+      const precision::PackedShape shape{rows, sizes.in, sizes.experts};
+      precision::PackedWeight all(format, shape, placement());
+      for (int64_t expert = 0; expert < sizes.experts; ++expert) {
+        const at::Tensor matrix = floats.select(0, expert).narrow(0, static_cast<int64_t>(part) * rows, rows);
+        all.put(expert, precision::PackedWeight(matrix, format, placement()));
+      }
+      packed.weights.emplace(names[part], std::move(all));
+      packed.shapes[names[part]] = shape;
+    }
+  }
+  return packed;
+}
+
 at::Tensor ExpertWeights::forward(const at::Tensor& x_nd, const at::Tensor& experts_nk,
                                   const at::Tensor& weights_nk) const {
+  return precision::replayed(path(), at::Tensor(), [&] { return mixed(x_nd, experts_nk, weights_nk); });
+}
+
+at::Tensor ExpertWeights::mixed(const at::Tensor& x_nd, const at::Tensor& experts_nk,
+                                const at::Tensor& weights_nk) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x_nd);
   if (precision::ModuleObserver* observer = precision::current_observer())

@@ -63,7 +63,11 @@ class ExpertWeights : public precision::ContractModule {
   // x_nd [N, D], experts_nk int64 [N, K], weights_nk float32 (float64 for a float64 model) -> [N, D]
   at::Tensor forward(const at::Tensor& x_nd, const at::Tensor& experts_nk, const at::Tensor& weights_nk) const;
 
+ protected:
+  Packed pack(kernels::QuantizedFormat format) const override;
+
  private:
+  at::Tensor mixed(const at::Tensor& x_nd, const at::Tensor& experts_nk, const at::Tensor& weights_nk) const;
   at::Tensor products(const at::Tensor& rows, const at::Tensor& ends) const;  // as those of ExpertStack
 
   int64_t count_;

@@ -41,6 +41,12 @@ struct LayerInput {
   TokenCache* cache = nullptr;
   Taps* taps = nullptr;
   Draws draws;  // of training
+  // So many first tokens of each row are read of what the layer gives, and it gives no others; none: all.
+  std::optional<int64_t> read_tokens = {};
+
+  at::Tensor read_of(const at::Tensor& x_btd) const {
+    return read_tokens && *read_tokens < x_btd.size(1) ? x_btd.narrow(1, 0, *read_tokens) : x_btd;
+  }
 };
 
 }  // namespace limbeck::models

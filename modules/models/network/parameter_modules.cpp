@@ -124,7 +124,7 @@ Norm::Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon)
   if (kind == NormKind::kLayer) create_parameter("bias", {width});
 }
 
-at::Tensor Norm::forward(const at::Tensor& x, bool learns) const {
+at::Tensor Norm::normed(const at::Tensor& x, bool learns) const {
   const precision::ModuleScope scope(path());
   const at::Tensor input = enter(x);
   const auto own = [&](const at::Tensor& tensor) { return learns ? tensor : tensor.detach(); };

@@ -10,6 +10,7 @@
 #include "modules/models/network/named_adapters.h"
 #include "modules/models/network/weight_adapter.h"
 #include "modules/precision/contract_module.h"
+#include "modules/precision/module_replay.h"
 
 namespace limbeck::models {
 
@@ -27,7 +28,8 @@ class Linear : public ContractModule, public NamedAdapters<LinearAdapter> {
   // A bias is its own.
   Linear(const Scope& scope, Role role, std::shared_ptr<Embedding> tied, bool bias = false);
   at::Tensor forward(const at::Tensor& x, const Draws& draws = {}) const {
-    return adapter() ? adapter()->forward(x, *this, draws) : base_forward(x);
+    return precision::replayed(path(), x,
+                               [&] { return adapter() ? adapter()->forward(x, *this, draws) : base_forward(x); });
   }
   at::Tensor base_forward(const at::Tensor& x) const;  // without the adapter
   at::Tensor product(const at::Tensor& x) const;       // and without the bias
@@ -81,9 +83,13 @@ class Embedding : public ContractModule, public NamedAdapters<EmbeddingAdapter> 
 class Norm : public ContractModule {
  public:
   Norm(const Scope& scope, NormKind kind, int64_t width, double epsilon);
-  at::Tensor forward(const at::Tensor& x, bool learns = true) const;  // learns: its parameters get gradients
+  at::Tensor forward(const at::Tensor& x, bool learns = true) const {  // learns: its parameters get gradients
+    return precision::replayed(path(), x, [&] { return normed(x, learns); });
+  }
 
  private:
+  at::Tensor normed(const at::Tensor& x, bool learns) const;
+
   NormKind kind_;
   double epsilon_;
 };

@@ -190,8 +190,11 @@ at::Tensor Transformer::positions_of(const ModelInput& input) const {
 
 at::Tensor Transformer::embedded(const ModelInput& input) const { return embed(input, positions_of(input)); }
 
-at::Tensor Transformer::through_layer(size_t layer, const at::Tensor& x, const ModelInput& input) const {
-  return layers_.at(layer)->forward(x, layer_input(input, positions_of(input)));
+at::Tensor Transformer::through_layer(size_t layer, const at::Tensor& x, const ModelInput& input,
+                                      std::optional<int64_t> read_tokens) const {
+  LayerInput shared = layer_input(input, positions_of(input));
+  shared.read_tokens = read_tokens;
+  return layers_.at(layer)->forward(x, shared);
 }
 
 ProductOperands Transformer::head_operands(const at::Tensor& states, bool learns, const Draws& draws) const {

@@ -45,7 +45,9 @@ class Transformer : public torch::nn::Module {
   // The parts of encode(), for whoever goes through the layers one by one: what the first layer gets, what a layer
   // makes of its input x, and the last states, from what the last layer gives.
   at::Tensor embedded(const ModelInput& input) const;
-  at::Tensor through_layer(size_t layer, const at::Tensor& x, const ModelInput& input) const;
+  // `read_tokens`: so many first tokens of each row are wanted of it, where not all are (a classifier reads one).
+  at::Tensor through_layer(size_t layer, const at::Tensor& x, const ModelInput& input,
+                           std::optional<int64_t> read_tokens = {}) const;
   at::Tensor last_of(const at::Tensor& x) const { return final_norm_ ? final_norm_->forward(x) : x; }
   // Logits [B, T, V] of a language model, [B, labels] of a classifier.
   at::Tensor head(const at::Tensor& last, const Draws& draws = {}) const;

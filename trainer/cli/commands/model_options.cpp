@@ -82,8 +82,12 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
 
 std::vector<precision::Rule> rules_of_model(const recipe::Settings& settings) {
   std::vector<precision::Rule> rules;
-  for (const recipe::Value& rule : settings.values("rule"))
+  for (const recipe::Value& rule : settings.values("rule")) {
     rules.push_back(precision::parse_rule(rule.text, rule.origin.to_string()));
+    // What a recipe says of its student holds for that model by itself.
+    std::string& pattern = rules.back().pattern;
+    if (pattern.starts_with("student.")) pattern.replace(0, std::string("student").size(), "model");
+  }
   precision::require_roots(rules, {"model"});
   return rules;
 }

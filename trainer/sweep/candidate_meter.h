@@ -1,0 +1,63 @@
+// The sweep itself: every candidate alone in a model that is otherwise in floats, on every batch, stage by stage. A
+// candidate costs the modules of its stage behind it and the stages behind that, not a whole forward; one that
+// overflows or fails is written down with its reason, and the others go on.
+#pragma once
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "trainer/sweep/batch_states.h"
+#include "trainer/sweep/candidate.h"
+#include "trainer/sweep/converted_modules.h"
+#include "trainer/sweep/stage_replay.h"
+#include "trainer/sweep/sweep_file.h"
+
+namespace limbeck::sweep {
+
+// All batches of a candidate or a whole model: its rows, or why there are none.
+BatchOutcome whole_outcome(const SweepFile& file, const std::string& key, int64_t batches);
+
+class CandidateMeter {
+ public:
+  // All must live on.
+  CandidateMeter(const models::BuiltModel& floats, BatchStates& states, SweepFile& file);
+
+  // Of the floats, under this key of the file; what candidates are held against.
+  static constexpr const char* kFloats = "float32";
+  Rows measure_floats();
+  // What hears of it: after each batch of a candidate, and when all of one is there.
+  struct Listener {
+    std::function<void()> batch = {};
+    std::function<void(const Candidate&)> done = {};
+  };
+  void measure(const std::vector<Candidate>& candidates, const Listener& listener);
+  // What measure() took, and what a forward of all batches takes, from the tokens to how good the model is: one
+  // candidate without this class. The batches of the second are timed between those of the first, so that both meet the
+  // same machine.
+  struct Seconds {
+    double measuring = 0, full_evaluation = 0;
+  };
+  Seconds seconds() const;
+  // Another model of the same structure on the same batches, under its own key.
+  void measure_model(const std::string& key, const models::BuiltModel& model);
+
+ private:
+  struct Work;  // on the candidates of a stage
+  void measure_stage(size_t stage, std::vector<Work>& works, const Listener& listener);
+  void measure_batch(size_t stage, int64_t index, std::vector<Work>& works, const Listener& listener);
+  BatchOutcome outcome_of(Work& work, const at::Tensor& x, const models::ModelInput& input,
+                          const BatchBaseline& baseline);
+  Cost cost_of(Work& work, const at::Tensor& x, const models::ModelInput& input);
+  bool is_done(const Candidate& candidate) const;
+  void time_full_evaluation(int64_t index);
+
+  const models::BuiltModel& floats_;
+  BatchStates& states_;
+  SweepFile& file_;
+  StageReplay replay_;
+  std::vector<double> full_seconds_;  // by batch; negative: not yet
+  double measuring_seconds_ = 0;
+};
+
+}  // namespace limbeck::sweep
