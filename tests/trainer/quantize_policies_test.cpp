@@ -16,6 +16,7 @@
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/joint_measure.h"
 #include "trainer/quantize/static_policy.h"
+#include "trainer/quantize/sweep_scores.h"
 
 namespace limbeck::quantize {
 namespace {
@@ -299,6 +300,39 @@ TEST(BudgetedPolicy, WhatNobodyMeasuredIsNotChosenAndSaid) {
   EXPECT_NE(said(at::kBFloat16).find("says nothing of " + table.modules().front().path), std::string::npos);
   profile["rows"][2].erase("modules");
   EXPECT_NE(said(at::kBFloat16).find("wanted the profile.json of a run of `limbeck profile`"), std::string::npos);
+}
+
+TEST(BudgetedPolicy, GoesByTheKlOfASweepAndNamesWhatItDidNotTry) {
+  const FormatTable table(request_for("llama"), parse_formats("float,int8,int4-g32", "--formats"));
+  nlohmann::json candidates = nlohmann::json::array();
+  double kl = 0;
+  for (const Candidate& module : table.modules()) {
+    for (const char* format : {"int8", "int4-g32", "bfloat16"}) {
+      candidates.push_back(
+          {{"module", module.path}, {"format", format}, {"status", "measured"}, {"reason", ""}, {"kl", kl += 0.5}});
+    }
+  }
+  const test::TemporaryFolder folder;
+  const auto file = folder.path() / "sweep.json";
+  const auto write = [&] { std::ofstream(file) << nlohmann::json{{"candidates", candidates}}; };
+  const auto said = [&](at::ScalarType floats) {
+    return test::message_of([&] { scores_of_sweep(table, file, floats); });
+  };
+  write();
+  const RowScore scores = scores_of_sweep(table, file, at::kBFloat16);
+  EXPECT_EQ(scores.modules[1].losses, (std::vector<double>{3.0, 2.0, 2.5}));  // as the table has the formats
+  EXPECT_EQ(scores_of_sweep(table, file, at::kFloat).modules[1].losses[0], 0);
+  EXPECT_EQ(budgeted_mix(table, Costs(table), scores, Budget::parse("2.2x", "")).predicted.at(table.modules()[1].path),
+            scores.modules[1].losses[table.format_index(
+                budgeted_mix(table, Costs(table), scores, Budget::parse("2.2x", "")).mix.at(table.modules()[1].path))]);
+  EXPECT_NE(said(at::kHalf).find("has no KL of " + table.modules()[0].path + " in float16 (not tried)"),
+            std::string::npos);
+  candidates[3]["kl"] = nullptr, candidates[3]["status"] = "overflowed", candidates[3]["reason"] = "3 values";
+  write();
+  EXPECT_NE(said(at::kBFloat16).find(table.modules()[1].path + " in int8 (overflowed: 3 values)"), std::string::npos);
+  candidates[3].erase("kl");
+  write();
+  EXPECT_NE(said(at::kBFloat16).find("wanted the sweep.json of a run of `limbeck sweep`"), std::string::npos);
 }
 
 TEST(Exchange, FindsTheMixThatMeasuresBestWhereScoresMislead) {

@@ -52,6 +52,12 @@ Way way_of(const recipe::Settings& settings) {
   if (!settings.values("tag").empty() && policy != "static") {
     throw UsageError("limbeck quantize: --tag says what --policy=static gives a role: add it, or leave --tag out");
   }
+  if (settings.given("sweep") && !budgeted)
+    throw UsageError("limbeck quantize: --sweep is what a budget goes by: add --budget, or leave it out");
+  if (settings.given("sweep") && settings.given("predict-by")) {
+    throw UsageError(
+        "limbeck quantize: --sweep and --predict-by both say what a budget goes by: leave one of them out");
+  }
   if (settings.given("times") && !budgeted)
     throw UsageError("limbeck quantize: --times is what a budget of milliseconds goes by: add --budget=\"3 ms\"");
   if (settings.given("predict-by") && !budgeted)
@@ -85,9 +91,10 @@ Way way_of(const recipe::Settings& settings) {
 }
 
 // Importance is compared among the modules of layers. What vLLM serves keeps embeddings and heads in floats, unless a
-// role is given a format.
+// role is given a format; and a sweep knows nothing of embeddings.
 quantize::Covered covered_by(Way way, const recipe::Settings& settings) {
-  const bool everything = way == Way::kStatic || (way == Way::kBudgeted && settings.text("serve-by") != "vllm");
+  const bool tables = settings.text("serve-by") != "vllm" && !settings.given("sweep");
+  const bool everything = way == Way::kStatic || (way == Way::kBudgeted && tables);
   return everything ? quantize::Covered::kEverything : quantize::Covered::kLayers;
 }
 
@@ -128,7 +135,7 @@ quantize::FormatTable table_of_budgets(const models::ModelRequest& request,
   const auto covered = covered_by(Way::kBudgeted, settings);
   quantize::FormatTable table(request, formats_of(names, settings), covered);
   const bool times = std::any_of(budgets.begin(), budgets.end(), [](const auto& budget) { return budget.is_time(); });
-  if (settings.given("formats") || served_by_vllm(settings) || times) return table;
+  if (settings.given("formats") || served_by_vllm(settings) || times || settings.given("sweep")) return table;
   const auto held_by = [&](const quantize::FormatTable& one) {
     return std::count_if(budgets.begin(), budgets.end(), [&](const quantize::Budget& budget) {
       return quantize::why_too_small(one, quantize::Costs(one), budget).empty();

@@ -12,6 +12,7 @@
 #include "trainer/cli/console/text_table.h"
 #include "trainer/quantize/alone_meter.h"
 #include "trainer/quantize/importance.h"
+#include "trainer/quantize/sweep_scores.h"
 
 namespace limbeck::cli {
 
@@ -156,6 +157,15 @@ void Calibration::score_alone() {
       quantize::predicted(std::move(scores_), word == "kl" ? quantize::PredictedBy::kKl : quantize::PredictedBy::kBoth);
 }
 
+void Calibration::score() {
+  if (!call_.settings.given("sweep")) {
+    score_rows();
+    return score_alone();
+  }
+  open_scores();
+  scores_ = quantize::scores_of_sweep(table_, call_.settings.path("sweep"), *request_.dtype);
+}
+
 Decided Calibration::dynamic() {
   const auto& settings = call_.settings;
   const auto& formats = table_.formats();
@@ -213,8 +223,7 @@ Decided Calibration::budgeted(const quantize::Budget& budget) {
   // Where nothing fits, it is said before anything is measured.
   const quantize::Costs& costs = costs_for(budget);
   if (const std::string why = quantize::why_too_small(table_, costs, budget); !why.empty()) throw UsageError(why);
-  score_rows();
-  score_alone();
+  score();
   const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, costs, scores_, budget);
   const quantize::Exchanged exchanges = exchanged(budget);
   const quantize::BudgetedMix& found = exchanges.mix;
@@ -241,8 +250,7 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   }
   if (possible.empty()) throw UsageError(too_small.back());
   for (const std::string& why : too_small) call_.console.warning(why);
-  score_rows();
-  score_alone();
+  score();
   std::vector<CurvePoint> points;
   for (const quantize::Budget& budget : possible) {
     const quantize::Exchanged found = exchanged(budget);

@@ -58,6 +58,7 @@ class Calibration {
   void open_scores();
   void score_rows();
   void score_alone();
+  void score();  // for budgets: as --predict-by says, or --sweep has it
   quantize::Exchanged exchanged(const quantize::Budget& budget);
   quantize::MixMeter& mixes();
 

@@ -29,6 +29,12 @@ void declare_measured(recipe::OptionTable& table) {
            "The curve over several budgets (a number alone is bits a weight), each with the mix that --budget gives "
            "it, measured; nothing is written. tools/report_budgets.py makes a page of its --json.",
        .value_name = "AMOUNT,..."});
+  add({.name = "sweep",
+       .kind = OptionKind::kPath,
+       .help =
+           "The sweep.json of limbeck sweep, whose KL of each module alone a budget then goes by, in place of scores "
+           "measured here; embeddings and heads that a sweep does not try stay floats.",
+       .value_name = "FILE"});
   add({.name = "formats",
        .kind = OptionKind::kText,
        .fallback = "float,int8,int4-g32,int4",
