@@ -108,16 +108,15 @@ TEST(ProfilePlacement, NamesTheTensorOfTheBatchThatIsElsewhereBeforeAForward) {
   ProfileOptions options;
   options.batch = 2, options.length = 8;
   const data::Batch batch = random_batch(student.config.architecture, options);
-  EXPECT_EQ(
-      test::message_of([&] { require_one_device(*student.model, batch); }),
-      "2: [batch.student.ids] is int64 [2,8] on cpu, wanted meta, where student.embed_tokens.weight is: place the "
-      "batch with the model (data::place, or a Prefetcher)");
+  EXPECT_EQ(test::message_of([&] { require_one_device(*student.model, batch); }),
+            "2: [batch.student.ids] is Long [2,8] on cpu, wanted meta, where student.embed_tokens.weight is: place the "
+            "batch with the model (data::place, or a Prefetcher)");
   data::Batch placed = data::place(batch, at::kMeta);
   require_one_device(*student.model, placed);
   placed.student.attention_mask = batch.student.attention_mask;
   EXPECT_NE(test::message_of([&] {
               require_one_device(*student.model, placed);
-            }).find("[batch.student.attention_mask] is int64 [2,8] on cpu, wanted meta"),
+            }).find("[batch.student.attention_mask] is Long [2,8] on cpu, wanted meta"),
             std::string::npos);
 }
 
@@ -134,7 +133,7 @@ TEST(ProfilePlacement, NamesTheWeightThatIsElsewhereACodeOrAParameter) {
   }
   EXPECT_NE(test::message_of([&] {
               require_one_device(*student.model, batch);
-            }).find("[student.layers.1.mlp.up_proj.weight.codes] is int8"),
+            }).find("[student.layers.1.mlp.up_proj.weight.codes] is Char"),
             std::string::npos);
 }
 

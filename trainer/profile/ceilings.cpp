@@ -61,7 +61,13 @@ double Ceilings::gflops_of(const std::string& operands) const {
 Ceilings measure_ceilings(c10::Device device, const std::vector<std::string>& operands) {
   const c10::InferenceMode inference;
   Ceilings found;
-  for (const std::string& name : operands) found.gflops[name] = gflops_of_product(device, name);
+  for (const std::string& name : operands) {
+    try {
+      found.gflops[name] = gflops_of_product(device, name);
+    } catch (const c10::Error&) {
+      // The device has no such product; rows that need one say so.
+    }
+  }
   const at::Tensor large = at::ones({kRowsRead}, at::TensorOptions().dtype(at::kFloat).device(device));
   found.gb_per_second = static_cast<double>(large.nbytes()) / best_seconds(device, [&] { large.sum(); }) / 1e9;
   return found;

@@ -16,7 +16,7 @@ struct Ceilings {
   double gflops_of(const std::string& operands) const;
 };
 
-// A large square product of each kind, and a sum over a quarter of a GiB: the best of many.
+// A large square product of each kind that the device has, and a sum over a quarter of a GiB: the best of many.
 Ceilings measure_ceilings(c10::Device device, const std::vector<std::string>& operands);
 
 }  // namespace limbeck::profile

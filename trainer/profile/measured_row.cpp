@@ -73,6 +73,7 @@ ordered_json energy_json(const energy::EnergyOfWork& work) {
                     {"idle_watts", or_null(work.idle.total().value)},
                     {"by_device", ordered_json::object()},
                     {"reasons", ordered_json::object()},
+                    {"seconds", work.seconds},
                     {"repetitions", work.repetitions},
                     {"windows", work.windows},
                     {"spread", work.windows > 0 ? ordered_json(work.spread) : ordered_json()},
@@ -219,6 +220,20 @@ void require_possible(const recipe::Settings& placed, const RowRequest& request)
   if (!reason.empty()) throw UsageError(reason);
 }
 
+// A recipe that cannot be evaluated has a student that can be timed.
+void put_quality(Subject& subject, ordered_json& row) {
+  try {
+    const Subject::Quality quality = subject.quality();
+    if (quality.name.empty()) {
+      row["quality_reason"] = "the recipe names no data.validation";
+      return;
+    }
+    row["quality"] = {{"name", quality.name}, {"value", quality.value}, {"f1", or_null(quality.f1)}};
+  } catch (const Error& error) {
+    row["quality_reason"] = error.what();
+  }
+}
+
 void measure_speed(Subject& subject, const RowRequest& request, ordered_json& row, Latency& latency) {
   memory::DeviceMemory(subject.device()).reset_peak();
   latency = measure(request.options.repetitions, [&] { subject.pass(); });
@@ -242,7 +257,7 @@ ordered_json empty_row(const RowRequest& request) {
                    {"refused", nullptr}};
   for (const char* name : {"latency_ms", "passes", "rows_per_second", "tokens_per_second", "bytes_on_disk",
                            "bytes_on_disk_reason", "bytes_of_weights", "peak_bytes", "peak_rss_bytes", "temperature_c",
-                           "temperature_reason", "quality", "energy"}) {
+                           "temperature_reason", "quality", "quality_reason", "energy"}) {
     row[name] = nullptr;
   }
   row["modules"] = ordered_json::array();
@@ -281,9 +296,7 @@ ordered_json measured_row(const RowRequest& request, const Ceilings& ceilings) {
     const SavedSize size = bytes_on_disk(subject.student());
     row["bytes_on_disk"] = size.bytes ? ordered_json(*size.bytes) : ordered_json();
     if (!size.bytes) row["bytes_on_disk_reason"] = size.reason;
-    const Subject::Quality quality = subject.quality();
-    if (!quality.name.empty())
-      row["quality"] = {{"name", quality.name}, {"value", quality.value}, {"f1", or_null(quality.f1)}};
+    put_quality(subject, row);
   }
   return {{"row", std::move(row)}, {"spans", spans_json(observed.spans)}};
 }

@@ -41,6 +41,11 @@ std::unique_ptr<objective::Distillation> objective_of(const recipe::Settings& se
   return std::make_unique<objective::Distillation>(options, pair, agreement.vocabulary(sets));
 }
 
+bool has_teacher(const recipe::Settings& settings) {
+  const std::string& kind = settings.text("teacher.kind");
+  return kind != "none" && (kind != "model" || settings.given("teacher.model"));
+}
+
 // What check says of the recipe is why it cannot be trained.
 void require_trainable(const recipe::Settings& placed, const Registries& registries) {
   const check::CheckReport report = check::dry_run(placed, registries);
@@ -74,7 +79,8 @@ data::Batch random_batch(const models::Architecture& student, const ProfileOptio
 
 struct Subject::State {
   State(const recipe::Settings& placed, const Registries& registries_of_all, const ProfileOptions& asked, Work of)
-      : settings(of == Work::kTraining ? placed : placed.with("teacher.kind", "none")),
+      : recipe(placed),
+        settings(of == Work::kTraining ? placed : placed.with("teacher.kind", "none")),
         registries(registries_of_all),
         options(asked),
         work(of) {
@@ -117,7 +123,7 @@ struct Subject::State {
     ++step;
   }
 
-  const recipe::Settings settings;
+  const recipe::Settings recipe, settings;  // settings: without a teacher where none works
   const Registries& registries;
   const ProfileOptions& options;
   const Work work;
@@ -158,16 +164,21 @@ void Subject::pass() {
 }
 
 Subject::Quality Subject::quality() {
-  const recipe::Settings& settings = state_->settings;
-  if (!settings.given("data.validation")) return {};
-  const data::DataSource source(agreement::fitted(data::validation_data(settings), *state_->pair));
-  const auto objective = objective_of(settings, state_->registries, state_->pair,
-                                      {{source.manifest(), "data.validation " + settings.where("data.validation")}});
+  State& s = *state_;
+  const recipe::Settings& recipe = s.recipe;
+  if (!recipe.given("data.validation")) return {};
+  const data::DataSource source(agreement::fitted(data::validation_data(recipe), *s.pair));
+  if (has_teacher(recipe)) {  // terms compare with it, and it was in nobody's way until now
+    s.pair.reset();
+    s.pair = build::build_pair(recipe, objective::Materialize::kWeights);
+  }
+  const auto objective = objective_of(recipe, s.registries, s.pair,
+                                      {{source.manifest(), "data.validation " + recipe.where("data.validation")}});
   objective::Progress at_end;
   at_end.step = at_end.total_steps = kScheduleSteps;
   const auto solo = parallel::make_solo();
   const evaluate::Evaluation found =
-      evaluate::evaluate(*objective, source, settings.integer("eval.batches"), at_end, *solo);
+      evaluate::evaluate(*objective, source, recipe.integer("eval.batches"), at_end, *solo);
   const auto [name, value] = evaluate::judged_by(found, "auto");
   const double* f1 = found.find("macro_f1");
   return {name, value, f1 == nullptr ? std::nullopt : std::optional(*f1)};

@@ -27,7 +27,8 @@ class Subject {
   c10::Device device() const;
   int64_t rows_of_a_pass() const;
   int64_t tokens_of_a_pass() const;  // read; of generation, made
-  // Of data.validation, with the objective's forward; null JSON fields are the caller's. Nothing where there is none.
+  // Of data.validation by the objective's forward, as `limbeck eval` has it; no name where there is none. To be called
+  // last: where terms compare with the teacher, student and teacher are loaded anew.
   struct Quality {
     std::string name;  // "accuracy", "perplexity", "cosine"; "": not measured
     double value = 0;
