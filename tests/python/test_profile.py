@@ -10,7 +10,7 @@ from pathlib import Path
 import model_zoo
 import pytest
 import torch
-from fake_cuda_work import FOLDER, only_where_built
+from fake_cuda_work import FOLDER, only_where_built, student_of_experts
 from limbeck_runner import LimbeckError, build_folder, run_program
 
 from training_work import Work, saved
@@ -315,13 +315,16 @@ def test_a_run_on_the_cpu_reads_no_gpus_meter(work, tmp_path):
 
 
 @only_where_built
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_check_refuses_every_precision_that_the_device_has_not_and_no_other(work, tmp_path, device):
+@pytest.mark.parametrize("device, student", [("cpu", "student"), ("cuda", "student"), ("cuda", "experts")])
+def test_check_refuses_every_precision_that_the_device_has_not_and_no_other(work, tmp_path, device, student):
     """What check says on meta is what a forward on the device meets."""
-    recipe = work.recipe("matrix", **ALONE, data__validation=None)
+    folder = student_of_experts(work) if student == "experts" else work.folder / student
+    recipe = work.recipe("matrix", **ALONE, data__validation=None, student__model=folder)
     formats = [line.split()[0] for line in run_program("list", "quantizers").stdout.splitlines() if line.strip()]
     formats = [name for name in formats if name.startswith(("int", "nf"))]
     assert "int4-sym-g32-dynamic" in formats
+    if student == "experts":  # whose products of codes are the CPU's
+        formats = [name for name in formats if "dynamic" in name or name in ("int8", "nf4")]
     environment = {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_REQUIRE_GPU": "1"}
     names = [f"{name}+{dtype}" for name in formats for dtype in ("float32", "bfloat16")]
     report = profiled(recipe, tmp_path / "run", f"--devices={device}", f"--precisions={','.join(names)}", "--work=forward",

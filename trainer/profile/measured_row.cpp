@@ -1,11 +1,8 @@
 #include "trainer/profile/measured_row.h"
 
 #include <c10/core/InferenceMode.h>
-#include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <thread>
 
 #include "kernels/operator/cuda_library.h"
@@ -13,7 +10,6 @@
 #include "modules/memory/allocator.h"
 #include "modules/memory/device_memory.h"
 #include "modules/memory/host_memory.h"
-#include "modules/models/weights/save_model.h"
 #include "modules/precision/contract_modules.h"
 #include "trainer/build/recipe_models.h"
 #include "trainer/energy/machine_meters.h"
@@ -25,38 +21,9 @@
 namespace limbeck::profile {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 constexpr int kObservedPasses = 10;
-
-struct SavedSize {
-  std::optional<int64_t> bytes;
-  std::string reason;
-};
-
-// Of the files that a folder of such a model has.
-SavedSize bytes_on_disk(const models::BuiltModel& student) {
-  const fs::path folder = fs::temp_directory_path() / fmt::format("limbeck-profile-{}", ::getpid());
-  SavedSize size;
-  try {
-    const auto modules = precision::contract_modules(*student.model);
-    models::SaveOptions options;
-    options.packed = std::any_of(modules.begin(), modules.end(),
-                                 [](const auto& module) { return module->precision().quantized.has_value(); });
-    models::save_model(student, folder, options);
-    int64_t bytes = 0;
-    for (const auto& entry : fs::directory_iterator(folder)) {
-      if (entry.path().extension() == ".safetensors") bytes += static_cast<int64_t>(entry.file_size());
-    }
-    size.bytes = bytes;
-  } catch (const Error& error) {
-    size.reason = error.what();
-  }
-  std::error_code ignored;
-  fs::remove_all(folder, ignored);
-  return size;
-}
 
 ordered_json latency_json(const Latency& latency) {
   return {{"mean", latency.mean},
@@ -220,20 +187,6 @@ void require_possible(const recipe::Settings& placed, const RowRequest& request)
   if (!reason.empty()) throw UsageError(reason);
 }
 
-// A recipe that cannot be evaluated has a student that can be timed.
-void put_quality(Subject& subject, ordered_json& row) {
-  try {
-    const Subject::Quality quality = subject.quality();
-    if (quality.name.empty()) {
-      row["quality_reason"] = "the recipe names no data.validation";
-      return;
-    }
-    row["quality"] = {{"name", quality.name}, {"value", quality.value}, {"f1", or_null(quality.f1)}};
-  } catch (const Error& error) {
-    row["quality_reason"] = error.what();
-  }
-}
-
 void measure_speed(Subject& subject, const RowRequest& request, ordered_json& row, Latency& latency) {
   memory::DeviceMemory(subject.device()).reset_peak();
   latency = measure(request.options.repetitions, [&] { subject.pass(); });
@@ -291,13 +244,6 @@ ordered_json measured_row(const RowRequest& request, const Ceilings& ceilings) {
   }
   row["energy"] = energy_json(energy);
   row["modules"] = modules_json(observed, replayed_energy(subject, meters, energy, request, observed.calls), ceilings);
-
-  if (request.work == Work::kForward) {
-    const SavedSize size = bytes_on_disk(subject.student());
-    row["bytes_on_disk"] = size.bytes ? ordered_json(*size.bytes) : ordered_json();
-    if (!size.bytes) row["bytes_on_disk_reason"] = size.reason;
-    put_quality(subject, row);
-  }
   return {{"row", std::move(row)}, {"spans", spans_json(observed.spans)}};
 }
 

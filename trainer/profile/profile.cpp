@@ -14,6 +14,7 @@
 #include "modules/memory/allocator.h"
 #include "modules/precision/precision.h"
 #include "trainer/energy/machine_meters.h"
+#include "trainer/profile/assessment.h"
 #include "trainer/profile/child_process.h"
 #include "trainer/profile/measured_row.h"
 #include "trainer/recipe/value.h"
@@ -138,6 +139,15 @@ void put_machine(const std::map<std::string, ordered_json>& devices, const std::
   report["meters"] = std::move(meters);
 }
 
+// What was timed stays, whatever becomes of the rest.
+void assess(const RowRequest& request, ordered_json& row) {
+  try {
+    row.update(in_child([&] { return assessment(request); }));
+  } catch (const ContractError& error) {
+    row["quality_reason"] = row["bytes_on_disk_reason"] = error.what();
+  }
+}
+
 void add_trace(const ordered_json& row, const ordered_json& spans, ordered_json& events) {
   const auto number = row.at("number").get<int64_t>();
   const std::string name = fmt::format("{} on {}, {}", row.at("precision").get<std::string>(),
@@ -213,6 +223,7 @@ Profile run_profile(const ProfileRequest& request) {
           ordered_json measured = in_child([&] { return measured_row(one, ceilings_from(devices.at(device))); });
           row = std::move(measured.at("row"));
           spans = std::move(measured.at("spans"));
+          if (work == Work::kForward) assess(one, row);
         } catch (const ContractError& error) {
           row["refused"] = error.what();
         }

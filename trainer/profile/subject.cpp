@@ -11,13 +11,9 @@
 #include "modules/errors.h"
 #include "modules/models/network/generator.h"
 #include "modules/models/network/token_loss.h"
-#include "trainer/agreement/data_guard.h"
-#include "trainer/agreement/pair_agreement.h"
 #include "trainer/build/model_sharing.h"
 #include "trainer/build/recipe_pair.h"
 #include "trainer/check/dry_run.h"
-#include "trainer/data/data_request.h"
-#include "trainer/evaluate/evaluator.h"
 #include "trainer/profile/placement.h"
 #include "trainer/session/update.h"
 
@@ -27,7 +23,16 @@ namespace {
 constexpr int64_t kScheduleSteps = 1'000'000;  // of which none comes to its end
 constexpr double kHiddenShare = 0.15;
 
-// The objective over this pair, with the vocabulary of the models' tables.
+// What check says of the recipe is why it cannot be trained.
+void require_trainable(const recipe::Settings& placed, const Registries& registries) {
+  const check::CheckReport report = check::dry_run(placed, registries);
+  for (const auto& lines : {report.stored_wrongly, report.ran_wrongly}) {
+    if (!lines.empty()) throw ContractError(lines.front());
+  }
+}
+
+}  // namespace
+
 std::unique_ptr<objective::Distillation> objective_of(const recipe::Settings& settings, const Registries& registries,
                                                       const std::shared_ptr<objective::ModelPair>& pair,
                                                       const std::vector<agreement::DataInUse>& sets) {
@@ -40,21 +45,6 @@ std::unique_ptr<objective::Distillation> objective_of(const recipe::Settings& se
   }
   return std::make_unique<objective::Distillation>(options, pair, agreement.vocabulary(sets));
 }
-
-bool has_teacher(const recipe::Settings& settings) {
-  const std::string& kind = settings.text("teacher.kind");
-  return kind != "none" && (kind != "model" || settings.given("teacher.model"));
-}
-
-// What check says of the recipe is why it cannot be trained.
-void require_trainable(const recipe::Settings& placed, const Registries& registries) {
-  const check::CheckReport report = check::dry_run(placed, registries);
-  for (const auto& lines : {report.stored_wrongly, report.ran_wrongly}) {
-    if (!lines.empty()) throw ContractError(lines.front());
-  }
-}
-
-}  // namespace
 
 void finish_device(c10::Device device) {
   if (!device.is_cuda()) return;
@@ -79,8 +69,7 @@ data::Batch random_batch(const models::Architecture& student, const ProfileOptio
 
 struct Subject::State {
   State(const recipe::Settings& placed, const Registries& registries_of_all, const ProfileOptions& asked, Work of)
-      : recipe(placed),
-        settings(of == Work::kTraining ? placed : placed.with("teacher.kind", "none")),
+      : settings(of == Work::kTraining ? placed : placed.with("teacher.kind", "none")),
         registries(registries_of_all),
         options(asked),
         work(of) {
@@ -123,7 +112,7 @@ struct Subject::State {
     ++step;
   }
 
-  const recipe::Settings recipe, settings;  // settings: without a teacher where none works
+  const recipe::Settings settings;  // without a teacher where none works
   const Registries& registries;
   const ProfileOptions& options;
   const Work work;
@@ -161,27 +150,6 @@ void Subject::pass() {
       break;
   }
   finish_device(device());
-}
-
-Subject::Quality Subject::quality() {
-  State& s = *state_;
-  const recipe::Settings& recipe = s.recipe;
-  if (!recipe.given("data.validation")) return {};
-  const data::DataSource source(agreement::fitted(data::validation_data(recipe), *s.pair));
-  if (has_teacher(recipe)) {  // terms compare with it, and it was in nobody's way until now
-    s.pair.reset();
-    s.pair = build::build_pair(recipe, objective::Materialize::kWeights);
-  }
-  const auto objective = objective_of(recipe, s.registries, s.pair,
-                                      {{source.manifest(), "data.validation " + recipe.where("data.validation")}});
-  objective::Progress at_end;
-  at_end.step = at_end.total_steps = kScheduleSteps;
-  const auto solo = parallel::make_solo();
-  const evaluate::Evaluation found =
-      evaluate::evaluate(*objective, source, recipe.integer("eval.batches"), at_end, *solo);
-  const auto [name, value] = evaluate::judged_by(found, "auto");
-  const double* f1 = found.find("macro_f1");
-  return {name, value, f1 == nullptr ? std::nullopt : std::optional(*f1)};
 }
 
 }  // namespace limbeck::profile

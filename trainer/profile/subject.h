@@ -2,7 +2,9 @@
 // to do its work again and again. Nothing of a run is written.
 #pragma once
 #include <memory>
+#include <vector>
 
+#include "trainer/agreement/pair_agreement.h"
 #include "trainer/data/batch.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/profile/profile_options.h"
@@ -27,19 +29,16 @@ class Subject {
   c10::Device device() const;
   int64_t rows_of_a_pass() const;
   int64_t tokens_of_a_pass() const;  // read; of generation, made
-  // Of data.validation by the objective's forward, as `limbeck eval` has it; no name where there is none. To be called
-  // last: where terms compare with the teacher, student and teacher are loaded anew.
-  struct Quality {
-    std::string name;  // "accuracy", "perplexity", "cosine"; "": not measured
-    double value = 0;
-    std::optional<double> f1;
-  };
-  Quality quality();
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// The objective of these settings over this pair; without data sets with the ids of the models' tables.
+std::unique_ptr<objective::Distillation> objective_of(const recipe::Settings& settings, const Registries& registries,
+                                                      const std::shared_ptr<objective::ModelPair>& pair,
+                                                      const std::vector<agreement::DataInUse>& sets);
 
 // Waits for a GPU; nothing on the CPU.
 void finish_device(c10::Device device);
