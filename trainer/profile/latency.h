@@ -19,7 +19,8 @@ Latency summarize(const std::vector<std::vector<double>>& trials);
 
 struct Repetitions {
   int64_t warmup = 50, measured = 500, trials = 5;
-  double most_seconds = 0;  // of the measured passes together; 0: no end but their number
+  // Of the measured passes together, a part for each trial, which has one pass at least; 0: no end but their number.
+  double most_seconds = 0;
 };
 
 // `pass` returns when what it started is done, on a GPU too.

@@ -16,8 +16,8 @@ void declare_amounts(OptionTable& table) {
   table.add({.name = "profile.most_seconds",
              .kind = OptionKind::kNumber,
              .fallback = "60",
-             .help = "Of one row of the table: trials end after as long, and the row says how many passes it has; 0: "
-                     "never.",
+             .help = "Of one row of the table: each trial ends after its part of it, with one pass at least, and the "
+                     "row says how many passes it has; 0: never.",
              .interval = {.low = 0, .high = 1e6}});
 }
 
