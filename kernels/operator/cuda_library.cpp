@@ -73,4 +73,11 @@ int cuda_compute_capability(int device) {
   return symbol == nullptr ? 0 : reinterpret_cast<Capability>(symbol)(device);
 }
 
+std::string cuda_bus_place(int device) {
+  using Place = bool (*)(int, char*, int);
+  void* symbol = cuda_available() ? cuda_library_symbol("limbeck_cuda_bus_place") : nullptr;
+  char text[32] = "";
+  return symbol != nullptr && reinterpret_cast<Place>(symbol)(device, text, sizeof(text)) ? text : "";
+}
+
 }  // namespace limbeck::kernels

@@ -24,4 +24,7 @@ bool cuda_available();
 // 90 for 9.0; 0 where that GPU cannot be used. Never throws.
 int cuda_compute_capability(int device);
 
+// "0000:01:00.0", where that GPU is on the bus; "" where it cannot be used. Never throws.
+std::string cuda_bus_place(int device);
+
 }  // namespace limbeck::kernels

@@ -110,7 +110,7 @@ class Run:
 
 
 MEASURED = {"seconds", "tokens_per_s", "peak_bytes", "rank_seconds_fastest", "rank_seconds_slowest", "slowest_rank",
-            "straggler_score", "communication_hidden"}  # fmt: skip
+            "straggler_score", "communication_hidden", "joules", "joules_cpu", "joules_cuda"}  # fmt: skip
 
 
 @dataclasses.dataclass

@@ -188,6 +188,7 @@ bool Trainer::State::advance(bool wants_stop) {
   memory::DeviceMemory(session->objective().device()).reset_peak();
   std::optional<metrics::PhaseClock> clock;
   if (options.shows_phases) clock.emplace();
+  if (energy) energy->begin_step();
   const Boundary boundary = meet(wants_stop);
   if (boundary.stop) return false;
   if (boundary.give_up) {
@@ -197,6 +198,7 @@ bool Trainer::State::advance(bool wants_stop) {
     });
   }
   StepRecord record{session->step(), {}, 0};
+  if (energy) energy->end_step();
   session->record().peak_bytes = std::max(session->record().peak_bytes, peak_bytes());
   if (clock) {
     record.phases = clock->seconds();

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include "modules/errors.h"
+#include "trainer/energy/energy_gauge.h"
+#include "trainer/energy/machine_meters.h"
 #include "trainer/loop/resume.h"
 #include "trainer/loop/trainer_state.h"
 #include "trainer/parallel/ranks/together.h"
@@ -37,6 +39,7 @@ Trainer::State::State(const TrainRequest& request)
   make_session(request);
   if (!from.empty()) go_on_from_checkpoint(settings);
   parallel::together(ranks, [&] { begin_logs(settings); });
+  begin_energy();
   saver = std::make_unique<RunSaver>(options.checkpoint, folder->checkpoints(), ranks);
 }
 
@@ -94,6 +97,13 @@ void Trainer::State::begin_logs(const recipe::Settings& settings) {
   if (!leads()) return;
   folder->write_text("recipe.ini", settings.to_ini(/*with_origins=*/true));
   metrics = std::make_unique<metrics::MetricsLog>(folder->path(), step());
+}
+
+// Of a run alone on its machine: a package's counter has what all ranks there draw.
+void Trainer::State::begin_energy() {
+  if (ranks.size() > 1) return;
+  auto meters = energy::meters_of_work_on(session->objective().device());
+  if (energy::any_meter(meters)) energy.emplace(std::move(meters));
 }
 
 }  // namespace limbeck::loop

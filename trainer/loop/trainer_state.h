@@ -2,8 +2,10 @@
 #pragma once
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "trainer/energy/step_energy.h"
 #include "trainer/loop/run_options.h"
 #include "trainer/loop/run_saver.h"
 #include "trainer/loop/trainer.h"
@@ -37,6 +39,7 @@ struct Trainer::State {
   bool advance(bool wants_stop);
   int64_t peak_bytes() const;
   void record(const StepRecord& record, double waited_s);
+  void begin_energy();
   void add_rank_times(double computing_s, std::vector<std::pair<std::string, double>>& values) const;
   void evaluate();
   bool patience_is_over() const;
@@ -57,6 +60,7 @@ struct Trainer::State {
   std::unique_ptr<session::Session> session;
   std::unique_ptr<metrics::MetricsLog> metrics;  // of the first rank
   bool log_waits = false;                        // for room on the disk
+  std::optional<energy::StepEnergy> energy;      // where a meter exists
   std::unique_ptr<RunSaver> saver;
   int64_t saved_step = -1;  // newest that is known to be on disk
   double earlier_s = 0;     // of training before this process

@@ -146,6 +146,7 @@ void declare_recipe_options(OptionTable& table) {
   declare_objective_options(table);
   declare_optimizer_options(table);
   declare_training_options(table);
+  declare_profile_options(table);
   declare_checkpoint_options(table);
   declare_parallel_options(table);
   declare_generation_options(table);

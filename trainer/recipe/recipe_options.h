@@ -20,6 +20,8 @@ void declare_optimizer_options(OptionTable& table);  // optim.*, (optimizer_opti
 void declare_training_options(OptionTable& table);   // train.*, eval.* (training_options.cpp)
 void declare_parallel_options(OptionTable& table);   // parallel.* (parallel_options.cpp)
 
+void declare_profile_options(OptionTable& table);  // profile.* (profile_options.cpp)
+
 void declare_checkpoint_options(OptionTable& table);  // checkpoint.* (checkpoint_options.cpp)
 void declare_resume_options(OptionTable& table);      // --resume and its like, of `limbeck train` alone
 

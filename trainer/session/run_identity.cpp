@@ -27,7 +27,8 @@ bool decides(const recipe::Option& option) {
       "color"};
   const auto begins = [&](const char* prefix) { return option.name.starts_with(prefix); };
   if (option.flag_only || kFree.contains(option.name)) return false;
-  return !begins("checkpoint.") && !begins("parallel.") && !begins("eval.") && !begins("generation.");
+  return !begins("checkpoint.") && !begins("parallel.") && !begins("eval.") && !begins("generation.") &&
+         !begins("profile.");
 }
 
 std::string head_and_tail_digest(const fs::path& path) {

@@ -13,6 +13,7 @@ Command generate_command();
 Command import_gguf_command();
 Command list_command();
 Command merge_command();
+Command profile_command();
 Command tokenize_command();
 Command train_command();
 Command quantize_command();
@@ -22,10 +23,10 @@ Command verify_command();
 
 std::vector<Command> builtin_commands() {
   return {
-      check_command(),    train_command(),    eval_command(),        forward_command(),
-      generate_command(), merge_command(),    unmerge_command(),     consolidate_command(),
-      quantize_command(), sweep_command(),    export_gguf_command(), import_gguf_command(),
-      list_command(),     tokenize_command(), verify_command(),      completion_command(),
+      check_command(),   train_command(),       eval_command(),        forward_command(),  generate_command(),
+      merge_command(),   unmerge_command(),     consolidate_command(), quantize_command(), sweep_command(),
+      profile_command(), export_gguf_command(), import_gguf_command(), list_command(),     tokenize_command(),
+      verify_command(),  completion_command(),
   };
 }
 
