@@ -128,20 +128,10 @@ def sweep_of(result: dict) -> Sweep:
     baseline, times = object_of(result, "baseline"), object_of(result, "seconds")
     if maybe(baseline, "quality") is None:
         raise ValueError("the baseline has no quality")
-    return in_shares(Sweep(text_of(result, "kind"), text_of(result, "quality"), value_of(result, "rows"), value_of(result, "targets"),
+    return Sweep(text_of(result, "kind"), text_of(result, "quality"), value_of(result, "rows"), value_of(result, "targets"),
                  Model(**fields_of(baseline, "float32")), [Model(**fields_of(one, text_of(one, "format"))) for one in entries_of(result, "whole_models")],
                  [candidate_of(one) for one in entries_of(result, "candidates")], combined_of(result), size_of(times, "sweep"),
-                 size_of(times, "share_of_full_evaluations")))  # fmt: skip
-
-
-def in_shares(sweep: Sweep) -> Sweep:
-    """An accuracy of more than 1 is in per cent, as `limbeck sweep` has it; a profile's is a share, and both stand on one chart."""
-    if sweep.quality != "accuracy" or sweep.baseline.quality <= 1:
-        return sweep
-    for model in [sweep.baseline, *sweep.whole, *sweep.candidates, *([sweep.combined.model] if sweep.combined else [])]:
-        if model.quality is not None:
-            model.quality /= 100
-    return sweep
+                 size_of(times, "share_of_full_evaluations"))  # fmt: skip
 
 
 def read_sweep(path: Path) -> Sweep:

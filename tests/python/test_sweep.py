@@ -115,7 +115,7 @@ class HalfLinear(torch.nn.Module):
 def test_a_candidate_is_that_module_of_torch_between_casts(classifier, swept):
     plain = classifier.logits(classifier.net())
     labels = torch.cat([labels for _, _, labels in classifier.batches()])
-    accuracy = lambda logits: 100 * (logits.argmax(-1) == labels).double().mean().item()  # noqa: E731
+    accuracy = lambda logits: (logits.argmax(-1) == labels).double().mean().item()  # noqa: E731
     assert swept["baseline"]["quality"] == pytest.approx(accuracy(plain), abs=1e-9)
     for name, path in ((UP, "ffn.lin1"), (DOWN, "ffn.lin2"), ("layers.2.self_attn.q_proj", "attention.q_lin")):
         net = classifier.net()
@@ -165,7 +165,7 @@ def test_what_is_written_is_what_eval_and_quantize_take(classifier, swept, tmp_p
         return json.loads((tmp_path / "eval.json").read_text())["result"]
 
     whole = evaluated(run / "recipe.ini")
-    assert 100 * whole["accuracy"] == pytest.approx(combined["quality"], abs=1e-9)
+    assert whole["accuracy"] == pytest.approx(combined["quality"], abs=1e-9)
     flags = [f"--precision.rule={rule}" for rule in combined["rules"]]
     assert evaluated(classifier.recipe, "--student.dtype=float32", *flags)["loss"] == whole["loss"]
     fragment = tmp_path / "with_rules.ini"

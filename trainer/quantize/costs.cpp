@@ -62,7 +62,7 @@ Costs::Costs(const FormatTable& table, const std::filesystem::path& profile, at:
   if (!plain) {
     throw UsageError(
         fmt::format("times {}: has no forward in {}, in which what is not packed is stored: limbeck profile RECIPE "
-                    "--profile.precisions={},int8+{},int4+{}",
+                    "--precisions={},int8+{},int4+{}",
                     profile.string(), dtype, dtype, dtype, dtype));
   }
   std::vector<std::optional<ForwardTimes>> by_format;

@@ -8,11 +8,11 @@
 namespace limbeck::sweep {
 
 at::Tensor through_stage(const models::BuiltModel& model, size_t stage, const at::Tensor& x,
-                         const models::ModelInput& input) {
+                         const models::ModelInput& input, bool all_tokens) {
   if (stage == 0) return model.model->embedded(input);
   const size_t layers = model.model->layers().size();
   if (stage > layers) return model.model->last_of(x);
-  const bool reads_first = stage == layers && objective::is_classifier(model);
+  const bool reads_first = !all_tokens && stage == layers && objective::is_classifier(model);
   return model.model->through_layer(stage - 1, x, input, reads_first ? std::optional<int64_t>(1) : std::nullopt);
 }
 

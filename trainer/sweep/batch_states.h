@@ -15,9 +15,10 @@ struct SweepBatches {
 };
 
 // What a stage of candidate.h makes of what enters it (the first one: of the tokens): the one behind the layers gives
-// what the head gets. Of a classifier the last layer computes the first token alone, which is all that its head reads.
+// what the head gets. Of a classifier the last layer computes the first token alone, which is all that its head reads,
+// unless all are asked for.
 at::Tensor through_stage(const models::BuiltModel& model, size_t stage, const at::Tensor& x,
-                         const models::ModelInput& input);
+                         const models::ModelInput& input, bool all_tokens = false);
 // What the head gets, of what enters a stage.
 at::Tensor from_stage(const models::BuiltModel& model, size_t stage, at::Tensor x, const models::ModelInput& input);
 

@@ -211,16 +211,28 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
   for (Work& work : works) {
     const std::string key = work.candidate.key();
     if (wants(work)) {
-      BatchOutcome outcome;
       const BatchOutcome* known = file_.find(key, index);
-      if (known == nullptr) outcome = outcome_of(work, x, input, *baseline);
-      if (index == 0 && file_.cost(key) == nullptr && outcome.status == Status::kMeasured)
-        file_.add_cost(key, cost_of(work, x, input));
-      if (known == nullptr) work.ended = BatchOutcome{file_.add(key, index, std::move(outcome))};
+      if (known == nullptr) work.ended = file_.add(key, index, outcome_of(work, x, input, *baseline));
     }
     if (work.is_ended() && file_.cost(key) == nullptr)
       file_.add_cost(key, work.converted ? Cost{work.converted->bytes(), work.converted->bytes_before()} : Cost{});
     if (listener.batch) listener.batch();
+  }
+  if (index == 0 && baseline) measure_costs(stage, works, x, input);
+}
+
+// Of the stage as a model runs it: of all tokens, whoever reads them.
+void CandidateMeter::measure_costs(size_t stage, std::vector<Work>& works, const at::Tensor& x,
+                                   const models::ModelInput& input) {
+  replay_.record();
+  {
+    const precision::Replaying replaying(replay_);
+    const precision::Observing observing(replay_);
+    through_stage(floats_, stage, x, input, /*all_tokens=*/true);
+  }
+  for (Work& work : works) {
+    const std::string key = work.candidate.key();
+    if (!work.is_ended() && file_.cost(key) == nullptr) file_.add_cost(key, cost_of(work, x, input));
   }
 }
 
@@ -249,7 +261,7 @@ Cost CandidateMeter::cost_of(Work& work, const at::Tensor& x, const models::Mode
   Cost cost{work.converted->bytes(), work.converted->bytes_before()};
   std::function<void()> run;
   if (work.candidate.is_block()) {
-    run = [&] { through_stage(floats_, work.candidate.stage, x, input); };
+    run = [&] { through_stage(floats_, work.candidate.stage, x, input, /*all_tokens=*/true); };
   } else {
     const auto& module = *work.converted->modules().back();
     run = run_of(module, replay_.input_of(module.path()));

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "modules/errors.h"
+#include "modules/precision/precision.h"
 #include "trainer/cli/commands/evaluation_table.h"
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
@@ -84,10 +85,11 @@ const quantize::Costs& Calibration::costs_for(const quantize::Budget& budget) {
   if (known != costs_.end()) return known->second;
   if (!budget.is_time()) return costs_.emplace(false, quantize::Costs(table_)).first->second;
   if (!call_.settings.given("times")) {
+    const std::string dtype = precision::dtype_name(*request_.dtype);
     throw UsageError(fmt::format(
-        "limbeck quantize: a budget of {} goes by what was measured: limbeck profile RECIPE --run=DIR with the formats "
-        "to choose from (--profile.precisions=bfloat16,int8+bfloat16,int4+bfloat16), then --times=DIR/profile.json",
-        budget.text()));
+        "limbeck quantize: a budget of {} goes by what was measured: limbeck profile RECIPE --run=DIR "
+        "--precisions={},int8+{},int4+{} (the --formats to choose from, beside {}), then --times=DIR/profile.json",
+        budget.text(), dtype, dtype, dtype, dtype));
   }
   return costs_.emplace(true, quantize::Costs(table_, call_.settings.path("times"), *request_.dtype)).first->second;
 }

@@ -44,6 +44,9 @@ std::string marks_of(const sweep::MeasuredCandidate& one) {
 
 ordered_json or_null(const std::optional<double>& value) { return value ? ordered_json(*value) : ordered_json(); }
 
+// An accuracy is a share, as every other JSON has it; drops are in points.
+double quality_json(Kind kind, double quality) { return kind == Kind::kClassifier ? quality / 100 : quality; }
+
 void put_quality(ordered_json& json, bool measured, double quality, const sweep::Drop& drop, double kl,
                  const quantize::Interval& kl_interval) {
   const auto put = [&](const char* name, double value) {
@@ -53,10 +56,10 @@ void put_quality(ordered_json& json, bool measured, double quality, const sweep:
   put("kl", kl), put("kl_low", kl_interval.low), put("kl_high", kl_interval.high);
 }
 
-ordered_json json_of(const sweep::WholeModel& model) {
+ordered_json json_of(const sweep::WholeModel& model, Kind kind) {
   const bool measured = model.status == sweep::Status::kMeasured;
   ordered_json json = {{"format", model.format}};
-  put_quality(json, measured, model.quality, model.drop, model.kl, model.kl_interval);
+  put_quality(json, measured, quality_json(kind, model.quality), model.drop, model.kl, model.kl_interval);
   json["seconds"] = model.seconds > 0 ? ordered_json(model.seconds) : ordered_json();
   json["bytes"] = model.bytes;
   json["status"] = sweep::status_name(model.status);
@@ -64,13 +67,13 @@ ordered_json json_of(const sweep::WholeModel& model) {
   return json;
 }
 
-ordered_json json_of(const sweep::MeasuredCandidate& one) {
+ordered_json json_of(const sweep::MeasuredCandidate& one, Kind kind) {
   ordered_json json = {{"module", one.candidate.module},
                        {"role", one.candidate.role},
                        {"format", one.candidate.format},
                        {"status", sweep::status_name(one.status)},
                        {"reason", one.reason}};
-  put_quality(json, one.is_measured(), one.quality, one.drop, one.kl, one.kl_interval);
+  put_quality(json, one.is_measured(), quality_json(kind, one.quality), one.drop, one.kl, one.kl_interval);
   json["logit_error"] = one.is_measured() ? ordered_json(one.logit_error) : ordered_json();
   json["seconds"] = or_null(one.cost.seconds);
   json["seconds_before"] = or_null(one.cost.seconds_before);
@@ -178,18 +181,20 @@ std::string time_line(const sweep::SweepResult& result) {
 }
 
 ordered_json sweep_json(const sweep::SweepResult& result) {
-  ordered_json json = {
-      {"kind", sweep::kind_name(result.kind)},
-      {"quality", sweep::quality_name(result.kind)},
-      {"rows", result.rows},
-      {"targets", result.targets},
-      {"max_drop", result.max_drop},
-      {"baseline",
-       {{"quality", result.baseline.quality}, {"seconds", result.baseline.seconds}, {"bytes", result.baseline.bytes}}},
-      {"whole_models", ordered_json::array()},
-      {"candidates", ordered_json::array()}};
-  for (const sweep::WholeModel& model : result.whole_models) json["whole_models"].push_back(json_of(model));
-  for (const sweep::MeasuredCandidate& one : result.candidates) json["candidates"].push_back(json_of(one));
+  ordered_json json = {{"kind", sweep::kind_name(result.kind)},
+                       {"quality", sweep::quality_name(result.kind)},
+                       {"rows", result.rows},
+                       {"targets", result.targets},
+                       {"max_drop", result.max_drop},
+                       {"baseline",
+                        {{"quality", quality_json(result.kind, result.baseline.quality)},
+                         {"seconds", result.baseline.seconds},
+                         {"bytes", result.baseline.bytes}}},
+                       {"whole_models", ordered_json::array()},
+                       {"candidates", ordered_json::array()}};
+  for (const sweep::WholeModel& model : result.whole_models)
+    json["whole_models"].push_back(json_of(model, result.kind));
+  for (const sweep::MeasuredCandidate& one : result.candidates) json["candidates"].push_back(json_of(one, result.kind));
   json["combined"] = ordered_json();
   if (result.combined) {
     ordered_json& combined = json["combined"] = {{"modules", ordered_json::array()}};
@@ -197,7 +202,7 @@ ordered_json sweep_json(const sweep::SweepResult& result) {
       if (one.selected)
         combined["modules"].push_back({{"module", one.candidate.module}, {"format", one.candidate.format}});
     }
-    combined.update(json_of(result.combined->model));
+    combined.update(json_of(result.combined->model, result.kind));
     combined.erase("format");
     combined["test"] = result.test;
     combined["safe"] =
