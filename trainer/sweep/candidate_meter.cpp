@@ -218,17 +218,18 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
       file_.add_cost(key, work.converted ? Cost{work.converted->bytes(), work.converted->bytes_before()} : Cost{});
     if (listener.batch) listener.batch();
   }
-  if (index == 0 && baseline) measure_costs(stage, works, x, input);
+  if (index == 0 && baseline) measure_costs(stage, works, batch, x, input);
 }
 
 // Of the stage as a model runs it: of all tokens, whoever reads them.
-void CandidateMeter::measure_costs(size_t stage, std::vector<Work>& works, const at::Tensor& x,
-                                   const models::ModelInput& input) {
+void CandidateMeter::measure_costs(size_t stage, std::vector<Work>& works, const data::Batch& batch,
+                                   const at::Tensor& x, const models::ModelInput& input) {
   replay_.record();
   {
     const precision::Replaying replaying(replay_);
     const precision::Observing observing(replay_);
     through_stage(floats_, stage, x, input, /*all_tokens=*/true);
+    const BatchBaseline of_the_head(floats_, batch, states_.last(0, input));
   }
   for (Work& work : works) {
     const std::string key = work.candidate.key();

@@ -48,7 +48,8 @@ class CandidateMeter {
   void measure_batch(size_t stage, int64_t index, std::vector<Work>& works, const Listener& listener);
   BatchOutcome outcome_of(Work& work, const at::Tensor& x, const models::ModelInput& input,
                           const BatchBaseline& baseline);
-  void measure_costs(size_t stage, std::vector<Work>& works, const at::Tensor& x, const models::ModelInput& input);
+  void measure_costs(size_t stage, std::vector<Work>& works, const data::Batch& batch, const at::Tensor& x,
+                     const models::ModelInput& input);
   Cost cost_of(Work& work, const at::Tensor& x, const models::ModelInput& input);
   bool is_done(const Candidate& candidate) const;
   void time_full_evaluation(int64_t index);
