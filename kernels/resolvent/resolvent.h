@@ -19,9 +19,10 @@ namespace limbeck::kernels {
 //
 // Work is divided along n too. On the CPU the bits depend on neither threads, nor other rows, nor vectors: each piece is
 // checked against what the plain recurrence brings to its begin (resolvent_loops.h). On CUDA what comes into a piece is
-// a product of 2x2 matrices (resolvent_products.h): the bits depend on a position's place in its row, and on nothing
-// else, so a document alone, or continued_resolvent piece by piece, may differ by roundings of float64. There a z that
-// is not finite or not above 0 makes its row NaN, where the CPU refuses it: the host does not wait to see it.
+// a product of 2x2 matrices (resolvent_products.h): the bits depend on a position's place in its row and on the
+// row's length, so a document alone, or continued_resolvent piece by piece, may differ by roundings of float64; they
+// are the same on every run, among any rows. There a z that is not finite or not above 0 makes its row NaN, where the
+// CPU refuses it: the host does not wait to see it.
 at::Tensor resolvent(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
                      bool causal = true, const std::optional<at::Tensor>& documents = std::nullopt);
 
