@@ -17,9 +17,9 @@ namespace limbeck::kernels {
 // matrix: position i sees only those up to i. Else G_ii of the whole matrix. `documents` int64 [n] or [.., n]: numbers
 // of documents; neighbours of different ones are not coupled, so that each has the bits that it has alone.
 //
-// Work is divided along n too. On the CPU the bits depend on neither threads, nor other rows, nor vectors: each piece is
-// checked against what the plain recurrence brings to its begin (resolvent_loops.h). On CUDA what comes into a piece is
-// a product of 2x2 matrices (resolvent_products.h): the bits depend on a position's place in its row and on the
+// Work is divided along n too. On the CPU the bits depend on neither threads, nor other rows, nor vectors: each piece
+// is checked against what the plain recurrence brings to its begin (resolvent_loops.h). On CUDA what comes into a piece
+// is a product of 2x2 matrices (resolvent_products.h): the bits depend on a position's place in its row and on the
 // row's length, so a document alone, or continued_resolvent piece by piece, may differ by roundings of float64; they
 // are the same on every run, among any rows. There a z that is not finite or not above 0 makes its row NaN, where the
 // CPU refuses it: the host does not wait to see it.
