@@ -129,6 +129,32 @@ def rotary(m: Maker) -> Case:
     return m.among("rotary", {OURS: lambda x: m.ops.rotary_embedding(x, cos, sin), "PyTorch": plain}, [x], moved=8.0 * x.numel())
 
 
+def resolvent(m: Maker) -> Case:
+    """Of the whole matrix, beside dense inverses: O(n^3), so a few rows."""
+    rows, n = 4, m.sizes.length
+    a, b, c = (m.drawn(rows, width, dtype=torch.float32, scale=0.5) for width in (n, n - 1, n - 1))
+    z = torch.tensor([0.3, 1.5], device=m.device)
+
+    def plain(a, b, c):
+        a, b, c = (t.to(torch.complex128) for t in (a, b, c))
+        shift = torch.eye(n, dtype=a.dtype, device=m.device) * torch.complex(*z.double())
+        inverse = torch.linalg.inv(torch.diag_embed(a) + torch.diag_embed(b, 1) + torch.diag_embed(c, -1) - shift)
+        return torch.view_as_real(inverse.diagonal(dim1=-2, dim2=-1)).float()
+
+    # Forward and backward: seven passes over numbers of float64, of 16 bytes a position, and the arguments.
+    return m.among("resolvent", {OURS: lambda a, b, c: m.ops.resolvent(a, b, c, z, False), "PyTorch, dense": plain}, [a, b, c],
+                   moved=200.0 * a.numel(), tolerance=1e-5, dtype="float32", alike=("PyTorch, dense",))  # fmt: skip
+
+
+def resolvent_of_a_long_row(m: Maker) -> Case:
+    """One sequence of one head: all of a GPU is to work on it. Nobody else computes it."""
+    n = m.sizes.length * 64
+    a, b, c = (m.drawn(1, width, dtype=torch.float32, scale=0.5) for width in (n, n - 1, n - 1))
+    z = torch.tensor([0.3, 1.5], device=m.device)
+    return m.among("resolvent, a long row", {OURS: lambda a, b, c: m.ops.resolvent(a, b, c, z, True)}, [a, b, c],
+                   moved=140.0 * n, dtype="float32", alike=())  # fmt: skip
+
+
 def attention(m: Maker, dtype: str = "bfloat16") -> Case:
     s, kind = m.sizes, getattr(torch, dtype)
     q = m.drawn(s.batch, s.length, s.heads, s.head_size, dtype=kind)
@@ -381,6 +407,8 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "AdamW": adamw,
     "swiglu": lambda m: gated(m, "swiglu"),
     "rotary": rotary,
+    "resolvent": resolvent,
+    "resolvent of a long row": resolvent_of_a_long_row,
     "head and cross-entropy": head_and_cross_entropy,
     "linear, NF4": lambda m: linear_quantized(m, "nf4"),
     "linear, NF4, 1 row": lambda m: linear_of_one_row(m, "nf4"),

@@ -9,7 +9,10 @@
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/resolvent/resolvent_operators.h"
+#include "kernels/resolvent/resolvent_plan.h"
+#include "kernels/resolvent/resolvent_rows.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -184,6 +187,47 @@ at::Tensor resolvent_autograd(const at::Tensor& a, const at::Tensor& b, const at
   return resolvent_plain(a, b, c, z, causal, documents);
 }
 
+// On meta: what each body returns, and what that of a planned GPU holds meanwhile.
+bool plans_for_gpu(const at::Tensor& a) { return planned_device() == at::kCUDA && a.numel() > 0; }
+
+void hold_scratch(const at::Tensor& a, const ResolventScratch& scratch) {
+  hold_for_a_moment(a, scratch.numbers() * static_cast<int64_t>(sizeof(double)));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> planned_outputs(const at::Tensor& a, const at::Tensor& b,
+                                                               const at::Tensor& c, const at::Tensor& z, bool causal,
+                                                               const Documents& documents, bool keep) {
+  auto outputs = resolvent_outputs(a, b, c, z, causal, documents, keep);
+  if (plans_for_gpu(a)) {
+    const ResolventRows rows(a, b, c, z, documents);
+    hold_scratch(a, resolvent_scratch(a.numel() / a.size(-1), a.size(-1), causal, keep));
+  }
+  return outputs;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> planned_gradients(
+    const at::Tensor& grad, const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
+    bool causal, const Documents& documents, const at::Tensor& left, const at::Tensor& right) {
+  auto outputs = resolvent_gradients(grad, a, b, c, z, causal, documents, left, right);
+  if (plans_for_gpu(a)) {
+    const at::Tensor dense = grad.contiguous();
+    const ResolventRows rows(a, b, c, z, documents);
+    hold_scratch(a, resolvent_backward_scratch(a.numel() / a.size(-1), a.size(-1), causal));
+  }
+  return outputs;
+}
+
+std::tuple<at::Tensor, at::Tensor> planned_continuation(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c,
+                                                        const at::Tensor& z, const at::Tensor& state) {
+  auto outputs = continued_resolvent_outputs(a, b, c, z, state);
+  if (plans_for_gpu(a)) {
+    const at::Tensor before = state.contiguous();
+    const ResolventRows rows(a, b, c, z.expand(state.sizes()), std::nullopt);
+    hold_scratch(a, resolvent_scratch(a.numel() / a.size(-1), a.size(-1), true, false));
+  }
+  return outputs;
+}
+
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
   m.def("resolvent(Tensor a, Tensor b, Tensor c, Tensor z, bool causal=True, Tensor? documents=None) -> Tensor");
   m.def(
@@ -198,9 +242,9 @@ TORCH_LIBRARY_FRAGMENT(limbeck, m) {
 TORCH_LIBRARY_IMPL(limbeck, CompositeExplicitAutograd, m) { m.impl("resolvent", resolvent_plain); }
 
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) {
-  m.impl("resolvent_forward", resolvent_outputs);
-  m.impl("resolvent_backward", resolvent_gradients);
-  m.impl("continued_resolvent", continued_resolvent_outputs);
+  m.impl("resolvent_forward", planned_outputs);
+  m.impl("resolvent_backward", planned_gradients);
+  m.impl("continued_resolvent", planned_continuation);
 }
 
 // The inner operators have no derivative of their own; a backward through them says so instead of giving zero.

@@ -1,5 +1,5 @@
 // The diagonal of (T - z)^-1 for tridiagonal T: exact, O(n), with exact gradients. Computed in float64 by ratios of
-// neighbouring determinants (Green functions), which need no scales: nothing grows with n. On the CPU alone so far.
+// neighbouring determinants (Green functions), which need no scales: nothing grows with n.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -17,8 +17,12 @@ namespace limbeck::kernels {
 // matrix: position i sees only those up to i. Else G_ii of the whole matrix. `documents` int64 [n] or [.., n]: numbers
 // of documents; neighbours of different ones are not coupled, so that each has the bits that it has alone.
 //
-// The bits depend on neither threads, nor other rows, nor the processor's vectors: work is divided along n too, and
-// each piece is checked against what the plain recurrence brings to its begin (resolvent_loops.h).
+// Work is divided along n too. On the CPU the bits depend on neither threads, nor other rows, nor vectors: each piece
+// is checked against what the plain recurrence brings to its begin (resolvent_loops.h). On CUDA what comes into a piece
+// is a product of 2x2 matrices (resolvent_products.h): the bits depend on a position's place in its row and on the
+// row's length, so a document alone, or continued_resolvent piece by piece, may differ by roundings of float64; they
+// are the same on every run, among any rows. There a z that is not finite or not above 0 makes its row NaN, where the
+// CPU refuses it: the host does not wait to see it.
 at::Tensor resolvent(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
                      bool causal = true, const std::optional<at::Tensor>& documents = std::nullopt);
 

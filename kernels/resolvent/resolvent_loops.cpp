@@ -159,86 +159,32 @@ int64_t repair(Storage storage, const Tridiagonals& m, const RowSegments& segmen
   return again;
 }
 
-// ---- what both Green functions give, position by position ----------------------------------------------------------
-
-// `left` and `right` of this row.
-template <class T>
-LIMBECK_INLINE Complex<double> diagonal_at(const Tridiagonals& m, const double* left, const double* right, int64_t row,
-                                           int64_t i) {
-  if (right == nullptr) return pair_at(left, i);
-  Complex<double> d{real_diagonal<T>(m, row, i), -m.z[2 * row + 1]};
-  if (const double p = coupling<T>(m, row, i); p != 0.0) {
-    const Complex<double> before = pair_at(left, i - 1);
-    d = {d.re - p * before.re, d.im - p * before.im};
-  }
-  if (const double p = coupling<T>(m, row, i + 1); p != 0.0) {
-    const Complex<double> after = pair_at(right, i + 1);
-    d = {d.re - p * after.re, d.im - p * after.im};
-  }
-  return inverse(d);
-}
-
-LIMBECK_INLINE const double* row_of(const double* pairs, const Tridiagonals& m, int64_t row) {
-  return pairs == nullptr ? nullptr : pairs + 2 * row * m.n;
-}
+// ---- position by position ------------------------------------------------------------------------------------------
 
 void diagonal(Storage storage, const Tridiagonals& m, const double* left, const double* right, void* out, int64_t row,
               int64_t begin, int64_t end) {
   with_float_storage(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     T* to = static_cast<T*>(out) + 2 * row * m.n;
-    const double *from_left = row_of(left, m, row), *from_right = row_of(right, m, row);
+    const double *from_left = row_of(left, row, m.n), *from_right = row_of(right, row, m.n);
     for (int64_t i = begin; i < end; ++i) put_pair(to, i, diagonal_at<T>(m, from_left, from_right, row, i));
   });
 }
 
-// With w = dL/dRe - i dL/dIm the loss moves by Re(w dG), and dG by -G_ij G_ji d(diagonal j): the source at i = j is
-// w G^2, and the sweeps add what comes from each side.
 void gradient_source(Storage storage, const Tridiagonals& m, const ResolventGradients& g, int64_t row, int64_t begin,
                      int64_t end) {
   with_float_storage(storage, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    const T* grad = static_cast<const T*>(g.grad) + 2 * row * m.n;
-    const double *left = row_of(g.left, m, row), *right = row_of(g.right, m, row);
-    for (int64_t i = begin; i < end; ++i) {
-      const Complex<double> d = diagonal_at<T>(m, left, right, row, i);
-      const Complex<double> w{static_cast<double>(grad[2 * i]), -static_cast<double>(grad[2 * i + 1])};
-      const Complex<double> square{d.re * d.re - d.im * d.im, 2.0 * d.re * d.im};
-      put_pair(g.source, row * m.n + i, {w.re * square.re - w.im * square.im, w.re * square.im + w.im * square.re});
-    }
+    for (int64_t i = begin; i < end; ++i) put_gradient_source<typename decltype(tag)::Type>(m, g, row, i);
   });
 }
-
-LIMBECK_INLINE double real_of_product(Complex<double> x, Complex<double> y) { return x.re * y.re - x.im * y.im; }
 
 void gradients(Storage storage, const Tridiagonals& m, const ResolventGradients& g, int64_t row, int64_t begin,
                int64_t end) {
   with_float_storage(storage, [&](auto tag) {
-    using T = typename decltype(tag)::Type;
-    const double *left = row_of(g.left, m, row), *right = row_of(g.right, m, row);
-    const double *left_sums = row_of(g.left_sums, m, row), *right_sums = row_of(g.right_sums, m, row);
-    const double* source = row_of(g.source, m, row);
-    const T *b = static_cast<const T*>(m.b) + row * m.b_row, *c = static_cast<const T*>(m.c) + row * m.c_row;
-    const int64_t* document = m.documents == nullptr ? nullptr : m.documents + row * m.documents_row;
-    T *grad_a = static_cast<T*>(g.grad_a) + row * m.n, *grad_b = static_cast<T*>(g.grad_b) + row * (m.n - 1),
-      *grad_c = static_cast<T*>(g.grad_c) + row * (m.n - 1);
     Complex<double> sum{0.0, 0.0};
     for (int64_t i = begin; i < end; ++i) {
-      Complex<double> whole = pair_at(left_sums, i);
-      if (right != nullptr) {  // both sums have the source
-        const Complex<double> other = pair_at(right_sums, i), twice = pair_at(source, i);
-        whole = {whole.re + (other.re - twice.re), whole.im + (other.im - twice.im)};
-      }
-      grad_a[i] = static_cast<T>(-whole.re);
+      const Complex<double> whole = put_gradients<typename decltype(tag)::Type>(m, g, row, i);
       sum = {sum.re + whole.re, sum.im + whole.im};
-      if (i == 0) continue;
-      double of_coupling = 0.0;
-      if (document == nullptr || document[i] == document[i - 1]) {
-        of_coupling = real_of_product(pair_at(left_sums, i), pair_at(left, i - 1));
-        if (right != nullptr) of_coupling += real_of_product(pair_at(right_sums, i - 1), pair_at(right, i));
-      }
-      grad_b[i - 1] = static_cast<T>(of_coupling * static_cast<double>(c[i - 1]));
-      grad_c[i - 1] = static_cast<T>(of_coupling * static_cast<double>(b[i - 1]));
     }
     const int64_t runs = (m.n + kGradientRun - 1) / kGradientRun;
     put_pair(g.partial_z, row * runs + begin / kGradientRun, {sum.re, -sum.im});

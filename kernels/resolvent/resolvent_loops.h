@@ -6,6 +6,7 @@
 #pragma once
 #include "kernels/cpu/cpu_isa.h"
 #include "kernels/operator/storage.h"
+#include "kernels/resolvent/resolvent_formula.h"
 
 namespace limbeck::kernels {
 
@@ -20,6 +21,11 @@ struct Tridiagonals {
   int64_t documents_row;
   const double* state;  // [rows, 2], to which b[0] and c[0] couple, or null where the first coupling is b[0] to a[1]
   int64_t n;
+
+  template <class T>
+  LIMBECK_INLINE Complex<double> point(int64_t row) const {
+    return pair_at(z, row);
+  }
 };
 
 // Each row in `per_row` segments of `length` positions, in the order of the sweep; the last one may be shorter.
@@ -42,20 +48,6 @@ struct ResolventSweep {
   double* entries;
   void* out;  // the states in the storage too, or null
 };
-
-struct ResolventGradients {
-  const void* grad;          // [rows, n, 2], storage
-  const double* left;        // [rows, n, 2]
-  const double* right;       // or null: causal
-  double* source;            // [rows, n, 2]: grad times the square of the diagonal
-  const double* left_sums;   // of `left`, a sweep from the right
-  const double* right_sums;  // of `right`, a sweep from the left, or null
-  void* grad_a;              // contiguous
-  void* grad_b;
-  void* grad_c;
-  double* partial_z;  // [rows, runs of kGradientRun positions, 2]
-};
-inline constexpr int64_t kGradientRun = 2048;
 
 struct ResolventLoops {
   void (*sweep)(Storage, const Tridiagonals&, const RowSegments&, const ResolventSweep&, int64_t group_begin,

@@ -1,5 +1,5 @@
 // The parts of the resolvent that every backend shares: argument checks and output tensors. The Meta kernels are these
-// functions.
+// functions, with the scratch of a planned GPU (resolvent_plan.h).
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -12,6 +12,7 @@
 #include "kernels/operator/planned_device.h"
 #include "kernels/quantized/quantized_linear.h"
 #include "kernels/quantized/quantized_plan.h"
+#include "kernels/resolvent/resolvent.h"
 #include "kernels/sampling/sampling.h"
 #include "modules/memory/meta_memory.h"
 
@@ -118,6 +119,45 @@ TEST(PlannedPeak, OfAQuantizedProductHoldsItsUnpackedRows) {
   // The gradient unpacks whatever the number of rows.
   EXPECT_EQ(planned(few), (std::array<int64_t, 2>{8 * 300 * 4, (8 + 300) * 96 * 4}));
   EXPECT_EQ(planned(many), (std::array<int64_t, 2>{9 * 300 * 4 + 300 * 96 * 4, (9 + 300) * 96 * 4}));
+}
+
+// Values alone, and by autograd's own two operators what training takes; a of heads that lie between tokens, as the
+// mixer has it, is copied, and documents of heads too.
+TEST(PlannedPeak, OfTheResolventIsWhatItTakes) {
+  using Forward = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool,
+                                                     const std::optional<Tensor>&, bool);
+  using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>(
+      const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, const std::optional<Tensor>&,
+      const Tensor&, const Tensor&);
+  static const auto forward = kernels::typed_operator<Forward>("limbeck::resolvent_forward");
+  static const auto backward = kernels::typed_operator<Backward>("limbeck::resolvent_backward");
+  const at::NoGradGuard no_gradient;
+  for (const int64_t n : {1, 32, 33, 3000}) {
+    for (const bool causal : {true, false}) {
+      for (const bool between : {true, false}) {
+        const auto peaks_on = [&](c10::Device device, const auto& measure) {
+          const auto options = at::TensorOptions(device).dtype(at::kFloat);
+          const Tensor a = between ? at::ones({2, n, 3}, options).transpose(1, 2) : at::ones({2, 3, n}, options);
+          const Tensor b = at::ones({n - 1}, options).expand({2, 3, n - 1}), z = at::ones({2, 3, 2}, options);
+          std::optional<Tensor> documents;
+          if (between) documents = at::zeros({2, 1, n}, options.dtype(at::kLong));
+          const auto [g, left, right] = forward.call(a, b, b, z, causal, documents, true);
+          const Tensor state = at::zeros({2, 3, 2}, options.dtype(at::kDouble)), coupling = at::ones_like(a);
+          return std::array<int64_t, 4>{
+              measure([&] { forward.call(a, b, b, z, causal, documents, false); }),
+              measure([&] { forward.call(a, b, b, z, causal, documents, true); }),
+              measure([&, &of = left, &other = right, &grad = g] {
+                backward.call(grad, a, b, b, z, causal, documents, of, other);
+              }),
+              measure([&] { kernels::continued_resolvent(a, coupling, coupling, z, state); })};
+        };
+        const auto took = peaks_on(at::kCUDA, [](const auto& call) { return taken_by(call); });
+        const MetaMemory memory;
+        const auto plan = peaks_on(at::kMeta, [](const auto& call) { return planned_beside(call); });
+        EXPECT_EQ(plan, took) << n << (causal ? " causal" : " whole") << (between ? ", heads between" : "");
+      }
+    }
+  }
 }
 
 // Greedy or sampled: of both the workspace, whatever the vocabulary.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import model_zoo
 import pytest
+import resnet_bk_reference
 import torch
 from limbeck_runner import build_folder
 from training_work import Work, saved
@@ -36,6 +37,16 @@ class Counters(NamedTuple):
     @classmethod
     def of(cls, file: Path):
         return cls(*struct.unpack("11q", file.read_bytes()))
+
+
+def resnet_bk_student(work: Work, kind: str) -> Path:
+    """A student without attention, with the teacher's vocabulary; `kind` names its class."""
+    config = resnet_bk_reference.ResNetBKConfig(
+        vocab_size=work.teacher.config.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, bk_heads=3,
+        num_experts=4, num_experts_per_tok=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    return saved(getattr(resnet_bk_reference, kind)(config).float(), work.folder / kind)
 
 
 def student_of_experts(work: Work) -> Path:

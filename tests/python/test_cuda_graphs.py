@@ -10,7 +10,7 @@ import os
 
 import pytest
 import token_rows
-from fake_cuda_work import FOLDER, Counters, only_where_built, student_of_experts
+from fake_cuda_work import FOLDER, Counters, only_where_built, resnet_bk_student, student_of_experts
 from limbeck_runner import run_program
 from test_fake_cuda import plan_of, trained
 from training_work import VOCABULARY, Outcome, Work
@@ -37,6 +37,7 @@ KINDS = {
     "float16": (dict(student__dtype="float16", optim__loss_scale_start=2.0**24), 3),
     # How many tokens each expert has is new with each batch.
     "experts": (dict(student__model=student_of_experts), 8),
+    "resnet-bk": (dict(student__model=lambda work: resnet_bk_student(work, "ResNetBKForCausalLM")), 8),
     "experts-lora": (dict(student__model=student_of_experts, student__dtype="bfloat16", data__packing="packed", adapter__kind="lora",
                           adapter__rank=4, adapter__target=r"experts\..*_proj|q_proj"), 8),
 }

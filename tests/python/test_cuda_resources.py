@@ -49,7 +49,7 @@ def test_every_architecture_has_every_kernel(kernels):
     names = {a: {k.name for k in kernels if k.architecture == a} for a in sorted({k.architecture for k in kernels})}
     assert names.keys() == ARCHITECTURES
     assert len({frozenset(n) for n in names.values()}) == 1, {a: len(n) for a, n in names.items()}
-    operators = {"adamw", "dropout", "gated_activation", "grouped_linear", "head_loss", "norm", "quantized", "rotary", "sampling"}
+    operators = {"adamw", "dropout", "gated_activation", "grouped_linear", "head_loss", "norm", "quantized", "resolvent", "rotary", "sampling"}
     assert {o for o in operators if any(f"_{o}_cu_" in n for n in names["sm_90"])} == operators
 
 

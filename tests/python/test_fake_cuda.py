@@ -16,7 +16,7 @@ from pathlib import Path
 import model_zoo
 import pytest
 import torch
-from fake_cuda_work import FLOAT32, FOLDER, Counters, only_where_built, student_of_experts
+from fake_cuda_work import FLOAT32, FOLDER, Counters, only_where_built, resnet_bk_student, student_of_experts
 from limbeck_runner import LimbeckError, run_program
 from safetensors.torch import load_file, save_file
 from training_work import Outcome, Run, Work, checkpoints
@@ -45,17 +45,19 @@ def assert_close(cpu: dict, cuda: dict, tolerance: float) -> None:
         assert worst <= tolerance * scale, f"{name}: {worst} of {scale}"
 
 
-# Grouped queries; softcaps and windows; experts beside dense layers; learned positions and biases; an encoder.
-@pytest.mark.parametrize("name", ["llama3", "gemma2", "qwen3-moe-mixed", "gpt2", "bert"])
+# Grouped queries; softcaps and windows; experts beside dense layers; learned positions and biases; an encoder; no
+# attention, causal and of both sides.
+@pytest.mark.parametrize("name", ["llama3", "gemma2", "qwen3-moe-mixed", "gpt2", "bert", "resnet-bk", "resnet-bk-masked"])
 def test_forward_and_every_gradient_are_the_cpus(tmp_path, name):
     family = next(family for family in model_zoo.FAMILIES if family.name == name)
     folder = model_zoo.write_model(family, tmp_path / "model")
-    inputs = model_zoo.make_inputs(family, batch=2, length=20)
+    length = 70 if "resnet-bk" in name else 20  # more than a segment of the resolvent
+    inputs = model_zoo.make_inputs(family, batch=2, length=length)
     given = dict(inputs.tensors)
     if family in model_zoo.DECODERS:
         given["labels"] = model_zoo.make_labels(family, inputs)
     else:
-        given["output_gradient"] = model_zoo.make_cotangent(inputs, (2, 20, 64))
+        given["output_gradient"] = model_zoo.make_cotangent(inputs, (2, length, model_zoo.VOCABULARY if family.kind == "masked" else 64))
     save_file({key: value.contiguous() for key, value in given.items()}, tmp_path / "in.safetensors")
     results = []
     for device in ("cpu", "cuda"):
@@ -171,8 +173,28 @@ EXPERTS = {
 def test_training_of_experts_is_the_cpus(work, experts, kind):
     """No sum of it is left to who comes first, though the tokens of an expert come from everywhere, and the host does not wait
     to learn how many tokens each has."""
-    file, name = work.folder / "experts.counters", f"experts-{kind}"
+    name = f"experts-{kind}"
     keys, tolerance = dict(student__model=experts) | EXPERTS[kind][0], EXPERTS[kind][1]
+    assert_training_is_the_cpus(work, name, keys, tolerance)
+
+
+RESNET_BK = {
+    "float32": (dict(student__dtype="float32", teacher__dtype="float32"), FLOAT32),
+    "packed": (dict(data__packing="packed", data__sequence_length=40), FLOAT32),  # segments and documents in a row
+    "bfloat16": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16"), HALF),
+}
+
+
+@pytest.mark.parametrize("kind", RESNET_BK)
+def test_training_of_a_resnet_bk_is_the_cpus(work, kind):
+    """Also in memory: the plan has the resolvent's scratch."""
+    keys, tolerance = RESNET_BK[kind]
+    student = resnet_bk_student(work, "ResNetBKForCausalLM")
+    assert_training_is_the_cpus(work, f"resnet-bk-{kind}", dict(student__model=student) | keys, tolerance)
+
+
+def assert_training_is_the_cpus(work: Work, name: str, keys: dict, tolerance: float) -> None:
+    file = work.folder / f"{name}.counters"
     cpu = trained(work, name, "cpu", **keys)
     cuda = trained(work, name, "cuda", **keys, **SAVES, environment={"LIMBECK_FAKE_CUDA_COUNTERS": str(file)})
     assert len(cuda.series("loss")) == 10
@@ -183,7 +205,7 @@ def test_training_of_experts_is_the_cpus(work, experts, kind):
     assert took - 16 * 1024 <= planned <= took
     assert Outcome.of(cuda.folder).differences(Outcome.of(resumed(work, cuda, step=5))) == []
     waits = update_counts(work, name, **keys).waits
-    print(f"{kind}: {waits} host waits of an update")
+    print(f"{name}: {waits} host waits of an update")
     assert waits == 1
 
 
@@ -227,11 +249,13 @@ def test_evaluation_is_the_cpus(work):
 
 
 @pytest.mark.parametrize("flags", [(), ("--temperature=0.8", "--top-k=20", "--top-p=0.9", "--seed=3")], ids=["greedy", "sampled"])
-def test_generated_tokens_are_the_cpus(work, flags):
+@pytest.mark.parametrize("model", ["llama", "resnet-bk"])
+def test_generated_tokens_are_the_cpus(work, model, flags):
+    folder = work.folder / "teacher" if model == "llama" else resnet_bk_student(work, "ResNetBKForCausalLM")
     outputs = []
     for device in ("cpu", "cuda"):
         out = work.folder / f"tokens-{device}.safetensors"
-        on_device(device, "generate", "--model", work.folder / "teacher", "--prompt-ids", "5,17,99", "--max-new-tokens", 24,
+        on_device(device, "generate", "--model", folder, "--prompt-ids", "5,17,99", "--max-new-tokens", 24,
                   "--output", out, *flags)  # fmt: skip
         outputs.append(load_file(out)["tokens"])
     assert torch.equal(*outputs)

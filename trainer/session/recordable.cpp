@@ -35,8 +35,8 @@ void check_model(const models::BuiltModel& model, const Refusals& refusals) {
   refusals.refuse_if(model.policy->stream_dtype() == at::kDouble,
                      fmt::format("the head of {} is float64, which is no fused one", name),
                      fmt::format("{}.dtype = float32", name));
-  refusals.refuse_if(a.has_other_mixers(),
-                     fmt::format("{} mixes tokens otherwise than by attention, which is not recorded yet", name));
+  refusals.refuse_if(static_cast<bool>(a.other_mixer.make),
+                     fmt::format("{} mixes tokens by a mixer of a plug-in, and none of those is recorded yet", name));
   for (const models::Rope& rope : {a.rope, a.local_rope}) {
     refusals.refuse_if(
         rope.type == models::RopeType::kDynamic || rope.type == models::RopeType::kLongRope,

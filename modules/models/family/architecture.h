@@ -108,9 +108,6 @@ struct Architecture {
   // Predicts each token from both of its sides, where a decoder predicts the next one.
   bool masked_language_model() const { return kind == ModelKind::kEncoder && head == HeadKind::kLanguageModel; }
 
-  // Some layers may have no attention.
-  bool has_other_mixers() const { return resolvent.heads > 0 || static_cast<bool>(other_mixer.make); }
-
   bool sparse(int64_t layer) const {
     return experts.count > 0 && (layer_is_sparse.empty() || layer_is_sparse[static_cast<size_t>(layer)]);
   }

@@ -39,11 +39,6 @@ ResolventCore::ResolventCore(const Scope& scope, const Architecture& a, int64_t 
       potential_place_(path() + " (potential)"),
       features_place_(path() + " (features)"),
       inner_place_(path() + " (resolvent)") {
-  if (precision().device.is_cuda()) {
-    throw UsageError(
-        fmt::format("[{}] is to be on {}, and the resolvent is computed on the CPU alone so far: set device = cpu",
-                    path(), precision().device.str()));
-  }
   create_parameter("scale", {1});
 }
 
