@@ -10,7 +10,7 @@ namespace limbeck::kernels::LIMBECK_ISA {
 namespace {
 
 template <CodeKind kind>
-using Group = FloatWords<float>::Group<kind>;
+using Group = FloatWords<false>::Group<kind>;
 constexpr int64_t kLanesHere = kLanes<float>;
 
 // Of one column after another, wherever they lie.

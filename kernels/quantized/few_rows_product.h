@@ -27,12 +27,13 @@ class FewRowsProduct {
   static constexpr int64_t kMostRows = Words::kMostFewRows;  // of x: their sums are in registers at once
   static constexpr int64_t kWords = 4096;                    // of x at a time: they stay in the first cache
   static constexpr int64_t kStrips = 4;                      // vectors of rows of the matrix that share them
+  static constexpr int64_t kMostSums = std::max<int64_t>(8, kMostRows);  // of a block and a row of x
   static constexpr int64_t kMostRuns = 8 * Order::kDepth / kSmallestGroup;
 
   struct Scratch {
     alignas(64) float x[kWords];
     // What each block adds, a chain in a lane: [block and row of x][row of the matrix].
-    alignas(64) float sums[kMostRows][kLanes<float>][Order::kChains];
+    alignas(64) float sums[kMostSums][kLanes<float>][Order::kChains];
     alignas(64) float totals[kStrips][kMostRows][kLanes<float>];
     alignas(64) float scales[2][kMostRuns], zeros[2][kMostRuns];
   };
@@ -75,7 +76,7 @@ class FewRowsProduct {
   template <CodeKind kind, int Rows, class T>
   static void columns(const FewRows<T>& p, int64_t n0, Scratch& own) {
     constexpr int64_t depth = depth_of<Rows>(), words = words_of(depth);
-    static_assert(Rows * words <= kWords && Rows * depth / Order::kDepth <= kMostRows);
+    static_assert(Rows * words <= kWords && Rows * depth / Order::kDepth <= kMostSums);
     static_assert(depth <= kMostRuns * kSmallestGroup);
     const int64_t end = std::min(p.n1, n0 + kStrips * kLanesHere), width = p.weight.columns;
     __builtin_memset(own.totals, 0, sizeof own.totals);

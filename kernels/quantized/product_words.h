@@ -41,16 +41,17 @@ LIMBECK_INLINE F32 values_from(int first, float scale, float zero, const Levels&
   return (kind == CodeKind::kNf4 ? load(levels.nf4 + first) : codes - splat(zero)) * scale;
 }
 
-template <class T>
+template <bool kRounds>
 struct FloatWords {
   static constexpr int64_t kOfPair = 2;  // words of two columns
+#if defined(__AVX2__)
   static constexpr int64_t kMostFewRows = 8;
+#else
+  static constexpr int64_t kMostFewRows = 2;  // what no machine of today runs is to compile quickly
+#endif
   static constexpr int kVectors = static_cast<int>(kPairs / kLanes<float>);
 
-  static LIMBECK_INLINE F32 rounded(F32 value) {
-    if constexpr (std::is_same_v<T, BFloat16Bits>) return rounded_to_bfloat16(value);
-    return value;
-  }
+  static LIMBECK_INLINE F32 rounded(F32 value) { return kRounds ? rounded_to_bfloat16(value) : value; }
 
   static LIMBECK_INLINE F32 repeated(const float* word) { return splat(*word); }
   static LIMBECK_INLINE F32 add(F32 x, F32 w, F32 sum) { return fused(x, w, sum); }
@@ -62,6 +63,7 @@ struct FloatWords {
   }
 
   // x [rows, columns] into panels, of which a last strip of `strip` words is whole.
+  template <class T>
   static void fill_panels(float* to, int64_t stride, const T* x, int64_t row_stride, int64_t rows, int64_t columns,
                           int64_t strip) {
     constexpr int64_t width = kWidth<float>;
@@ -71,6 +73,7 @@ struct FloatWords {
   }
 
   // Sixteen pairs of x in lanes: even columns, then odd ones; 0 behind the last one.
+  template <class T>
   static LIMBECK_INLINE void put_pairs(const T* x, int64_t count, float* to) {
     constexpr int64_t lanes = kLanes<float>;
     I32 even{};
@@ -212,10 +215,10 @@ struct PairWords {
 };
 
 template <class T>
-using WordsOf = std::conditional_t<std::is_same_v<T, BFloat16Bits>, PairWords, FloatWords<T>>;
+using WordsOf = std::conditional_t<std::is_same_v<T, BFloat16Bits>, PairWords, FloatWords<false>>;
 #else
 template <class T>
-using WordsOf = FloatWords<T>;
+using WordsOf = FloatWords<std::is_same_v<T, BFloat16Bits>>;
 #endif
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

@@ -62,18 +62,6 @@ def test_a_sweep_is_what_was_measured(tmp_path, wrapped):
     assert "student.layers.0.self_attn.q_proj float16" in said and "22 %" in said
 
 
-def test_an_accuracy_in_per_cent_is_the_same_accuracy(tmp_path):
-    """`limbeck sweep` writes 61.0 where `limbeck profile` writes 0.61."""
-    shares, per_cent = examples.sweep(), examples.sweep()
-    for one in [per_cent["baseline"], *per_cent["whole_models"], *per_cent["candidates"], per_cent["combined"]]:
-        one["quality"] = None if one["quality"] is None else 100 * one["quality"]
-    pages = [page_of(tmp_path / name, "sweep", result)[0].rows for name, result in (("one", shares), ("two", per_cent))]
-    assert pages[0] == pages[1]
-    _, text = pareto(tmp_path, ("sweep", per_cent), ("profile", examples.profile()))
-    [heights] = {tuple(re.findall(r'<text x="55"[^>]*>([0-9.]+ %)', figure(text, "accuracy against bytes")))}
-    assert heights and all(59 < float(text.rstrip(" %")) < 62 for text in heights)
-
-
 def test_predicted_and_measured_drop_stand_side_by_side(tmp_path):
     _, text = page_of(tmp_path, "sweep", examples.sweep())
     drawn = titles(figure(text, "drop, predicted and measured"))
