@@ -30,27 +30,21 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
     return isa >= CpuIsa::kAvx512 ? isa_avx512::name : (isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name); \
   }                                                                                                                  \
   inline const Type& name##_here() { return name##_for(cpu_isa()); }
-#define LIMBECK_CODE_LOOPS(Type, name)                                 \
+// With a build `beyond` the others, for processors from `isa_of_it` on.
+#define LIMBECK_LOOPS_BEYOND(beyond, isa_of_it, Type, name)            \
   LIMBECK_LOOPS_OF(isa_baseline, Type, name)                           \
   LIMBECK_LOOPS_OF(isa_avx2, Type, name)                               \
   LIMBECK_LOOPS_OF(isa_avx512, Type, name)                             \
-  LIMBECK_LOOPS_OF(isa_avx512_vnni, Type, name)                        \
+  LIMBECK_LOOPS_OF(beyond, Type, name)                                 \
   inline const Type& name##_for(CpuIsa isa) {                          \
-    if (isa >= CpuIsa::kAvx512Vnni) return isa_avx512_vnni::name;      \
-    if (isa == CpuIsa::kAvx512) return isa_avx512::name;               \
-    return isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name; \
-  }                                                                    \
-  inline const Type& name##_here() { return name##_for(product_isa()); }
-#define LIMBECK_BFLOAT16_LOOPS(Type, name)                             \
-  LIMBECK_LOOPS_OF(isa_baseline, Type, name)                           \
-  LIMBECK_LOOPS_OF(isa_avx2, Type, name)                               \
-  LIMBECK_LOOPS_OF(isa_avx512, Type, name)                             \
-  LIMBECK_LOOPS_OF(isa_avx512_bf16, Type, name)                        \
-  inline const Type& name##_for(CpuIsa isa) {                          \
-    if (isa >= CpuIsa::kAvx512Bf16) return isa_avx512_bf16::name;      \
+    if (isa >= isa_of_it) return beyond::name;                         \
     if (isa >= CpuIsa::kAvx512) return isa_avx512::name;               \
     return isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name; \
   }
+#define LIMBECK_CODE_LOOPS(Type, name)                                   \
+  LIMBECK_LOOPS_BEYOND(isa_avx512_vnni, CpuIsa::kAvx512Vnni, Type, name) \
+  inline const Type& name##_here() { return name##_for(product_isa()); }
+#define LIMBECK_BFLOAT16_LOOPS(Type, name) LIMBECK_LOOPS_BEYOND(isa_avx512_bf16, CpuIsa::kAvx512Bf16, Type, name)
 #else
 #define LIMBECK_LOOPS(Type, name)                                      \
   namespace isa_baseline {                                             \

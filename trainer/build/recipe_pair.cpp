@@ -16,7 +16,7 @@ std::shared_ptr<objective::ModelPair> build_pair(const recipe::Settings& setting
   pair->how = how;
   pair->student = build_student(settings, pair->on_meta());
   if (const auto& drawn = pair->student.report.drawn; !drawn.empty()) {
-    pair->notes.push_back(fmt::format("{} {}: drawn from seed {}, not read: {}", "student.init = new_head",
+    pair->notes.push_back(fmt::format("student.init = new_head {}: drawn from seed {}, not read: {}",
                                       settings.where("student.init"), settings.text("seed"), fmt::join(drawn, ", ")));
   }
   pair->adapter = adapt_student(read_adapter_options(settings), pair->student, pair->notes);

@@ -81,9 +81,9 @@ void Calibration::share_rows() {
 
 // Times are read once they are asked for.
 const quantize::Costs& Calibration::costs_for(const quantize::Budget& budget) {
-  const auto known = costs_.find(budget.is_time());
-  if (known != costs_.end()) return known->second;
-  if (!budget.is_time()) return costs_.emplace(false, quantize::Costs(table_)).first->second;
+  std::optional<quantize::Costs>& costs = budget.is_time() ? times_ : bytes_;
+  if (costs) return *costs;
+  if (!budget.is_time()) return costs.emplace(table_);
   if (!call_.settings.given("times")) {
     const std::string dtype = precision::dtype_name(*request_.dtype);
     throw UsageError(fmt::format(
@@ -91,7 +91,7 @@ const quantize::Costs& Calibration::costs_for(const quantize::Budget& budget) {
         "--precisions={},int8+{},int4+{} (the --formats to choose from, beside {}), then --times=DIR/profile.json",
         budget.text(), dtype, dtype, dtype, dtype));
   }
-  return costs_.emplace(true, quantize::Costs(table_, call_.settings.path("times"), *request_.dtype)).first->second;
+  return costs.emplace(table_, call_.settings.path("times"), *request_.dtype);
 }
 
 void Calibration::open_scores() {
@@ -193,8 +193,7 @@ quantize::MixMeter& Calibration::mixes() {
   return *mixes_;
 }
 
-quantize::Exchanged Calibration::exchanged(const quantize::Budget& budget) {
-  const quantize::BudgetedMix first = quantize::budgeted_mix(table_, costs_for(budget), scores_, budget);
+quantize::Exchanged Calibration::exchanged(const quantize::BudgetedMix& first, const quantize::Costs& costs) {
   const int64_t tries = call_.settings.integer("exchange-steps");
   if (tries == 0) return {first, 0, 0, 0, {}};
   if (exchange_rows_ < quantize::kLeastPairedRows) {
@@ -211,7 +210,7 @@ quantize::Exchanged Calibration::exchanged(const quantize::Budget& budget) {
     progress->update(++measured);
     return rows;
   };
-  const quantize::Exchanged found = quantize::exchange(table_, costs_for(budget), scores_, first, tries, divergence);
+  const quantize::Exchanged found = quantize::exchange(table_, costs, scores_, first, tries, divergence);
   progress->finish();
   for (const quantize::ExchangeTry& one : found.tries) {
     if (one.kept)
@@ -227,7 +226,7 @@ Decided Calibration::budgeted(const quantize::Budget& budget) {
   if (const std::string why = quantize::why_too_small(table_, costs, budget); !why.empty()) throw UsageError(why);
   score();
   const quantize::BudgetedMix solved = quantize::budgeted_mix(table_, costs, scores_, budget);
-  const quantize::Exchanged exchanges = exchanged(budget);
+  const quantize::Exchanged exchanges = exchanged(solved, costs);
   const quantize::BudgetedMix& found = exchanges.mix;
   if (call_.settings.integer("exchange-steps") > 0) {
     call_.result["exchange"] = exchange_json(exchanges);
@@ -255,7 +254,8 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
   score();
   std::vector<CurvePoint> points;
   for (const quantize::Budget& budget : possible) {
-    const quantize::Exchanged found = exchanged(budget);
+    const quantize::Costs& costs = costs_for(budget);
+    const quantize::Exchanged found = exchanged(quantize::budgeted_mix(table_, costs, scores_, budget), costs);
     const auto rows = mixes().measure(found.mix.mix, {calibration_rows_, held_out_rows_});
     points.push_back({budget, found, quantize::joint_measure(rows, quantize::distance_of(model_))});
   }

@@ -1,7 +1,6 @@
 // What limbeck quantize does with data: scores of every module and format, kept in a file, the mix that follows from
 // them, and what a written folder measures.
 #pragma once
-#include <map>
 #include <memory>
 #include <optional>
 
@@ -59,13 +58,13 @@ class Calibration {
   void score_rows();
   void score_alone();
   void score();  // for budgets: as --predict-by says, or --sweep has it
-  quantize::Exchanged exchanged(const quantize::Budget& budget);
+  quantize::Exchanged exchanged(const quantize::BudgetedMix& first, const quantize::Costs& costs);
   quantize::MixMeter& mixes();
 
   const models::ModelRequest request_;
   const quantize::FormatTable& table_;
   Invocation& call_;
-  std::map<bool, quantize::Costs> costs_;  // of bytes, of times
+  std::optional<quantize::Costs> bytes_, times_;  // once they are asked for
   models::BuiltModel model_;
   std::unique_ptr<data::DataSource> source_;
   int64_t calibration_rows_ = 0, held_out_rows_ = 0, exchange_rows_ = 0;  // in this order
