@@ -7,7 +7,6 @@ it, and the format of each module within each budget.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from html import escape
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
-from guarded_work import GIB, answered, step  # noqa: E402
 from report_contract import table  # noqa: E402
-from report_files import page_of_files  # noqa: E402
+from report_files import main_of_a_page  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_values import LARGEST, checked, result_of, value_of  # noqa: E402
 
@@ -122,20 +120,9 @@ def body(points: list[Point], too_small: list[str]) -> str:
 {table("Formats", ["module", *(point.asked for point in points)], modules)}"""  # fmt: skip
 
 
-def report(options: argparse.Namespace) -> None:
-    step("reading", options.curve, 30, GIB, "name what limbeck quantize --budgets wrote by --json")
-    points, too_small = read_curve(options.curve)
-    title = options.title or f"Limbeck: budgets of {options.curve.stem}"
-    page_of_files(options, [options.curve], lambda: charts.document(title, body(points, too_small)))
-
-
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("curve", type=Path, metavar="CURVE.json")
-    parser.add_argument("--output", type=Path, help="default: CURVE.html")
-    parser.add_argument("--title", help="default: the name of the file")
-    options = parser.parse_args(arguments)
-    return answered("report_budgets", lambda: report(options))
+    return main_of_a_page("report_budgets", __doc__, "CURVE", "name what limbeck quantize --budgets wrote by --json",
+                          lambda path: f"budgets of {path.stem}", read_curve, lambda curve: body(*curve), arguments)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import argparse
 import os
 import tempfile
 from pathlib import Path
-from typing import Callable
+from typing import Callable, TypeVar
 
-from guarded_work import GIB, step
+import report_charts as charts
+from guarded_work import GIB, answered, step
 from report_runs import USAGE, ReportError
 
 IO = 6  # exit code, as the program's
@@ -40,3 +41,24 @@ def page_of_files(options: argparse.Namespace, read: list[Path], page: Callable[
     step("making a page of it", ", ".join(map(str, read)), 60, 2 * GIB, "leave some of it out")
     write_whole(output, page())
     print(output)
+
+
+Read = TypeVar("Read")
+
+
+def main_of_a_page(program: str, description: str, kind: str, what: str, title: Callable[[Path], str], read: Callable[[Path], Read],
+                   body: Callable[[Read], str], arguments: list[str]) -> int:  # fmt: skip
+    """Of a program that makes a page of one file; `what` says which to name."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, metavar=f"{kind}.json")
+    parser.add_argument("--output", type=Path, help=f"default: {kind}.html")
+    parser.add_argument("--title", help="default: the name of the file")
+    options = parser.parse_args(arguments)
+
+    def report() -> None:
+        step("reading", options.result, 30, GIB, what)
+        result = read(options.result)
+        heading = options.title or f"Limbeck: {title(options.result)}"
+        page_of_files(options, [options.result], lambda: charts.document(heading, body(result)))
+
+    return answered(program, report)

@@ -8,7 +8,6 @@ so, with the reason; it is drawn nowhere.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 import report_marks as marks  # noqa: E402
-from guarded_work import GIB, answered, step  # noqa: E402
 from report_contract import table  # noqa: E402
-from report_files import named, page_of_files  # noqa: E402
+from report_files import main_of_a_page, named  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_sweep import NONE, or_none, quality_text  # noqa: E402
 from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of  # noqa: E402
@@ -246,19 +244,8 @@ def body(profile: Profile) -> str:
 {meters}"""
 
 
-def report(options: argparse.Namespace) -> None:
-    step("reading", options.profile, 30, GIB, "name the profile.json of a run")
-    profile = read_profile(options.profile)
-    page_of_files(options, [options.profile], lambda: charts.document(options.title or f"Limbeck: {named(options.profile)}", body(profile)))
-
-
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("profile", type=Path, metavar="PROFILE.json")
-    parser.add_argument("--output", type=Path, help="default: PROFILE.html")
-    parser.add_argument("--title", help="default: the name of the file")
-    options = parser.parse_args(arguments)
-    return answered("report_profile", lambda: report(options))
+    return main_of_a_page("report_profile", __doc__, "PROFILE", "name the profile.json of a run", named, read_profile, body, arguments)
 
 
 if __name__ == "__main__":

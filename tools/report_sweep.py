@@ -7,7 +7,6 @@ every candidate. What failed or overflowed is drawn apart, for it has no drop.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import report_charts as charts  # noqa: E402
 import report_marks as marks  # noqa: E402
-from guarded_work import GIB, answered, step  # noqa: E402
 from report_contract import table  # noqa: E402
-from report_files import named, page_of_files  # noqa: E402
+from report_files import main_of_a_page, named  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of, value_of  # noqa: E402
 
@@ -295,19 +293,8 @@ def body(sweep: Sweep) -> str:
 {candidates_table(sweep)}"""
 
 
-def report(options: argparse.Namespace) -> None:
-    step("reading", options.sweep, 30, GIB, "name the sweep.json of a run")
-    sweep = read_sweep(options.sweep)
-    page_of_files(options, [options.sweep], lambda: charts.document(options.title or f"Limbeck: {named(options.sweep)}", body(sweep)))
-
-
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, metavar="SWEEP.json")
-    parser.add_argument("--output", type=Path, help="default: SWEEP.html")
-    parser.add_argument("--title", help="default: the name of the file")
-    options = parser.parse_args(arguments)
-    return answered("report_sweep", lambda: report(options))
+    return main_of_a_page("report_sweep", __doc__, "SWEEP", "name the sweep.json of a run", named, read_sweep, body, arguments)
 
 
 if __name__ == "__main__":

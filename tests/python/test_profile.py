@@ -276,16 +276,18 @@ def test_train_logs_no_joules_where_no_meter_exists(work, tmp_path, monkeypatch)
     assert not any("joules" in name for line in run.lines for name in line)
 
 
+def gpu_with_a_meter(counters: Path) -> dict[str, str]:
+    """The emulated device, and a stand-in for NVML that counts in that folder."""
+    counters.mkdir()
+    (counters / "0").write_text("5000\n")
+    return {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_STAND_IN_NVML": str(counters),
+            "LIMBECK_NVML": str(build_folder() / "tests" / "stand_in_nvml.so")}  # fmt: skip
+
+
 @only_where_built
 def test_a_gpus_rows_work_where_model_and_data_are_placed_together(work, tmp_path):
     recipe = work.recipe("gpu", **ALONE, data__validation=None)
-    counters = tmp_path / "nvml"
-    counters.mkdir()
-    (counters / "0").write_text("5000\n")
-    environment = {
-        "LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_REQUIRE_GPU": "1", "LIMBECK_STAND_IN_NVML": str(counters),
-        "LIMBECK_NVML": str(build_folder() / "tests" / "stand_in_nvml.so"),
-    }  # fmt: skip
+    environment = gpu_with_a_meter(tmp_path / "nvml") | {"LIMBECK_REQUIRE_GPU": "1"}
     report = profiled(recipe, tmp_path / "run", "--devices=cpu,cuda", "--precisions=bfloat16,int8-dynamic,int4-sym-dynamic",
                       "--profile.energy=off", "--work=forward", **environment)  # fmt: skip
     rows = {(row["precision"], row["device"]): row for row in report["rows"]}
@@ -302,12 +304,7 @@ def test_a_gpus_rows_work_where_model_and_data_are_placed_together(work, tmp_pat
 def test_a_run_on_the_cpu_reads_no_gpus_meter(work, tmp_path):
     recipe = work.recipe("cpu", **ALONE, data__validation=None)
     counters = tmp_path / "nvml"
-    counters.mkdir()
-    (counters / "0").write_text("5000\n")
-    environment = {
-        "LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_STAND_IN_NVML": str(counters),
-        "LIMBECK_NVML": str(build_folder() / "tests" / "stand_in_nvml.so"),
-    }  # fmt: skip
+    environment = gpu_with_a_meter(counters)
     report = profiled(recipe, tmp_path / "run", "--devices=cpu", "--precisions=float32", "--work=forward", **environment)
     assert {meter["device"] for meter in report["meters"]} == {"cpu"}
     assert list(row_of(report)["energy"]["by_device"]) == ["cpu"]
