@@ -86,17 +86,6 @@ Costs::Costs(const FormatTable& table, const std::filesystem::path& profile, at:
   rest_ = std::max<int64_t>(rest_, 0);
 }
 
-int64_t Costs::of(const FormatTable& table, const Mix& mix) const {
-  int64_t cost = rest_;
-  for (size_t i = 0; i < modules_.size(); ++i) {
-    const std::string &path = table.modules()[i].path, &format = mix.at(path);
-    const auto one = of(i, table.format_index(format));
-    if (!one) throw UsageError(fmt::format("{}: nobody measured what it costs in {}", path, format));
-    cost += *one;
-  }
-  return cost;
-}
-
 std::string Costs::said(int64_t cost) const {
   return times_ ? fmt::format("{:.3f} ms", static_cast<double>(cost) / kNanosecondsOfMs)
                 : fmt::format("{} bytes", cost);

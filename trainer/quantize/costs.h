@@ -24,8 +24,6 @@ class Costs {
   // Of a module by its place; none: it cannot be stored so, or nobody measured it.
   std::optional<int64_t> of(size_t module, size_t format) const { return modules_.at(module).at(format); }
   int64_t rest() const { return rest_; }  // of what is no candidate
-  // UsageError where the mix has what has no cost.
-  int64_t of(const FormatTable& table, const Mix& mix) const;
   // "1234 bytes", "2.345 ms"
   std::string said(int64_t cost) const;
 

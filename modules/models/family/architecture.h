@@ -16,6 +16,9 @@ namespace limbeck::models {
 
 enum class ModelKind { kDecoder, kEncoder };
 enum class HeadKind { kNone, kLanguageModel, kBertClassifier, kDistilBertClassifier };
+inline bool is_classifier(HeadKind head) {
+  return head == HeadKind::kBertClassifier || head == HeadKind::kDistilBertClassifier;
+}
 enum class NormKind { kRms, kRmsUnitOffset, kLayer };
 // kPre: x + f(norm(x)); kPost: norm(x + f(x)); kSandwich: x + norm(f(norm(x))); kParallel: one norm for both parts of
 // the layer, x + mixer(norm(x)) + f(norm(x))

@@ -10,10 +10,6 @@ namespace limbeck::models {
 
 namespace {
 
-bool classifies(const Architecture& a) {
-  return a.head == HeadKind::kBertClassifier || a.head == HeadKind::kDistilBertClassifier;
-}
-
 bool is_last_layer(const precision::ContractModule& module, const Transformer& model) {
   return module.path() == model.path() + ".classifier";
 }
@@ -25,7 +21,7 @@ bool leads_to_it(const precision::ContractModule& module, const Transformer& mod
 }  // namespace
 
 void require_classifier(const ModelConfig& config, const std::string& root) {
-  if (classifies(config.architecture)) return;
+  if (is_classifier(config.architecture.head)) return;
   throw UsageError(fmt::format(
       "[{0}] {1} is of no classifier, wanted \"architectures\" that end in ForSequenceClassification for {0}.init = "
       "new_head: make such a folder of it with tools/as_classifier.py, or set {0}.init = weights",
@@ -48,7 +44,7 @@ std::set<const precision::ContractModule*> modules_to_draw(const Transformer& mo
 }
 
 std::string advice_for_missing(const Transformer& model, const std::vector<const WeightBinding*>& missing) {
-  if (!classifies(model.architecture()) || missing.empty()) return "";
+  if (!is_classifier(model.architecture().head) || missing.empty()) return "";
   const bool head_alone = std::all_of(missing.begin(), missing.end(), [&](const WeightBinding* binding) {
     return is_last_layer(*binding->owner, model) || leads_to_it(*binding->owner, model);
   });
