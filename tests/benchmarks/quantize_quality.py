@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -30,10 +29,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from limbeck_predictions import limbeck, logits_of, rows_of
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-LIMBECK = Path(os.environ.get("LIMBECK_BUILD", Path(__file__).parents[2] / "build" / "release")) / "bin" / "limbeck"
 CHOICES = "float,int8,int8-g32,int4-g32,int4-g64,int4,int4-sym-g32,int4-sym"
 FEWER = ",int3-g32,int3-g64,int3,int2-g32,int2-g64,int2"  # for budgets that the others do not hold, with scores of their own
 TABLES = ("--tag=embedding int8", "--tag=head int8")
@@ -43,16 +42,6 @@ FEW_BITS = ("3", "3.5", "4", "4.5")
 GGUF_TYPES = {"q8_0": 7, "q6_k": 18, "q5_k_m": 17, "q4_k_m": 15, "q4_k_s": 14, "q4_1": 3, "q4_0": 2, "q3_k_m": 12, "q2_k": 10}
 LLMC = {"w4a16": ("W4A16", 128), "w4a16-g32": ("W4A16", 32), "w8a16": ("W8A16", None)}
 AUTO_ROUND = {"int4": (4, 128, True), "int4-g32": (4, 32, False), "int8": (8, 128, True)}
-
-
-def limbeck(*words: object) -> None:
-    subprocess.run([str(LIMBECK), *map(str, words), "--quiet"], check=True, stdout=subprocess.DEVNULL)
-
-
-def rows_of(folder: Path, count: int, length: int) -> torch.Tensor:
-    """The first rows of token shards, documents end to end."""
-    ids = torch.cat([load_file(shard)["input_ids"].long().flatten() for shard in sorted(folder.glob("shard-*.safetensors"))])
-    return ids[: count * length].reshape(count, length)
 
 
 class Bench:
@@ -90,12 +79,7 @@ class Bench:
 
     def predictions(self, folder: Path) -> torch.Tensor:
         """Log-probabilities [rows, length - 1, vocabulary]."""
-        rows, out = self.work / "rows.safetensors", self.work / "logits.safetensors"
-        save_file({"input_ids": self.rows}, rows)
-        limbeck("forward", f"--model={folder}", f"--input={rows}", f"--output={out}", "--dtype=float32")
-        logits = load_file(out)["logits"][:, :-1]
-        out.unlink()
-        return logits.log_softmax(-1)
+        return logits_of(folder, self.rows, self.work)[:, :-1].log_softmax(-1)
 
     def measured(self, folder: Path) -> dict:
         p, q, kl, loss, float_loss = self.of_floats, self.predictions(folder), [], [], []

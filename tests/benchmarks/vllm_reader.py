@@ -14,20 +14,18 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import tempfile
 from pathlib import Path
 
 os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from limbeck_predictions import greedy_tokens, logits_of  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.model_executor.kernels.linear.mixed_precision import cpu as vllm_cpu  # noqa: E402
 from vllm.model_executor.layers.quantization.utils.quant_utils import unpack_quantized_values_into_int32  # noqa: E402
 from vllm.scalar_type import scalar_types  # noqa: E402
 
-BUILD = Path(os.environ.get("LIMBECK_BUILD", Path(__file__).parents[2] / "build" / "release"))
 LENGTHS = (8, 16, 24, 32, 40, 48, 56, 64)
 
 
@@ -53,23 +51,6 @@ class Unpacked(vllm_cpu.CPUWNA16LinearKernel):
         return torch.nn.functional.linear(x, layer.dense.to(x.dtype), bias)
 
 
-def limbeck(*arguments: str) -> None:
-    subprocess.run([str(BUILD / "bin" / "limbeck"), *arguments, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-
-
-def our_tokens(folder: Path, prompt: list[int], count: int, work: Path) -> list[int]:
-    limbeck("generate", "--model", str(folder), "--dtype=float32", f"--prompt-ids={','.join(map(str, prompt))}",
-            f"--max-new-tokens={count}", "--ignore-eos", f"--json={work / 'said.json'}")  # fmt: skip
-    return json.loads((work / "said.json").read_text())["result"]["tokens"][0][-count:]
-
-
-def our_log_probabilities(folder: Path, prompt: list[int], work: Path) -> torch.Tensor:
-    save_file({"input_ids": torch.tensor([prompt])}, work / "ids.safetensors")
-    limbeck("forward", "--model", str(folder), "--dtype=float32", f"--input={work / 'ids.safetensors'}",
-            f"--output={work / 'logits.safetensors'}")  # fmt: skip
-    return load_file(work / "logits.safetensors")["logits"][0].log_softmax(-1)
-
-
 def compare(folder: Path, count: int, work: Path) -> None:
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     ids = random.Random(1).choices(range(vocabulary), k=max(LENGTHS))
@@ -78,12 +59,12 @@ def compare(folder: Path, count: int, work: Path) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
     prompts = [ids[:length] for length in LENGTHS]
     said = engine.generate([{"prompt_token_ids": prompt} for prompt in prompts], greedy, use_tqdm=False)
-    equal = sum(list(theirs.outputs[0].token_ids) == our_tokens(folder, prompt, count, work)
+    equal = sum(list(theirs.outputs[0].token_ids) == greedy_tokens(folder, prompt, count, work)
                 for prompt, theirs in zip(prompts, said, strict=True))  # fmt: skip
     scored = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False, prompt_logprobs=vocabulary)
     [whole] = engine.generate([{"prompt_token_ids": ids}], scored, use_tqdm=False)
     theirs = torch.tensor([[of[i].logprob for i in range(vocabulary)] for of in whole.prompt_logprobs[1:]])
-    ours = our_log_probabilities(folder, ids, work)[:-1]
+    ours = logits_of(folder, torch.tensor([ids]), work)[0, :-1].log_softmax(-1)
     divergence = (theirs.exp() * (theirs - ours)).sum(-1).mean()
     print(f"{folder}: {equal} of {len(LENGTHS)} prompts with {count} equal tokens; log probabilities within "
           f"{(theirs - ours).abs().max():.2e}, KL {divergence:.2e}", flush=True)  # fmt: skip
