@@ -6,7 +6,7 @@ from pathlib import Path
 from limbeck_runner import REPOSITORY
 
 TEXT = (REPOSITORY / ".github" / "CONTRIBUTING.md").read_text()
-FLOORS = ("kernels", "modules", "trainer", "tests", "tools", "recipes")
+FLOORS = ("kernels", "modules", "trainer", "tests", "tools", "recipes", "docs")
 
 
 def rooms(row: str) -> list[Path]:
@@ -17,7 +17,7 @@ def rooms(row: str) -> list[Path]:
 
 
 def test_every_path_exists():
-    paths = re.findall(r"`((?:kernels|modules|trainer|tests|tools|recipes)/[\w./-]+?)`", TEXT)
+    paths = re.findall(r"`((?:kernels|modules|trainer|tests|tools|recipes|docs)/[\w./-]+?)`", TEXT)
     assert len(paths) > 60
     assert [path for path in paths if not (REPOSITORY / path).exists()] == []
 

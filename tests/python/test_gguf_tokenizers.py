@@ -20,7 +20,8 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['cont
 
 
 def lines() -> list[str]:
-    return (REPOSITORY / "README.md").read_text(encoding="utf-8").split("\n")
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    return "\n".join(page.read_text(encoding="utf-8") for page in pages).split("\n")
 
 
 def texts() -> list[str]:

@@ -1,4 +1,5 @@
-"""README's "your own chats, in ten lines", typed as it stands, on two small models in the cache under the names it uses."""
+"""README's "your own chats, in ten lines", typed as it stands, on two small models in the cache under the names it uses; and what
+README and its pages in docs/ point at is there."""
 
 import json
 import os
@@ -15,6 +16,7 @@ CHATML = (
     "{% for message in messages %}<|begin|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
 )
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 ASKED = {"role": "user", "content": "What is a limbeck?"}
 ANSWERED = {"role": "assistant", "content": "A vessel in which spirit is distilled."}
 
@@ -69,3 +71,38 @@ def test_your_own_chats_in_ten_lines(limbeck, tmp_path):
     assert {"train", "eval"} <= {event["phase"] for event in events} and all("step" in event for event in events)
     transformers.AutoModelForCausalLM.from_pretrained(place / "runs/mine/best")
     assert done.stdout.rstrip().splitlines()[-1].strip()  # an answer
+
+
+def anchors(page: Path) -> list[str]:
+    """What GitHub makes of headings; of two that are alike the second is NAME-1."""
+    prose = re.sub(r"^```\n.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    names: list[str] = []
+    for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        before = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in names)
+        names.append(f"{name}-{before}" if before else name)
+    return names
+
+
+def test_every_link_leads_somewhere():
+    links = [(page, target) for page in PAGES for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    assert len(links) > 40
+    for page, target in links:
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        place = (page.parent / file).resolve() if file else page
+        assert place.is_file(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(place), f"{page.name}: {target}"
+    led_to = {(page.parent / target.partition("#")[0]).resolve() for page, target in links}
+    assert [page.name for page in PAGES[1:] if page not in led_to] == []
+
+
+def test_every_proof_is_there():
+    """`tests/python/test_a.py`, `test_b.py`: the second lies beside one that is named with its folder."""
+    named = {name for page in PAGES for name in re.findall(r"`((?:tests|tools|recipes)/[\w./*-]+)[` ]", page.read_text())}
+    assert len(named) > 100
+    assert [name for name in sorted(named) if not list(REPOSITORY.glob(name.rstrip("/")))] == []
+    beside = {name for page in PAGES for name in re.findall(r"`(\w+_test\.cpp|test_\w+\.py)`", page.read_text())}
+    assert len(beside) > 30
+    assert [name for name in sorted(beside) if not list((REPOSITORY / "tests").glob(f"*/{name}"))] == []
