@@ -1,6 +1,6 @@
 // The product of a row of x with a matrix in int4 of which x is codes too, for int4_dynamic_loops.cpp. Rows of the
-// matrix are read from end to end, which memory gives fastest, two at a time, so that the codes of x are loaded once for
-// both; groups lie in the lanes, which are the chains of int4_dynamic_loops.h.
+// matrix are read from end to end, which memory gives fastest, two at a time, so that the codes of x are loaded once
+// for both; groups lie in the lanes, which are the chains of int4_dynamic_loops.h.
 #pragma once
 #include "kernels/quantized/int4_dynamic_loops.h"
 #include "kernels/quantized/side_by_side.h"
@@ -26,7 +26,7 @@ class OneRowOfInt4 {
   }
 
  private:
-  static constexpr int64_t kTogether = 2;        // rows of the matrix
+  static constexpr int64_t kTogether = 2;              // rows of the matrix
   static constexpr int64_t kWords = kLanes<uint32_t>;  // of a vector
   static constexpr int64_t kVectorCodes = kWords * kWordCodes;
   static constexpr int kVectors = 4;  // that have as many pieces, of kSmallestGroup codes each, as a vector has lanes
@@ -182,8 +182,7 @@ class OneRowOfInt4 {
     int64_t group = 0;
     for (int64_t word = 0; word + parts * words <= of.words.count; word += parts * words, group += kInt4Chains) {
 #pragma GCC unroll 2
-      for (int64_t part = 0; part < parts; ++part)
-        add_groups<Doublings, true>(of, group + part * lanes, chains[part]);
+      for (int64_t part = 0; part < parts; ++part) add_groups<Doublings, true>(of, group + part * lanes, chains[part]);
     }
     for (int64_t part = 0; group < of.groups; ++part, group += lanes)
       add_groups<Doublings, false>(of, group, chains[part]);

@@ -127,8 +127,7 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   const std::vector<PackedLinears> stages = packed_stages(*packed.model);
   for (const PackedLinears& modules : stages) {
     int64_t values = 0;
-    if (const auto of_layer = packed_experts(*packed.model, static_cast<size_t>(plan.stages));
-        of_layer != nullptr) {
+    if (const auto of_layer = packed_experts(*packed.model, static_cast<size_t>(plan.stages)); of_layer != nullptr) {
       experts = true;
       for (const auto& stack : of_layer->stacks()) columns = std::max(columns, stack->sizes().in);
       values = of_layer->footprint().values;

@@ -83,8 +83,7 @@ models::ProductOperands SeenLinear::operands(const at::Tensor& x, const models::
   return {x, kernels::seen_through_format(weight, format(), folder().scales)};
 }
 
-at::Tensor SeenExperts::forward(const at::Tensor& rows, const at::Tensor& ends,
-                                const models::ExpertStack& host) const {
+at::Tensor SeenExperts::forward(const at::Tensor& rows, const at::Tensor& ends, const models::ExpertStack& host) const {
   const precision::ModuleScope scope(path());
   const at::Tensor given = enter(rows);
   const auto count = static_cast<int64_t>(models::ExpertStack::packed_names(host.parameter_name()).size());

@@ -1,5 +1,5 @@
-// A float model in training for the codes that it will be stored in: every linear module, embedding and stack of experts
-// that the folder packs is seen through its format, and the folder holds exactly what was seen.
+// A float model in training for the codes that it will be stored in: every linear module, embedding and stack of
+// experts that the folder packs is seen through its format, and the folder holds exactly what was seen.
 #pragma once
 #include <filesystem>
 
