@@ -220,6 +220,8 @@ def sparse(work) -> dict[str, transformers.PreTrainedModel]:
     for name, make in WITH_EXPERTS.items():
         torch.manual_seed(4)
         models[name] = make().float()
+        if name != "resnet-bk":
+            models[name].set_experts_implementation("eager")
         saved(models[name], work.folder / name)
     return models
 
