@@ -1,10 +1,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
-#include <array>
-#include <numeric>
-
 #include "kernels/cpu/product_shares.h"
 #include "kernels/cpu/scratch_buffer.h"
 #include "kernels/cpu/task_grain.h"
@@ -72,39 +68,25 @@ void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
   });
 }
 
-// The sums of codes that meet a group; then the codes are arranged.
-void sum_and_arrange(int8_t* codes, int64_t columns, int64_t stride, int64_t group, int32_t* sums) {
-  std::fill(codes + columns, codes + stride, int8_t{0});
-  for (int64_t begin = 0, g = 0; begin < columns; begin += group, ++g)
-    sums[g] = std::accumulate(codes + begin, codes + std::min(begin + group, columns), int32_t{0});
-  for (int8_t* block = codes; block != codes + stride; block += kArrangedCodes) {
-    std::array<int8_t, kArrangedCodes> was{};
-    std::copy_n(block, kArrangedCodes, was.begin());
-    for (size_t i = 0; i < kArrangedCodes / 2; ++i) {
-      block[i] = was[2 * i];
-      block[i + kArrangedCodes / 2] = was[2 * i + 1];
-    }
-  }
-}
-
 void multiply_int4(const DynamicRows& rows, const QuantizedMatrix& weight) {
   const QuantizedView view = view_of(weight);
   const int64_t stride = rounded_up_quotient(rows.columns, kArrangedCodes) * kArrangedCodes, groups = groups_of(view);
   const at::Tensor codes = at::empty({rows.count, stride}, rows.x.options().dtype(at::kChar));
   const at::Tensor scales = at::empty({rows.count}, rows.x.options().dtype(at::kFloat));
-  const at::Tensor sums = at::empty({rows.count, groups}, rows.x.options().dtype(at::kInt));
+  const at::Tensor middles = at::empty({rows.count, groups}, rows.x.options().dtype(at::kInt));
   auto* code = codes.mutable_data_ptr<int8_t>();
-  auto* sum = sums.mutable_data_ptr<int32_t>();
+  auto* middle = middles.mutable_data_ptr<int32_t>();
+  const auto& loops = int4_dynamic_loops_here();
   rows.quantize(
       [&](int64_t row, const auto& fill) {
         fill(code + row * stride);
-        sum_and_arrange(code + row * stride, rows.columns, stride, weight.format.group(), sum + row * groups);
+        loops.arrange(view, code + row * stride, stride, middle + row * groups);
       },
       scales.mutable_data_ptr<float>());
   const Int4Product product{.codes = code,
                             .stride = stride,
                             .scales = scales.const_data_ptr<float>(),
-                            .sums = sum,
+                            .middles = middle,
                             .weight = view,
                             .storage = rows.storage,
                             .y = rows.y.mutable_data_ptr(),
@@ -113,7 +95,6 @@ void multiply_int4(const DynamicRows& rows, const QuantizedMatrix& weight) {
                             .n = weight.rows,
                             .k = rows.columns};
   for_product_shares(product.m, product.n, product.k, 1e6, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-    const auto& loops = int4_dynamic_loops_here();
     loops.share(product, m0, m1, n0, n1,
                 ScratchBuffer<Int4Product>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });

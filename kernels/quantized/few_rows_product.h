@@ -88,7 +88,10 @@ class FewRowsProduct {
       for (int64_t n = n0, s = 0; n < end; n += kLanesHere, ++s) {
         add_rows<kind, Rows>(p.weight, p.levels, n, std::min(kLanesHere, end - n), k, have, own);
         for (int64_t block = 0; block * Order::kDepth < have; ++block) {
-          for (int r = 0; r < Rows; ++r) add_chains(own.sums[block * Rows + r], own.totals[s][r]);
+          for (int r = 0; r < Rows; ++r) {
+            float* total = own.totals[s][r];
+            store(total, with_chains(load(total), own.sums[block * Rows + r]));
+          }
         }
       }
     }
@@ -101,20 +104,6 @@ class FewRowsProduct {
   template <class T>
   static void arrange(const T* x, int64_t count, float* to) {
     for (int64_t k = 0; k < count; k += Order::kStrip, to += Order::kStripWords) Words::put_pairs(x + k, count - k, to);
-  }
-
-  static LIMBECK_INLINE void add_chains(const float (*sums)[Order::kChains], float* total) {
-    F32 sum = load(total);
-#pragma GCC unroll 4
-    for (int64_t part = 0; part < kParts; ++part) {
-      F32 of_chain[kLanesHere];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanesHere; ++i) of_chain[i] = load(sums[i] + part * kLanesHere);
-      transpose_step<float, kLanesHere / 2>(of_chain);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kLanesHere; ++i) sum += of_chain[i];
-    }
-    store(total, sum);
   }
 
   // The sums of rows [n, n + count) of the matrix and columns [k, k + depth).

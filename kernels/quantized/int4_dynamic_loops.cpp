@@ -1,6 +1,6 @@
 // A lane of a vector is a row of the matrix: of each row a word of eight codes, which meets the same eight codes of x
 // in all lanes (one to four rows of x: int4_one_row.h). Products are pairs in int16, up to 32 codes of them (with VNNI
-// int32); sums of a group are int32 and exact, and what they stand for is added up in float32 group by group, on every
+// int32); sums of a group are int32 and exact, and what they stand for is added up in float32 chain by chain, on every
 // instruction set alike.
 #include "kernels/quantized/int4_dynamic_loops.h"
 
@@ -14,7 +14,7 @@ constexpr int64_t kLanesHere = kLanes<float>;
 constexpr int64_t kDepth = 256;  // columns of a block
 constexpr int64_t kBlocksAhead =
     3;  // that are asked for while one is multiplied: rows lie too far apart to be foreseen
-constexpr int64_t kRowsAtATime = 64;  // of x
+constexpr int64_t kRowsAtATime = 32;  // of x
 constexpr int64_t kFewRowsOfX = 4;    // up to which each by itself is faster
 constexpr int64_t kWordsOfPairs = 4;  // 32 codes: 15 * 128 * 2 * 2 * 4 is below 2^15
 static_assert(kWordsOfPairs * kWordCodes == kSmallestGroup);
@@ -22,11 +22,31 @@ static_assert(kWordsOfPairs * kWordCodes == kSmallestGroup);
 struct Scratch {
   alignas(64) uint32_t words[kDepth / kWordCodes * kLanesHere];
   F32 scales[kLanesHere];  // of as many groups, one after the other
-  alignas(64) float sums[kRowsAtATime][kLanesHere];
+  alignas(64) float chains[kRowsAtATime][kInt4Chains][kLanesHere];
 #if defined(__AVX2__)
   OneRowOfInt4::Scratch few;
 #endif
 };
+
+void arrange(const QuantizedView& weight, int8_t* codes, int64_t stride, int32_t* middles) {
+  const int64_t group = weight.format.group(), groups = groups_of(weight);
+  __builtin_memset(codes + weight.columns, 0, static_cast<size_t>(stride - weight.columns));
+  for (int64_t g = 0; g < groups; ++g) {
+    int32_t sum = 0;
+    for (int64_t i = g * group; i < std::min((g + 1) * group, stride); i += kSmallestGroup) {
+      for (int64_t j = 0; j < kSmallestGroup; ++j) sum += codes[i + j];
+    }
+    middles[g] = kMiddleCode * sum;
+  }
+  for (int8_t* run = codes; run != codes + stride; run += kArrangedCodes) {
+    int8_t was[kArrangedCodes];
+    __builtin_memcpy(was, run, sizeof was);
+    for (int64_t i = 0; i < kArrangedCodes / 2; ++i) {
+      run[i] = was[2 * i];
+      run[i + kArrangedCodes / 2] = was[2 * i + 1];
+    }
+  }
+}
 
 LIMBECK_INLINE uint32_t word_at(const int8_t* codes) {
   uint32_t word;
@@ -98,7 +118,7 @@ LIMBECK_INLINE void sum_words(const uint32_t* words, const int8_t* x, int64_t st
   }
 }
 
-// Adds columns [k, k + depth) to the sums of rows [m, m + Rows) of x, which lie from `slot` on.
+// Adds columns [k, k + depth) to the chains of rows [m, m + Rows) of x, which lie from `slot` on.
 template <int Rows>
 __attribute__((noinline)) void add_block(const Int4Product& p, int64_t m, int64_t k, int64_t depth, int64_t slot,
                                          Scratch& own) {
@@ -112,8 +132,8 @@ __attribute__((noinline)) void add_block(const Int4Product& p, int64_t m, int64_
     const F32 scale = own.scales[group % kLanesHere];
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
-      const I32 centred = sums[r] - kMiddleCode * p.sums[(m + r) * groups + group];
-      float* to = own.sums[slot + r];
+      const I32 centred = sums[r] - p.middles[(m + r) * groups + group];
+      float* to = own.chains[slot + r][group % kInt4Chains];
       store(to, load(to) + __builtin_convertvector(centred, F32) * scale);
     }
   }
@@ -174,7 +194,7 @@ void share_of(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t 
     const F32 added = bias ? load_wide_some(bias + n, columns) : F32{};
     for (int64_t m = m0; m < m1; m += kRowsAtATime) {
       const int64_t rows = std::min(kRowsAtATime, m1 - m);
-      __builtin_memset(own.sums, 0, sizeof own.sums);
+      for (int64_t r = 0; r < rows; ++r) __builtin_memset(own.chains[r], 0, sizeof own.chains[r]);
       for (int64_t k = 0; k < p.k; k += block) {
         const int64_t depth = std::min(block, p.k - k);
         if (k % span == 0) gather_group_scales(p.weight, n, columns, k >> p.weight.format.group_shift, own.scales);
@@ -185,8 +205,9 @@ void share_of(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t 
         for (; r < rows; ++r) add_block<1>(p, m + r, k, depth, r, own);
       }
       for (int64_t r = 0; r < rows; ++r) {
-        store_narrow_some(static_cast<T*>(p.y) + (m + r) * p.n + n, load(own.sums[r]) * splat(p.scales[m + r]) + added,
-                          columns);
+        F32 sum{};
+        for (const auto& chain : own.chains[r]) sum += load(chain);
+        store_narrow_some(static_cast<T*>(p.y) + (m + r) * p.n + n, sum * splat(p.scales[m + r]) + added, columns);
       }
     }
   }
@@ -201,6 +222,6 @@ void share(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1,
 
 }  // namespace
 
-const Int4DynamicLoops int4_dynamic_loops = {static_cast<int64_t>(sizeof(Scratch)), share};
+const Int4DynamicLoops int4_dynamic_loops = {arrange, static_cast<int64_t>(sizeof(Scratch)), share};
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

@@ -8,9 +8,10 @@
 // In formats called dynamic rows of x are codes too: scale = max |x| / 127.5, code = round(x / scale) to nearest even
 // within -128 to 127, as compressed-tensors and torchao have it. Codes of x and W are multiplied and summed up exactly
 // in int32, and y = (sum scale_x) scale_w + b in float32, rounded once to the dtype of x; of int4 the sum is one for
-// each group, and y = (sums scale_w, one after the other) scale_x + b. int4 is for the CPU alone. The bits of a row
-// depend on nothing but the row and the weight: not on other rows, threads, the instruction set or the device. A row
-// that is not finite gives NaN. The gradient of x goes straight through its rounding: dy W'.
+// each group, and y = (sums scale_w, in sixteen chains) scale_x + b: group g is added to chain g modulo 16, then the
+// chains one after the other. int4 is for the CPU alone. The bits of a row depend on nothing but the row and the
+// weight: not on other rows, threads, the instruction set or the device. A row that is not finite gives NaN. The
+// gradient of x goes straight through its rounding: dy W'.
 #pragma once
 #include <optional>
 

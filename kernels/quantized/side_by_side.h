@@ -85,6 +85,22 @@ LIMBECK_INLINE U32 widen_bytes(const uint8_t* from) {
 #endif
 }
 
+// The sum and, one by one, the chains of as many rows as there are lanes.
+template <size_t Chains>
+LIMBECK_INLINE F32 with_chains(F32 sum, const float (*chains)[Chains]) {
+  constexpr int64_t lanes = kLanes<float>;
+#pragma GCC unroll 4
+  for (size_t first = 0; first < Chains; first += lanes) {
+    F32 of_chain[lanes];
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < lanes; ++i) of_chain[i] = load(chains[i] + first);
+    transpose_step<float, lanes / 2>(of_chain);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < lanes; ++i) sum += of_chain[i];
+  }
+  return sum;
+}
+
 // Words [words][lanes] of rows [row, row + count) and columns [column, column + depth); lanes without a row are 0.
 template <CodeKind kind>
 void gather_as_stored(const QuantizedView& v, int64_t row, int64_t count, int64_t column, int64_t depth,

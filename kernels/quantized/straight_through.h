@@ -20,4 +20,9 @@ at::Tensor straight_through_linear(const at::Tensor& x, const at::Tensor& weight
                                    const std::optional<at::Tensor>& bias = std::nullopt,
                                    at::ScalarType scales = at::kFloat);
 
+// The same of rows that are sorted by group, each group with a matrix of its own (grouped_linear.h): weight
+// [G, out, in], with the bits of grouped_quantized_linear().
+at::Tensor straight_through_grouped(const at::Tensor& rows, const at::Tensor& weight, const at::Tensor& ends,
+                                    QuantizedFormat format, at::ScalarType scales = at::kFloat);
+
 }  // namespace limbeck::kernels

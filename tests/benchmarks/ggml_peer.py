@@ -3,8 +3,8 @@
 FOLDER holds libggml-base.so and libggml-cpu.so, such as llama_cpp/lib of the package llama-cpp-python, or one of the
 libggml-cpu-*.so of npm's @node-llama-cpp/linux-x64 under that name; neither is one of our requirements. ggml rounds rows
 of x to 8 bits in blocks of 32, as our int8-dynamic does in whole rows; our other formats leave x as it is. Prints the
-median milliseconds of each, the medians over the rounds of theirs / ours, and how far theirs is from the product
-of unrounded rows with the same weight.
+median milliseconds of each, the medians over the rounds of theirs / ours and of a plain read of our bytes / ours, and
+how far theirs is from the product of unrounded rows with the same weight.
 """
 
 from __future__ import annotations
@@ -103,10 +103,15 @@ def seconds(work) -> float:
     return clock() - start
 
 
+def read(parts: list[torch.Tensor]) -> None:
+    for part in parts:
+        part.view(torch.int64).sum()
+
+
 def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: int) -> None:
     name, forms = PEERS[kind]
     weight, x = torch.randn(rows, width) * 0.02, torch.randn(count, width)
-    contenders = {}
+    contenders, reads = {}, {}
     for repacks in (False, True) if kind == Q4_0 else (False,):  # on x86 it has no other order for Q8_0, and crashes
         if made := ggml.product(kind, weight, x, repacks):
             contenders[name + (" repacked" if repacks else "")] = made
@@ -114,17 +119,23 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
         parts = ops.quantize_weight(weight, form, scales)
         work = lambda parts=parts, form=form: ops.quantized_linear(x, parts, form, rows, width)  # noqa: E731
         contenders[f"{form} {str(scales)[6:]}"] = (work, work())
-    columns = {who: [] for who in contenders}
+        # Of copies: ours must not be left in the caches by it.
+        reads[f"{form} {str(scales)[6:]}"] = lambda copies=[part.clone() for part in parts]: read(copies)
+    columns, of_reads = {who: [] for who in contenders}, {who: [] for who in reads}
     for _ in range(rounds):
         # In another order each time: who comes after whom decides what the caches still hold.
-        for who in random.sample(list(contenders), len(contenders)):
-            columns[who].append(seconds(contenders[who][0]))
+        turns = [(columns[who], work) for who, (work, _) in contenders.items()]
+        turns += [(of_reads[who], work) for who, work in reads.items()]
+        for column, work in random.sample(turns, len(turns)):
+            column.append(seconds(work))
     exact = x @ weight.T
     print(f"{count} rows, weight {rows} x {width}, {torch.get_num_threads()} threads")
     for who, of_rounds in columns.items():
         ratios = "".join(
             f"   {peer} / it {statistics.median(a / b for a, b in zip(columns[peer], of_rounds, strict=True)):5.2f}"
             for peer in columns if peer.startswith("Q") and not who.startswith("Q"))  # fmt: skip
+        if who in reads:
+            ratios += f"   read / it {statistics.median(a / b for a, b in zip(of_reads[who], of_rounds, strict=True)):5.2f}"
         apart = (contenders[who][1] - exact).norm() / exact.norm()
         print(f"  {who:29} {1e3 * statistics.median(of_rounds):9.3f} ms   from the floats {apart:.4f}{ratios}", flush=True)
 

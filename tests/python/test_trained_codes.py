@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
+from typing import Callable
 
 import model_zoo
 import pytest
@@ -15,8 +17,10 @@ import transformers
 from limbeck_runner import Limbeck
 from rank_processes import Ranks
 from safetensors.torch import load_file
+from test_quantized_models import by_matrix
 from test_quantized_ops import FORMATS, dequantized, ops, weight
-from training_work import LENGTH, ROWS, Outcome, Work, checkpoints, joined_state, newest_checkpoint, refused_before_anything_runs, saved
+from test_resnet_bk import resnet_bk
+from training_work import LENGTH, ROWS, VOCABULARY, Outcome, Run, Work, checkpoints, joined_state, newest_checkpoint, refused_before_anything_runs, saved
 
 import token_rows
 
@@ -72,11 +76,36 @@ def test_a_linear_that_is_seen_through_codes_is_the_product_with_those_codes(for
         assert (w.grad.double() - exact).abs().max() <= bar * exact.abs().max()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_groups_that_are_seen_through_codes_are_the_products_with_those_codes(form, dtype):
+    """One group has no rows: its weight has no gradient but zeros."""
+    shape, ends = (24, 96), torch.tensor([5, 5, 23], dtype=torch.int32)
+    w = torch.stack([weight(shape, seed=seed, dtype=dtype) for seed in range(3)]).requires_grad_()
+    rows = drawn(23, shape[1], dtype=dtype).requires_grad_()
+    parts = [torch.stack(part) for part in zip(*(ops.quantize_weight(one, form, dtype) for one in w.detach()), strict=True)]
+    frozen = rows.detach().clone().requires_grad_()
+    wanted = ops.grouped_quantized_linear(frozen, parts, form, *shape, ends)
+    y = ops.straight_through_grouped(rows, w, ends, form, dtype)
+    with torch.no_grad():
+        assert torch.equal(ops.straight_through_grouped(rows, w, ends, form, dtype), y)
+    cotangent = drawn(*y.shape, dtype=dtype, seed=9)
+    y.backward(cotangent)
+    wanted.backward(cotangent)
+    assert torch.equal(y, wanted) and torch.equal(rows.grad, frozen.grad)
+    for group, (begin, end) in enumerate(((0, 5), (5, 5), (5, 23))):
+        exact = cotangent[begin:end].double().T @ rows.detach()[begin:end].double()
+        bar = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]  # one rounding of a sum in float32
+        assert (w.grad[group].double() - exact).abs().max() <= bar * exact.abs().max()
+
+
 def test_meta_has_the_shapes_and_what_does_not_fit_is_refused():
     w = torch.empty(8, 64, device="meta", dtype=torch.bfloat16)
     assert ops.seen_through_format(w, "nf4", torch.float32).shape == (8, 64)
     y = ops.straight_through_linear(torch.empty(2, 3, 64, device="meta", dtype=torch.bfloat16), w, "int4-g32", None, torch.bfloat16)
     assert (y.shape, y.dtype, y.device.type) == ((2, 3, 8), torch.bfloat16, "meta")
+    stack, ends = torch.empty(3, 8, 64, device="meta"), torch.empty(3, device="meta", dtype=torch.int32)
+    assert ops.straight_through_grouped(torch.empty(5, 64, device="meta"), stack, ends, "nf4", torch.float32).shape == (5, 8)
     broken = drawn(8, 64)
     broken[3, 5] = float("nan")
     for x, own, message in ((drawn(2, 64).double(), drawn(8, 64), "weight is float32"), (drawn(2, 63), drawn(8, 64), "wanted .* for a weight"),
@@ -96,20 +125,23 @@ class ThroughCodes(torch.autograd.Function):
 
 
 class Seen(torch.nn.Module):
-    def __init__(self, form: str):
+    def __init__(self, name: str, form: str):
         super().__init__()
-        self.form = form
+        self.name, self.form = name, form
 
     def forward(self, w):
-        return ThroughCodes.apply(w, self.form)
+        return by_matrix(self.name, w, lambda matrix: ThroughCodes.apply(matrix, self.form))
 
 
-def seen_through(model: torch.nn.Module, form: str, head: str | None, embedding: str | None) -> torch.nn.Module:
+def seen_through(model: torch.nn.Module, form: str, head: str | None = None, embedding: str | None = None) -> torch.nn.Module:
     kinds = {"lm_head": head, "embed_tokens": embedding}
     for name, module in list(model.named_modules()):
-        kind = form if name.endswith("_proj") else kinds.get(name.rpartition(".")[2])
+        kind = form if name.endswith("_proj") and ".bk." not in name else kinds.get(name.rpartition(".")[2])
         if kind:
-            torch.nn.utils.parametrize.register_parametrization(module, "weight", Seen(kind))
+            torch.nn.utils.parametrize.register_parametrization(module, "weight", Seen("weight", kind))
+        for stack, weight in list(module.named_parameters(recurse=False)) if name.endswith(".experts") else []:
+            if weight.dim() == 3:
+                torch.nn.utils.parametrize.register_parametrization(module, stack, Seen(stack, form))
     return model
 
 
@@ -138,27 +170,70 @@ def test_a_run_is_a_straight_through_loop_in_pytorch(work, tied, form, head, emb
     settings = torch_distiller.Settings(learning_rate=1e-3, total_steps=steps, warmup_steps=5, weight_decay=0.01, temperature=2.0)
     keys = CODES | {"student__quantize": form, "precision__rule": table_rules(None if is_tied else head, embedding),
                     "student__model": work.folder / ("tied" if is_tied else "student"), "train__steps": f"{steps} steps", "checkpoint__every": 1, "checkpoint__keep": steps}  # fmt: skip
-    name = f"{form}-{head}-{embedding}-{is_tied}"
-    run, start = work.train(f"parity-{name}", **keys), tied if is_tied else work.student
+    start = tied if is_tied else work.student
+    run = equal_to_pytorch(work, f"{form}-{head}-{embedding}-{is_tied}", start, lambda model: seen_through(model, form, head, embedding), updates, settings, keys)
+    assert run.series("loss")[-1] < run.series("loss")[0]
 
+
+def by_own_name(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients by our names; those of experts that are modules of their own stacked."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        name = re.sub(r"parametrizations\.(\w+)\.original", r"\1", name).removeprefix("model.")
+        own = re.sub(r"\.experts\.\d+\.(\w+)\.", r".experts.\1.", name)
+        own = own if own == name else own.removesuffix(".weight").replace(".bias", "_bias")
+        found.setdefault(own, []).append(parameter.grad)
+    return {name: torch.stack(gradients) if len(gradients) > 1 else gradients[0] for name, gradients in found.items()}
+
+
+def equal_to_pytorch(work: Work, name: str, start: torch.nn.Module, see: Callable, updates: list, settings: torch_distiller.Settings, keys: dict) -> Run:
+    run = work.train(f"parity-{name}", **keys)
     # The gradients of the first update are what the first moments are made of.
-    first = seen_through(copy.deepcopy(start), form, head, embedding)
+    first = see(copy.deepcopy(start))
     torch_distiller.distil(first, work.teacher, updates[:1], settings)
-    state, compared = joined_state(checkpoints(run.folder)[0]), 0
-    for name, parameter in first.named_parameters():
-        own = "student." + name.replace("parametrizations.weight.original", "weight").removeprefix("model.")
-        ours, wanted = state[f"optim first_moment.{own}"] / (1 - settings.betas[0]), parameter.grad.flatten()
-        assert (ours - wanted).norm() <= 1e-4 * wanted.norm(), (name, float((ours - wanted).norm() / wanted.norm()))
-        compared += 1
-    assert compared == len(list(start.parameters()))
-
-    trained = seen_through(copy.deepcopy(start), form, head, embedding)
-    wanted = torch_distiller.distil(trained, work.teacher, updates, settings)
+    state, gradients = joined_state(checkpoints(run.folder)[0]), by_own_name(first)
+    assert {key.removeprefix("optim first_moment.student.") for key in state if key.startswith("optim first_moment.")} == gradients.keys()
+    for own, gradient in gradients.items():
+        ours, wanted = state[f"optim first_moment.student.{own}"] / (1 - settings.betas[0]), gradient.flatten()
+        assert (ours - wanted).norm() <= 1e-4 * wanted.norm(), (own, float((ours - wanted).norm() / wanted.norm()))
+    wanted = torch_distiller.distil(see(copy.deepcopy(start)), work.teacher, updates, settings)
     for what, series in (("loss", wanted.loss), ("kd", wanted.kd), ("ce", wanted.ce)):
         worst = max(abs(a - b) / abs(b) for a, b in zip(run.series(what), series, strict=True))
-        print(f"{form}, {head}, {embedding}, {what}: worst relative difference {worst:.2e}")
+        print(f"{name}, {what}: worst relative difference {worst:.2e}")
         assert worst < 1e-4, (what, worst)
-    assert run.series("loss")[-1] < run.series("loss")[0]
+    return run
+
+
+SPARSE = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts_per_tok=2,
+              initializer_range=0.15, tie_word_embeddings=False, max_position_embeddings=64, attn_implementation="eager", eos_token_id=2)  # fmt: skip
+WITH_EXPERTS = {
+    "qwen3-moe": lambda: transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SPARSE, num_experts=4, head_dim=16, moe_intermediate_size=32, norm_topk_prob=True)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(transformers.MixtralConfig(**SPARSE, num_local_experts=4, intermediate_size=64)),
+    "resnet-bk": lambda: resnet_bk(32, 2, seed=2, num_experts=4),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sparse(work) -> dict[str, transformers.PreTrainedModel]:
+    """By name, students with experts, and their folders."""
+    models = {}
+    for name, make in WITH_EXPERTS.items():
+        torch.manual_seed(4)
+        models[name] = make().float()
+        if name != "resnet-bk":
+            models[name].set_experts_implementation("eager")
+        saved(models[name], work.folder / name)
+    return models
+
+
+@pytest.mark.parametrize(("family", "form"), [("qwen3-moe", "int4-g32"), ("mixtral", "int8"), ("resnet-bk", "nf4")])
+def test_codes_of_experts_are_trained_as_a_straight_through_loop_in_pytorch_does(work, sparse, family, form):
+    """Gate and up are matrices of their own; the router, as ResNet-BK's mixer, stays in floats."""
+    steps, batches = 8, token_rows.padded_batches(work.documents, ROWS, LENGTH)
+    settings = torch_distiller.Settings(learning_rate=1e-3, total_steps=steps, weight_decay=0.01, temperature=2.0)
+    keys = CODES | {"student__quantize": form, "student__model": work.folder / family, "optim__router_learning_rate": 1e-3, "optim__warmup": "0 steps",
+                    "train__steps": f"{steps} steps", "checkpoint__every": 1, "checkpoint__keep": steps}  # fmt: skip
+    equal_to_pytorch(work, family, sparse[family], lambda model: seen_through(model, form), [[batch] for batch in batches[:steps]], settings, keys)
 
 
 def evaluated(work: Work, run, *flags) -> dict:
@@ -168,26 +243,28 @@ def evaluated(work: Work, run, *flags) -> dict:
 
 
 SAVED = [("int8", "float32", None, "student"), ("int4-g32", "bfloat16", table_rules("int8", "int8"), "student"),
-         ("nf4-double", "float32", None, "student"), ("int3-sym-g32", "bfloat16", table_rules(None, "int8"), "tied")]  # fmt: skip
+         ("nf4-double", "float32", None, "student"), ("int3-sym-g32", "bfloat16", table_rules(None, "int8"), "tied"),
+         ("int4-sym-g32", "bfloat16", None, "qwen3-moe"), ("int8", "float32", None, "mixtral")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("form", "dtype", "rule", "start"), SAVED)
-def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_run_did(work, tied, tmp_path, form, dtype, rule, start):
+def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_run_did(work, tied, sparse, tmp_path, form, dtype, rule, start):
     keys = CODES | {"student__quantize": form, "student__dtype": dtype, "precision__rule": rule, "student__model": work.folder / start, "teacher__model": None,
                     "teacher__kind": "self", "train__steps": "8 steps", "eval__every": 8}  # fmt: skip
     if start == "tied":  # more ids than rows: the table is rounded whole
         keys["data__batch_size"] = 12
-    run = work.train(f"saved-{form}", **keys)
+    run = work.train(f"saved-{form}-{start}", **keys)
     result = evaluated(work, run, f"--run={run.folder}")
     assert (result["loss"], result["kl"]) == (run.series("loss", "eval")[-1], run.series("kl", "eval")[-1])
     assert result["student"]["storage_bytes"] < result["teacher"]["storage_bytes"]
 
     floats = transformers.AutoModelForCausalLM.from_pretrained(work.folder / start, dtype=getattr(torch, dtype))
-    state, before = joined_state(newest_checkpoint(run.folder)), load_file(work.folder / start / "model.safetensors")
+    state = joined_state(newest_checkpoint(run.folder))
     with torch.no_grad():
         for name, parameter in floats.named_parameters():
-            parameter.copy_(state["model student." + name.removeprefix("model.")].view(parameter.shape))
-            assert not torch.equal(parameter.float(), before[name]) or parameter.dim() == 1, f"{name} stands still"
+            trained = state["model student." + name.removeprefix("model.")].view(parameter.shape)
+            assert not torch.equal(trained, parameter) or parameter.dim() == 1, f"{name} stands still"
+            parameter.copy_(trained)
     floats.save_pretrained(tmp_path / "floats")
     rules = [f"--rule={one.replace('student', 'model')}" for one in (rule or "").split("\nrule = ") if one]
     Limbeck().run("quantize", f"--model={tmp_path / 'floats'}", f"--output={tmp_path / 'packed'}", f"--quantize={form}", *rules)
@@ -198,13 +275,13 @@ def test_the_folder_is_what_quantize_writes_of_the_floats_and_evaluates_as_the_r
     assert configs[0]["quantization_config"] == configs[1]["quantization_config"] and configs[0]["dtype"] == configs[1]["dtype"]
 
 
-FAMILIES = [("gpt2", "nf4"), ("phi3", "nf4"), ("gemma2", "int8"), ("qwen3-moe", "int8"), ("qwen2", "nf4-double")]
+FAMILIES = [("gpt2", "nf4"), ("phi3", "nf4"), ("gemma2", "int8"), ("qwen3-moe-mixed", "int8"), ("qwen2", "nf4-double"), ("resnet-bk", "int8")]
 
 
 @pytest.mark.parametrize(("family", "form"), FAMILIES)
 def test_every_family_trains_its_codes(work, tmp_path, family, form):
-    """Linear modules that are stored transposed, with biases, or fused; experts stay floats. The average of the weights is
-    what is evaluated, and saved."""
+    """Linear modules that are stored transposed, with biases, or fused; experts, all of them or beside dense layers. The
+    average of the weights is what is evaluated, and saved."""
     base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
     data = token_rows.write(tmp_path / "data", token_rows.random_documents(24, 6, LENGTH, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
     keys = CODES | {"student__model": base, "student__quantize": form, "teacher__model": None, "teacher__kind": "self", "data__train": data,
@@ -232,20 +309,21 @@ RANKED = CODES | {"student__quantize": "int4-g32", "precision__rule": table_rule
                   "train__accumulate": 4, "parallel__reduce": "tree"}  # fmt: skip
 
 
-def test_bits_are_those_of_any_threads_and_ranks_and_of_a_run_that_goes_on(work):
+@pytest.mark.parametrize(("student", "zeros"), [("student", (0, 1, 3)), ("qwen3-moe", (1, 3))])
+def test_bits_are_those_of_any_threads_and_ranks_and_of_a_run_that_goes_on(work, sparse, student, zeros):
     """ZeRO-3 fetches the floats that codes are made of, also for the folder; a checkpoint holds the floats."""
-    keys = RANKED | {"checkpoint__every": 4, "checkpoint__keep": 3}
-    whole = work.train("threads-1", threads=1, **keys).folder
-    outcomes = {"2 threads": Outcome.of(work.train("threads-2", threads=2, **keys, train__checkpoint_activations="true").folder)}
-    for zero in (0, 1, 3):
-        recipe, run = work.recipe(f"ranks-{zero}", **keys, parallel__zero=zero), work.folder / f"run-ranks-{zero}"
+    keys = RANKED | {"student__model": work.folder / student, "checkpoint__every": 4, "checkpoint__keep": 3}
+    whole = work.train(f"{student}-threads-1", threads=1, **keys).folder
+    outcomes = {"2 threads": Outcome.of(work.train(f"{student}-threads-2", threads=2, **keys, train__checkpoint_activations="true").folder)}
+    for zero in zeros:
+        recipe, run = work.recipe(f"{student}-ranks-{zero}", **keys, parallel__zero=zero), work.folder / f"run-{student}-ranks-{zero}"
         Ranks(2, recipe, f"--run={run}").end().well()
         outcomes[f"ZeRO-{zero}"] = Outcome.of(run)
-    parts = work.folder / "run-parts"
+    parts = work.folder / f"run-{student}-parts"
     shutil.copytree(whole, parts)
     shutil.rmtree(checkpoints(parts)[-1])
     shutil.rmtree(parts / "final")
-    ended = Ranks(1, work.recipe("parts", **keys), f"--run={parts}").end().well()
+    ended = Ranks(1, work.recipe(f"{student}-parts", **keys), f"--run={parts}").end().well()
     assert "8 of 12 steps are done" in ended.errors[0], ended.errors
     outcomes["resumed"] = Outcome.of(parts)
     wanted = Outcome.of(whole)

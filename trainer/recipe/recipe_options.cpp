@@ -76,7 +76,7 @@ void declare_model_options(OptionTable& table) {
              .kind = OptionKind::kSwitch,
              .fallback = "false",
              .help = "Train what student.quantize and precision.rule store in few bits: floats that every forward sees "
-                     "as their codes, gradients straight through; what is saved are the codes. Experts stay floats."});
+                     "as their codes, gradients straight through; what is saved are the codes."});
   table.group("Projector");
   table.add({.name = "projector.kind",
              .kind = OptionKind::kChoice,

@@ -22,10 +22,13 @@ at::Tensor LowRankExperts::by_expert_b(const at::Tensor& b) const {
   return b.view({shape_.out, shape_.rank, experts_}).permute({2, 0, 1});
 }
 
-at::Tensor LowRankExperts::change(const at::Tensor& rows, const at::Tensor& ends) const {
+at::Tensor LowRankExperts::forward(const at::Tensor& rows, const at::Tensor& ends,
+                                   const models::ExpertStack& host) const {
+  const at::Tensor plain = host.product(rows, ends);
   const precision::ModuleScope scope(path());
   const at::Tensor a = by_expert_a(parameter("lora_A")), b = by_expert_b(parameter("lora_B")).contiguous();
-  return leave(kernels::grouped_linear(kernels::grouped_linear(enter(rows), a, ends), b, ends) * shape_.scale);
+  const at::Tensor change = kernels::grouped_linear(kernels::grouped_linear(enter(rows), a, ends), b, ends);
+  return plain + leave(change * shape_.scale);
 }
 
 void LowRankExperts::initialize(const models::ExpertStack&, uint64_t seed) {

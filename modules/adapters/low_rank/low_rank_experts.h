@@ -10,7 +10,7 @@ class LowRankExperts : public models::ExpertAdapter {
  public:
   LowRankExperts(const precision::Scope& scope, const precision::Precision& host, const LowRankShape& shape,
                  int64_t experts);
-  at::Tensor change(const at::Tensor& rows, const at::Tensor& ends) const override;
+  at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends, const models::ExpertStack& host) const override;
   models::MergedWeight merged(const models::ExpertStack& host) const override;
   models::UnmergedWeight unmerged(const models::ExpertStack& host) const override;
   // As LowRank: A a normal of variance 1 / (3 in), B zero.

@@ -5,7 +5,9 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "modules/models/network/experts.h"
 #include "modules/models/network/parameter_modules.h"
 #include "modules/models/network/weight_adapter.h"
 #include "modules/models/weights/load_model.h"
@@ -16,16 +18,19 @@ namespace limbeck::adapters {
 class FolderCodes {
  public:
   virtual ~FolderCodes() = default;
-  // Of the weight as it is now, as the folder stores them.
-  virtual precision::PackedWeight codes() const = 0;
+  // Of the weight as it is now, as the folder stores them: by the names that the stored module has for them, one after
+  // the other along its rows.
+  virtual std::vector<std::pair<std::string, precision::PackedWeight>> codes() const = 0;
+  virtual const at::Tensor& floats() const = 0;  // that they are made of
   virtual const models::ModelRequest& folder() const = 0;
 };
 
 template <class Adapter, class Host>
 class SeenModule : public Adapter, public FolderCodes {
  public:
-  // `stored`: the same module as `folder` has it, which is the model that the run exports: packed. The host owns this.
-  SeenModule(const precision::Scope& scope, const Host& host, const Host& stored,
+  // `stored`: the module with the host's weight as `folder` has it, which is the model that the run exports: packed.
+  // The host owns this.
+  SeenModule(const precision::Scope& scope, const Host& host, const precision::ContractModule& stored,
              std::shared_ptr<const models::ModelRequest> folder)
       : Adapter(scope, host.precision()), host_(host), folder_(std::move(folder)) {
     this->pack_as(stored);
@@ -35,9 +40,8 @@ class SeenModule : public Adapter, public FolderCodes {
   std::string unmerge_fault() const override { return "is rounded to its codes, which do not tell what was there"; }
   void initialize(const Host&, uint64_t) override {}
 
-  precision::PackedWeight codes() const override {
-    return {host_.weight(), format(), host_.placement(), folder_->scales};
-  }
+  std::vector<std::pair<std::string, precision::PackedWeight>> codes() const override;
+  const at::Tensor& floats() const override { return host_.weight(); }
   const models::ModelRequest& folder() const override { return *folder_; }
 
  protected:
@@ -60,6 +64,12 @@ class SeenEmbedding : public SeenModule<models::EmbeddingAdapter, models::Embedd
  public:
   using SeenModule::SeenModule;
   at::Tensor forward(const at::Tensor& ids, const models::Embedding& host) const override;
+};
+
+class SeenExperts : public SeenModule<models::ExpertAdapter, models::ExpertStack> {
+ public:
+  using SeenModule::SeenModule;
+  at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends, const models::ExpertStack& host) const override;
 };
 
 }  // namespace limbeck::adapters

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <utility>
+#include <vector>
 
 #include "modules/adapters/new_adapter.h"
 #include "modules/adapters/trained_codes/seen_modules.h"
@@ -14,38 +15,27 @@ namespace limbeck::adapters {
 namespace {
 
 using models::Embedding;
+using models::ExpertWeights;
 using models::Linear;
 using precision::ContractModule;
 
 template <class Host>
-const FolderCodes* seen_on(const ContractModule& module) {
-  const auto* host = dynamic_cast<const Host*>(&module);
-  return host == nullptr ? nullptr : dynamic_cast<const FolderCodes*>(host->adapter(kCodes));
+void add_seen(const Host& host, std::vector<const FolderCodes*>& found) {
+  if (const auto* seen = dynamic_cast<const FolderCodes*>(host.adapter(kCodes))) found.push_back(seen);
 }
 
-const FolderCodes* seen_of(const ContractModule& module) {
-  const FolderCodes* of_linear = seen_on<Linear>(module);
-  return of_linear != nullptr ? of_linear : seen_on<Embedding>(module);
+// Of the weights of one module.
+std::vector<const FolderCodes*> seen_of(const ContractModule& module) {
+  std::vector<const FolderCodes*> found;
+  if (const auto* linear = dynamic_cast<const Linear*>(&module)) add_seen(*linear, found);
+  if (const auto* embedding = dynamic_cast<const Embedding*>(&module)) add_seen(*embedding, found);
+  if (const auto* experts = dynamic_cast<const ExpertWeights*>(&module)) {
+    for (const auto& stack : experts->stacks()) add_seen(*stack, found);
+  }
+  return found;
 }
 
-// Experts stay floats, unless a rule asks for more than there is.
-precision::Packing without_experts(precision::Packing packing) {
-  if (!packing.format_of) return packing;
-  const auto format_of = [all = packing.format_of](const std::string& path, precision::Role role) {
-    return role == precision::Role::kExpert ? std::nullopt : all(path, role);
-  };
-  return {format_of, packing.source};
-}
-
-[[noreturn]] void refuse_stack(const ContractModule& stored) {
-  throw UsageError(fmt::format(
-      "[{}] holds experts, which are to be in {} ({}), and codes are trained of linear modules and embeddings alone: "
-      "leave them in floats, and store them in few bits afterwards (limbeck quantize --rule)",
-      stored.path(), precision::storage_name(stored.precision()), stored.precision().source));
-}
-
-template <class Host>
-void require_one_dtype(const Host& host, const Host& stored) {
+void require_one_dtype(const ContractModule& host, const ContractModule& stored) {
   if (host.precision().storage == stored.precision().storage) return;
   throw UsageError(fmt::format(
       "[{}] trains in {} ({}) and is stored in {} beside {} activations ({}): drop the rule about its dtype",
@@ -54,18 +44,30 @@ void require_one_dtype(const Host& host, const Host& stored) {
       stored.precision().source));
 }
 
-template <class Seen, class Host>
-bool see_through(const models::BuiltModel& floats, const std::shared_ptr<ContractModule>& module,
-                 const ContractModule& stored, const std::shared_ptr<const models::ModelRequest>& folder) {
-  const auto* packed = dynamic_cast<const Host*>(&stored);
-  if (packed == nullptr) return false;
-  auto& host = dynamic_cast<Host&>(*module);
-  require_one_dtype(host, *packed);
-  host.add_adapter(
-      kCodes, std::make_shared<Seen>(adapter_scope(floats, host, kCodes, /*trainable=*/true), host, *packed, folder));
-  host.use_adapter(kCodes);
-  return true;
-}
+// Puts what sees through the formats of `folder` on each weight of a module.
+class SeeingThrough {
+ public:
+  SeeingThrough(const models::BuiltModel& floats, std::shared_ptr<const models::ModelRequest> folder)
+      : floats_(floats), folder_(std::move(folder)) {}
+
+  void see(ContractModule& module, const ContractModule& stored) const {
+    require_one_dtype(module, stored);
+    if (auto* linear = dynamic_cast<Linear*>(&module)) return put<SeenLinear>(*linear, stored);
+    if (auto* embedding = dynamic_cast<Embedding*>(&module)) return put<SeenEmbedding>(*embedding, stored);
+    for (const auto& stack : dynamic_cast<ExpertWeights&>(module).stacks()) put<SeenExperts>(*stack, stored);
+  }
+
+ private:
+  template <class Seen, class Host>
+  void put(Host& host, const ContractModule& stored) const {
+    host.add_adapter(kCodes, std::make_shared<Seen>(adapter_scope(floats_, host, kCodes, /*trainable=*/true), host,
+                                                    stored, folder_));
+    host.use_adapter(kCodes);
+  }
+
+  const models::BuiltModel& floats_;
+  std::shared_ptr<const models::ModelRequest> folder_;
+};
 
 void refuse_unfit(const models::BuiltModel& floats, const models::ModelRequest& folder) {
   if (folder.device.is_cuda()) {
@@ -84,19 +86,16 @@ void refuse_unfit(const models::BuiltModel& floats, const models::ModelRequest& 
 
 int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest folder) {
   refuse_unfit(floats, folder);
-  folder.packing = without_experts(std::move(folder.packing));
   const auto request = std::make_shared<models::ModelRequest>(std::move(folder));
   const models::BuiltModel packed = models::build_on_meta(*request);
   request->scales = packed.policy->stream_dtype();  // as the folder has them
   std::map<std::string, std::shared_ptr<ContractModule>> hosts;
   for (auto& module : precision::contract_modules(*floats.model)) hosts[module->path()] = std::move(module);
   int64_t count = 0;
+  const SeeingThrough seeing(floats, request);
   for (const auto& stored : precision::contract_modules(*packed.model)) {
     if (!stored->precision().quantized) continue;
-    const auto& host = hosts.at(stored->path());
-    if (!see_through<SeenLinear, Linear>(floats, host, *stored, request) &&
-        !see_through<SeenEmbedding, Embedding>(floats, host, *stored, request))
-      refuse_stack(*stored);
+    seeing.see(*hosts.at(stored->path()), *stored);
     ++count;
   }
   if (count == 0) {
@@ -112,7 +111,7 @@ int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest fol
 
 bool sees_through_formats(const models::BuiltModel& model) {
   for (const auto& module : precision::contract_modules(*model.model)) {
-    if (seen_of(*module) != nullptr) return true;
+    if (!seen_of(*module).empty()) return true;
   }
   return false;
 }
@@ -121,15 +120,16 @@ void save_codes(const models::BuiltModel& model, const std::filesystem::path& fo
   std::map<std::string, std::shared_ptr<ContractModule>> owners;
   const FolderCodes* any = nullptr;
   for (auto& module : precision::contract_modules(*model.model)) {
-    if (const FolderCodes* seen = seen_of(*module)) any = seen;
+    for (const FolderCodes* seen : seen_of(*module)) any = seen;
     owners[module->path()] = std::move(module);
   }
   const models::BuiltModel packed = models::build_on_meta(any->folder());
   for (const auto& stored : precision::contract_modules(*packed.model)) {
     const ContractModule& owner = *owners.at(stored->path());
-    for (const auto& [name, unfilled] : stored->packed_weights()) {
-      if (options.before) options.before(owner.parameter(name));
-      stored->replace_packed_weight(name, seen_of(owner)->codes());
+    for (const FolderCodes* seen : seen_of(owner)) {
+      if (stored->packed_weights().empty()) continue;  // a tied head's are the embedding's
+      if (options.before) options.before(seen->floats());
+      for (auto& [name, codes] : seen->codes()) stored->replace_packed_weight(name, std::move(codes));
     }
     for (const auto& entry : stored->named_parameters(/*recurse=*/false))
       stored->replace_parameter(entry.key(), owner.parameter(entry.key()).detach());

@@ -1,5 +1,5 @@
-// A float model in training for the codes that it will be stored in: every linear module and embedding that the folder
-// packs is seen through its format, and the folder holds exactly what was seen.
+// A float model in training for the codes that it will be stored in: every linear module, embedding and stack of
+// experts that the folder packs is seen through its format, and the folder holds exactly what was seen.
 #pragma once
 #include <filesystem>
 
@@ -12,8 +12,7 @@ namespace limbeck::adapters {
 inline constexpr const char* kCodes = "codes";
 
 // `folder`: what the run exports, by the packing and rules that say which module has which format. UsageError where it
-// packs nothing, what cannot be seen through a format (experts), or what no folder holds.
-// Gives how many modules are seen so.
+// packs nothing, or what no folder holds. Gives how many modules are seen so.
 int64_t see_through_formats(models::BuiltModel& floats, models::ModelRequest folder);
 bool sees_through_formats(const models::BuiltModel& model);
 

@@ -124,8 +124,7 @@ std::vector<std::string> ExpertStack::packed_names(const std::string& parameter)
 }
 
 at::Tensor ExpertStack::forward(const at::Tensor& rows, const at::Tensor& ends) const {
-  const at::Tensor plain = product(rows, ends);
-  return adapter() == nullptr ? plain : plain + adapter()->change(rows, ends);
+  return adapter() == nullptr ? product(rows, ends) : adapter()->forward(rows, ends, *this);
 }
 
 std::optional<at::Tensor> ExpertStack::bias() const {

@@ -76,9 +76,9 @@ class EmbeddingAdapter : public WeightAdapter<Embedding> {
 class ExpertAdapter : public WeightAdapter<ExpertStack> {
  public:
   using WeightAdapter::WeightAdapter;
-  // What is added to the product of each expert's weight with the rows of its tokens. rows [R, in], those of one expert
-  // together, ends int32 [E] on their device: where they end (kernels::grouped_linear) -> [R, out]
-  virtual at::Tensor change(const at::Tensor& rows, const at::Tensor& ends) const = 0;
+  // In place of host.product(rows, ends). rows [R, in], those of one expert together, ends int32 [E] on their device:
+  // where they end (kernels::grouped_linear) -> [R, out]
+  virtual at::Tensor forward(const at::Tensor& rows, const at::Tensor& ends, const ExpertStack& host) const = 0;
 };
 
 }  // namespace limbeck::models
