@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import tempfile
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class LlamaCpp:
         if not self.model:
             raise SystemExit(f"{file}: llama.cpp does not load it")
         self.context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
-        self.c.llama_set_n_threads(self.context, os.cpu_count(), os.cpu_count())
+        self.c.llama_set_n_threads(self.context, torch.get_num_threads(), torch.get_num_threads())
         self.vocabulary = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(self.model))
 
     def close(self) -> None:
@@ -78,7 +77,8 @@ class LlamaCpp:
         status = self.c.llama_decode(self.context, self.c.llama_batch_get_one(tokens, len(ids)))
         if status:
             raise SystemExit(f"llama_decode: {status}")
-        return torch.tensor(self.c.llama_get_logits(self.context)[: self.vocabulary])
+        floats = ctypes.c_float * self.vocabulary
+        return torch.frombuffer(floats.from_address(ctypes.addressof(self.c.llama_get_logits(self.context).contents)), dtype=torch.float32).clone()
 
     def forget(self) -> None:
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
