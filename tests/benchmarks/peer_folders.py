@@ -74,9 +74,20 @@ def by_transformers(folder: Path) -> torch.nn.Module:
 
 
 def by_gptqmodel(folder: Path) -> torch.nn.Module:
+    """Its loader and its unpacking; its products are of half types alone, so torch multiplies."""
     from gptqmodel import BACKEND, GPTQModel
 
-    return GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float32).model
+    model = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.GPTQ_TORCH, dtype=torch.float16).model
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "dequantize_weight"):
+            module.scales = module.scales.float()
+            weight = module.dequantize_weight().T.contiguous().float()
+            dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=module.bias is not None)
+            dense.weight.data = weight
+            if module.bias is not None:
+                dense.bias.data = module.bias.float()
+            model.set_submodule(name, dense)
+    return model.float()
 
 
 PEERS: dict[str, tuple[Callable, Callable]] = {
