@@ -1,8 +1,8 @@
 """Whether Limbeck reads what others quantize: peer_folders.py --model MODEL --calibration SHARDS --work DIR [--only llmcompressor,…]
 
 llmcompressor, auto-round and gptqmodel each write folders of MODEL in 4 and in 8 bits, from rows of the data. What the folder's own
-loader computes of further rows, in float32, is held against `limbeck forward`: the greatest difference of a logit, by the greatest logit. A peer may
-round where we do not: auto-round's own layout is multiplied in half. The peers are none of our requirements: importable (pip install --target DIR --no-deps),
+loader computes of further rows, in float32, is held against `limbeck forward`: the greatest difference of a logit, by the greatest logit. Where a loader
+computes in half alone, it unpacks and float32 multiplies. The peers are none of our requirements: importable (pip install --target DIR --no-deps),
 or said to be missing and left out.
 """
 
@@ -70,7 +70,12 @@ def gptqmodel(bits: int) -> Callable:
 
 
 def by_transformers(folder: Path) -> torch.nn.Module:
-    return floats(folder)
+    """auto-round's loader makes halves of all floats: what it reads is then computed with in float32, scales too."""
+    model = floats(folder)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    return model
 
 
 def by_gptqmodel(folder: Path) -> torch.nn.Module:
