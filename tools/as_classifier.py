@@ -11,16 +11,13 @@ says what it drew. MODEL may be a folder with config.json alone, for --student.i
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import guarded_work  # noqa: E402
+import model_folder  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
-from take_layers import read_config  # noqa: E402
 from token_shards import TOKENIZER_FILES  # noqa: E402
 
 CLASSIFIERS = {"bert": "BertForSequenceClassification", "distilbert": "DistilBertForSequenceClassification"}
@@ -45,15 +42,11 @@ def new_config(path: Path, config: dict, labels: list[str]) -> dict:
 
 
 def make(a: argparse.Namespace) -> None:
-    config = new_config(a.model / "config.json", read_config(a.model / "config.json"), names(a.labels))
+    config = new_config(a.model / "config.json", model_folder.read_config(a.model / "config.json"), names(a.labels))
     a.out.mkdir(parents=True, exist_ok=False)
     weights = sorted(path for pattern in WEIGHTS for path in a.model.glob(pattern))
-    for path in [*weights, *(a.model / name for name in TOKENIZER_FILES)]:
-        if path.is_file():
-            guarded_work.step("copying it", path, 600, guarded_work.GIB, "look at the disk", guarded_work.WEIGHTS)
-            shutil.copyfile(path, a.out / path.name)
-    # Last: a folder that has it is whole.
-    (a.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    model_folder.copy_files([*weights, *(a.model / name for name in TOKENIZER_FILES)], a.out)
+    model_folder.write_config(a.out, config)
     start = "--student.init=new_head" if weights else "--student.init=random (there are no weights)"
     print(f"{a.out}: a {config['architectures'][0]} of {len(config['id2label'])} classes: train it with {start}")
 
@@ -64,14 +57,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--labels", required=True, metavar="A,B,...", help="names of the classes in the order of their numbers")
     a = parser.parse_args(arguments)
-    absent = guarded_work.absent_folders([a.out])
-
-    def tidy() -> None:
-        if a.out in absent:
-            shutil.rmtree(a.out, ignore_errors=True)
-        guarded_work.remove_empty(absent)
-
-    return guarded_work.answered("as_classifier", lambda: make(a), tidy)
+    return model_folder.made("as_classifier", a.out, lambda: make(a))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import warnings
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
+from model_folder import write_weights as written  # noqa: E402
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX, WEIGHTS_INDEX = "pytorch_model.bin.index.json", "model.safetensors.index.json"
@@ -114,16 +115,6 @@ def unshared(path, tensors):
                                f"are stored for it: {ADVICE}")
         kept[name] = tensor.clone().contiguous()
     return kept
-
-
-def written(tensors, target):
-    from safetensors.torch import save_file
-    try:
-        save_file(tensors, target, metadata={"format": "pt"})
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001: names or dtypes that the format lacks, or the disk
-        raise WeightsFault(f"{target}: cannot be written: {type(error).__name__}: {one_line(error, 200)}") from None
 
 
 def convert(files, out, work):

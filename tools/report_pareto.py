@@ -26,7 +26,7 @@ from report_results import Result, read_any  # noqa: E402
 from report_runs import INPUT, ReportError  # noqa: E402
 from report_sweep import NONE, Model, Sweep, or_none, quality_text, range_text  # noqa: E402
 
-LOWER_IS_BETTER = ("perplexity", "kl", "1 - cosine")
+LOWER_IS_BETTER = ("perplexity", "loss", "kl", "1 - cosine")
 COSTS = ("bytes", "ms", "joules")
 TITLES = {"bytes": "bytes", "ms": "milliseconds a row", "joules": "joules a row"}
 SHAPES = dict(zip(COSTS, ("square", "circle", "diamond")))
@@ -49,7 +49,8 @@ class Form:
 
 def with_costs(form: Form, costs: dict[str, float | None], why: dict[str, str]) -> Form:
     form.costs = {name: value for name, value in costs.items() if value is not None and value > 0}
-    form.why = {name: why.get(name) or "was not measured" for name in COSTS if name not in form.costs}
+    absent = {name: "was measured as 0" if costs.get(name) == 0 else "was not measured" for name in COSTS}
+    form.why = {name: why.get(name) or absent[name] for name in COSTS if name not in form.costs}
     return form
 
 
@@ -111,22 +112,31 @@ def with_numbers(forms: list[Form]) -> dict[int, str]:
     return {id(form): str(number_of + 1) for number_of, form in enumerate(forms)}
 
 
-def fronts_of(forms: list[Form], cost: str) -> list[bool]:
+def on_front(forms: list[Form], costs: list[float | None]) -> list[bool]:
+    """Which forms nothing beats both in quality and in these costs; one without a cost is on no front."""
     more = forms[0].quality not in LOWER_IS_BETTER
-    having = [form for form in forms if cost in form.costs]
-    front = dict(zip(map(id, having), marks.best_of([(form.costs[cost], form.value) for form in having], more)))
-    return [front.get(id(form), False) for form in forms]
+    having = [(cost, form.value) for form, cost in zip(forms, costs) if cost is not None]
+    front = iter(marks.best_of(having, more))
+    return [cost is not None and next(front) for cost in costs]
+
+
+def fronts_of(forms: list[Form], cost: str) -> list[bool]:
+    return on_front(forms, [form.costs.get(cost) for form in forms])
+
+
+def share_of(forms: list[Form], form: Form, cost: str) -> float | None:
+    """Of the cost of the same source's model in floats."""
+    base = reference_of(forms, form)
+    return form.costs[cost] / base.costs[cost] if base is not None and cost in form.costs and cost in base.costs else None
 
 
 def one_chart(forms: list[Form]) -> str:
     """All three costs over those of the same source's model in floats: what stands left of 1 is cheaper than that."""
     drawn, names = [], with_numbers(forms)
     for colour, cost in enumerate(COSTS):
-        front = fronts_of(forms, cost)
-        for form, best in zip(forms, front):
-            base = reference_of(forms, form)
-            if cost in form.costs and base is not None and cost in base.costs:
-                share = form.costs[cost] / base.costs[cost]
+        shares = [share_of(forms, form, cost) for form in forms]
+        for form, share, best in zip(forms, shares, on_front(forms, shares)):
+            if share is not None:
                 drawn.append(marks.Mark(share, form.value, f"{form.name} ({form.source}), {TITLES[cost]}", colour, best, SHAPES[cost], names[id(form)]))
     quality = forms[0].quality
     return marks.scatter(f"{quality} against all costs, as shares of the model in floats", drawn, lambda v: f"{number(v)}x",

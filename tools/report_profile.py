@@ -37,7 +37,7 @@ class Module:
     gflops: float | None
     roofline: float | None
     bound: str
-    joules: float | None
+    joules: float | None  # above the idle machine's: noise can bring it below 0
     reason: str
 
 
@@ -94,7 +94,7 @@ def is_profile(result: dict) -> bool:
 def module_of(entry: dict) -> Module:
     ms = size_of(entry, "ms")
     return Module(text_of(entry, "module"), text_of(entry, "role"), size_of(entry, "calls"), ms or 0.0, size_of(entry, "share"),
-                  size_of(entry, "gflops"), size_of(entry, "roofline_share"), text_of(entry, "bound"), size_of(entry, "joules"),
+                  size_of(entry, "gflops"), size_of(entry, "roofline_share"), text_of(entry, "bound"), maybe(entry, "joules"),
                   text_of(entry, "reason"))  # fmt: skip
 
 

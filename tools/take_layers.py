@@ -8,42 +8,25 @@ writes Hugging Face folders, and loads no code of theirs.
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
+from model_folder import ADVICE, copy_files, made, read_config, reading, write_config, write_weights  # noqa: E402
 from token_shards import TOKENIZER_FILES  # noqa: E402
 
 LAYER = re.compile(r"^((?:.*\.)?(?:layers|layer|h)\.)(\d{1,9})(\..+)$")  # the names of every family that Limbeck reads
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers")
 BESIDE = (*TOKENIZER_FILES, "generation_config.json")
-ADVICE = "wanted the folder of a Hugging Face model"
 
 
 def numbers(text: str) -> list[int]:
     if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
         raise UsageFault(f"--layers {one_line(text, 60)}: wanted numbers such as 0,2,4")
     return [int(part) for part in text.split(",")]
-
-
-def reading(path: Path, memory: int) -> None:
-    guarded_work.step("reading it", path, 60, guarded_work.GIB + memory, ADVICE, guarded_work.WEIGHTS)
-
-
-def read_config(path: Path) -> dict:
-    reading(path, path.stat().st_size * 100 if path.exists() else 0)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WeightsFault(f"{path}: no JSON ({one_line(error, 100)}): {ADVICE}") from None
-    if not isinstance(config, dict):
-        raise WeightsFault(f"{path}: no JSON object: {ADVICE}")
-    return config
 
 
 def new_config(path: Path, config: dict, layers: list[int]) -> dict:
@@ -93,17 +76,15 @@ def taken_tensors(folder: Path, layers: list[int]) -> dict:
 
 
 def take(a: argparse.Namespace) -> None:
-    import safetensors.torch
+    import safetensors.torch  # noqa: F401: before what is counted
     guarded_work.libraries_are_loaded()
     layers = numbers(a.layers)
     config = new_config(a.model / "config.json", read_config(a.model / "config.json"), layers)
     tensors = taken_tensors(a.model, layers)
     a.out.mkdir(parents=True, exist_ok=False)
-    safetensors.torch.save_file(tensors, a.out / "model.safetensors", metadata={"format": "pt"})
-    (a.out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in BESIDE:
-        if (a.model / name).is_file():
-            shutil.copyfile(a.model / name, a.out / name)
+    write_weights(tensors, a.out / "model.safetensors")
+    copy_files((a.model / name for name in BESIDE), a.out)
+    write_config(a.out, config)
     print(f"{a.out}: layers {a.layers} of {a.model}, {len(tensors)} tensors")
 
 
@@ -113,8 +94,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", required=True, metavar="I,J,...", help="counted from 0; one may come twice")
     a = parser.parse_args(arguments)
-    absent = guarded_work.absent_folders([a.out])
-    return guarded_work.answered("take_layers", lambda: take(a), lambda: guarded_work.remove_empty(absent))
+    return made("take_layers", a.out, lambda: take(a))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ TEST_P(QuantizedCuda, cuda_ValuesAndGradientsAreThoseOfFloat64AndTheSameAgain) {
 const auto kFormats = ::testing::ValuesIn(test::every_static_format());
 const auto kDtypes = ::testing::Values(at::kFloat, at::kBFloat16, at::kHalf);
 
+// The bias is the number's last binary digit: by it tests/kernels/CMakeLists.txt chooses the order of threads.
 // Columns of 1, 75, 129 and 257 begin rows inside bytes, groups and blocks; those of 96, 128, 544 are read in packs,
 // 96 and 544 with rows that begin inside blocks and last groups that are shorter.
 INSTANTIATE_TEST_SUITE_P(Shapes, QuantizedCuda,

@@ -6,17 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin between operators of microseconds cost whole minutes once anything else runs on the two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import sys  # noqa: E402
+# Models of tests are so small that a second thread costs two to four times the processor's time, and as many tests as there are
+# cores run side by side anyway. What is about threads asks for them: --threads, torch.set_num_threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
-
-
-def pytest_collection_finish():
-    # A file that needs torch has imported it by now; torch takes seconds, transformers more, and a third of the files
-    # need neither.
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

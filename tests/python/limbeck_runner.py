@@ -162,7 +162,7 @@ class LimbeckError(RuntimeError):
 class Limbeck:
     """The built program. One instance serves a whole test session; it keeps no state between calls."""
 
-    def __init__(self, threads: int = 2, timeout: float = 120.0):
+    def __init__(self, threads: int = 1, timeout: float = 120.0):
         self._program = build_folder() / "bin" / "limbeck"
         self._threads = threads
         self._timeout = timeout

@@ -195,7 +195,7 @@ def test_a_column_that_is_always_zero_and_a_row_of_zeros_stay(shape=(9, 70)):
 @pytest.mark.parametrize("form", ["int8", "int4", "int2", "nf4"])
 def test_the_same_bits_on_one_thread_and_on_two(form):
     w, x, found = weight((100, 330)), correlated_inputs(600, 330), []
-    for threads in (1, 2, 2):
+    for threads in (2, 2, 1):
         torch.set_num_threads(threads)
         sums = moments(x)
         compensation = ops.compensation_of(sums)

@@ -74,7 +74,7 @@ def test_kinds_that_find_no_place_run_without_a_graph_and_the_run_says_so_once(w
     off = trained(work, "widths-off", "cuda", "--eval.batches=1", steps=15, checkpoint__every=15, **keys)
     recipe, run = work.recipe("widths-on", train__steps="15 steps", train__cuda_graphs="on", checkpoint__every=15, **keys), work.folder / "run-widths"
     env = dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_COUNTERS": str(file)}
-    done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=2", "--eval.batches=1", env=env, timeout=300)
+    done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=1", "--eval.batches=1", env=env, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [line for line in (done.stdout + done.stderr).splitlines() if "run without a graph" in line]
     print(f"{Counters.of(file).graphs} replays of 30 micro-batches", *said, sep="\n")

@@ -50,7 +50,7 @@ def test_saves_while_training_goes_on_hold_their_steps(work):
 def test_where_nothing_can_be_locked_a_run_says_so_once_and_saves(work):
     recipe, run = work.recipe("unlocked", train__steps="3 steps", checkpoint__every=1, checkpoint__keep=3), work.folder / "run-unlocked"
     env = dict(os.environ) | {"LD_LIBRARY_PATH": str(FOLDER), "LIMBECK_FAKE_CUDA_LOCKS_NOTHING": "1"}
-    done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=2", env=env, timeout=300)
+    done = run_program("train", recipe, "--run", run, "--device=cuda", "--threads=1", env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "cannot be locked in memory (out of memory)" in line]
     assert len(said) == 1 and len(checkpoints(run)) == 3, done.stderr

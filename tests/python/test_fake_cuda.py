@@ -31,7 +31,7 @@ def on_device(device: str, *arguments, **environment) -> str:
     env = dict(os.environ) | environment
     if device == "cuda":
         env["LD_LIBRARY_PATH"] = str(FOLDER)
-    done = run_program(*arguments, "--device", device, "--threads", 2, "--quiet", env=env, timeout=300)
+    done = run_program(*arguments, "--device", device, "--threads", 1, "--quiet", env=env, timeout=300)
     if done.returncode != 0:
         raise LimbeckError(f"exit {done.returncode} on {device}: {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
     return done.stdout

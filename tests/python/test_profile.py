@@ -33,7 +33,7 @@ def profiled(recipe: Path, run: Path, *flags: str, **environment) -> dict:
     result = run.with_suffix(".json")
     named = {flag.split("=")[0] for flag in flags}
     quick = [flag for flag in QUICK if flag.split("=")[0] not in named]
-    command = ["profile", recipe, f"--run={run}", "--json", result, "--quiet", "--threads", 2, *quick, *flags]
+    command = ["profile", recipe, f"--run={run}", "--json", result, "--quiet", "--threads", 1, *quick, *flags]
     done = run_program(*command, env=os.environ | environment, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((run / "profile.json").read_text())

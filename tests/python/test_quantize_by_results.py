@@ -24,7 +24,7 @@ class Measured(Case):
 
     def said_by(self, command: str, *flags: str) -> tuple[Path, dict]:
         run = self.folder / command
-        Limbeck(threads=2).run(command, self.recipe, f"--run={run}", *flags)
+        Limbeck().run(command, self.recipe, f"--run={run}", *flags)
         file = run / f"{command}.json"
         return file, json.loads(file.read_text())
 

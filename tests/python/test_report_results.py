@@ -154,6 +154,15 @@ def test_one_row_without_a_meter_stands_apart_from_those_with(tmp_path):
                                                                                                     "not measured: another"]  # fmt: skip
 
 
+def test_a_module_that_took_less_than_the_idle_machine_is_noise_and_no_fault(tmp_path):
+    """A whole at the idle machine's own power is divided among modules: parts of next to nothing, on either side of it."""
+    profile = examples.profile(joules=True)
+    profile["rows"][0]["modules"][0]["joules"] = -0.0125
+    page, _ = page_of(tmp_path, "profile", profile)
+    name = profile["rows"][0]["modules"][0]["module"]
+    assert [row[8] for row in page.rows if row and len(row) == 9 and row[0] == name][0] == "-0.0125 J"
+
+
 def pareto(folder, *results):
     paths = [written(folder / str(number), name, result) for number, (name, result) in enumerate(results)]
     done = tool("report_pareto", *paths, "--output", folder / "pareto.html")
@@ -190,9 +199,34 @@ def test_the_front_is_what_nothing_beats(tmp_path):
     assert len(re.findall('<circle class="run', figure(text, "accuracy against joules"))) == 2
 
 
+def test_the_front_of_shares_is_that_of_what_is_drawn(tmp_path):
+    """Of two machines: the form that takes a tenth of its own machine's time is ahead there, though the other machine is quicker."""
+    quick, slow = examples.profile(), examples.profile()
+    for row in slow["rows"]:
+        if row["latency_ms"]:
+            row["latency_ms"] = {key: 10 * value for key, value in row["latency_ms"].items()}
+    slow["rows"][1]["latency_ms"]["mean"] = 290.0  # bfloat16: a tenth of 2900, where the quick one's takes a third
+    _, text = pareto(tmp_path, ("profile", quick), ("profile", slow))
+    rings = re.findall('<circle class="dot s1"[^>]*><title>([^<:]+):[^<]*</title></circle>(<circle class="run)?', figure(text, "accuracy against all costs"))
+    assert {name for name, ring in rings if ring} == {"float32 on cpu (0/profile), milliseconds a row", "float32 on cpu (1/profile), milliseconds a row",
+                                                      "bfloat16 on cpu (1/profile), milliseconds a row"}  # fmt: skip
+
+
+def test_a_counter_that_did_not_move_was_measured(tmp_path):
+    profile = examples.profile(joules=True)
+    profile["rows"][1]["energy"]["joules"] = 0.0
+    page, _ = pareto(tmp_path, ("profile", profile))
+    assert "Joules a row: not of bfloat16 on cpu (0/profile): was measured as 0." in "".join(page.texts)
+
+
 def test_of_a_perplexity_less_is_better(tmp_path):
     page, _ = pareto(tmp_path, ("budgets", examples.curve()))
     assert [row[-1] for row in page.rows if row and len(row) == 9 and row[2] == "0/budgets" or row[2:3] == ["budgets"]] == ["bytes"] * 4
+    losses = examples.profile()
+    for row in losses["rows"]:
+        row["quality"] = row["quality"] and row["quality"] | {"name": "loss", "value": 1 - row["quality"]["value"]}
+    page, _ = pareto(tmp_path / "loss", ("profile", losses))  # what `profile` says of a model with no other measure
+    assert {row[1]: row[-1] for row in page.rows if row and len(row) == 9 and row[2] == "0/profile"}["int8 on cpu"] == "bytes"
     page, _ = pareto(tmp_path / "encoder", ("budgets", examples.curve(encoder=True)))
     assert [row[3] for row in page.rows if row and len(row) == 9 and row[1] == "in floats"] == ["0"]
 

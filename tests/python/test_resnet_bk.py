@@ -45,7 +45,7 @@ class BkWork(Work):
         for name in ("teacher", "student"):
             saved(getattr(self, name), folder / name)
 
-    def short(self, name: str, *flags: str, threads: int = 2, **keys) -> Run:
+    def short(self, name: str, *flags: str, threads: int = 1, **keys) -> Run:
         few = dict(train__steps="6 steps", eval__every=3, checkpoint__every=3, optim__warmup="0 steps",
                    optim__router_learning_rate=1e-3)  # fmt: skip
         return self.train(name, *flags, threads=threads, **(few | keys))
@@ -79,7 +79,7 @@ def test_training_equals_the_plain_torch_loop(work, trained):
 
 
 @pytest.mark.parametrize("name, changes", [
-    ("one-thread", dict(threads=1)),
+    ("two-threads", dict(threads=2)),
     ("layers-run-again", dict(train__checkpoint_activations="yes")),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_threads_and_checkpointing_keep_the_bits(work, trained, name, changes):

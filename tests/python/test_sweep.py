@@ -262,7 +262,7 @@ def without_times(value):
 
 
 def started(path: Path, run: Path) -> subprocess.Popen:
-    words = [build_folder() / "bin" / "limbeck", "sweep", path, f"--run={run}", "--formats=float16,int8", "--max-drop=100", "--threads=2", "--quiet"]
+    words = [build_folder() / "bin" / "limbeck", "sweep", path, f"--run={run}", "--formats=float16,int8", "--max-drop=100", "--threads=1", "--quiet"]
     return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -97,3 +97,14 @@ def test_refusals_are_one_line(tmp_path, layers, said):
     assert done.returncode == 2 and done.stderr == f"take_layers: {said}\n"
     assert not (tmp_path / "part").exists()
     assert take(tmp_path / "nothing", tmp_path / "part", "--layers=0").stderr.count("\n") == 1
+
+
+def test_a_disk_without_room_is_said_and_leaves_no_half_folder(tmp_path):
+    """A limit of file sizes stands in for the disk; typed again with room, the same line works."""
+    make("llama").save_pretrained(tmp_path / "whole")
+    command = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [REPOSITORY / "tools" / "take_layers.py", tmp_path / "whole", tmp_path / "made" / "part", "--layers=0,2"]
+    done = warm_python.completed(["-c", command, *words], timeout=60)
+    assert done.returncode == 6 and "raise the limit of file sizes (ulimit -f)" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "made").exists()
+    assert take(*words[1:]).returncode == 0

@@ -83,7 +83,7 @@ class Work:
         path.write_text(text)
         return path
 
-    def train(self, name: str, *flags: str, threads: int = 2, **keys) -> "Run":
+    def train(self, name: str, *flags: str, threads: int = 1, **keys) -> "Run":
         recipe, run = self.recipe(name, **keys), self.folder / f"run-{name}"
         limbeck = Limbeck(threads=threads, timeout=600)
         limbeck.run("train", str(recipe), "--run", str(run), "--json", str(self.folder / f"{name}.json"), *flags)

@@ -22,7 +22,7 @@ SERVER = "LIMBECK_WARM_PYTHON"
 LOADING = ("ATEN_", "CUDA_", "GOMP_", "HF_", "KMP_", "LD_", "MALLOC_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TOKENIZERS_",
            "TORCH", "TRANSFORMERS_")  # fmt: skip
 # What conftest.py sets before it imports anything.
-SETTINGS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE"}
+SETTINGS = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")  # where it is kept changes nothing that is loaded
 SIZE, CODE = struct.Struct("!I"), struct.Struct("!i")
 ACCEPTED, REFUSED = b"y", b"n"

@@ -215,6 +215,19 @@ TEST(EnergyGauge, TellsTheWorkFromTheIdleMachine) {
   EXPECT_EQ(work.repetitions, 12);  // four of 0.25 s in a window of 1 s
 }
 
+TEST(EnergyGauge, ReadsALongRestOftenEnoughForACounterThatGoesAround) {
+  SimulatedTime time;
+  const auto cpu = std::make_shared<SimulatedMeter>(time, "cpu", 65'532'610'987);  // AMD's: at 2 kW around in 33 s
+  cpu->watts = 1500;
+  GaugeOptions minute;
+  minute.least_seconds = 60;
+  const IdleDraw idle = measure_idle(
+      {{"cpu", {cpu}, ""}}, minute, [&](double seconds) { time.now += seconds; }, time.clock());
+  ASSERT_TRUE(idle.total().value.has_value()) << idle.total().reason;
+  EXPECT_NEAR(*idle.total().value, 1500, 1e-6);
+  EXPECT_DOUBLE_EQ(time.now, 1060);
+}
+
 TEST(EnergyGauge, GoesOnUntilItsWindowsAgree) {
   SimulatedTime time;
   const auto cpu = std::make_shared<SimulatedMeter>(time, "cpu");
@@ -348,6 +361,10 @@ TEST(PerfMeters, SayWhyThereIsNone) {
   std::ofstream(root / "cpumask") << "0,1\n";
   EXPECT_NE(perf_meters(root.path()).absent.find("has no energy-pkg"), std::string::npos);
   fs::create_directories(root / "events");
+  std::ofstream(root / "events" / "energy-ram") << "event=0x03\n";
+  std::ofstream(root / "events" / "energy-ram.scale") << "2.3283064365386962890625e-10\n";
+  EXPECT_NE(perf_meters(root.path()).absent.find("has no energy-pkg"), std::string::npos)
+      << "memory alone is no machine";
   std::ofstream(root / "events" / "energy-pkg") << "event=0x02\n";
   std::ofstream(root / "events" / "energy-pkg.scale") << "2.3283064365386962890625e-10\n";
   EXPECT_NE(perf_meters(root.path()).absent.find("cannot be opened"), std::string::npos);
@@ -385,8 +402,9 @@ TEST_F(NvmlMeters, SayWhyThereIsNone) {
   std::string fault;
   EXPECT_EQ(NvmlLibrary::open(folder / "no.so", fault), nullptr);
   EXPECT_NE(fault.find("NVML cannot be loaded"), std::string::npos) << fault;
-  fault.clear();
   const auto library = NvmlLibrary::open(LIMBECK_STAND_IN_NVML_FILE, fault);
+  ASSERT_NE(library, nullptr) << "what was wrong before is not wrong now: " << fault;
+  EXPECT_EQ(fault, "");
   EXPECT_NE(library->meters("0000:09:00.0", "cuda:0").absent.find("knows no GPU at 0000:09:00.0"), std::string::npos);
   fs::remove(folder / "0");
   EXPECT_NE(library->meters("0000:01:00.0", "cuda:0").absent.find("Not Supported"), std::string::npos);

@@ -1,8 +1,9 @@
 # How tests are registered. ctest counts suites and files; tools/test_summary.py counts the cases in them.
 
-# Tests run side by side, so idle OpenMP threads sleep instead of taking a core from the neighbour. A Python that may not
+# Tests run side by side, so idle OpenMP threads sleep instead of taking a core from the neighbour, and each has one thread but
+# where it asks for more: of tensors as small as theirs a second one costs two to four times the processor's time. A Python that may not
 # keep its bytecode compiles torch and transformers at every start: 10 s instead of 5. It is kept outside the source tree.
-set(_limbeck_test_environment "OMP_WAIT_POLICY=passive" "PYTHONDONTWRITEBYTECODE="
+set(_limbeck_test_environment "OMP_WAIT_POLICY=passive" "OMP_NUM_THREADS=1" "PYTHONDONTWRITEBYTECODE="
   "PYTHONPYCACHEPREFIX=${CMAKE_BINARY_DIR}/bytecode" "LIMBECK_BUILD=${CMAKE_BINARY_DIR}"
   "LIMBECK_BIN=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/limbeck" "LIMBECK_SOURCE=${PROJECT_SOURCE_DIR}"
   "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1")
@@ -12,10 +13,10 @@ if(LIMBECK_SANITIZE)
     "UBSAN_OPTIONS=print_stacktrace=1")
 endif()
 
-# limbeck_test(NAME [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; a suite that takes seconds is a test of
-# ctest's own, ten short ones are one (list_suites.cmake).
+# limbeck_test(NAME [THREADS N] [LABELS ...] SOURCES ... LINK ...): the GoogleTest binary NAME; a suite that takes seconds is a
+# test of ctest's own, ten short ones are one (list_suites.cmake). N threads where dividing work among them is looked at.
 function(limbeck_test name)
-  cmake_parse_arguments(F "" "" "LABELS;SOURCES;LINK" ${ARGN})
+  cmake_parse_arguments(F "" "THREADS" "LABELS;SOURCES;LINK" ${ARGN})
   limbeck_program(${name} PCH SOURCES ${F_SOURCES} "${PROJECT_SOURCE_DIR}/tests/support/test_main.cpp"
     LINK ${F_LINK} GTest::gtest)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/tests")
@@ -27,7 +28,11 @@ function(limbeck_test name)
     target_compile_options(${name} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-stringop-overread)
   endif()
   set(listed "${CMAKE_CURRENT_BINARY_DIR}/${name}_suites.cmake")
-  set(properties "TIMEOUT 1200 LABELS [==[${F_LABELS}]==] ENVIRONMENT [==[${_limbeck_test_environment}]==]")
+  set(environment "${_limbeck_test_environment}")
+  if(F_THREADS)
+    string(REPLACE "OMP_NUM_THREADS=1" "OMP_NUM_THREADS=${F_THREADS}" environment "${environment}")
+  endif()
+  set(properties "TIMEOUT 1200 LABELS [==[${F_LABELS}]==] ENVIRONMENT [==[${environment}]==]")
   add_custom_command(TARGET ${name} POST_BUILD VERBATIM BYPRODUCTS "${listed}"
     COMMAND "${CMAKE_COMMAND}" "-DPROGRAM=$<TARGET_FILE:${name}>" "-DWRITE=${listed}" "-DPROPERTIES=${properties}"
       -P "${PROJECT_SOURCE_DIR}/tools/cmake/list_suites.cmake")

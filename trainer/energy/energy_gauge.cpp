@@ -80,7 +80,12 @@ IdleDraw measure_idle(const std::vector<DeviceMeters>& devices, const GaugeOptio
                       const std::function<void(double)>& wait, const Clock& clock) {
   IdleDraw draw;
   EnergyWindow window(devices, clock);
-  if (any_meter(devices)) wait(window_seconds(devices, options));
+  if (any_meter(devices)) {
+    for (double left = window_seconds(devices, options); left > 0; left -= kSampledEvery) {
+      wait(std::min(left, kSampledEvery));
+      window.sample();
+    }
+  }
   const EnergyUsed used = window.end();
   for (const auto& [device, joules] : used.by_device) {
     draw.watts[device] = joules;

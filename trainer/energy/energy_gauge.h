@@ -39,7 +39,7 @@ struct EnergyOfWork {
 bool any_meter(const std::vector<DeviceMeters>& devices);
 double window_seconds(const std::vector<DeviceMeters>& devices, const GaugeOptions& options);
 
-// `wait(seconds)` lets the machine rest.
+// `wait(seconds)` lets the machine rest; it is called as often as the counters must be read.
 IdleDraw measure_idle(const std::vector<DeviceMeters>& devices, const GaugeOptions& options,
                       const std::function<void(double)>& wait, const Clock& clock = steady_seconds);
 // Without any meter the work is not done at all.

@@ -65,6 +65,7 @@ std::string NvmlLibrary::words(int code) const {
 }
 
 std::shared_ptr<NvmlLibrary> NvmlLibrary::open(const std::filesystem::path& file, std::string& fault) {
+  fault.clear();
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = dlerror();

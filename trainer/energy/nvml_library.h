@@ -14,7 +14,8 @@ inline constexpr const char* kNvml = "libnvidia-ml.so.1";
 
 class NvmlLibrary : public std::enable_shared_from_this<NvmlLibrary> {
  public:
-  // Null where it cannot be used; `fault` then says why. `file`: a name that the loader looks up, or a path.
+  // Null where it cannot be used; `fault` then says why, and is empty otherwise. `file`: a name that the loader looks
+  // up, or a path.
   static std::shared_ptr<NvmlLibrary> open(const std::filesystem::path& file, std::string& fault);
   ~NvmlLibrary();
   NvmlLibrary(const NvmlLibrary&) = delete;

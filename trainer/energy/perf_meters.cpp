@@ -95,6 +95,8 @@ DeviceMeters perf_meters(const fs::path& root) {
   if (!type.fault.empty()) return none("no power events: " + type.fault);
   const std::vector<int> processors = processors_of(kernel_line(root / "cpumask").value_or(""));
   if (processors.empty()) return none(fmt::format("{} names no processor", (root / "cpumask").string()));
+  if (!kernel_line(root / "events" / "energy-pkg"))
+    return none(fmt::format("{} has no energy-pkg", (root / "events").string()));
   for (const char* event : {"energy-pkg", "energy-ram"}) {
     const auto text = kernel_line(root / "events" / event);
     if (!text) continue;
@@ -114,7 +116,6 @@ DeviceMeters perf_meters(const fs::path& root) {
       found.meters.push_back(std::make_shared<PerfMeter>(descriptor, name, scale));
     }
   }
-  if (found.meters.empty()) found.absent = fmt::format("{} has no energy-pkg", (root / "events").string());
   return found;
 }
 
