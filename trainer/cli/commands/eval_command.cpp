@@ -105,8 +105,9 @@ void run_eval(Invocation& call) {
   at_end.step = static_cast<int64_t>(settings.number("progress") * kFinestProgress);
   std::unique_ptr<Progress> progress;
   const auto ranks = parallel::make_solo();
-  const auto evaluation = evaluate::evaluate(
-      objective, source, settings.integer("eval.batches"), at_end, *ranks, [&](int64_t done, int64_t all) {
+  const data::BatchSpan span = data::evaluated_batches(settings).of(source.batches_per_epoch());
+  const auto evaluation =
+      evaluate::evaluate(objective, source, span, at_end, *ranks, [&](int64_t done, int64_t all) {
         if (!progress) {
           progress =
               std::make_unique<Progress>(call.console.err(), "eval", "batches", all,
