@@ -85,12 +85,7 @@ void run_eval(Invocation& call) {
   const Evaluated what = what_is_evaluated(call);
   const recipe::Settings settings = settings_with(call.settings, what.folder);
   const auto pair = build::build_pair(settings, objective::Materialize::kWeights);
-  if (!pair->student.report.drawn.empty()) {
-    call.console.warning(
-        fmt::format("the head is as it was drawn, untrained (student.init = new_head {}): --student.init=weights takes "
-                    "the folder's",
-                    settings.where("student.init")));
-  }
+  warn_of_untrained_head(call, settings);
   const auto options = objective::read_options(settings, call.registries, *pair);
   agreement::PairAgreement agreement(settings, options, *pair);
   const data::DataSource source(agreement::fitted(data::validation_data(settings), *pair));

@@ -97,6 +97,7 @@ class SweepRun {
         settings_(settings_in_floats(call.settings)),
         formats_(sweep::parse_sweep_formats(call.settings.text("formats"), "--formats")),
         folder_(call.settings, /*owner=*/true) {
+    warn_of_untrained_head(call, settings_);
     pair_.student = build::build_student(settings_, /*meta=*/false);
     require_floats(pair_.student);
     pair_.student.model->eval();
@@ -281,6 +282,12 @@ class SweepRun {
     call_.console.result(models_table(result_, call_.width));
     call_.console.result(combined_lines(result_));
     call_.console.result(time_line(result_));
+    if (result_.choosing.are_others) {
+      call_.console.result(
+          fmt::format("the same rows: --eval.skip={} --eval.batches={} in eval and profile, --calibration-rows={} "
+                      "--held-out-rows={} in quantize",
+                      measuring_.first, measuring_.count, result_.choosing.rows, result_.rows));
+    }
     if (result_.combined) {
       call_.console.result(fmt::format("rules: {}; as a whole recipe: {}", (folder_.path() / kRulesFile).string(),
                                        (folder_.path() / kRecipeFile).string()));
