@@ -151,7 +151,7 @@ void assess(const RowRequest& request, ordered_json& row) {
 }
 
 // {"energy", "modules", "spans"}, whatever becomes of the process that looks into the work.
-ordered_json observed(const RowRequest& request, const ordered_json& device, const ordered_json& row) {
+ordered_json seen_in(const RowRequest& request, const ordered_json& device, const ordered_json& row) {
   try {
     return in_child([&] { return observed_row(request, ceilings_from(device), row.at("passes").get<int64_t>()); });
   } catch (const ContractError& error) {
@@ -236,7 +236,7 @@ Profile run_profile(const ProfileRequest& request) {
           int64_t peak = 0;
           row = in_child([&] { return measured_row(one); }, &peak);
           row["peak_rss_bytes"] = peak;
-          ordered_json seen = observed(one, devices.at(device), row);
+          ordered_json seen = seen_in(one, devices.at(device), row);
           row["energy"] = std::move(seen.at("energy"));
           row["modules"] = std::move(seen.at("modules"));
           spans = std::move(seen.at("spans"));

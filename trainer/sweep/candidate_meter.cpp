@@ -22,7 +22,9 @@ namespace limbeck::sweep {
 
 namespace {
 
-constexpr int kTimings = 5;
+// Of the time of a module: the shortest of so many runs, or of fewer where they are long and vary less.
+constexpr int kTimings = 5, kLeastTimings = 2;
+constexpr double kEnoughSeconds = 0.05;
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -243,8 +245,8 @@ void CandidateMeter::measure_costs(size_t stage, std::vector<Work>& works, const
     const precision::Observing observing(replay_);
     through_stage(floats_, stage, x, input, /*all_tokens=*/true);
     // Only a candidate of the first stage (a tied one) or the last is a head.
-    if (stage == 0 || stage + 1 == stages_of(*floats_.model))
-      const BatchBaseline of_the_head(floats_, batch, states_.last(choosing_.first, input));
+    const bool has_head = stage == 0 || stage + 1 == stages_of(*floats_.model);
+    if (has_head) BatchBaseline(floats_, batch, states_.last(choosing_.first, input));
   }
   for (Work& work : works) {
     const std::string key = work.candidate.key();
@@ -284,7 +286,8 @@ Cost CandidateMeter::cost_of(Work& work, const at::Tensor& x, const models::Mode
   }
   if (!run) return cost;
   double before = std::numeric_limits<double>::infinity(), now = before;
-  for (int i = 0; i < kTimings; ++i) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < kTimings && (i < kLeastTimings || seconds_since(begin) < kEnoughSeconds); ++i) {
     before = std::min(before, seconds_of(run));
     const ConvertedModules::InPlace in_place(*work.converted);
     now = std::min(now, seconds_of(run));

@@ -131,7 +131,7 @@ const at::Tensor& BatchBaseline::kept_probabilities() const {
   in_blocks(kept_, [&](int64_t begin, int64_t count) {
     const at::Tensor z = widened(kept_.narrow(0, begin, count), floats_);
     at::Tensor block = p_.narrow(0, begin, count);
-    at::exp_out(block, z.sub_(log_sums_.narrow(0, begin, count).unsqueeze(-1)));
+    at::exp_out(block, z - log_sums_.narrow(0, begin, count).unsqueeze(-1));
   });
   return p_;
 }
