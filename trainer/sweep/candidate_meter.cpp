@@ -11,7 +11,6 @@
 #include <exception>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <set>
 
 #include "modules/models/network/experts.h"
@@ -110,7 +109,7 @@ CandidateMeter::CandidateMeter(const models::BuiltModel& floats, BatchStates& st
       file_(file),
       choosing_(choosing),
       baselines_(static_cast<size_t>(states.count())),
-      full_seconds_(static_cast<size_t>(states.count()), -1.0) {}
+      full_(static_cast<size_t>(states.count())) {}
 
 std::shared_ptr<BatchBaseline> CandidateMeter::baseline_of(int64_t index, const data::Batch& batch,
                                                            const models::ModelInput& input) {
@@ -132,15 +131,17 @@ void CandidateMeter::measure_floats() {
 }
 
 void CandidateMeter::time_full_evaluation(int64_t index) {
-  const auto begin = std::chrono::steady_clock::now();
+  const WorkClock clock;
   const data::Batch batch = states_.batch(index);
   const models::ModelInput input = objective::model_input(batch.student, nullptr);
   BatchBaseline(floats_, batch, floats_.model->encode(input).last).own();
-  full_seconds_.at(static_cast<size_t>(index)) = seconds_since(begin);
+  full_.at(static_cast<size_t>(index)) = clock.spent();
 }
 
-double CandidateMeter::full_evaluation_seconds(data::BatchSpan batches) const {
-  return std::accumulate(full_seconds_.begin() + batches.first, full_seconds_.begin() + batches.end(), 0.0);
+WorkTime CandidateMeter::full_evaluation(data::BatchSpan batches) const {
+  WorkTime sum;
+  for (int64_t index = batches.first; index < batches.end(); ++index) sum += full_.at(static_cast<size_t>(index)).value();
+  return sum;
 }
 
 bool CandidateMeter::is_done(const Candidate& candidate) const {
@@ -168,12 +169,12 @@ void CandidateMeter::measure(const std::vector<Candidate>& candidates, const Lis
     if (!works.empty()) measure_stage(stage, works, listener);
   }
   for (int64_t index = 0; index < states_.count(); ++index) {
-    if (full_seconds_[static_cast<size_t>(index)] < 0) time_full_evaluation(index);
+    if (!full_[static_cast<size_t>(index)]) time_full_evaluation(index);
   }
 }
 
 void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const Listener& listener) {
-  const auto converting = std::chrono::steady_clock::now();
+  const WorkClock converting;
   for (Work& work : works) {
     try {
       work.converted = std::make_unique<ConvertedModules>(floats_, work.candidate.rules);
@@ -183,12 +184,12 @@ void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const
       work.ended = {Status::kFailed, reason_of(error), {}};
     }
   }
-  measuring_seconds_ += seconds_since(converting);
+  measuring_ += converting.spent();
   const auto stages = static_cast<int64_t>(stages_of(*floats_.model));
   for (int64_t index = choosing_.first; index < choosing_.end(); ++index) {
-    const auto begin = std::chrono::steady_clock::now();
+    const WorkClock clock;
     measure_batch(stage, index, works, listener);
-    measuring_seconds_ += seconds_since(begin);
+    measuring_ += clock.spent();
     if (index % stages == static_cast<int64_t>(stage)) time_full_evaluation(index);
   }
   for (const Work& work : works) {

@@ -15,6 +15,7 @@
 #include "trainer/sweep/row_measure.h"
 #include "trainer/sweep/stage_replay.h"
 #include "trainer/sweep/sweep_file.h"
+#include "trainer/sweep/work_time.h"
 
 namespace limbeck::sweep {
 
@@ -36,10 +37,10 @@ class CandidateMeter {
   };
   void measure(const std::vector<Candidate>& candidates, const Listener& listener);
   // What measure() took.
-  double measuring_seconds() const { return measuring_seconds_; }
+  WorkTime measuring() const { return measuring_; }
   // What a forward of these batches takes, from the tokens to how good the model is: one candidate without this class.
   // Those that candidates are measured on are timed between the candidates, so that both meet the same machine.
-  double full_evaluation_seconds(data::BatchSpan batches) const;
+  WorkTime full_evaluation(data::BatchSpan batches) const;
   // Another model of the same structure on these batches, under its own key.
   void measure_model(const std::string& key, const models::BuiltModel& model, data::BatchSpan batches);
 
@@ -63,8 +64,8 @@ class CandidateMeter {
   const data::BatchSpan choosing_;
   StageReplay replay_;
   std::vector<std::shared_ptr<BatchBaseline>> baselines_;  // by batch; null: not kept
-  std::vector<double> full_seconds_;  // by batch; negative: not yet
-  double measuring_seconds_ = 0;
+  std::vector<std::optional<WorkTime>> full_;  // by batch; none: not yet
+  WorkTime measuring_;
 };
 
 }  // namespace limbeck::sweep

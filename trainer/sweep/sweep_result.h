@@ -54,9 +54,12 @@ struct SweepResult {
   std::optional<Combined> combined;           // none: nothing was selected
   double max_drop = 0;
   const char* test = "";
-  double seconds = 0;                   // of the candidates
+  double seconds = 0;  // of the candidates
   // Of as many full evaluations of the choosing rows, and of all rows; none: some were measured before.
-  std::optional<double> share_of_full, share_of_all;
+  struct Share {
+    double of_chosen = 0, of_all = 0;
+  };
+  std::optional<Share> share, processor_share;  // by the clock; in the time of threads, of work on the CPU
 
   // How many points of quality the rows cannot exclude that a model loses; more than the bound is not called safe.
   bool is_safe(const Drop& drop) const;

@@ -206,15 +206,19 @@ class SweepRun {
     };
     const int64_t before = file_->lines_before();
     meter.measure(candidates_, listener);
-    result_.seconds = meter.measuring_seconds();
-    result_.baseline.seconds = meter.full_evaluation_seconds(measuring_);
-    result_.choosing.seconds = meter.full_evaluation_seconds(choosing_);
+    result_.seconds = meter.measuring().seconds;
+    result_.baseline.seconds = meter.full_evaluation(measuring_).seconds;
+    result_.choosing.seconds = meter.full_evaluation(choosing_).seconds;
     progress->finish();
     if (before > 0) call_.console.note(fmt::format("{} batches of candidates were measured before", before));
     if (before == 0) {
-      const double of_one = result_.seconds / static_cast<double>(count);
-      result_.share_of_full = of_one / result_.choosing.seconds;
-      result_.share_of_all = of_one / meter.full_evaluation_seconds({0, measuring_.end()});
+      const sweep::WorkTime chosen = meter.full_evaluation(choosing_), all = meter.full_evaluation({0, measuring_.end()});
+      const auto share = [&](double sweep::WorkTime::*time) {
+        const double of_one = meter.measuring().*time / static_cast<double>(count);
+        return sweep::SweepResult::Share{of_one / (chosen.*time), of_one / (all.*time)};
+      };
+      result_.share = share(&sweep::WorkTime::seconds);
+      if (pair_.student.policy->device().is_cpu()) result_.processor_share = share(&sweep::WorkTime::processor);
     }
     result_.candidates = sweep::judged(candidates_, *file_, choosing_, *choosing_pairs_, result_.kind);
     const auto by = settings_.text("saved-by") == "time" ? sweep::SavedBy::kTime : sweep::SavedBy::kBytes;

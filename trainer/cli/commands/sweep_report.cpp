@@ -44,6 +44,12 @@ std::string marks_of(const sweep::MeasuredCandidate& one) {
 
 ordered_json or_null(const std::optional<double>& value) { return value ? ordered_json(*value) : ordered_json(); }
 
+using Share = sweep::SweepResult::Share;
+
+ordered_json of_evaluations(const std::optional<Share>& share, double Share::*of) {
+  return share ? ordered_json((*share).*of) : ordered_json();
+}
+
 // An accuracy is a share, as every other JSON has it; drops are in points.
 double quality_json(Kind kind, double quality) { return kind == Kind::kClassifier ? quality / 100 : quality; }
 
@@ -175,16 +181,20 @@ std::string combined_lines(const sweep::SweepResult& result) {
 
 std::string time_line(const sweep::SweepResult& result) {
   const auto count = result.candidates.size();
-  if (!result.share_of_full) {
+  if (!result.share) {
     return fmt::format("{} candidates, some of them measured before: {} now; a full evaluation takes {:.2f} s", count,
                        clock_text(result.seconds), result.choosing.seconds);
   }
-  std::string line =
-      fmt::format("{} candidates in {:.2f} s: {:.3f} of what {} full evaluations of {:.2f} s take", count, result.seconds,
-                  *result.share_of_full, count, result.choosing.seconds);
+  const auto text = [&](double sweep::SweepResult::Share::*of) {
+    const std::string share = fmt::format("{:.3f}", (*result.share).*of);
+    if (!result.processor_share) return share;
+    return fmt::format("{} ({:.3f} in the time of threads)", share, (*result.processor_share).*of);
+  };
+  std::string line = fmt::format("{} candidates in {:.2f} s: {} of what {} full evaluations of {:.2f} s take", count,
+                                 result.seconds, text(&Share::of_chosen), count, result.choosing.seconds);
   if (result.choosing.are_others)
-    line += fmt::format(" on the same {} rows, {:.3f} of as many on all {} rows", result.choosing.rows,
-                        *result.share_of_all, result.choosing.rows + result.rows);
+    line += fmt::format(" on the same {} rows, {} of as many on all {} rows", result.choosing.rows,
+                        text(&Share::of_all), result.choosing.rows + result.rows);
   return line;
 }
 
@@ -232,8 +242,10 @@ ordered_json sweep_json(const sweep::SweepResult& result) {
   }
   json["seconds"] = {{"sweep", result.seconds},
                      {"full_evaluation", result.baseline.seconds},
-                     {"share_of_full_evaluations", or_null(result.share_of_full)},
-                     {"share_of_full_evaluations_of_all_rows", or_null(result.share_of_all)}};
+                     {"share_of_full_evaluations", of_evaluations(result.share, &Share::of_chosen)},
+                     {"share_of_full_evaluations_of_all_rows", of_evaluations(result.share, &Share::of_all)},
+                     {"share_of_thread_time", of_evaluations(result.processor_share, &Share::of_chosen)},
+                     {"share_of_thread_time_of_all_rows", of_evaluations(result.processor_share, &Share::of_all)}};
   return json;
 }
 
