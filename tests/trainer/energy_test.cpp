@@ -228,7 +228,8 @@ TEST(StepEnergy, LeavesOutWhatIsNotKnown) {
   steps.begin_step();
   time.now += 2;
   steps.end_step();
-  EXPECT_EQ(steps.take(*parallel::make_solo()), (StepValues{{"joules_cuda", 200}})) << "a GPU's joules are not those of the step";
+  EXPECT_EQ(steps.take(*parallel::make_solo()), (StepValues{{"joules_cuda", 200}}))
+      << "a GPU's joules are not those of the step";
 }
 
 TEST(EnergyGauge, TellsTheWorkFromTheIdleMachine) {

@@ -293,7 +293,9 @@ TEST(ProfileCsv, QuotesReasonsAndLeavesUnknownNumbersEmpty) {
                                    {"quality", nullptr},
                                    {"energy", nullptr}};
   const std::string text = csv_of({{"rows", nlohmann::ordered_json::array({row})}});
-  EXPECT_NE(text.find("\nint4,cpu,training,\"frozen, \"\"so\"\"\",,,,,,,6,2500,true,random ids,,12,,,,,,,,\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("\nint4,cpu,training,\"frozen, \"\"so\"\"\",,,,,,,6,2500,true,random ids,,12,,,,,,,,\n"),
+            std::string::npos)
+      << text;
 }
 
 }  // namespace

@@ -225,7 +225,9 @@ TEST(SweepMeter, SaysWhatThrewAndWhatOverflowedAndGoesOn) {
   const auto candidates = candidates_of(one.floats, {"float16"});
   meter.measure(candidates, {});
   EXPECT_TRUE(at::equal(logits_of(one.floats), before));
-  const auto outcome = [&](const std::string& module) { return whole_outcome(file, module + " float16", {0, kBatches}); };
+  const auto outcome = [&](const std::string& module) {
+    return whole_outcome(file, module + " float16", {0, kBatches});
+  };
   EXPECT_EQ(outcome(throwing).status, Status::kFailed);
   EXPECT_EQ(outcome(throwing).reason, "no half floats here");
   EXPECT_EQ(outcome(overflowing).status, Status::kOverflowed) << outcome(overflowing).reason;
@@ -248,7 +250,8 @@ TEST(SweepMeter, GoesOnBehindTheLastWholeLineToTheSameBits) {
     meter.measure_floats();
     meter.measure(candidates, {});
     std::vector<Rows> rows;
-    for (const Candidate& candidate : candidates) rows.push_back(whole_outcome(file, candidate.key(), {0, kBatches}).rows);
+    for (const Candidate& candidate : candidates)
+      rows.push_back(whole_outcome(file, candidate.key(), {0, kBatches}).rows);
     return rows;
   };
   std::vector<Rows> wanted;

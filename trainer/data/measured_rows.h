@@ -7,8 +7,8 @@
 
 namespace limbeck::data {
 
-// {"data": digest, "packing", "sequence_length", "masking", "of": rows of all the data, "first", "rows"}; `source` is of
-// this request. Long documents that are cut or divided make other data only where there are some, which "of" shows.
+// {"data": digest, "packing", "sequence_length", "masking", "of": rows of all the data, "first", "rows"}; `source` is
+// of this request. Long documents that are cut or divided make other data only where there are some, which "of" shows.
 nlohmann::ordered_json measured_rows(const DataSource& source, const DataRequest& request, BatchSpan batches);
 
 }  // namespace limbeck::data

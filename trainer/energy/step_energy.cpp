@@ -30,8 +30,8 @@ std::string this_machine() {
 std::vector<DeviceMeters> counted_here(const std::vector<DeviceMeters>& devices, const std::string& machine,
                                        parallel::Communicator& ranks) {
   const std::vector<std::string> machines = ranks.all_gather(machine);
-  const bool first = std::find(machines.begin(), machines.begin() + ranks.rank(), machine) ==
-                     machines.begin() + ranks.rank();
+  const bool first =
+      std::find(machines.begin(), machines.begin() + ranks.rank(), machine) == machines.begin() + ranks.rank();
   std::vector<DeviceMeters> counted;
   for (const DeviceMeters& one : devices) {
     if (first || one.device != "cpu") counted.push_back(one);

@@ -27,8 +27,8 @@ class StepEnergy {
 
   void begin_step();
   void end_step();
-  // {"joules": ..., "joules_cpu": ..., "joules_cuda": ...} of a step, of all ranks, and begins anew. What is not known on
-  // one of them is left out, and the sum with it. Every rank calls it.
+  // {"joules": ..., "joules_cpu": ..., "joules_cuda": ...} of a step, of all ranks, and begins anew. What is not known
+  // on one of them is left out, and the sum with it. Every rank calls it.
   std::vector<std::pair<std::string, double>> take(parallel::Communicator& ranks);
 
  private:

@@ -95,8 +95,9 @@ Evaluation evaluate(const objective::Distillation& objective, const data::DataSo
   // Dealt in turn. Every rank makes as many forwards as the others, because they fetch weights together: who has no
   // batch left in the last round runs the last one once more, and forgets it.
   const auto index_of = [&](int64_t round) { return round * ranks.size() + ranks.rank(); };
-  data::Prefetcher prefetched([&](int64_t round) { return source.batch(span.first + std::min(index_of(round), count - 1)); }, 0, rounds,
-                              kBatchesAhead, objective.device());
+  data::Prefetcher prefetched(
+      [&](int64_t round) { return source.batch(span.first + std::min(index_of(round), count - 1)); }, 0, rounds,
+      kBatchesAhead, objective.device());
   for (int64_t round = 0; round < rounds; ++round) {
     const data::Batch batch = prefetched.next();
     objective::Measures measures;

@@ -20,7 +20,8 @@ struct Evaluation {
   const double* find(const std::string& name) const;
 };
 
-// The batches of `span`, dealt among the ranks; the result is the same on every rank and for any number of them. `progress` sets the curriculum's weights and the temperature.
+// The batches of `span`, dealt among the ranks; the result is the same on every rank and for any number of them.
+// `progress` sets the curriculum's weights and the temperature.
 Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, data::BatchSpan span,
                     objective::Progress progress, parallel::Communicator& ranks,
                     const std::function<void(int64_t, int64_t)>& tick = {});

@@ -101,8 +101,8 @@ void Trainer::State::begin_logs(const recipe::Settings& settings) {
 
 // On all ranks or on none, because they add up their joules together.
 void Trainer::State::begin_energy() {
-  auto meters = energy::counted_here(energy::meters_of_work_on(session->objective().device()), energy::this_machine(),
-                                     ranks);
+  auto meters =
+      energy::counted_here(energy::meters_of_work_on(session->objective().device()), energy::this_machine(), ranks);
   std::vector<int64_t> any = {energy::any_meter(meters) ? 1 : 0};
   ranks.all_reduce(any, parallel::Reduce::kMax);
   if (any.front() > 0) energy.emplace(std::move(meters));

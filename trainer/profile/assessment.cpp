@@ -57,11 +57,12 @@ ordered_json quality_of(const RowRequest& request, const recipe::Settings& place
   at_end.step = at_end.total_steps = kEndOfSchedule;
   const auto solo = parallel::make_solo();
   const data::BatchSpan span = data::evaluated_batches(placed).of(source.batches_per_epoch());
-  const evaluate::Evaluation found =
-      evaluate::evaluate(*objective, source, span, at_end, *solo);
+  const evaluate::Evaluation found = evaluate::evaluate(*objective, source, span, at_end, *solo);
   const auto [name, value] = evaluate::judged_by(found, "auto");
   const double* f1 = found.find("macro_f1");
-  return {{"name", name}, {"value", value}, {"f1", f1 == nullptr ? ordered_json() : ordered_json(*f1)},
+  return {{"name", name},
+          {"value", value},
+          {"f1", f1 == nullptr ? ordered_json() : ordered_json(*f1)},
           {"measured_on", data::measured_rows(source, request_of_rows, span)}};
 }
 

@@ -220,9 +220,10 @@ ordered_json empty_row(const RowRequest& request) {
                    {"device", request.device.str()},
                    {"work", work_name(request.work)},
                    {"refused", nullptr}};
-  for (const char* name : {"read", "latency_ms", "passes", "passes_asked", "cut", "rows_per_second", "tokens_per_second", "bytes_on_disk",
-                           "bytes_on_disk_reason", "bytes_of_weights", "peak_bytes", "peak_rss_bytes", "temperature_c",
-                           "temperature_reason", "quality", "quality_reason", "energy"}) {
+  for (const char* name :
+       {"read", "latency_ms", "passes", "passes_asked", "cut", "rows_per_second", "tokens_per_second", "bytes_on_disk",
+        "bytes_on_disk_reason", "bytes_of_weights", "peak_bytes", "peak_rss_bytes", "temperature_c",
+        "temperature_reason", "quality", "quality_reason", "energy"}) {
     row[name] = nullptr;
   }
   row["modules"] = ordered_json::array();
@@ -273,10 +274,10 @@ ordered_json observed_row(const RowRequest& request, const Ceilings& ceilings, i
   } else {
     energy.joules = energy.above_idle = {{}, "not asked for (profile.energy = off)"};
   }
-  return {{"energy", energy_json(energy)},
-          {"modules",
-           modules_json(observed, replayed_energy(subject, meters, energy, request, observed.calls), ceilings)},
-          {"spans", spans_json(observed.spans)}};
+  return {
+      {"energy", energy_json(energy)},
+      {"modules", modules_json(observed, replayed_energy(subject, meters, energy, request, observed.calls), ceilings)},
+      {"spans", spans_json(observed.spans)}};
 }
 
 }  // namespace limbeck::profile

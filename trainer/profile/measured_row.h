@@ -22,8 +22,8 @@ struct RowRequest {
 
 // What the row is of, with all that can be measured null.
 nlohmann::ordered_json empty_row(const RowRequest& request);
-// The row with its times, without what only others know: the peak of its process, energy, modules, quality. Any Error is
-// why there is none; what is known to be impossible is refused before a weight is read.
+// The row with its times, without what only others know: the peak of its process, energy, modules, quality. Any Error
+// is why there is none; what is known to be impossible is refused before a weight is read.
 nlohmann::ordered_json measured_row(const RowRequest& request);
 // {"energy", "modules", "spans"} of a row that was timed with so many passes, spans of one pass.
 nlohmann::ordered_json observed_row(const RowRequest& request, const Ceilings& ceilings, int64_t passes);

@@ -155,9 +155,8 @@ ordered_json seen_in(const RowRequest& request, const ordered_json& device, cons
   try {
     return in_child([&] { return observed_row(request, ceilings_from(device), row.at("passes").get<int64_t>()); });
   } catch (const ContractError& error) {
-    return {{"energy", unknown_energy(error.what())},
-            {"modules", ordered_json::array()},
-            {"spans", ordered_json::array()}};
+    return {
+        {"energy", unknown_energy(error.what())}, {"modules", ordered_json::array()}, {"spans", ordered_json::array()}};
   }
 }
 
@@ -257,8 +256,10 @@ Profile run_profile(const ProfileRequest& request) {
 
 std::string csv_of(const ordered_json& report) {
   std::string text =
-      "precision,device,work,refused,mean_ms,p50_ms,p95_ms,std_ms,rows_per_second,tokens_per_second,passes,passes_asked,cut,"
-      "read,bytes_on_disk,bytes_of_weights,peak_bytes,peak_rss_bytes,quality,quality_value,f1,joules,joules_reason,idle_watts\n";
+      "precision,device,work,refused,mean_ms,p50_ms,p95_ms,std_ms,rows_per_second,tokens_per_second,passes,passes_"
+      "asked,cut,"
+      "read,bytes_on_disk,bytes_of_weights,peak_bytes,peak_rss_bytes,quality,quality_value,f1,joules,joules_reason,"
+      "idle_watts\n";
   for (const auto& row : report.at("rows")) {
     const auto inside = [&](const char* object, const char* key) {
       return row.at(object).is_null() ? "" : cell(row.at(object).at(key));
@@ -266,8 +267,7 @@ std::string csv_of(const ordered_json& report) {
     std::vector<std::string> cells;
     for (const char* key : {"precision", "device", "work", "refused"}) cells.push_back(cell(row.at(key)));
     for (const char* key : {"mean", "p50", "p95", "std"}) cells.push_back(inside("latency_ms", key));
-    for (const char* key :
-         {"rows_per_second", "tokens_per_second", "passes", "passes_asked", "cut"}) {
+    for (const char* key : {"rows_per_second", "tokens_per_second", "passes", "passes_asked", "cut"}) {
       cells.push_back(cell(row.at(key)));
     }
     cells.push_back(inside("read", "from"));

@@ -22,7 +22,11 @@ at::Tensor from_stage(const models::BuiltModel& model, size_t stage, at::Tensor 
 }
 
 BatchStates::BatchStates(const models::BuiltModel& model, SweepBatches batches, int64_t bytes)
-    : model_(model), batches_(std::move(batches)), bytes_left_(bytes - bytes / 2), others_left_(bytes / 2), kept_(static_cast<size_t>(batches_.count)) {}
+    : model_(model),
+      batches_(std::move(batches)),
+      bytes_left_(bytes - bytes / 2),
+      others_left_(bytes / 2),
+      kept_(static_cast<size_t>(batches_.count)) {}
 
 data::Batch BatchStates::batch(int64_t index) const {
   return data::place(batches_.batch(index), model_.policy->device());

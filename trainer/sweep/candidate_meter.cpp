@@ -140,7 +140,8 @@ void CandidateMeter::time_full_evaluation(int64_t index) {
 
 WorkTime CandidateMeter::full_evaluation(data::BatchSpan batches) const {
   WorkTime sum;
-  for (int64_t index = batches.first; index < batches.end(); ++index) sum += full_.at(static_cast<size_t>(index)).value();
+  for (int64_t index = batches.first; index < batches.end(); ++index)
+    sum += full_.at(static_cast<size_t>(index)).value();
   return sum;
 }
 
@@ -207,7 +208,8 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
   for (Work& work : works) {
     const BatchOutcome* known = file_.find(work.candidate.key(), index);
     if (known != nullptr && known->status != Status::kMeasured) work.ended = *known;
-    if (work.is_ended() && index == choosing_.first && known == nullptr) file_.add(work.candidate.key(), index, work.ended);
+    if (work.is_ended() && index == choosing_.first && known == nullptr)
+      file_.add(work.candidate.key(), index, work.ended);
   }
   std::shared_ptr<BatchBaseline> baseline;
   at::Tensor x;

@@ -64,7 +64,7 @@ class CandidateMeter {
   const data::BatchSpan choosing_;
   StageReplay replay_;
   std::vector<std::shared_ptr<BatchBaseline>> baselines_;  // by batch; null: not kept
-  std::vector<std::optional<WorkTime>> full_;  // by batch; none: not yet
+  std::vector<std::optional<WorkTime>> full_;              // by batch; none: not yet
   WorkTime measuring_;
 };
 

@@ -1,7 +1,7 @@
 #include "trainer/sweep/row_measure.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/log_softmax.h>
@@ -169,8 +169,8 @@ std::vector<RowMeasure> BatchBaseline::measure_classes(const at::Tensor& logits)
   return rows;
 }
 
-// KL(p || q) is how much the logarithm of the sum grows, less what the logits grow by on the average under p: that needs
-// no logarithm of each probability.
+// KL(p || q) is how much the logarithm of the sum grows, less what the logits grow by on the average under p: that
+// needs no logarithm of each probability.
 std::vector<RowMeasure> BatchBaseline::measure_tokens(const models::BuiltModel& other, const at::Tensor& last,
                                                       ConvertedModules* in_place, bool own) const {
   const int64_t length = batch_.student.ids.size(1), all = positions_.numel();

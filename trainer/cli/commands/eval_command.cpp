@@ -101,15 +101,13 @@ void run_eval(Invocation& call) {
   std::unique_ptr<Progress> progress;
   const auto ranks = parallel::make_solo();
   const data::BatchSpan span = data::evaluated_batches(settings).of(source.batches_per_epoch());
-  const auto evaluation =
-      evaluate::evaluate(objective, source, span, at_end, *ranks, [&](int64_t done, int64_t all) {
-        if (!progress) {
-          progress =
-              std::make_unique<Progress>(call.console.err(), "eval", "batches", all,
-                                         ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
-        }
-        progress->update(done);
-      });
+  const auto evaluation = evaluate::evaluate(objective, source, span, at_end, *ranks, [&](int64_t done, int64_t all) {
+    if (!progress) {
+      progress = std::make_unique<Progress>(call.console.err(), "eval", "batches", all,
+                                            ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
+    }
+    progress->update(done);
+  });
   if (progress) progress->finish();
   call.result = evaluation_json(evaluation, objective);
   call.result["evaluated"] = what.folder.empty() ? settings.text("student.model") : what.folder.string();

@@ -69,8 +69,8 @@ std::string profile_table(const ordered_json& report, int width) {
     const auto& latency = row.at("latency_ms");
     table.add_row({said(row.at("precision")), said(row.at("device")), said(row.at("work")),
                    figure(latency.at("mean"), "{:.2f}"), figure(latency.at("p50"), "{:.2f}"),
-                   figure(latency.at("p95"), "{:.2f}"), figure(latency.at("std"), "{:.2f}"),
-                   passes_text(row), figure(row.at("tokens_per_second"), "{:.0f}"), bytes_text(row.at("bytes_on_disk")),
+                   figure(latency.at("p95"), "{:.2f}"), figure(latency.at("std"), "{:.2f}"), passes_text(row),
+                   figure(row.at("tokens_per_second"), "{:.0f}"), bytes_text(row.at("bytes_on_disk")),
                    bytes_text(row.at("peak_bytes")), bytes_text(row.at("peak_rss_bytes")),
                    quality_text(row.at("quality")), figure(row.at("energy").at("joules"), "{:.3g}")});
   }
@@ -92,8 +92,7 @@ std::string passes_lines(const ordered_json& report) {
   std::string text;
   for (const auto& [rows, names] : works)
     text += fmt::format("{}a pass of {}: {}", text.empty() ? "" : "\n", fmt::join(names, " and "), rows);
-  if (cut)
-    text += "\npasses N of M: the row was cut when its time was up (profile.most_seconds; 0: it never is)";
+  if (cut) text += "\npasses N of M: the row was cut when its time was up (profile.most_seconds; 0: it never is)";
   return text;
 }
 

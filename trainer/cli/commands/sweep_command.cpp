@@ -179,10 +179,10 @@ class SweepRun {
     result_.choosing.rows = static_cast<int64_t>(deciding.size());
     result_.choosing.targets = targets_of(deciding);
     if (result_.targets == 0 || result_.choosing.targets == 0) {
-      throw InputDataError(
-          fmt::format("data.validation {}: its {} that {} hold no target", settings_.where("data.validation"),
-                      result_.targets == 0 ? fmt::format("{} rows", rows.size()) : fmt::format("{} rows", deciding.size()),
-                      result_.targets == 0 ? "measure" : "choose (eval.skip)"));
+      throw InputDataError(fmt::format(
+          "data.validation {}: its {} that {} hold no target", settings_.where("data.validation"),
+          result_.targets == 0 ? fmt::format("{} rows", rows.size()) : fmt::format("{} rows", deciding.size()),
+          result_.targets == 0 ? "measure" : "choose (eval.skip)"));
     }
     pairs_.emplace(result_.kind, rows);
     choosing_pairs_.emplace(result_.kind, deciding);
@@ -212,7 +212,8 @@ class SweepRun {
     progress->finish();
     if (before > 0) call_.console.note(fmt::format("{} batches of candidates were measured before", before));
     if (before == 0) {
-      const sweep::WorkTime chosen = meter.full_evaluation(choosing_), all = meter.full_evaluation({0, measuring_.end()});
+      const sweep::WorkTime chosen = meter.full_evaluation(choosing_),
+                            all = meter.full_evaluation({0, measuring_.end()});
       const auto share = [&](double sweep::WorkTime::*time) {
         const double of_one = meter.measuring().*time / static_cast<double>(count);
         return sweep::SweepResult::Share{of_one / (chosen.*time), of_one / (all.*time)};
