@@ -17,7 +17,7 @@ import report_charts as charts  # noqa: E402
 from report_contract import table  # noqa: E402
 from report_files import main_of_a_page  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
-from report_values import LARGEST, checked, result_of, value_of  # noqa: E402
+from report_values import LARGEST, checked, result_of, rows_of, value_of  # noqa: E402
 
 WANTED = "wanted what `limbeck quantize --budgets ... --json FILE` writes"
 FLOAT_BITS = 32
@@ -61,15 +61,15 @@ def is_curve(result: dict) -> bool:
     return "curve" in result
 
 
-def curve_of(result: dict) -> tuple[list[Point], list[str]]:
+def curve_of(result: dict) -> tuple[list[Point], list[str], str]:
     points = [point_of(entry) for entry in result["curve"]]
     if not points or any((p.formats.keys(), p.measure) != (points[0].formats.keys(), points[0].measure) for p in points):
         raise ValueError("the points of the curve are none, or not of one model")
-    return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])]
+    return sorted(points, key=lambda point: point.bits), [str(line) for line in result.get("too_small", [])], rows_of(result)
 
 
-def read_curve(path: Path) -> tuple[list[Point], list[str]]:
-    """The points, fewest bits first, and what was too small."""
+def read_curve(path: Path) -> tuple[list[Point], list[str], str]:
+    """The points, fewest bits first, what was too small, and on which rows they are measured."""
     return checked(path, result_of(path, WANTED), curve_of, WANTED)
 
 
@@ -98,7 +98,7 @@ MEASURES = {
 LEGEND = ((0, "measured on held-out rows"), (7, "95 % of rows drawn again"), (1, "predicted by scores"), (2, "the model in floats"))
 
 
-def body(points: list[Point], too_small: list[str]) -> str:
+def body(points: list[Point], too_small: list[str], rows: str) -> str:
     curve = [[p.asked, f"{p.bytes:.0f}", f"{p.bits:.3f}", f"1/{p.ratio:.2f}", f"{p.predicted:.6f}", f"{p.distance:.6f}",
               f"{p.low:.6f} to {p.high:.6f}", *([] if p.perplexity is None else [f"{p.perplexity:.4f}"])] for p in points]  # fmt: skip
     head = ["budget", "bytes", "bits a weight", "of float32", "predicted loss", MEASURES[points[0].measure].head, "95 % of rows drawn again"]
@@ -109,7 +109,7 @@ def body(points: list[Point], too_small: list[str]) -> str:
     facts += [("perplexity in floats", number(points[0].float_perplexity))] if predicts else []
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for what, value in facts)
     keys = "".join(f'<li><i class="key s{colour}"></i>{escape(name)}</li>' for colour, name in LEGEND)
-    notes = "".join(f'<p class="note">{escape(line)}</p>' for line in too_small)
+    notes = "".join(f'<p class="note">{escape(line)}</p>' for line in [*too_small, *([f"Measured on {rows}."] if rows else [])])
     return f"""<section class="cards">{cards}</section>
 <h2>Curve</h2>
 <ul class="legend">{keys}</ul><div class="charts">{figures(points)}</div>

@@ -45,6 +45,7 @@ class Form:
     costs: dict[str, float] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     reference: bool = False  # what others of its source are compared with
+    rows: str = ""  # on which its quality was measured
 
 
 def with_costs(form: Form, costs: dict[str, float | None], why: dict[str, str]) -> Form:
@@ -57,7 +58,7 @@ def with_costs(form: Form, costs: dict[str, float | None], why: dict[str, str]) 
 def of_sweep(sweep: Sweep, label: str) -> list[Form]:
     def form(model: Model, name: str, reference: bool = False) -> Form:
         ms = model.seconds * 1000 / sweep.rows if model.seconds is not None and sweep.rows > 0 else None
-        made = Form(name, label, sweep.quality, model.quality, reference=reference)
+        made = Form(name, label, sweep.quality, model.quality, reference=reference, rows=sweep.measured_on)
         return with_costs(made, {"bytes": model.bytes, "ms": ms}, {"joules": "a sweep measures none"})
 
     # As it is, the model is in float32.
@@ -70,18 +71,20 @@ def of_sweep(sweep: Sweep, label: str) -> list[Form]:
 
 
 def of_profile(profile: Profile, label: str) -> list[Form]:
-    forms, batch = [], profile.batch or 1
+    forms = []
     for row in profile.of("forward"):
         if row.value is None:
             continue
-        made = Form(row.name, label, row.quality, row.value, reference=row.precision.lower() in ("float32", "fp32"))
+        known = row.mean is not None and row.rows_per_second is not None
+        batch = row.rows_per_second * row.mean / 1000 if known else profile.batch or 1
+        made = Form(row.name, label, row.quality, row.value, reference=row.precision.lower() in ("float32", "fp32"), rows=row.measured_on)
         costs = {"bytes": row.on_disk if row.on_disk is not None else row.weights, "ms": None if row.mean is None else row.mean / batch,
                  "joules": None if row.joules is None else row.joules / batch}  # fmt: skip
         forms.append(with_costs(made, costs, {"joules": row.no_joules}))
     return forms
 
 
-def of_curve(points: list[BudgetPoint], label: str) -> list[Form]:
+def of_curve(points: list[BudgetPoint], label: str, measured_on: str) -> list[Form]:
     why = {"ms": "budgets measure none", "joules": "budgets measure none"}
     first = points[0]
     predicts = first.perplexity is not None
@@ -93,14 +96,31 @@ def of_curve(points: list[BudgetPoint], label: str) -> list[Form]:
         if not predicts:
             made.low, made.high = point.low, point.high
         forms.append(with_costs(made, {"bytes": point.bytes}, why))
+    for form in forms:
+        form.rows = measured_on
     return forms
 
 
 def forms_of(result: Result) -> list[Form]:
     makers = {"Sweep": of_sweep, "Profile": of_profile}
     if result.kind.title == "Budgets":
-        return of_curve(result.value[0], result.label)
+        points, _, measured_on = result.value
+        return of_curve(points, result.label, measured_on)
     return makers[result.kind.title](result.value, result.label)
+
+
+def rows_note(forms: list[Form]) -> str:
+    """Whether qualities compare: they do on the same rows alone."""
+    by_rows: dict[str, list[str]] = {}
+    for form in forms:
+        sources = by_rows.setdefault(form.rows, [])
+        if form.source not in sources:
+            sources.append(form.source)
+    if len(by_rows) == 1:
+        (rows,) = by_rows
+        return f"All are measured on the same rows: {rows}." if rows else "On which rows this was measured is not said."
+    said = "; ".join(f"{', '.join(sources)}: {rows or 'not said'}" for rows, sources in by_rows.items())
+    return f"Not measured on the same rows, so that differences between files may be those of the rows: {said}."
 
 
 def cost_text(cost: str, value: float) -> str:
@@ -194,7 +214,8 @@ def body(forms: list[Form]) -> str:
         of_it = [form for form in forms if form.quality == quality]
         better = "lower is better" if quality in LOWER_IS_BETTER else "higher is better"
         said = [f"A ring marks what no other form beats both in {quality} ({better}) and in that cost; lines join them. Numbers are lines of the table. "
-                "A sweep's times are those of its evaluation, a profile's those of its batches of one length: compare within one source."]  # fmt: skip
+                "A sweep's times are those of its evaluation, a profile's those of its batches of one length: compare within one source.",
+                rows_note(of_it)]  # fmt: skip
         out += f"<h2>{charts.escape(quality.capitalize())}</h2>"
         out += marks.legend([(i, TITLES[cost]) for i, cost in enumerate(COSTS)])
         out += f'<div class="charts wide">{one_chart(of_it)}</div>{marks.notes(said)}'

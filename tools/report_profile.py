@@ -19,7 +19,7 @@ from report_contract import table  # noqa: E402
 from report_files import main_of_a_page, named  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
 from report_sweep import NONE, or_none, quality_text  # noqa: E402
-from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of  # noqa: E402
+from report_values import checked, entries_of, maybe, object_of, result_of, rows_of, size_of, text_of  # noqa: E402
 
 WANTED = "wanted the profile.json that `limbeck profile` writes"
 WORKS = ("forward", "training", "generation")
@@ -53,6 +53,8 @@ class Row:
     std: float | None
     rows_per_second: float | None
     tokens_per_second: float | None
+    passes: float | None
+    asked: float | None  # more than `passes` where time was up
     on_disk: float | None
     weights: float | None
     peak: float | None
@@ -60,6 +62,8 @@ class Row:
     quality: str
     value: float | None
     f1: float | None
+    measured_on: str  # which rows its quality is of; "": not said
+    read: str  # whose rows a pass has
     joules: float | None
     no_joules: str
     idle: float | None
@@ -98,14 +102,23 @@ def module_of(entry: dict) -> Module:
                   text_of(entry, "reason"))  # fmt: skip
 
 
+def read_of(entry: dict) -> str:
+    read = object_of(entry, "read")
+    if not read:
+        return ""
+    why = text_of(read, "reason")
+    return (f"A pass reads {or_none(number, size_of(read, 'rows'))} rows of {text_of(read, 'from')}, {or_none(number, size_of(read, 'tokens'))} "
+            f"tokens without padding{f' ({why})' if why else ''}.")  # fmt: skip
+
+
 def row_of(entry: dict) -> Row:
     latency, quality, energy = (object_of(entry, key) for key in ("latency_ms", "quality", "energy"))
     joules, devices = size_of(energy, "joules"), object_of(energy, "by_device")
     return Row(text_of(entry, "precision"), text_of(entry, "device"), text_of(entry, "work"), text_of(entry, "refused"),
                *(size_of(latency, key) for key in ("mean", "p50", "p95", "std")),
-               *(size_of(entry, key) for key in ("rows_per_second", "tokens_per_second", "bytes_on_disk", "bytes_of_weights", "peak_bytes",
-                                                 "peak_rss_bytes")),
-               text_of(quality, "name"), maybe(quality, "value"), maybe(quality, "f1"), joules,
+               *(size_of(entry, key) for key in ("rows_per_second", "tokens_per_second", "passes", "passes_asked", "bytes_on_disk",
+                                                 "bytes_of_weights", "peak_bytes", "peak_rss_bytes")),
+               text_of(quality, "name"), maybe(quality, "value"), maybe(quality, "f1"), rows_of(quality), read_of(entry), joules,
                "" if joules is not None else text_of(energy, "reason") or NO_REASON, size_of(energy, "idle_watts"),
                {str(name): size_of(devices, name) for name in devices}, [module_of(one) for one in entries_of(entry, "modules")])  # fmt: skip
 
@@ -151,6 +164,23 @@ def ms_text(value: float) -> str:
     return f"{number(value)} ms"
 
 
+def is_cut(row: Row) -> bool:
+    return row.passes is not None and row.asked is not None and row.passes < row.asked
+
+
+def passes_text(row: Row) -> str:
+    return f"{number(row.passes)} of {number(row.asked)}" if is_cut(row) else or_none(number, row.passes)
+
+
+def read_notes(profile: Profile, work: str) -> list[str]:
+    """Whose rows a pass reads, and that passes lack."""
+    rows = profile.of(work)
+    said = list(dict.fromkeys(row.read for row in rows if row.read))
+    if any(map(is_cut, rows)):
+        said.append("Where passes are some of many, time was up before all of them were made (profile.most_seconds).")
+    return said
+
+
 def rows_tables(profile: Profile, work: str) -> str:
     """Two, so that each fits a page: speed, and what it takes and gives."""
     speed, rest = [], []
@@ -158,10 +188,10 @@ def rows_tables(profile: Profile, work: str) -> str:
         quality = f"{row.quality} {quality_text(row.quality, row.value)}" if row.value is not None else NONE
         devices = ", ".join(f"{name} {or_none(lambda v: f'{number(v)} J', joules)}" for name, joules in row.by_device.items())
         speed.append([row.precision, row.device, *(or_none(ms_text, v) for v in (row.mean, row.p50, row.p95, row.std)),
-                      or_none(number, row.rows_per_second), or_none(number, row.tokens_per_second)])  # fmt: skip
+                      or_none(number, row.rows_per_second), or_none(number, row.tokens_per_second), passes_text(row)])  # fmt: skip
         rest.append([row.precision, row.device, *(or_none(bytes_text, v) for v in (row.on_disk, row.weights, row.peak, row.resident)), quality,
                      or_none(number, row.f1), or_none(lambda v: f"{number(v)} W", row.idle), joules_text(row.joules, row.no_joules, reasons_of(profile)) + (f" ({devices})" if devices and row.joules is not None else "")])  # fmt: skip
-    return (table(f"Speed, {work}", ["precision", "device", "mean", "p50", "p95", "deviation", "rows/s", "tokens/s"], speed)
+    return (table(f"Speed, {work}", ["precision", "device", "mean", "p50", "p95", "deviation", "rows/s", "tokens/s", "passes"], speed)
             + "<br>" + table(f"Bytes, quality and energy, {work}", ["precision", "device", "on disk", "weights", "peak of tensors", "resident",
                                                              "quality", "macro F1", "idle", "energy"], rest))  # fmt: skip
 
@@ -220,7 +250,7 @@ def work_sections(profile: Profile) -> str:
     out = ""
     for work in works:
         charted = bars(profile, work) + (quality_figure(profile) if work == "forward" else "")
-        out += f'<h2>{charts.escape(work.capitalize())}</h2>{legend}<div class="charts">{charted}</div>{rows_tables(profile, work)}'
+        out += f'<h2>{charts.escape(work.capitalize())}</h2>{legend}<div class="charts">{charted}</div>{marks.notes(read_notes(profile, work))}{rows_tables(profile, work)}'
     return out or "<p>Nothing was measured.</p>"
 
 

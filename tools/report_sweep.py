@@ -17,7 +17,7 @@ import report_marks as marks  # noqa: E402
 from report_contract import table  # noqa: E402
 from report_files import main_of_a_page, named  # noqa: E402
 from report_numbers import bytes_text, number  # noqa: E402
-from report_values import checked, entries_of, maybe, object_of, result_of, size_of, text_of, value_of  # noqa: E402
+from report_values import checked, entries_of, maybe, object_of, result_of, rows_of, size_of, text_of, value_of  # noqa: E402
 
 WANTED = "wanted the sweep.json that `limbeck sweep` writes"
 MEASURED = "measured"
@@ -68,6 +68,7 @@ class Combined:
     test: str
     safe: bool | None
     predicted: tuple[float, float | None, float | None] | None
+    on_choosing: tuple[float, float | None, float | None] | None  # the same model on the rows that chose it
 
 
 @dataclass
@@ -76,12 +77,15 @@ class Sweep:
     quality: str
     rows: float
     targets: float
+    measured_on: str  # which rows; "": not said
+    choosing: float | None  # rows that choose and measure nothing; None: the same ones
     baseline: Model
     whole: list[Model]
     candidates: list[Candidate]
     combined: Combined | None
     seconds: float | None
     share: float | None
+    share_of_all: float | None
 
     @property
     def unit(self) -> str:
@@ -117,19 +121,22 @@ def combined_of(result: dict) -> Combined | None:
     rules = entry.get("rules") or []
     if not isinstance(rules, list) or not all(isinstance(rule, str) for rule in rules):
         raise ValueError("rules are no list of texts")
-    predicted = maybe(entry, "predicted_drop")
+    predicted, chosen = maybe(entry, "predicted_drop"), object_of(entry, "on_choosing_rows")
+    drop = maybe(chosen, "drop")
     return Combined(Model(**fields_of(entry, "combined")), modules, rules, text_of(entry, "test"), entry.get("safe"),
-                    None if predicted is None else (predicted, maybe(entry, "predicted_low"), maybe(entry, "predicted_high")))  # fmt: skip
+                    None if predicted is None else (predicted, maybe(entry, "predicted_low"), maybe(entry, "predicted_high")),
+                    None if drop is None else (drop, maybe(chosen, "low"), maybe(chosen, "high")))  # fmt: skip
 
 
 def sweep_of(result: dict) -> Sweep:
-    baseline, times = object_of(result, "baseline"), object_of(result, "seconds")
+    baseline, times, choosing = (object_of(result, key) for key in ("baseline", "seconds", "choosing"))
     if maybe(baseline, "quality") is None:
         raise ValueError("the baseline has no quality")
     return Sweep(text_of(result, "kind"), text_of(result, "quality"), value_of(result, "rows"), value_of(result, "targets"),
+                 rows_of(result), size_of(choosing, "rows") if choosing.get("others") is True else None,
                  Model(**fields_of(baseline, "float32")), [Model(**fields_of(one, text_of(one, "format"))) for one in entries_of(result, "whole_models")],
                  [candidate_of(one) for one in entries_of(result, "candidates")], combined_of(result), size_of(times, "sweep"),
-                 size_of(times, "share_of_full_evaluations"))  # fmt: skip
+                 size_of(times, "share_of_full_evaluations"), size_of(times, "share_of_full_evaluations_of_all_rows"))  # fmt: skip
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -210,6 +217,8 @@ def combined_figure(sweep: Sweep) -> str:
     rows, missing = [], []
     if combined.predicted is not None:
         rows.append(marks.Interval("the sum of their own drops", 1, *combined.predicted))
+    if combined.on_choosing is not None and sweep.choosing is not None:
+        rows.append(marks.Interval("measured together on the rows that chose", 1, *combined.on_choosing))
     if combined.model.measured:
         rows.append(marks.Interval("measured together", 0, combined.model.drop, combined.model.low, combined.model.high))
     else:
@@ -266,15 +275,26 @@ def seconds_of_saving(value: float) -> str:
     return f"{number(1000 * value)} ms"
 
 
+def rows_said(sweep: Sweep) -> str:
+    if sweep.choosing is None:
+        return "Candidates and whole models are measured on the same rows: what was chosen by them looks better on them than elsewhere."
+    return (f"Candidates are measured on {number(sweep.choosing)} rows, which choose; whole models on {number(sweep.rows)} others, "
+            "which chose nothing.")  # fmt: skip
+
+
 def body(sweep: Sweep) -> str:
     failed = [one for one in sweep.candidates if not one.measured]
     facts = [("candidates", number(len(sweep.candidates))), ("failed or overflowed", number(len(failed))),
              (f"{sweep.quality} as it is", quality_text(sweep.quality, sweep.baseline.quality)), ("rows held out", number(sweep.rows)),
              ("targets", number(sweep.targets))]  # fmt: skip
+    facts += [("other rows that choose", number(sweep.choosing))] if sweep.choosing is not None else []
     if sweep.combined and sweep.combined.model.measured:
         facts.append(("drop of the combined model", drop_text(sweep.combined.model.drop, sweep.unit)))
     facts += [("time of the sweep", seconds_text(sweep.seconds))] if sweep.seconds is not None else []
-    facts += [("of as many full evaluations", f"{100 * sweep.share:.0f} %")] if sweep.share is not None else []
+    same = "of as many full evaluations" + (" of the same rows" if sweep.choosing is not None else "")
+    facts += [(same, f"{100 * sweep.share:.0f} %")] if sweep.share is not None else []
+    if sweep.share_of_all is not None and sweep.choosing is not None:
+        facts.append(("of as many on all rows", f"{100 * sweep.share_of_all:.0f} %"))
     legend = marks.legend(list(enumerate(sweep.formats)))
     lost = [marks.Missing(f"{one.name}, {one.format}", state_of(one)) for one in failed]
     why = table("Failed", ["module, format", "why"], [[one.name, one.why] for one in lost]) if lost else "<p>None.</p>"
@@ -282,6 +302,7 @@ def body(sweep: Sweep) -> str:
 <h2>Whole models</h2>
 {whole_table(sweep)}
 <h2>Combined model</h2>
+{marks.notes([rows_said(sweep)])}
 {combined_section(sweep)}
 <h2>Module by module</h2>
 {marks.notes(["The drop of the model when one module alone is converted, with its 95 % interval; to the right is worse. A cross is "

@@ -56,6 +56,17 @@ def object_of(entry: dict, key: str) -> dict:
     return found or {}
 
 
+def rows_of(entry: dict) -> str:
+    """On which rows something was measured, equal for equal rows alone; "" where that is not said."""
+    rows = object_of(entry, "measured_on")
+    if not rows:
+        return ""
+    first, count, of, length = (int(value_of(rows, key)) for key in ("first", "rows", "of", "sequence_length"))
+    masking = text_of(rows, "masking")
+    hidden = "" if masking in ("", "none") else f", {masking} hidden"
+    return f"rows {first + 1} to {first + count} of {of} ({text_of(rows, 'packing')}, {length} tokens{hidden}) of data {text_of(rows, 'data')[:12]}"
+
+
 def result_of(path: Path, wanted: str) -> dict:
     """What --json or a run's folder holds: the result itself, or an object around it."""
     try:

@@ -8,6 +8,11 @@ NO_METER = "no meter: /sys/class/powercap is not there, and this processor has n
 OVERFLOW = "3 of 6144 values are infinite in layers.1.mlp.down_proj"
 
 
+def rows(first, count, of=4202):
+    """On which rows something was measured."""
+    return {"data": "0f" * 32, "packing": "padded", "sequence_length": 128, "masking": "none", "of": of, "first": first, "rows": count}
+
+
 def candidate(module, role, format_name, drop, **more):
     return {"module": module, "role": role, "format": format_name, "status": "measured", "reason": "", "quality": 0.61 - drop / 100,
             "drop": drop, "low": drop - 0.4, "high": drop + 0.5, "p": 0.25, "kl": 1e-4 + abs(drop) / 50, "kl_low": 5e-5, "kl_high": 2e-2,
@@ -32,24 +37,26 @@ def sweep(layers=3):
     candidates += [unmeasured("layers.1.mlp.down_proj.planted", "float16", "overflowed", OVERFLOW),
                    unmeasured("layers.2.mlp.torn", "int8", "failed", "the product was refused: <b>no</b> & more")]  # fmt: skip
     nothing = dict.fromkeys(("quality", "drop", "low", "high", "kl", "kl_low", "kl_high", "seconds"))
-    return {"kind": "classifier", "quality": "accuracy", "rows": 2101, "targets": 2101, "baseline": {"quality": 0.61, "seconds": 32.5, "bytes": 90871344},
+    return {"kind": "classifier", "quality": "accuracy", "rows": 2101, "targets": 2101, "measured_on": rows(2101, 2101),
+            "choosing": {"rows": 2101, "targets": 2101, "others": True, "quality": 0.6, "seconds": 32.0}, "baseline": {"quality": 0.61, "seconds": 32.5, "bytes": 90871344},
             "whole_models": [whole("float32", 0.0, bytes=90871344, seconds=32.5), whole("bfloat16", 0.19),
                              whole("float16", 0.0) | nothing | {"status": "overflowed", "reason": OVERFLOW}],
             "candidates": candidates,
             "combined": {"modules": [{"module": one["module"], "format": one["format"]} for one in candidates if one["selected"]],
                          **whole("", 0.33, bytes=88000000), "p": 0.0625, "test": "mcnemar", "safe": False, "predicted_drop": 0.62,
-                         "predicted_low": -0.7, "predicted_high": 2.1, "rules": ["student.layers.0.self_attn.q_proj float16"]},
-            "seconds": {"sweep": 301.5, "full_evaluation": 32.5, "share_of_full_evaluations": 0.22}}  # fmt: skip
+                         "predicted_low": -0.7, "predicted_high": 2.1, "on_choosing_rows": {"drop": 0.21, "low": -0.1, "high": 0.5}, "rules": ["student.layers.0.self_attn.q_proj float16"]},
+            "seconds": {"sweep": 301.5, "full_evaluation": 32.5, "share_of_full_evaluations": 0.44, "share_of_full_evaluations_of_all_rows": 0.22}}  # fmt: skip
 
 
 def profile_row(precision, ms, size, accuracy, work="forward", device="cpu", joules=None, reason=NO_METER):
     modules = [{"module": f"layers.{i}.{leaf}", "role": role, "calls": 1, "ms": ms / 30, "share": 1 / 30, "flops": 4.8e9, "bytes": 3.1e6, "gflops": 160.5,
                 "roofline_share": 0.76, "bound": "compute" if k % 2 else "memory", "joules": None if joules is None else joules / 30,
                 "reason": "" if joules is not None else reason} for i in range(3) for k, (leaf, role) in enumerate(LEAVES.items())]  # fmt: skip
-    quality = {"name": "accuracy", "value": accuracy, "f1": accuracy - 0.01} if work == "forward" else None
+    quality = {"name": "accuracy", "value": accuracy, "f1": accuracy - 0.01, "measured_on": rows(2101, 2101)} if work == "forward" else None
     return {"precision": precision, "device": device, "work": work, "refused": None,
             "latency_ms": {"mean": ms, "p50": ms * 0.98, "p95": ms * 1.2, "std": ms * 0.06}, "rows_per_second": 16000 / ms,
-            "tokens_per_second": 2048000 / ms, "bytes_on_disk": size if work == "forward" else None, "bytes_of_weights": size, "peak_bytes": size * 2,
+            "tokens_per_second": 2048000 / ms, "passes": 412, "passes_asked": 2500, "cut": True,
+            "read": {"from": "data.validation", "reason": None, "rows": 16, "length": 128, "tokens": 1890}, "bytes_on_disk": size if work == "forward" else None, "bytes_of_weights": size, "peak_bytes": size * 2,
             "peak_rss_bytes": size * 4, "quality": quality,
             "energy": {"joules": joules, "reason": None if joules is not None else reason, "idle_watts": None if joules is None else 12.5,
                        "by_device": {} if joules is None else {"package-0": joules * 0.8, "dram": joules * 0.2}}, "modules": modules}  # fmt: skip
@@ -83,4 +90,4 @@ def curve(encoder=False):
         measured |= {} if encoder else {"perplexity": 20 + 3 / bits, "float_perplexity": 20.0}
         points.append({"asked": f"{bits} bits", "bytes": 1_000_000 * bits, "predicted_loss": 0.11 / bits, "estimate": {"compression_ratio": 32 / bits},
                        "measured": measured, "modules": {"layers.0.mlp.up_proj": {"format": f"int{min(8, bits)}"}}})  # fmt: skip
-    return {"curve": points, "too_small": ["2 bits: is less than the 2.6 bits of the smallest mix"]}
+    return {"curve": points, "measured_on": rows(64, 64), "too_small": ["2 bits: is less than the 2.6 bits of the smallest mix"]}

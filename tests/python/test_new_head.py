@@ -192,6 +192,13 @@ def test_a_head_that_is_evaluated_as_drawn_is_said_to_be(starts):
     assert "recipe.ini:4" in drawn.stderr and "--student.init=weights" in drawn.stderr
     trained = run_program("eval", str(start.recipe), final, "--student.init=weights")
     assert trained.returncode == 0 and "untrained" not in trained.stderr
+    quick = {"sweep": (f"--run={start.folder / 'swept'}", "--eval.batches=1"),
+             "profile": ("--precisions=float32", "--work=forward", "--devices=cpu", "--profile.warmup=0", "--profile.measured=1",
+                         "--profile.trials=1", "--profile.energy=off")}  # fmt: skip
+    for command, flags in quick.items():
+        drawn = run_program(command, str(start.recipe), final, "--student.dtype=float32", *flags)
+        assert drawn.returncode == 0 and "the head is as it was drawn, untrained (student.init = new_head" in drawn.stderr, drawn.stderr
+        assert "recipe.ini:4" in drawn.stderr
 
 
 def test_what_the_head_must_not_be(starts):

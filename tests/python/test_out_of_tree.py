@@ -332,6 +332,23 @@ def test_taps_work_with_its_mixer_and_what_needs_attention_is_refused_by_name(wo
     assert "mixes its tokens by conv, which has no attention maps to transfer: set objective.attention_weight = 0" in said
 
 
+def test_a_sweep_reports_what_throws_as_failed_and_goes_on(work):
+    """The mistake of the model "wrong" shows once its kernel is in half floats: with its whole layer."""
+    recipe = work.recipe("sweep", teacher__kind="none", teacher__model=None, objective__alpha=0, student__model=work.folder / "wrong")
+    done = work.run("sweep", recipe, f"--run={work.folder / 'swept'}", "--eval.batches=2", "--max-drop=100")
+    result = json.loads((work.folder / "swept" / "sweep.json").read_text())
+    failed = [one for one in result["candidates"] if one["status"] != "measured"]
+    assert result["candidates"][-2:] == failed and [one["module"] for one in failed] == ["layers.0", "layers.1"]
+    for number, one in enumerate(failed):
+        assert one["status"] == "failed" and not one["selected"] and not one["pareto"]
+        assert f"student.layers.{number}.conv.conv" in one["reason"] and "float16" in one["reason"], one["reason"]
+        assert [one[key] for key in ("quality", "drop", "low", "high", "p", "kl", "score")] == [None] * 7
+    lines = [line for line in done.stderr.splitlines() if "block (layers." in line]
+    assert len(lines) == 2 and all("failed: " in line and "drop" not in line for line in lines), done.stderr
+    assert result["combined"]["status"] == "measured" and all("layers.0.conv.in_proj" != one["module"] or one["drop"] is not None
+                                                              for one in result["candidates"])  # fmt: skip
+
+
 def test_check_names_a_wrong_dtype_of_the_plug_in(work):
     keys = OWN | dict(student__model=work.folder / "wrong", student__dtype="bfloat16", teacher__dtype="bfloat16")
     said = work.refused("check", work.recipe("wrong", **keys))

@@ -58,7 +58,7 @@ def everything(work, tmp_path_factory) -> tuple[Path, dict]:
     return run, profiled(recipe, run, "--devices=cpu", LIMBECK_POWERCAP=nothing, LIMBECK_POWER_EVENTS=nothing)
 
 
-def test_every_precision_at_every_work_is_a_row(everything):
+def test_every_precision_at_every_work_is_a_row(everything, work):
     _, report = everything
     assert [(row["precision"], row["work"]) for row in report["rows"]] == [(p, w) for p in PRECISIONS for w in WORKS]
     assert (report["batch"], report["length"], report["measured"], report["trials"]) == (4, 16, 3, 2)
@@ -67,11 +67,41 @@ def test_every_precision_at_every_work_is_a_row(everything):
             continue
         latency = row["latency_ms"]
         assert 0 < latency["p50"] <= latency["p95"] and latency["mean"] > 0 and len(latency["trials"]) == 2
-        assert row["passes"] == 6
-        tokens = 4 * (3 if row["work"] == "generation" else 16)
+        assert (row["passes"], row["passes_asked"], row["cut"]) == (6, 6, False)
+        read = row["read"]
+        assert (read["from"], read["reason"], read["rows"]) == ("data.train" if row["work"] == "training" else "data.validation", None, 4)
+        documents = work.documents if row["work"] == "training" else work.held_out
+        assert read["tokens"] == sum(min(16, len(document)) for document in documents[:4])
+        tokens = 4 * 3 if row["work"] == "generation" else read["tokens"]
         assert row["tokens_per_second"] == pytest.approx(1000 * tokens / latency["mean"])
         assert row["rows_per_second"] == pytest.approx(4000 / latency["mean"])
         assert row["peak_rss_bytes"] > row["peak_bytes"] > row["bytes_of_weights"] > 0
+
+
+def test_passes_that_time_cut_are_said_to_be_and_rows_that_are_none(work, tmp_path):
+    recipe = work.recipe("cut", **ALONE, data__validation=None, data__train=None)
+    report = profiled(recipe, tmp_path / "run", "--precisions=float32", "--work=forward", "--devices=cpu", "--profile.measured=1000000",
+                      "--profile.most_seconds=0.2", "--profile.energy=off")  # fmt: skip
+    row = row_of(report)
+    assert row["passes"] < row["passes_asked"] == 2_000_000 and row["cut"] is True
+    assert (row["read"]["from"], row["read"]["reason"], row["read"]["tokens"]) == ("random ids", "the recipe names no data", 4 * 16)
+    with open(tmp_path / "run" / "profile.csv", newline="") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["passes"], line["passes_asked"], line["cut"], line["read"]) == (str(row["passes"]), "2000000", "true", "random ids")
+    shown = run_program("profile", recipe, "--precisions=float32", "--work=forward", "--devices=cpu", *QUICK[:3], "--profile.measured=1000000",
+                        "--profile.most_seconds=0.2", "--profile.energy=off").stdout  # fmt: skip
+    assert "of 1000000" in shown or "of 5000000" in shown
+    assert "the row was cut when its time was up (profile.most_seconds" in shown
+    assert "a pass of forward: 4 rows of random ids, 64 tokens without padding (the recipe names no data)" in shown
+
+
+def test_the_resident_peak_is_the_kernels_of_the_process_that_was_timed(work, tmp_path):
+    """Whoever looks into the work does it elsewhere: half of a gibibyte that only observing took would show."""
+    recipe = work.recipe("resident", **ALONE)
+    rows = [row_of(profiled(recipe, tmp_path / name, "--precisions=float32", "--work=forward", "--devices=cpu", f"--profile.energy={energy}"))
+            for name, energy in (("whole", "modules"), ("rows", "off"))]  # fmt: skip
+    assert rows[0]["peak_rss_bytes"] == pytest.approx(rows[1]["peak_rss_bytes"], rel=0.05)
+    assert all(row["modules"] for row in rows)
 
 
 def test_frozen_codes_are_refused_for_training_alone_and_say_what_to_do(everything):

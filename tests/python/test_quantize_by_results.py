@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from limbeck_runner import Limbeck, LimbeckError
+import warm_python
+from limbeck_runner import REPOSITORY, Limbeck, LimbeckError, run_program
 from test_quantize_policies import formats, weighs_as_said
 from test_quantize_scores import LENGTH, Case
 
@@ -102,6 +103,30 @@ def test_a_budget_goes_by_the_kl_that_a_sweep_measured(case, sweep, tmp_path):
     for name, entry in said["modules"].items():
         wanted = 0 if entry["format"] == "float" else kl[name.removeprefix("model."), entry["format"]]
         assert entry["predicted loss"] == pytest.approx(wanted, rel=1e-12), name
+
+
+def test_sweep_profile_and_quantize_stand_on_one_page_of_the_same_rows(case, sweep, tmp_path):
+    file, swept = sweep
+    said = run_program("sweep", case.recipe, f"--run={file.parent}", f"--formats={','.join(PACKED)}")  # again, of what is there
+    (line,) = [line for line in said.stdout.splitlines() if line.startswith("the same rows: ")]
+    same = "the same rows: --eval.skip=5 --eval.batches=5 in eval and profile, --calibration-rows=20 --held-out-rows=20 in quantize"
+    assert line == same
+    result = tmp_path / "profile.json"
+    Limbeck(threads=2).run("profile", case.recipe, "--json", result, "--precisions=float32,int8+float32", "--work=forward", "--devices=cpu",
+                           "--profile.warmup=0", "--profile.measured=1", "--profile.trials=1", "--profile.energy=off", "--eval.skip=5",
+                           "--eval.batches=5")  # fmt: skip
+    curve = case.run(tmp_path / "curve", dtype="float32", formats=",".join(["float", *PACKED]), budgets="3x,3.5x", sweep=file, exchange_steps=0,
+                     calibration_rows=20, held_out_rows=20)  # fmt: skip
+    profiled = json.loads(result.read_text())["result"]["rows"]
+    rows = swept["measured_on"]
+    assert (rows["first"], rows["rows"], rows["of"]) == (20, 20, 40)
+    assert curve["measured_on"] == rows and all(row["quality"]["measured_on"] == rows for row in profiled)
+    floats = [swept["baseline"]["quality"], profiled[0]["quality"]["value"], curve["curve"][0]["measured"]["float_perplexity"]]
+    assert floats == pytest.approx([floats[0]] * 3, rel=1e-5), "eval adds its losses in float32"
+    page = tmp_path / "page.html"
+    done = warm_python.completed([REPOSITORY / "tools" / "report_pareto.py", file, result, tmp_path / "curve.json", "--output", page], timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"All are measured on the same rows: rows 21 to 40 of 40 (padded, {LENGTH} tokens)" in page.read_text()
 
 
 def test_what_a_sweep_did_not_try_is_named(case, sweep, tmp_path):

@@ -59,13 +59,15 @@ def test_a_sweep_is_what_was_measured(tmp_path, wrapped):
     assert len(listed) == len(sweep["candidates"])
     said = "".join(page.texts)
     assert "mcnemar: p = 0.0625 on 2101 rows" in said and "it is not called safe" in said
-    assert "student.layers.0.self_attn.q_proj float16" in said and "22 %" in said
+    assert "student.layers.0.self_attn.q_proj float16" in said and "44 %" in said and "22 %" in said
+    assert "Candidates are measured on 2101 rows, which choose; whole models on 2101 others, which chose nothing." in said
 
 
 def test_predicted_and_measured_drop_stand_side_by_side(tmp_path):
     _, text = page_of(tmp_path, "sweep", examples.sweep())
     drawn = titles(figure(text, "drop, predicted and measured"))
     assert drawn == ["the sum of their own drops: 0.62 pp, 95 % from -0.70 pp to 2.10 pp",
+                     "measured together on the rows that chose: 0.21 pp, 95 % from -0.10 pp to 0.50 pp",
                      "measured together: 0.33 pp, 95 % from 0.03 pp to 0.63 pp"]  # fmt: skip
 
 
@@ -120,12 +122,15 @@ def test_a_long_sweep_draws_the_worst_and_lists_all(tmp_path):
 def test_a_profile_says_what_was_measured(tmp_path):
     page, text = page_of(tmp_path, "profile", examples.profile(joules=True))
     assert [row for row in page.rows if row and row[0] == "bfloat16"] == [
-        ["bfloat16", "cpu", "95 ms", "93.1 ms", "114 ms", "5.7 ms", "168.4", "21,558"],
+        ["bfloat16", "cpu", "95 ms", "93.1 ms", "114 ms", "5.7 ms", "168.4", "21,558", "412 of 2500"],
         ["bfloat16", "cpu", "45.5 MB", "45.5 MB", "91 MB", "182 MB", "accuracy 60.80 %", "0.598", "12.5 W", "8.25 J (package-0 6.6 J, dram 1.65 J)"]]  # fmt: skip
     assert [row for row in page.rows if row and row[:3] == ["int8", "cpu", "training"]][0][3].startswith("int8 weights are frozen")
     assert "float32 on cpu: 290 ms, p50 and p95 from 284.2 ms to 348 ms" in titles(figure(text, "latency, forward"))
     assert "energy, forward" in labels(text) and "energy, training" in labels(text)
     assert {"accuracy against latency over latency"} <= set(labels(text))
+    said = "".join(page.texts)
+    assert "A pass reads 16 rows of data.validation, 1,890 tokens without padding." in said
+    assert "time was up before all of them were made (profile.most_seconds)" in said
     assert page.row("temperature") == ["temperature", "51 °C"]
     [module] = [row for row in page.rows if row and row[0] == "layers.0.mlp.up_proj"][:1]
     assert module[3:9] == ["9.667", "3.3 %", "160.5", "76.0 %", "memory", "0.7167 J"]
@@ -217,6 +222,23 @@ def test_a_counter_that_did_not_move_was_measured(tmp_path):
     profile["rows"][1]["energy"]["joules"] = 0.0
     page, _ = pareto(tmp_path, ("profile", profile))
     assert "Joules a row: not of bfloat16 on cpu (0/profile): was measured as 0." in "".join(page.texts)
+
+
+def test_qualities_compare_where_they_are_of_the_same_rows_and_the_page_says_whether(tmp_path):
+    same = "All are measured on the same rows: rows 2102 to 4202 of 4202 (padded, 128 tokens) of data 0f0f0f0f0f0f."
+    page, _ = pareto(tmp_path / "same", ("sweep", examples.sweep()), ("profile", examples.profile()))
+    assert same in "".join(page.texts)
+    other = examples.profile()
+    for row in other["rows"]:
+        if row["quality"]:
+            row["quality"]["measured_on"] = examples.rows(0, 2101)
+    page, _ = pareto(tmp_path / "other", ("sweep", examples.sweep()), ("profile", other))
+    said = "".join(page.texts)
+    assert "Not measured on the same rows" in said and "1/profile: rows 1 to 2101 of 4202" in said and same not in said
+    silent = examples.sweep()
+    del silent["measured_on"]
+    page, _ = pareto(tmp_path / "silent", ("sweep", silent))
+    assert "On which rows this was measured is not said." in "".join(page.texts)
 
 
 def test_of_a_perplexity_less_is_better(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 import token_rows
 import torch
 import transformers
-from limbeck_runner import REPOSITORY, Limbeck, LimbeckError, build_folder
+from limbeck_runner import REPOSITORY, Limbeck, LimbeckError, build_folder, run_program
 from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
@@ -25,6 +25,8 @@ from token_shards.encoding import EncodedDocument, Stream  # noqa: E402
 from token_shards.shard_writer import ShardWriter  # noqa: E402
 
 CLASSES, LENGTH, ROWS, BATCH = 12, 24, 40, 8
+CHOOSING = 16  # of the rows: half of the five batches, rounded down
+MEASURING = (f"--eval.skip={CHOOSING // BATCH}", f"--eval.batches={(ROWS - CHOOSING) // BATCH}")
 VOCABULARY = model_zoo.VOCABULARY
 UP, DOWN = "layers.0.mlp.up_proj", "layers.1.mlp.down_proj"
 
@@ -116,13 +118,17 @@ def test_a_candidate_is_that_module_of_torch_between_casts(classifier, swept):
     plain = classifier.logits(classifier.net())
     labels = torch.cat([labels for _, _, labels in classifier.batches()])
     accuracy = lambda logits: (logits.argmax(-1) == labels).double().mean().item()  # noqa: E731
+    everything, labels_of_all, chosen = plain, labels, slice(None, CHOOSING)
+    plain, labels = everything[CHOOSING:], labels_of_all[CHOOSING:]
     assert swept["baseline"]["quality"] == pytest.approx(accuracy(plain), abs=1e-9)
+    plain, labels = everything[chosen], labels_of_all[chosen]
+    assert swept["choosing"]["quality"] == pytest.approx(accuracy(plain), abs=1e-9)
     for name, path in ((UP, "ffn.lin1"), (DOWN, "ffn.lin2"), ("layers.2.self_attn.q_proj", "attention.q_lin")):
         net = classifier.net()
         layer = net.distilbert.transformer.layer[int(name.split(".")[1])]
         parent, leaf = layer.get_submodule(path.rsplit(".", 1)[0]), path.rsplit(".", 1)[1]
         setattr(parent, leaf, HalfLinear(getattr(parent, leaf)))
-        logits = classifier.logits(net)
+        logits = classifier.logits(net)[chosen]
         found = by_key(swept)[name, "float16"]
         effect = (logits - plain).square().mean().sqrt().item()
         p, q = plain.double().log_softmax(-1), logits.double().log_softmax(-1)
@@ -153,8 +159,27 @@ def test_the_table_has_all_that_was_asked(classifier, swept):
     assert [(one["module"], one["format"]) for one in combined["modules"]] == chosen
     assert combined["predicted_drop"] == pytest.approx(sum(by_key(swept)[key]["drop"] for key in chosen))
     assert combined["test"] == "mcnemar" and combined["safe"], "whatever is lost is less than --max-drop=100"
-    assert combined["high"] > 1, "40 rows are few"
-    assert swept["seconds"]["share_of_full_evaluations"] > 0
+    assert combined["high"] > 1, "24 rows are few"
+    times = swept["seconds"]
+    assert 0 < times["share_of_full_evaluations_of_all_rows"] < times["share_of_full_evaluations"]
+
+
+def test_rows_that_choose_measure_nothing(classifier, swept, tmp_path):
+    assert {key: swept["choosing"][key] for key in ("rows", "targets", "others")} == {"rows": CHOOSING, "targets": CHOOSING, "others": True}
+    assert swept["rows"] == swept["targets"] == ROWS - CHOOSING
+    on = swept["measured_on"]
+    assert (on["first"], on["rows"], on["of"], on["packing"], on["sequence_length"]) == (CHOOSING, ROWS - CHOOSING, ROWS, "padded", LENGTH)
+    chosen = swept["combined"]["on_choosing_rows"]
+    assert chosen["low"] <= chosen["drop"] <= chosen["high"]
+    said = run_program("sweep", classifier.recipe, f"--run={tmp_path / 'same'}", "--eval.skip=0", f"--eval.batches={CHOOSING // BATCH}", "--max-drop=100")
+    assert said.returncode == 0 and "the rows that choose the modules measure the combined model too (eval.skip = 0)" in said.stderr, said.stderr
+    same = json.loads((tmp_path / "same" / "sweep.json").read_text())
+    assert (same["rows"], same["choosing"]["others"], same["measured_on"]["first"]) == (CHOOSING, False, 0)
+    # The same rows chose, so the candidates have the same bits.
+    assert {key: one["kl"] for key, one in by_key(same).items()} == {
+        key: one["kl"] for key, one in by_key(swept).items() if key[1] == "float16"}  # fmt: skip
+    with pytest.raises(LimbeckError, match="eval.skip = 5: data.validation is 5 batches, of which none is left"):
+        sweep(classifier.recipe, tmp_path / "none", "--eval.skip=5")
 
 
 def test_what_is_written_is_what_eval_and_quantize_take(classifier, swept, tmp_path):
@@ -164,22 +189,23 @@ def test_what_is_written_is_what_eval_and_quantize_take(classifier, swept, tmp_p
         Limbeck().run("eval", str(path), *flags, "--json", str(tmp_path / "eval.json"))
         return json.loads((tmp_path / "eval.json").read_text())["result"]
 
-    whole = evaluated(run / "recipe.ini")
+    whole = evaluated(run / "recipe.ini")  # on the rows that measure, for it says so
     assert whole["accuracy"] == pytest.approx(combined["quality"], abs=1e-9)
     flags = [f"--precision.rule={rule}" for rule in combined["rules"]]
-    assert evaluated(classifier.recipe, "--student.dtype=float32", *flags)["loss"] == whole["loss"]
+    assert evaluated(classifier.recipe, "--student.dtype=float32", *MEASURING, *flags)["loss"] == whole["loss"]
     fragment = tmp_path / "with_rules.ini"
     fragment.write_text(classifier.recipe.read_text() + (run / "rules.ini").read_text())
-    assert evaluated(fragment, "--student.dtype=float32")["loss"] == whole["loss"]
-    assert evaluated(classifier.recipe)["loss"] != whole["loss"]
+    assert evaluated(fragment, "--student.dtype=float32", *MEASURING)["loss"] == whole["loss"]
+    assert evaluated(classifier.recipe, *MEASURING)["loss"] != whole["loss"]
     rules = [f"--rule={rule}" for rule in combined["rules"]]
     Limbeck().run("quantize", f"--model={classifier.model}", f"--output={tmp_path / 'packed'}", "--dtype=float32", *rules)
     stored = load_file(tmp_path / "packed" / "model.safetensors")
     packed = [one["module"] for one in combined["modules"] if one["format"] == "int8"]
     assert len(packed) == sum(name.endswith("_shape") for name in stored) > 0
-    written = evaluated(classifier.recipe, f"--student.model={tmp_path / 'packed'}")
+    written = evaluated(classifier.recipe, f"--student.model={tmp_path / 'packed'}", *MEASURING)
     half = [f"--precision.rule={rule}" for rule in combined["rules"] if rule.endswith("float16")]
-    assert evaluated(classifier.recipe, f"--student.model={tmp_path / 'packed'}", "--student.dtype=float32", *half)["loss"] == whole["loss"]
+    packed_and_half = (f"--student.model={tmp_path / 'packed'}", "--student.dtype=float32", *MEASURING, *half)
+    assert evaluated(classifier.recipe, *packed_and_half)["loss"] == whole["loss"]
     assert written["loss"] == pytest.approx(whole["loss"], rel=1e-2)
 
 
@@ -233,7 +259,7 @@ def test_decoders_are_measured_by_perplexity(name, tmp_path):
     assert set(FAMILIES[name]) <= set(found)
     assert all(one["kl"] > 0 for one in found.values())
     assert found["lm_head"]["role"] == ("head" if name == "qwen3-moe" else "head (tied)")
-    Limbeck().run("eval", str(path), "--student.dtype=float32", "--json", str(tmp_path / "eval.json"))
+    Limbeck().run("eval", str(path), "--student.dtype=float32", "--eval.skip=1", "--json", str(tmp_path / "eval.json"))
     evaluated = json.loads((tmp_path / "eval.json").read_text())["result"]
     # eval adds its losses in float32.
     assert result["baseline"]["quality"] == pytest.approx(evaluated["perplexity"], rel=1e-5)
@@ -252,7 +278,7 @@ def test_encoders_are_measured_by_what_they_are_for(name, kind, quality, tmp_pat
     assert all(one["status"] == "measured" and one["kl"] > 0 for one in result["candidates"])
 
 
-TIMES = {"seconds", "seconds_before", "share_of_full_evaluations"}
+TIMES = {"seconds", "seconds_before"}  # of a module; all that is said of the whole is below "seconds" too
 
 
 def without_times(value):

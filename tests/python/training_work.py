@@ -47,8 +47,8 @@ class Work:
         self.folder, self.limbeck = folder, limbeck
         self.documents = token_rows.random_documents(400, 6, LENGTH, VOCABULARY, seed=5)
         token_rows.write(folder / "train", self.documents, VOCABULARY)
-        held_out = token_rows.random_documents(40, 6, LENGTH, VOCABULARY, seed=6)
-        token_rows.write(folder / "validation", held_out, VOCABULARY)
+        self.held_out = token_rows.random_documents(40, 6, LENGTH, VOCABULARY, seed=6)
+        token_rows.write(folder / "validation", self.held_out, VOCABULARY)
         self.teacher, self.student = llama(64, 3, seed=1), llama(32, 2, seed=2)
         saved(self.teacher, folder / "teacher")
         saved(self.student, folder / "student")

@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "tests/support/temporary_folder.h"
+#include "tests/support/thread_ranks.h"
 #include "trainer/energy/energy_gauge.h"
 #include "trainer/energy/machine_meters.h"
 #include "trainer/energy/nvml_library.h"
@@ -27,6 +28,8 @@ struct SimulatedTime {
     return [this] { return now; };
   }
 };
+
+using StepValues = std::vector<std::pair<std::string, double>>;
 
 class SimulatedMeter : public EnergyMeter {
  public:
@@ -176,9 +179,46 @@ TEST(StepEnergy, IsTheMeanOfTheStepsSinceTheLastLineAndOfNothingBetweenThem) {
     steps.end_step();
     time.now += 100;  // an evaluation
   }
-  using Values = std::vector<std::pair<std::string, double>>;
-  EXPECT_EQ(steps.take(), (Values{{"joules", 800}, {"joules_cpu", 200}, {"joules_cuda", 600}}));
-  EXPECT_EQ(steps.take(), Values{});
+  const auto solo = parallel::make_solo();
+  EXPECT_EQ(steps.take(*solo), (StepValues{{"joules", 800}, {"joules_cpu", 200}, {"joules_cuda", 600}}));
+  EXPECT_EQ(steps.take(*solo), StepValues{});
+}
+
+// Three ranks with a GPU each, two of them on one machine, each of whose processors draws 100 W.
+StepValues of_three_ranks(const std::vector<std::string>& machines, bool one_processor_is_dark) {
+  std::vector<StepValues> found(machines.size());
+  const auto faults = test::run_ranks(static_cast<int>(machines.size()), [&](parallel::Communicator& ranks) {
+    const auto rank = static_cast<size_t>(ranks.rank());
+    SimulatedTime time;
+    const auto cpu = std::make_shared<SimulatedMeter>(time, "cpu");
+    const std::string place = "cuda:" + std::to_string(rank);
+    const auto gpu = std::make_shared<SimulatedMeter>(time, place);
+    gpu->watts = 300 + static_cast<double>(rank);
+    DeviceMeters processor{"cpu", {cpu}, ""};
+    if (one_processor_is_dark && rank + 1 == machines.size()) processor = {"cpu", {}, "no RAPL here"};
+    StepEnergy steps(counted_here({processor, {place, {gpu}, ""}}, machines[rank], ranks), time.clock());
+    steps.begin_step();
+    time.now += 2;
+    steps.end_step();
+    found[rank] = steps.take(ranks);
+  });
+  for (const std::string& fault : faults) EXPECT_EQ(fault, "");
+  for (const StepValues& other : found) EXPECT_EQ(other, found.front()) << "every rank has the sum";
+  return found.front();
+}
+
+TEST(StepEnergy, OfRanksCountsEachMachinesProcessorOnceAndEachGpu) {
+  EXPECT_EQ(of_three_ranks({"a", "a", "b"}, false),
+            (StepValues{{"joules", 2206}, {"joules_cpu", 400}, {"joules_cuda", 1806}}));
+  EXPECT_EQ(of_three_ranks({"a", "a", "a"}, false),
+            (StepValues{{"joules", 2006}, {"joules_cpu", 200}, {"joules_cuda", 1806}}));
+  EXPECT_EQ(of_three_ranks({"a", "b", "a"}, false),
+            (StepValues{{"joules", 2206}, {"joules_cpu", 400}, {"joules_cuda", 1806}}));
+  EXPECT_EQ(of_three_ranks({"a", "a", "b"}, true), (StepValues{{"joules_cuda", 1806}}))
+      << "a machine without a meter leaves the sum unknown";
+  EXPECT_EQ(of_three_ranks({"a", "a", "a"}, true),
+            (StepValues{{"joules", 2006}, {"joules_cpu", 200}, {"joules_cuda", 1806}}))
+      << "the first rank there counts it";
 }
 
 TEST(StepEnergy, LeavesOutWhatIsNotKnown) {
@@ -188,8 +228,8 @@ TEST(StepEnergy, LeavesOutWhatIsNotKnown) {
   steps.begin_step();
   time.now += 2;
   steps.end_step();
-  using Values = std::vector<std::pair<std::string, double>>;
-  EXPECT_EQ(steps.take(), (Values{{"joules_cuda", 200}})) << "a GPU's joules are not those of the step";
+  EXPECT_EQ(steps.take(*parallel::make_solo()), (StepValues{{"joules_cuda", 200}}))
+      << "a GPU's joules are not those of the step";
 }
 
 TEST(EnergyGauge, TellsTheWorkFromTheIdleMachine) {

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <csignal>
+#include <fstream>
 #include <map>
 #include <set>
+#include <string>
 
 #include "modules/models/network/experts.h"
 #include "modules/precision/contract_modules.h"
@@ -248,6 +250,15 @@ TEST(ProfileChild, GivesBackTextOrTheReason) {
   EXPECT_NE(killed.fault.find("ended by signal 9"), std::string::npos) << killed.fault;
 }
 
+// What the kernel says of this process.
+int64_t peak_resident_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmHWM:")) return std::stoll(line.substr(6)) * 1024;
+  }
+  return 0;
+}
+
 TEST(ProfileChild, HasAPeakOfItsOwn) {
   constexpr int64_t kMore = int64_t{96} << 20;
   const auto peak_with = [](int64_t bytes) {
@@ -271,6 +282,10 @@ TEST(ProfileCsv, QuotesReasonsAndLeavesUnknownNumbersEmpty) {
                                    {"latency_ms", nullptr},
                                    {"rows_per_second", nullptr},
                                    {"tokens_per_second", nullptr},
+                                   {"passes", 6},
+                                   {"passes_asked", 2500},
+                                   {"cut", true},
+                                   {"read", {{"from", "random ids"}}},
                                    {"bytes_on_disk", nullptr},
                                    {"bytes_of_weights", 12},
                                    {"peak_bytes", nullptr},
@@ -278,7 +293,9 @@ TEST(ProfileCsv, QuotesReasonsAndLeavesUnknownNumbersEmpty) {
                                    {"quality", nullptr},
                                    {"energy", nullptr}};
   const std::string text = csv_of({{"rows", nlohmann::ordered_json::array({row})}});
-  EXPECT_NE(text.find("\nint4,cpu,training,\"frozen, \"\"so\"\"\",,,,,,,,12,,,,,,,,\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("\nint4,cpu,training,\"frozen, \"\"so\"\"\",,,,,,,6,2500,true,random ids,,12,,,,,,,,\n"),
+            std::string::npos)
+      << text;
 }
 
 }  // namespace

@@ -162,7 +162,7 @@ TEST_P(SweepOf, MeasuresTheBitsOfAWholeForward) {
     const test::TemporaryFolder folder;
     SweepFile file(folder / "rows.jsonl", identity());
     BatchStates states(one.floats, {batch_of, kBatches}, bytes);
-    CandidateMeter meter(one.floats, states, file);
+    CandidateMeter meter(one.floats, states, file, {0, kBatches});
     meter.measure_floats();
     int64_t heard = 0, done = 0;
     meter.measure(candidates, {[&] { ++heard; }, [&](const Candidate&) { ++done; }});
@@ -220,12 +220,14 @@ TEST(SweepMeter, SaysWhatThrewAndWhatOverflowedAndGoesOn) {
   const test::TemporaryFolder folder;
   SweepFile file(folder / "rows.jsonl", identity());
   BatchStates states(one.floats, {batch_of, kBatches}, 1 << 30);
-  CandidateMeter meter(one.floats, states, file);
+  CandidateMeter meter(one.floats, states, file, {0, kBatches});
   meter.measure_floats();
   const auto candidates = candidates_of(one.floats, {"float16"});
   meter.measure(candidates, {});
   EXPECT_TRUE(at::equal(logits_of(one.floats), before));
-  const auto outcome = [&](const std::string& module) { return whole_outcome(file, module + " float16", kBatches); };
+  const auto outcome = [&](const std::string& module) {
+    return whole_outcome(file, module + " float16", {0, kBatches});
+  };
   EXPECT_EQ(outcome(throwing).status, Status::kFailed);
   EXPECT_EQ(outcome(throwing).reason, "no half floats here");
   EXPECT_EQ(outcome(overflowing).status, Status::kOverflowed) << outcome(overflowing).reason;
@@ -244,11 +246,12 @@ TEST(SweepMeter, GoesOnBehindTheLastWholeLineToTheSameBits) {
   const auto path = folder / "rows.jsonl";
   const auto sweep = [&](SweepFile& file) {
     BatchStates states(one.floats, {batch_of, kBatches}, 1 << 30);
-    CandidateMeter meter(one.floats, states, file);
+    CandidateMeter meter(one.floats, states, file, {0, kBatches});
     meter.measure_floats();
     meter.measure(candidates, {});
     std::vector<Rows> rows;
-    for (const Candidate& candidate : candidates) rows.push_back(whole_outcome(file, candidate.key(), kBatches).rows);
+    for (const Candidate& candidate : candidates)
+      rows.push_back(whole_outcome(file, candidate.key(), {0, kBatches}).rows);
     return rows;
   };
   std::vector<Rows> wanted;

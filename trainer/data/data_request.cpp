@@ -1,5 +1,11 @@
 #include "trainer/data/data_request.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "modules/errors.h"
+
 namespace limbeck::data {
 namespace {
 
@@ -45,6 +51,19 @@ DataRequest validation_data(const recipe::Settings& settings) {
   request.whole_epoch = true;
   request.mask_seed = 0;  // one mask for all runs, whatever their seeds: perplexities compare
   return request;
+}
+
+EvaluatedBatches evaluated_batches(const recipe::Settings& settings) {
+  return {settings.integer("eval.skip"), settings.integer("eval.batches")};
+}
+
+BatchSpan EvaluatedBatches::of(int64_t all) const {
+  if (skipped >= all) {
+    throw UsageError(fmt::format(
+        "eval.skip = {}: data.validation is {} batches, of which none is left to evaluate: wanted less", skipped, all));
+  }
+  const int64_t left = all - skipped;
+  return {skipped, most > 0 ? std::min(most, left) : left};
 }
 
 }  // namespace limbeck::data

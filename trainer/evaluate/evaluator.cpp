@@ -83,20 +83,21 @@ const double* Evaluation::find(const std::string& name) const {
   return nullptr;
 }
 
-Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, int64_t batches,
+Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, data::BatchSpan span,
                     objective::Progress progress, parallel::Communicator& ranks,
                     const std::function<void(int64_t, int64_t)>& tick) {
   const at::NoGradGuard no_gradient;
   progress.update_targets = progress.update_sequences = 0;  // every batch is its own update here
   progress.loss_scale = 1;
-  const int64_t all = source.batches_per_epoch(), count = batches > 0 ? std::min(batches, all) : all;
+  const int64_t count = span.count;
   const int64_t rounds = (count + ranks.size() - 1) / ranks.size();
   parallel::NamedSums sums;
   // Dealt in turn. Every rank makes as many forwards as the others, because they fetch weights together: who has no
   // batch left in the last round runs the last one once more, and forgets it.
   const auto index_of = [&](int64_t round) { return round * ranks.size() + ranks.rank(); };
-  data::Prefetcher prefetched([&](int64_t round) { return source.batch(std::min(index_of(round), count - 1)); }, 0,
-                              rounds, kBatchesAhead, objective.device());
+  data::Prefetcher prefetched(
+      [&](int64_t round) { return source.batch(span.first + std::min(index_of(round), count - 1)); }, 0, rounds,
+      kBatchesAhead, objective.device());
   for (int64_t round = 0; round < rounds; ++round) {
     const data::Batch batch = prefetched.next();
     objective::Measures measures;

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "trainer/data/data_source.h"
+#include "trainer/data/data_request.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/parallel/communicator.h"
 
@@ -20,9 +20,9 @@ struct Evaluation {
   const double* find(const std::string& name) const;
 };
 
-// The first `batches` batches (0: all), dealt among the ranks; the result is the same on every rank and for any number
-// of them. `progress` sets the curriculum's weights and the temperature.
-Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, int64_t batches,
+// The batches of `span`, dealt among the ranks; the result is the same on every rank and for any number of them.
+// `progress` sets the curriculum's weights and the temperature.
+Evaluation evaluate(const objective::Distillation& objective, const data::DataSource& source, data::BatchSpan span,
                     objective::Progress progress, parallel::Communicator& ranks,
                     const std::function<void(int64_t, int64_t)>& tick = {});
 

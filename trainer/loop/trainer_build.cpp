@@ -99,11 +99,13 @@ void Trainer::State::begin_logs(const recipe::Settings& settings) {
   metrics = std::make_unique<metrics::MetricsLog>(folder->path(), step());
 }
 
-// Of a run alone on its machine: a package's counter has what all ranks there draw.
+// On all ranks or on none, because they add up their joules together.
 void Trainer::State::begin_energy() {
-  if (ranks.size() > 1) return;
-  auto meters = energy::meters_of_work_on(session->objective().device());
-  if (energy::any_meter(meters)) energy.emplace(std::move(meters));
+  auto meters =
+      energy::counted_here(energy::meters_of_work_on(session->objective().device()), energy::this_machine(), ranks);
+  std::vector<int64_t> any = {energy::any_meter(meters) ? 1 : 0};
+  ranks.all_reduce(any, parallel::Reduce::kMax);
+  if (any.front() > 0) energy.emplace(std::move(meters));
 }
 
 }  // namespace limbeck::loop

@@ -48,7 +48,7 @@ void Trainer::State::record(const StepRecord& record, double waited_s) {
                                {"tokens_per_s", record.tokens_per_second},
                                {"peak_bytes", static_cast<double>(peak_bytes())}});
   if (energy) {
-    for (auto& value : energy->take()) values.push_back(std::move(value));
+    for (auto& value : energy->take(ranks)) values.push_back(std::move(value));
   }
   add_rank_times(record.seconds - waited_s, values);
   log(record.step, values, "train");

@@ -13,7 +13,7 @@
 #include "modules/precision/contract_modules.h"
 #include "trainer/agreement/data_guard.h"
 #include "trainer/build/recipe_pair.h"
-#include "trainer/data/data_request.h"
+#include "trainer/data/measured_rows.h"
 #include "trainer/evaluate/evaluator.h"
 #include "trainer/profile/subject.h"
 
@@ -49,17 +49,21 @@ int64_t bytes_of_files(const models::BuiltModel& student) {
 
 ordered_json quality_of(const RowRequest& request, const recipe::Settings& placed,
                         const std::shared_ptr<objective::ModelPair>& pair) {
-  const data::DataSource source(agreement::fitted(data::validation_data(placed), *pair));
+  const data::DataRequest request_of_rows = data::validation_data(placed);
+  const data::DataSource source(agreement::fitted(request_of_rows, *pair));
   const auto objective = objective_of(placed, request.registries, pair,
                                       {{source.manifest(), "data.validation " + placed.where("data.validation")}});
   objective::Progress at_end;
   at_end.step = at_end.total_steps = kEndOfSchedule;
   const auto solo = parallel::make_solo();
-  const evaluate::Evaluation found =
-      evaluate::evaluate(*objective, source, placed.integer("eval.batches"), at_end, *solo);
+  const data::BatchSpan span = data::evaluated_batches(placed).of(source.batches_per_epoch());
+  const evaluate::Evaluation found = evaluate::evaluate(*objective, source, span, at_end, *solo);
   const auto [name, value] = evaluate::judged_by(found, "auto");
   const double* f1 = found.find("macro_f1");
-  return {{"name", name}, {"value", value}, {"f1", f1 == nullptr ? ordered_json() : ordered_json(*f1)}};
+  return {{"name", name},
+          {"value", value},
+          {"f1", f1 == nullptr ? ordered_json() : ordered_json(*f1)},
+          {"measured_on", data::measured_rows(source, request_of_rows, span)}};
 }
 
 // A number that cannot be had leaves the others.

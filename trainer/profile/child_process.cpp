@@ -61,12 +61,6 @@ std::string end_of(int status) {
 
 }  // namespace
 
-int64_t peak_resident_bytes() {
-  rusage used{};
-  ::getrusage(RUSAGE_SELF, &used);
-  return static_cast<int64_t>(used.ru_maxrss) * 1024;
-}
-
 ChildOutcome run_in_child(const std::function<std::string()>& work) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) throw IoError(fmt::format("a pipe cannot be made ({})", std::strerror(errno)));

@@ -16,7 +16,4 @@ struct ChildOutcome {
 // Errors of `work` come back as their message.
 ChildOutcome run_in_child(const std::function<std::string()>& work);
 
-// Highest resident memory of this process so far, as the system counts it.
-int64_t peak_resident_bytes();
-
 }  // namespace limbeck::profile

@@ -13,7 +13,7 @@
 #include "modules/precision/contract_modules.h"
 #include "trainer/build/recipe_models.h"
 #include "trainer/energy/machine_meters.h"
-#include "trainer/profile/child_process.h"
+#include "trainer/objective/forward_pass.h"
 #include "trainer/profile/module_replay.h"
 #include "trainer/profile/module_times.h"
 #include "trainer/profile/subject.h"
@@ -126,9 +126,9 @@ struct Observed {
   std::map<std::string, int64_t> calls;  // of a pass
 };
 
-Observed observe(Subject& subject, const Latency& latency) {
+Observed observe(Subject& subject, int64_t timed_passes) {
   ModuleTimes times(*subject.student().model, subject.device());
-  const int64_t passes = std::clamp<int64_t>(latency.passes, 1, kObservedPasses);
+  const int64_t passes = std::clamp<int64_t>(timed_passes, 1, kObservedPasses);
   const auto begin = energy::steady_seconds();
   {
     const precision::Observing observing(times);
@@ -187,15 +187,27 @@ void require_possible(const recipe::Settings& placed, const RowRequest& request)
   if (!reason.empty()) throw UsageError(reason);
 }
 
-void measure_speed(Subject& subject, const RowRequest& request, ordered_json& row, Latency& latency) {
+ordered_json rows_json(const Subject& subject) {
+  const ProfiledRows& rows = subject.rows();
+  return {{"from", rows.from},
+          {"reason", rows.reason.empty() ? ordered_json() : ordered_json(rows.reason)},
+          {"rows", subject.rows_of_a_pass()},
+          {"length", rows.batch.student.ids.size(1)},
+          {"tokens", objective::valid_tokens(rows.batch.student).sum().item<int64_t>()}};
+}
+
+void measure_speed(Subject& subject, const RowRequest& request, ordered_json& row) {
+  row["read"] = rows_json(subject);
   memory::DeviceMemory(subject.device()).reset_peak();
-  latency = measure(request.options.repetitions, [&] { subject.pass(); });
+  const Repetitions& asked = request.options.repetitions;
+  const Latency latency = measure(asked, [&] { subject.pass(); });
   row["latency_ms"] = latency_json(latency);
   row["passes"] = latency.passes;
+  row["passes_asked"] = asked.measured * asked.trials;
+  row["cut"] = latency.passes < asked.measured * asked.trials;  // by profile.most_seconds
   row["rows_per_second"] = 1000 * static_cast<double>(subject.rows_of_a_pass()) / latency.mean;
   row["tokens_per_second"] = 1000 * static_cast<double>(subject.tokens_of_a_pass()) / latency.mean;
   row["peak_bytes"] = memory::DeviceMemory(subject.device()).peak_bytes();
-  row["peak_rss_bytes"] = peak_resident_bytes();
   row["bytes_of_weights"] = precision::total_footprint(*subject.student().model).bytes;
 }
 
@@ -208,30 +220,50 @@ ordered_json empty_row(const RowRequest& request) {
                    {"device", request.device.str()},
                    {"work", work_name(request.work)},
                    {"refused", nullptr}};
-  for (const char* name : {"latency_ms", "passes", "rows_per_second", "tokens_per_second", "bytes_on_disk",
-                           "bytes_on_disk_reason", "bytes_of_weights", "peak_bytes", "peak_rss_bytes", "temperature_c",
-                           "temperature_reason", "quality", "quality_reason", "energy"}) {
+  for (const char* name :
+       {"read", "latency_ms", "passes", "passes_asked", "cut", "rows_per_second", "tokens_per_second", "bytes_on_disk",
+        "bytes_on_disk_reason", "bytes_of_weights", "peak_bytes", "peak_rss_bytes", "temperature_c",
+        "temperature_reason", "quality", "quality_reason", "energy"}) {
     row[name] = nullptr;
   }
   row["modules"] = ordered_json::array();
   return row;
 }
 
-ordered_json measured_row(const RowRequest& request, const Ceilings& ceilings) {
+namespace {
+
+// Before the first tensor of a process.
+Subject prepared_subject(const RowRequest& request) {
   memory::tune_allocator();
   memory::HostMemory::count_tensors();
   if (request.device.is_cuda()) kernels::cuda_available();  // in the process before its first backward
   const recipe::Settings placed = placed_settings(request.settings, request.precision, request.device);
   require_possible(placed, request);
+  return {placed, request.registries, request.options, request.work};
+}
+
+}  // namespace
+
+ordered_json measured_row(const RowRequest& request) {
+  Subject subject = prepared_subject(request);
   ordered_json row = empty_row(request);
-  Subject subject(placed, request.registries, request.options, request.work);
-  Latency latency;
-  measure_speed(subject, request, row, latency);
+  measure_speed(subject, request, row);
   std::string no_temperature;
   row["temperature_c"] = or_null(energy::celsius_of(subject.device(), no_temperature));
   if (row["temperature_c"].is_null()) row["temperature_reason"] = no_temperature;
+  return row;
+}
 
-  const Observed observed = observe(subject, latency);
+ordered_json unknown_energy(const std::string& reason) {
+  energy::EnergyOfWork energy;
+  energy.joules = energy.above_idle = {{}, reason};
+  return energy_json(energy);
+}
+
+ordered_json observed_row(const RowRequest& request, const Ceilings& ceilings, int64_t passes) {
+  Subject subject = prepared_subject(request);
+  subject.pass();  // warm, as those that were timed
+  const Observed observed = observe(subject, passes);
   energy::EnergyOfWork energy;
   std::vector<energy::DeviceMeters> meters;
   if (request.options.measures_energy) {
@@ -242,9 +274,10 @@ ordered_json measured_row(const RowRequest& request, const Ceilings& ceilings) {
   } else {
     energy.joules = energy.above_idle = {{}, "not asked for (profile.energy = off)"};
   }
-  row["energy"] = energy_json(energy);
-  row["modules"] = modules_json(observed, replayed_energy(subject, meters, energy, request, observed.calls), ceilings);
-  return {{"row", std::move(row)}, {"spans", spans_json(observed.spans)}};
+  return {
+      {"energy", energy_json(energy)},
+      {"modules", modules_json(observed, replayed_energy(subject, meters, energy, request, observed.calls), ceilings)},
+      {"spans", spans_json(observed.spans)}};
 }
 
 }  // namespace limbeck::profile

@@ -1,5 +1,5 @@
-// One row of a profile: one precision on one device at one work, measured in the process that calls it, which has
-// computed nothing else.
+// One row of a profile: one precision on one device at one work, in two processes that compute nothing else. What the
+// first takes is what the work takes; the second looks into it, and what that takes is nobody's.
 #pragma once
 #include <nlohmann/json.hpp>
 #include <string>
@@ -22,9 +22,13 @@ struct RowRequest {
 
 // What the row is of, with all that can be measured null.
 nlohmann::ordered_json empty_row(const RowRequest& request);
-// {"row": ..., "spans": [...]}, spans of one pass. Any Error is why there is none; what is known to be impossible is
-// refused before a weight is read.
-nlohmann::ordered_json measured_row(const RowRequest& request, const Ceilings& ceilings);
+// The row with its times, without what only others know: the peak of its process, energy, modules, quality. Any Error
+// is why there is none; what is known to be impossible is refused before a weight is read.
+nlohmann::ordered_json measured_row(const RowRequest& request);
+// {"energy", "modules", "spans"} of a row that was timed with so many passes, spans of one pass.
+nlohmann::ordered_json observed_row(const RowRequest& request, const Ceilings& ceilings, int64_t passes);
+// Of a row whose second process failed.
+nlohmann::ordered_json unknown_energy(const std::string& reason);
 
 nlohmann::ordered_json or_null(const std::optional<double>& value);
 

@@ -24,9 +24,11 @@ namespace {
 
 using nlohmann::ordered_json;
 
-ordered_json in_child(const std::function<ordered_json()>& work) {
+// `peak_bytes`, unless null: of the process's resident memory, as the system accounts it.
+ordered_json in_child(const std::function<ordered_json()>& work, int64_t* peak_bytes = nullptr) {
   const ChildOutcome outcome = run_in_child([&] { return work().dump(); });
   if (!outcome.fault.empty()) throw ContractError(outcome.fault);
+  if (peak_bytes != nullptr) *peak_bytes = outcome.peak_bytes;
   return ordered_json::parse(outcome.text);
 }
 
@@ -148,6 +150,16 @@ void assess(const RowRequest& request, ordered_json& row) {
   }
 }
 
+// {"energy", "modules", "spans"}, whatever becomes of the process that looks into the work.
+ordered_json seen_in(const RowRequest& request, const ordered_json& device, const ordered_json& row) {
+  try {
+    return in_child([&] { return observed_row(request, ceilings_from(device), row.at("passes").get<int64_t>()); });
+  } catch (const ContractError& error) {
+    return {
+        {"energy", unknown_energy(error.what())}, {"modules", ordered_json::array()}, {"spans", ordered_json::array()}};
+  }
+}
+
 void add_trace(const ordered_json& row, const ordered_json& spans, ordered_json& events) {
   const auto number = row.at("number").get<int64_t>();
   const std::string name = fmt::format("{} on {}, {}", row.at("precision").get<std::string>(),
@@ -220,9 +232,13 @@ Profile run_profile(const ProfileRequest& request) {
         ordered_json row = empty_row(one), spans = ordered_json::array();
         try {
           if (absent.contains(device)) throw ContractError(absent.at(device));
-          ordered_json measured = in_child([&] { return measured_row(one, ceilings_from(devices.at(device))); });
-          row = std::move(measured.at("row"));
-          spans = std::move(measured.at("spans"));
+          int64_t peak = 0;
+          row = in_child([&] { return measured_row(one); }, &peak);
+          row["peak_rss_bytes"] = peak;
+          ordered_json seen = seen_in(one, devices.at(device), row);
+          row["energy"] = std::move(seen.at("energy"));
+          row["modules"] = std::move(seen.at("modules"));
+          spans = std::move(seen.at("spans"));
           if (work == Work::kForward) assess(one, row);
         } catch (const ContractError& error) {
           row["refused"] = error.what();
@@ -240,8 +256,10 @@ Profile run_profile(const ProfileRequest& request) {
 
 std::string csv_of(const ordered_json& report) {
   std::string text =
-      "precision,device,work,refused,mean_ms,p50_ms,p95_ms,std_ms,rows_per_second,tokens_per_second,bytes_on_disk,"
-      "bytes_of_weights,peak_bytes,peak_rss_bytes,quality,quality_value,f1,joules,joules_reason,idle_watts\n";
+      "precision,device,work,refused,mean_ms,p50_ms,p95_ms,std_ms,rows_per_second,tokens_per_second,passes,passes_"
+      "asked,cut,"
+      "read,bytes_on_disk,bytes_of_weights,peak_bytes,peak_rss_bytes,quality,quality_value,f1,joules,joules_reason,"
+      "idle_watts\n";
   for (const auto& row : report.at("rows")) {
     const auto inside = [&](const char* object, const char* key) {
       return row.at(object).is_null() ? "" : cell(row.at(object).at(key));
@@ -249,8 +267,11 @@ std::string csv_of(const ordered_json& report) {
     std::vector<std::string> cells;
     for (const char* key : {"precision", "device", "work", "refused"}) cells.push_back(cell(row.at(key)));
     for (const char* key : {"mean", "p50", "p95", "std"}) cells.push_back(inside("latency_ms", key));
-    for (const char* key :
-         {"rows_per_second", "tokens_per_second", "bytes_on_disk", "bytes_of_weights", "peak_bytes", "peak_rss_bytes"})
+    for (const char* key : {"rows_per_second", "tokens_per_second", "passes", "passes_asked", "cut"}) {
+      cells.push_back(cell(row.at(key)));
+    }
+    cells.push_back(inside("read", "from"));
+    for (const char* key : {"bytes_on_disk", "bytes_of_weights", "peak_bytes", "peak_rss_bytes"})
       cells.push_back(cell(row.at(key)));
     for (const char* key : {"name", "value", "f1"}) cells.push_back(inside("quality", key));
     for (const char* key : {"joules", "reason", "idle_watts"}) cells.push_back(inside("energy", key));

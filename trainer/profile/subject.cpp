@@ -1,7 +1,5 @@
 #include "trainer/profile/subject.h"
 
-#include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
@@ -10,10 +8,10 @@
 
 #include "modules/errors.h"
 #include "modules/models/network/generator.h"
-#include "modules/models/network/token_loss.h"
 #include "trainer/build/model_sharing.h"
 #include "trainer/build/recipe_pair.h"
 #include "trainer/check/dry_run.h"
+#include "trainer/objective/forward_pass.h"
 #include "trainer/profile/placement.h"
 #include "trainer/session/update.h"
 
@@ -21,7 +19,6 @@ namespace limbeck::profile {
 namespace {
 
 constexpr int64_t kScheduleSteps = 1'000'000;  // of which none comes to its end
-constexpr double kHiddenShare = 0.15;
 
 // What check says of the recipe is why it cannot be trained.
 void require_trainable(const recipe::Settings& placed, const Registries& registries) {
@@ -51,22 +48,6 @@ void finish_device(c10::Device device) {
   c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.has_index() ? device.index() : 0);
 }
 
-data::Batch random_batch(const models::Architecture& student, const ProfileOptions& options) {
-  const auto generator = at::make_generator<at::CPUGeneratorImpl>(options.seed);
-  data::Batch batch;
-  data::TokenStream& stream = batch.student;
-  stream.ids = at::empty({options.batch, options.length}, at::kLong).random_(0, student.vocabulary, generator);
-  stream.labels = stream.ids.clone();
-  stream.attention_mask = at::ones_like(stream.ids);
-  stream.masked = student.masked_language_model();
-  if (stream.masked) {
-    const at::Tensor shown = at::empty(stream.ids.sizes(), at::kFloat).uniform_(0, 1, generator).ge(kHiddenShare);
-    stream.labels.masked_fill_(shown, models::kIgnoredLabel);
-  }
-  if (student.labels > 0) batch.classes = at::empty({options.batch}, at::kLong).random_(0, student.labels, generator);
-  return batch;
-}
-
 struct Subject::State {
   State(const recipe::Settings& placed, const Registries& registries_of_all, const ProfileOptions& asked, Work of)
       : settings(of == Work::kTraining ? placed : placed.with("teacher.kind", "none")),
@@ -75,11 +56,15 @@ struct Subject::State {
         work(of) {
     if (work == Work::kTraining) require_trainable(settings, registries);
     pair = build::build_pair(settings, objective::Materialize::kWeights);
-    batch = data::place(random_batch(pair->student.model->architecture(), options), pair->device());
+    rows = profiled_rows(settings, *pair, options, work);
+    tokens = objective::valid_tokens(rows.batch.student).sum().item<int64_t>();
+    batch = data::place(rows.batch, pair->device());
     require_one_device(*pair->student.model, batch);
     if (work == Work::kTraining) {
       ranks = parallel::make_solo();
-      objective = objective_of(settings, registries, pair, {});
+      std::vector<agreement::DataInUse> sets;
+      if (rows.source) sets.push_back({rows.source->manifest(), rows.origin});
+      objective = objective_of(settings, registries, pair, sets);
       pair->student.model->set_checkpointing(settings.enabled("train.checkpoint_activations"));
       optimizer = build::make_optimizer(settings, *objective, *ranks, 1, kScheduleSteps);
     } else {
@@ -89,11 +74,7 @@ struct Subject::State {
 
   void forward() const {
     const c10::InferenceMode inference;
-    models::ModelInput input;
-    input.ids = batch.student.ids;
-    input.attention_mask = batch.student.attention_mask;
-    input.runs = batch.student.runs;
-    const at::Tensor last = pair->student.model->encode(input).last;
+    const at::Tensor last = pair->student.model->encode(objective::model_input(batch.student, nullptr)).last;
     if (pair->student.model->has_head()) pair->student.model->head(last);
   }
 
@@ -117,6 +98,8 @@ struct Subject::State {
   const ProfileOptions& options;
   const Work work;
   std::shared_ptr<objective::ModelPair> pair;
+  ProfiledRows rows;
+  int64_t tokens = 0;  // of them, without padding
   data::Batch batch;
   std::unique_ptr<parallel::Communicator> ranks;
   std::unique_ptr<objective::Distillation> objective;
@@ -130,11 +113,11 @@ Subject::~Subject() = default;
 
 const models::BuiltModel& Subject::student() const { return state_->pair->student; }
 c10::Device Subject::device() const { return state_->pair->device(); }
-int64_t Subject::rows_of_a_pass() const { return state_->options.batch; }
+const ProfiledRows& Subject::rows() const { return state_->rows; }
+int64_t Subject::rows_of_a_pass() const { return state_->batch.student.ids.size(0); }
 
 int64_t Subject::tokens_of_a_pass() const {
-  const ProfileOptions& options = state_->options;
-  return options.batch * (state_->work == Work::kGeneration ? options.new_tokens : options.length);
+  return state_->work == Work::kGeneration ? rows_of_a_pass() * state_->options.new_tokens : state_->tokens;
 }
 
 void Subject::pass() {

@@ -5,15 +5,12 @@
 #include <vector>
 
 #include "trainer/agreement/pair_agreement.h"
-#include "trainer/data/batch.h"
 #include "trainer/objective/distillation.h"
 #include "trainer/profile/profile_options.h"
+#include "trainer/profile/profiled_rows.h"
 #include "trainer/registry.h"
 
 namespace limbeck::profile {
-
-// Every token real, ids (and classes) by `seed` alone.
-data::Batch random_batch(const models::Architecture& student, const ProfileOptions& options);
 
 class Subject {
  public:
@@ -27,8 +24,9 @@ class Subject {
   void pass();
   const models::BuiltModel& student() const;
   c10::Device device() const;
+  const ProfiledRows& rows() const;
   int64_t rows_of_a_pass() const;
-  int64_t tokens_of_a_pass() const;  // read; of generation, made
+  int64_t tokens_of_a_pass() const;  // read, without padding; of generation, made
 
  private:
   struct State;

@@ -46,7 +46,7 @@ at::Tensor wide(const at::Tensor& x, const models::BuiltModel& built) {
 
 // float64 log-probabilities [positions, V] of what comes next.
 at::Tensor log_probabilities(const models::BuiltModel& built, const at::Tensor& hidden) {
-  return at::log_softmax(wide_logits(built, hidden), -1);
+  return at::log_softmax(wide(logits_at(built, hidden), built), -1);
 }
 
 // KL a target of rows drawn again.
@@ -65,10 +65,10 @@ std::pair<double, double> drawn_again(const std::vector<RowDivergence>& rows) {
 
 }  // namespace
 
-at::Tensor wide_logits(const models::BuiltModel& built, const at::Tensor& hidden) {
+at::Tensor logits_at(const models::BuiltModel& built, const at::Tensor& hidden) {
   const int64_t count = hidden.size(0), missing = std::max<int64_t>(0, kLeastRows - count);
   const at::Tensor rows = missing > 0 ? at::constant_pad_nd(hidden, {0, 0, 0, missing}) : hidden;
-  return wide(built.model->head(rows.unsqueeze(0)).squeeze(0).narrow(0, 0, count), built);
+  return built.model->head(rows.unsqueeze(0)).squeeze(0).narrow(0, 0, count);
 }
 
 Distance distance_of(const models::BuiltModel& model) {

@@ -18,8 +18,8 @@ const char* heading(Distance distance);
 // The states of each sequence that are no padding, their mean, at length 1: [B, D].
 at::Tensor pooled_directions(const models::BuiltModel& model, const data::TokenStream& stream);
 
-// The logits [positions, V] of states [positions, D], float64.
-at::Tensor wide_logits(const models::BuiltModel& built, const at::Tensor& hidden);
+// The logits [positions, V] of states [positions, D], in the head's dtype.
+at::Tensor logits_at(const models::BuiltModel& built, const at::Tensor& hidden);
 
 // Sums over the targets of a row, in nats. Of pooled states: each sequence is a target, `kl` is 1 - cosine, and there
 // are no losses.

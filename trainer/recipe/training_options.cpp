@@ -56,6 +56,12 @@ void declare_training_options(OptionTable& table) {
              .fallback = "0",
              .help = "Batches of one evaluation; 0: all of data.validation.",
              .range = {0, 1 << 30}});
+  table.add({.name = "eval.skip",
+             .kind = OptionKind::kInteger,
+             .fallback = "0",
+             .help = "Batches of data.validation before those of an evaluation: rows that have decided something, such "
+                     "as which modules limbeck sweep converts, measure nothing afterwards.",
+             .range = {0, 1 << 30}});
   table.add({.name = "eval.best",
              .kind = OptionKind::kChoice,
              .fallback = "auto",

@@ -117,7 +117,8 @@ evaluate::Evaluation Session::evaluate(const std::function<void(int64_t, int64_t
   progress.total_steps = s.total_steps;
   evaluate::Evaluation found;
   s.with_average([&] {
-    found = evaluate::evaluate(*s.objective, *s.validation, s.options.evaluation_batches, progress, s.ranks, tick);
+    found = evaluate::evaluate(*s.objective, *s.validation, s.options.evaluated.of(s.validation->batches_per_epoch()),
+                               progress, s.ranks, tick);
   });
   return found;
 }

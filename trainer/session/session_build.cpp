@@ -61,6 +61,7 @@ void Session::State::open_data(const recipe::Settings& settings) {
   train = std::make_unique<data::DataSource>(agreement::fitted(data::training_data(settings), *pair.models));
   if (settings.given("data.validation")) {
     validation = std::make_unique<data::DataSource>(agreement::fitted(data::validation_data(settings), *pair.models));
+    data::evaluated_batches(settings).of(validation->batches_per_epoch());  // refused now, not after the first epoch
   }
   for (const auto& source : {&train, &validation}) {
     if (!*source) continue;

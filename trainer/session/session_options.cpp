@@ -10,7 +10,7 @@ SessionOptions read_session_options(const recipe::Settings& settings) {
   SessionOptions options{.sequences = settings.integer("data.batch_size"),
                          .tokens_per_sequence = settings.integer("data.sequence_length"),
                          .prefetch = static_cast<int>(settings.integer("data.prefetch")),
-                         .evaluation_batches = settings.integer("eval.batches"),
+                         .evaluated = data::evaluated_batches(settings),
                          .recomputes_activations = settings.enabled("train.checkpoint_activations"),
                          .records_graphs = settings.text("train.cuda_graphs") == "on",
                          .parallel = parallel::read_parallel_options(settings)};

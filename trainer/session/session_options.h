@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "trainer/data/data_request.h"
 #include "trainer/parallel/parallel_options.h"
 #include "trainer/recipe/settings.h"
 
@@ -10,7 +11,7 @@ namespace limbeck::session {
 struct SessionOptions {
   int64_t sequences = 0, tokens_per_sequence = 0;  // of a micro-batch
   int prefetch = 0;                                // batches that are made ahead
-  int64_t evaluation_batches = 0;                  // 0: all
+  data::EvaluatedBatches evaluated;
   bool recomputes_activations = false;
   bool records_graphs = false;
   bool same_on_any_ranks = false;  // the number of ranks does not show in the sums

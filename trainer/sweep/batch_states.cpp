@@ -22,10 +22,20 @@ at::Tensor from_stage(const models::BuiltModel& model, size_t stage, at::Tensor 
 }
 
 BatchStates::BatchStates(const models::BuiltModel& model, SweepBatches batches, int64_t bytes)
-    : model_(model), batches_(std::move(batches)), bytes_left_(bytes), kept_(static_cast<size_t>(batches_.count)) {}
+    : model_(model),
+      batches_(std::move(batches)),
+      bytes_left_(bytes - bytes / 2),
+      others_left_(bytes / 2),
+      kept_(static_cast<size_t>(batches_.count)) {}
 
 data::Batch BatchStates::batch(int64_t index) const {
   return data::place(batches_.batch(index), model_.policy->device());
+}
+
+bool BatchStates::take(int64_t bytes) {
+  if (bytes > others_left_) return false;
+  others_left_ -= bytes;
+  return true;
 }
 
 // What takes the place of what was kept there costs nothing more.

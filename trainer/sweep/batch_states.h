@@ -34,6 +34,9 @@ class BatchStates {
   at::Tensor entering(size_t stage, int64_t index, const models::ModelInput& input);
   // What its head gets.
   at::Tensor last(int64_t index, const models::ModelInput& input);
+  // Whether so many bytes of the budget are free for what is kept beside states, which half of it is for at most: they
+  // are taken then.
+  bool take(int64_t bytes);
 
  private:
   struct Kept {
@@ -44,7 +47,7 @@ class BatchStates {
 
   const models::BuiltModel& model_;
   SweepBatches batches_;
-  int64_t bytes_left_;
+  int64_t bytes_left_, others_left_;
   std::vector<Kept> kept_;
 };
 

@@ -11,7 +11,6 @@
 #include <exception>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <set>
 
 #include "modules/models/network/experts.h"
@@ -22,7 +21,9 @@ namespace limbeck::sweep {
 
 namespace {
 
-constexpr int kTimings = 5;
+// Of the time of a module: the shortest of so many runs, or of fewer where they are long and vary less.
+constexpr int kTimings = 5, kLeastTimings = 2;
+constexpr double kEnoughSeconds = 0.05;
 
 double seconds_since(std::chrono::steady_clock::time_point begin) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
@@ -83,9 +84,9 @@ double seconds_of(const std::function<void()>& run) {
 
 }  // namespace
 
-BatchOutcome whole_outcome(const SweepFile& file, const std::string& key, int64_t batches) {
+BatchOutcome whole_outcome(const SweepFile& file, const std::string& key, data::BatchSpan batches) {
   BatchOutcome all;
-  for (int64_t batch = 0; batch < batches; ++batch) {
+  for (int64_t batch = batches.first; batch < batches.end(); ++batch) {
     const BatchOutcome* one = file.find(key, batch);
     if (one == nullptr) throw std::logic_error(key + " is not measured on all batches");
     if (one->status != Status::kMeasured) return *one;
@@ -101,35 +102,51 @@ struct CandidateMeter::Work {
   bool is_ended() const { return ended.status != Status::kMeasured; }
 };
 
-CandidateMeter::CandidateMeter(const models::BuiltModel& floats, BatchStates& states, SweepFile& file)
-    : floats_(floats), states_(states), file_(file), full_seconds_(static_cast<size_t>(states.count()), -1.0) {}
+CandidateMeter::CandidateMeter(const models::BuiltModel& floats, BatchStates& states, SweepFile& file,
+                               data::BatchSpan choosing)
+    : floats_(floats),
+      states_(states),
+      file_(file),
+      choosing_(choosing),
+      baselines_(static_cast<size_t>(states.count())),
+      full_(static_cast<size_t>(states.count())) {}
 
-Rows CandidateMeter::measure_floats() {
+std::shared_ptr<BatchBaseline> CandidateMeter::baseline_of(int64_t index, const data::Batch& batch,
+                                                           const models::ModelInput& input) {
+  std::shared_ptr<BatchBaseline>& kept = baselines_.at(static_cast<size_t>(index));
+  if (kept) return kept;
+  auto made = std::make_shared<BatchBaseline>(floats_, batch, states_.last(index, input));
+  if (states_.take(made->bytes())) kept = made;
+  return made;
+}
+
+void CandidateMeter::measure_floats() {
   const at::NoGradGuard no_gradient;
   for (int64_t index = 0; index < states_.count(); ++index) {
     if (file_.find(kFloats, index) != nullptr) continue;
     const data::Batch batch = states_.batch(index);
     const models::ModelInput input = objective::model_input(batch.student, nullptr);
-    const at::Tensor last = states_.last(index, input);
-    file_.add(kFloats, index, outcome_with(BatchBaseline(floats_, batch, last).own(), ""));
+    file_.add(kFloats, index, outcome_with(baseline_of(index, batch, input)->own(), ""));
   }
-  return whole_outcome(file_, kFloats, states_.count()).rows;
 }
 
 void CandidateMeter::time_full_evaluation(int64_t index) {
-  const auto begin = std::chrono::steady_clock::now();
+  const WorkClock clock;
   const data::Batch batch = states_.batch(index);
   const models::ModelInput input = objective::model_input(batch.student, nullptr);
   BatchBaseline(floats_, batch, floats_.model->encode(input).last).own();
-  full_seconds_.at(static_cast<size_t>(index)) = seconds_since(begin);
+  full_.at(static_cast<size_t>(index)) = clock.spent();
 }
 
-CandidateMeter::Seconds CandidateMeter::seconds() const {
-  return {measuring_seconds_, std::accumulate(full_seconds_.begin(), full_seconds_.end(), 0.0)};
+WorkTime CandidateMeter::full_evaluation(data::BatchSpan batches) const {
+  WorkTime sum;
+  for (int64_t index = batches.first; index < batches.end(); ++index)
+    sum += full_.at(static_cast<size_t>(index)).value();
+  return sum;
 }
 
 bool CandidateMeter::is_done(const Candidate& candidate) const {
-  for (int64_t index = 0; index < states_.count(); ++index) {
+  for (int64_t index = choosing_.first; index < choosing_.end(); ++index) {
     const BatchOutcome* found = file_.find(candidate.key(), index);
     if (found == nullptr) return false;
     if (found->status != Status::kMeasured) break;
@@ -147,18 +164,18 @@ void CandidateMeter::measure(const std::vector<Candidate>& candidates, const Lis
         works.push_back({candidate});
         continue;
       }
-      for (int64_t index = 0; listener.batch && index < states_.count(); ++index) listener.batch();
+      for (int64_t index = 0; listener.batch && index < choosing_.count; ++index) listener.batch();
       if (listener.done) listener.done(candidate);
     }
     if (!works.empty()) measure_stage(stage, works, listener);
   }
   for (int64_t index = 0; index < states_.count(); ++index) {
-    if (full_seconds_[static_cast<size_t>(index)] < 0) time_full_evaluation(index);
+    if (!full_[static_cast<size_t>(index)]) time_full_evaluation(index);
   }
 }
 
 void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const Listener& listener) {
-  const auto converting = std::chrono::steady_clock::now();
+  const WorkClock converting;
   for (Work& work : works) {
     try {
       work.converted = std::make_unique<ConvertedModules>(floats_, work.candidate.rules);
@@ -168,12 +185,12 @@ void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const
       work.ended = {Status::kFailed, reason_of(error), {}};
     }
   }
-  measuring_seconds_ += seconds_since(converting);
+  measuring_ += converting.spent();
   const auto stages = static_cast<int64_t>(stages_of(*floats_.model));
-  for (int64_t index = 0; index < states_.count(); ++index) {
-    const auto begin = std::chrono::steady_clock::now();
+  for (int64_t index = choosing_.first; index < choosing_.end(); ++index) {
+    const WorkClock clock;
     measure_batch(stage, index, works, listener);
-    measuring_seconds_ += seconds_since(begin);
+    measuring_ += clock.spent();
     if (index % stages == static_cast<int64_t>(stage)) time_full_evaluation(index);
   }
   for (const Work& work : works) {
@@ -184,16 +201,17 @@ void CandidateMeter::measure_stage(size_t stage, std::vector<Work>& works, const
 void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work>& works, const Listener& listener) {
   const auto wants = [&](const Work& work) {
     const std::string key = work.candidate.key();
-    const bool uncosted = index == 0 && file_.cost(key) == nullptr;
+    const bool uncosted = index == choosing_.first && file_.cost(key) == nullptr;
     return !work.is_ended() && (uncosted || file_.find(key, index) == nullptr);
   };
   // Of an ended one the first batch says so; the others are not asked.
   for (Work& work : works) {
     const BatchOutcome* known = file_.find(work.candidate.key(), index);
     if (known != nullptr && known->status != Status::kMeasured) work.ended = *known;
-    if (work.is_ended() && index == 0 && known == nullptr) file_.add(work.candidate.key(), index, work.ended);
+    if (work.is_ended() && index == choosing_.first && known == nullptr)
+      file_.add(work.candidate.key(), index, work.ended);
   }
-  std::unique_ptr<BatchBaseline> baseline;
+  std::shared_ptr<BatchBaseline> baseline;
   at::Tensor x;
   data::Batch batch;
   models::ModelInput input;
@@ -201,12 +219,11 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
     batch = states_.batch(index);
     input = objective::model_input(batch.student, nullptr);
     x = states_.entering(stage, index, input);
-    const at::Tensor last = states_.last(index, input);
+    baseline = baseline_of(index, batch, input);
     replay_.record();
     const precision::Replaying replaying(replay_);
     const precision::Observing observing(replay_);
     through_stage(floats_, stage, x, input);
-    baseline = std::make_unique<BatchBaseline>(floats_, batch, last);
   }
   for (Work& work : works) {
     const std::string key = work.candidate.key();
@@ -218,7 +235,8 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
       file_.add_cost(key, work.converted ? Cost{work.converted->bytes(), work.converted->bytes_before()} : Cost{});
     if (listener.batch) listener.batch();
   }
-  if (index == 0 && baseline) measure_costs(stage, works, batch, x, input);
+  if (baseline) baseline->forget_probabilities();
+  if (index == choosing_.first && baseline) measure_costs(stage, works, batch, x, input);
 }
 
 // Of the stage as a model runs it: of all tokens, whoever reads them.
@@ -229,7 +247,9 @@ void CandidateMeter::measure_costs(size_t stage, std::vector<Work>& works, const
     const precision::Replaying replaying(replay_);
     const precision::Observing observing(replay_);
     through_stage(floats_, stage, x, input, /*all_tokens=*/true);
-    const BatchBaseline of_the_head(floats_, batch, states_.last(0, input));
+    // Only a candidate of the first stage (a tied one) or the last is a head.
+    const bool has_head = stage == 0 || stage + 1 == stages_of(*floats_.model);
+    if (has_head) BatchBaseline(floats_, batch, states_.last(choosing_.first, input));
   }
   for (Work& work : works) {
     const std::string key = work.candidate.key();
@@ -269,7 +289,8 @@ Cost CandidateMeter::cost_of(Work& work, const at::Tensor& x, const models::Mode
   }
   if (!run) return cost;
   double before = std::numeric_limits<double>::infinity(), now = before;
-  for (int i = 0; i < kTimings; ++i) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < kTimings && (i < kLeastTimings || seconds_since(begin) < kEnoughSeconds); ++i) {
     before = std::min(before, seconds_of(run));
     const ConvertedModules::InPlace in_place(*work.converted);
     now = std::min(now, seconds_of(run));
@@ -278,17 +299,17 @@ Cost CandidateMeter::cost_of(Work& work, const at::Tensor& x, const models::Mode
   return cost;
 }
 
-void CandidateMeter::measure_model(const std::string& key, const models::BuiltModel& model) {
+void CandidateMeter::measure_model(const std::string& key, const models::BuiltModel& model, data::BatchSpan batches) {
   const at::NoGradGuard no_gradient;
-  for (int64_t index = 0; index < states_.count(); ++index) {
+  for (int64_t index = batches.first; index < batches.end(); ++index) {
     const BatchOutcome* known = file_.find(key, index);
     if (known == nullptr) {
       const data::Batch batch = states_.batch(index);
       const models::ModelInput input = objective::model_input(batch.student, nullptr);
-      const BatchBaseline baseline(floats_, batch, states_.last(index, input));
+      const auto baseline = baseline_of(index, batch, input);
       BatchOutcome outcome;
       try {
-        outcome = outcome_with(baseline.measure(model, from_stage(model, 0, {}, input)), "");
+        outcome = outcome_with(baseline->measure(model, from_stage(model, 0, {}, input)), "");
       } catch (const std::exception& error) {
         outcome = {Status::kFailed, reason_of(error), {}};
       }

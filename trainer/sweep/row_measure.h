@@ -30,7 +30,11 @@ struct RowMeasure {
 class BatchBaseline {
  public:
   // `last`: what the model in floats, which must live on, gives of the batch before its head; the batch is where it is.
-  BatchBaseline(const models::BuiltModel& floats, const data::Batch& batch, at::Tensor last);
+  BatchBaseline(const models::BuiltModel& floats, data::Batch batch, at::Tensor last);
+
+  // What it keeps of logits, and what it does not keep for longer than it is asked again and again.
+  int64_t bytes() const;
+  void forget_probabilities() { p_ = at::Tensor(); }
 
   // Of the floats themselves: no distance.
   std::vector<RowMeasure> own() const;
@@ -40,7 +44,7 @@ class BatchBaseline {
                                   ConvertedModules* in_place = nullptr) const;
 
  private:
-  // Of all targets, or of some of a language model: float64 logits.
+  // Of some targets of a language model.
   at::Tensor logits_of(const models::BuiltModel& model, const at::Tensor& last, int64_t begin, int64_t count) const;
   const at::Tensor& kept_probabilities() const;  // made when they are first asked for
   at::Tensor float_logits(int64_t begin, int64_t count, ConvertedModules* in_place) const;
@@ -51,14 +55,16 @@ class BatchBaseline {
 
   const Kind kind_;
   const models::BuiltModel& floats_;
-  const data::Batch& batch_;
+  const data::Batch batch_;
   at::Tensor last_;
   at::Tensor positions_, labels_;  // of a language model: which of the flat states predict, and what
   int64_t at_a_time_ = 1;
-  // Logits (of an encoder directions) of the floats, their log-probabilities and those; undefined where they are too
-  // many.
-  at::Tensor kept_, log_p_;
-  mutable at::Tensor p_;
+  // Of the floats; undefined where they are too many. Logits: of a classifier float64, of a language model as its head
+  // gives them; of an encoder directions.
+  at::Tensor kept_;
+  at::Tensor log_p_;      // of a classifier: log-probabilities
+  at::Tensor log_sums_;   // of a language model: the logarithm of the sum of exp(logits), by target
+  mutable at::Tensor p_;  // probabilities, float64
 };
 
 }  // namespace limbeck::sweep

@@ -14,9 +14,9 @@ void judge(WholeModel& model, const BatchOutcome& outcome, const PairedRows& pai
   model.kl_interval = pairs.kl_interval(outcome.rows);
 }
 
-MeasuredCandidate judged(const Candidate& candidate, const SweepFile& file, int64_t batches, const PairedRows& pairs,
-                         Kind kind) {
-  BatchOutcome outcome = whole_outcome(file, candidate.key(), batches);
+MeasuredCandidate judged(const Candidate& candidate, const SweepFile& file, data::BatchSpan choosing,
+                         const PairedRows& pairs, Kind kind) {
+  BatchOutcome outcome = whole_outcome(file, candidate.key(), choosing);
   MeasuredCandidate one{candidate, outcome.status, outcome.reason, std::move(outcome.rows)};
   if (const Cost* cost = file.cost(candidate.key())) one.cost = *cost;
   if (!one.is_measured()) return one;
@@ -28,10 +28,10 @@ MeasuredCandidate judged(const Candidate& candidate, const SweepFile& file, int6
   return one;
 }
 
-std::vector<MeasuredCandidate> judged(const std::vector<Candidate>& candidates, const SweepFile& file, int64_t batches,
-                                      const PairedRows& pairs, Kind kind) {
+std::vector<MeasuredCandidate> judged(const std::vector<Candidate>& candidates, const SweepFile& file,
+                                      data::BatchSpan choosing, const PairedRows& pairs, Kind kind) {
   std::vector<MeasuredCandidate> all;
-  for (const Candidate& candidate : candidates) all.push_back(judged(candidate, file, batches, pairs, kind));
+  for (const Candidate& candidate : candidates) all.push_back(judged(candidate, file, choosing, pairs, kind));
   return all;
 }
 

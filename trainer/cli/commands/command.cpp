@@ -61,6 +61,14 @@ recipe::OptionTable options_of(const Command& command) {
   return table;
 }
 
+void warn_of_untrained_head(Invocation& call, const recipe::Settings& settings) {
+  if (settings.text("student.init") != "new_head") return;
+  call.console.warning(
+      fmt::format("the head is as it was drawn, untrained (student.init = new_head {}): --student.init=weights takes "
+                  "the folder's",
+                  settings.where("student.init")));
+}
+
 std::string help_of(const Command& command, unsigned width) {
   std::vector<Operand> operands = command.operands;
   if (command.takes_recipe) operands.insert(operands.begin(), {"RECIPE", "An .ini file; README.md shows its form."});

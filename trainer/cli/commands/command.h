@@ -49,6 +49,9 @@ struct Command {
 // The options of `command`, its own, the recipe's and those every command has.
 recipe::OptionTable options_of(const Command& command);
 
+// Of a command that says how good a student is, whose head is as it was drawn.
+void warn_of_untrained_head(Invocation& call, const recipe::Settings& settings);
+
 // The text of `limbeck COMMAND --help`.
 std::string help_of(const Command& command, unsigned width);
 

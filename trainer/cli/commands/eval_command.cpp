@@ -85,12 +85,7 @@ void run_eval(Invocation& call) {
   const Evaluated what = what_is_evaluated(call);
   const recipe::Settings settings = settings_with(call.settings, what.folder);
   const auto pair = build::build_pair(settings, objective::Materialize::kWeights);
-  if (!pair->student.report.drawn.empty()) {
-    call.console.warning(
-        fmt::format("the head is as it was drawn, untrained (student.init = new_head {}): --student.init=weights takes "
-                    "the folder's",
-                    settings.where("student.init")));
-  }
+  warn_of_untrained_head(call, settings);
   const auto options = objective::read_options(settings, call.registries, *pair);
   agreement::PairAgreement agreement(settings, options, *pair);
   const data::DataSource source(agreement::fitted(data::validation_data(settings), *pair));
@@ -105,15 +100,14 @@ void run_eval(Invocation& call) {
   at_end.step = static_cast<int64_t>(settings.number("progress") * kFinestProgress);
   std::unique_ptr<Progress> progress;
   const auto ranks = parallel::make_solo();
-  const auto evaluation = evaluate::evaluate(
-      objective, source, settings.integer("eval.batches"), at_end, *ranks, [&](int64_t done, int64_t all) {
-        if (!progress) {
-          progress =
-              std::make_unique<Progress>(call.console.err(), "eval", "batches", all,
-                                         ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
-        }
-        progress->update(done);
-      });
+  const data::BatchSpan span = data::evaluated_batches(settings).of(source.batches_per_epoch());
+  const auto evaluation = evaluate::evaluate(objective, source, span, at_end, *ranks, [&](int64_t done, int64_t all) {
+    if (!progress) {
+      progress = std::make_unique<Progress>(call.console.err(), "eval", "batches", all,
+                                            ProgressStyle{.width = terminal_width(2), .quiet = call.console.quiet()});
+    }
+    progress->update(done);
+  });
   if (progress) progress->finish();
   call.result = evaluation_json(evaluation, objective);
   call.result["evaluated"] = what.folder.empty() ? settings.text("student.model") : what.folder.string();

@@ -20,6 +20,7 @@ void write_profile(const loop::RunFolder& folder, const profile::Profile& profil
 
 void run_profile_command(Invocation& call) {
   profile::read_profile_options(call.settings);
+  warn_of_untrained_head(call, call.settings);
   std::unique_ptr<loop::RunFolder> folder;
   if (!call.settings.text("run").empty()) folder = std::make_unique<loop::RunFolder>(call.settings, /*owner=*/true);
   const profile::Profile profile =
@@ -32,6 +33,7 @@ void run_profile_command(Invocation& call) {
   if (folder) write_profile(*folder, profile);
   call.console.result(machine_text(profile.report));
   call.console.result(profile_table(profile.report, call.width));
+  if (const std::string passes = passes_lines(profile.report); !passes.empty()) call.console.result(passes);
   const std::string refused = refused_table(profile.report, call.width);
   if (!refused.empty()) call.console.result(refused);
   const std::string modules = module_times_table(profile.report, call.width, kModulesShown);

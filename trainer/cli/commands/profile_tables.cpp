@@ -1,6 +1,7 @@
 #include "trainer/cli/commands/profile_tables.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
@@ -31,6 +32,13 @@ std::string quality_text(const ordered_json& quality) {
   return text;
 }
 
+// How many there are, and of how many, where time was up before.
+std::string passes_text(const ordered_json& row) {
+  const auto passes = row.at("passes").get<int64_t>();
+  return row.at("cut").get<bool>() ? fmt::format("{} of {}", passes, row.at("passes_asked").get<int64_t>())
+                                   : std::to_string(passes);
+}
+
 bool measured(const ordered_json& row) { return row.at("refused").is_null(); }
 
 // Modules of layers under one name.
@@ -49,6 +57,7 @@ std::string profile_table(const ordered_json& report, int width) {
                    {"p50", Align::kRight},
                    {"p95", Align::kRight},
                    {"std", Align::kRight},
+                   {"passes", Align::kRight},
                    {"tokens/s", Align::kRight},
                    {"on disk", Align::kRight},
                    {"peak", Align::kRight},
@@ -60,12 +69,31 @@ std::string profile_table(const ordered_json& report, int width) {
     const auto& latency = row.at("latency_ms");
     table.add_row({said(row.at("precision")), said(row.at("device")), said(row.at("work")),
                    figure(latency.at("mean"), "{:.2f}"), figure(latency.at("p50"), "{:.2f}"),
-                   figure(latency.at("p95"), "{:.2f}"), figure(latency.at("std"), "{:.2f}"),
+                   figure(latency.at("p95"), "{:.2f}"), figure(latency.at("std"), "{:.2f}"), passes_text(row),
                    figure(row.at("tokens_per_second"), "{:.0f}"), bytes_text(row.at("bytes_on_disk")),
                    bytes_text(row.at("peak_bytes")), bytes_text(row.at("peak_rss_bytes")),
                    quality_text(row.at("quality")), figure(row.at("energy").at("joules"), "{:.3g}")});
   }
   return table.render(width);
+}
+
+std::string passes_lines(const ordered_json& report) {
+  std::map<std::string, std::set<std::string>> works;  // by what they read
+  bool cut = false;
+  for (const auto& row : report.at("rows")) {
+    if (!measured(row)) continue;
+    cut = cut || row.at("cut").get<bool>();
+    const auto& read = row.at("read");
+    const std::string why = read.at("reason").is_null() ? "" : fmt::format(" ({})", said(read.at("reason")));
+    works[fmt::format("{} rows of {}, {} tokens without padding{}", read.at("rows").get<int64_t>(),
+                      said(read.at("from")), read.at("tokens").get<int64_t>(), why)]
+        .insert(said(row.at("work")));
+  }
+  std::string text;
+  for (const auto& [rows, names] : works)
+    text += fmt::format("{}a pass of {}: {}", text.empty() ? "" : "\n", fmt::join(names, " and "), rows);
+  if (cut) text += "\npasses N of M: the row was cut when its time was up (profile.most_seconds; 0: it never is)";
+  return text;
 }
 
 std::string refused_table(const ordered_json& report, int width) {

@@ -7,6 +7,8 @@ namespace limbeck::cli {
 
 // `report`: as profile::Profile has it; `width` of the terminal, 0: none.
 std::string profile_table(const nlohmann::ordered_json& report, int width);
+// Which rows a pass reads, and that time was up before all passes were made; "" where nothing was measured.
+std::string passes_lines(const nlohmann::ordered_json& report);
 // "" where nothing was.
 std::string refused_table(const nlohmann::ordered_json& report, int width);
 // The `most` modules that took longest, layers of one kind together, of the first forward that was measured.

@@ -11,6 +11,7 @@
 #include "trainer/cli/commands/model_options.h"
 #include "trainer/cli/console/progress.h"
 #include "trainer/cli/console/text_table.h"
+#include "trainer/data/measured_rows.h"
 #include "trainer/quantize/alone_meter.h"
 #include "trainer/quantize/importance.h"
 #include "trainer/quantize/sweep_scores.h"
@@ -265,7 +266,13 @@ void Calibration::curve(const std::vector<quantize::Budget>& budgets) {
       fmt::format("scored on {} calibration rows, exchanges judged on {} rows behind the held-out ones",
                   calibration_rows_, points.front().found.rows));
   call_.result["curve"] = curve_json(table_, points);
+  call_.result["measured_on"] = measured_on();
   call_.result["too_small"] = too_small;
+}
+
+nlohmann::ordered_json Calibration::measured_on() const {
+  return data::measured_rows(*source_, rows_in_order(call_.settings, model_, /*batch_size=*/1),
+                             {calibration_rows_, held_out_rows_});
 }
 
 void Calibration::measure(const std::filesystem::path& folder) const {
@@ -279,6 +286,7 @@ void Calibration::measure(const std::filesystem::path& folder) const {
   progress->finish();
   const quantize::JointMeasure found = quantize::joint_measure(rows, quantize::distance_of(model_));
   call_.result["measured"] = measure_json(found);
+  call_.result["measured_on"] = measured_on();
   call_.console.result(measure_table(found, call_.width));
 }
 

@@ -51,6 +51,7 @@ class Calibration {
 
  private:
   void share_rows();
+  nlohmann::ordered_json measured_on() const;
   const quantize::Costs& costs_for(const quantize::Budget& budget);
   nlohmann::ordered_json data_identity() const;
   void open_work(const quantize::MixedPrecisionQuantizer& quantizer, const quantize::RoundingRequest& request);

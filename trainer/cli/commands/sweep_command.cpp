@@ -14,7 +14,7 @@
 #include "trainer/cli/commands/quantize_measured.h"
 #include "trainer/cli/commands/sweep_report.h"
 #include "trainer/cli/console/progress.h"
-#include "trainer/data/data_request.h"
+#include "trainer/data/measured_rows.h"
 #include "trainer/loop/run_folder.h"
 #include "trainer/quantize/score_file.h"
 
@@ -97,13 +97,13 @@ class SweepRun {
         settings_(settings_in_floats(call.settings)),
         formats_(sweep::parse_sweep_formats(call.settings.text("formats"), "--formats")),
         folder_(call.settings, /*owner=*/true) {
+    warn_of_untrained_head(call, settings_);
     pair_.student = build::build_student(settings_, /*meta=*/false);
     require_floats(pair_.student);
     pair_.student.model->eval();
     source_ = std::make_unique<data::DataSource>(agreement::fitted(data::validation_data(settings_), pair_));
     for (const std::string& note : source_->notes()) call.console.note(note);
-    const int64_t all = source_->batches_per_epoch(), asked = settings_.integer("eval.batches");
-    batches_ = asked > 0 ? std::min(asked, all) : all;
+    share_batches();
     result_.kind = sweep::kind_of(pair_.student);
     result_.max_drop = settings_.number("max-drop");
     file_ = std::make_unique<sweep::SweepFile>(folder_.path() / kRowsFile, identity());
@@ -111,9 +111,9 @@ class SweepRun {
 
   void run() {
     const models::BuiltModel& floats = pair_.student;
-    sweep::BatchStates states(floats, {[this](int64_t index) { return source_->batch(index); }, batches_},
+    sweep::BatchStates states(floats, {[this](int64_t index) { return source_->batch(index); }, measuring_.end()},
                               settings_.integer("cache-bytes"));
-    sweep::CandidateMeter meter(floats, states, *file_);
+    sweep::CandidateMeter meter(floats, states, *file_, choosing_);
     measure_floats(meter);
     measure_candidates(meter);
     for (const char* format : {"float16", "bfloat16"}) {
@@ -125,13 +125,29 @@ class SweepRun {
   }
 
  private:
+  // First those that decide, then those that measure what was decided. Where eval.skip says nothing of the first, they
+  // are as many as the second, and no more than half of all.
+  void share_batches() {
+    const int64_t all = source_->batches_per_epoch();
+    data::EvaluatedBatches asked = data::evaluated_batches(settings_);
+    if (!settings_.given("eval.skip")) asked.skipped = asked.most > 0 ? std::min(asked.most, all / 2) : all / 2;
+    measuring_ = asked.of(all);
+    choosing_ = measuring_.first > 0 ? data::BatchSpan{0, measuring_.first} : measuring_;
+    result_.measured_on = data::measured_rows(*source_, data::validation_data(settings_), measuring_);
+    result_.choosing.are_others = measuring_.first > 0;
+    if (!result_.choosing.are_others) {
+      call_.console.warning(
+          fmt::format("the rows that choose the modules measure the combined model too ({}), and flatter it",
+                      all == 1 ? "data.validation is one batch: set a smaller data.batch_size" : "eval.skip = 0"));
+    }
+  }
+
   nlohmann::ordered_json identity() const {
     const data::DataRequest asked = data::validation_data(settings_);
     return {{"limbeck_sweep", 1},
             {"model", quantize::digest_of(pair_.student)},
             {"kind", sweep::kind_name(result_.kind)},
             {"data", source_->manifest().digest},
-            {"batches", batches_},
             {"batch_size", asked.batch_size},
             {"sequence_length", asked.sequence_length},
             {"packing", settings_.text("data.packing")},
@@ -145,47 +161,75 @@ class SweepRun {
     return built;
   }
 
+  sweep::Rows rows_of_floats(data::BatchSpan batches) const {
+    return sweep::whole_outcome(*file_, sweep::CandidateMeter::kFloats, batches).rows;
+  }
+
+  static int64_t targets_of(const sweep::Rows& rows) {
+    int64_t targets = 0;
+    for (const sweep::RowMeasure& row : rows) targets += row.targets;
+    return targets;
+  }
+
   void measure_floats(sweep::CandidateMeter& meter) {
-    const sweep::Rows rows = meter.measure_floats();
-    for (const sweep::RowMeasure& row : rows) result_.targets += row.targets;
+    meter.measure_floats();
+    const sweep::Rows rows = rows_of_floats(measuring_), deciding = rows_of_floats(choosing_);
     result_.rows = static_cast<int64_t>(rows.size());
-    if (result_.targets == 0) {
-      throw InputDataError(
-          fmt::format("data.validation {}: its rows hold no target", settings_.where("data.validation")));
+    result_.targets = targets_of(rows);
+    result_.choosing.rows = static_cast<int64_t>(deciding.size());
+    result_.choosing.targets = targets_of(deciding);
+    if (result_.targets == 0 || result_.choosing.targets == 0) {
+      throw InputDataError(fmt::format(
+          "data.validation {}: its {} that {} hold no target", settings_.where("data.validation"),
+          result_.targets == 0 ? fmt::format("{} rows", rows.size()) : fmt::format("{} rows", deciding.size()),
+          result_.targets == 0 ? "measure" : "choose (eval.skip)"));
     }
     pairs_.emplace(result_.kind, rows);
+    choosing_pairs_.emplace(result_.kind, deciding);
     result_.test = pairs_->test();
     result_.baseline.quality = sweep::quality_of(result_.kind, rows);
+    result_.choosing.quality = sweep::quality_of(result_.kind, deciding);
     result_.baseline.bytes = precision::total_footprint(*pair_.student.model).bytes;
   }
 
   void measure_candidates(sweep::CandidateMeter& meter) {
     candidates_ = sweep::candidates_of(pair_.student, formats_);
     const auto count = static_cast<int64_t>(candidates_.size());
-    const auto progress = progress_of(call_, "sweep", "batches", count * batches_);
+    const auto progress = progress_of(call_, "sweep", "batches", count * choosing_.count);
     int64_t done = 0, number = 0;
     sweep::CandidateMeter::Listener listener;
     listener.batch = [&] { progress->update(++done); };
     listener.done = [&](const sweep::Candidate& candidate) {
       progress->clear();
-      const auto one = sweep::judged(candidate, *file_, batches_, *pairs_, result_.kind);
+      const auto one = sweep::judged(candidate, *file_, choosing_, *choosing_pairs_, result_.kind);
       call_.console.note(candidate_line(one, result_.kind, ++number, count));
     };
     const int64_t before = file_->lines_before();
     meter.measure(candidates_, listener);
-    result_.seconds = meter.seconds().measuring;
-    result_.baseline.seconds = meter.seconds().full_evaluation;
+    result_.seconds = meter.measuring().seconds;
+    result_.baseline.seconds = meter.full_evaluation(measuring_).seconds;
+    result_.choosing.seconds = meter.full_evaluation(choosing_).seconds;
     progress->finish();
     if (before > 0) call_.console.note(fmt::format("{} batches of candidates were measured before", before));
-    if (before == 0) result_.share_of_full = result_.seconds / (static_cast<double>(count) * result_.baseline.seconds);
-    result_.candidates = sweep::judged(candidates_, *file_, batches_, *pairs_, result_.kind);
+    if (before == 0) {
+      const sweep::WorkTime chosen = meter.full_evaluation(choosing_),
+                            all = meter.full_evaluation({0, measuring_.end()});
+      const auto share = [&](double sweep::WorkTime::*time) {
+        const double of_one = meter.measuring().*time / static_cast<double>(count);
+        return sweep::SweepResult::Share{of_one / (chosen.*time), of_one / (all.*time)};
+      };
+      result_.share = share(&sweep::WorkTime::seconds);
+      if (pair_.student.policy->device().is_cpu()) result_.processor_share = share(&sweep::WorkTime::processor);
+    }
+    result_.candidates = sweep::judged(candidates_, *file_, choosing_, *choosing_pairs_, result_.kind);
     const auto by = settings_.text("saved-by") == "time" ? sweep::SavedBy::kTime : sweep::SavedBy::kBytes;
     sweep::select(result_.candidates, {by, result_.max_drop, static_cast<size_t>(settings_.integer("top"))});
   }
 
   // Built as `limbeck eval` builds it. `name` is its key in the file too.
   sweep::WholeModel measured_model(sweep::CandidateMeter& meter, const std::string& name,
-                                   const std::function<models::BuiltModel()>& build, const std::string& key = "") {
+                                   const std::function<models::BuiltModel()>& build, const std::string& key = "",
+                                   std::optional<sweep::Drop>* also_on_choosing = nullptr) {
     sweep::WholeModel model{name};
     const std::string of_file = "model " + (key.empty() ? name : key);
     models::BuiltModel built;
@@ -199,11 +243,15 @@ class SweepRun {
       return model;
     }
     model.bytes = precision::total_footprint(*built.model).bytes;
-    const bool known = file_->find(of_file, 0) != nullptr;
+    const bool known = file_->find(of_file, measuring_.first) != nullptr;
     const auto begin = std::chrono::steady_clock::now();
-    meter.measure_model(of_file, built);
+    meter.measure_model(of_file, built, measuring_);
     if (!known) model.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-    sweep::judge(model, sweep::whole_outcome(*file_, of_file, batches_), *pairs_, result_.kind);
+    sweep::judge(model, sweep::whole_outcome(*file_, of_file, measuring_), *pairs_, result_.kind);
+    if (also_on_choosing == nullptr) return model;
+    meter.measure_model(of_file, built, choosing_);
+    const sweep::BatchOutcome outcome = sweep::whole_outcome(*file_, of_file, choosing_);
+    if (outcome.status == sweep::Status::kMeasured) *also_on_choosing = choosing_pairs_->drop(outcome.rows);
     return model;
   }
 
@@ -215,13 +263,18 @@ class SweepRun {
     sweep::Combined& combined = result_.combined.emplace();
     combined.rules = rules;
     combined.model = measured_model(
-        meter, "combined", [&] { return built_with(with_rules); }, fmt::format("{}", fmt::join(rules, "; ")));
+        meter, "combined", [&] { return built_with(with_rules); }, fmt::format("{}", fmt::join(rules, "; ")),
+        &combined.on_choosing_rows);
     std::vector<const sweep::Rows*> selected;
     for (const sweep::MeasuredCandidate& one : result_.candidates) {
       if (one.selected) selected.push_back(&one.rows);
     }
-    combined.predicted = pairs_->sum_of_drops(selected);
-    recipe::Settings recipe = call_.settings.with("student.dtype", "float32").with("run", "");
+    combined.predicted = choosing_pairs_->sum_of_drops(selected);
+    // What evaluates it does so on the rows that decided nothing.
+    recipe::Settings recipe = call_.settings.with("student.dtype", "float32")
+                                  .with("run", "")
+                                  .with("eval.skip", std::to_string(measuring_.first))
+                                  .with("eval.batches", std::to_string(measuring_.count));
     for (const std::string& rule : rules) recipe = recipe.with("precision.rule", rule);
     folder_.write_text(kRecipeFile, recipe.to_ini(/*with_origins=*/false));
     folder_.write_text(kRulesFile, rules_ini(rules));
@@ -234,6 +287,12 @@ class SweepRun {
     call_.console.result(models_table(result_, call_.width));
     call_.console.result(combined_lines(result_));
     call_.console.result(time_line(result_));
+    if (result_.choosing.are_others) {
+      call_.console.result(
+          fmt::format("the same rows: --eval.skip={} --eval.batches={} in eval and profile, --calibration-rows={} "
+                      "--held-out-rows={} in quantize",
+                      measuring_.first, measuring_.count, result_.choosing.rows, result_.rows));
+    }
     if (result_.combined) {
       call_.console.result(fmt::format("rules: {}; as a whole recipe: {}", (folder_.path() / kRulesFile).string(),
                                        (folder_.path() / kRecipeFile).string()));
@@ -246,10 +305,10 @@ class SweepRun {
   loop::RunFolder folder_;
   objective::ModelPair pair_;
   std::unique_ptr<data::DataSource> source_;
-  int64_t batches_ = 0;
+  data::BatchSpan choosing_, measuring_;
   std::unique_ptr<sweep::SweepFile> file_;
   std::vector<sweep::Candidate> candidates_;
-  std::optional<sweep::PairedRows> pairs_;
+  std::optional<sweep::PairedRows> pairs_, choosing_pairs_;
   sweep::SweepResult result_;
 };
 

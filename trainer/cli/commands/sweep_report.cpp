@@ -44,6 +44,12 @@ std::string marks_of(const sweep::MeasuredCandidate& one) {
 
 ordered_json or_null(const std::optional<double>& value) { return value ? ordered_json(*value) : ordered_json(); }
 
+using Share = sweep::SweepResult::Share;
+
+ordered_json of_evaluations(const std::optional<Share>& share, double Share::*of) {
+  return share ? ordered_json((*share).*of) : ordered_json();
+}
+
 // An accuracy is a share, as every other JSON has it; drops are in points.
 double quality_json(Kind kind, double quality) { return kind == Kind::kClassifier ? quality / 100 : quality; }
 
@@ -162,6 +168,9 @@ std::string combined_lines(const sweep::SweepResult& result) {
     return fmt::format("{}; {}: {}", head, sweep::status_name(model.status), model.reason);
   std::string lines = fmt::format("{}, measured {}, {} p = {:.3g}", head, drop_with_interval(result.kind, model.drop),
                                   result.test, model.drop.p);
+  if (result.choosing.are_others && result.combined->on_choosing_rows)
+    lines += fmt::format("\non the {} rows that chose it: {}", result.choosing.rows,
+                         drop_with_interval(result.kind, *result.combined->on_choosing_rows));
   if (result.is_safe(model.drop))
     return lines + fmt::format("\nsafe: {} rows exclude a drop of more than {}", result.rows,
                                drop_text(result.kind, result.max_drop));
@@ -172,12 +181,21 @@ std::string combined_lines(const sweep::SweepResult& result) {
 
 std::string time_line(const sweep::SweepResult& result) {
   const auto count = result.candidates.size();
-  if (!result.share_of_full) {
+  if (!result.share) {
     return fmt::format("{} candidates, some of them measured before: {} now; a full evaluation takes {:.2f} s", count,
-                       clock_text(result.seconds), result.baseline.seconds);
+                       clock_text(result.seconds), result.choosing.seconds);
   }
-  return fmt::format("{} candidates in {:.2f} s: {:.3f} of what {} full evaluations of {:.2f} s take", count,
-                     result.seconds, *result.share_of_full, count, result.baseline.seconds);
+  const auto text = [&](double sweep::SweepResult::Share::*of) {
+    const std::string share = fmt::format("{:.3f}", (*result.share).*of);
+    if (!result.processor_share) return share;
+    return fmt::format("{} ({:.3f} in the time of threads)", share, (*result.processor_share).*of);
+  };
+  std::string line = fmt::format("{} candidates in {:.2f} s: {} of what {} full evaluations of {:.2f} s take", count,
+                                 result.seconds, text(&Share::of_chosen), count, result.choosing.seconds);
+  if (result.choosing.are_others)
+    line += fmt::format(" on the same {} rows, {} of as many on all {} rows", result.choosing.rows,
+                        text(&Share::of_all), result.choosing.rows + result.rows);
+  return line;
 }
 
 ordered_json sweep_json(const sweep::SweepResult& result) {
@@ -185,6 +203,13 @@ ordered_json sweep_json(const sweep::SweepResult& result) {
                        {"quality", sweep::quality_name(result.kind)},
                        {"rows", result.rows},
                        {"targets", result.targets},
+                       {"measured_on", result.measured_on},
+                       {"choosing",
+                        {{"rows", result.choosing.rows},
+                         {"targets", result.choosing.targets},
+                         {"others", result.choosing.are_others},
+                         {"quality", quality_json(result.kind, result.choosing.quality)},
+                         {"seconds", result.choosing.seconds}}},
                        {"max_drop", result.max_drop},
                        {"baseline",
                         {{"quality", quality_json(result.kind, result.baseline.quality)},
@@ -210,11 +235,17 @@ ordered_json sweep_json(const sweep::SweepResult& result) {
     combined["predicted_drop"] = result.combined->predicted.value;
     combined["predicted_low"] = result.combined->predicted.low;
     combined["predicted_high"] = result.combined->predicted.high;
+    combined["on_choosing_rows"] = ordered_json();
+    if (const auto& drop = result.combined->on_choosing_rows)
+      combined["on_choosing_rows"] = {{"drop", drop->value}, {"low", drop->low}, {"high", drop->high}};
     combined["rules"] = result.combined->rules;
   }
   json["seconds"] = {{"sweep", result.seconds},
                      {"full_evaluation", result.baseline.seconds},
-                     {"share_of_full_evaluations", or_null(result.share_of_full)}};
+                     {"share_of_full_evaluations", of_evaluations(result.share, &Share::of_chosen)},
+                     {"share_of_full_evaluations_of_all_rows", of_evaluations(result.share, &Share::of_all)},
+                     {"share_of_thread_time", of_evaluations(result.processor_share, &Share::of_chosen)},
+                     {"share_of_thread_time_of_all_rows", of_evaluations(result.processor_share, &Share::of_all)}};
   return json;
 }
 
