@@ -117,7 +117,7 @@ def measure(ggml: Ggml, kind: int, count: int, rows: int, width: int, rounds: in
             contenders[name + (" repacked" if repacks else "")] = made
     for form, scales in forms:
         parts = ops.quantize_weight(weight, form, scales)
-        work = lambda parts=parts, form=form: ops.quantized_linear(x, parts, form, rows, width)  # noqa: E731
+        work = lambda parts=parts, form=form: ops.quantized_linear.default(x, parts, form, rows, width)  # noqa: E731
         contenders[f"{form} {str(scales)[6:]}"] = (work, work())
         # Of copies: ours must not be left in the caches by it.
         reads[f"{form} {str(scales)[6:]}"] = lambda copies=[part.clone() for part in parts]: read(copies)
