@@ -90,8 +90,9 @@ def tensors_of(path):
     if not path.is_file():
         raise WeightsFault(f"{path}: no such file, and the index names it: {ADVICE}")
     loaded = loaded_from(path)
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    for key in ("state_dict", "model_state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
     if not isinstance(loaded, dict):
         raise WeightsFault(f"{path}: holds {type(loaded).__name__}, wanted a dictionary of tensors: {ADVICE}")
     strangers = [one_line(repr(name), 40) for name, value in loaded.items() if not is_weight(name, value)]

@@ -21,15 +21,19 @@ inline Tensors matrices(at::IntArrayRef leading, int64_t n, at::ScalarType dtype
   return all;
 }
 
-// The diagonal of the inverse of the whole matrix, by a dense inverse of its complex elements.
+// T - z of a, b, c, z: all its complex elements.
+inline at::Tensor dense_system(const Tensors& in) {
+  const at::Tensor b = in[1].to(at::kDouble), c = in[2].to(at::kDouble);
+  at::Tensor matrix = at::diag_embed(in[0].to(at::kDouble));
+  // Of one position the others are empty, with gradients of no elements.
+  matrix = in[0].size(-1) > 1 ? matrix + at::diag_embed(b, 1) + at::diag_embed(c, -1) : matrix + (b.sum() + c.sum());
+  const at::Tensor z = at::view_as_complex(in[3].to(at::kDouble).contiguous()).unsqueeze(-1).unsqueeze(-1);
+  return matrix - at::eye(in[0].size(-1), at::kComplexDouble) * z;
+}
+
+// The diagonal of the inverse of the whole matrix, by a dense inverse.
 inline at::Tensor dense_reference(const Tensors& in) {
-  const at::Tensor a = in[0].to(at::kDouble), z = at::view_as_complex(in[3].to(at::kDouble).contiguous());
-  at::Tensor matrix = at::diag_embed(a);
-  if (a.size(-1) > 1) {
-    matrix = matrix + at::diag_embed(in[1].to(at::kDouble), 1) + at::diag_embed(in[2].to(at::kDouble), -1);
-  }
-  const at::Tensor unit = at::eye(a.size(-1), at::kComplexDouble);
-  return at::view_as_real(at::linalg_inv(matrix - unit * z.unsqueeze(-1).unsqueeze(-1)).diagonal(0, -2, -1));
+  return at::view_as_real(at::linalg_inv(dense_system(in)).diagonal(0, -2, -1));
 }
 
 // Each position by the inverse of the matrix that ends with it.

@@ -37,18 +37,77 @@ at::Tensor long_recurrence(const Tensors& in) {
   return out;
 }
 
+Tensors widened(Tensors in) {
+  for (at::Tensor& one : in) one = one.to(at::kDouble);
+  return in;
+}
+
+// Off-diagonals that differ, in size and sign, or all of 1 (where the original's mistake in them does not show).
+Tensors one_matrix(int64_t n, bool uniform, uint64_t seed) {
+  Tensors in = matrices({}, n, at::kFloat, seed);
+  if (uniform) in[1] = in[2] = at::ones({n - 1}, at::kFloat);
+  return in;
+}
+
 // 1e-5 is what float32 results leave: half a unit in the last place of numbers of ten.
 TEST(Resolvent, EqualsTheDenseInverse) {
   for (const int64_t n : {1, 2, 3, 64, 970}) {
-    const Tensors single = matrices({}, n, at::kFloat, 10 + n);
-    Tensors wide;
-    for (const at::Tensor& one : single) wide.push_back(one.to(at::kDouble));
-    const at::Tensor wanted = dense_reference(wide);
-    EXPECT_LT(worst(whole_of(single), wanted), 1e-5) << n;
-    EXPECT_LT(worst(whole_of(wide), wanted), 1e-10) << n;
+    for (const bool uniform : {false, true}) {
+      const Tensors single = one_matrix(n, uniform, 10 + n);
+      const at::Tensor wanted = dense_reference(single);
+      EXPECT_LT(worst(whole_of(single), wanted), 1e-5) << n;
+      EXPECT_LT(worst(whole_of(widened(single)), wanted), 1e-10) << n;
+    }
   }
   const Tensors batch = matrices({2, 3}, 17, at::kDouble, 3);
   EXPECT_LT(worst(whole_of(batch), dense_reference(batch)), 1e-12);
+}
+
+// Both diagonals of a long matrix from dense inverses of its blocks, exactly: what stands left or right of a block
+// enters it at its end alone, as b c times a corner of the inverse of all that stands there.
+class BlockInverses {
+ public:
+  static constexpr int64_t kBlock = 64;
+  explicit BlockInverses(const Tensors& in) : in_(widened(in)), blocks_(in[0].numel() / kBlock) {
+    const at::Tensor nothing = at::zeros({}, at::kComplexDouble);
+    Tensors left{nothing}, right(blocks_ + 1, nothing), diagonals;  // of what ends before a block, or begins with it
+    for (int64_t k = 0; k < blocks_; ++k) left.push_back(inverse(k, left[k], nothing)[kBlock - 1][kBlock - 1]);
+    for (int64_t k = blocks_ - 1; k > 0; --k) right[k] = inverse(k, nothing, right[k + 1])[0][0];
+    for (int64_t k = 0; k < blocks_; ++k) diagonals.push_back(inverse(k, left[k], right[k + 1]).diagonal());
+    whole = at::view_as_real(at::cat(diagonals));
+    left.erase(left.begin());
+    leading = at::view_as_real(at::stack(left));
+  }
+  at::Tensor whole, leading;  // [n, 2]; [n / kBlock, 2], of the leading matrices that end with a block
+
+ private:
+  at::Tensor inverse(int64_t block, const at::Tensor& before, const at::Tensor& after) const {
+    const int64_t begin = block * kBlock, end = begin + kBlock;
+    const auto beside = [&](const at::Tensor& t) { return t.narrow(0, begin, kBlock - 1); };
+    const at::Tensor dense = dense_system({in_[0].narrow(0, begin, kBlock), beside(in_[1]), beside(in_[2]), in_[3]});
+    if (block > 0) dense[0][0] -= in_[1][begin - 1] * in_[2][begin - 1] * before;
+    if (block + 1 < blocks_) dense[kBlock - 1][kBlock - 1] -= in_[1][end - 1] * in_[2][end - 1] * after;
+    return at::linalg_inv(dense);
+  }
+  const Tensors in_;
+  const int64_t blocks_;
+};
+
+TEST(Resolvent, EqualsBlocksOfALongDenseInverse) {
+  // The reference itself, where one dense inverse is quick.
+  const Tensors quick = one_matrix(512, false, 16);
+  EXPECT_LT(worst(BlockInverses(quick).whole, dense_reference(quick)), 1e-12);
+  for (const bool uniform : {false, true}) {
+    const Tensors single = one_matrix(8192, uniform, 17);
+    const BlockInverses wanted(single);
+    const auto ends = [](const at::Tensor& g) {
+      return g.slice(0, BlockInverses::kBlock - 1, std::nullopt, BlockInverses::kBlock);
+    };
+    EXPECT_LT(worst(whole_of(single), wanted.whole), 1e-5) << uniform;
+    EXPECT_LT(worst(whole_of(widened(single)), wanted.whole), 1e-10) << uniform;
+    EXPECT_LT(worst(ends(causal_of(single)), wanted.leading), 1e-5) << uniform;
+    EXPECT_LT(worst(ends(causal_of(widened(single))), wanted.leading), 1e-10) << uniform;
+  }
 }
 
 // Some columns of the dense inverse, which is a third of its work; the original gave zeros from n = 970 on.
@@ -56,16 +115,13 @@ TEST(Resolvent, EqualsColumnsOfALongDenseInverse) {
   constexpr int64_t n = 2048;
   const Tensors in = matrices({}, n, at::kDouble, 15);
   const at::Tensor chosen = at::tensor({0, 1, 2, 500, 969, 970, 971, 1023, 1024, 1500, 2046, 2047}, at::kLong);
-  const at::Tensor unit = at::eye(n, at::kComplexDouble), z = at::view_as_complex(in[3]);
-  const at::Tensor matrix = at::diag_embed(in[0]) + at::diag_embed(in[1], 1) + at::diag_embed(in[2], -1) - unit * z;
-  const at::Tensor columns = at::linalg_solve(matrix, unit.index_select(1, chosen));
+  const at::Tensor columns =
+      at::linalg_solve(dense_system(in), at::eye(n, at::kComplexDouble).index_select(1, chosen));
   const at::Tensor wanted = at::view_as_real(columns.gather(0, chosen.unsqueeze(0)).squeeze(0));
   EXPECT_LT(worst(whole_of(in).index_select(0, chosen), wanted), 1e-10);
   Tensors single;
   for (const at::Tensor& one : in) single.push_back(one.to(at::kFloat));
-  EXPECT_LT(worst(whole_of(single), whole_of({single[0].to(at::kDouble), single[1].to(at::kDouble),
-                                              single[2].to(at::kDouble), single[3].to(at::kDouble)})),
-            1e-5);
+  EXPECT_LT(worst(whole_of(single), whole_of(widened(single))), 1e-5);
   EXPECT_TRUE(whole_of(single).abs().sum(-1).gt(0.01).all().item<bool>());
 }
 
@@ -75,8 +131,10 @@ TEST(Resolvent, CausalEqualsTheInverseOfTheLeadingMatrix) {
     EXPECT_LT(worst(causal_of(wide), leading_reference(wide)), 1e-11) << n;
   }
   for (const int64_t n : {970, 8192}) {
-    const Tensors single = matrices({}, n, at::kFloat, 30 + n);
-    EXPECT_LT(worst(causal_of(single), long_recurrence(single)), 1e-5) << n;
+    for (const bool uniform : {false, true}) {
+      const Tensors single = one_matrix(n, uniform, 30 + n);
+      EXPECT_LT(worst(causal_of(single), long_recurrence(single)), 1e-5) << n;
+    }
   }
 }
 

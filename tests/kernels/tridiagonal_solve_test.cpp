@@ -3,19 +3,11 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "resolvent_cases.h"
 #include "support/operator_checks.h"
 
 namespace limbeck::test {
 namespace {
-
-// T - z of a, b, c, z, dense.
-at::Tensor dense_system(const Tensors& in) {
-  const int64_t n = in[0].size(-1);
-  at::Tensor matrix = at::diag_embed(in[0]);
-  // Of one position the others are empty, with gradients of no elements.
-  matrix = n > 1 ? matrix + at::diag_embed(in[1], 1) + at::diag_embed(in[2], -1) : matrix + (in[1].sum() + in[2].sum());
-  return matrix - at::eye(n, at::kComplexDouble) * at::view_as_complex(in[3].contiguous());
-}
 
 Tensors system_of(int64_t rows, int64_t n, int64_t columns, uint64_t seed) {
   const at::TensorOptions options(at::kDouble);
