@@ -70,8 +70,10 @@ def gptqmodel(bits: int) -> Callable:
 
 
 def by_transformers(folder: Path) -> torch.nn.Module:
-    """auto-round's loader makes halves of all floats: what it reads is then computed with in float32, scales too."""
+    """auto-round's loader makes halves of all floats, of the angles of positions too: what it reads is then computed with in float32,
+    scales too, and the angles are made anew."""
     model = floats(folder)
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
