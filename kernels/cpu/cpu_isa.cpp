@@ -43,7 +43,7 @@ CpuIsa vectors_of_processor() {
 bool amx_granted() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 
 CpuIsa products_of_processor(CpuIsa most) {

@@ -15,8 +15,8 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
 
 // LIMBECK_LOOPS(Type, name): declares the table `name` that each build of a *_loops.cpp file defines in its own
 // namespace, name##_for(isa), which picks one, and name##_here(), the one of this process. LIMBECK_CODE_LOOPS: of a
-// file that is built for AVX512-VNNI too. LIMBECK_BFLOAT16_LOOPS: for AVX512-BF16 too; the caller says by name##_for()
-// what is to be had from there.
+// file that is built for AVX512-VNNI too, LIMBECK_TILE_LOOPS: for AMX as well. LIMBECK_BFLOAT16_LOOPS: for AVX512-BF16
+// too; the caller says by name##_for() what is to be had from there.
 #if defined(__x86_64__)
 #define LIMBECK_LOOPS_OF(isa, Type, name) \
   namespace isa {                         \
@@ -44,6 +44,19 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
 #define LIMBECK_CODE_LOOPS(Type, name)                                   \
   LIMBECK_LOOPS_BEYOND(isa_avx512_vnni, CpuIsa::kAvx512Vnni, Type, name) \
   inline const Type& name##_here() { return name##_for(product_isa()); }
+#define LIMBECK_TILE_LOOPS(Type, name)                                 \
+  LIMBECK_LOOPS_OF(isa_baseline, Type, name)                           \
+  LIMBECK_LOOPS_OF(isa_avx2, Type, name)                               \
+  LIMBECK_LOOPS_OF(isa_avx512, Type, name)                             \
+  LIMBECK_LOOPS_OF(isa_avx512_vnni, Type, name)                        \
+  LIMBECK_LOOPS_OF(isa_amx, Type, name)                                \
+  inline const Type& name##_for(CpuIsa isa) {                          \
+    if (isa >= CpuIsa::kAmx) return isa_amx::name;                     \
+    if (isa >= CpuIsa::kAvx512Vnni) return isa_avx512_vnni::name;      \
+    if (isa >= CpuIsa::kAvx512) return isa_avx512::name;               \
+    return isa == CpuIsa::kAvx2 ? isa_avx2::name : isa_baseline::name; \
+  }                                                                    \
+  inline const Type& name##_here() { return name##_for(product_isa()); }
 #define LIMBECK_BFLOAT16_LOOPS(Type, name) LIMBECK_LOOPS_BEYOND(isa_avx512_bf16, CpuIsa::kAvx512Bf16, Type, name)
 #else
 #define LIMBECK_LOOPS(Type, name)                                      \
@@ -53,5 +66,6 @@ CpuIsa product_isa();  // of products of bfloat16 and of 8-bit codes: beyond kAv
   inline const Type& name##_for(CpuIsa) { return isa_baseline::name; } \
   inline const Type& name##_here() { return name##_for(cpu_isa()); }
 #define LIMBECK_CODE_LOOPS(Type, name) LIMBECK_LOOPS(Type, name)
+#define LIMBECK_TILE_LOOPS(Type, name) LIMBECK_LOOPS(Type, name)
 #define LIMBECK_BFLOAT16_LOOPS(Type, name) LIMBECK_LOOPS(Type, name)
 #endif

@@ -85,8 +85,10 @@ void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
                             .m = rows.count,
                             .n = weight.rows,
                             .k = rows.columns};
+  const auto& loops = int8_dynamic_loops_here();
   for_product_shares(product.m, product.n, product.k, 1e6, [&](int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
-    int8_dynamic_loops_here().share(product, m0, m1, n0, n1);
+    loops.share(product, m0, m1, n0, n1,
+                ScratchBuffer<Int8Product>::at_least(static_cast<size_t>(loops.scratch_bytes)));
   });
 }
 

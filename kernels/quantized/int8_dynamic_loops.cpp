@@ -1,11 +1,15 @@
-// Products of 8-bit codes in tiles of y: with VNNI as they are, else widened to 16 bits in registers, whose products
-// and their pairs no int32 loses. Integer sums have no order, so every instruction set has the same.
+// Products of 8-bit codes in tiles of y: with AMX (int8_tiles.h) and VNNI as they are, else widened to 16 bits in
+// registers, whose products and their pairs no int32 loses. Integer sums have no order, so every instruction set has
+// the same.
 #include "kernels/quantized/int8_dynamic_loops.h"
 
 #include <algorithm>
 
 #include "kernels/cpu/simd.h"
 #include "kernels/quantized/quantized_formula.h"
+#if defined(__AMX_INT8__) || defined(LIMBECK_EMULATED_TILES)
+#include "kernels/quantized/int8_tiles.h"
+#endif
 
 namespace limbeck::kernels::LIMBECK_ISA {
 namespace {
@@ -196,59 +200,107 @@ LIMBECK_INLINE uint32_t excess_of(const int8_t* x, int64_t k) {
   return sum * static_cast<uint32_t>(kExcess);
 }
 
-void sum_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns, uint32_t (*sums)[kTile]) {
+// Adds to sums what codes [from, to) of the rows give.
+void add_codes(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns, int64_t from, int64_t to,
+               uint32_t* sums) {
   const auto* matrix = static_cast<const int8_t*>(p.weight.codes) + n * p.k;
   const int8_t* x = p.codes + m * p.stride;
   for (int64_t r = 0; r < rows; ++r) {
-    const uint32_t start = 0u - excess_of(x + r * p.stride, p.k);
-    for (int64_t c = 0; c < kTile; ++c) sums[r][c] = start;
+    const uint32_t excess = excess_of(x + r * p.stride + from, to - from);
+    for (int64_t c = 0; c < columns; ++c) sums[r * kTile + c] -= excess;
   }
-  for (int64_t k = 0; k < p.k; k += kDepth) {
-    const int64_t depth = std::min(kDepth, p.k - k);
+  for (int64_t k = from; k < to; k += kDepth) {
+    const int64_t depth = std::min(kDepth, to - k);
     for (int64_t c = 0; c < columns; c += kColumnsTogether) {
       const int8_t* b[kColumnsTogether];  // where there is none, the last column once more
       for (int64_t i = 0; i < kColumnsTogether; ++i) b[i] = matrix + std::min(c + i, columns - 1) * p.k + k;
       for (int64_t r = 0; r < rows; r += kRowsTogether) {
         const int64_t ahead = r == 0 && n + c + 2 * kColumnsTogether <= p.n ? kColumnsTogether * p.k : 0;
-        add_some_products<kRowsTogether>(rows - r, x + r * p.stride + k, b, p.stride, ahead, depth, sums[r] + c);
+        add_some_products<kRowsTogether>(rows - r, x + r * p.stride + k, b, p.stride, ahead, depth,
+                                         sums + r * kTile + c);
       }
     }
   }
 }
 
 template <class T>
-void share_of(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+void finish_tile(const Int8Product& p, int64_t m, int64_t rows, int64_t n, int64_t columns,
+                 const uint32_t (&sums)[kTile][kTile]) {
   constexpr int64_t lanes = kLanes<float>;
-  alignas(64) uint32_t sums[kTile][kTile];
-  alignas(64) float scales[kTile];
   const auto* bias = static_cast<const T*>(p.bias);
-  for (int64_t n = n0; n < n1; n += kTile) {
-    const int64_t columns = std::min(kTile, n1 - n);
-    for (int64_t c = 0; c < kTile; ++c) scales[c] = c < columns ? stored_scale(p.weight, n + c) : 0.0f;
-    for (int64_t m = m0; m < m1; m += kTile) {
-      const int64_t rows = std::min(kTile, m1 - m);
-      sum_tile(p, m, rows, n, columns, sums);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; c += lanes) {
-          const F32 exact = __builtin_convertvector((I32)load(sums[r] + c), F32);
-          const F32 added = bias ? load_wide_some(bias + n + c, columns - c) : F32{};
-          store_narrow_some(static_cast<T*>(p.y) + (m + r) * p.n + n + c,
-                            exact * splat(p.scales[m + r]) * load(scales + c) + added, columns - c);
-        }
-      }
+  alignas(64) float scales[kTile];
+  for (int64_t c = 0; c < kTile; ++c) scales[c] = c < columns ? stored_scale(p.weight, n + c) : 0.0f;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; c += lanes) {
+      const F32 exact = __builtin_convertvector((I32)load(sums[r] + c), F32);
+      const F32 added = bias ? load_wide_some(bias + n + c, columns - c) : F32{};
+      store_narrow_some(static_cast<T*>(p.y) + (m + r) * p.n + n + c,
+                        exact * splat(p.scales[m + r]) * load(scales + c) + added, columns - c);
     }
   }
 }
 
-void share(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1) {
+#if defined(__AMX_INT8__) || defined(LIMBECK_EMULATED_TILES)
+constexpr int64_t kPackedDepth = 16384;  // deeper rows are packed anew for each tile of y
+constexpr int64_t kScratchBytes = kTile * kPackedDepth;
+
+// Rows that are packed once meet all columns; what is less than a tile wide or deep is left to the vectors.
+template <class T>
+void share_in_tiles(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, int8_t* packed) {
+  static const TileConfiguration configuration;
+  LIMBECK_TILE_CONFIGURE(&configuration);
+  alignas(64) uint32_t sums[kTile][kTile];
+  const int64_t whole = p.k / kTileDepth * kTileDepth;
+  for (int64_t m = m0; m < m1; m += kTile) {
+    const int64_t rows = std::min(kTile, m1 - m), row_tiles = (rows + kTileSide - 1) / kTileSide;
+    const int8_t* x = p.codes + m * p.stride;
+    if (whole <= kPackedDepth) pack_rows(x, p.stride, rows, whole, packed);
+    for (int64_t n = n0; n < n1; n += kTile) {
+      const int64_t columns = std::min(kTile, n1 - n), by_tiles = columns / kTileSide * kTileSide;
+      for (auto& row : sums) std::fill(row, row + kTile, 0);
+      const int8_t* matrix = static_cast<const int8_t*>(p.weight.codes) + n * p.k;
+      for (int64_t k = 0; k < whole && by_tiles > 0; k += kPackedDepth) {
+        const int64_t depth = std::min(kPackedDepth, whole - k);
+        if (whole > kPackedDepth) pack_rows(x + k, p.stride, rows, depth, packed);
+        add_tiles(packed, row_tiles, matrix + k, p.k, by_tiles / kTileSide, depth, sums[0], kTile);
+      }
+      if (by_tiles > 0 && whole < p.k) add_codes(p, m, rows, n, by_tiles, whole, p.k, sums[0]);
+      if (by_tiles < columns) add_codes(p, m, rows, n + by_tiles, columns - by_tiles, 0, p.k, sums[0] + by_tiles);
+      finish_tile<T>(p, m, rows, n, columns, sums);
+    }
+  }
+  LIMBECK_TILE_RELEASE();
+}
+#else
+constexpr int64_t kScratchBytes = 0;
+#endif
+
+template <class T>
+void share_of(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, [[maybe_unused]] void* scratch) {
+#if defined(__AMX_INT8__) || defined(LIMBECK_EMULATED_TILES)
+  if (m1 - m0 >= kTileSide) return share_in_tiles<T>(p, m0, m1, n0, n1, static_cast<int8_t*>(scratch));
+#endif
+  alignas(64) uint32_t sums[kTile][kTile];
+  for (int64_t n = n0; n < n1; n += kTile) {
+    const int64_t columns = std::min(kTile, n1 - n);
+    for (int64_t m = m0; m < m1; m += kTile) {
+      const int64_t rows = std::min(kTile, m1 - m);
+      for (int64_t r = 0; r < rows; ++r) std::fill(sums[r], sums[r] + kTile, 0);
+      add_codes(p, m, rows, n, columns, 0, p.k, sums[0]);
+      finish_tile<T>(p, m, rows, n, columns, sums);
+    }
+  }
+}
+
+void share(const Int8Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch) {
   with_storage(p.storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    if constexpr (sizeof(T) < sizeof(double)) share_of<T>(p, m0, m1, n0, n1);
+    if constexpr (sizeof(T) < sizeof(double)) share_of<T>(p, m0, m1, n0, n1, scratch);
   });
 }
 
 }  // namespace
 
-const Int8DynamicLoops int8_dynamic_loops = {quantize_rows, share};
+const Int8DynamicLoops int8_dynamic_loops = {quantize_rows, share, kScratchBytes};
 
 }  // namespace limbeck::kernels::LIMBECK_ISA

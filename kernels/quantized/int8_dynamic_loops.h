@@ -24,10 +24,11 @@ struct Int8Product {
 struct Int8DynamicLoops {
   // Codes and scales of rows of x [count, width].
   void (*quantize_rows)(Storage storage, const void* x, int64_t count, int64_t width, int8_t* codes, float* scales);
-  // Rows [m0, m1) and columns [n0, n1) of y: one thread's share.
-  void (*share)(const Int8Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1);
+  // Rows [m0, m1) and columns [n0, n1) of y: one thread's share. `scratch`: as below, at a cache line.
+  void (*share)(const Int8Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch);
+  int64_t scratch_bytes;
 };
 
-LIMBECK_CODE_LOOPS(Int8DynamicLoops, int8_dynamic_loops)
+LIMBECK_TILE_LOOPS(Int8DynamicLoops, int8_dynamic_loops)
 
 }  // namespace limbeck::kernels

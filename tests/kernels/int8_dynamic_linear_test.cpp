@@ -19,6 +19,7 @@
 #include "kernels/quantized/int8_dynamic_loops.h"
 #include "kernels/quantized/quantized_operands.h"
 
+#include "tests/kernels/emulated_tiles.h"
 #include "tests/support/operator_checks.h"
 
 namespace limbeck::kernels {
@@ -223,21 +224,30 @@ TEST(Int8DynamicLinear, HasTheSameBitsOnTwoThreadsAmongOtherRowsAndInInference) 
   }
 }
 
+// With codes of x that are `extra` more apart than they are long; what no row or column has is NaN before.
+Tensor int8_product(const Int8DynamicLoops& loops, const Tensor& x, const QuantizedMatrix& weight, int64_t extra = 0) {
+  const int64_t m = x.size(0), n = weight.rows, k = weight.columns;
+  const auto scales = at::empty({m}, at::kFloat), y = at::full({m, n}, NAN, at::kFloat);
+  const auto codes = at::full({m, k + extra}, 99, at::kChar),
+             scratch = at::empty({loops.scratch_bytes + 64}, at::kByte);
+  for (int64_t row = 0; row < m; ++row) {
+    loops.quantize_rows(Storage::kFloat32, x[row].const_data_ptr(), 1, k, codes[row].mutable_data_ptr<int8_t>(),
+                        scales[row].mutable_data_ptr<float>());
+  }
+  auto* bytes = scratch.mutable_data_ptr<uint8_t>();
+  bytes += (64 - reinterpret_cast<uintptr_t>(bytes) % 64) % 64;
+  loops.share({codes.const_data_ptr<int8_t>(), k + extra, scales.const_data_ptr<float>(), view_of(weight),
+               Storage::kFloat32, y.mutable_data_ptr(), nullptr, m, n, k},
+              0, m, 0, n, bytes);
+  return y;
+}
+
 // On the loops of one instruction set; what no row or column has is NaN before.
 Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
   const int64_t m = x.size(0), n = weight.rows, k = weight.columns;
   const auto scales = at::empty({m}, at::kFloat), y = at::full({m, n}, NAN, at::kFloat);
   const QuantizedView view = view_of(weight);
-  if (weight.format.kind == CodeKind::kInt8) {
-    const auto codes = at::empty({m, k}, at::kChar);
-    const auto& loops = int8_dynamic_loops_for(isa);
-    loops.quantize_rows(Storage::kFloat32, x.const_data_ptr(), m, k, codes.mutable_data_ptr<int8_t>(),
-                        scales.mutable_data_ptr<float>());
-    loops.share({codes.const_data_ptr<int8_t>(), k, scales.const_data_ptr<float>(), view, Storage::kFloat32,
-                 y.mutable_data_ptr(), nullptr, m, n, k},
-                0, m, 0, n);
-    return y;
-  }
+  if (weight.format.kind == CodeKind::kInt8) return int8_product(int8_dynamic_loops_for(isa), x, weight);
   // Any codes and sums will do: whoever reads them in other places, or what lies behind the last, has other bits.
   const int64_t stride = rounded_up_quotient(k, kArrangedCodes) * kArrangedCodes;
   const auto codes = at::constant_pad_nd((x * 60).clamp(-128, 127), {0, stride - k}, 77).to(at::kChar);
@@ -253,6 +263,30 @@ Tensor product_on(CpuIsa isa, const Tensor& x, const QuantizedMatrix& weight) {
   return y;
 }
 
+#if defined(__x86_64__)
+// Tiles whole and in part in every direction, rows that are packed once and in pieces, and fewer rows than a tile has.
+TEST(Int8DynamicLinear, HasTheSameBitsInTilesOfAmx) {
+  if (product_isa() < CpuIsa::kAvx512Vnni) GTEST_SKIP() << "the vectors beside the tiles are those of AVX512-VNNI";
+  for (const auto& [m, n, k] : {std::array<int64_t, 3>{16, 16, 64},
+                                {17, 21, 64},
+                                {32, 32, 128},
+                                {33, 40, 130},
+                                {70, 133, 200},
+                                {64, 64, 4200},
+                                {20, 80, 16500},
+                                {15, 64, 64},
+                                {40, 5, 640},
+                                {48, 48, 33}}) {
+    const auto weight = quantize(normal_values({n, k}, at::kFloat, 5), format_named("int8-dynamic"), at::kBFloat16);
+    const auto x = normal_values({m, k}, at::kFloat, 6);
+    const auto wanted = int8_product(int8_dynamic_loops_for(CpuIsa::kBaseline), x, weight);
+    SCOPED_TRACE(c10::str(m, " rows, ", n, " columns, ", k, " deep"));
+    test::expect_same_bits(int8_product(isa_emulated_amx::int8_dynamic_loops, x, weight), wanted, "y");
+    test::expect_same_bits(int8_product(isa_emulated_amx::int8_dynamic_loops, x, weight, 64), wanted, "rows apart");
+  }
+}
+#endif
+
 TEST(Int8DynamicLinear, HasTheSameBitsOnEveryInstructionSet) {
   if (product_isa() == CpuIsa::kBaseline) GTEST_SKIP() << "this machine, or its switches, have the baseline alone";
   for (const char* name : {"int8-dynamic", "int4-sym-dynamic", "int4-sym-g32-dynamic"}) {
@@ -262,7 +296,7 @@ TEST(Int8DynamicLinear, HasTheSameBitsOnEveryInstructionSet) {
         for (const int64_t m : {1, 3, 17}) {
           const auto x = normal_values({m, k}, at::kFloat, 6);
           const auto wanted = product_on(CpuIsa::kBaseline, x, weight);
-          for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Vnni}) {
+          for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Vnni, CpuIsa::kAmx}) {
             if (isa > product_isa()) continue;
             SCOPED_TRACE(c10::str(name, " ", m, " rows of ", k, ", set ", static_cast<int>(isa)));
             test::expect_same_bits(product_on(isa, x, weight), wanted, "y");
