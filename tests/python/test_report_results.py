@@ -129,7 +129,7 @@ def test_a_profile_says_what_was_measured(tmp_path):
     assert "energy, forward" in labels(text) and "energy, training" in labels(text)
     assert {"accuracy against latency over latency"} <= set(labels(text))
     said = "".join(page.texts)
-    assert "A pass reads 16 rows of data.validation, 1,890 tokens without padding." in said
+    assert "A pass reads 16 rows of data.validation, 1890 tokens without padding." in said
     assert "time was up before all of them were made (profile.most_seconds)" in said
     assert page.row("temperature") == ["temperature", "51 °C"]
     [module] = [row for row in page.rows if row and row[0] == "layers.0.mlp.up_proj"][:1]
