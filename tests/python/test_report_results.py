@@ -196,7 +196,7 @@ def test_the_front_is_what_nothing_beats(tmp_path):
 
 
 def test_qualities_compare_where_they_are_of_the_same_rows_and_the_page_says_whether(tmp_path):
-    same = "All are measured on the same rows: rows 2102 to 4202 of 4202 (padded, 128 tokens) of data 0f0f0f0f0f0f."
+    same = "All are measured on the same rows: rows 2102 to 4202 of 4202 (padded, 128 tokens) of data 1-720-8f4e363a."
     page, _ = pareto(tmp_path / "same", ("sweep", examples.sweep()), ("profile", examples.profile()))
     assert same in "".join(page.texts)
     other = examples.profile()
