@@ -64,7 +64,7 @@ def rows_of(entry: dict) -> str:
     first, count, of, length = (int(value_of(rows, key)) for key in ("first", "rows", "of", "sequence_length"))
     masking = text_of(rows, "masking")
     hidden = "" if masking in ("", "none") else f", {masking} hidden"
-    return f"rows {first + 1} to {first + count} of {of} ({text_of(rows, 'packing')}, {length} tokens{hidden}) of data {text_of(rows, 'data')[:12]}"
+    return f"rows {first + 1} to {first + count} of {of} ({text_of(rows, 'packing')}, {length} tokens{hidden}) of data {text_of(rows, 'data')}"
 
 
 def result_of(path: Path, wanted: str) -> dict:

@@ -116,7 +116,7 @@ def test_sweep_profile_and_quantize_stand_on_one_page_of_the_same_rows(case, swe
                            "--profile.warmup=0", "--profile.measured=1", "--profile.trials=1", "--profile.energy=off", "--eval.skip=5",
                            "--eval.batches=5")  # fmt: skip
     curve = case.run(tmp_path / "curve", dtype="float32", formats=",".join(["float", *PACKED]), budgets="3x,3.5x", sweep=file, exchange_steps=0,
-                     calibration_rows=20, held_out_rows=20)  # fmt: skip
+                     calibration_rows=20, held_out_rows=20, output=None, scores=tmp_path / "curve.scores.jsonl")  # fmt: skip
     profiled = json.loads(result.read_text())["result"]["rows"]
     rows = swept["measured_on"]
     assert (rows["first"], rows["rows"], rows["of"]) == (20, 20, 40)
