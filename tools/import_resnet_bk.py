@@ -151,21 +151,26 @@ class Import:
     def take_by_shape(self, wanted: dict[str, tuple[int, ...]]) -> None:
         def key(name: str, shape: tuple[int, ...], numbers: int) -> tuple:
             last = name.rsplit(".", 1)[-1]
-            return (tuple(numbers_of(name)[:numbers]), tuple(shape), last if last in BOTH else "")
+            return (numbers, *numbers_of(name)[:numbers], tuple(shape), last if last in BOTH else "")
 
-        missing = [name for name in wanted if name not in self.found]
-        pairs = []
-        for ours in missing:
-            count = len(numbers_of(ours))
-            mine = key(ours, wanted[ours], count)
-            rivals = [name for name in missing if key(name, wanted[name], count) == mine]
-            fit = [name for name, tensor in self.left.items() if key(name, tuple(tensor.shape), count) == mine]
-            if len(fit) == 1 and len(rivals) == 1:
-                pairs.append((fit[0], ours))
-        for name, ours in pairs:
-            if name in self.left:
-                print(f"{one_line(name, 200)}: taken for {ours}, by its shape alone")
-                self.take(name, ours)
+        def by_key(shapes: dict[str, tuple[int, ...]]) -> dict[tuple, list[str]]:
+            found: dict[tuple, list[str]] = {}
+            for name, shape in shapes.items():
+                for numbers in range(3):  # none, of a layer, of an expert
+                    found.setdefault(key(name, shape, numbers), []).append(name)
+            return found
+
+        took = True
+        while took:  # what was one of several may be the only one now
+            took, missing = False, {name: shape for name, shape in wanted.items() if name not in self.found}
+            rivals, fitting = by_key(missing), by_key({name: tuple(tensor.shape) for name, tensor in self.left.items()})
+            for ours, shape in missing.items():
+                mine = key(ours, shape, len(numbers_of(ours)))
+                fit = fitting.get(mine, [])
+                if len(fit) == len(rivals[mine]) == 1 and fit[0] in self.left:
+                    print(f"{one_line(fit[0], 200)}: taken for {ours}, by its shape alone")
+                    self.take(fit[0], ours)
+                    took = True
 
     def strangers(self) -> str:
         names = [f"{one_line(name, 120)} {list(tensor.shape)}" for name, tensor in self.left.items()]

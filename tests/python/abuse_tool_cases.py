@@ -20,7 +20,7 @@ from abuse_mutators import EDGES, mutate_bytes, mutate_json, mutate_json_file, m
 from safetensors.torch import save_file
 
 KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "tensors", "layers", "classifier", "report", "budgets", "sweep",
-         "profile", "pareto", "snippets", "similarity", "originals")  # fmt: skip
+         "profile", "pareto", "snippets", "similarity")  # fmt: skip
 WORDS = "the quick brown fox jumps over the lazy dog größer 日本語 🙂 def f(x):\n    return x ** 2\n".split(" ")
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"},
          {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": "And 3+3?"},
@@ -258,30 +258,6 @@ def pickles(stock: Stock, folder: Path, dice: random.Random) -> Case:
     return Case("convert_pickle", [dice.choice([".", "."]), *dice.choice([[], ["--out", "out"]])], ("pytorch_model", "gone.bin", "model"))
 
 
-def originals(stock: Stock, folder: Path, dice: random.Random) -> Case:
-    """ResNet-BK's own state_dict, with names, shapes and numbers that are not its."""
-    shapes = {"token_embedding.weight": (9, 4), "position_embedding.weight": (5, 4), "layer_norm_final.weight": (4,), "layer_norm_final.bias": (4,),
-              "lm_head.weight": (9, 4), "lm_head.bias": (9,)}  # fmt: skip
-    layer = {"layer_norm.weight": (4,), "layer_norm.bias": (4,), "bk_layer.v_proj.weight": (1, 4), "bk_layer.v_proj.bias": (1,),
-             "bk_layer.output_proj.weight": (4, 2), "bk_layer.output_proj.bias": (4,), "bk_layer.bk_scale": (),
-             "bk_layer.moe_ffn.gating_network.weight": (1, 4), "bk_layer.moe_ffn.gating_network.bias": (1,),
-             "bk_layer.moe_ffn.experts.0.0.weight": (8, 4), "bk_layer.moe_ffn.experts.0.0.bias": (8,),
-             "bk_layer.moe_ffn.experts.0.3.weight": (4, 8), "bk_layer.moe_ffn.experts.0.3.bias": (4,), "bk_layer.z": (), "bk_layer.gamma": ()}  # fmt: skip
-    state = {name: torch.ones(shape) for name, shape in (shapes | {f"blocks.0.{name}": shape for name, shape in layer.items()}).items()}
-    for name in dice.sample(list(state), dice.randrange(3)):
-        new = dice.choice([name, name.replace(".0.", ".999999999."), name.replace(".0.", "..0."), "\x1b[2J", name + ".0"])
-        odd = [torch.ones(0), torch.ones(3, 0, 2), torch.ones(()), torch.full((1,), float("nan")), torch.ones(2, dtype=torch.complex64),
-               torch.ones(4, dtype=torch.int8), torch.ones(1).expand(10**9), state[name]]  # fmt: skip
-        state.pop(name)
-        state[new] = dice.choice(odd)
-    torch.save(state, folder / "original.pt")
-    if dice.random() < 0.2:
-        (folder / "original.pt").write_bytes(mutate_bytes((folder / "original.pt").read_bytes(), dice))
-    flags = dice.choice([[], [], ["--drop", "{}"], ["--map", "a=b"], ["--map", "lm_head.bias=z.{}"], ["--clamp=nan"], ["--clamp=-1"], ["--drop", "("]])
-    many = dice.choice(["1", "1", "2", "0", "9" * 30])
-    return Case("import_resnet_bk", ["original.pt", "out", f"--experts-per-token={many}", *flags], ("original.pt", "out", "--"))
-
-
 def tensors(stock: Stock, folder: Path, dice: random.Random) -> Case:
     mask = torch.ones(6, 5, dtype=torch.long)
     whole = {"input_ids": torch.full((6, 5), 7), "attention_mask": mask, "labels": torch.arange(6) % 2}
@@ -397,7 +373,7 @@ def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
 
 MAKERS = {"records": records, "parquet": parquet, "tokenizer": tokenizer, "config": config, "template": template, "pickle": pickles,
           "tensors": tensors, "layers": layers, "classifier": classifier, "report": report, "budgets": budgets, "sweep": sweep,
-          "profile": profile, "pareto": pareto, "snippets": snippets, "similarity": similarity, "originals": originals}  # fmt: skip
+          "profile": profile, "pareto": pareto, "snippets": snippets, "similarity": similarity}  # fmt: skip
 
 
 def made(stock: Stock, kind: str, seed: int, folder: Path) -> Case:

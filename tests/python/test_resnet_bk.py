@@ -4,12 +4,14 @@ against plain PyTorch, who sees whom to the bit, threads, ranks, kills, adapters
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
 import model_zoo
 import parity_measures
 import pytest
+import test_crash
 import torch
 import transformers_reference as reference
 from abuse_stock import sealed_manifest
@@ -100,6 +102,15 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_through(work, trained):
     shutil.rmtree(newest_checkpoint(stopped))
     work.limbeck.run("train", str(trained.recipe), f"--run={stopped}")
     assert Outcome.of(stopped).differences(Outcome.of(trained.folder)) == []
+
+
+def test_kills_cost_only_the_steps_since_the_last_checkpoint(work):
+    """As test_crash.py has it, of this family with its experts: some seconds."""
+    whole, killed = work.folder / "run-whole", work.folder / "run-killed"
+    Ranks(1, work.recipe("whole", **test_crash.KEYS), f"--run={whole}").end().well()
+    kills, _, resumed_from = test_crash.killed_run(work.recipe("killed", **test_crash.KEYS), killed, 1, 3, random.Random("resnet_bk"))
+    assert kills > 0 and resumed_from
+    assert Outcome.of(killed).differences(Outcome.of(whole)) == []
 
 
 def on_ranks(work: BkWork, name: str, ranks: int, **keys) -> Outcome:
