@@ -8,6 +8,7 @@
 #include "kernels/quantized/int4_dynamic_loops.h"
 #include "kernels/quantized/int8_dynamic_loops.h"
 #include "kernels/quantized/quantized_cpu.h"
+#include "kernels/quantized/quantized_plan.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -44,18 +45,39 @@ struct DynamicRows {
   }
 };
 
+// What a product keeps of its rows, in one piece: allocations are a good part of a small product's time.
+class RowMemory {
+ public:
+  RowMemory(const DynamicRows& rows, int64_t bytes_of_row)
+      : memory_(at::empty({rows.count * bytes_of_row + kMostParts * kLine}, rows.x.options().dtype(at::kByte))),
+        next_(memory_.mutable_data_ptr<uint8_t>()) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    auto* here = reinterpret_cast<T*>(next_);
+    next_ += rounded_up_quotient(count * static_cast<int64_t>(sizeof(T)), kLine) * kLine;
+    return here;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64, kMostParts = 3;
+
+  at::Tensor memory_;
+  uint8_t* next_;
+};
+
 void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
   // Rows at whole pages would push one another out of the first cache.
   constexpr int64_t page = 4096, line = 64;
   const int64_t stride = rows.columns % page == 0 ? rows.columns + line : rows.columns;
-  const at::Tensor codes = at::empty({rows.count, stride}, rows.x.options().dtype(at::kChar));
-  const at::Tensor scales = at::empty({rows.count}, rows.x.options().dtype(at::kFloat));
-  auto* code = codes.mutable_data_ptr<int8_t>();
-  rows.quantize([&](int64_t row, const auto& fill) { fill(code + row * stride); }, scales.mutable_data_ptr<float>());
+  RowMemory memory(rows, stride + static_cast<int64_t>(sizeof(float)));
+  auto* codes = memory.take<int8_t>(rows.count * stride);
+  auto* scales = memory.take<float>(rows.count);
+  rows.quantize([&](int64_t row, const auto& fill) { fill(codes + row * stride); }, scales);
   const QuantizedView view = view_of(weight);
-  const Int8Product product{.codes = code,
+  const Int8Product product{.codes = codes,
                             .stride = stride,
-                            .scales = scales.const_data_ptr<float>(),
+                            .scales = scales,
                             .weight = view,
                             .storage = rows.storage,
                             .y = rows.y.mutable_data_ptr(),
@@ -71,22 +93,21 @@ void multiply_int8(const DynamicRows& rows, const QuantizedMatrix& weight) {
 void multiply_int4(const DynamicRows& rows, const QuantizedMatrix& weight) {
   const QuantizedView view = view_of(weight);
   const int64_t stride = rounded_up_quotient(rows.columns, kArrangedCodes) * kArrangedCodes, groups = groups_of(view);
-  const at::Tensor codes = at::empty({rows.count, stride}, rows.x.options().dtype(at::kChar));
-  const at::Tensor scales = at::empty({rows.count}, rows.x.options().dtype(at::kFloat));
-  const at::Tensor middles = at::empty({rows.count, groups}, rows.x.options().dtype(at::kInt));
-  auto* code = codes.mutable_data_ptr<int8_t>();
-  auto* middle = middles.mutable_data_ptr<int32_t>();
+  RowMemory memory(rows, row_codes_bytes(weight.format, 1, rows.columns));
+  auto* codes = memory.take<int8_t>(rows.count * stride);
+  auto* middles = memory.take<int32_t>(rows.count * groups);
+  auto* scales = memory.take<float>(rows.count);
   const auto& loops = int4_dynamic_loops_here();
   rows.quantize(
       [&](int64_t row, const auto& fill) {
-        fill(code + row * stride);
-        loops.arrange(view, code + row * stride, stride, middle + row * groups);
+        fill(codes + row * stride);
+        loops.arrange(view, codes + row * stride, stride, middles + row * groups);
       },
-      scales.mutable_data_ptr<float>());
-  const Int4Product product{.codes = code,
+      scales);
+  const Int4Product product{.codes = codes,
                             .stride = stride,
-                            .scales = scales.const_data_ptr<float>(),
-                            .middles = middle,
+                            .scales = scales,
+                            .middles = middles,
                             .weight = view,
                             .storage = rows.storage,
                             .y = rows.y.mutable_data_ptr(),

@@ -6,8 +6,11 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -163,6 +166,38 @@ TEST(Int4DynamicLinear, TheLargestCodesDoNotOverflow) {
         const double wanted = static_cast<double>(code - 8) * (of_x > 0 ? 127 : -128) * 1030;
         EXPECT_TRUE(at::equal(quantized_linear(at::full({5, 1030}, of_x), weight), at::full({5, 17}, wanted))) << name;
       }
+    }
+  }
+}
+
+// To the bit: group g in chain g modulo 16, then the chains one after the other, all in float32.
+TEST(Int4DynamicLinear, SumsOfGroupsAreAddedUpInSixteenChains) {
+  constexpr int64_t kRows = 21, kColumns = 4200, kChains = 16;
+  for (const char* name : {"int4-sym-dynamic", "int4-sym-g32-dynamic"}) {
+    const auto weight = quantize(normal_values({kRows, kColumns}, at::kFloat, 1), format_named(name));
+    const QuantizedView view = view_of(weight);
+    for (const int64_t m : {1, 17}) {
+      const auto x = normal_values({m, kColumns}, at::kFloat, 2);
+      const auto scales = x.abs().amax(1) / 127.5;
+      const auto codes = (x / scales.unsqueeze(1)).round().clamp(-128, 127).to(at::kInt);
+      auto wanted = at::empty({m, kRows});
+      for (int64_t row = 0; row < m; ++row) {
+        const int32_t* of_x = codes.const_data_ptr<int32_t>() + row * kColumns;
+        for (int64_t n = 0; n < kRows; ++n) {
+          std::array<float, kChains> chains{};
+          for (int64_t group = 0; group < groups_of(view); ++group) {
+            const int64_t begin = group * view.format.group(), end = std::min(kColumns, begin + view.format.group());
+            int32_t sum = 0;
+            for (int64_t k = begin; k < end; ++k)
+              sum += (static_cast<int32_t>(code_in_words(row_words(view, n), 1, 4, k)) - kMiddleCode) * of_x[k];
+            chains.at(static_cast<size_t>(group % kChains)) +=
+                static_cast<float>(sum) * stored_scale(view, n * groups_of(view) + group);
+          }
+          const float sum = std::accumulate(chains.begin(), chains.end(), 0.0F);
+          wanted.mutable_data_ptr<float>()[row * kRows + n] = sum * scales.const_data_ptr<float>()[row];
+        }
+      }
+      test::expect_same_bits(quantized_linear(x, weight), wanted, name);
     }
   }
 }

@@ -14,6 +14,7 @@ import pytest
 import test_quantize_scores as scores
 import token_rows
 import torch
+import transformers
 from limbeck_runner import Limbeck, LimbeckError, build_folder
 from safetensors.torch import load_file
 from test_compensated_rounding import NF4, Stored
@@ -183,20 +184,41 @@ def row_of_step(step: int, k: int, rows: int) -> int:
     return (step * min(rows, 8) + k) * stride % rows
 
 
+def experts_of(net) -> dict[str, torch.Tensor]:
+    """Stacks of experts, by name."""
+    return {name.removeprefix("model."): weight.detach() for name, weight in net.named_parameters() if ".experts." in name}
+
+
+def matrices_of(stack: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """By the names of a folder; gate and up are matrices of their own."""
+    place, parts = stack.rpartition(".")[0], ("gate_proj", "up_proj") if stack.endswith("gate_up_proj") else ("down_proj",)
+    return {f"{place}.{expert}.{part}": matrix for expert, both in enumerate(weight) for part, matrix in zip(parts, both.chunk(len(parts)), strict=True)}
+
+
 class Block:
-    """The second layer of a model, behind a first one of given weights, and its rows: all in plain PyTorch, float32."""
+    """The second layer of a model, behind a first one of given weights, and its rows: all in plain PyTorch, float32.
+    `still`: experts that do not learn."""
+
+    still: tuple[str, ...] = ()
 
     def __init__(self, case, form: str, rows: int, before: dict[str, torch.Tensor]):  # noqa: F811
         self.net, self.form, self.rows = scores.model(case.base, torch.float32).requires_grad_(False), form, scores.rows_of(case, 0, rows)
         self.net.model.layers[1].register_forward_hook(lambda _, __, y: setattr(self, "output", y[0] if isinstance(y, tuple) else y))
         floats = {name: m.weight.detach() for name, m in scores.linears(self.net).items()}
-        self.before, self.weights = before, {name: w for name, w in floats.items() if name not in before}
+        self.stacks = {name: matrices_of(name, weight) for name, weight in experts_of(self.net).items() if name.startswith("layers.1.")}
+        floats |= {name: matrix.contiguous() for stack in self.stacks.values() for name, matrix in stack.items()}
+        self.before, self.weights = before, {name: w for name, w in floats.items() if name.startswith("layers.1.")}
         self.spans = {name: ops.quantized_range(w, form) for name, w in self.weights.items()}
-        self.targets = [self.after(row, floats) for row in range(rows)]
+        of_first = {name: w for name, w in floats.items() if name in before}
+        self.targets = [self.after(row, of_first | self.weights) for row in range(rows)]
 
     def after(self, row: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
         weights = self.before | weights
-        torch.func.functional_call(self.net, {f"model.{name}.weight": w for name, w in weights.items()}, (self.rows[row],))
+        named = {f"model.{name}.weight": w for name, w in weights.items() if ".experts." not in name}
+        for stack, matrices in self.stacks.items():
+            joined = torch.cat([weights[name] for name in matrices])
+            named[f"model.{stack}"] = joined.view(self.net.get_parameter(f"model.{stack}").shape)
+        torch.func.functional_call(self.net, named, (self.rows[row],))
         return self.output
 
     def error(self, row: int, weights: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -230,7 +252,9 @@ class Block:
                 best = {name: value.detach() for name, value in values.items()}
             slopes = torch.autograd.grad(error, leaves)
             with torch.no_grad():
-                for i, (leaf, slope) in enumerate(zip(leaves, slopes, strict=True)):
+                for i, (leaf, slope, name) in enumerate(zip(leaves, slopes, [*offsets, *factors], strict=True)):
+                    if name.startswith(self.still):
+                        continue
                     leaf -= (1 - step / steps) / steps * slope.sign()
                     leaf.clamp_(-0.5, 0.5) if i < len(offsets) else leaf.clamp_(0.5, 1)
         with torch.no_grad():
@@ -254,8 +278,40 @@ def test_a_layer_is_learned_as_plain_pytorch_learns_it(case, tmp_path, form):  #
     said = case.run(out, **flags, **LEARNED)["learned"]
     case.run(start, **flags, rounding="compensated")
     assert list(said) == ["layers.0", "layers.1"] and said["layers.0"]["kept"] == "compensated"  # as in the folder `start`
-    first, second = ([name for name in scores.linears(scores.model(case.base)) if name.startswith(f"layers.{i}.")] for i in (0, 1))
-    said, block = said["layers.1"], Block(case, form, rows, stood_for(out, first, form))
+    first = [name for name in scores.linears(scores.model(case.base)) if name.startswith("layers.0.")]
+    learned_as_by(Block(case, form, rows, stood_for(out, first, form)), said["layers.1"], out, start)
+
+
+def test_a_layer_with_experts_is_learned_as_plain_pytorch_learns_it(tmp_path):
+    """Behind a layer of floats. An expert that few tokens come to stays as it is."""
+    form, rows, case = "int4-sym-g32", 12, scores.Case(tmp_path)
+    torch.manual_seed(6)
+    config = transformers.Qwen3MoeConfig(vocab_size=scores.VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                         num_experts_per_tok=2, num_experts=6, head_dim=16, moe_intermediate_size=32, norm_topk_prob=True,
+                                         initializer_range=0.1, tie_word_embeddings=False, max_position_embeddings=64)  # fmt: skip
+    case.base = tmp_path / "experts"
+    net = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        net.model.layers[1].mlp.gate.weight[5] = -net.model.layers[1].mlp.gate.weight[:5].sum(0)
+    net.save_pretrained(case.base)
+    out, start, flags = tmp_path / "out", tmp_path / "start", {"quantize": form, "dtype": "float32", "calibration-rows": rows, "rule": "model.layers.0.** float32"}
+    said = case.run(out, **flags, **LEARNED)
+    rounded = case.run(start, **flags, rounding="compensated")["rounded_experts"]
+    assert said["rounded_experts"] == rounded and list(said["learned"]) == ["layers.1"]
+    block = Block(case, form, rows, {})
+    still = rounded["layers.1.mlp.experts"]["to_nearest"]
+    print(f"experts {still} stay as they are")
+    block.still = tuple(f"layers.1.mlp.experts.{expert}." for expert in still)
+    learned_as_by(block, said["learned"]["layers.1"], out, start)
+    for name in block.weights:
+        plain = ops.quantize_weight(block.weights[name], form)
+        stayed = all(torch.equal(a, b) for a, b in zip(parts_in(out, name), plain, strict=True))
+        assert stayed == name.startswith(block.still) if block.still else not stayed, name
+
+
+def learned_as_by(block: Block, said: dict, out: Path, start: Path) -> None:
+    """`said` of the folder `out`, whose layer began as `start` has it."""
+    form, second = block.form, list(block.weights)
     nearest = {name: dequantized(ops.quantize_weight(w, form), form, w.shape) for name, w in block.weights.items()}
     tried = {"nearest": nearest, "compensated": stood_for(start, second, form)}
     errors = {name: block.errors(values) for name, values in tried.items()}
@@ -292,13 +348,14 @@ def test_no_layer_is_worse_than_to_nearest_and_unseen_rows_are_nearer_to_the_flo
     assert not (tmp_path / "learned.rounding").exists()
 
 
-@pytest.mark.parametrize(("family", "form"), [("gemma2", "int8"), ("phi3", "int8"), ("qwen3-moe", "int8"), ("gpt2", "nf4")])
+@pytest.mark.parametrize(("family", "form"), [("gemma2", "int8"), ("phi3", "int8"), ("qwen3-moe", "int8"), ("mixtral", "int8"), ("resnet-bk", "int8"),
+                                              ("gpt2", "nf4")])  # fmt: skip
 def test_the_layers_of_every_family_are_learned(case, tmp_path, family, form):  # noqa: F811
     base = model_zoo.write_model(model_zoo.BY_NAME[family], tmp_path / "base")
     data = token_rows.write(tmp_path / "data", token_rows.random_documents(20, 16, 24, model_zoo.VOCABULARY, seed=5), model_zoo.VOCABULARY)
     said = case.run(tmp_path / "out", model=base, data=data, quantize=form, **LEARNED | {"rounding-steps": 4})
     experts = sum(".experts." in name and name.endswith("_packed") for name in load_file(tmp_path / "out" / "model.safetensors"))
-    assert (experts > 0) == (family == "qwen3-moe")  # which stay rounded to nearest
+    assert (experts > 0) == (family in ("qwen3-moe", "mixtral", "resnet-bk")) == ("rounded_experts" in said)
     assert len(said["learned"]) >= 2 and len(said["rounding"]) == said["formats"][form]["tensors"] - experts
     for entry in said["learned"].values():
         assert len(entry["errors"]) == 4 and entry["learned"] <= min(entry["nearest"], entry["compensated"])

@@ -1,6 +1,7 @@
 #include "trainer/quantize/learned_layer.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -23,19 +24,8 @@ namespace limbeck::quantize {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-using Codes = std::vector<precision::PackedWeight>;
 
 constexpr double kLeastFactor = 0.5, kMostOffset = 0.5;
-
-Codes codes_of(const PackedLinears& modules) {
-  Codes codes;
-  for (const auto& module : modules) codes.push_back(*module->packed());
-  return codes;
-}
-
-void put(const PackedLinears& modules, const Codes& codes) {
-  for (size_t i = 0; i < modules.size(); ++i) modules[i]->replace_packed_weight("weight", codes[i]);
-}
 
 Tensors values_of(const Codes& codes) {
   Tensors values;
@@ -55,10 +45,10 @@ double total_of(const std::vector<double>& values) { return std::accumulate(valu
 // The float layer with other weights in its modules; its own again afterwards.
 class OtherWeights {
  public:
-  explicit OtherWeights(PackedLinears modules) : modules_(std::move(modules)) {
-    for (const auto& module : modules_) {
-      own_.push_back(module->weight());
-      trains_.push_back(module->weight().requires_grad());
+  explicit OtherWeights(const std::vector<LearnedWeight>& weights) : weights_(weights) {
+    for (const LearnedWeight& weight : weights_) {
+      own_.push_back(weight.floats->parameter(weight.name));
+      trains_.push_back(own_.back().requires_grad());
     }
   }
   ~OtherWeights() {
@@ -69,17 +59,38 @@ class OtherWeights {
   OtherWeights& operator=(const OtherWeights&) = delete;
 
   void put(const Tensors& weights) {
-    for (size_t i = 0; i < modules_.size(); ++i) modules_[i]->replace_parameter("weight", weights[i]);
+    for (size_t i = 0; i < weights_.size(); ++i) weights_[i].floats->replace_parameter(weights_[i].name, weights[i]);
   }
-  // On the CPU.
+  // On the CPU, by matrix.
   Tensors own() const {
     Tensors weights;
     for (const auto& weight : own_) weights.push_back(precision::move(weight.detach(), c10::kCPU).contiguous());
+    return apart(weights);
+  }
+  // From matrices to weights, and back.
+  Tensors joined(const Tensors& matrices) const {
+    Tensors weights;
+    auto next = matrices.begin();
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      const auto count = static_cast<int64_t>(weights_[i].matrices.size());
+      const Tensors of_weight(next, next + count);
+      next += count;
+      weights.push_back(count == 1 ? of_weight[0].view(own_[i].sizes()) : at::cat(of_weight).view(own_[i].sizes()));
+    }
     return weights;
+  }
+  Tensors apart(const Tensors& weights) const {
+    Tensors matrices;
+    for (size_t i = 0; i < weights_.size(); ++i) {
+      const auto parts =
+          weights[i].view({-1, weights[i].size(-1)}).chunk(static_cast<int64_t>(weights_[i].matrices.size()));
+      matrices.insert(matrices.end(), parts.begin(), parts.end());
+    }
+    return matrices;
   }
 
  private:
-  PackedLinears modules_;
+  const std::vector<LearnedWeight>& weights_;
   Tensors own_;
   std::vector<bool> trains_;
 };
@@ -98,10 +109,15 @@ struct Rounding {
 
 class LayerLearner {
  public:
-  LayerLearner(size_t layer, const RowStates& targets, const RowStates& inputs, const PackedLinears& float_modules,
-               const Codes& nearest, const LearningOptions& options)
-      : layer_(layer), targets_(targets), inputs_(inputs), options_(options), floats_(float_modules) {
-    for (const auto& codes : nearest) formats_.push_back(codes.format());
+  LayerLearner(size_t layer, const RowStates& targets, const RowStates& inputs,
+               const std::vector<LearnedWeight>& weights, const LearningOptions& options)
+      : layer_(layer), targets_(targets), inputs_(inputs), options_(options), floats_(weights) {
+    for (const LearnedWeight& weight : weights) {
+      for (const PackedPlace& matrix : weight.matrices) {
+        formats_.push_back(*matrix.module->precision().quantized);
+        learns_.push_back(matrix.learns);
+      }
+    }
     weights_ = floats_.own();
     for (size_t i = 0; i < weights_.size(); ++i) ranges_.push_back(kernels::range_of(weights_[i], formats_[i]));
     for (size_t row = 0; row < inputs_.rows(); ++row) {
@@ -114,7 +130,7 @@ class LayerLearner {
   }
 
   std::vector<double> errors(const Tensors& weights) {
-    floats_.put(on_device(weights));
+    floats_.put(on_device(floats_.joined(weights)));
     std::vector<double> by_row;
     for (size_t row = 0; row < inputs_.rows(); ++row) by_row.push_back(squares_of(change(row)));
     return by_row;
@@ -122,6 +138,7 @@ class LayerLearner {
 
   // From the codes, which err so much by row.
   void learn(const Codes& start, const std::vector<double>& start_errors, LearnedLayer& found) {
+    start_ = start;
     for (size_t i = 0; i < weights_.size(); ++i) {
       const precision::PackedWeight here = start[i].on(c10::kCPU);
       // Scales of 2 and 3 bits may be others than those of the largest values.
@@ -161,7 +178,9 @@ class LayerLearner {
 
   Codes codes_by(const Rounding& by) const {
     Codes codes;
-    for (size_t i = 0; i < starts_.size(); ++i) codes.emplace_back(kernels::quantize_learned(rounding(by, i)));
+    for (size_t i = 0; i < starts_.size(); ++i) {
+      codes.push_back(learns_[i] ? precision::PackedWeight(kernels::quantize_learned(rounding(by, i))) : start_[i]);
+    }
     return codes;
   }
 
@@ -174,7 +193,7 @@ class LayerLearner {
     }
     Tensors seen, slopes;
     for (const auto& value : values) seen.push_back(value.detach());
-    seen = on_device(seen);
+    seen = on_device(floats_.joined(seen));
     floats_.put(seen);
     for (at::Tensor& weight : seen) {
       weight.set_requires_grad(true);
@@ -190,7 +209,7 @@ class LayerLearner {
     found.errors.push_back(error);
     const double share = of_start > 0 ? error / of_start : 1;
     if (share < least) best_ = now_.clone();
-    move(step, values, slopes);
+    move(step, values, floats_.apart(slopes));
     return share;
   }
 
@@ -210,6 +229,7 @@ class LayerLearner {
     const double rate =
         (1.0 - static_cast<double>(step) / static_cast<double>(options_.steps)) / static_cast<double>(options_.steps);
     for (size_t i = 0; i < values.size(); ++i) {
+      if (!learns_[i]) continue;
       const auto found = torch::autograd::grad({values[i]}, {now_.offsets[i], now_.factors[i]},
                                                {precision::move(slopes[i], c10::kCPU)});
       now_.offsets[i].sub_(found[0].sign(), rate).clamp_(-kMostOffset, kMostOffset);
@@ -221,7 +241,10 @@ class LayerLearner {
   const RowStates &targets_, &inputs_;
   const LearningOptions options_;
   OtherWeights floats_;
+  // By matrix.
   std::vector<kernels::QuantizedFormat> formats_;
+  std::vector<bool> learns_;
+  Codes start_;
   Tensors weights_, ranges_, starts_, masks_;
   int64_t values_ = 0;
   Rounding now_, best_;
@@ -233,13 +256,28 @@ struct TriedCodes {
   std::vector<double> errors;
 };
 
-PackedLinears float_modules_of(const PackedLinears& packed, const LinearsByPath& floats) {
-  PackedLinears found;
-  for (const auto& module : packed) found.push_back(floats.at(module->path()));
-  return found;
+}  // namespace
+
+precision::PackedWeight PackedPlace::codes() const {
+  const precision::PackedWeight& all = *module->packed_weight(weight);
+  kernels::QuantizedMatrix matrix = member < 0 ? all.matrix() : all.member(member).matrix();
+  for (at::Tensor& part : matrix.parts) part = part.clone();
+  return precision::PackedWeight(std::move(matrix));
 }
 
-}  // namespace
+void PackedPlace::put(const precision::PackedWeight& codes) const {
+  const precision::PackedWeight placed = codes.on(module->placement());
+  if (member < 0) return module->replace_packed_weight(weight, placed);
+  module->replace_packed_member(weight, member, placed);
+}
+
+Codes codes_of(const std::vector<LearnedWeight>& weights) {
+  Codes codes;
+  for (const LearnedWeight& weight : weights) {
+    for (const PackedPlace& matrix : weight.matrices) codes.push_back(matrix.codes());
+  }
+  return codes;
+}
 
 int64_t rows_of_a_step(int64_t rows) {
   constexpr int64_t kMostRows = 8;
@@ -253,13 +291,10 @@ int64_t row_of_step(int64_t step, int64_t k, int64_t rows) {
   return (step * rows_of_a_step(rows) + k) * stride % rows;
 }
 
-LearnedLayer learn_layer(size_t layer, RowStates& floats, const RowStates& packed, const PackedLinears& modules,
-                         const LinearsByPath& float_modules, const LearningOptions& options,
-                         std::vector<RoundedModule>& rounded) {
-  const Codes nearest = codes_of(modules);
-  rounded = compensate_stage(layer, packed, modules, float_modules, options.scales);
-  floats.advance(layer);
-  LayerLearner learner(layer, floats, packed, float_modules_of(modules, float_modules), nearest, options);
+LearnedLayer learn_layer(size_t layer, const RowStates& floats, const RowStates& packed,
+                         const std::vector<LearnedWeight>& weights, const Codes& nearest,
+                         const LearningOptions& options) {
+  LayerLearner learner(layer, floats, packed, weights, options);
   std::vector<TriedCodes> candidates;
   const auto add = [&](const char* name, const Codes& codes) {
     candidates.push_back({name, codes, learner.errors(values_of(codes))});
@@ -271,13 +306,13 @@ LearnedLayer learn_layer(size_t layer, RowStates& floats, const RowStates& packe
     throw NumericError(
         fmt::format("{}: what it gives on the calibration rows is not finite: look at the model's "
                     "weights, or take --rounding=nearest",
-                    modules.front()->path()));
+                    weights.front().floats->path()));
   }
   size_t kept = 0;
   const auto keep_if_better = [&](double error) {
     if (error < least) least = error, kept = candidates.size() - 1;
   };
-  keep_if_better(add("compensated", codes_of(modules)));
+  keep_if_better(add("compensated", codes_of(weights)));
   found.nearest = learner.mean(candidates[0].errors);
   found.compensated = learner.mean(candidates[1].errors);
   if (least > 0) {
@@ -288,9 +323,10 @@ LearnedLayer learn_layer(size_t layer, RowStates& floats, const RowStates& packe
   }
   found.kept = candidates[kept].name;
   found.learned = learner.mean(candidates[kept].errors);
-  Codes placed;
-  for (const auto& codes : candidates[kept].codes) placed.push_back(codes.on(modules.front()->placement()));
-  put(modules, placed);
+  auto codes = candidates[kept].codes.begin();
+  for (const LearnedWeight& weight : weights) {
+    for (const PackedPlace& matrix : weight.matrices) matrix.put(*codes++);
+  }
   return found;
 }
 

@@ -30,7 +30,7 @@ class RoundingWalk {
   RoundedModel run(const std::function<void(int64_t)>& done) {
     const std::vector<PackedLinears> stages = packed_stages(model_);
     for (size_t stage = 0; stage < stages.size(); ++stage) {
-      const StageModules modules{stages[stage], experts_of(stage)};
+      const StageModules modules{stages[stage], packed_experts(model_, stage)};
       std::optional<FinishedStage> finished;
       if (request_.work != nullptr) finished = request_.work->take(stage, modules);
       if (finished) {
@@ -51,29 +51,52 @@ class RoundingWalk {
  private:
   std::string below_root(const std::string& path) const { return path.substr(root_.size()); }
 
-  std::shared_ptr<models::ExpertWeights> experts_of(size_t stage) const {
-    return request_.way == RoundingWay::kCompensated ? packed_experts(model_, stage) : nullptr;
+  // Of a layer, by the weights of the float model.
+  std::vector<LearnedWeight> learned_weights(const StageModules& all) const {
+    std::vector<LearnedWeight> weights;
+    for (const auto& module : all.linears)
+      weights.push_back({floats_.at(module->path()), "weight", {{module, "weight"}}});
+    if (all.experts == nullptr) return weights;
+    for (const auto& stack : all.experts->stacks()) {
+      const std::string& parameter = stack->parameter_name();
+      weights.push_back({float_experts_.at(all.experts->path()), parameter, {}});
+      for (int64_t expert = 0; expert < all.experts->count(); ++expert) {
+        for (const std::string& name : models::ExpertStack::packed_names(parameter))
+          weights.back().matrices.push_back({all.experts, name, expert});
+      }
+    }
+    return weights;
   }
 
   FinishedStage round(size_t stage, const StageModules& all) {
-    const PackedLinears& modules = all.linears;
     FinishedStage finished;
-    if (!float_states_ || !states_.is_layer(stage)) {
-      finished.modules = compensate_stage(stage, states_, modules, floats_, request_.scales);
-    } else if (modules.empty()) {
-      float_states_->advance(stage);
-    } else {
-      finished.layer = learn_layer(stage, *float_states_, states_, modules, floats_,
-                                   {.steps = request_.steps, .scales = request_.scales}, finished.modules);
-      finished.layer->path = below_root(model_.layers()[stage]->path());
-    }
+    const bool learns = float_states_ && states_.is_layer(stage);
+    std::vector<LearnedWeight> weights;
+    if (learns) weights = learned_weights(all);
+    const Codes nearest = codes_of(weights);
+    finished.modules = compensate_stage(stage, states_, all.linears, floats_, request_.scales);
     for (RoundedModule& module : finished.modules) module.path = below_root(module.path);
     if (all.experts != nullptr) {
       finished.experts =
           compensate_experts(stage, states_, *float_experts_.at(all.experts->path()), *all.experts, request_.scales);
       finished.experts->path = below_root(finished.experts->path);
     }
+    if (!learns) return finished;
+    float_states_->advance(stage);
+    if (weights.empty()) return finished;
+    if (finished.experts) leave_to_nearest(finished.experts->to_nearest, weights);
+    finished.layer = learn_layer(stage, *float_states_, states_, weights, nearest,
+                                 {.steps = request_.steps, .scales = request_.scales});
+    finished.layer->path = below_root(model_.layers()[stage]->path());
     return finished;
+  }
+
+  // Experts that would be fitted to a few tokens.
+  static void leave_to_nearest(const std::vector<int64_t>& experts, std::vector<LearnedWeight>& weights) {
+    for (LearnedWeight& weight : weights) {
+      for (PackedPlace& matrix : weight.matrices)
+        matrix.learns = std::find(experts.begin(), experts.end(), matrix.member) == experts.end();
+    }
   }
 
   void add(FinishedStage finished) {
@@ -103,14 +126,14 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
   bool experts = false;
   const std::vector<PackedLinears> stages = packed_stages(*packed.model);
   for (const PackedLinears& modules : stages) {
-    if (const auto of_layer = packed_experts(*packed.model, static_cast<size_t>(plan.stages));
-        of_layer != nullptr && way == RoundingWay::kCompensated) {
+    int64_t values = 0;
+    if (const auto of_layer = packed_experts(*packed.model, static_cast<size_t>(plan.stages)); of_layer != nullptr) {
       experts = true;
       for (const auto& stack : of_layer->stacks()) columns = std::max(columns, stack->sizes().in);
+      values = of_layer->footprint().values;
     }
     ++plan.stages;
     plan.modules += static_cast<int64_t>(modules.size());
-    int64_t values = 0;
     for (const auto& module : modules) {
       columns = std::max(columns, module->in_features());
       values += module->in_features() * module->out_features();

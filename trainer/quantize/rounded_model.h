@@ -1,7 +1,8 @@
 // Rounds the packed weights of a model anew, so that what it computes changes least on rows of data: layer by layer,
-// each by the inputs that it gets when all those before it are packed already, compensated (compensated_layer.h) or
-// learned (learned_layer.h); experts behind what is before them in their layer, compensated. Kept at a time: the input
-// of one layer for every row, and what one layer is rounded by. Tables, which look rows up, stay rounded to nearest.
+// each by the inputs that it gets when all those before it are packed already, compensated (compensated_layer.h),
+// experts behind what is before them in their layer, and from there learned (learned_layer.h) if asked for. Kept at a
+// time: the input of one layer for every row, and what one layer is rounded by. Tables, which look rows up, stay
+// rounded to nearest.
 #pragma once
 #include <functional>
 #include <vector>
@@ -33,7 +34,7 @@ RoundingPlan plan_rounding(const models::BuiltModel& packed, const RoundingRows&
 
 struct RoundedModel {
   std::vector<RoundedModule> modules;   // in the order of the forward, then those that no token reached
-  std::vector<RoundedExperts> experts;  // of each layer that has packed ones; learned rounding leaves them to nearest
+  std::vector<RoundedExperts> experts;  // of each layer that has packed ones
   std::vector<LearnedLayer> layers;     // where they were learned
 };
 

@@ -41,19 +41,6 @@ void tell_rounded_experts(const quantize::RoundedModel& rounded, Invocation& cal
   if (!json.empty()) call.result["rounded_experts"] = json;
 }
 
-// Learned rounding is of linear modules.
-void tell_nearest_experts(const models::BuiltModel& packed, Invocation& call) {
-  std::vector<std::string> layers;
-  for (const auto& module : precision::contract_modules(*packed.model)) {
-    if (module->role() == precision::Role::kExpert && module->precision().quantized) layers.push_back(module->path());
-  }
-  if (layers.empty()) return;
-  call.console.warning(
-      fmt::format("the experts of {} layers ({} to {}) are rounded to nearest: --rounding=learned chooses the codes of "
-                  "linear modules alone; --rounding=compensated chooses theirs too",
-                  layers.size(), layers.front(), layers.back()));
-}
-
 void tell_rounding(const quantize::RoundedModel& rounded, Invocation& call) {
   double nearest = 0, compensated = 0;
   for (const quantize::RoundedModule& module : rounded.modules) {
@@ -124,7 +111,6 @@ void Calibration::round(quantize::MixedPrecisionQuantizer& quantizer) {
   progress->finish();
   tell_rounding(rounded, call_);
   tell_rounded_experts(rounded, call_);
-  if (request.way == quantize::RoundingWay::kLearned) tell_nearest_experts(quantizer.packed(), call_);
 }
 
 }  // namespace limbeck::cli
