@@ -115,8 +115,7 @@ TEST(Resolvent, EqualsColumnsOfALongDenseInverse) {
   constexpr int64_t n = 2048;
   const Tensors in = matrices({}, n, at::kDouble, 15);
   const at::Tensor chosen = at::tensor({0, 1, 2, 500, 969, 970, 971, 1023, 1024, 1500, 2046, 2047}, at::kLong);
-  const at::Tensor columns =
-      at::linalg_solve(dense_system(in), at::eye(n, at::kComplexDouble).index_select(1, chosen));
+  const at::Tensor columns = at::linalg_solve(dense_system(in), at::eye(n, at::kComplexDouble).index_select(1, chosen));
   const at::Tensor wanted = at::view_as_real(columns.gather(0, chosen.unsqueeze(0)).squeeze(0));
   EXPECT_LT(worst(whole_of(in).index_select(0, chosen), wanted), 1e-10);
   Tensors single;
