@@ -76,7 +76,7 @@ def of_profile(profile: Profile, label: str) -> list[Form]:
         if row.value is None:
             continue
         known = row.mean is not None and row.rows_per_second is not None
-        batch = row.rows_per_second * row.mean / 1000 if known else profile.batch or 1
+        batch = max(1, round(row.rows_per_second * row.mean / 1000)) if known else profile.batch or 1
         made = Form(row.name, label, row.quality, row.value, reference=row.precision.lower() in ("float32", "fp32"), rows=row.measured_on)
         costs = {"bytes": row.on_disk if row.on_disk is not None else row.weights, "ms": None if row.mean is None else row.mean / batch,
                  "joules": None if row.joules is None else row.joules / batch}  # fmt: skip
