@@ -2,7 +2,7 @@
 // for int8_dynamic_loops.cpp. The matrix is read as it lies; rows of x, of which there are fewer, are packed: four
 // neighbouring codes of 16 rows side by side. What a tile gives is therefore on its side, and turned when it is added.
 #pragma once
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/panels.h"
 #include "kernels/cpu/tile_registers.h"
 
 namespace limbeck::kernels::LIMBECK_ISA {
@@ -10,53 +10,33 @@ namespace {
 
 constexpr int64_t kTileSide = 16, kTileDepth = 64, kTileBytes = kTileSide * kTileDepth;
 
-typedef int32_t Words __attribute__((vector_size(64)));
-static_assert(sizeof(Words) == kTileSide * sizeof(int32_t));
+// A tile in vectors, whatever numbers its words are.
+typedef F32 TileRows[kTileSide];
+static_assert(sizeof(TileRows) == kTileBytes);
 
-// Of each pair of rows `Step` apart the halves that a transposition exchanges.
-template <int Step>
-LIMBECK_INLINE void exchange(Words (&rows)[kTileSide]) {
-  const Words lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, odd = (lane & Step) != 0;
-  const Words first = odd ? lane + 16 - Step : lane, second = odd ? lane + 16 : lane + Step;
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileSide; ++i) {
-    if (i & Step) continue;
-    const Words a = rows[i], b = rows[i + Step];
-    rows[i] = __builtin_shuffle(a, b, first);
-    rows[i + Step] = __builtin_shuffle(a, b, second);
-  }
-}
-
-LIMBECK_INLINE void transpose(Words (&rows)[kTileSide]) {
-  exchange<1>(rows);
-  exchange<2>(rows);
-  exchange<4>(rows);
-  exchange<8>(rows);
-}
+LIMBECK_INLINE void transpose(TileRows& rows) { transpose_step<float, kTileSide / 2>(rows); }
 
 // Rows of x [rows, depth], `stride` apart, as tiles [rounded up / 16][depth / 64]; where there is no row, of zeros.
 void pack_rows(const int8_t* x, int64_t stride, int64_t rows, int64_t depth, int8_t* packed) {
   for (int64_t r = 0; r < rows; r += kTileSide) {
     for (int64_t k = 0; k < depth; k += kTileDepth, packed += kTileBytes) {
-      Words words[kTileSide] = {};
+      TileRows words = {};
       for (int64_t i = 0; i < kTileSide && r + i < rows; ++i)
-        __builtin_memcpy(&words[i], x + (r + i) * stride + k, sizeof(Words));
+        __builtin_memcpy(&words[i], x + (r + i) * stride + k, sizeof words[i]);
       transpose(words);
       __builtin_memcpy(packed, words, sizeof words);
     }
   }
 }
 
-// `block` [columns][rows] to to[r * width + c].
-LIMBECK_INLINE void add_turned(const Words (&block)[kTileSide], uint32_t* to, int64_t width) {
-  Words rows[kTileSide];
-  for (int i = 0; i < kTileSide; ++i) rows[i] = block[i];
-  transpose(rows);
+// `block` [columns][rows] to to[r * width + c]; what it holds is lost.
+LIMBECK_INLINE void add_turned(TileRows& block, uint32_t* to, int64_t width) {
+  transpose(block);
   for (int i = 0; i < kTileSide; ++i) {
-    Words before;
-    __builtin_memcpy(&before, to + i * width, sizeof before);
-    before = (Words)((U32)before + (U32)rows[i]);
-    __builtin_memcpy(to + i * width, &before, sizeof before);
+    U32 sums;
+    __builtin_memcpy(&sums, to + i * width, sizeof sums);
+    sums += (U32)block[i];
+    __builtin_memcpy(to + i * width, &sums, sizeof sums);
   }
 }
 
@@ -65,7 +45,7 @@ LIMBECK_INLINE void add_turned(const Words (&block)[kTileSide], uint32_t* to, in
 void add_tiles(const int8_t* packed, int64_t row_tiles, const int8_t* matrix, int64_t stride, int64_t column_tiles,
                int64_t depth, uint32_t* to, int64_t width) {
   const int64_t row_tile = depth * kTileSide;
-  Words block[kTileSide];
+  TileRows block;
   for (int64_t c = 0; c < column_tiles; c += 2) {
     const bool two_columns = c + 1 < column_tiles;
     const int8_t* w = matrix + c * kTileSide * stride;
@@ -91,18 +71,18 @@ void add_tiles(const int8_t* packed, int64_t row_tiles, const int8_t* matrix, in
         }
       }
       uint32_t* here = to + r * kTileSide * width + c * kTileSide;
-      LIMBECK_TILE_STORE(0, block, sizeof(Words));
+      LIMBECK_TILE_STORE(0, block, sizeof block[0]);
       add_turned(block, here, width);
       if (two_rows) {
-        LIMBECK_TILE_STORE(1, block, sizeof(Words));
+        LIMBECK_TILE_STORE(1, block, sizeof block[0]);
         add_turned(block, here + kTileSide * width, width);
       }
       if (two_columns) {
-        LIMBECK_TILE_STORE(2, block, sizeof(Words));
+        LIMBECK_TILE_STORE(2, block, sizeof block[0]);
         add_turned(block, here + kTileSide, width);
       }
       if (two_rows && two_columns) {
-        LIMBECK_TILE_STORE(3, block, sizeof(Words));
+        LIMBECK_TILE_STORE(3, block, sizeof block[0]);
         add_turned(block, here + kTileSide * width + kTileSide, width);
       }
     }
