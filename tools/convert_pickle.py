@@ -19,7 +19,7 @@ import warnings
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import guarded_work  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
-from model_folder import write_weights as written  # noqa: E402
+from model_folder import write_weights  # noqa: E402
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX, WEIGHTS_INDEX = "pytorch_model.bin.index.json", "model.safetensors.index.json"
@@ -134,7 +134,7 @@ def convert(files, out, work):
                 raise WeightsFault(f"{path}: {one_line(name, 80)} is in {weight_map[name]} too: {ADVICE}")
             weight_map[name] = target
             total += tensor.numel() * tensor.element_size()
-        written(tensors, work / target)
+        write_weights(tensors, work / target)
         print(f"{path.name}: {len(tensors)} tensors to {out / target}")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}

@@ -15,7 +15,6 @@ sum the names are the same and the logits differ.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import convert_pickle  # noqa: E402
 import guarded_work  # noqa: E402
+import model_folder  # noqa: E402
 from guarded_work import UsageFault, WeightsFault, one_line  # noqa: E402
 
 LAYER, BK, MOE = "model.layers.{}", "blocks.{}.bk_layer", "blocks.{}.bk_layer.moe_ffn"
@@ -245,9 +245,9 @@ class Import:
             raise WeightsFault(f"{self.path}: weights that are no floating numbers: {ADVICE}")
         self.scale_outputs(sizes["num_hidden_layers"])
         out.mkdir(parents=True, exist_ok=False)
-        convert_pickle.written({name: tensor.clone().contiguous() for name, tensor in self.found.items()}, out / "model.safetensors")
+        model_folder.write_weights({name: tensor.clone().contiguous() for name, tensor in self.found.items()}, out / "model.safetensors")
         config = self.config(sizes, height)
-        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        model_folder.write_config(out, config)
         print(f"{out}: {config['architectures'][0]}, {len(self.found)} tensors, {sum(t.numel() for t in self.found.values()):,} parameters; no tokenizer")
 
 
@@ -261,7 +261,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--map", action="append", default=[], metavar="FROM=TO")
     parser.add_argument("--drop", action="append", default=[], metavar="PATTERN")
     a = parser.parse_args(arguments)
-    absent = guarded_work.absent_folders([a.out])
 
     def work() -> None:
         if not a.file.is_file():
@@ -274,7 +273,7 @@ def main(arguments: list[str]) -> int:
         guarded_work.libraries_are_loaded()
         Import(a.file, a).write(a.out)
 
-    return guarded_work.answered("import_resnet_bk", work, lambda: guarded_work.remove_empty(absent))
+    return model_folder.made("import_resnet_bk", a.out, work)
 
 
 if __name__ == "__main__":
