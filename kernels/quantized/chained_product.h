@@ -1,7 +1,7 @@
 // In which order a product with the transpose of a quantized matrix is summed up, for *_loops.cpp, and the tiles that
 // do it for many rows of x; few_rows_product.h does it for few, to the same bits. A block of columns is sixteen chains
-// of fused sums: the two neighbours that a byte of 4-bit codes holds are in one chain, and sixteen bytes lie in as many
-// lanes, so that one group's values are looked up at once. The chains of a block are added to the sum one by one.
+// of fused sums, one for each of the lanes that a strip has (product_words.h). The chains of a block are added to the
+// sum one by one.
 #pragma once
 #include <algorithm>
 
@@ -14,14 +14,17 @@ template <class Words>
 struct ChainedSums {
   static constexpr int64_t kDepth = 512;     // columns of a block
   static constexpr int64_t kTileRows = 256;  // a tile's operands stay in the second cache
-  static constexpr int64_t kChains = kPairs, kStrip = 2 * kChains;
-  static constexpr int64_t kStripWords = kChains * Words::kOfPair;
-  static constexpr int64_t kWordsOfChain = kDepth / kStrip * Words::kOfPair;
+  static constexpr int64_t kChains = kPairs, kTurns = Words::kTurns, kStrip = 2 * kChains * kTurns;
+  static constexpr int64_t kTurnWords = kChains * Words::kOfPair, kStripWords = kTurns * kTurnWords;
+  static constexpr int64_t kWordsOfChain = kDepth / kStrip * kTurns * Words::kOfPair;
 
-  // In which row of B's panels the words of a pair of columns begin, chain by chain; chains that are shorter leave room
-  // at their ends. Within four pairs, of which the first one's number is a multiple of four, places add up.
+  // Pairs by their numbers: eight neighbouring columns have four, and so their first columns of the eight.
+  static constexpr int64_t first_of_pair(int64_t pair) { return pair / kTurns * 2 * kTurns + pair % kTurns; }
+  // In which row of B's panels the words of a pair begin, chain by chain; chains that are shorter leave room at their
+  // ends. Within the four pairs of eight columns, and within strips, places add up.
   static constexpr int64_t place(int64_t pair) {
-    return pair % kChains * kWordsOfChain + pair / kChains * Words::kOfPair;
+    const int64_t chain = pair / kTurns % kChains, turn = pair / (kTurns * kChains) * kTurns + pair % kTurns;
+    return chain * kWordsOfChain + turn * Words::kOfPair;
   }
   static constexpr int64_t strips(int64_t depth) { return (depth + kStrip - 1) / kStrip; }
   static constexpr int64_t panel_rows(int64_t) { return kChains * kWordsOfChain; }
@@ -35,7 +38,7 @@ struct ChainedSums {
       for (int64_t i = 0; i < parts; ++i) {  // equal shares: a last one of a row or two would wait for its sums
         const int64_t from = i * m / parts, rows = (i + 1) * m / parts - from;
         some_rows<kMostRows>(rows, a + from * kWidth<float>, a_stride, b + p * b_stride,
-                             c + p * c_stride + from * kWidth<float>, strips(depth), accumulate);
+                             c + p * c_stride + from * kWidth<float>, strips(depth) * kTurns, accumulate);
       }
     }
   }
@@ -48,14 +51,14 @@ struct ChainedSums {
 #endif
 
   template <int Rows>
-  static void some_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t strips,
+  static void some_rows(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t turns,
                         bool accumulate) {
-    if (rows == Rows) return tile<Rows>(a, a_stride, b, c, strips, accumulate);
-    if constexpr (Rows > 1) some_rows<Rows - 1>(rows, a, a_stride, b, c, strips, accumulate);
+    if (rows == Rows) return tile<Rows>(a, a_stride, b, c, turns, accumulate);
+    if constexpr (Rows > 1) some_rows<Rows - 1>(rows, a, a_stride, b, c, turns, accumulate);
   }
 
   template <int Rows>
-  static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, float* c, int64_t strips,
+  static __attribute__((noinline)) void tile(const float* a, int64_t a_stride, const float* b, float* c, int64_t turns,
                                              bool accumulate) {
     constexpr int64_t width = kWidth<float>, lanes = kLanes<float>;
     F32 total[Rows][2];
@@ -70,7 +73,7 @@ struct ChainedSums {
       for (int r = 0; r < Rows; ++r) sum[r][0] = sum[r][1] = F32{};
       const float* of_b = b;
       int64_t word = chain * Words::kOfPair;
-      for (int64_t i = 0; i < strips; ++i, word += kStripWords, of_b += Words::kOfPair * width) {
+      for (int64_t i = 0; i < turns; ++i, word += kTurnWords, of_b += Words::kOfPair * width) {
         const float* of_x = a + word / width * a_stride + word % width;
 #pragma GCC unroll 2
         for (int k = 0; k < Words::kOfPair; ++k) {

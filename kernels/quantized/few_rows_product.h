@@ -29,13 +29,15 @@ class FewRowsProduct {
   static constexpr int64_t kStrips = 4;                      // vectors of rows of the matrix that share them
   static constexpr int64_t kMostSums = std::max<int64_t>(8, kMostRows);  // of a block and a row of x
   static constexpr int64_t kMostRuns = 8 * Order::kDepth / kSmallestGroup;
+  static constexpr int kMostTogether = 4;
+  static constexpr int64_t kBehindRuns = kLanes<float>;  // a last strip's groups are read as if it were whole
 
   struct Scratch {
     alignas(64) float x[kWords];
     // What each block adds, a chain in a lane: [block and row of x][row of the matrix].
     alignas(64) float sums[kMostSums][kLanes<float>][Order::kChains];
     alignas(64) float totals[kStrips][kMostRows][kLanes<float>];
-    alignas(64) float scales[2][kMostRuns], zeros[2][kMostRuns];
+    alignas(64) float scales[kMostTogether][kMostRuns + kBehindRuns], zeros[kMostTogether][kMostRuns + kBehindRuns];
   };
 
   template <class T>
@@ -43,37 +45,53 @@ class FewRowsProduct {
     auto& own = *static_cast<Scratch*>(scratch);
     switch (p.weight.format.kind) {
       case CodeKind::kInt8:
-        return of_rows<CodeKind::kInt8, kMostRows>(p, rows, own);
+        return of_groups<CodeKind::kInt8, kMostGroups>(p, rows, own);
       case CodeKind::kInt4:
-        return of_rows<CodeKind::kInt4, kMostRows>(p, rows, own);
+        return of_groups<CodeKind::kInt4, kMostGroups>(p, rows, own);
       case CodeKind::kNf4:
-        return of_rows<CodeKind::kNf4, kMostRows>(p, rows, own);
+        return of_rows<CodeKind::kNf4, std::max<int64_t>(Order::kStrip / kNf4Block, 1), kMostRows>(p, rows, own);
     }
   }
 
  private:
   template <CodeKind kind>
-  using Group = typename Words::template Group<kind>;
+  using Codes = typename Words::template Codes<kind>;
+  template <CodeKind kind, int Groups>
+  using Group = typename Words::template Group<kind, Groups>;
+  static constexpr int kMostGroups = static_cast<int>(Order::kStrip / kSmallestGroup);  // of a strip
   static constexpr int64_t kLanesHere = kLanes<float>;
   static constexpr int kParts = Words::kVectors;  // vectors that hold the chains
   static constexpr int64_t words_of(int64_t columns) { return columns / 2 * Words::kOfPair; }
+  // Rows of the matrix at once: eight sums hide the latency of an addition.
+  template <int Rows>
+  static constexpr int together_with() {
+    constexpr int fit = 8 / (Rows * kParts);
+    return fit >= kMostTogether ? kMostTogether : fit >= 2 ? 2 : 1;
+  }
   // Columns of x that are arranged at a time, of each of its rows.
   template <int Rows>
   static constexpr int64_t depth_of() {
     return (Rows == 1 ? 8 : Rows == 2 ? 4 : Rows <= 4 ? 2 : 1) * Order::kDepth;
   }
 
-  template <CodeKind kind, int Rows, class T>
+  template <CodeKind kind, int Groups, class T>
+  static void of_groups(const FewRows<T>& p, int64_t rows, Scratch& own) {
+    if constexpr (Groups > 1) {
+      if (Order::kStrip / length_of_run<kind>(p.weight) < Groups) return of_groups<kind, Groups / 2>(p, rows, own);
+    }
+    of_rows<kind, Groups, kMostRows>(p, rows, own);
+  }
+  template <CodeKind kind, int Groups, int Rows, class T>
   static void of_rows(const FewRows<T>& p, int64_t rows, Scratch& own) {
     if (rows == Rows) {
-      for (int64_t n = p.n0; n < p.n1; n += kStrips * kLanesHere) columns<kind, Rows>(p, n, own);
+      for (int64_t n = p.n0; n < p.n1; n += kStrips * kLanesHere) columns<kind, Groups, Rows>(p, n, own);
       return;
     }
-    if constexpr (Rows > 1) of_rows<kind, Rows - 1>(p, rows, own);
+    if constexpr (Rows > 1) of_rows<kind, Groups, Rows - 1>(p, rows, own);
   }
 
   // Up to kStrips vectors of columns of y, from n0 on.
-  template <CodeKind kind, int Rows, class T>
+  template <CodeKind kind, int Groups, int Rows, class T>
   static void columns(const FewRows<T>& p, int64_t n0, Scratch& own) {
     constexpr int64_t depth = depth_of<Rows>(), words = words_of(depth);
     static_assert(Rows * words <= kWords && Rows * depth / Order::kDepth <= kMostSums);
@@ -86,7 +104,7 @@ class FewRowsProduct {
         for (int r = 0; r < Rows; ++r) arrange(p.x + r * width + k, have, own.x + r * words);
       }
       for (int64_t n = n0, s = 0; n < end; n += kLanesHere, ++s) {
-        add_rows<kind, Rows>(p.weight, p.levels, n, std::min(kLanesHere, end - n), k, have, own);
+        add_rows<kind, Groups, Rows>(p.weight, p.levels, n, std::min(kLanesHere, end - n), k, have, own);
         for (int64_t block = 0; block * Order::kDepth < have; ++block) {
           for (int r = 0; r < Rows; ++r) {
             float* total = own.totals[s][r];
@@ -107,19 +125,22 @@ class FewRowsProduct {
   }
 
   // The sums of rows [n, n + count) of the matrix and columns [k, k + depth).
-  template <CodeKind kind, int Rows>
+  template <CodeKind kind, int Groups, int Rows>
   static void add_rows(const QuantizedView& v, const Levels& levels, int64_t n, int64_t count, int64_t k, int64_t depth,
                        Scratch& own) {
-    constexpr int64_t together = Rows <= 2 ? 2 : 1;  // enough sums to hide the latency of an addition
-    for (int64_t i = 0; i < count; i += together) {
-      const int64_t rows = std::min(together, count - i);
+    constexpr int64_t together = together_with<Rows>();
+    for (int64_t i = 0, rows = together; i < count; i += rows) {
+      if (rows > count - i) rows = 1;
       for (int64_t row = 0; row < rows; ++row)
         gather_row_scales<kind>(v, levels, n + i + row, k, depth, own.scales[row], own.zeros[row]);
       for (int64_t at = 0; at < depth; at += Order::kDepth) {
         float* to = own.sums[at / Order::kDepth * Rows][i];
         const int64_t have = std::min(Order::kDepth, depth - at);
-        rows == 2 ? add_block<kind, Rows, 2>(v, levels, n + i, k, at, have, own, to)
-                  : add_block<kind, Rows, 1>(v, levels, n + i, k, at, have, own, to);
+        if (rows == together) {
+          add_block<kind, Groups, Rows, together>(v, levels, n + i, k, at, have, own, to);
+        } else {
+          add_block<kind, Groups, Rows, 1>(v, levels, n + i, k, at, have, own, to);
+        }
       }
     }
   }
@@ -141,6 +162,13 @@ class FewRowsProduct {
   static LIMBECK_INLINE void gather_row_scales(const QuantizedView& v, const Levels& levels, int64_t row,
                                                int64_t column, int64_t depth, float* scales, float* zeros) {
     const int64_t first = run_of<kind>(v, column), runs = run_of<kind>(v, column + depth - 1) - first + 1;
+    gather_runs<kind>(v, levels, row, column, first, runs, scales, zeros);
+    store(scales + runs, F32{});  // of groups that a last strip lacks: what lies there might be no number
+    store(zeros + runs, F32{});
+  }
+  template <CodeKind kind>
+  static LIMBECK_INLINE void gather_runs(const QuantizedView& v, const Levels& levels, int64_t row, int64_t column,
+                                         int64_t first, int64_t runs, float* scales, float* zeros) {
     if (kind == CodeKind::kNf4 || !v.format.has_groups()) {
       for (int64_t run = 0; run < runs; ++run)
         scales[run] = scale_at<kind>(v, row, column + run * kNf4Block, levels.dynamic).scale;
@@ -208,44 +236,26 @@ class FewRowsProduct {
     }
   }
 
-  // Sixteen bytes of 4-bit codes, or pairs of 8-bit ones, in as many lanes.
-  template <CodeKind kind>
-  static LIMBECK_INLINE void load_codes(const uint8_t* from, U32 (&codes)[kParts]) {
-    constexpr int64_t lane = kind == CodeKind::kInt8 ? 2 : 1;
-#pragma GCC unroll 4
-    for (int i = 0; i < kParts; ++i) {
-      const uint8_t* part = from + i * kLanesHere * lane;
-      if constexpr (kind == CodeKind::kInt8) {
-        U16 pairs;
-        __builtin_memcpy(&pairs, part, sizeof pairs);
-        codes[i] = widen(pairs);
-      } else {
-        codes[i] = widen_bytes(part);
-      }
-    }
-  }
-
   template <int Rows>
   using Sums = F32[Rows][kParts];
 
-  // Adds a strip of a row's codes, by the values of its group, to the sums with rows of x, `stride` words apart.
-  template <CodeKind kind, int Rows>
-  static LIMBECK_INLINE void add_strip(const Group<kind>& values, const uint8_t* codes, const float* x, int64_t stride,
-                                       Sums<Rows>& sums) {
-    U32 word[kParts];
-    load_codes<kind>(codes, word);
+  // Adds a strip of a row's codes, by the values of its groups, to the sums with rows of x, `stride` words apart.
+  template <CodeKind kind, int Groups, int Rows>
+  static LIMBECK_INLINE void add_strip(const Group<kind, Groups>& values, const uint8_t* from, const float* x,
+                                       int64_t stride, Sums<Rows>& sums) {
+    const Codes<kind> codes(from);
 #pragma GCC unroll 4
-    for (int part = 0; part < kParts; ++part) {
-      const typename Words::Pairs pairs = values.of(word[part]);
+    for (int i = 0; i < kParts * Order::kTurns; ++i) {
+      const typename Words::Pairs pairs = values.of(codes, i);
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r)
-        sums[r][part] = Words::add_pairs(x + r * stride + part * kLanesHere, pairs, sums[r][part]);
+        sums[r][i % kParts] = Words::add_pairs(x + r * stride + i * kLanesHere, pairs, sums[r][i % kParts]);
     }
   }
 
   // The sums of `Weights` rows of the matrix from n on and columns [k + at, k + at + depth), x being arranged from k
   // on.
-  template <CodeKind kind, int Rows, int Weights>
+  template <CodeKind kind, int Groups, int Rows, int Weights>
   static __attribute__((noinline)) void add_block(const QuantizedView& v, const Levels& levels, int64_t n, int64_t k,
                                                   int64_t at, int64_t depth, const Scratch& own, float* to) {
     constexpr int64_t per_byte = kind == CodeKind::kInt8 ? 1 : 2, strip = Order::kStrip, strip_bytes = strip / per_byte;
@@ -267,16 +277,20 @@ class FewRowsProduct {
     const int64_t first_run = run_of<kind>(v, k + at) - run_of<kind>(v, k);
     const auto add = [&](int64_t run, int64_t begin, int64_t end, const uint8_t* from, int64_t stride)
         __attribute__((always_inline)) {
-      const Group<kind> of[2] = {{own.scales[0][run], own.zeros[0][run], levels},
-                                 {own.scales[Weights - 1][run], own.zeros[Weights - 1][run], levels}};
+      const auto group = [&](int w) __attribute__((always_inline)) {
+        return Group<kind, Groups>(own.scales[std::min(w, Weights - 1)] + run,
+                                   own.zeros[std::min(w, Weights - 1)] + run, levels);
+      };
+      const Group<kind, Groups> of[kMostTogether] = {group(0), group(1), group(2), group(3)};
       for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int w = 0; w < Weights; ++w)
-          add_strip<kind, Rows>(of[w], from + w * stride, x + words_of(i), words_of(depth_of<Rows>()), sum[w]);
+          add_strip<kind, Groups, Rows>(of[w], from + w * stride, x + words_of(i), words_of(depth_of<Rows>()), sum[w]);
       }
     };
-    for (int64_t begin = 0, run = first_run; begin < whole; begin += run_length, ++run)
-      add(run, begin, std::min(begin + run_length, whole), codes + begin / per_byte, row_stride);
+    const int64_t span = Groups * run_length;  // of what has the same values; a strip at least
+    for (int64_t begin = 0, run = first_run; begin < whole; begin += span, run += Groups)
+      add(run, begin, std::min(begin + span, whole), codes + begin / per_byte, row_stride);
     if (whole < depth) {  // the row ends within a strip
       alignas(64) uint8_t rest[Weights][strip_bytes] = {};
       for (int w = 0; w < Weights; ++w) {
@@ -285,7 +299,7 @@ class FewRowsProduct {
       }
       add(first_run + whole / run_length, whole, depth, rest[0], strip_bytes);
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int w = 0; w < Weights; ++w) {
 #pragma GCC unroll 16
       for (int r = 0; r < Rows; ++r) {

@@ -77,9 +77,13 @@ class SharedProduct {
     for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
       float* values = b + c / width * stride + c % width;
       const int64_t have = std::max<int64_t>(cols - c, 0);
-      const auto row = [&](int64_t i) { return i < depth ? load_wide_some(wide + i * cols + c, have) : F32{}; };
-      for (int64_t i = 0; i < Order::strips(depth) * Order::kStrip; i += 2)
-        Words::put(values + Order::place(i / 2) * width, row(i), row(i + 1));
+      for (int64_t i = 0; i < depth; i += kEight) {
+        F32 of_rows[kEight];
+        for (int64_t j = 0; j < kEight; ++j)
+          of_rows[j] = i + j < depth ? load_wide_some(wide + (i + j) * cols + c, have) : F32{};
+        put_eight(values, i / kEight, of_rows);
+      }
+      fill_up(values, depth);
     }
   }
 
@@ -100,6 +104,7 @@ class SharedProduct {
   static void fill_side_by_side(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth,
                                 int64_t n, int64_t cols, uint32_t* words) {
     constexpr int64_t lanes = kLanes<float>, width = kWidth<float>, most = 256;
+    static_assert(most % Order::kStrip == 0);
     for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
       const int64_t count = std::clamp<int64_t>(cols - c, 0, lanes);
       float* values = b + c / width * stride + c % width;
@@ -107,8 +112,8 @@ class SharedProduct {
         float* of_part = values + Order::place(at / 2) * width;
         unpack_side_by_side<kind>(
             g.b, n + c, count, k + at, std::min(most, depth - at), {g.nf4_levels, g.dynamic_levels},
-            words, [&](int64_t pair, int64_t i, F32 even, F32 odd) __attribute__((always_inline)) {
-              Words::put(of_part + (Order::place(pair) + Order::place(i)) * width, even, odd);
+            words, [&](int64_t eight, const F32(&eight_columns)[kEight]) __attribute__((always_inline)) {
+              put_eight(of_part, eight, eight_columns);
             });
       }
       fill_up(values, depth);
@@ -121,23 +126,32 @@ class SharedProduct {
     g.dequantize(g.b, n, n + cols, k, k + depth, wide);
     for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
       float* values = b + c / width * stride + c % width;
-      for (int64_t i = 0; i < depth; i += 2) {
-        F32 even{}, odd{};
+      for (int64_t i = 0; i < depth; i += kEight) {
+        F32 columns[kEight] = {};
         for (int64_t lane = 0; lane < std::min(lanes, cols - c); ++lane) {
-          const float* row = wide + (c + lane) * depth;
-          even[lane] = row[i];
-          odd[lane] = i + 1 < depth ? row[i + 1] : 0.0F;
+          const float* row = wide + (c + lane) * depth + i;
+          for (int64_t j = 0; j < std::min<int64_t>(kEight, depth - i); ++j) columns[j][lane] = row[j];
         }
-        Words::put(values + Order::place(i / 2) * width, even, odd);
+        put_eight(values, i / kEight, columns);
       }
       fill_up(values, depth);
     }
   }
 
-  // Zeros behind the depth, up to a whole strip.
+  // A vector of rows each of the eight columns from 8 `eight` on.
+  static LIMBECK_INLINE void put_eight(float* values, int64_t eight, const F32 (&columns)[kEight]) {
+    float* to = values + Order::place(eight * kEight / 2) * kWidth<float>;
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kEight / 2; ++i) {
+      const int64_t first = Order::first_of_pair(i);
+      Words::put(to + Order::place(i) * kWidth<float>, columns[first], columns[first + Order::kTurns]);
+    }
+  }
+
+  // Zeros behind the eights that the depth has begun, up to a whole strip.
   static void fill_up(float* values, int64_t depth) {
-    for (int64_t i = depth + depth % 2; i % Order::kStrip != 0; i += 2)
-      Words::put(values + Order::place(i / 2) * kWidth<float>, F32{}, F32{});
+    for (int64_t eight = rounded_up_quotient(depth, kEight); eight * kEight % Order::kStrip != 0; ++eight)
+      put_eight(values, eight, {});
   }
 };
 

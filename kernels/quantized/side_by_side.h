@@ -12,6 +12,7 @@ namespace limbeck::kernels::LIMBECK_ISA {
 template <CodeKind kind>
 inline constexpr int kValuesOfWord = kind == CodeKind::kInt8 ? 4 : 8;
 inline constexpr int64_t kWordBytes = 4;
+inline constexpr int kEight = 8;  // columns, of which codes of every kind are whole words
 
 // Levels of nf4 and of its scales; in the loops nobody may ask an inline variable for its address.
 struct Levels {
@@ -233,33 +234,32 @@ LIMBECK_INLINE F32 values_of_words(U32 words, int place, const LaneScales& s, co
   }
 }
 
-// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: put(pair, i, even, odd) of each
-// two columns, a vector of rows each, which are the i-th pair behind `pair`. Behind an odd last column the other one is
-// 0.
+// Values of rows [row, row + count) and columns [column, column + depth), 256 at most: put(eight, values) of each eight
+// columns, a vector of rows each; 0 behind the last column.
 template <CodeKind kind, class Put>
 LIMBECK_INLINE void unpack_side_by_side(const QuantizedView& v, int64_t row, int64_t count, int64_t column,
                                         int64_t depth, const Levels& levels, uint32_t* words, const Put& put) {
   constexpr int64_t lanes = kLanes<float>;
   constexpr int per_word = kValuesOfWord<kind>;
+  static_assert(kSmallestGroup % kEight == 0 && kNf4Block % kEight == 0);
   ScaleRuns runs;
   gather_words<kind>(v, row, count, column, depth, words);
   gather_scales<kind>(v, row, count, column, depth, levels, runs);
   for_scale_runs<kind>(v, column, depth, [&](int64_t run, int64_t begin, int64_t end) {
     const LaneScales scales = runs.of(run);
     int64_t k = begin;
-    for (; k + per_word <= end; k += per_word) {
-      const U32 word = load(words + k / per_word * lanes);
-#pragma GCC unroll 4
-      for (int i = 0; i < per_word; i += 2)
-        put(k / 2, i / 2, values_of_words<kind>(word, i, scales, levels),
-            values_of_words<kind>(word, i + 1, scales, levels));
+    F32 values[kEight];
+    for (; k + kEight <= end; k += kEight) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kEight; ++i)
+        values[i] = values_of_words<kind>(load(words + (k + i) / per_word * lanes), i % per_word, scales, levels);
+      put(k / kEight, values);
     }
-    for (; k < end; k += 2) {
-      const U32 word = load(words + k / per_word * lanes);
-      const int place = static_cast<int>(k % per_word);
-      put(k / 2, 0, values_of_words<kind>(word, place, scales, levels),
-          k + 1 < end ? values_of_words<kind>(word, place + 1, scales, levels) : F32{});
-    }
+    if (k == end) return;
+    F32 last[kEight] = {};
+    for (int i = 0; k + i < end; ++i)
+      last[i] = values_of_words<kind>(load(words + (k + i) / per_word * lanes), i % per_word, scales, levels);
+    put(k / kEight, last);
   });
 }
 
