@@ -15,6 +15,12 @@ constexpr int64_t kDepth = 256;  // columns of a block
 constexpr int64_t kBlocksAhead =
     3;  // that are asked for while one is multiplied: rows lie too far apart to be foreseen
 constexpr int64_t kRowsAtATime = 32;  // of x
+#if defined(__AVX512F__)
+constexpr int kMostTogether =
+    8;  // of them: a word of codes is taken apart once for all, and their sums are in registers
+#else
+constexpr int kMostTogether = 4;
+#endif
 constexpr int64_t kFewRowsOfX = 4;    // up to which each by itself is faster
 constexpr int64_t kWordsOfPairs = 4;  // 32 codes: 15 * 128 * 2 * 2 * 4 is below 2^15
 static_assert(kWordsOfPairs * kWordCodes == kSmallestGroup);
@@ -110,10 +116,10 @@ LIMBECK_INLINE void sum_words(const uint32_t* words, const int8_t* x, int64_t st
     const int64_t stop = std::min(end, w + kWordsOfPairs);
     for (int64_t i = w; i < stop; ++i) {
       const U32 word = load(words + i * kLanesHere);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; ++r) pairs[r] = with_word(pairs[r], word, x + r * stride + place_of_word(i));
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) sums[r] += total(pairs[r]);
   }
 }
@@ -130,7 +136,7 @@ __attribute__((noinline)) void add_block(const Int4Product& p, int64_t m, int64_
     sum_words<Rows>(own.words, x, p.stride, begin / kWordCodes, rounded_up_quotient(end, kWordCodes), sums);
     const int64_t group = (k + begin) >> p.weight.format.group_shift;
     const F32 scale = own.scales[group % kLanesHere];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       const I32 centred = sums[r] - p.middles[(m + r) * groups + group];
       float* to = own.chains[slot + r][group % kInt4Chains];
@@ -201,6 +207,7 @@ void share_of(const Int4Product& p, int64_t m0, int64_t m1, int64_t n0, int64_t 
         gather_words<CodeKind::kInt4>(p.weight, n, columns, k, depth, own.words);
         ask_for_block(p.weight, n, k + kBlocksAhead * block);
         int64_t r = 0;
+        for (; r + kMostTogether <= rows; r += kMostTogether) add_block<kMostTogether>(p, m + r, k, depth, r, own);
         for (; r + 4 <= rows; r += 4) add_block<4>(p, m + r, k, depth, r, own);
         for (; r < rows; ++r) add_block<1>(p, m + r, k, depth, r, own);
       }
