@@ -19,6 +19,7 @@ struct WholeSums {
   static constexpr int64_t kDepth = 256;  // k of one pass: a panel of B then fills two thirds of the first-level cache
   static constexpr int64_t kTileRows = 504;  // 36 register tiles of 14 rows, 84 of 6
 
+  static constexpr int64_t kMostWords = kDepth;                         // of a row of A
   static constexpr int64_t panel_rows(int64_t depth) { return depth; }  // of B, which `depth` rows take
   static void multiply(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c, int64_t c_stride,
                        int64_t m, int64_t n, int64_t depth, bool accumulate) {
@@ -33,8 +34,8 @@ struct WidenedProduct {
   static constexpr int64_t kPadRows = 3;  // or one more: keeps the panels off each other's cache sets
 
   static constexpr int64_t scratch_floats() {
-    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + 1 + kDepth) +
-           panels<float>(kDepth) * kWidth<float> * (kTileRows + kPadRows + 1);
+    return panels<float>(TileCols) * kWidth<float> * (kTileRows + kPadRows + 1 + Sums::panel_rows(kDepth)) +
+           panels<float>(Sums::kMostWords) * kWidth<float> * (kTileRows + kPadRows + 1);
   }
 
   // Rows [m0, m1) and columns [n0, n1) of C over the depth k. fill_a(panels, stride, m, rows, k, depth) brings A from
@@ -60,7 +61,7 @@ struct WidenedProduct {
     const int64_t row_stride = (m + kPadRows + ((m + kPadRows) % 16 == 0)) * width;
     float* c = scratch;
     float* a = c + panels<float>(n) * row_stride;
-    float* b = a + panels<float>(kDepth) * row_stride;
+    float* b = a + panels<float>(Sums::kMostWords) * row_stride;
     for (int64_t k0 = 0; k0 < k; k0 += kDepth) {
       const int64_t depth = std::min(kDepth, k - k0), b_stride = Sums::panel_rows(depth) * width;
       fill_a(a, row_stride, m0, m, k0, depth);

@@ -9,14 +9,15 @@
 
 namespace limbeck::kernels::LIMBECK_ISA {
 
-// Words: product_words.h
-template <class Words>
+// Words: product_words.h; BlockWords: of a row of x and a block.
+template <class Words, int64_t BlockWords = 512>
 struct ChainedSums {
-  static constexpr int64_t kDepth = 512;     // columns of a block
-  static constexpr int64_t kTileRows = 256;  // a tile's operands stay in the second cache
+  static constexpr int64_t kMostWords = BlockWords;
+  static constexpr int64_t kDepth = 2 * BlockWords / Words::kOfPair;  // columns of a block
+  static constexpr int64_t kTileRows = 256;                           // a tile's operands stay in the second cache
   static constexpr int64_t kChains = kPairs, kTurns = Words::kTurns, kStrip = 2 * kChains * kTurns;
   static constexpr int64_t kTurnWords = kChains * Words::kOfPair, kStripWords = kTurns * kTurnWords;
-  static constexpr int64_t kWordsOfChain = kDepth / kStrip * kTurns * Words::kOfPair;
+  static constexpr int64_t kWordsOfChain = BlockWords / kChains;
 
   // Pairs by their numbers: eight neighbouring columns have four, and so their first columns of the eight.
   static constexpr int64_t first_of_pair(int64_t pair) { return pair / kTurns * 2 * kTurns + pair % kTurns; }
@@ -27,7 +28,7 @@ struct ChainedSums {
     return chain * kWordsOfChain + turn * Words::kOfPair;
   }
   static constexpr int64_t strips(int64_t depth) { return (depth + kStrip - 1) / kStrip; }
-  static constexpr int64_t panel_rows(int64_t) { return kChains * kWordsOfChain; }
+  static constexpr int64_t panel_rows(int64_t) { return kMostWords; }
 
   // C [m, n] (+)= A [m, depth] B [depth, n], all in panel form, A and B in words, B in places; both have 0 behind the
   // depth, up to a whole strip.

@@ -25,7 +25,7 @@ class FewRowsProduct {
 
  public:
   static constexpr int64_t kMostRows = Words::kMostFewRows;  // of x: their sums are in registers at once
-  static constexpr int64_t kWords = 4096;                    // of x at a time: they stay in the first cache
+  static constexpr int64_t kWords = 8192;                    // of x at a time: they stay in the nearest caches
   static constexpr int64_t kStrips = 4;                      // vectors of rows of the matrix that share them
   static constexpr int64_t kMostSums = std::max<int64_t>(8, kMostRows);  // of a block and a row of x
   static constexpr int64_t kMostRuns = 8 * Order::kDepth / kSmallestGroup;
@@ -162,9 +162,21 @@ class FewRowsProduct {
   static LIMBECK_INLINE void gather_row_scales(const QuantizedView& v, const Levels& levels, int64_t row,
                                                int64_t column, int64_t depth, float* scales, float* zeros) {
     const int64_t first = run_of<kind>(v, column), runs = run_of<kind>(v, column + depth - 1) - first + 1;
+    ask_for_scales<kind>(v, row + kScaleRowsAhead, first, runs);
     gather_runs<kind>(v, levels, row, column, first, runs, scales, zeros);
     store(scales + runs, F32{});  // of groups that a last strip lacks: what lies there might be no number
     store(zeros + runs, F32{});
+  }
+  // Each row's lie too far from the last one's to be foreseen.
+  static constexpr int64_t kScaleRowsAhead = 8;
+  template <CodeKind kind>
+  static LIMBECK_INLINE void ask_for_scales(const QuantizedView& v, int64_t row, int64_t first, int64_t runs) {
+    if (v.scale_codes != nullptr || (kind != CodeKind::kNf4 && !v.format.has_groups())) return;
+    constexpr int64_t line = 64;
+    const int64_t of_row = kind == CodeKind::kNf4 ? v.columns / kNf4Block : groups_of(v);
+    const int64_t bytes = v.scale_storage == Storage::kFloat32 ? 4 : 2;
+    const auto* from = static_cast<const uint8_t*>(v.scales) + (row * of_row + first) * bytes;
+    for (int64_t i = 0; i < runs * bytes; i += line) __builtin_prefetch(from + i);
   }
   template <CodeKind kind>
   static LIMBECK_INLINE void gather_runs(const QuantizedView& v, const Levels& levels, int64_t row, int64_t column,

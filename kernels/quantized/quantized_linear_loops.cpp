@@ -18,10 +18,11 @@ class SharedProduct {
   using Few = FewRowsProduct<Words>;
   static constexpr bool kPaired = Words::kOfPair == 1;
   // The transpose of the matrix has an order that few rows have too. Gradients have none to keep: floats are quicker in
-  // larger tiles.
+  // larger tiles, pairs in smaller blocks, because the floats that they are made of stay in the second cache.
+  using OfGradients = ChainedSums<Words, Order::kMostWords / 2>;
   using Transposed = WidenedProduct<kTileCols, Order>;
-  using Product = std::conditional_t<kPaired, Transposed, WidenedProduct<kTileCols>>;
-  static_assert(std::max(Transposed::kDepth, Product::kDepth) * kTileCols <= kWideValues);
+  using Product = std::conditional_t<kPaired, WidenedProduct<kTileCols, OfGradients>, WidenedProduct<kTileCols>>;
+  static_assert(Product::kDepth * kTileCols <= kWideValues);
   // Fewer rows of x do not repay unpacking: where sums of so many do not fit, they are taken in two parts.
   static constexpr int64_t kUnpackedFrom = 17;
 
@@ -81,9 +82,9 @@ class SharedProduct {
         F32 of_rows[kEight];
         for (int64_t j = 0; j < kEight; ++j)
           of_rows[j] = i + j < depth ? load_wide_some(wide + (i + j) * cols + c, have) : F32{};
-        put_eight(values, i / kEight, of_rows);
+        put_eight<OfGradients>(values, i / kEight, of_rows);
       }
-      fill_up(values, depth);
+      fill_up<OfGradients>(values, depth);
     }
   }
 
@@ -113,45 +114,51 @@ class SharedProduct {
         unpack_side_by_side<kind>(
             g.b, n + c, count, k + at, std::min(most, depth - at), {g.nf4_levels, g.dynamic_levels},
             words, [&](int64_t eight, const F32(&eight_columns)[kEight]) __attribute__((always_inline)) {
-              put_eight(of_part, eight, eight_columns);
+              put_eight<Order>(of_part, eight, eight_columns);
             });
       }
-      fill_up(values, depth);
+      fill_up<Order>(values, depth);
     }
   }
 
   static void fill_one_by_one(const QuantizedProduct& g, float* b, int64_t stride, int64_t k, int64_t depth, int64_t n,
                               int64_t cols, float* wide) {
-    constexpr int64_t lanes = kLanes<float>, width = kWidth<float>;
-    g.dequantize(g.b, n, n + cols, k, k + depth, wide);
-    for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
-      float* values = b + c / width * stride + c % width;
-      for (int64_t i = 0; i < depth; i += kEight) {
-        F32 columns[kEight] = {};
-        for (int64_t lane = 0; lane < std::min(lanes, cols - c); ++lane) {
-          const float* row = wide + (c + lane) * depth + i;
-          for (int64_t j = 0; j < std::min<int64_t>(kEight, depth - i); ++j) columns[j][lane] = row[j];
+    constexpr int64_t lanes = kLanes<float>, width = kWidth<float>, most = kWideValues / kTileCols;
+    static_assert(most % kEight == 0);
+    for (int64_t at = 0; at < depth; at += most) {
+      const int64_t have = std::min(most, depth - at);
+      g.dequantize(g.b, n, n + cols, k + at, k + at + have, wide);
+      for (int64_t c = 0; c < panels<float>(cols) * width; c += lanes) {
+        float* values = b + c / width * stride + c % width;
+        for (int64_t i = 0; i < have; i += kEight) {
+          F32 columns[kEight] = {};
+          for (int64_t lane = 0; lane < std::min(lanes, cols - c); ++lane) {
+            const float* row = wide + (c + lane) * have + i;
+            for (int64_t j = 0; j < std::min<int64_t>(kEight, have - i); ++j) columns[j][lane] = row[j];
+          }
+          put_eight<Order>(values, (at + i) / kEight, columns);
         }
-        put_eight(values, i / kEight, columns);
+        if (at + have == depth) fill_up<Order>(values, depth);
       }
-      fill_up(values, depth);
     }
   }
 
   // A vector of rows each of the eight columns from 8 `eight` on.
+  template <class Sums>
   static LIMBECK_INLINE void put_eight(float* values, int64_t eight, const F32 (&columns)[kEight]) {
-    float* to = values + Order::place(eight * kEight / 2) * kWidth<float>;
+    float* to = values + Sums::place(eight * kEight / 2) * kWidth<float>;
 #pragma GCC unroll 4
     for (int64_t i = 0; i < kEight / 2; ++i) {
-      const int64_t first = Order::first_of_pair(i);
-      Words::put(to + Order::place(i) * kWidth<float>, columns[first], columns[first + Order::kTurns]);
+      const int64_t first = Sums::first_of_pair(i);
+      Words::put(to + Sums::place(i) * kWidth<float>, columns[first], columns[first + Sums::kTurns]);
     }
   }
 
   // Zeros behind the eights that the depth has begun, up to a whole strip.
+  template <class Sums>
   static void fill_up(float* values, int64_t depth) {
-    for (int64_t eight = rounded_up_quotient(depth, kEight); eight * kEight % Order::kStrip != 0; ++eight)
-      put_eight(values, eight, {});
+    for (int64_t eight = rounded_up_quotient(depth, kEight); eight * kEight % Sums::kStrip != 0; ++eight)
+      put_eight<Sums>(values, eight, {});
   }
 };
 
