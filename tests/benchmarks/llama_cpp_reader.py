@@ -3,7 +3,7 @@
 LIBLLAMA.so is llama.cpp's own library with its libggml*.so beside it; it is none of our requirements, and called as C. Of every
 folder `limbeck export-gguf` makes two files: the folder's codes, and by --rule the floats that they stand for.
 llama.cpp rounds the inputs of packed weights to 8 bits and we do not, so the second shows that it reads the same weights, and
-the first what is left of that by its own products. Greedy tokens after prompts of the data are compared with those of
+the first what is left of that by its own products. Its keys and values are kept in float32, not in halves. Greedy tokens after prompts of the data are compared with those of
 `limbeck generate` in float32, perplexities of rows of the data with those of `limbeck forward`.
 """
 
@@ -24,6 +24,19 @@ class Params(ctypes.Structure):
     """Of a model or a context: their defaults, passed on as they came. More than any version has."""
 
     _fields_ = [("all", ctypes.c_char * 512)]
+
+
+def in_float32(params: Params) -> Params:
+    """A context's defaults, but keys and values in float32 and attention without its fast form, which rounds to halves. Where the two stand
+    is found by what is around them: four enumerations that are -1, the last of which is that form's; no callback (two null pointers), and
+    then the types of keys and of values, of which 1 is float16 and 0 float32."""
+    words = (ctypes.c_int32 * 128).from_buffer_copy(params)
+    forms = [i for i in range(8, 16) if list(words[i : i + 4]) == [-1] * 4]
+    types = [i for i in range(16, 32) if list(words[i - 4 : i + 2]) == [0, 0, 0, 0, 1, 1]]
+    if len(forms) != 1 or len(types) != 1:
+        raise SystemExit("llama_context_default_params: laid out otherwise than in the versions that were tried (node-llama-cpp 3.22.1)")
+    words[forms[0] + 3] = words[types[0]] = words[types[0] + 1] = 0
+    return Params.from_buffer_copy(words)
 
 
 class Batch(ctypes.Structure):
@@ -63,7 +76,7 @@ class LlamaCpp:
         self.model = self.c.llama_model_load_from_file(str(file).encode(), self.c.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"{file}: llama.cpp does not load it")
-        self.context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
+        self.context = self.c.llama_init_from_model(self.model, in_float32(self.c.llama_context_default_params()))
         self.c.llama_set_n_threads(self.context, torch.get_num_threads(), torch.get_num_threads())
         self.vocabulary = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(self.model))
 
