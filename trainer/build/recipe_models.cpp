@@ -145,6 +145,11 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   if (format != "none") {
     request.packing = precision::pack_all(kernels::format_named(format), source_of(settings, role + ".quantize"));
   }
+  const std::string activations = role + ".bk_activations";
+  if (settings.text(activations) != "auto") {
+    request.int8_resolvents = settings.text(activations) == "int8";
+    request.int8_resolvents_source = source_of(settings, activations);
+  }
   request.random_init = settings.text(role + ".init") == "random";
   request.new_head = settings.text(role + ".init") == "new_head";
   request.seed = settings.integer("seed");

@@ -107,10 +107,23 @@ precision::Packing packing_of(const ModelRequest& request, const ModelConfig& co
   return {format_of, (config.folder / "config.json").string()};
 }
 
+void choose_activations(const ModelRequest& request, ModelConfig& config) {
+  if (!request.int8_resolvents) return;
+  if (config.architecture.resolvent.heads == 0) {
+    throw UsageError(
+        fmt::format("[{}] {} is for models whose layers have a resolvent (resnet_bk), and {} is of {}, which has none: "
+                    "leave it out",
+                    request.root, request.int8_resolvents_source, (config.folder / "config.json").string(),
+                    config.architecture.family));
+  }
+  config.architecture.resolvent.int8 = *request.int8_resolvents;
+}
+
 BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placement, const io::WeightsFolder* weights) {
   BuiltModel built;
   built.config = read_model_config(request.folder);
   if (request.new_head) require_classifier(built.config, request.root);
+  choose_activations(request, built.config);
   at::ScalarType dtype = at::kFloat;
   std::string source = request.dtype_source;
   if (request.dtype) {

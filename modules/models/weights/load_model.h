@@ -20,6 +20,9 @@ struct ModelRequest {
   precision::Packing packing;  // of weights, which are then frozen
   // Of int8 and int4 codes that are made while floats are read: another one than float32 is for a folder to be written.
   at::ScalarType scales = at::kFloat;
+  // Whether the resolvents of its layers see 8-bit codes; none: as config.json says.
+  std::optional<bool> int8_resolvents;
+  std::string int8_resolvents_source = {};
   bool unpacked = false;      // what a folder of packed weights stands for, in the dtype of the run
   bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
