@@ -1,6 +1,6 @@
 // Tridiagonal systems on CUDA: a thread goes along a row for its pivots, then one along each column of each row. Equal
 // inputs give equal bits.
-#include "kernels/cuda/device_storage.cuh"
+#include "kernels/operator/rounded_up.h"
 #include "kernels/resolvent/tridiagonal_solve_cuda.h"
 
 namespace limbeck::kernels {

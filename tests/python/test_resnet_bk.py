@@ -300,6 +300,11 @@ def test_int8_activations_train_save_evaluate_and_go_on(work):
     own, floats, named = (work.limbeck._through_files("forward", final, "--input", inputs, flags)["logits"]
                           for flags in ([], ["--bk-activations=float"], ["--bk-activations=int8"]))  # fmt: skip
     assert torch.equal(own, named) and not torch.equal(own, floats)
+    # Its own self in floats can teach it.
+    teaching = work.recipe("int8-self", teacher__model=None, teacher__kind="self", teacher__bk_activations="float", **keys)
+    result = work.folder / "int8-self.json"
+    work.limbeck.run("eval", str(teaching), f"--run={run.folder}", "--json", str(result))
+    assert 0 < json.loads(result.read_text())["result"]["kd"] < 0.01
     packed = work.folder / "int8-packed"
     quantized(work.limbeck, final, packed, "--quantize=int8", "--bk-activations=float")
     assert json.loads((packed / "config.json").read_text())["bk_activations"] == "float"

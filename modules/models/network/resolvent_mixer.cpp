@@ -47,8 +47,8 @@ ResolventCore::ResolventCore(const Scope& scope, const Architecture& a, int64_t 
   if (options_.heads == 1) {
     throw UsageError(
         fmt::format("[{}] is to see 8-bit codes ({} = int8), and a token has one matrix here (\"bk_heads\" = 1), whose "
-                    "number would "
-                    "be the scale itself and its code always the same: wanted 2 heads or more, or {} = float",
+                    "number would be the scale itself and its code always the same: wanted 2 heads or more, or {} = "
+                    "float",
                     path(), kBkActivations, kBkActivations));
   }
   if (kernels::wide_type(precision().compute) == at::kDouble) {

@@ -79,10 +79,8 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.device = *settings.device("device");
   const std::string& format = settings.text("quantize");
   if (format != "none") request.packing = precision::pack_all(kernels::format_named(format), "--quantize");
-  if (settings.text("bk-activations") != "auto") {
-    request.int8_resolvents = settings.text("bk-activations") == "int8";
-    request.int8_resolvents_source = "--bk-activations=" + settings.text("bk-activations");
-  }
+  const std::string& activations = settings.text("bk-activations");
+  if (activations != "auto") request.resolvents = {activations == "int8", "--bk-activations=" + activations};
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
 }
