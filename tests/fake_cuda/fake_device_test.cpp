@@ -101,6 +101,7 @@ TEST(FakeDevice, WhatIsMarkedAsConjugateIsCopiedAsOne) {
   EXPECT_TRUE(at::equal(at::imag(y.conj()).contiguous().cpu(), at::imag(x.conj()).contiguous()));
   EXPECT_TRUE(at::allclose(at::matmul(y.conj(), y.t()).cpu(), at::matmul(x.conj(), x.t())));
   EXPECT_TRUE(at::equal(at::view_as_real(y).cpu(), at::view_as_real(x)));
+  EXPECT_TRUE(at::view_as_real(y).is_alias_of(y) && at::view_as_complex(at::view_as_real(y)).is_alias_of(y));
 }
 
 TEST(FakeDevice, ProductsWithAnotherDtypeAreCublas) {
