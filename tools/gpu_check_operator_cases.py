@@ -155,6 +155,37 @@ def resolvent_of_a_long_row(m: Maker) -> Case:
                    moved=140.0 * n, dtype="float32", alike=())  # fmt: skip
 
 
+def tridiagonal_systems(m: Maker) -> Case:
+    """As many right sides as Woodbury's identity has, beside dense solutions: O(n^3), so a few rows."""
+    rows, n = 4, m.sizes.length
+    columns = math.ceil(math.log2(n))
+    a, b, c = (m.drawn(rows, width, dtype=torch.float64, scale=0.3) for width in (n, n - 1, n - 1))
+    right = m.drawn(rows, n, columns, 2, dtype=torch.float64)
+    z = torch.tensor([0.3, 1.5], device=m.device, dtype=torch.float64)
+
+    def plain(a, b, c, right):
+        matrix = torch.diag_embed(a) + torch.diag_embed(b, 1) + torch.diag_embed(c, -1)
+        shift = torch.eye(n, dtype=torch.complex128, device=m.device) * torch.complex(*z)
+        return torch.view_as_real(torch.linalg.solve(matrix - shift, torch.view_as_complex(right)))
+
+    contenders = {OURS: lambda a, b, c, right: m.ops.tridiagonal_solve(a, b, c, z.expand(rows, 2), right), "PyTorch, dense": plain}
+    # Three passes over right sides and solution each way.
+    return m.among("tridiagonal systems", contenders, [a, b, c, right], moved=96.0 * right.numel() / 2, tolerance=1e-9, dtype="float64",
+                   alike=("PyTorch, dense",))  # fmt: skip
+
+
+def rows_as_codes(m: Maker) -> Case:
+    """Straight through: PyTorch's gradient is made to be the same."""
+    x = m.drawn(m.sizes.tokens, m.sizes.heads, dtype=torch.float32)
+
+    def plain(x):
+        scale = x.detach().abs().amax(-1, keepdim=True) / 127
+        return x + ((x.detach() / scale).round() * scale - x.detach())
+
+    return m.among("rows as 8-bit codes", {OURS: m.ops.seen_through_row_codes, "PyTorch": plain}, [x], moved=16.0 * x.numel(), tolerance=1e-6,
+                   dtype="float32")  # fmt: skip
+
+
 def attention(m: Maker, dtype: str = "bfloat16") -> Case:
     s, kind = m.sizes, getattr(torch, dtype)
     q = m.drawn(s.batch, s.length, s.heads, s.head_size, dtype=kind)
@@ -409,6 +440,8 @@ CASES: dict[str, Callable[[Maker], Case]] = {
     "rotary": rotary,
     "resolvent": resolvent,
     "resolvent of a long row": resolvent_of_a_long_row,
+    "tridiagonal systems": tridiagonal_systems,
+    "rows as 8-bit codes": rows_as_codes,
     "head and cross-entropy": head_and_cross_entropy,
     "linear, NF4": lambda m: linear_quantized(m, "nf4"),
     "linear, NF4, 1 row": lambda m: linear_of_one_row(m, "nf4"),

@@ -39,7 +39,7 @@ struct DynamicRows {
     at::parallel_for(0, count, items_per_task(columns), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         place(row, [&](int8_t* codes) {
-          loops.quantize_rows(storage, values + row * bytes, 1, columns, codes, scales + row);
+          loops.quantize_rows(storage, values + row * bytes, 1, columns, kStepsOfDynamic, codes, scales + row);
         });
     });
   }

@@ -57,7 +57,8 @@ __device__ __forceinline__ int block_max(int value) {
 
 // A block takes a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads) row_codes(const T* all, int64_t columns, int8_t* codes, float* scales) {
+__global__ void __launch_bounds__(kThreads)
+    row_codes(const T* all, int64_t columns, float steps, int8_t* codes, float* scales) {
   const int64_t row = blockIdx.x;
   const T* x = all + row * columns;
   int most = 0;
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) row_codes(const T* all, int64_t colu
   constexpr uint32_t kInfinity = 0x7f800000u, kNan = 0x7fc00000u;
   const auto largest = static_cast<uint32_t>(block_max(most));
   const bool finite = largest < kInfinity;
-  const float scale = finite ? quotient(float_of_bits(largest), 127.5f) : 0.0f;
+  const float scale = finite ? quotient(float_of_bits(largest), steps) : 0.0f;
   if (threadIdx.x == 0) scales[row] = finite ? scale : float_of_bits(kNan);
   for (int64_t i = threadIdx.x; i < columns; i += kThreads) {
     float code = scale == 0.0f ? 0.0f : quotient(widened(x[i]), scale);
@@ -144,13 +145,13 @@ void with_type_of_x(Storage storage, Body body) {
 
 }  // namespace
 
-void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t columns, int8_t* codes, float* scales,
-                      cudaStream_t stream) {
+void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t columns, float steps, int8_t* codes,
+                      float* scales, cudaStream_t stream) {
   if (count == 0) return;
   with_type_of_x(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
     const auto* rows = static_cast<const T*>(x);
-    row_codes<T><<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, columns, codes, scales);
+    row_codes<T><<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, columns, steps, codes, scales);
   });
 }
 

@@ -5,12 +5,13 @@
 
 #include "kernels/operator/storage.h"
 #include "kernels/quantized/quantized_formula.h"
+#include "kernels/quantized/row_steps.h"
 
 namespace limbeck::kernels {
 
-// Codes and scales of rows of x [count, columns], not float64 and without gaps.
-void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t columns, int8_t* codes, float* scales,
-                      cudaStream_t stream);
+// Codes and scales of rows of x [count, columns], not float64 and without gaps; steps: row_steps.h.
+void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t columns, float steps, int8_t* codes,
+                      float* scales, cudaStream_t stream);
 
 // y [count, rows] of the codes and scales of x, and bias [rows] or nullptr; none with gaps.
 struct Int8Sums {

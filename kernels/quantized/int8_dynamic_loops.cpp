@@ -35,9 +35,9 @@ float largest_magnitude(const T* x, int64_t width) {
 typedef int8_t Codes __attribute__((vector_size(kLanes<float>)));
 
 template <class T>
-float quantize_row(const T* x, int64_t width, int8_t* codes) {
+float quantize_row(const T* x, int64_t width, float steps, int8_t* codes) {
   constexpr int64_t lanes = kLanes<float>;
-  const float largest = largest_magnitude(x, width), scale = largest / 127.5f;
+  const float largest = largest_magnitude(x, width), scale = largest / steps;
   if (!(largest < __builtin_inff()) || scale == 0.0f) {
     for (int64_t i = 0; i < width; ++i) codes[i] = 0;
     return largest < __builtin_inff() ? 0.0f : __builtin_nanf("");
@@ -52,12 +52,13 @@ float quantize_row(const T* x, int64_t width, int8_t* codes) {
   return scale;
 }
 
-void quantize_rows(Storage storage, const void* x, int64_t count, int64_t width, int8_t* codes, float* scales) {
+void quantize_rows(Storage storage, const void* x, int64_t count, int64_t width, float steps, int8_t* codes,
+                   float* scales) {
   with_storage(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     if constexpr (sizeof(T) < sizeof(double)) {
       for (int64_t row = 0; row < count; ++row)
-        scales[row] = quantize_row(static_cast<const T*>(x) + row * width, width, codes + row * width);
+        scales[row] = quantize_row(static_cast<const T*>(x) + row * width, width, steps, codes + row * width);
     }
   });
 }

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/cpu_isa.h"
 #include "kernels/operator/storage.h"
+#include "kernels/quantized/row_steps.h"
 
 namespace limbeck::kernels {
 
@@ -22,8 +23,9 @@ struct Int8Product {
 };
 
 struct Int8DynamicLoops {
-  // Codes and scales of rows of x [count, width].
-  void (*quantize_rows)(Storage storage, const void* x, int64_t count, int64_t width, int8_t* codes, float* scales);
+  // Codes and scales of rows of x [count, width], whose largest magnitudes are so many steps (row_steps.h).
+  void (*quantize_rows)(Storage storage, const void* x, int64_t count, int64_t width, float steps, int8_t* codes,
+                        float* scales);
   // Rows [m0, m1) and columns [n0, n1) of y: one thread's share. `scratch`: as below, at a cache line.
   void (*share)(const Int8Product&, int64_t m0, int64_t m1, int64_t n0, int64_t n1, void* scratch);
   int64_t scratch_bytes;

@@ -9,6 +9,7 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -22,6 +23,7 @@
 #include "kernels/quantized/int8_dynamic_cuda.h"
 #include "kernels/quantized/quantized_operands.h"
 #include "kernels/quantized/quantized_plan.h"
+#include "kernels/quantized/row_codes.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -57,17 +59,28 @@ Tensor few_rows(const Tensor& x, const QuantizedMatrix& weight, const OptionalBi
   return y;
 }
 
+struct RowCodes {
+  Tensor codes, scales;  // int8 and float32, one of these a row
+};
+
+// Of x [count, columns], without gaps; steps: row_steps.h.
+RowCodes codes_of_rows(const Tensor& x, float steps) {
+  const RowCodes made{at::empty(x.sizes(), x.options().dtype(at::kChar)),
+                      at::empty({x.size(0)}, x.options().dtype(at::kFloat))};
+  launch_row_codes(storage_of(x), x.const_data_ptr(), x.size(0), x.size(1), steps,
+                   made.codes.mutable_data_ptr<int8_t>(), made.scales.mutable_data_ptr<float>(),
+                   c10::cuda::getCurrentCUDAStream());
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return made;
+}
+
 Tensor rows_as_codes(const Tensor& x, const QuantizedMatrix& weight, const OptionalBias& bias, Tensor y) {
   TORCH_CHECK(weight.format.kind == CodeKind::kInt8, "[quantized_linear] the weight is ", format_name(weight.format),
               ", which is for the CPU alone: take its format without -dynamic on a GPU");
   const int64_t count = x.size(0);
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const Storage storage = storage_of(x);
-  const Tensor codes = at::empty({count, weight.columns}, x.options().dtype(at::kChar));
-  const Tensor scales = at::empty({count}, x.options().dtype(at::kFloat));
-  launch_row_codes(storage, x.const_data_ptr(), count, weight.columns, codes.mutable_data_ptr<int8_t>(),
-                   scales.mutable_data_ptr<float>(), stream);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  const auto [codes, scales] = codes_of_rows(x, kStepsOfDynamic);
   const Tensor dense_bias = bias ? bias->contiguous() : Tensor();
   const Int8Sums product{.weight = view_of(weight),
                          .codes = codes.const_data_ptr<int8_t>(),
@@ -82,6 +95,16 @@ Tensor rows_as_codes(const Tensor& x, const QuantizedMatrix& weight, const Optio
     launch_int8_product(storage, product, stream);
   }
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+  return y;
+}
+
+Tensor row_codes_cuda(const Tensor& x) {
+  Tensor y = row_codes_output(x);
+  if (x.numel() == 0) return y;
+  const c10::DeviceGuard guard(x.device());
+  const auto [codes, scales] = codes_of_rows(x.contiguous().view({-1, x.size(-1)}), kStepsOfSymmetric);
+  Tensor rows = y.view(codes.sizes());
+  at::mul_out(rows, codes, scales.unsqueeze(-1));
   return y;
 }
 
@@ -169,6 +192,7 @@ TORCH_LIBRARY_IMPL(limbeck, CUDA, m) {
   m.impl("quantized_linear", &quantized_linear_cuda);
   m.impl("quantized_linear_backward", &quantized_backward_cuda);
   m.impl("quantized_rows", &rows_cuda);
+  m.impl("seen_through_row_codes", &row_codes_cuda);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/passed_through.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/quantized/grouped_quantized_linear.h"
 #include "kernels/quantized/quantized_linear.h"
@@ -58,20 +59,6 @@ at::Tensor straight_through_groups(const at::Tensor& rows, const at::Tensor& wei
   check_grouped_linear(rows, weight, ends);
   return grouped_quantized_linear(rows, fresh_stack(weight, format, scales), ends);
 }
-
-class SeenThrough : public torch::autograd::Function<SeenThrough> {
- public:
-  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& weight, const std::string& format,
-                            at::ScalarType scales) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return seen_values(weight, format, scales);
-  }
-
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
-                                                 torch::autograd::variable_list grads) {
-    return {grads[0], {}, {}};
-  }
-};
 
 class StraightThroughLinear : public torch::autograd::Function<StraightThroughLinear> {
  public:
@@ -131,7 +118,7 @@ class StraightThroughGrouped : public torch::autograd::Function<StraightThroughG
 };
 
 at::Tensor seen_autograd(const at::Tensor& weight, c10::string_view format, at::ScalarType scales) {
-  return SeenThrough::apply(weight, std::string(format), scales);
+  return PassedThrough::apply(weight, [&](const at::Tensor& w) { return seen_values(w, format, scales); });
 }
 
 at::Tensor straight_through_autograd(const at::Tensor& x, const at::Tensor& weight, c10::string_view format,

@@ -2,8 +2,6 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include <limits>
-
 #include "kernels/operator/storage.h"
 #include "kernels/resolvent/resolvent_formula.h"
 
@@ -25,10 +23,7 @@ struct DeviceTridiagonals {
   template <class T>
   LIMBECK_FORMULA Complex<double> point(int64_t row) const {
     const T* pair = static_cast<const T*>(z) + row * z_row;
-    const double re = static_cast<double>(pair[0]), im = static_cast<double>(pair[1]);
-    const bool is_above = im > 0.0 && re - re == 0.0 && im - im == 0.0;  // x - x is NaN where x is not finite
-    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-    return is_above ? Complex<double>{re, im} : Complex<double>{kNan, kNan};
+    return point_above({static_cast<double>(pair[0]), static_cast<double>(pair[1])});
   }
 };
 

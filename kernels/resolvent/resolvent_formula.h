@@ -3,6 +3,7 @@
 // the CPU overloads over_coupling and where_below. A matrix M has a, b, c, documents, state, their rows, n and point().
 #pragma once
 #include <cstdint>
+#include <limits>
 
 #include "kernels/operator/formula.h"
 
@@ -45,7 +46,16 @@ LIMBECK_FORMULA void put_pair(T* pairs, int64_t index, Complex<double> value) {
 LIMBECK_FORMULA const double* row_of(const double* pairs, int64_t row, int64_t n) {
   return pairs == nullptr ? nullptr : pairs + 2 * row * n;
 }
+// z, or NaN where z is not finite or not above the real line. For devices, whose host cannot see it without waiting.
+LIMBECK_FORMULA Complex<double> point_above(Complex<double> z) {
+  const bool is_above = z.im > 0.0 && z.re - z.re == 0.0 && z.im - z.im == 0.0;  // x - x is NaN where x is not finite
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  return is_above ? z : Complex<double>{kNan, kNan};
+}
 LIMBECK_FORMULA double real_of_product(Complex<double> x, Complex<double> y) { return x.re * y.re - x.im * y.im; }
+LIMBECK_FORMULA Complex<double> product_of(Complex<double> x, Complex<double> y) {
+  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
+}
 
 // b c of positions i - 1 and i, for 0 <= i <= n.
 template <class T, class M>

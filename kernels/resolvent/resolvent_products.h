@@ -8,9 +8,6 @@
 
 namespace limbeck::kernels {
 
-LIMBECK_FORMULA Complex<double> product_of(Complex<double> x, Complex<double> y) {
-  return {x.re * y.re - x.im * y.im, x.re * y.im + x.im * y.re};
-}
 LIMBECK_FORMULA Complex<double> sum_of(Complex<double> x, Complex<double> y) { return {x.re + y.re, x.im + y.im}; }
 
 // The power of two that brings `size` to [1, 2); 1 of what is not finite.

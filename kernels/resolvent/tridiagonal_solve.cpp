@@ -17,7 +17,9 @@
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
+#include "kernels/operator/planned_device.h"
 #include "kernels/resolvent/resolvent.h"
+#include "kernels/resolvent/tridiagonal_systems.h"
 
 namespace limbeck::kernels {
 namespace {
@@ -102,10 +104,21 @@ at::Tensor solve_autograd(const at::Tensor& a, const at::Tensor& b, const at::Te
   return solve_handle().call(a, b, c, z, rhs);
 }
 
+// On meta: the result, and what the body of a planned GPU holds meanwhile.
+at::Tensor planned_solve(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
+                         const at::Tensor& rhs) {
+  const at::Tensor x = tridiagonal_solve_output(a, b, c, z, rhs);
+  if (planned_device() == at::kCUDA) {
+    const DenseSystems dense(a, b, c, z, rhs);
+    hold_for_a_moment(a, 2 * static_cast<int64_t>(a.nbytes()));  // pivots
+  }
+  return x;
+}
+
 TORCH_LIBRARY_FRAGMENT(limbeck, m) {
   m.def("tridiagonal_solve(Tensor a, Tensor b, Tensor c, Tensor z, Tensor rhs) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("tridiagonal_solve", tridiagonal_solve_output); }
+TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("tridiagonal_solve", planned_solve); }
 TORCH_LIBRARY_IMPL(limbeck, Autograd, m) { m.impl("tridiagonal_solve", solve_autograd); }
 
 // Real columns [.., n, r] as complex ones.

@@ -8,7 +8,8 @@ namespace limbeck::kernels {
 // x of (T - z) x = rhs, all float64: a [.., n], b and c [.., n - 1], z [2] or [.., 2] that expands to the leading
 // dimensions of a, rhs [.., n, r, 2] -> [.., n, r, 2], complex numbers as pairs. Elimination without exchange of rows:
 // exact to rounding where b_i c_i >= 0 (Im z > 0 bounds the pivots from below); elsewhere a leading matrix that is
-// singular at z makes it fail, with values that are not finite.
+// singular at z makes it fail, with values that are not finite. A z that is not finite or has Im z <= 0 is refused on
+// the CPU; on CUDA, whose host does not wait for it, its row is NaN.
 at::Tensor tridiagonal_solve(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c, const at::Tensor& z,
                              const at::Tensor& rhs);
 

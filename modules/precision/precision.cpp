@@ -55,7 +55,7 @@ std::string dtype_name(at::ScalarType dtype) {
   for (const auto& known : kTrainable) {
     if (dtype == known.dtype) return known.name;
   }
-  return c10::toString(dtype);
+  return dtype == at::kChar ? "int8" : c10::toString(dtype);
 }
 
 std::string storage_name(const Precision& precision) {

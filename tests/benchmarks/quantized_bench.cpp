@@ -4,18 +4,17 @@
 // bfloat16 linear (medians of the ratios of a round), and what share of the bandwidth it reads with (of both the
 // fastest round).
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "benchmarks/benchmarks.h"
+#include "benchmarks/plain_read.h"
 #include "benchmarks/timing.h"
 #include "kernels/linear/linear.h"
 #include "kernels/quantized/quantized_linear.h"
@@ -43,14 +42,6 @@ double bytes_of(const kernels::QuantizedMatrix& weight) {
   double bytes = 0;
   for (const Tensor& part : weight.parts) bytes += static_cast<double>(part.nbytes());
   return bytes;
-}
-
-void search_in_vain(const Tensor& block) {
-  const auto* bytes = static_cast<const char*>(block.const_data_ptr());
-  const auto length = static_cast<int64_t>(block.nbytes());
-  at::parallel_for(0, length, length / at::get_num_threads(), [&](int64_t begin, int64_t end) {
-    if (std::memchr(bytes + begin, 1, static_cast<size_t>(end - begin)) != nullptr) std::abort();
-  });
 }
 
 void measure(int64_t rows, int64_t out, int64_t in, int rounds) {

@@ -1,16 +1,20 @@
 // The resolvent's diagonal, by length and batch: nanoseconds a position (linear: a line of them stays level), forward
 // and with its gradients, on 1 and 2 threads, beside the plain recurrence (one row, one position after another, in
-// scalar code) and beside a copy of the same bytes. limbeck_bench resolvent [rounds [Im z [spread of
-// the elements]]]: with both near zero the maps hardly contract, which is the worst case. Figures are medians.
+// scalar code); how much faster the scan is on all threads than on one and than that; and the bytes that it reads and
+// writes (20 a position) by its time, also as a share of a plain read of memory. limbeck_bench resolvent [rounds [Im z
+// [spread of the elements]]]: with both near zero the maps hardly contract, which is the worst case. Figures are
+// medians.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "benchmarks/benchmarks.h"
+#include "benchmarks/plain_read.h"
 #include "benchmarks/timing.h"
 #include "kernels/resolvent/resolvent.h"
 
@@ -63,9 +67,18 @@ struct Point {
   double height, spread;
 };
 
-void measure(int64_t batch, int64_t n, const Point& point, int rounds, int threads) {
+// Gigabytes a second of a block larger than the last cache, as fast as it comes in any round.
+double plain_read(int threads, int rounds) {
+  const at::Tensor block = at::full({int64_t{64} << 20}, 2.0F);
+  at::set_num_threads(threads);
+  double least = seconds([&] { search_in_vain(block); });
+  for (int round = 0; round < rounds; ++round) least = std::min(least, seconds([&] { search_in_vain(block); }));
+  return 1e-9 * static_cast<double>(block.nbytes()) / least;
+}
+
+void measure(int64_t batch, int64_t n, const Point& point, int rounds, int threads, double read) {
   const Matrices m(batch, n, point.height, point.spread);
-  const at::Tensor out = at::empty({batch, n, 2}), copied = at::empty_like(out), grad = at::randn({batch, n, 2});
+  const at::Tensor out = at::empty({batch, n, 2}), grad = at::randn({batch, n, 2});
   const double positions = static_cast<double>(batch * n);
   const auto run = [&](int on, bool causal) {
     return nanoseconds(on, rounds, positions, [&] { kernels::resolvent(m.a, m.b, m.c, m.z, causal); });
@@ -78,14 +91,12 @@ void measure(int64_t batch, int64_t n, const Point& point, int rounds, int threa
     });
   };
   const double plain = nanoseconds(1, rounds, positions, [&] { plain_recurrence(m, out); });
-  // 20 bytes a position are read and written; a copy of 10 bytes moves as many.
-  const double copy = nanoseconds(threads, rounds, positions, [&] { copied.copy_(out); }) * 20 / 16;
-  const double one = run(1, true), all = run(threads, true);
+  const double one = run(1, true), all = run(threads, true), moved = 20 / all;
   std::printf(
-      "%5ld %8ld   plain %6.2f   causal %6.2f %6.2f   both ways %6.2f %6.2f   trained %6.2f %6.2f   copy/causal %4.0f "
-      "%%\n",
+      "%5ld %8ld   plain %6.2f   causal %6.2f %6.2f   both ways %6.2f %6.2f   trained %6.2f %6.2f   "
+      "%d threads / 1 %5.2f x   / plain %5.2f x   %6.2f GB/s, %4.0f %% of a read\n",
       static_cast<long>(batch), static_cast<long>(n), plain, one, all, run(1, false), run(threads, false),
-      train(threads, true), train(threads, false), 100 * copy / all);
+      train(threads, true), train(threads, false), threads, one / all, plain / all, moved, 100 * moved / read);
 }
 
 }  // namespace
@@ -96,12 +107,13 @@ int main_of(int argc, char** argv) {
   mallopt(M_MMAP_MAX, 0);  // pages that were faulted in stay, as in a run
   mallopt(M_TRIM_THRESHOLD, 2147483647);
   at::manual_seed(5);
+  const double read = plain_read(threads, rounds);
   std::printf(
       "ns a position; causal and both ways on 1 and %d threads, trained (causal, both ways) on %d; Im z %g, spread "
-      "%g\n",
-      threads, threads, point.height, point.spread);
+      "%g; a plain read %.1f GB/s\n",
+      threads, threads, point.height, point.spread, read);
   for (const int64_t batch : {1, 16}) {
-    for (const int64_t n : {1024, 4096, 16384, 131072}) measure(batch, n, point, rounds, threads);
+    for (const int64_t n : {1024, 4096, 16384, 131072}) measure(batch, n, point, rounds, threads, read);
   }
   return 0;
 }

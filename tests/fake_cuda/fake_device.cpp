@@ -228,6 +228,9 @@ at::Tensor over(void* memory, c10::Device device, c10::DispatchKey key, const at
   auto result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)), c10::DispatchKeySet(key),
                                                          tensor.dtype());
   result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  // Marks that a copy sees, as that of real CUDA does: what lies there stands for its conjugate, or its negative.
+  result._set_conj(tensor.is_conj());
+  result._set_neg(tensor.is_neg());
   return result;
 }
 

@@ -92,6 +92,18 @@ TEST(FakeDevice, OperatorsInPlaceAndViewsReachTheTensor) {
   EXPECT_EQ((y.t() + 1).strides(), (x.t() + 1).strides());
 }
 
+// conj() of a complex tensor is a mark on it, and so is the sign of the imaginary part of one: nothing is computed
+// before a copy, which must see the mark.
+TEST(FakeDevice, WhatIsMarkedAsConjugateIsCopiedAsOne) {
+  const at::Tensor x = at::view_as_complex(at::arange(24, at::kDouble).view({3, 4, 2})), y = x.to(at::kCUDA);
+  EXPECT_TRUE(at::equal(y.conj().resolve_conj().cpu(), x.conj().resolve_conj()));
+  EXPECT_TRUE(at::equal(y.conj().cpu().resolve_conj(), x.conj().resolve_conj()));
+  EXPECT_TRUE(at::equal(at::imag(y.conj()).contiguous().cpu(), at::imag(x.conj()).contiguous()));
+  EXPECT_TRUE(at::allclose(at::matmul(y.conj(), y.t()).cpu(), at::matmul(x.conj(), x.t())));
+  EXPECT_TRUE(at::equal(at::view_as_real(y).cpu(), at::view_as_real(x)));
+  EXPECT_TRUE(at::view_as_real(y).is_alias_of(y) && at::view_as_complex(at::view_as_real(y)).is_alias_of(y));
+}
+
 TEST(FakeDevice, ProductsWithAnotherDtypeAreCublas) {
   for (const auto dtype : {at::kHalf, at::kBFloat16}) {
     const at::Tensor a = at::randn({3, 40, 70}).to(dtype), b = at::randn({3, 70, 30}).to(dtype);

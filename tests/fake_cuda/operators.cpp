@@ -9,6 +9,8 @@
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/util/Backtrace.h>
@@ -396,6 +398,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
     return at::native::as_strided_tensorimpl(self, size, stride, at);
   });
   m.impl("view", [](const Tensor& self, at::IntArrayRef size) { return at::native::view(self, size); });
+  m.impl("view_as_complex", [](const Tensor& self) { return at::native::view_as_complex(self); });
+  m.impl("view_as_real", [](const Tensor& self) { return at::native::view_as_real(self); });
   m.impl("unfold", [](const Tensor& self, int64_t dimension, int64_t size, int64_t step) {
     return at::native::unfold(self, dimension, size, step);
   });

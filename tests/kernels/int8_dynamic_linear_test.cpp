@@ -231,8 +231,8 @@ Tensor int8_product(const Int8DynamicLoops& loops, const Tensor& x, const Quanti
   const auto codes = at::full({m, k + extra}, 99, at::kChar),
              scratch = at::empty({loops.scratch_bytes + 64}, at::kByte);
   for (int64_t row = 0; row < m; ++row) {
-    loops.quantize_rows(Storage::kFloat32, x[row].const_data_ptr(), 1, k, codes[row].mutable_data_ptr<int8_t>(),
-                        scales[row].mutable_data_ptr<float>());
+    loops.quantize_rows(Storage::kFloat32, x[row].const_data_ptr(), 1, k, kStepsOfDynamic,
+                        codes[row].mutable_data_ptr<int8_t>(), scales[row].mutable_data_ptr<float>());
   }
   auto* bytes = scratch.mutable_data_ptr<uint8_t>();
   bytes += (64 - reinterpret_cast<uintptr_t>(bytes) % 64) % 64;

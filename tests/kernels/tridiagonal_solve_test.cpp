@@ -3,6 +3,12 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gpu_case.h"
 #include "resolvent_cases.h"
 #include "support/operator_checks.h"
 
@@ -66,6 +72,63 @@ TEST(LowRankResolvent, EqualsTheDenseInverseAndItsGradients) {
       // Not what it is without the correction.
       const at::Tensor none = at::zeros_like(in[4]);
       EXPECT_FALSE(at::allclose(corrected(in), corrected({in[0], in[1], in[2], in[3], none, none}), 1e-3, 1e-3));
+    }
+  }
+}
+
+// What a device makes of them, on the CPU.
+Tensors results_on_gpu(const Operator& op, const Tensors& in) {
+  Tensors there;
+  for (const at::Tensor& one : in) there.push_back(one.cuda());
+  Tensors out = output_and_gradients(op, there, in.size());
+  for (at::Tensor& one : out) one = one.cpu();
+  return out;
+}
+
+void expect_those_of_the_cpu(const Operator& op, const Tensors& in, double tolerance, const std::string& what) {
+  const Tensors got = results_on_gpu(op, in), wanted = output_and_gradients(op, in, in.size());
+  for (size_t k = 0; k < got.size(); ++k) {
+    expect_close(got[k], wanted[k], {tolerance, tolerance}, what + ", result " + std::to_string(k));
+  }
+}
+
+TEST(TridiagonalSolve, cuda_HasTheValuesAndGradientsOfTheCpu) {
+  LIMBECK_NEEDS_GPU();
+  for (const auto& [rows, n, columns] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
+           {1, 1, 1}, {2, 2, 3}, {3, 3, 1}, {2, 64, 5}, {70, 9, 2}, {1, 2048, 11}}) {
+    const Tensors in = system_of(rows, n, columns, 50 + static_cast<uint64_t>(n));
+    expect_those_of_the_cpu(solved, in, 1e-10, std::to_string(n));
+    if (n < 90) expect_close(results_on_gpu(solved, in)[0], solved_reference(in), {1e-11, 1e-11}, "dense");
+  }
+  // Of any strides; and of nothing.
+  const Tensors in = system_of(4, 20, 3, 60);
+  const at::Tensor rhs = in[4].cuda().transpose(1, 2).contiguous().transpose(1, 2);
+  const at::Tensor x = kernels::tridiagonal_solve(in[0].t().cuda().t(), in[1].cuda(), in[2].cuda(), in[3].cuda(), rhs);
+  expect_close(x.cpu(), solved(in), {1e-11, 1e-11}, "strides");
+  EXPECT_EQ(results_on_gpu(solved, system_of(2, 5, 0, 61))[0].numel(), 0);
+}
+
+TEST(TridiagonalSolve, cuda_AWrongPointIsNanInItsRowAlone) {
+  LIMBECK_NEEDS_GPU();
+  Tensors in = system_of(3, 6, 2, 70);
+  in[3] = at::tensor({0.3, 0.8, 0.3, 0.0, std::numeric_limits<double>::infinity(), 0.8}, at::kDouble).view({3, 2});
+  const at::Tensor x = results_on_gpu(solved, in)[0];
+  EXPECT_TRUE(x[0].isfinite().all().item<bool>());
+  EXPECT_TRUE(x.narrow(0, 1, 2).isnan().all().item<bool>());
+}
+
+TEST(LowRankResolvent, cuda_HasTheValuesAndGradientsOfTheCpu) {
+  LIMBECK_NEEDS_GPU();
+  for (const int64_t rank : {1, 5}) {
+    for (const int64_t n : {1, 9, 200}) {
+      Tensors in = system_of(2, n, 1, 80 + static_cast<uint64_t>(n));
+      in[4] = random_tensor({2, n, rank}, at::kDouble, 81) * 0.2;
+      in.push_back(random_tensor({2, n, rank}, at::kDouble, 82) * 0.2);
+      expect_those_of_the_cpu(corrected, in, 1e-9, std::to_string(rank) + " of " + std::to_string(n));
+      if (n < 90) {
+        const Tensors got = results_on_gpu(corrected, in), wanted = output_and_gradients(corrected_reference, in, 6);
+        for (size_t k = 0; k < got.size(); ++k) expect_close(got[k], wanted[k], {1e-9, 1e-9}, "dense");
+      }
     }
   }
 }

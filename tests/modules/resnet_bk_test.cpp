@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "kernels/resolvent/resolvent.h"
 #include "modules/models/network/resolvent_mixer.h"
 #include "modules/models/weights/load_model.h"
 #include "modules/precision/casts.h"
@@ -75,7 +76,13 @@ TEST(ResNetBk, TheResolventGoesOnFromTheCacheWithTheBitsOfOneCall) {
   const at::NoGradGuard no_gradient;
   Architecture a;
   a.resolvent = {.heads = 3, .height = 0.2};
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kHalf, at::kDouble}) {
+  for (const auto& [dtype, int8] : std::vector<std::pair<at::ScalarType, bool>>{{at::kFloat, false},
+                                                                                {at::kBFloat16, false},
+                                                                                {at::kHalf, false},
+                                                                                {at::kDouble, false},
+                                                                                {at::kFloat, true},
+                                                                                {at::kBFloat16, true}}) {
+    a.resolvent.int8 = int8;
     const precision::PrecisionPolicy policy(dtype, c10::kCPU, "the test");
     const ResolventCore core({&policy, "core", {}}, a, /*layer=*/0);
     core.parameter("scale").fill_(0.7);
@@ -93,7 +100,8 @@ TEST(ResNetBk, TheResolventGoesOnFromTheCacheWithTheBitsOfOneCall) {
         found.push_back(core.forward(v.narrow(1, cache.length(), length), piece));
         cache.advance(length);
       }
-      EXPECT_TRUE(at::cat(found, 1).equal(wanted)) << dtype << " in " << lengths.size() << " pieces";
+      EXPECT_TRUE(at::cat(found, 1).equal(wanted))
+          << dtype << (int8 ? " codes in " : " in ") << lengths.size() << " pieces";
     }
   }
 }
@@ -140,6 +148,31 @@ TEST(ResNetBk, HalfTypesAreWidenedByNamedCastsAlone) {
   EXPECT_TRUE(log.casts().contains({core + " (potential)", at::kBFloat16, at::kFloat}));
   EXPECT_TRUE(log.casts().contains({core + " (resolvent)", at::kFloat, at::kDouble}));
   EXPECT_TRUE(log.casts().contains({core + " (features)", at::kFloat, at::kBFloat16}));
+}
+
+// In the place of v and of both parts of G stands what rounding in float64 has, or half a step from it.
+TEST(ResNetBk, Int8ActivationsAreRoundedTokenByToken) {
+  const at::NoGradGuard no_gradient;
+  Architecture a;
+  a.resolvent = {.heads = 6, .height = 0.4, .int8 = true};
+  const precision::PrecisionPolicy policy(at::kFloat, c10::kCPU, "the test");
+  const ResolventCore core({&policy, "core", {}}, a, /*layer=*/0);
+  core.parameter("scale").fill_(1);
+  const at::Tensor v = (at::arange(240, at::kFloat) * 1.37f).sin().mul(4).view({2, 20, 6});
+  const precision::CastLog log;
+  const at::Tensor got = core.forward(v, {}).view({2, 20, 6, 2}).to(at::kDouble);
+  EXPECT_TRUE(log.casts().contains({"core (codes)", at::kFloat, at::kChar}));
+  const auto step = [](const at::Tensor& rows) { return rows.abs().amax(-1, true) / 127.0; };
+  const at::Tensor clamped = v.to(at::kDouble).clamp(-3, 3);
+  const at::Tensor seen = (clamped / step(clamped)).round() * step(clamped);
+  const at::Tensor beside = at::ones({19}, at::kDouble).expand({2, 6, 19});
+  const at::Tensor green =
+      kernels::resolvent(seen.transpose(1, 2) - 2, beside, beside, at::tensor({0.0, 0.4}, at::kDouble)).transpose(1, 2);
+  for (const int64_t part : {0, 1}) {
+    const at::Tensor exact = green.select(-1, part), error = (got.select(-1, part) - exact).abs();
+    EXPECT_LE((error / step(exact)).max().item<double>(), 0.5 + 1e-3) << part;
+    EXPECT_GT((error / step(exact)).max().item<double>(), 0.3) << part;
+  }
 }
 
 std::string refusal(const std::function<void()>& work) {

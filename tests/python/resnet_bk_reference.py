@@ -2,7 +2,8 @@
 complex128 inverses, whose gradients are autograd's. It has the form of a transformers model, so that the zoo holds it too.
 
 A layer is x + MLP(n) + scale W_o [Re G, Im G] with n = LayerNorm(x), v = clamp(W_v n + b, +-bk_clamp) and G the diagonal of
-(T - i bk_z)^-1, T = tridiag(1; v - 2; 1); causal: of each leading matrix the last element of that diagonal.
+(T - i bk_z)^-1, T = tridiag(1; v - 2; 1); causal: of each leading matrix the last element of that diagonal. With
+bk_activations = int8 v of a token is seen as 8-bit codes over its heads, and so are the real and the imaginary parts of its G.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ class ResNetBKConfig(PreTrainedConfig):
     model_type = "resnet_bk"
 
     def __init__(self, vocab_size=517, hidden_size=64, num_hidden_layers=3, intermediate_size=128, max_position_embeddings=512,
-                 num_experts=0, num_experts_per_tok=2, initializer_range=0.02, bk_heads=1, bk_z=1.0, bk_clamp=3.0, layer_norm_eps=1e-5, mlp_bias=True,
+                 num_experts=0, num_experts_per_tok=2, initializer_range=0.02, bk_heads=1, bk_z=1.0, bk_clamp=3.0, bk_activations="float", layer_norm_eps=1e-5, mlp_bias=True,
                  output_bias=False, head_bias=False, pad_token_id=None, tie_word_embeddings=False, **rest):  # fmt: skip
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         self.intermediate_size, self.max_position_embeddings = intermediate_size, max_position_embeddings
         self.num_experts, self.num_experts_per_tok = num_experts, num_experts_per_tok
         self.bk_heads, self.bk_z, self.bk_clamp, self.layer_norm_eps = bk_heads, bk_z, bk_clamp, layer_norm_eps
-        self.initializer_range = initializer_range
+        self.initializer_range, self.bk_activations = initializer_range, bk_activations
         self.mlp_bias, self.output_bias, self.head_bias = mlp_bias, output_bias, head_bias
         self.pad_token_id = pad_token_id
         super().__init__(pad_token_id=pad_token_id, tie_word_embeddings=tie_word_embeddings, **rest)
@@ -58,18 +59,45 @@ def by_recurrence(shifted: torch.Tensor, ones: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(found)
 
 
+class SeenAsCodes(torch.autograd.Function):
+    """Of each row round(x / scale) scale with scale = max |x| / 127, its gradient straight through."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        scale = rows.abs().amax(-1, keepdim=True) / 127
+        return (rows / scale).round() * scale
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def distance_from_ties(rows: torch.Tensor) -> float:
+    """How far, in steps, the value is from the middle of two codes that is nearest to one."""
+    codes = rows.double() / (rows.double().abs().amax(-1, keepdim=True) / 127)
+    return float((codes - codes.floor() - 0.5).abs().min())
+
+
 class Core(nn.Module):
     def __init__(self, config, causal: bool):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(1))
         self.config, self.causal = config, causal
+        self.nearest_tie = 1.0  # of the last forward
+
+    def codes(self, rows):
+        if self.config.bk_activations == "float":
+            return rows
+        self.nearest_tie = min(self.nearest_tie, distance_from_ties(rows.detach()))
+        return SeenAsCodes.apply(rows)
 
     def forward(self, v, coupled):
         wide = v if v.dtype == torch.float64 else v.float()
-        clamped = wide.clamp(-self.config.bk_clamp, self.config.bk_clamp)
+        self.nearest_tie = 1.0
+        clamped = self.codes(wide.clamp(-self.config.bk_clamp, self.config.bk_clamp))
         green = green_diagonal(clamped.transpose(1, 2) - 2, coupled, self.config.bk_z, self.causal).transpose(1, 2)
-        features = torch.stack([green.real, green.imag], -1).flatten(-2)
-        return features.to(wide.dtype).to(v.dtype) * self.scale
+        parts = [self.codes(part.to(wide.dtype)) for part in (green.real, green.imag)]
+        return torch.stack(parts, -1).flatten(-2).to(v.dtype) * self.scale
 
 
 class BK(nn.Module):

@@ -239,6 +239,114 @@ def test_formats_go_by_its_roles_and_codes_are_reloaded_with_the_same_bits(limbe
     assert torch.equal(rounded, limbeck.forward(base, inputs, quantize="int8")["logits"]) is False  # which packs experts alone
 
 
+INT8 = dict(bk_heads=5, bk_activations="int8")
+
+
+@pytest.mark.parametrize("family", [BK, MASKED], ids=lambda family: family.name)
+def test_int8_activations_have_the_values_and_gradients_of_straight_through_torch(limbeck, tmp_path, family):
+    """Of one layer, where both programs have the same v to a few roundings, and of rows that keep off the middle between two
+    codes by more than those: each program would take another code there."""
+    folder = model_zoo.write_model(family, tmp_path / "int8", num_hidden_layers=1, **INT8)
+    model, float_model = (model_zoo.load(family, folder, torch.float32) for _ in range(2))
+    float_model.config.bk_activations = "float"
+    for seed in range(60):
+        inputs = model_zoo.make_inputs(family, seed=seed, batch=1, length=16)
+        cotangent = model_zoo.make_cotangent(inputs, (*inputs.valid.shape, model_zoo.VOCABULARY))
+        wanted = reference.forward(model, family, inputs, cotangent=cotangent)
+        if model.model.layers[0].bk.core.nearest_tie > 5e-4:
+            break
+    assert model.model.layers[0].bk.core.nearest_tie > 5e-4
+    got = limbeck.forward(folder, {**inputs.tensors, "output_gradient": cotangent}, gradients=True)
+    assert parity_measures.largest_error(got["logits"], wanted["logits"]) < 1e-5
+    errors = parity_measures.gradient_errors(got, wanted)
+    assert max(errors.values()) < 1e-5, errors
+    floats = reference.forward(float_model, family, inputs, cotangent=cotangent)
+    assert parity_measures.largest_error(got["logits"], floats["logits"]) > 1e-4  # the codes have a say in it
+
+
+def test_int8_activations_keep_documents_futures_and_caches_apart(limbeck, tmp_path):
+    folder = model_zoo.write_model(BK, tmp_path, **INT8)
+    documents = make_documents()
+    packed, single = pack(documents, WIDTH), alone(documents)
+    together = limbeck.forward(folder, packed)["logits"][packed["document_ids"] > 0]
+    assert torch.equal(together, limbeck.forward(folder, single.tensors)["logits"][single.valid])
+    ids = model_zoo.make_inputs(BK, batch=1).tensors["input_ids"]
+    changed = ids.clone()
+    changed[0, 20] += 1
+    before, after = (limbeck.forward(folder, {"input_ids": x})["logits"][0] for x in (ids, changed))
+    assert torch.equal(before[:20], after[:20]) and not torch.equal(before[20:], after[20:])
+    mask = torch.ones_like(ids[:, :12])
+    cached, uncached = (limbeck.generate(folder, ids[:, :12], mask, "--ignore-eos", *flags, new_tokens=64) for flags in ((), ("--no-cache",)))
+    assert cached.shape[-1] == 12 + 64 and torch.equal(cached, uncached)
+
+
+def test_int8_activations_train_save_evaluate_and_go_on(work):
+    keys = dict(student__bk_activations="int8", objective__alpha=1)
+    run = work.short("int8", **keys)
+    assert Outcome.of(work.short("int8-threads", threads=2, **keys).folder).differences(Outcome.of(run.folder)) == []
+    assert Outcome.of(work.short("int8-not", objective__alpha=1).folder).differences(Outcome.of(run.folder)) != []
+    stopped = work.folder / "run-int8-stopped"
+    shutil.copytree(run.folder, stopped)
+    shutil.rmtree(newest_checkpoint(stopped))
+    work.limbeck.run("train", str(run.recipe), f"--run={stopped}")
+    assert Outcome.of(stopped).differences(Outcome.of(run.folder)) == []
+    result = work.folder / "int8-eval.json"
+    work.limbeck.run("eval", str(run.recipe), f"--run={run.folder}", "--json", str(result))
+    again, last = json.loads(result.read_text())["result"], [line for line in run.lines if line["phase"] == "eval"][-1]
+    assert {name: again[name] for name in ("loss", "kd", "perplexity")} == {name: last[name] for name in ("loss", "kd", "perplexity")}
+    # The folder says it by itself, and a command can say otherwise.
+    final, inputs = run.folder / "final", {"input_ids": torch.tensor([work.documents[0][:12]])}
+    assert json.loads((final / "config.json").read_text())["bk_activations"] == "int8"
+    own, floats, named = (work.limbeck._through_files("forward", final, "--input", inputs, flags)["logits"]
+                          for flags in ([], ["--bk-activations=float"], ["--bk-activations=int8"]))  # fmt: skip
+    assert torch.equal(own, named) and not torch.equal(own, floats)
+    # Its own self in floats can teach it.
+    teaching = work.recipe("int8-self", teacher__model=None, teacher__kind="self", teacher__bk_activations="float", **keys)
+    result = work.folder / "int8-self.json"
+    work.limbeck.run("eval", str(teaching), f"--run={run.folder}", "--json", str(result))
+    assert 0 < json.loads(result.read_text())["result"]["kd"] < 0.01
+    packed = work.folder / "int8-packed"
+    quantized(work.limbeck, final, packed, "--quantize=int8", "--bk-activations=float")
+    assert json.loads((packed / "config.json").read_text())["bk_activations"] == "float"
+
+
+def test_int8_activations_are_part_of_the_contract(work):
+    recipe, result = work.recipe("int8-check", student__bk_activations="int8"), work.folder / "int8-check.json"
+    work.limbeck.run("check", str(recipe), f"--json={result}")
+    contract = json.loads(result.read_text())["result"]
+    codes = {(cast["place"], cast["to"]) for cast in contract["casts"] if "(codes)" in cast["place"]}
+    assert codes == {("student.layers.*.bk.core (codes)", "int8")} and contract["violations"] == []
+
+
+@pytest.mark.parametrize("keys, words", [
+    (dict(student__model="llama", student__bk_activations="int8"), "exit 2: .*is for models whose layers have a resolvent .resnet_bk., and .*is of llama"),
+    (dict(student__model="one-head", student__bk_activations="int8"), 'exit 2: .*"bk_heads" = 1.*wanted 2 heads or more'),
+    (dict(student__model="codes"), 'exit .: .*"bk_activations" = "int4" is not supported, wanted float or int8'),
+    (dict(student__model="codes-llama"), 'exit .: .*"bk_activations" is for what has a resolvent, and llama has none: remove the key'),
+])  # fmt: skip
+def test_int8_activations_are_refused_where_they_cannot_be(work, keys, words):
+    def copied(source: str, name: str, **changes) -> None:
+        folder = work.folder / name
+        if not folder.exists():
+            shutil.copytree(work.folder / source, folder)
+            config = folder / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+    copied("student", "codes", bk_activations="int4")
+    copied("llama", "codes-llama", bk_activations="int8")
+    if not (work.folder / "one-head").exists():
+        saved(resnet_bk(32, 2, seed=4, bk_heads=1), work.folder / "one-head")
+    keys = {**keys, "student__model": work.folder / keys["student__model"]}
+    with pytest.raises(LimbeckError, match="(?s)" + words):
+        work.limbeck.run("check", str(work.recipe("refused", **keys)))
+
+
+def test_int8_activations_of_float64_are_refused(limbeck, tmp_path):
+    folder = model_zoo.write_model(BK, tmp_path, **INT8)
+    with pytest.raises(LimbeckError, match="(?s)exit 2: .*of float64 activations .*codes are made of float32"):
+        limbeck.forward(folder, {"input_ids": torch.tensor([[3, 4]])}, dtype=torch.float64)
+
+
 def test_the_reference_configuration_has_its_parameters(limbeck, tmp_path):
     recipe, result = tmp_path / "base.ini", tmp_path / "check.json"
     recipe.write_text(f"[student]\nmodel = {BASE}\ninit = random\n[objective]\nalpha = 0\n[data]\nbatch_size = 1\nsequence_length = 2048\n")

@@ -22,6 +22,12 @@ std::string source_of(const recipe::Settings& settings, const std::string& key) 
   return origin.flag.empty() ? origin.to_string() : "--" + origin.flag;
 }
 
+std::optional<models::ChosenResolvents> chosen_resolvents(const recipe::Settings& settings, const std::string& role) {
+  const std::string key = role + ".bk_activations", &word = settings.text(key);
+  if (word == "auto") return std::nullopt;
+  return models::ChosenResolvents{word == "int8", fmt::format("{} = {} ({})", key, word, source_of(settings, key))};
+}
+
 std::vector<precision::Rule> rules_of(const recipe::Settings& settings) {
   std::vector<precision::Rule> rules;
   for (const recipe::Value& rule : settings.values("precision.rule")) {
@@ -56,6 +62,7 @@ precision::Packing packing_of(const models::BuiltModel& model) {
 models::BuiltModel structure_of(const models::BuiltModel& student, const recipe::Settings& settings, bool meta) {
   models::BuiltModel copy;
   copy.config = student.config;
+  if (const auto resolvents = chosen_resolvents(settings, "teacher")) resolvents->put(copy.config, "teacher");
   const auto asked = settings.dtype("teacher.dtype");
   const at::ScalarType dtype = asked ? *asked : student.policy->stream_dtype();
   copy.policy = std::make_shared<precision::PrecisionPolicy>(
@@ -63,7 +70,7 @@ models::BuiltModel structure_of(const models::BuiltModel& student, const recipe:
       rules_of(settings), packing_of(student));
   const precision::Scope scope{copy.policy.get(), "teacher",
                                meta ? std::optional<c10::Device>(c10::kMeta) : std::nullopt, /*trainable=*/false};
-  copy.model = std::make_shared<models::Transformer>(scope, student.config.architecture);
+  copy.model = std::make_shared<models::Transformer>(scope, copy.config.architecture);
   copy.policy->require_all_rules_used("teacher");
   return copy;
 }
@@ -145,6 +152,7 @@ std::optional<models::ModelRequest> model_request(const recipe::Settings& settin
   if (format != "none") {
     request.packing = precision::pack_all(kernels::format_named(format), source_of(settings, role + ".quantize"));
   }
+  request.resolvents = chosen_resolvents(settings, role);
   request.random_init = settings.text(role + ".init") == "random";
   request.new_head = settings.text(role + ".init") == "new_head";
   request.seed = settings.integer("seed");

@@ -27,6 +27,7 @@ void declare_model(OptionTable& table, const std::string& role) {
                "of 'limbeck list quantizers'.",
        .words = none_or(quantization::quantized_formats()),
        .value_name = "FORMAT"});
+  table.add(bk_activations_option(role + ".bk_activations"));
   table.add({.name = role + ".device",
              .kind = OptionKind::kDevice,
              .fallback = "auto",
@@ -47,6 +48,16 @@ void declare_model(OptionTable& table, const std::string& role) {
 }
 
 }  // namespace
+
+Option bk_activations_option(const std::string& name) {
+  return {.name = name,
+          .kind = OptionKind::kChoice,
+          .fallback = "auto",
+          .help =
+              "What a ResNet-BK's resolvents take and give: float, or int8: as 8-bit codes, a scale a token; auto: as "
+              "config.json says.",
+          .words = {"auto", "float", "int8"}};
+}
 
 std::vector<std::string> none_or(const std::vector<NamedKind>& kinds) {
   std::vector<std::string> words = {"none"};

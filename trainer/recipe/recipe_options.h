@@ -27,6 +27,9 @@ void declare_resume_options(OptionTable& table);      // --resume and its like, 
 
 void declare_recipe_options(OptionTable& table);  // all of them
 
+// Of models with a resolvent: whether it sees 8-bit codes.
+Option bk_activations_option(const std::string& name);
+
 // "none" and the names: the words of a choice.
 std::vector<std::string> none_or(const std::vector<NamedKind>& kinds);
 

@@ -51,6 +51,7 @@ struct Resolvent {
   int64_t heads = 0;       // matrices a layer; 0: there is attention
   double height = 1.0;     // Im z
   double potential = 3.0;  // bound of what the layer adds to the diagonal
+  bool int8 = false;       // what goes in and what comes out of a token are seen as 8-bit codes
 };
 
 struct Architecture;

@@ -75,6 +75,10 @@ ModelConfig read_model_config(const std::filesystem::path& folder) {
         throw WeightsError(
             fmt::format("{}: hidden size {} over {} heads, wanted a multiple", config.where(), a.hidden, a.heads));
       }
+      if (a.resolvent.heads == 0 && config.has(kBkActivations)) {
+        throw WeightsError(fmt::format("{}: \"{}\" is for what has a resolvent, and {} has none: remove the key",
+                                       config.where(), kBkActivations, family.name));
+      }
       read_end_of_sequence(config, a);
       const std::filesystem::path generation = folder / "generation_config.json";
       std::error_code ignored;

@@ -1,8 +1,11 @@
 #include "modules/models/family/family.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
+#include "modules/errors.h"
 #include "modules/models/family/config_reader.h"
 
 namespace limbeck::models {
@@ -243,6 +246,13 @@ Architecture read_distilbert(const io::JsonFile& config, const std::string& arch
   return a;
 }
 
+bool read_bk_activations(const io::JsonFile& config) {
+  const std::string name = config.string_or(kBkActivations, "float");
+  if (name == "int8" || name == "float") return name == "int8";
+  throw WeightsError(
+      fmt::format("{}: \"{}\" = \"{}\" is not supported, wanted float or int8", config.where(), kBkActivations, name));
+}
+
 // ResNet-BK, whose config.json is Limbeck's own: an encoder where the resolvent sees both sides of a token.
 Architecture read_resnet_bk(const io::JsonFile& config, const std::string& architecture) {
   Architecture a;
@@ -257,7 +267,8 @@ Architecture read_resnet_bk(const io::JsonFile& config, const std::string& archi
   a.max_positions = a.learned_positions = config.integer_or("max_position_embeddings", 2048, 1, kMaxSize);
   a.resolvent = {.heads = config.integer_or("bk_heads", 1, 1, 1024),
                  .height = config.number_or("bk_z", 1.0, 1e-6, 1e6),
-                 .potential = config.number_or("bk_clamp", 3.0, 1e-6, 1e6)};
+                 .potential = config.number_or("bk_clamp", 3.0, 1e-6, 1e6),
+                 .int8 = read_bk_activations(config)};
   a.experts.count = config.integer_or("num_experts", 0, 0, 65536);
   if (a.experts.count > 0) {
     const int64_t usual = std::min<int64_t>(2, a.experts.count);

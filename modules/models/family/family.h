@@ -42,6 +42,9 @@ const std::deque<Family>& families();
 void add_family(Family family);
 std::vector<NamedKind> family_names();
 
+// The key of config.json by which a resolvent sees what goes in and comes out as 8-bit codes: "float" or "int8".
+inline constexpr const char* kBkActivations = "bk_activations";
+
 struct ModelConfig {
   Architecture architecture;
   const Family* family = nullptr;

@@ -13,8 +13,10 @@
 
 #include "kernels/linear/linear.h"
 #include "kernels/operator/wide_type.h"
+#include "kernels/quantized/row_codes.h"
 #include "kernels/resolvent/resolvent.h"
 #include "modules/errors.h"
+#include "modules/models/family/family.h"
 #include "modules/precision/casts.h"
 
 namespace limbeck::models {
@@ -38,8 +40,23 @@ ResolventCore::ResolventCore(const Scope& scope, const Architecture& a, int64_t 
       layer_(layer),
       potential_place_(path() + " (potential)"),
       features_place_(path() + " (features)"),
-      inner_place_(path() + " (resolvent)") {
+      inner_place_(path() + " (resolvent)"),
+      codes_place_(path() + " (codes)") {
   create_parameter("scale", {1});
+  if (!options_.int8) return;
+  if (options_.heads == 1) {
+    throw UsageError(
+        fmt::format("[{}] is to see 8-bit codes ({} = int8), and a token has one matrix here (\"bk_heads\" = 1), whose "
+                    "number would be the scale itself and its code always the same: wanted 2 heads or more, or {} = "
+                    "float",
+                    path(), kBkActivations, kBkActivations));
+  }
+  if (kernels::wide_type(precision().compute) == at::kDouble) {
+    throw UsageError(fmt::format(
+        "[{}] is to see 8-bit codes ({} = int8) of float64 activations ({}), and codes are made of float32: use "
+        "float32, bfloat16 or float16 activations, or {} = float",
+        path(), kBkActivations, precision().source, kBkActivations));
+  }
 }
 
 at::Tensor ResolventCore::point(const at::Tensor& like) const {
@@ -78,20 +95,31 @@ at::Tensor ResolventCore::continued(const at::Tensor& diagonal_bht, const LayerI
   return green;
 }
 
+at::Tensor ResolventCore::potential(const at::Tensor& v_bth, at::ScalarType wide) const {
+  const at::Tensor v = precision::cast(v_bth, v_bth.scalar_type(), wide, potential_place_)
+                           .clamp(-options_.potential, options_.potential);
+  if (!options_.int8) return v;
+  precision::name_inner_cast(codes_place_, wide, at::kChar);
+  return kernels::seen_through_row_codes(v);
+}
+
+at::Tensor ResolventCore::features(const at::Tensor& green_bht2) const {
+  if (!options_.int8) return green_bht2.transpose(1, 2).flatten(-2);
+  precision::name_inner_cast(codes_place_, green_bht2.scalar_type(), at::kChar);
+  return kernels::seen_through_row_codes(green_bht2.permute({0, 2, 3, 1})).transpose(2, 3).flatten(-2);
+}
+
 at::Tensor ResolventCore::forward(const at::Tensor& v_bth, const LayerInput& input) const {
   const precision::ModuleScope scope(path());
   const at::Tensor v = enter(v_bth);
   const at::ScalarType stream = v.scalar_type(), wide = kernels::wide_type(stream);
-  const at::Tensor diagonal = precision::cast(v, stream, wide, potential_place_)
-                                  .clamp(-options_.potential, options_.potential)
-                                  .transpose(1, 2) +
-                              kFreeDiagonal;
+  const at::Tensor diagonal = potential(v, wide).transpose(1, 2) + kFreeDiagonal;
   if (wide != at::kDouble) precision::name_inner_cast(inner_place_, wide, at::kDouble);
   const at::Tensor green = input.cache != nullptr ? continued(diagonal, input) : resolvent(diagonal, input);
-  const at::Tensor features = precision::cast(green.transpose(1, 2).flatten(-2), wide, stream, features_place_);
+  const at::Tensor given = precision::cast(features(green), wide, stream, features_place_);
   // By a product, whose gradient is one too: a sum over all tokens would depend on how threads divide it.
   const at::Tensor scales = at::diag_embed(parameter("scale").expand({2 * options_.heads}));
-  return leave(kernels::linear(features, scales));
+  return leave(kernels::linear(given, scales));
 }
 
 ResolventMixer::ResolventMixer(const Scope& scope, const Architecture& a, int64_t layer) : path_(scope.path) {

@@ -12,6 +12,9 @@
 
 namespace limbeck::models {
 
+// Where the resolvent is said to see 8-bit codes (Resolvent::int8), v of a token is a row of codes with a scale of its
+// own, and so are the real and the imaginary parts of its G, apart (kernels/quantized/row_codes.h).
+//
 // What is between the two products, with the scale, which starts at 1. The resolvent wants float32 or wider: of a half
 // type the potential is widened before it and the features are narrowed behind it, by named casts.
 class ResolventCore : public ContractModule {
@@ -21,13 +24,15 @@ class ResolventCore : public ContractModule {
   at::Tensor forward(const at::Tensor& v_bth, const LayerInput& input) const;
 
  private:
+  at::Tensor potential(const at::Tensor& v_bth, at::ScalarType wide) const;             // of the same shape
+  at::Tensor features(const at::Tensor& green_bht2) const;                              // [B, T, 2 H]
   at::Tensor resolvent(const at::Tensor& diagonal_bht, const LayerInput& input) const;  // [B, H, T, 2]
   at::Tensor continued(const at::Tensor& diagonal_bht, const LayerInput& input) const;  // from the cache
   at::Tensor point(const at::Tensor& like) const;                                       // z
   const Resolvent options_;
   const bool causal_;
   const int64_t layer_;
-  const std::string potential_place_, features_place_, inner_place_;
+  const std::string potential_place_, features_place_, inner_place_, codes_place_;
 };
 
 class ResolventMixer : public TokenMixer {

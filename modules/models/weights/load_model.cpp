@@ -111,6 +111,7 @@ BuiltModel build(const ModelRequest& request, std::optional<c10::Device> placeme
   BuiltModel built;
   built.config = read_model_config(request.folder);
   if (request.new_head) require_classifier(built.config, request.root);
+  if (request.resolvents) request.resolvents->put(built.config, request.root);
   at::ScalarType dtype = at::kFloat;
   std::string source = request.dtype_source;
   if (request.dtype) {
@@ -150,6 +151,16 @@ c10::Device usable_device(const ModelRequest& request) {
 }
 
 }  // namespace
+
+void ChosenResolvents::put(ModelConfig& config, const std::string& root) const {
+  if (config.architecture.resolvent.heads == 0) {
+    throw UsageError(
+        fmt::format("[{}] {} is for models whose layers have a resolvent (resnet_bk), and {} is of {}, which has none: "
+                    "leave it out",
+                    root, source, (config.folder / "config.json").string(), config.architecture.family));
+  }
+  config.architecture.resolvent.int8 = int8;
+}
 
 BuiltModel build_on_meta(const ModelRequest& request) {
   BuiltModel built = build(request, c10::Device(c10::kMeta), nullptr);

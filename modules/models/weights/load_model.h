@@ -10,6 +10,14 @@
 
 namespace limbeck::models {
 
+// Whether the resolvents of a model's layers see 8-bit codes, where somebody says so beside config.json.
+struct ChosenResolvents {
+  bool int8 = false;
+  std::string source;
+  // UsageError for a model that has none.
+  void put(ModelConfig& config, const std::string& root) const;
+};
+
 struct ModelRequest {
   std::filesystem::path folder;
   std::string root = "model";            // first part of every module path: "teacher", "student"
@@ -20,7 +28,8 @@ struct ModelRequest {
   precision::Packing packing;  // of weights, which are then frozen
   // Of int8 and int4 codes that are made while floats are read: another one than float32 is for a folder to be written.
   at::ScalarType scales = at::kFloat;
-  bool unpacked = false;      // what a folder of packed weights stands for, in the dtype of the run
+  std::optional<ChosenResolvents> resolvents;  // none: as config.json says
+  bool unpacked = false;                       // what a folder of packed weights stands for, in the dtype of the run
   bool for_training = false;  // gradients will flow through it: float16 beside quantized weights is refused
   bool trainable = false;
   bool adapted = false;  // whoever adds adapters asks the policy, when they are there, whether every rule was used

@@ -195,9 +195,12 @@ StoredModel packed(const BuiltModel& built, const std::vector<WeightBinding>& bi
   return stored;
 }
 
-std::string config_text(const fs::path& source, const StoredModel& stored) {
+// As the folder says it, but for what was chosen when the model was built.
+std::string config_text(const ModelConfig& built, const StoredModel& stored) {
   const at::ScalarType dtype = stored.dtype;
-  nlohmann::json config = io::JsonFile(source / "config.json").value();
+  nlohmann::json config = io::JsonFile(built.folder / "config.json").value();
+  const bool int8 = built.architecture.resolvent.int8;
+  if (int8 || config.contains(kBkActivations)) config[kBkActivations] = int8 ? "int8" : "float";
   config.erase("quantization_config");
   if (!stored.quantization.is_null()) config["quantization_config"] = stored.quantization;
   const std::string name = precision::dtype_name(dtype);
@@ -273,7 +276,7 @@ void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptio
   const fs::path& source = built.config.folder;
   io::TemporaryFolder temporary(target);
   io::write_weights_folder(temporary.path(), stored.tensors, options.max_shard_bytes);
-  io::write_atomically(temporary.path() / "config.json", config_text(source, stored));
+  io::write_atomically(temporary.path() / "config.json", config_text(built.config, stored));
   copy_if_there(source, temporary.path(), kOfGeneration);
   for (const char* name : kOfTokenizer)
     copy_if_there(options.tokenizer.empty() ? source : options.tokenizer, temporary.path(), name);

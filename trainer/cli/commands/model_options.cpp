@@ -37,6 +37,9 @@ void declare_single_model(recipe::OptionTable& table) {
              .words = recipe::none_or(quantization::quantized_formats()),
              .value_name = "FORMAT",
              .flag_only = true});
+  recipe::Option activations = recipe::bk_activations_option("bk-activations");
+  activations.flag_only = true;
+  table.add(std::move(activations));
   table.add(
       {.name = "adapter",
        .kind = OptionKind::kPath,
@@ -76,6 +79,8 @@ models::ModelRequest single_model(const recipe::Settings& settings) {
   request.device = *settings.device("device");
   const std::string& format = settings.text("quantize");
   if (format != "none") request.packing = precision::pack_all(kernels::format_named(format), "--quantize");
+  const std::string& activations = settings.text("bk-activations");
+  if (activations != "auto") request.resolvents = {activations == "int8", "--bk-activations=" + activations};
   request.allow_nonfinite = settings.enabled("allow-nonfinite");
   return request;
 }
