@@ -403,7 +403,7 @@ def _strange_resnet_bk(state: dict, dice: random.Random) -> dict:
     names = ["blocks.{}.bk_layer.z", "blocks.{}.layer_norm.weight", "blocks.{}.bk_layer.moe_ffn.experts.{}.2.weight", "{}.{}.{}", "x.{}",
              "blocks.{}.bk_layer.gamma", "blocks.{}.bk_layer.epsilon_param", "", "a\n\x1b[2J", "größer\u202e", "x" * 3000, "model.norm.weight",
              "diagonal.{}", "z.{}"]  # fmt: skip
-    numbers = ["0", "1", "2", "999999999", "9999999999999", "00", "-1", "٣"]
+    numbers = ["0", "2", "999999999", "999999999", "999999999", "9999999999999", "00", "-1", "٣"]
     for _ in range(dice.choice([1, 1, 2, 5])):
         name, kind = dice.choice(sorted(state)), dice.randrange(5)
         if kind == 0:
