@@ -60,12 +60,12 @@ TEST(SaveModel, WhatIsSavedLoadsToTheSameBitsAndLogits) {
 }
 
 TEST(SaveModel, TheBytesOfItsFilesAreKnownWithoutWritingThem) {
-  for (const std::string& family : test::tiny_families()) {
+  for (const std::string family : {"llama", "qwen2", "mixtral", "bert", "gpt2"}) {
     for (const bool packed : {false, true}) {
       for (const uint64_t shard : {kMaxShardBytes, uint64_t{9000}}) {
         SCOPED_TRACE(family + (packed ? " packed " : " ") + std::to_string(shard));
         ModelRequest request = request_for(test::tiny_model(family), true);
-        request.dtype = at::kBFloat16;
+        request.dtype = packed ? at::kFloat : at::kBFloat16;  // codes of random floats have scales in float32
         // What others read has no words for a quantized Conv1D.
         if (packed && family == "gpt2") continue;
         if (packed) request.packing = precision::pack_all(kernels::QuantizedFormat::kInt8, "test");
