@@ -24,6 +24,7 @@ class Mark:
     front: bool = False  # nothing else is both cheaper and better
     shape: str = SHAPES[0]
     label: str = ""  # beside it, of a few characters
+    line: str = ""  # which of its colour's fronts it is on
 
 
 @dataclass
@@ -97,7 +98,7 @@ def _marks_of(axis: charts.Axis, wanted: int = 4) -> list[float]:
 
 
 def scatter(title: str, marks: list[Mark], x_text: Callable[[float], str], y_text: Callable[[float], str], over: str) -> str:
-    """Each mark where its cost and its worth are; those of the front of one colour are joined. Empty without marks."""
+    """Each mark where its cost and its worth are; those of one front of one colour are joined. Empty without marks."""
     if not marks:
         return ""
     x = _axis([mark.x for mark in marks], LEFT, WIDTH - RIGHT)
@@ -117,8 +118,8 @@ def scatter(title: str, marks: list[Mark], x_text: Callable[[float], str], y_tex
         right = middle + half
         out += f'<line class="grid" x1="{x(at):.1f}" x2="{x(at):.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}"/>'
         out += f'<text x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">{escape(text)}</text>'
-    for colour in dict.fromkeys(mark.colour for mark in marks):
-        front = sorted((mark.x, mark.y) for mark in marks if mark.front and mark.colour == colour)
+    for colour, line in dict.fromkeys((mark.colour, mark.line) for mark in marks):
+        front = sorted((mark.x, mark.y) for mark in marks if mark.front and (mark.colour, mark.line) == (colour, line))
         if len(front) > 1:
             out += f'<path class="run thin s{colour % COLOURS}" d="{charts.path(front, x, y)}"/>'
     for mark in marks:

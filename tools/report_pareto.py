@@ -132,16 +132,24 @@ def with_numbers(forms: list[Form]) -> dict[int, str]:
     return {id(form): str(number_of + 1) for number_of, form in enumerate(forms)}
 
 
-def on_front(forms: list[Form], costs: list[float | None]) -> list[bool]:
-    """Which forms nothing beats both in quality and in these costs; one without a cost is on no front."""
+def line_of(form: Form, cost: str) -> str:
+    """Which front of this cost it may be on. Bytes are counted alike by all; times and joules are those of the work that was measured."""
+    return "" if cost == "bytes" else form.source
+
+
+def on_front(forms: list[Form], cost: str, values: list[float | None]) -> list[bool]:
+    """Which forms nothing that compares beats both in quality and in these values of a cost; one without a value is on no front."""
     more = forms[0].quality not in LOWER_IS_BETTER
-    having = [(cost, form.value) for form, cost in zip(forms, costs) if cost is not None]
-    front = iter(marks.best_of(having, more))
-    return [cost is not None and next(front) for cost in costs]
+    best = [False] * len(forms)
+    for line in {line_of(form, cost) for form in forms}:
+        members = [at for at, form in enumerate(forms) if line_of(form, cost) == line and values[at] is not None]
+        for at, ahead in zip(members, marks.best_of([(values[at], forms[at].value) for at in members], more)):
+            best[at] = ahead
+    return best
 
 
 def fronts_of(forms: list[Form], cost: str) -> list[bool]:
-    return on_front(forms, [form.costs.get(cost) for form in forms])
+    return on_front(forms, cost, [form.costs.get(cost) for form in forms])
 
 
 def share_of(forms: list[Form], form: Form, cost: str) -> float | None:
@@ -155,9 +163,10 @@ def one_chart(forms: list[Form]) -> str:
     drawn, names = [], with_numbers(forms)
     for colour, cost in enumerate(COSTS):
         shares = [share_of(forms, form, cost) for form in forms]
-        for form, share, best in zip(forms, shares, on_front(forms, shares)):
+        for form, share, best in zip(forms, shares, on_front(forms, cost, shares)):
             if share is not None:
-                drawn.append(marks.Mark(share, form.value, f"{form.name} ({form.source}), {TITLES[cost]}", colour, best, SHAPES[cost], names[id(form)]))
+                drawn.append(marks.Mark(share, form.value, f"{form.name} ({form.source}), {TITLES[cost]}", colour, best, SHAPES[cost], names[id(form)],
+                                        line_of(form, cost)))  # fmt: skip
     quality = forms[0].quality
     return marks.scatter(f"{quality} against all costs, as shares of the model in floats", drawn, lambda v: f"{number(v)}x",
                          lambda v: quality_text(quality, v), "the share of the cost")  # fmt: skip
@@ -214,7 +223,8 @@ def body(forms: list[Form]) -> str:
         of_it = [form for form in forms if form.quality == quality]
         better = "lower is better" if quality in LOWER_IS_BETTER else "higher is better"
         said = [f"A ring marks what no other form beats both in {quality} ({better}) and in that cost; lines join them. Numbers are lines of the table. "
-                "A sweep's times are those of its evaluation, a profile's those of its batches of one length: compare within one source.",
+                "Bytes compare between files. Milliseconds and joules do not: a sweep's are those of its evaluation, a profile's those of its "
+                "batches of one length, so that each file has a front of its own.",
                 rows_note(of_it)]  # fmt: skip
         out += f"<h2>{charts.escape(quality.capitalize())}</h2>"
         out += marks.legend([(i, TITLES[cost]) for i, cost in enumerate(COSTS)])

@@ -93,6 +93,8 @@ void write_weights_folder(const std::filesystem::path& folder, const NamedTensor
                           const BeforeTensor& before = {});
 void write_weights_folder(const std::filesystem::path& folder, const std::vector<PromisedTensor>& tensors,
                           uint64_t max_shard_bytes);
+// Of the files of tensors that this would write there, without writing any or making a tensor.
+uint64_t bytes_of_weights_folder(const std::vector<PromisedTensor>& tensors, uint64_t max_shard_bytes);
 // What is there already, as promises; the tensors are kept by them.
 std::vector<PromisedTensor> promised(const NamedTensors& tensors, const std::string& where,
                                      const BeforeTensor& before = {});

@@ -64,11 +64,17 @@ std::vector<Promises> split(const Promises& tensors, uint64_t max_shard_bytes) {
   return shards;
 }
 
-void write_file(const fs::path& path, const Promises& tensors, const std::map<std::string, std::string>& metadata) {
-  const std::string where = path.string();
-  const auto order = file_order(tensors);
+struct FilePlan {
+  std::vector<const PromisedTensor*> order;
+  std::string header;
+  uint64_t bytes = 0;  // of the whole file
+};
+
+FilePlan plan_of(const Promises& tensors, const std::map<std::string, std::string>& metadata,
+                 const std::string& where) {
+  FilePlan plan{file_order(tensors), "", 0};
   std::vector<HeaderEntry> entries;
-  for (const PromisedTensor* tensor : order) {
+  for (const PromisedTensor* tensor : plan.order) {
     HeaderEntry entry;
     entry.name = tensor->name;
     entry.dtype = writable_type(*tensor, where);
@@ -76,10 +82,17 @@ void write_file(const fs::path& path, const Promises& tensors, const std::map<st
     entries.push_back(std::move(entry));
   }
   const std::map<std::string, std::string> default_metadata{{"format", "pt"}};
-  const std::string header = build_header(entries, metadata.empty() ? default_metadata : metadata, where);
-  AtomicFile file(path, entries.empty() ? header.size() : entries.back().end);
-  file.write(header.data(), header.size());
-  for (const PromisedTensor* promise : order) {
+  plan.header = build_header(entries, metadata.empty() ? default_metadata : metadata, where);
+  plan.bytes = entries.empty() ? plan.header.size() : entries.back().end;
+  return plan;
+}
+
+void write_file(const fs::path& path, const Promises& tensors, const std::map<std::string, std::string>& metadata) {
+  const std::string where = path.string();
+  const FilePlan plan = plan_of(tensors, metadata, where);
+  AtomicFile file(path, plan.bytes);
+  file.write(plan.header.data(), plan.header.size());
+  for (const PromisedTensor* promise : plan.order) {
     if (promise->bytes() == 0) continue;
     // At most one tensor's copy at a time, and none when it is contiguous on the CPU.
     const at::Tensor plain = promise->make().detach().resolve_conj().resolve_neg().cpu().contiguous();
@@ -120,6 +133,13 @@ void write_safetensors(const fs::path& path, const NamedTensors& tensors,
 void write_weights_folder(const fs::path& folder, const NamedTensors& tensors, uint64_t max_shard_bytes,
                           const BeforeTensor& before) {
   write_weights_folder(folder, promised(tensors, folder.string(), before), max_shard_bytes);
+}
+
+uint64_t bytes_of_weights_folder(const Promises& tensors, uint64_t max_shard_bytes) {
+  uint64_t bytes = 0;
+  for (const Promises& shard : split(tensors, max_shard_bytes))
+    bytes += plan_of(shard, {}, "a folder of weights").bytes;
+  return bytes;
 }
 
 void write_weights_folder(const fs::path& folder, const Promises& tensors, uint64_t max_shard_bytes) {

@@ -20,7 +20,7 @@ from abuse_mutators import EDGES, mutate_bytes, mutate_json, mutate_json_file, m
 from safetensors.torch import save_file
 
 KINDS = ("records", "parquet", "tokenizer", "config", "template", "pickle", "tensors", "layers", "classifier", "report", "budgets", "sweep",
-         "profile", "pareto", "snippets", "similarity")  # fmt: skip
+         "profile", "pareto", "snippets", "similarity", "resnet_bk")  # fmt: skip
 WORDS = "the quick brown fox jumps over the lazy dog größer 日本語 🙂 def f(x):\n    return x ** 2\n".split(" ")
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"},
          {"role": "assistant", "content": "It is 4."}, {"role": "user", "content": "And 3+3?"},
@@ -371,9 +371,80 @@ def similarity(stock: Stock, folder: Path, dice: random.Random) -> Case:
     return Case("sentence_similarity", ["compare", "in.safetensors"], ("in.safetensors",))
 
 
+def _original_resnet_bk() -> dict[str, torch.Tensor]:
+    """A state_dict by the names of the public one: two layers with two experts each."""
+    width, length = 4, 5
+    found = {"token_embedding.weight": torch.ones(9, width), "position_embedding.weight": torch.ones(length, width),
+             "lm_head.weight": torch.ones(9, width), "lm_head.bias": torch.ones(9),
+             **{f"layer_norm_final.{one}": torch.ones(width) for one in ("weight", "bias")}}  # fmt: skip
+
+    def linear(name: str, rows: int, columns: int) -> None:
+        found[f"{name}.weight"], found[f"{name}.bias"] = torch.ones(rows, columns), torch.ones(rows)
+
+    for i in range(2):
+        bk = f"blocks.{i}.bk_layer"
+        found |= {f"blocks.{i}.layer_norm.{one}": torch.ones(width) for one in ("weight", "bias")}
+        linear(f"{bk}.v_proj", 1, width)
+        linear(f"{bk}.output_proj", width, 2)
+        linear(f"{bk}.moe_ffn.gating_network", 2, width)
+        for k in range(2):
+            linear(f"{bk}.moe_ffn.experts.{k}.0", 2 * width, width)
+            linear(f"{bk}.moe_ffn.experts.{k}.3", width, 2 * width)
+        found |= {f"{bk}.bk_scale": torch.tensor(1.0), f"{bk}.z": torch.tensor(1j), f"{bk}.h0_diag_base": torch.full((1, length), -2.0),
+                  f"{bk}.h0_super_base": torch.ones(1, length - 1), f"{bk}.h0_sub_base": torch.ones(1, length - 1)}  # fmt: skip
+    return found
+
+
+def _strange_resnet_bk(state: dict, dice: random.Random) -> dict:
+    """Names and values that a header or a pickle may well hold."""
+    odd = [torch.ones(0), torch.ones(0, 4), torch.ones(4, 0), torch.tensor(2), torch.ones(1, 1, 1, 1), torch.zeros(4, 4, dtype=torch.bool),
+           torch.ones(9, 4, dtype=torch.int8), torch.ones(4, dtype=torch.complex64), torch.tensor(complex("nan+infj")), torch.tensor(float("nan")),
+           torch.tensor(-1e30), torch.tensor(1e-320, dtype=torch.float64), torch.tensor(-1j), torch.tensor(0j), torch.ones(9, 4, dtype=torch.bfloat16)]  # fmt: skip
+    names = ["blocks.{}.bk_layer.z", "blocks.{}.layer_norm.weight", "blocks.{}.bk_layer.moe_ffn.experts.{}.2.weight", "{}.{}.{}", "x.{}",
+             "blocks.{}.bk_layer.gamma", "blocks.{}.bk_layer.epsilon_param", "", "a\n\x1b[2J", "größer\u202e", "x" * 3000, "model.norm.weight",
+             "diagonal.{}", "z.{}"]  # fmt: skip
+    numbers = ["0", "2", "999999999", "999999999", "999999999", "9999999999999", "00", "-1", "٣"]
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        name, kind = dice.choice(sorted(state)), dice.randrange(5)
+        if kind == 0:
+            del state[name]
+        elif kind == 1:
+            state[name] = dice.choice(odd).clone()
+        elif kind == 2:
+            state[dice.choice(names).replace("{}", dice.choice(numbers))] = state.pop(name) if dice.random() < 0.5 else dice.choice(odd).clone()
+        elif kind == 3:
+            state[name] = state[name].flatten()[:1].clone()
+        else:
+            state[name] = state[name] * dice.choice([0.0, -1.0, 1e30, float("inf"), float("nan")])
+    return state
+
+
+def resnet_bk(stock: Stock, folder: Path, dice: random.Random) -> Case:
+    state, kind, name = _original_resnet_bk(), dice.randrange(8), dice.choice(["model.safetensors", "model.pt"])
+    if kind > 2:
+        state = _strange_resnet_bk(state, dice)
+    if name == "model.safetensors":
+        save_file({one: tensor.contiguous() for one, tensor in state.items()}, folder / name)
+        if kind == 0:
+            mutate_safetensors(folder / name, dice)
+    else:
+        torch.save(dice.choice([state, state, {"state_dict": state, "step": 3}, {"model": state}]), folder / name)
+        if kind == 0:
+            (folder / name).write_bytes(mutate_bytes((folder / name).read_bytes(), dice))
+        elif kind == 1:
+            (folder / name).write_bytes(dice.choice([b"", b"PK\x03\x04" + b"\0" * 99, pickle.dumps(_Payload()), _bomb(), _pickled(dice)]))
+    flags, experts = dice.choice([[], [], ["--causal"], ["--drop", "blocks.{}.bk_layer.z"]]), "2"
+    if kind == 2:
+        experts = dice.choice(["1", "2", "2", "0", "-1", "9" * 400, "99999999999"])
+        flags = dice.choice([["--clamp=nan"], ["--clamp=1e-320"], ["--drop", "{}" * 3000], ["--drop", ""], ["--map", "=" * 99],
+                             ["--map", "(a+)+$=lm_head.bias"], ["--map", "x.{}=z.{}"], ["--map", f"{'{}' * 2000}=model.norm.weight"], ["--map", "lm_head.weight=lm_head.weight\n"],
+                             ["--map", "{}.{}.{}=model.layers.{}.mlp.experts.{}.up_proj.weight"]])  # fmt: skip
+    return Case("import_resnet_bk", [name, "out", f"--experts-per-token={experts}", *flags], (name, "--", "out"))
+
+
 MAKERS = {"records": records, "parquet": parquet, "tokenizer": tokenizer, "config": config, "template": template, "pickle": pickles,
           "tensors": tensors, "layers": layers, "classifier": classifier, "report": report, "budgets": budgets, "sweep": sweep,
-          "profile": profile, "pareto": pareto, "snippets": snippets, "similarity": similarity}  # fmt: skip
+          "profile": profile, "pareto": pareto, "snippets": snippets, "similarity": similarity, "resnet_bk": resnet_bk}  # fmt: skip
 
 
 def made(stock: Stock, kind: str, seed: int, folder: Path) -> Case:

@@ -204,8 +204,35 @@ def test_the_front_is_what_nothing_beats(tmp_path):
     assert len(re.findall('<circle class="run', figure(text, "accuracy against joules"))) == 2
 
 
+def test_times_and_joules_of_two_files_are_on_no_front_together(tmp_path):
+    """A sweep's time is that of its evaluation, a profile's that of whole passes: neither beats the other. Bytes are bytes."""
+    sweep, profile = examples.sweep(), examples.profile(joules=True)
+    alone, _ = pareto(tmp_path / "alone", ("profile", profile))
+    timed = [sweep["baseline"], sweep["combined"], *sweep["whole_models"]]
+    for model in timed:
+        model["seconds"] = model["seconds"] and model["seconds"] / 1000
+        model["bytes"] = model["bytes"] and model["bytes"] // 2
+        model["quality"] = model["quality"] and 0.99
+    page, text = pareto(tmp_path / "both", ("sweep", sweep), ("profile", profile))
+
+    def fronts(of, source):
+        return {row[1]: row[-1].split(", ") for row in of.rows if row and len(row) == 9 and row[2] == source}
+
+    before, after = fronts(alone, "profile") or fronts(alone, "0/profile"), fronts(page, "1/profile")
+    assert {name: [one for one in costs if one not in ("bytes", "–")] for name, costs in before.items()} == {
+        name: [one for one in costs if one != "–"] for name, costs in after.items()}  # fmt: skip
+    assert any("milliseconds a row" in costs for costs in after.values()) and any("joules a row" in costs for costs in after.values())
+    assert any("milliseconds a row" in costs and "bytes" in costs for costs in fronts(page, "0/sweep").values())
+    said = "".join(page.texts)
+    assert "Bytes compare between files. Milliseconds and joules do not" in said and "each file has a front of its own" in said
+    # Nor does a line join them where all costs are on one chart.
+    lines = re.findall('<path class="run thin s1" d="([^"]+)"', figure(text, "accuracy against all costs"))
+    on_one = [sum("milliseconds a row" in costs for costs in forms.values()) for forms in (fronts(page, "0/sweep"), after)]
+    assert sorted(line.count(",") for line in lines) == sorted(marks for marks in on_one if marks > 1) and max(on_one) > 1
+
+
 def test_the_front_of_shares_is_that_of_what_is_drawn(tmp_path):
-    """Of two machines: the form that takes a tenth of its own machine's time is ahead there, though the other machine is quicker."""
+    """Of two machines each has its front: a tenth of the one's time is no less than a third of the other's."""
     quick, slow = examples.profile(), examples.profile()
     for row in slow["rows"]:
         if row["latency_ms"]:
@@ -216,8 +243,7 @@ def test_the_front_of_shares_is_that_of_what_is_drawn(tmp_path):
             row["rows_per_second"] = 16000 / row["latency_ms"]["mean"]
     _, text = pareto(tmp_path, ("profile", quick), ("profile", slow))
     rings = re.findall('<circle class="dot s1"[^>]*><title>([^<:]+):[^<]*</title></circle>(<circle class="run)?', figure(text, "accuracy against all costs"))
-    assert {name for name, ring in rings if ring} == {"float32 on cpu (0/profile), milliseconds a row", "float32 on cpu (1/profile), milliseconds a row",
-                                                      "bfloat16 on cpu (1/profile), milliseconds a row"}  # fmt: skip
+    assert {name for name, ring in rings if ring} == {f"{form} on cpu ({at}/profile), milliseconds a row" for form in ("float32", "bfloat16") for at in (0, 1)}
 
 
 def test_a_counter_that_did_not_move_was_measured(tmp_path):

@@ -12,7 +12,7 @@ import time
 
 TOOLS = pathlib.Path(os.environ.get("LIMBECK_TOOLS") or pathlib.Path(__file__).resolve().parents[2] / "tools")
 NAMES = ("prepare_data", "convert_pickle", "take_layers", "as_classifier", "label_snippets", "report", "report_budgets", "report_sweep",
-         "report_profile", "report_pareto", "sentence_similarity")  # fmt: skip
+         "report_profile", "report_pareto", "sentence_similarity", "import_resnet_bk")  # fmt: skip
 
 
 def loaded(name):

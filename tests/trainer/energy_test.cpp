@@ -2,10 +2,13 @@
 // where there is none.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <numeric>
+#include <thread>
 
 #include "tests/support/temporary_folder.h"
 #include "tests/support/thread_ranks.h"
@@ -23,9 +26,13 @@ namespace fs = std::filesystem;
 
 // Time that passes when a test says so, and counters that go by it.
 struct SimulatedTime {
-  double now = 1000;
+  std::atomic<double> now = 1000;
   Clock clock() {
-    return [this] { return now; };
+    return [this] { return now.load(); };
+  }
+  // Whoever looks at it is so much later than who looked before.
+  Clock clock_that_goes_on_by(double seconds) {
+    return [this, seconds] { return now += seconds; };
   }
 };
 
@@ -52,7 +59,7 @@ class SimulatedMeter : public EnergyMeter {
   double watts = 100;
   uint64_t lost = 0, extra = 0;
   bool broken = false;
-  int readings = 0;
+  std::atomic<int> readings = 0;
 
  private:
   const SimulatedTime& time_;
@@ -219,6 +226,74 @@ TEST(StepEnergy, OfRanksCountsEachMachinesProcessorOnceAndEachGpu) {
   EXPECT_EQ(of_three_ranks({"a", "a", "a"}, true),
             (StepValues{{"joules", 2006}, {"joules_cpu", 200}, {"joules_cuda", 1806}}))
       << "the first rank there counts it";
+}
+
+// Goes around after 40 J, which at 2 kW are 20 ms, and is read by somebody else while work of `readings` goes on. Time
+// is 4 ms later whenever somebody looks at it: at 1.5 kW, and one look for a reading, 6 J.
+class GoingAroundWithinAStep : public ::testing::Test {
+ protected:
+  GoingAroundWithinAStep() { cpu->watts = 1500; }
+  void work(int readings) const {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    const int begun = cpu->readings;
+    while (cpu->readings < begun + readings && std::chrono::steady_clock::now() < give_up)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_GE(cpu->readings, begun + readings) << "nobody read the counter";
+  }
+  static size_t threads() {
+    size_t count = 0;
+    for (const auto& task : fs::directory_iterator("/proc/self/task")) count += task.exists() ? 1 : 0;
+    return count;
+  }
+  SimulatedTime time;
+  const Clock clock = time.clock_that_goes_on_by(0.004);
+  const std::shared_ptr<SimulatedMeter> cpu = std::make_shared<SimulatedMeter>(time, "cpu", 40'000'000, 39'000'000);
+};
+
+TEST_F(GoingAroundWithinAStep, LosesNoneOfItsJoules) {
+  const auto solo = parallel::make_solo();
+  StepEnergy steps({{"cpu", {cpu}, ""}}, clock);
+  for (const int readings : {40, 1}) {
+    const double before = time.now;
+    steps.begin_step();
+    work(readings);
+    steps.end_step();
+    // The first look is that of the beginning.
+    const double joules = 1500 * (time.now - before - 0.004);
+    EXPECT_GE(joules, 6.0 * readings);
+    const StepValues values = steps.take(*solo);
+    ASSERT_EQ(values.size(), 2u) << "a counter that may have gone around twice is unknown";
+    EXPECT_NEAR(values[1].second, joules, 1e-4);
+  }
+}
+
+TEST_F(GoingAroundWithinAStep, IsReadWhileWorkIsMeasuredToo) {
+  GaugeOptions options;
+  options.least_seconds = options.updates = 0;
+  const EnergyOfWork found = measure_energy(
+      {{"cpu", {cpu}, ""}}, {}, options, [&] { work(20); }, clock);
+  ASSERT_TRUE(found.joules.value.has_value()) << found.joules.reason;
+  EXPECT_NEAR(*found.joules.value, 1500 * found.seconds, 1e-4);
+  EXPECT_GT(*found.joules.value, 6.0 * 20);
+}
+
+// A range that no kernel gives: not a thread that does nothing but read.
+TEST_F(GoingAroundWithinAStep, IsReadAThousandTimesASecondAtMost) {
+  const auto hasty = std::make_shared<SimulatedMeter>(time, "cpu", 1);
+  EXPECT_EQ(sampling_seconds({{"cpu", {hasty}, ""}}), 1e-3);
+  EXPECT_DOUBLE_EQ(sampling_seconds({{"cpu", {cpu}, ""}}), 5e-3);
+  const IdleDraw idle = measure_idle(
+      {{"cpu", {hasty}, ""}}, {}, [&](double seconds) { time.now += seconds; }, clock);
+  EXPECT_NE(idle.total().reason.find("may have done more than once"), std::string::npos) << idle.total().reason;
+}
+
+TEST_F(GoingAroundWithinAStep, TakesAThreadWhereACounterGoesAroundAlone) {
+  const size_t before = threads();
+  const StepEnergy without({{"cpu", {}, "no RAPL here"}}),
+      grows({{"cpu", {std::make_shared<SimulatedMeter>(time, "cpu")}, ""}});
+  EXPECT_EQ(threads(), before);
+  const StepEnergy around({{"cpu", {cpu}, ""}}, clock);
+  EXPECT_EQ(threads(), before + 1);
 }
 
 TEST(StepEnergy, LeavesOutWhatIsNotKnown) {

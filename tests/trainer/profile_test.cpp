@@ -1,9 +1,14 @@
 // What a profile is made of: numbers of many passes, placement, products counted from shapes, replays, processes.
 #include <ATen/ATen.h>
 #include <c10/core/InferenceMode.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <cstdlib>
 #include <fstream>
 #include <map>
 #include <set>
@@ -12,10 +17,12 @@
 #include "modules/models/network/experts.h"
 #include "modules/precision/contract_modules.h"
 #include "tests/support/recipe_settings.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/support/tiny_models.h"
 #include "tests/trainer/message_of.h"
 #include "tests/trainer/tiny_distillation.h"
 #include "trainer/build/recipe_models.h"
+#include "trainer/profile/assessment.h"
 #include "trainer/profile/child_process.h"
 #include "trainer/profile/latency.h"
 #include "trainer/profile/module_replay.h"
@@ -197,6 +204,68 @@ TEST(ProfileModules, AttentionOfTheCacheSeesWhatCameBefore) {
   }
 }
 
+std::map<std::string, ModuleTime> times_of(const recipe::Settings& settings, Work work, int64_t new_tokens = 3) {
+  ProfileOptions options;
+  options.batch = 2, options.length = 8, options.new_tokens = new_tokens;
+  Subject subject(settings, test::builtin_registries(), options, work);
+  ModuleTimes times(*subject.student().model, subject.device());
+  const precision::Observing observing(times);
+  times.begin_pass();
+  subject.pass();
+  std::map<std::string, ModuleTime> found;
+  for (const ModuleTime& time : times.modules()) found[time.module] = time;
+  return found;
+}
+
+TEST(ProfileModules, AWindowLeavesOutThePairsBeforeIt) {
+  constexpr int64_t kWindow = 5, kHeads = 4, kKeyHeads = 2, kDepth = 8, kRows = 2;
+  const auto sizes = [](int64_t queries, int64_t keys, bool windowed) {
+    int64_t pairs = 0, first = keys;
+    for (int64_t i = keys - queries; i < keys; ++i) {
+      for (int64_t j = 0; j <= i; ++j) {
+        if (windowed && i - j >= kWindow) continue;
+        ++pairs;
+        first = std::min(first, j);
+      }
+    }
+    return std::pair(pairs, 4 * kRows * kDepth * (2 * queries * kHeads + 2 * (keys - first) * kKeyHeads));
+  };
+  for (const std::string family : {"mistral", "gemma2", "gemma3", "llama"}) {
+    const auto settings = settings_for(family, {{"student.dtype", "float32"}, {"teacher.kind", "none"}});
+    for (const int64_t layer : {0, 1}) {
+      SCOPED_TRACE(family + " " + std::to_string(layer));
+      const bool windowed = family == "mistral" || family == "gemma3" || (family == "gemma2" && layer == 0);
+      const std::string mixer = "student.layers." + std::to_string(layer) + ".self_attn";
+      const auto [pairs, bytes] = sizes(8, 8, windowed);
+      const ModuleTime forward = times_of(settings, Work::kForward).at(mixer);
+      EXPECT_EQ(forward.flops, static_cast<double>(4 * kRows * pairs * kHeads * kDepth));
+      EXPECT_EQ(forward.bytes, bytes);
+      // The prompt, then two tokens one at a time.
+      const auto [ninth, ninth_bytes] = sizes(1, 9, windowed);
+      const auto [tenth, tenth_bytes] = sizes(1, 10, windowed);
+      const ModuleTime generation = times_of(settings, Work::kGeneration).at(mixer);
+      EXPECT_EQ(generation.flops, static_cast<double>(4 * kRows * (pairs + ninth + tenth) * kHeads * kDepth));
+      EXPECT_EQ(generation.bytes, bytes + ninth_bytes + tenth_bytes);
+    }
+  }
+}
+
+TEST(ProfileModules, ATiedHeadReadsItsWeightAsItIsStored) {
+  // Generation, whose head is a product of its own: of the prompt's last tokens, and of two more.
+  constexpr int64_t kRows = 2, kTimes = 3, kVocabulary = 97, kWidth = 32;
+  const std::map<std::string, int64_t> stored = {{"float32", 4 * kVocabulary * kWidth},
+                                                 {"int8", kVocabulary * (kWidth + 4)}};
+  for (const auto& [format, bytes] : stored) {
+    test::RecipeKeys keys{{"student.dtype", "float32"}, {"teacher.kind", "none"}};
+    if (format == "int8")
+      keys.insert(keys.end(),
+                  {{"precision.rule", "student.embed_tokens int8"}, {"precision.rule", "student.lm_head int8"}});
+    const ModuleTime head = times_of(settings_for("qwen2", keys), Work::kGeneration).at("student.lm_head");
+    EXPECT_EQ(head.bytes, kTimes * (bytes + 4 * kRows * (kWidth + kVocabulary))) << format;
+    EXPECT_EQ(head.flops, static_cast<double>(2 * kTimes * kRows * kVocabulary * kWidth)) << format;
+  }
+}
+
 class ProfileReplay : public ::testing::TestWithParam<std::string> {};
 
 // Hears what a replay gives.
@@ -248,6 +317,57 @@ TEST(ProfileChild, GivesBackTextOrTheReason) {
   });
   EXPECT_EQ(killed.text, "");
   EXPECT_NE(killed.fault.find("ended by signal 9"), std::string::npos) << killed.fault;
+}
+
+// Its end comes between the start of the child and the child's wish to be killed with it.
+TEST(ProfileChild, LeavesWhereItsParentDiedBeforeItCouldAskToDieWithIt) {
+  static pid_t forking = 0;
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const pid_t between = ::fork();
+  ASSERT_GE(between, 0);
+  if (between == 0) {
+    forking = ::getpid();
+    ::pthread_atfork(
+        nullptr, [] { ::_exit(0); },
+        [] {
+          while (::getppid() == forking) ::usleep(1000);
+        });
+    run_in_child([&] {
+      if (::write(ends[1], "x", 1) != 1) ::_exit(1);
+      return std::string();
+    });
+    ::_exit(1);  // its own end is in pthread_atfork
+  }
+  ::close(ends[1]);
+  int status = -1;
+  EXPECT_EQ(::waitpid(between, &status, 0), between);
+  EXPECT_EQ(status, 0);
+  char done = 0;
+  EXPECT_EQ(::read(ends[0], &done, 1), 0) << "it worked for nobody";
+  ::close(ends[0]);
+}
+
+// A folder of such a name in a place that all users can write to would follow a link that another of them laid there.
+TEST(ProfileAssessment, KnowsTheBytesOfFilesAndWritesNone) {
+  const test::TemporaryFolder shared;
+  const std::filesystem::path theirs = shared / "theirs", link = shared / fmt::format("limbeck-profile-{}", ::getpid());
+  std::filesystem::create_directory(theirs);
+  std::filesystem::create_directory_symlink(theirs, link);
+  const char* before = std::getenv("TMPDIR");
+  const std::string usual = before == nullptr ? "" : before;
+  ::setenv("TMPDIR", shared.path().c_str(), 1);
+  const auto settings = settings_for("llama", {{"student.dtype", "bfloat16"}, {"teacher.kind", "none"}});
+  const ProfileOptions options;
+  const auto found = assessment({settings, test::builtin_registries(), options, ProfiledPrecision::parse("float32", ""),
+                                 c10::Device("cpu"), Work::kForward});
+  before == nullptr ? ::unsetenv("TMPDIR") : ::setenv("TMPDIR", usual.c_str(), 1);
+  EXPECT_GT(found.at("bytes_on_disk").get<int64_t>(), 0) << found.dump();
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_TRUE(std::filesystem::is_empty(theirs));
+  size_t entries = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(shared.path())) entries += entry.exists() ? 1 : 0;
+  EXPECT_EQ(entries, 2u);
 }
 
 // What the kernel says of this process.

@@ -4,29 +4,25 @@
 #include <cmath>
 #include <numeric>
 
+#include "trainer/energy/window_sampler.h"
+
 namespace limbeck::energy {
 namespace {
-
-// The counters of a window are read at least as often, however long it is: none goes around twice.
-constexpr double kSampledEvery = 10.0;
 
 struct Windowed {
   EnergyUsed used;
   int64_t repetitions = 0;
 };
 
-Windowed one_window(const std::vector<DeviceMeters>& devices, double seconds, const std::function<void()>& work,
-                    const Clock& clock) {
+Windowed one_window(WindowSampler& sampler, double seconds, const std::function<void()>& work, const Clock& clock) {
   Windowed result;
-  EnergyWindow window(devices, clock);
+  sampler.begin();
   const double begin = clock();
-  double sampled = begin;
   do {
     work();
     ++result.repetitions;
-    if (clock() - sampled >= kSampledEvery) window.sample(), sampled = clock();
   } while (clock() - begin < seconds);
-  result.used = window.end();
+  result.used = sampler.end();
   return result;
 }
 
@@ -81,8 +77,9 @@ IdleDraw measure_idle(const std::vector<DeviceMeters>& devices, const GaugeOptio
   IdleDraw draw;
   EnergyWindow window(devices, clock);
   if (any_meter(devices)) {
-    for (double left = window_seconds(devices, options); left > 0; left -= kSampledEvery) {
-      wait(std::min(left, kSampledEvery));
+    const double each = sampling_seconds(devices);
+    for (double left = window_seconds(devices, options); left > 0; left -= each) {
+      wait(std::min(left, each));
       window.sample();
     }
   }
@@ -104,10 +101,11 @@ EnergyOfWork measure_energy(const std::vector<DeviceMeters>& devices, const Idle
     result.joules = result.above_idle = nothing.total();
     return result;
   }
+  WindowSampler sampler(devices, clock);
   std::vector<double> each;
   double seconds = 0;
   while (result.windows < options.most_windows && !result.settled) {
-    const Windowed window = one_window(devices, window_seconds(devices, options), work, clock);
+    const Windowed window = one_window(sampler, window_seconds(devices, options), work, clock);
     for (const auto& [device, joules] : window.used.by_device) add_device(result.by_device[device], joules);
     result.repetitions += window.repetitions;
     seconds += window.used.seconds;

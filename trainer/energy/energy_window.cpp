@@ -43,7 +43,10 @@ Reading difference(const EnergyMeter& meter, uint64_t before, uint64_t now, doub
   return {0, fmt::format("{} fell from {} to {} microjoules: it was reset", meter.name(), before, now)};
 }
 
-EnergyWindow::EnergyWindow(const std::vector<DeviceMeters>& devices, Clock clock) : clock_(std::move(clock)) {
+// The clock first, then the counters, as in each sample: what lies between two looks at a counter is the time between
+// two at the clock.
+EnergyWindow::EnergyWindow(const std::vector<DeviceMeters>& devices, Clock clock)
+    : clock_(std::move(clock)), begin_(clock_()), sampled_(begin_) {
   for (const DeviceMeters& device : devices) {
     Device kept{device.device, device.absent, {}};
     for (const auto& meter : device.meters) {
@@ -52,7 +55,6 @@ EnergyWindow::EnergyWindow(const std::vector<DeviceMeters>& devices, Clock clock
     }
     devices_.push_back(std::move(kept));
   }
-  begin_ = sampled_ = clock_();
 }
 
 void EnergyWindow::sample() {

@@ -40,16 +40,15 @@ std::vector<DeviceMeters> counted_here(const std::vector<DeviceMeters>& devices,
 }
 
 StepEnergy::StepEnergy(std::vector<DeviceMeters> devices, Clock clock)
-    : devices_(std::move(devices)), clock_(std::move(clock)) {}
+    : sampler_(std::move(devices), std::move(clock)) {}
 
-void StepEnergy::begin_step() { window_.emplace(devices_, clock_); }
+void StepEnergy::begin_step() { sampler_.begin(); }
 
 void StepEnergy::end_step() {
-  for (const auto& [device, joules] : window_->end().by_device) {
+  for (const auto& [device, joules] : sampler_.end().by_device) {
     unknown_[device] = unknown_[device] || !joules.value;
     used_[device] += joules.value.value_or(0);
   }
-  window_.reset();
   ++steps_;
 }
 

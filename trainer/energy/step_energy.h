@@ -3,12 +3,11 @@
 #pragma once
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "trainer/energy/energy_window.h"
+#include "trainer/energy/window_sampler.h"
 #include "trainer/parallel/communicator.h"
 
 namespace limbeck::energy {
@@ -32,9 +31,7 @@ class StepEnergy {
   std::vector<std::pair<std::string, double>> take(parallel::Communicator& ranks);
 
  private:
-  std::vector<DeviceMeters> devices_;
-  Clock clock_;
-  std::optional<EnergyWindow> window_;
+  WindowSampler sampler_;
   std::map<std::string, double> used_;
   std::map<std::string, bool> unknown_;
   int64_t steps_ = 0;

@@ -1,10 +1,6 @@
 #include "trainer/profile/assessment.h"
 
-#include <fmt/format.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <filesystem>
 
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
@@ -20,31 +16,17 @@
 namespace limbeck::profile {
 namespace {
 
-namespace fs = std::filesystem;
 using nlohmann::ordered_json;
 
 constexpr int64_t kEndOfSchedule = 1'000'000;
 
-// Of the weights' files in a folder of such a model, which is written and taken away again.
-int64_t bytes_of_files(const models::BuiltModel& student) {
-  const fs::path folder = fs::temp_directory_path() / fmt::format("limbeck-profile-{}", ::getpid());
-  struct Removed {
-    const fs::path& path;
-    ~Removed() {
-      std::error_code ignored;
-      fs::remove_all(path, ignored);
-    }
-  } const removed{folder};
+// Of the weights' files in a folder of such a model.
+uint64_t bytes_of_files(const models::BuiltModel& student) {
   const auto modules = precision::contract_modules(*student.model);
   models::SaveOptions options;
   options.packed = std::any_of(modules.begin(), modules.end(),
                                [](const auto& module) { return module->precision().quantized.has_value(); });
-  models::save_model(student, folder, options);
-  int64_t bytes = 0;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    if (entry.path().extension() == ".safetensors") bytes += static_cast<int64_t>(entry.file_size());
-  }
-  return bytes;
+  return models::bytes_of_saved(student, options);
 }
 
 ordered_json quality_of(const RowRequest& request, const recipe::Settings& placed,

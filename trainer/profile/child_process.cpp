@@ -66,6 +66,7 @@ ChildOutcome run_in_child(const std::function<std::string()>& work) {
   if (::pipe2(ends, O_CLOEXEC) != 0) throw IoError(fmt::format("a pipe cannot be made ({})", std::strerror(errno)));
   std::cout.flush();
   std::fflush(nullptr);
+  const pid_t parent = ::getpid();
   const pid_t child = ::fork();
   if (child < 0) {
     const int error = errno;
@@ -73,7 +74,8 @@ ChildOutcome run_in_child(const std::function<std::string()>& work) {
     throw IoError(fmt::format("a process cannot be started ({}): raise the limit (ulimit -u)", std::strerror(error)));
   }
   if (child == 0) {
-    ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // who is killed leaves nobody at work
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);     // who is killed leaves nobody at work
+    if (::getppid() != parent) ::_exit(0);  // it was before that, and no signal comes
     ::close(ends[0]);
     write_all(ends[1], answer_of(work));
     std::fflush(nullptr);

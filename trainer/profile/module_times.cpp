@@ -1,5 +1,7 @@
 #include "trainer/profile/module_times.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -10,6 +12,29 @@ namespace limbeck::profile {
 namespace {
 
 const std::string kAttentionName = ".self_attn";
+
+// What queries see of the keys that end with their own, `past` of which came before them: see AttentionOptions.
+struct Seen {
+  int64_t pairs = 0, keys = 0;
+};
+
+Seen seen_by(int64_t queries, int64_t past, bool causal, int64_t window) {
+  const int64_t keys = past + queries;
+  Seen seen;
+  int64_t earliest = keys, latest = 0;
+  for (int64_t own = past; own < keys; ++own) {
+    const int64_t first = window > 0 ? std::max<int64_t>(0, own - window + 1) : 0;
+    const int64_t end = causal ? own + 1 : window > 0 ? std::min(keys, own + window) : keys;
+    seen.pairs += end - first;
+    earliest = std::min(earliest, first), latest = std::max(latest, end);
+  }
+  seen.keys = latest - earliest;
+  return seen;
+}
+
+int64_t stored_bytes(const models::Linear& linear) {
+  return linear.is_quantized() ? linear.packed()->bytes() : static_cast<int64_t>(linear.weight().nbytes());
+}
 
 std::string operands_of(const precision::ContractModule& module) {
   const precision::Precision& precision = module.precision();
@@ -61,17 +86,25 @@ void ModuleTimes::end(const std::string& path) {
   spans_.push_back({path, std::chrono::duration<double, std::micro>(last.begin - pass_begin_).count(), 1000 * ms});
 }
 
-// Scores and their mix, of the pairs that a decoder's mask leaves.
+int64_t ModuleTimes::window_of(const std::string& mixer) const {
+  const std::vector<int64_t>& windows = model_.architecture().window;
+  for (size_t layer = 0; layer < windows.size(); ++layer) {
+    if (mixer == fmt::format("{}.layers.{}{}", model_.path(), layer, kAttentionName)) return windows[layer];
+  }
+  return 0;
+}
+
+// Scores and their mix, of the pairs that masks leave.
 void ModuleTimes::add_attention(const Running& running, ModuleTime& time) {
   const models::Architecture& a = model_.architecture();
   int64_t& past = past_[running.path];
-  const auto queries = static_cast<double>(running.queries), keys = static_cast<double>(past + running.queries);
   const bool causal = a.kind == models::ModelKind::kDecoder;
-  const double pairs = causal ? queries * static_cast<double>(past) + queries * (queries + 1) / 2 : queries * keys;
+  const Seen seen = seen_by(running.queries, past, causal, window_of(running.path));
+  const auto queries = static_cast<double>(running.queries), keys = static_cast<double>(seen.keys);
   const auto batch = static_cast<double>(running.batch), width = static_cast<double>(a.heads * a.head_dim);
   time.role = "attention";
   time.operands = time.operands.empty() ? "float32" : time.operands;
-  time.flops += 4 * batch * pairs * width;
+  time.flops += 4 * batch * static_cast<double>(seen.pairs) * width;
   const double bytes_of_a_value = time.operands == "float32" ? 4 : 2;
   const auto held = static_cast<double>(2 * a.key_value_heads * a.head_dim);
   time.bytes += static_cast<int64_t>(batch * bytes_of_a_value * (2 * queries * width + keys * held));
@@ -88,8 +121,7 @@ void ModuleTimes::input(const precision::ContractModule& module, const at::Tenso
   if (linear == nullptr || linear->in_features() == 0) return;
   time.operands = operands_of(module);
   time.flops += 2.0 * static_cast<double>(x.numel()) * static_cast<double>(linear->out_features());
-  if (linear->is_tied())
-    time.bytes += static_cast<int64_t>(linear->out_features() * linear->in_features()) * x.element_size();
+  if (linear->is_tied()) time.bytes += stored_bytes(*linear);  // which is no part of its footprint
   // The mixer that this is the first projection of: its products are of as many queries.
   if (!module.path().starts_with(model_.path() + ".")) return;  // a teacher's, of another shape
   if (running_.size() < 2 || module.role() != precision::Role::kAttention || x.dim() != 3) return;

@@ -58,6 +58,7 @@ class ModuleTimes : public precision::ModuleObserver {
   };
   ModuleTime& of(const std::string& path);
   void add_attention(const Running& running, ModuleTime& time);
+  int64_t window_of(const std::string& mixer) const;  // 0: it sees everything
 
   const models::Transformer& model_;
   c10::Device device_;

@@ -263,6 +263,21 @@ void refuse_shorter_last_groups(const BuiltModel& built) {
   }
 }
 
+namespace {
+
+StoredModel stored_model(const BuiltModel& built, const std::vector<WeightBinding>& bindings,
+                         const PackedFolder& layout, const SaveOptions& options) {
+  return options.packed ? packed(built, bindings, layout, options) : plain(bindings, options);
+}
+
+}  // namespace
+
+uint64_t bytes_of_saved(const BuiltModel& built, const SaveOptions& options) {
+  const auto bindings = bind_weights(*built.model, *built.config.family);
+  const PackedFolder layout = options.packed ? packed_folder(built, bindings) : PackedFolder{};
+  return io::bytes_of_weights_folder(stored_model(built, bindings, layout, options).tensors, options.max_shard_bytes);
+}
+
 void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptions& options) {
   const fs::path target = folder.has_filename() ? folder : folder.parent_path();  // "out/" is "out"
   std::error_code error;
@@ -272,7 +287,7 @@ void save_model(const BuiltModel& built, const fs::path& folder, const SaveOptio
   }
   const auto bindings = bind_weights(*built.model, *built.config.family);
   const PackedFolder layout = options.packed ? packed_folder(built, bindings) : PackedFolder{};
-  const StoredModel stored = options.packed ? packed(built, bindings, layout, options) : plain(bindings, options);
+  const StoredModel stored = stored_model(built, bindings, layout, options);
   const fs::path& source = built.config.folder;
   io::TemporaryFolder temporary(target);
   io::write_weights_folder(temporary.path(), stored.tensors, options.max_shard_bytes);

@@ -52,5 +52,8 @@ void refuse_shorter_last_groups(const BuiltModel& built);
 // Writes `folder`, which must not exist or be empty; it appears complete or not at all. config.json comes from the
 // folder that the model was read from. UsageError, IoError.
 void save_model(const BuiltModel& built, const std::filesystem::path& folder, const SaveOptions& options = {});
+// Of the files of weights that it would write, to the byte; none is written. What it would refuse of the model is
+// refused.
+uint64_t bytes_of_saved(const BuiltModel& built, const SaveOptions& options = {});
 
 }  // namespace limbeck::models
