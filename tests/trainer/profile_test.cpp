@@ -142,7 +142,7 @@ TEST(ProfilePlacement, NamesTheWeightThatIsElsewhereACodeOrAParameter) {
   }
   EXPECT_NE(test::message_of([&] {
               require_one_device(*student.model, batch);
-            }).find("[student.layers.1.mlp.up_proj.weight.codes] is Char"),
+            }).find("[student.layers.1.mlp.up_proj.weight.codes] is int8"),
             std::string::npos);
 }
 
