@@ -1,13 +1,17 @@
 // Schema, checks, Meta kernel and derivative of rows that are seen as codes.
 #include "kernels/quantized/row_codes.h"
 
+#include <ATen/ops/clamp.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/round.h>
 #include <torch/library.h>
 
 #include "kernels/operator/checks.h"
 #include "kernels/operator/operator_handle.h"
 #include "kernels/operator/passed_through.h"
 #include "kernels/operator/planned_device.h"
+#include "kernels/quantized/row_steps.h"
 
 namespace limbeck::kernels {
 
@@ -41,6 +45,13 @@ at::Tensor codes_autograd(const at::Tensor& x) {
 }  // namespace
 
 at::Tensor seen_through_row_codes(const at::Tensor& x) { return codes_handle().call(x); }
+
+at::Tensor seen_in_steps(const at::Tensor& x, double bound) {
+  return PassedThrough::apply(x, [bound](const at::Tensor& rows) {
+    constexpr auto steps = static_cast<double>(kStepsOfSymmetric);
+    return at::mul(rows, steps / bound).round_().clamp_(-steps, steps).mul_(bound / steps);
+  });
+}
 
 TORCH_LIBRARY_FRAGMENT(limbeck, m) { m.def("seen_through_row_codes(Tensor x) -> Tensor"); }
 TORCH_LIBRARY_IMPL(limbeck, Meta, m) { m.impl("seen_through_row_codes", &codes_meta); }

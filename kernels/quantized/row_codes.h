@@ -9,6 +9,9 @@ namespace limbeck::kernels {
 
 // x [.., width] float32 -> the same shape, without gaps.
 at::Tensor seen_through_row_codes(const at::Tensor& x);
+// The same by one scale for all, bound / 127, where a row is too short to have one of its own: code = round(x 127 /
+// bound), and what is beyond the bound has the last code on its side.
+at::Tensor seen_in_steps(const at::Tensor& x, double bound);
 
 // What every backend of it does first: checks x and allocates the result.
 at::Tensor row_codes_output(const at::Tensor& x);

@@ -35,6 +35,19 @@ TEST(RowCodes, AreRoundedAsFloat64RoundsByHalfAStepAtMost) {
   }
 }
 
+TEST(RowCodes, OfOneScaleAreWithinHalfAStepAndEndAtTheBound) {
+  const at::Tensor x = random_tensor({50, 40}, at::kFloat, 7).requires_grad_();
+  const double bound = 1.7, step = bound / 127;
+  const at::Tensor y = kernels::seen_in_steps(x, bound), exact = x.detach().to(at::kDouble).clamp(-bound, bound);
+  EXPECT_TRUE((x.detach().abs() > bound).any().item<bool>());
+  const at::Tensor codes = y.detach().to(at::kDouble) / step;
+  EXPECT_LT((codes - codes.round()).abs().max().item<double>(), 1e-4);
+  EXPECT_LE((codes - exact / step).abs().max().item<double>(), 0.5 + 1e-4);
+  const at::Tensor grad = random_tensor({50, 40}, at::kFloat, 8);
+  y.backward(grad);
+  expect_same_bits(x.grad(), grad, "gradient");
+}
+
 TEST(RowCodes, PassTheGradientOn) {
   const Tensors in{rows_of({7, 33}, 1)};
   const at::Tensor x = in[0].detach().requires_grad_(), grad = random_tensor({7, 33}, at::kFloat, 3);

@@ -3,7 +3,8 @@ complex128 inverses, whose gradients are autograd's. It has the form of a transf
 
 A layer is x + MLP(n) + scale W_o [Re G, Im G] with n = LayerNorm(x), v = clamp(W_v n + b, +-bk_clamp) and G the diagonal of
 (T - i bk_z)^-1, T = tridiag(1; v - 2; 1); causal: of each leading matrix the last element of that diagonal. With
-bk_activations = int8 v of a token is seen as 8-bit codes over its heads, and so are the real and the imaginary parts of its G.
+bk_activations = int8 v of a token is seen as 8-bit codes over its heads, and so are the real and the imaginary parts of its G; of one head
+as codes of what bounds them, bk_clamp and 1 / bk_z.
 """
 
 from __future__ import annotations
@@ -72,9 +73,21 @@ class SeenAsCodes(torch.autograd.Function):
         return grad
 
 
-def distance_from_ties(rows: torch.Tensor) -> float:
+class SeenInSteps(torch.autograd.Function):
+    """By one scale for all, bound / 127."""
+
+    @staticmethod
+    def forward(ctx, rows, bound):
+        return (rows * (127 / bound)).round().clamp(-127, 127) * (bound / 127)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def distance_from_ties(rows: torch.Tensor, bounds: torch.Tensor) -> float:
     """How far, in steps, the value is from the middle of two codes that is nearest to one."""
-    codes = rows.double() / (rows.double().abs().amax(-1, keepdim=True) / 127)
+    codes = rows.double() / (bounds.double() / 127)
     return float((codes - codes.floor() - 0.5).abs().min())
 
 
@@ -85,18 +98,20 @@ class Core(nn.Module):
         self.config, self.causal = config, causal
         self.nearest_tie = 1.0  # of the last forward
 
-    def codes(self, rows):
+    def codes(self, rows, bound):
         if self.config.bk_activations == "float":
             return rows
-        self.nearest_tie = min(self.nearest_tie, distance_from_ties(rows.detach()))
-        return SeenAsCodes.apply(rows)
+        single = self.config.bk_heads == 1
+        bounds = torch.tensor(bound) if single else rows.detach().abs().amax(-1, keepdim=True)
+        self.nearest_tie = min(self.nearest_tie, distance_from_ties(rows.detach(), bounds))
+        return SeenInSteps.apply(rows, bound) if single else SeenAsCodes.apply(rows)
 
     def forward(self, v, coupled):
         wide = v if v.dtype == torch.float64 else v.float()
         self.nearest_tie = 1.0
-        clamped = self.codes(wide.clamp(-self.config.bk_clamp, self.config.bk_clamp))
+        clamped = self.codes(wide.clamp(-self.config.bk_clamp, self.config.bk_clamp), self.config.bk_clamp)
         green = green_diagonal(clamped.transpose(1, 2) - 2, coupled, self.config.bk_z, self.causal).transpose(1, 2)
-        parts = [self.codes(part.to(wide.dtype)) for part in (green.real, green.imag)]
+        parts = [self.codes(part.to(wide.dtype), 1 / self.config.bk_z) for part in (green.real, green.imag)]
         return torch.stack(parts, -1).flatten(-2).to(v.dtype) * self.scale
 
 

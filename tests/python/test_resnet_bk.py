@@ -242,11 +242,12 @@ def test_formats_go_by_its_roles_and_codes_are_reloaded_with_the_same_bits(limbe
 INT8 = dict(bk_heads=5, bk_activations="int8")
 
 
+@pytest.mark.parametrize("heads", [5, 1])
 @pytest.mark.parametrize("family", [BK, MASKED], ids=lambda family: family.name)
-def test_int8_activations_have_the_values_and_gradients_of_straight_through_torch(limbeck, tmp_path, family):
+def test_int8_activations_have_the_values_and_gradients_of_straight_through_torch(limbeck, tmp_path, family, heads):
     """Of one layer, where both programs have the same v to a few roundings, and of rows that keep off the middle between two
     codes by more than those: each program would take another code there."""
-    folder = model_zoo.write_model(family, tmp_path / "int8", num_hidden_layers=1, **INT8)
+    folder = model_zoo.write_model(family, tmp_path / "int8", num_hidden_layers=1, bk_z=0.7, **(INT8 | dict(bk_heads=heads)))
     model, float_model = (model_zoo.load(family, folder, torch.float32) for _ in range(2))
     float_model.config.bk_activations = "float"
     for seed in range(60):
@@ -264,8 +265,9 @@ def test_int8_activations_have_the_values_and_gradients_of_straight_through_torc
     assert parity_measures.largest_error(got["logits"], floats["logits"]) > 1e-4  # the codes have a say in it
 
 
-def test_int8_activations_keep_documents_futures_and_caches_apart(limbeck, tmp_path):
-    folder = model_zoo.write_model(BK, tmp_path, **INT8)
+@pytest.mark.parametrize("heads", [5, 1])
+def test_int8_activations_keep_documents_futures_and_caches_apart(limbeck, tmp_path, heads):
+    folder = model_zoo.write_model(BK, tmp_path, **(INT8 | dict(bk_heads=heads)))
     documents = make_documents()
     packed, single = pack(documents, WIDTH), alone(documents)
     together = limbeck.forward(folder, packed)["logits"][packed["document_ids"] > 0]
@@ -320,7 +322,6 @@ def test_int8_activations_are_part_of_the_contract(work):
 
 @pytest.mark.parametrize("keys, words", [
     (dict(student__model="llama", student__bk_activations="int8"), "exit 2: .*is for models whose layers have a resolvent .resnet_bk., and .*is of llama"),
-    (dict(student__model="one-head", student__bk_activations="int8"), 'exit 2: .*"bk_heads" = 1.*wanted 2 heads or more'),
     (dict(student__model="codes"), 'exit .: .*"bk_activations" = "int4" is not supported, wanted float or int8'),
     (dict(student__model="codes-llama"), 'exit .: .*"bk_activations" is for what has a resolvent, and llama has none: remove the key'),
 ])  # fmt: skip
@@ -334,8 +335,6 @@ def test_int8_activations_are_refused_where_they_cannot_be(work, keys, words):
 
     copied("student", "codes", bk_activations="int4")
     copied("llama", "codes-llama", bk_activations="int8")
-    if not (work.folder / "one-head").exists():
-        saved(resnet_bk(32, 2, seed=4, bk_heads=1), work.folder / "one-head")
     keys = {**keys, "student__model": work.folder / keys["student__model"]}
     with pytest.raises(LimbeckError, match="(?s)" + words):
         work.limbeck.run("check", str(work.recipe("refused", **keys)))

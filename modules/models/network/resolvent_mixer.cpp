@@ -43,15 +43,7 @@ ResolventCore::ResolventCore(const Scope& scope, const Architecture& a, int64_t 
       inner_place_(path() + " (resolvent)"),
       codes_place_(path() + " (codes)") {
   create_parameter("scale", {1});
-  if (!options_.int8) return;
-  if (options_.heads == 1) {
-    throw UsageError(
-        fmt::format("[{}] is to see 8-bit codes ({} = int8), and a token has one matrix here (\"bk_heads\" = 1), whose "
-                    "number would be the scale itself and its code always the same: wanted 2 heads or more, or {} = "
-                    "float",
-                    path(), kBkActivations, kBkActivations));
-  }
-  if (kernels::wide_type(precision().compute) == at::kDouble) {
+  if (options_.int8 && kernels::wide_type(precision().compute) == at::kDouble) {
     throw UsageError(fmt::format(
         "[{}] is to see 8-bit codes ({} = int8) of float64 activations ({}), and codes are made of float32: use "
         "float32, bfloat16 or float16 activations, or {} = float",
@@ -98,15 +90,17 @@ at::Tensor ResolventCore::continued(const at::Tensor& diagonal_bht, const LayerI
 at::Tensor ResolventCore::potential(const at::Tensor& v_bth, at::ScalarType wide) const {
   const at::Tensor v = precision::cast(v_bth, v_bth.scalar_type(), wide, potential_place_)
                            .clamp(-options_.potential, options_.potential);
-  if (!options_.int8) return v;
-  precision::name_inner_cast(codes_place_, wide, at::kChar);
-  return kernels::seen_through_row_codes(v);
+  return options_.int8 ? seen(v, options_.potential) : v;
 }
 
 at::Tensor ResolventCore::features(const at::Tensor& green_bht2) const {
   if (!options_.int8) return green_bht2.transpose(1, 2).flatten(-2);
-  precision::name_inner_cast(codes_place_, green_bht2.scalar_type(), at::kChar);
-  return kernels::seen_through_row_codes(green_bht2.permute({0, 2, 3, 1})).transpose(2, 3).flatten(-2);
+  return seen(green_bht2.permute({0, 2, 3, 1}), 1 / options_.height).transpose(2, 3).flatten(-2);
+}
+
+at::Tensor ResolventCore::seen(const at::Tensor& x, double bound) const {
+  precision::name_inner_cast(codes_place_, x.scalar_type(), at::kChar);
+  return options_.heads > 1 ? kernels::seen_through_row_codes(x) : kernels::seen_in_steps(x, bound);
 }
 
 at::Tensor ResolventCore::forward(const at::Tensor& v_bth, const LayerInput& input) const {

@@ -13,7 +13,8 @@
 namespace limbeck::models {
 
 // Where the resolvent is said to see 8-bit codes (Resolvent::int8), v of a token is a row of codes with a scale of its
-// own, and so are the real and the imaginary parts of its G, apart (kernels/quantized/row_codes.h).
+// own, and so are the real and the imaginary parts of its G, apart (kernels/quantized/row_codes.h). A single matrix's
+// number would be that scale itself: its codes are of what bounds it, |v| <= potential and |G| <= 1 / Im z.
 //
 // What is between the two products, with the scale, which starts at 1. The resolvent wants float32 or wider: of a half
 // type the potential is widened before it and the features are narrowed behind it, by named casts.
@@ -26,6 +27,7 @@ class ResolventCore : public ContractModule {
  private:
   at::Tensor potential(const at::Tensor& v_bth, at::ScalarType wide) const;             // of the same shape
   at::Tensor features(const at::Tensor& green_bht2) const;                              // [B, T, 2 H]
+  at::Tensor seen(const at::Tensor& x, double bound) const;                             // as codes, over its heads
   at::Tensor resolvent(const at::Tensor& diagonal_bht, const LayerInput& input) const;  // [B, H, T, 2]
   at::Tensor continued(const at::Tensor& diagonal_bht, const LayerInput& input) const;  // from the cache
   at::Tensor point(const at::Tensor& like) const;                                       // z
