@@ -3,8 +3,9 @@
 LIBLLAMA.so is llama.cpp's own library with its libggml*.so beside it; it is none of our requirements, and called as C. Of every
 folder `limbeck export-gguf` makes two files: the folder's codes, and by --rule the floats that they stand for.
 llama.cpp rounds the inputs of packed weights to 8 bits and we do not, so the second shows that it reads the same weights, and
-the first what is left of that by its own products. Its keys and values are kept in float32, not in halves. Greedy tokens after prompts of the data are compared with those of
-`limbeck generate` in float32, perplexities of rows of the data with those of `limbeck forward`.
+the first what is left of that by its own products. Its keys and values are kept in float32, not in halves. Greedy tokens after
+prompts of the data are compared with those of `limbeck generate` in float32, perplexities of rows of the data with those of
+`limbeck forward`.
 """
 
 from __future__ import annotations

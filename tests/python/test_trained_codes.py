@@ -51,6 +51,13 @@ def test_what_is_seen_is_what_unpacking_gives_and_the_gradient_is_the_floats(for
         assert torch.equal(w.grad, cotangent)
 
 
+def assert_gradient_of_product(got: torch.Tensor, cotangent: torch.Tensor, rows: torch.Tensor) -> None:
+    """Of the weight of a linear module, with one rounding of a sum in float32."""
+    exact = cotangent.double().T @ rows.double()
+    bar = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[got.dtype]
+    assert (got.double() - exact).abs().max() <= bar * exact.abs().max()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_linear_that_is_seen_through_codes_is_the_product_with_those_codes(form, dtype):
@@ -70,10 +77,7 @@ def test_a_linear_that_is_seen_through_codes_is_the_product_with_those_codes(for
         wanted.backward(cotangent)
         assert torch.equal(y, wanted) and torch.equal(x.grad, frozen[0].grad)
         assert bias is None or torch.equal(bias.grad, frozen[1].grad)
-        exact = cotangent.double().flatten(0, 1).T @ x.detach().double().flatten(0, 1)
-        # One rounding of a sum in float32.
-        bar = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]
-        assert (w.grad.double() - exact).abs().max() <= bar * exact.abs().max()
+        assert_gradient_of_product(w.grad, cotangent.flatten(0, 1), x.detach().flatten(0, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -94,9 +98,7 @@ def test_groups_that_are_seen_through_codes_are_the_products_with_those_codes(fo
     wanted.backward(cotangent)
     assert torch.equal(y, wanted) and torch.equal(rows.grad, frozen.grad)
     for group, (begin, end) in enumerate(((0, 5), (5, 5), (5, 23))):
-        exact = cotangent[begin:end].double().T @ rows.detach()[begin:end].double()
-        bar = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-10}[dtype]  # one rounding of a sum in float32
-        assert (w.grad[group].double() - exact).abs().max() <= bar * exact.abs().max()
+        assert_gradient_of_product(w.grad[group], cotangent[begin:end], rows.detach()[begin:end])
 
 
 def test_meta_has_the_shapes_and_what_does_not_fit_is_refused():

@@ -45,6 +45,9 @@ std::string operands_of(const precision::ContractModule& module) {
 }  // namespace
 
 ModuleTimes::ModuleTimes(const models::Transformer& model, c10::Device device) : model_(model), device_(device) {
+  const std::vector<int64_t>& windows = model.architecture().window;
+  for (size_t layer = 0; layer < windows.size(); ++layer)
+    windows_[fmt::format("{}.layers.{}{}", model.path(), layer, kAttentionName)] = windows[layer];
   begin_pass();
 }
 
@@ -86,20 +89,13 @@ void ModuleTimes::end(const std::string& path) {
   spans_.push_back({path, std::chrono::duration<double, std::micro>(last.begin - pass_begin_).count(), 1000 * ms});
 }
 
-int64_t ModuleTimes::window_of(const std::string& mixer) const {
-  const std::vector<int64_t>& windows = model_.architecture().window;
-  for (size_t layer = 0; layer < windows.size(); ++layer) {
-    if (mixer == fmt::format("{}.layers.{}{}", model_.path(), layer, kAttentionName)) return windows[layer];
-  }
-  return 0;
-}
-
 // Scores and their mix, of the pairs that masks leave.
 void ModuleTimes::add_attention(const Running& running, ModuleTime& time) {
   const models::Architecture& a = model_.architecture();
   int64_t& past = past_[running.path];
   const bool causal = a.kind == models::ModelKind::kDecoder;
-  const Seen seen = seen_by(running.queries, past, causal, window_of(running.path));
+  const auto window = windows_.find(running.path);
+  const Seen seen = seen_by(running.queries, past, causal, window == windows_.end() ? 0 : window->second);
   const auto queries = static_cast<double>(running.queries), keys = static_cast<double>(seen.keys);
   const auto batch = static_cast<double>(running.batch), width = static_cast<double>(a.heads * a.head_dim);
   time.role = "attention";

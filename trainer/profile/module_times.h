@@ -58,13 +58,13 @@ class ModuleTimes : public precision::ModuleObserver {
   };
   ModuleTime& of(const std::string& path);
   void add_attention(const Running& running, ModuleTime& time);
-  int64_t window_of(const std::string& mixer) const;  // 0: it sees everything
 
   const models::Transformer& model_;
   c10::Device device_;
   std::vector<Running> running_;
   std::map<std::string, Kept> kept_;
-  std::map<std::string, int64_t> past_;  // tokens that the attention of a layer saw in this pass
+  std::map<std::string, int64_t> windows_;  // of the attention of each layer; 0: it sees everything
+  std::map<std::string, int64_t> past_;     // tokens that the attention of a layer saw in this pass
   std::vector<TraceSpan> spans_;
   SpanClock::time_point pass_begin_;
 };
