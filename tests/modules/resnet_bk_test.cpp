@@ -71,6 +71,34 @@ const std::vector<std::vector<int64_t>>& cuts() {
   return all;
 }
 
+// What the biases of v are before training, of the first layer.
+std::vector<float> first_biases(const nlohmann::json& changes) {
+  const BuiltModel built = loud(at::kFloat, changes);
+  const at::Tensor bias = built.model->named_parameters()["layers.0.bk.v_proj.bias"].contiguous();
+  return {bias.const_data_ptr<float>(), bias.const_data_ptr<float>() + bias.numel()};
+}
+
+TEST(ResNetBk, BiasesBeginSpreadOverTheirMatrices) {
+  EXPECT_EQ(first_biases({{"bk_heads", 3}}), (std::vector<float>{0, 0, 0}));
+  EXPECT_EQ(first_biases({{"bk_heads", 3}, {"bk_bias_low", 0.5}}), (std::vector<float>{0.5F, 0.5F, 0.5F}));
+  EXPECT_EQ(first_biases({{"bk_heads", 5}, {"bk_bias_low", 0.5}, {"bk_bias_high", 2.5}}),
+            (std::vector<float>{0.5F, 1, 1.5F, 2, 2.5F}));
+  EXPECT_EQ(first_biases({{"bk_heads", 1}, {"bk_bias_low", 0.5}, {"bk_bias_high", 2.5}}), (std::vector<float>{1.5F}));
+}
+
+TEST(ResNetBk, BiasesBeginWithinTheBoundOfThePotential) {
+  const auto refusal = [](const nlohmann::json& changes) {
+    try {
+      loud(at::kFloat, changes);
+    } catch (const WeightsError& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(refusal({{"bk_bias_low", -4}}).find("\"bk_bias_low\""), std::string::npos);
+  EXPECT_NE(refusal({{"bk_bias_low", 1}, {"bk_bias_high", 0.5}}).find("\"bk_bias_high\""), std::string::npos);
+}
+
 // The recurrence itself goes on to the bit, whatever the pieces, padding and the type of the stream.
 TEST(ResNetBk, TheResolventGoesOnFromTheCacheWithTheBitsOfOneCall) {
   const at::NoGradGuard no_gradient;

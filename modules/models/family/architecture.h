@@ -51,7 +51,10 @@ struct Resolvent {
   int64_t heads = 0;       // matrices a layer; 0: there is attention
   double height = 1.0;     // Im z
   double potential = 3.0;  // bound of what the layer adds to the diagonal
-  bool int8 = false;       // what goes in and what comes out of a token are seen as 8-bit codes
+  // The biases of v before training, spread over the matrices. At 0 the free matrix is at the edge of its band, where
+  // what a token does fades within a few places; inside of it, between 0 and 4, it goes as far as 1 / height allows.
+  double first_bias = 0.0, last_bias = 0.0;
+  bool int8 = false;  // what goes in and what comes out of a token are seen as 8-bit codes
 };
 
 struct Architecture;

@@ -269,6 +269,9 @@ Architecture read_resnet_bk(const io::JsonFile& config, const std::string& archi
                  .height = config.number_or("bk_z", 1.0, 1e-6, 1e6),
                  .potential = config.number_or("bk_clamp", 3.0, 1e-6, 1e6),
                  .int8 = read_bk_activations(config)};
+  Resolvent& r = a.resolvent;
+  r.first_bias = config.number_or("bk_bias_low", 0.0, -r.potential, r.potential);
+  r.last_bias = config.number_or("bk_bias_high", r.first_bias, r.first_bias, r.potential);
   a.experts.count = config.integer_or("num_experts", 0, 0, 65536);
   if (a.experts.count > 0) {
     const int64_t usual = std::min<int64_t>(2, a.experts.count);

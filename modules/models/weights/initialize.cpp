@@ -86,6 +86,14 @@ void initialize_packed(ContractModule& module, const Transformer& model, uint64_
   }
 }
 
+// From one end of the range to the other; of a single matrix the middle.
+void spread_over_matrices(at::Tensor bias, const Resolvent& resolvent) {
+  const int64_t count = bias.numel();
+  const double step = count > 1 ? (resolvent.last_bias - resolvent.first_bias) / static_cast<double>(count - 1) : 0.0;
+  const double first = count > 1 ? resolvent.first_bias : (resolvent.first_bias + resolvent.last_bias) / 2;
+  for (int64_t i = 0; i < count; ++i) bias[i].fill_(first + static_cast<double>(i) * step);
+}
+
 void initialize(const ContractModule& module, const Transformer& model, uint64_t seed) {
   const Architecture& a = model.architecture();
   for (const auto& entry : module.named_parameters(/*recurse=*/false)) {
@@ -94,6 +102,8 @@ void initialize(const ContractModule& module, const Transformer& model, uint64_t
     if (module.role() == Role::kNorm) {
       const bool one = entry.key() == "weight" && a.norm != NormKind::kRmsUnitOffset;
       parameter.fill_(one ? 1.0 : 0.0);
+    } else if (module.role() == Role::kBkCore && module.path().ends_with(".v_proj") && entry.key() == "bias") {
+      spread_over_matrices(parameter, a.resolvent);
     } else if (entry.key().ends_with("bias")) {
       parameter.zero_();
     } else if (entry.key() == "scale") {
