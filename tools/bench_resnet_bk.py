@@ -4,9 +4,10 @@
   bench_resnet_bk.py --data DATA --work DIR [--teacher MODEL] [--seeds 0,1,2] [--steps 600]
 
 DATA is what tools/prepare_data.py makes (train, validation, tokenizer). Tables, and DIR/lengths.html with a picture of the second:
-  learning  held-out perplexity after equal steps of equal batches, over the seeds: a Llama; ResNet-BK with 8 matrices a layer and with 1, as
-            its original has; the same with a potential held at 0, where no token sees another (what mixing is worth). With --teacher also
-            students of it: by logits, and by what its token mixers give for a quarter of the steps and by logits for the rest.
+  learning  held-out perplexity after equal steps of equal batches, over the seeds: a Llama; ResNet-BK with 32 matrices a layer that reach far,
+            with 8 that do not, with 1, as its original has, and with a potential held at 0, where no token sees another (what mixing is
+            worth). With --teacher also students of it, a Llama and the first ResNet-BK: by logits, and by what its token mixers give for a
+            quarter of the steps and by logits for the rest.
   lengths   time and memory of training a token, at 16,384 tokens an update in rows of 512 to 16,384.
   generation  the time of a token behind texts of 1,024 to 32,768, as the difference of 513 and 1 generated ones, the least of five.
 Runs that are there are not made again. It uses the machine alone: two jobs at once tell nothing.
@@ -37,8 +38,11 @@ LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_s
          "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}  # fmt: skip
 BK = {"architectures": ["ResNetBKForCausalLM"], "model_type": "resnet_bk", "hidden_size": 128, "intermediate_size": 340, "num_hidden_layers": 4,
       "num_experts": 0, "causal": True, "bk_heads": 8, "bk_z": 1.0, "bk_clamp": 3.0}  # fmt: skip
+# A lower z and potentials that begin within the band, not at its edge: what a token does fades later.
+FAR = {"bk_heads": 32, "intermediate_size": 304, "bk_z": 0.3, "bk_bias_low": 0.3, "bk_bias_high": 2.9}
 UNMIXED = 1e-6  # the least that config.json may bound the potential by: the matrix is then the same for every text
-MODELS = {"Llama": LLAMA, "ResNet-BK, 8 matrices a layer": BK, "ResNet-BK, 1 matrix a layer": BK | {"bk_heads": 1, "intermediate_size": 346},
+MODELS = {"Llama": LLAMA, "ResNet-BK, 32 matrices a layer that reach far": BK | FAR, "ResNet-BK, 8 matrices a layer": BK,
+          "ResNet-BK, 1 matrix a layer": BK | {"bk_heads": 1, "intermediate_size": 346},
           "ResNet-BK, nothing mixed": BK | {"bk_clamp": UNMIXED}}  # fmt: skip
 RECIPE = """[student]
 init = random
