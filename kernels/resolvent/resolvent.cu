@@ -2,6 +2,7 @@
 // recurrence: what each segment makes of whatever comes into it (a product of 2x2 matrices), by a scan of a row's
 // products what does come in, and the recurrences. All in one order: equal inputs give equal bits.
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/resolvent/resolvent_cuda.h"
 #include "kernels/resolvent/resolvent_plan.h"
 #include "kernels/resolvent/resolvent_products.h"
@@ -73,7 +74,7 @@ __device__ __forceinline__ void along_segment(const DeviceTridiagonals& m, bool 
 
 template <class T, class Row>
 __global__ void segment_products(DeviceTridiagonals m, DeviceSweep sweep, int64_t per_row) {
-  const int64_t segment = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t segment = thread_number();
   const int64_t row = segment / per_row, k = segment % per_row;
   if (row >= m.rows || k == per_row - 1) return;  // what the last one makes goes nowhere
   const Row recurrence(m, sweep, row);
@@ -113,7 +114,7 @@ __global__ void scan_segments(DeviceSweep sweep, const double* initial, int64_t 
 
 template <class T, class Row>
 __global__ void recurrences(DeviceTridiagonals m, DeviceSweep sweep, const double* initial, int64_t per_row) {
-  const int64_t segment = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t segment = thread_number();
   const int64_t row = segment / per_row, k = segment % per_row;
   if (row >= m.rows) return;
   const Row recurrence(m, sweep, row);
@@ -156,7 +157,7 @@ __global__ void gradients(DeviceTridiagonals m, ResolventGradients g, unsigned r
 // A thread a row: its runs in order.
 template <class T>
 __global__ void add_runs_of_rows(const double* partial_z, T* grad_z, int64_t rows, int64_t runs) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = thread_number();
   if (row >= rows) return;
   Complex<double> sum{0.0, 0.0};
   for (int64_t run = 0; run < runs; ++run) sum = sum_of(sum, pair_at(partial_z, row * runs + run));
@@ -165,15 +166,11 @@ __global__ void add_runs_of_rows(const double* partial_z, T* grad_z, int64_t row
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-unsigned blocks_of(int64_t items, int64_t threads) {
-  return static_cast<unsigned>(rounded_up_quotient(items, threads));
-}
-
 template <class T, class Row>
 void launch_sweep(const DeviceTridiagonals& m, const DeviceSweep& sweep, cudaStream_t stream) {
   const int64_t per_row = device_segments(m.n);
   const double* initial = sweep.green == nullptr ? m.state : nullptr;
-  const unsigned grid = blocks_of(m.rows * per_row, kSegmentThreads);
+  const unsigned grid = blocks_for(m.rows * per_row, kSegmentThreads);
   if (per_row > 1) {
     int threads = 32;
     while (threads < kScanThreads && threads < per_row) threads *= 2;
@@ -201,7 +198,7 @@ void launch_resolvent_sweep(Storage storage, const DeviceTridiagonals& m, const 
 
 void launch_resolvent_diagonal(Storage storage, const DeviceTridiagonals& m, const double* left, const double* right,
                                void* out, cudaStream_t stream) {
-  const unsigned per_row = blocks_of(m.n, kThreads), grid = static_cast<unsigned>(m.rows * per_row);
+  const unsigned per_row = blocks_for(m.n, kThreads), grid = static_cast<unsigned>(m.rows * per_row);
   with_device_float(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     diagonal<T><<<grid, kThreads, 0, stream>>>(m, left, right, static_cast<T*>(out), per_row);
@@ -210,7 +207,7 @@ void launch_resolvent_diagonal(Storage storage, const DeviceTridiagonals& m, con
 
 void launch_resolvent_gradient_source(Storage storage, const DeviceTridiagonals& m, const ResolventGradients& g,
                                       cudaStream_t stream) {
-  const unsigned per_row = blocks_of(m.n, kThreads), grid = static_cast<unsigned>(m.rows * per_row);
+  const unsigned per_row = blocks_for(m.n, kThreads), grid = static_cast<unsigned>(m.rows * per_row);
   with_device_float(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     gradient_source<T><<<grid, kThreads, 0, stream>>>(m, g, per_row);
@@ -219,8 +216,8 @@ void launch_resolvent_gradient_source(Storage storage, const DeviceTridiagonals&
 
 void launch_resolvent_gradients(Storage storage, const DeviceTridiagonals& m, const ResolventGradients& g, void* grad_z,
                                 cudaStream_t stream) {
-  const unsigned runs = blocks_of(m.n, kGradientRun), grid = static_cast<unsigned>(m.rows * runs);
-  const unsigned some = blocks_of(m.rows, kThreads);
+  const unsigned runs = blocks_for(m.n, kGradientRun), grid = static_cast<unsigned>(m.rows * runs);
+  const unsigned some = blocks_for(m.rows, kThreads);
   with_device_float(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     gradients<T><<<grid, kThreads, 0, stream>>>(m, g, runs);

@@ -1,16 +1,12 @@
 // Tridiagonal systems on CUDA: a thread goes along a row for its pivots, then one along each column of each row. Equal
 // inputs give equal bits.
-#include "kernels/operator/rounded_up.h"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/resolvent/tridiagonal_solve_cuda.h"
 
 namespace limbeck::kernels {
 namespace {
 
 constexpr int kThreads = 64;  // few a block: there are no more of them than rows times columns
-
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 __global__ void pivots_of_rows(TridiagonalSystems systems, double* pivots) {
   const int64_t row = thread_number();
@@ -28,14 +24,12 @@ __global__ void columns_of_rows(TridiagonalSystems systems, double* pivots) {
   for (int64_t i = systems.n - 1; i >= 0; --i) system.put_in(i, column);
 }
 
-unsigned blocks_for_threads(int64_t threads) { return static_cast<unsigned>(rounded_up_quotient(threads, kThreads)); }
-
 }  // namespace
 
 void launch_tridiagonal_solve(const TridiagonalSystems& systems, double* pivots, cudaStream_t stream) {
   if (systems.rows * systems.columns == 0) return;
-  pivots_of_rows<<<blocks_for_threads(systems.rows), kThreads, 0, stream>>>(systems, pivots);
-  columns_of_rows<<<blocks_for_threads(systems.rows * systems.columns), kThreads, 0, stream>>>(systems, pivots);
+  pivots_of_rows<<<blocks_for(systems.rows, kThreads), kThreads, 0, stream>>>(systems, pivots);
+  columns_of_rows<<<blocks_for(systems.rows * systems.columns, kThreads), kThreads, 0, stream>>>(systems, pivots);
 }
 
 }  // namespace limbeck::kernels
