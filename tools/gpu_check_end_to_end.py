@@ -108,7 +108,7 @@ class Contest:
         run, result = self.folder / f"run-{name}", self.folder / f"{name}.json"
         with MemoryWatch(self.place) as watch:
             self.place.limbeck("train", self.recipe(name, steps, graphs), "--run", run, "--json", result, device="cuda",
-                               threads=2 if self.place.dry else 8, **environment)  # fmt: skip
+                               threads=1 if self.place.dry else 8, **environment)  # fmt: skip
         lines = train_lines(run)
         return {"seconds": [line["seconds"] for line in lines], "losses": [line["loss"] for line in lines],
                 "peak_bytes": json.loads(result.read_text())["result"]["peak_bytes"], "used_mib": watch.most}  # fmt: skip
@@ -119,7 +119,7 @@ class Contest:
         job.write_text(json.dumps({
             "teacher": str(self.folder / "teacher"), "student": str(self.folder / "student"), "data": str(self.folder / "data"),
             "dtype": self.work.dtype, "device": "cpu" if self.place.dry else "cuda", "batch": self.work.step.batch,
-            "steps": self.work.steps, "threads": 2 if self.place.dry else 8, "learning_rate": 1e-4, "weight_decay": 0.01,
+            "steps": self.work.steps, "threads": 1 if self.place.dry else 8, "learning_rate": 1e-4, "weight_decay": 0.01,
             "run": run, "liger": liger,
         }))  # fmt: skip
         # Its own libraries: ours are not in its way.

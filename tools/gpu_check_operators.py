@@ -23,7 +23,7 @@ def load_operators(place: Place) -> str:
 
     torch.ops.load_library(str(place.build / "lib" / "liblimbeck_kernels.so"))
     if place.dry:
-        torch.set_num_threads(2)
+        torch.set_num_threads(place.threads)
         return "cpu"
     torch.cuda.init()
     torch.ops.load_library(str(place.build / "lib" / "liblimbeck_cuda.so"))

@@ -75,6 +75,11 @@ class Place:
         """What --device=cuda runs on."""
         return "emulated device" if self.dry else self.card
 
+    @property
+    def threads(self) -> int:
+        """Of the host. A dry run's models are so small that a second one only costs."""
+        return 1 if self.dry else 2
+
     def program(self, name: str) -> Path:
         path = self.build / "bin" / name
         if not path.is_file():
@@ -109,9 +114,9 @@ class Place:
                 said.append(file.read().decode(errors="replace"))
         return subprocess.CompletedProcess(words, code, *said)
 
-    def limbeck(self, *arguments, device: str = "cpu", threads: int = 2, **more: str) -> str:
+    def limbeck(self, *arguments, device: str = "cpu", threads: int = 0, **more: str) -> str:
         """What it printed; who ends with another code than 0 is a RuntimeError that says how."""
-        command = [self.program("limbeck"), *arguments, "--device", device, "--threads", threads, "--quiet"]
+        command = [self.program("limbeck"), *arguments, "--device", device, "--threads", threads or self.threads, "--quiet"]
         done = self.run(command, device, **more)
         if done.returncode != 0:
             raise RuntimeError(f"limbeck {arguments[0]} on {device}: exit {done.returncode}: {last_line(done.stderr or done.stdout)}")

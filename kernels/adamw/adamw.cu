@@ -9,15 +9,12 @@ __device__ __forceinline__ double square_root(double value) { return sqrt(value)
 
 #include "kernels/adamw/adamw_cuda.h"
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 
 namespace limbeck::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-
-unsigned grid_for(int64_t count) { return static_cast<unsigned>((count + kThreads - 1) / kThreads); }
-
-__device__ __forceinline__ int64_t element() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
 // Tensors of one launch, in its arguments (4 KB), and which blocks are whose: block b is of the last tensor whose
 // first_block is not above b. Each block takes kChunk elements.
@@ -115,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) square_run(const __grid_constant__ S
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) add(const T* x, typename DeviceCompute<T>::Type* sum, int64_t count) {
-  const int64_t i = element();
+  const int64_t i = thread_number();
   if (i < count) sum[i] += widened(x[i]);
 }
 
@@ -137,7 +134,7 @@ void in_batches(Batch batch, const Tensor* tensors, size_t count, int64_t chunk,
   unsigned blocks = 0;
   for (size_t i = 0; i < count; ++i) {
     if (tensors[i].count == 0) continue;
-    const auto of_this = static_cast<unsigned>((tensors[i].count + chunk - 1) / chunk);
+    const unsigned of_this = blocks_for(tensors[i].count, chunk);
     if (batch.count == kTensors || blocks > kMostBlocks - of_this) {
       launched(batch, blocks);
       batch.count = 0;
@@ -175,7 +172,7 @@ void launch_accumulate(Storage storage, const void* x, void* sum, int64_t count,
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     using S = typename DeviceCompute<T>::Type;
-    add<T><<<grid_for(count), kThreads, 0, stream>>>(static_cast<const T*>(x), static_cast<S*>(sum), count);
+    add<T><<<blocks_for(count, kThreads), kThreads, 0, stream>>>(static_cast<const T*>(x), static_cast<S*>(sum), count);
   });
 }
 

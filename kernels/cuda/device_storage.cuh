@@ -1,4 +1,4 @@
-// Widening loads and rounding stores on the GPU, and the sum over a thread block. For .cu files only.
+// Widening loads and rounding stores on the GPU, and sum and maximum over a thread block. For .cu files only.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -74,10 +74,33 @@ __device__ __forceinline__ S block_sum(S value) {
   return total;
 }
 
+__device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }  // the number, where one is none
+
+// The largest over the block; every thread gets it. Threads: a multiple of 32.
+template <class S>
+__device__ __forceinline__ S block_max(S value) {
+  __shared__ S of_warps[32];
+  for (int offset = 16; offset > 0; offset /= 2) value = larger(value, __shfl_xor_sync(0xffffffffu, value, offset));
+  __syncthreads();  // the maxima of an earlier call may still be read
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) value = larger(value, of_warps[warp]);
+  return value;
+}
+
 // Calls body(tag) with the device's element type, StorageTag<__nv_bfloat16> for example.
 template <class Body>
 void with_device_type(Storage storage, Body body) {
   with_storage(storage, [&](auto tag) { body(StorageTag<typename DeviceType<typename decltype(tag)::Type>::Type>{}); });
+}
+
+// The same where there is no body for float64.
+template <class Body>
+void with_narrow_device_type(Storage storage, Body body) {
+  with_device_type(storage, [&](auto tag) {
+    if constexpr (sizeof(typename decltype(tag)::Type) < sizeof(double)) body(tag);
+  });
 }
 
 }  // namespace limbeck::kernels

@@ -1,5 +1,6 @@
 // Dropout on CUDA: each thread takes one pack of elements; the bits are the CPU's (counter_bits.h).
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/dropout/dropout_cuda.h"
 
 namespace limbeck::kernels {
@@ -11,8 +12,8 @@ template <class T, int elements>
 __global__ void __launch_bounds__(kDropoutThreads) drop(DropoutArguments a, int64_t rows) {
   using S = typename DeviceCompute<T>::Type;
   using P = Pack<T, elements>;
-  const int64_t packs = (a.width + elements - 1) / elements;
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kDropoutThreads + threadIdx.x;
+  const int64_t packs = rounded_up_quotient(a.width, elements);
+  const int64_t index = thread_number();
   const int64_t row = index / packs, column = index % packs * elements;
   if (row >= rows) return;
   const uint64_t key = row_key(a.key, a.tokens[row]);
@@ -27,7 +28,7 @@ __global__ void __launch_bounds__(kDropoutThreads) drop(DropoutArguments a, int6
 }
 
 unsigned grid_of(int64_t rows, int64_t width, int elements) {
-  return static_cast<unsigned>((rows * ((width + elements - 1) / elements) + kDropoutThreads - 1) / kDropoutThreads);
+  return blocks_for(rows * rounded_up_quotient(width, elements), kDropoutThreads);
 }
 
 }  // namespace

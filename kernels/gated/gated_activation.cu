@@ -2,6 +2,7 @@
 #include "kernels/gated/gated_activation_cuda.h"
 
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 
 namespace limbeck::kernels {
 
@@ -39,7 +40,7 @@ constexpr int kThreads = 256;
 template <int elements, class Index>
 __device__ __forceinline__ bool place(int64_t rows, int64_t width, int64_t& row, int64_t& column) {
   const Index packs = static_cast<Index>(width / elements);
-  const Index index = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
+  const Index index = thread_number<Index>();
   row = index / packs;
   column = static_cast<int64_t>(index % packs) * elements;
   return row < rows;
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) backward(GatedBackward a, int64_t ro
 template <class Launched>
 void with_index(int64_t rows, int64_t width, int elements, Launched launched) {
   const int64_t packs = rows * (width / elements);
-  const auto blocks = static_cast<unsigned>((packs + kThreads - 1) / kThreads);
+  const unsigned blocks = blocks_for(packs, kThreads);
   if (packs > 0xffff0000) {  // the last block counts on
     launched(uint64_t{}, blocks);
   } else {

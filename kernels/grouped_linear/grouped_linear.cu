@@ -2,6 +2,7 @@
 // ends. Half types are multiplied by the tensor cores, the others by threads that have a small square each.
 #include "kernels/grouped_linear/grouped_linear_cuda.h"
 
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/grouped_linear/half_tile.cuh"
 #include "kernels/grouped_linear/tile_place.cuh"
 #include "kernels/grouped_linear/wide_tile.cuh"
@@ -68,8 +69,7 @@ void launch_grouped_linear(Storage storage, const GroupedLinearWork& work, cudaS
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     constexpr int kSide = TileOf<T>::Type::kSide;
-    const dim3 grid(static_cast<unsigned>(row_tiles(work.groups, kSide)),
-                    static_cast<unsigned>((work.width + kSide - 1) / kSide));
+    const dim3 grid(static_cast<unsigned>(row_tiles(work.groups, kSide)), blocks_for(work.width, kSide));
     if (work.transposed) {
       linear<T, true><<<grid, kTileThreads, 0, stream>>>(work);
     } else {
@@ -83,8 +83,8 @@ void launch_grouped_outer(Storage storage, const GroupedOuterWork& work, cudaStr
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     constexpr int kSide = TileOf<T>::Type::kSide;
-    const auto tiles = [](int size) { return (static_cast<unsigned>(size) + kSide - 1) / kSide; };
-    const dim3 grid(tiles(work.height) * tiles(work.width), static_cast<unsigned>(work.groups.count));
+    const unsigned tiles = blocks_for(work.height, kSide) * blocks_for(work.width, kSide);
+    const dim3 grid(tiles, static_cast<unsigned>(work.groups.count));
     outer<T><<<grid, kTileThreads, 0, stream>>>(work);
   });
 }

@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/head_loss/divergence_numbers.h"
 #include "kernels/head_loss/head_loss_cuda.h"
 
@@ -13,23 +14,6 @@ using Ops = NumberOps<float>;
 
 constexpr int kMostThreads = 512;
 constexpr int kBlocksAtOnce = 2;  // of a multiprocessor: at most 64 registers a thread
-
-int threads_for(int64_t vocabulary) {
-  int threads = 64;
-  while (threads < kMostThreads && threads * 8 < vocabulary) threads *= 2;
-  return threads;
-}
-
-__device__ __forceinline__ float block_max(float value) {
-  __shared__ float warp_max[32];
-  for (int offset = 16; offset > 0; offset /= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, offset));
-  __syncthreads();  // the maxima of an earlier call may still be read
-  if (threadIdx.x % 32 == 0) warp_max[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = warp_max[0];
-  for (unsigned warp = 1; warp < blockDim.x / 32; ++warp) value = fmaxf(value, warp_max[warp]);
-  return value;
-}
 
 // The largest of a thread's logits and the sum of exp(logit - largest). It begins at the least number, not at minus
 // infinity, which minus itself is none.
@@ -215,20 +199,12 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksAtOnce) head_gradients(He
   }
 }
 
-// body(tag) for what a gradient can be stored as.
-template <class Body>
-void with_gradient_type(Storage storage, Body body) {
-  if (storage == Storage::kFloat16) return body(StorageTag<__half>{});
-  if (storage == Storage::kBFloat16) return body(StorageTag<__nv_bfloat16>{});
-  return body(StorageTag<float>{});
-}
-
 }  // namespace
 
 void launch_head_statistics(const HeadTokens& args, int64_t tokens, float* divergence, float* cross_entropy,
                             float* largest, cudaStream_t stream) {
   if (tokens == 0) return;
-  const int threads = threads_for(args.formula.vocabulary);
+  const int threads = threads_of_row(args.formula.vocabulary, kMostThreads);
   const auto grid = static_cast<unsigned>(tokens);
   with_divergence(args.formula.divergence, [&](auto tag) {
     constexpr Divergence kKind = decltype(tag)::kKind;
@@ -239,11 +215,11 @@ void launch_head_statistics(const HeadTokens& args, int64_t tokens, float* diver
 void launch_head_gradients(const HeadTokens& args, int64_t tokens, Storage storage, const float* largest,
                            cudaStream_t stream) {
   if (tokens == 0) return;
-  const int threads = threads_for(args.formula.vocabulary);
+  const int threads = threads_of_row(args.formula.vocabulary, kMostThreads);
   const auto grid = static_cast<unsigned>(tokens);
   with_divergence(args.formula.divergence, [&](auto tag) {
     constexpr Divergence kKind = decltype(tag)::kKind;
-    with_gradient_type(storage, [&](auto type) {
+    with_narrow_device_type(storage, [&](auto type) {
       using T = typename decltype(type)::Type;
       head_gradients<kKind, T><<<grid, threads, 0, stream>>>(args, largest);
     });

@@ -2,18 +2,13 @@
 // gradients by columns over fixed blocks of rows, then over the blocks in a fixed order (no atomics), so that equal
 // shapes give equal bits.
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/norm/norm_cuda.h"
 
 namespace limbeck::kernels {
 namespace {
 
 // From the width alone, because the order of the sums follows it.
-int threads_for(int64_t width) {
-  int threads = 64;
-  while (threads < 512 && threads * 8 < width) threads *= 2;
-  return threads;
-}
-
 // The threads of one row: which row is theirs, which of them this is, how many they are, and their sums.
 struct BlockOfRow {
   static __device__ __forceinline__ int64_t row() { return blockIdx.x; }
@@ -25,6 +20,7 @@ struct BlockOfRow {
   }
 };
 constexpr int kRowsOfWarps = 8;  // rows a block
+constexpr int kMostThreads = 512;
 struct WarpOfRow {
   static __device__ __forceinline__ int64_t row() {
     return static_cast<int64_t>(blockIdx.x) * kRowsOfWarps + threadIdx.x / 32;
@@ -172,7 +168,7 @@ __global__ void norm_backward_x(NormBackward a, int64_t rows) {
 template <class T, bool layer>
 __global__ void norm_backward_partial(NormBackward a, int64_t rows, int64_t per_block) {
   using S = typename DeviceCompute<T>::Type;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t column = thread_number();
   if (column >= a.width) return;
   const int64_t block = blockIdx.y, begin = block * per_block;
   const int64_t end = begin + per_block < rows ? begin + per_block : rows;
@@ -208,15 +204,14 @@ __global__ void sum_blocks(const typename DeviceCompute<T>::Type* partial, int64
 }
 
 constexpr int kColumnThreads = 128;
-unsigned column_blocks(int64_t width) { return static_cast<unsigned>((width + kColumnThreads - 1) / kColumnThreads); }
 
 // Calls body(team, grid, threads). A warp holds a row of one pack a lane; its sums then have the bits of a block's.
 template <class T, class Body>
 void with_team(int64_t width, int64_t rows, Body body) {
   if (width <= 32 * kPackElements<T>) {
-    body(WarpOfRow{}, static_cast<unsigned>((rows + kRowsOfWarps - 1) / kRowsOfWarps), 32 * kRowsOfWarps);
+    body(WarpOfRow{}, blocks_for(rows, kRowsOfWarps), 32 * kRowsOfWarps);
   } else {
-    body(BlockOfRow{}, static_cast<unsigned>(rows), threads_for(width));
+    body(BlockOfRow{}, static_cast<unsigned>(rows), threads_of_row(width, kMostThreads));
   }
 }
 
@@ -253,7 +248,7 @@ void launch_backward(Storage storage, const NormBackward& a, int64_t rows, int64
       });
     }
     if (a.partial_weight != nullptr || a.partial_bias != nullptr) {
-      const dim3 blocks(column_blocks(a.width), static_cast<unsigned>((rows + per_block - 1) / per_block));
+      const dim3 blocks(blocks_for(a.width, kColumnThreads), blocks_for(rows, per_block));
       norm_backward_partial<T, layer><<<blocks, kColumnThreads, 0, stream>>>(a, rows, per_block);
     }
   });
@@ -276,8 +271,8 @@ void launch_sum_blocks(Storage storage, const void* partial, int64_t blocks, int
   with_device_type(storage, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     using S = typename DeviceCompute<T>::Type;
-    sum_blocks<T><<<static_cast<unsigned>((width + 31) / 32), 32 * kSlices, 0, stream>>>(
-        static_cast<const S*>(partial), blocks, width, static_cast<T*>(out));
+    sum_blocks<T><<<blocks_for(width, 32), 32 * kSlices, 0, stream>>>(static_cast<const S*>(partial), blocks, width,
+                                                                      static_cast<T*>(out));
   });
 }
 

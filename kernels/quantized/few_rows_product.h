@@ -45,7 +45,7 @@ class FewRowsProduct {
     auto& own = *static_cast<Scratch*>(scratch);
     switch (p.weight.format.kind) {
       case CodeKind::kInt8:
-        return of_groups<CodeKind::kInt8, kMostGroups>(p, rows, own);
+        return of_rows<CodeKind::kInt8, 1, kMostRows>(p, rows, own);
       case CodeKind::kInt4:
         return of_groups<CodeKind::kInt4, kMostGroups>(p, rows, own);
       case CodeKind::kNf4:
@@ -286,12 +286,13 @@ class FewRowsProduct {
     Sums<Rows> sum[Weights] = {};
     const float* x = own.x + words_of(at);
     const int64_t run_length = length_of_run<kind>(v);
+    const int64_t groups = kind == CodeKind::kInt8 ? std::max<int64_t>(strip / run_length, 1) : Groups;
     const int64_t first_run = run_of<kind>(v, k + at) - run_of<kind>(v, k);
     const auto add = [&](int64_t run, int64_t begin, int64_t end, const uint8_t* from, int64_t stride)
         __attribute__((always_inline)) {
       const auto group = [&](int w) __attribute__((always_inline)) {
         return Group<kind, Groups>(own.scales[std::min(w, Weights - 1)] + run,
-                                   own.zeros[std::min(w, Weights - 1)] + run, levels);
+                                   own.zeros[std::min(w, Weights - 1)] + run, levels, groups);
       };
       const Group<kind, Groups> of[kMostTogether] = {group(0), group(1), group(2), group(3)};
       for (int64_t i = begin; i < end; i += strip, from += strip_bytes) {
@@ -300,8 +301,8 @@ class FewRowsProduct {
           add_strip<kind, Groups, Rows>(of[w], from + w * stride, x + words_of(i), words_of(depth_of<Rows>()), sum[w]);
       }
     };
-    const int64_t span = Groups * run_length;  // of what has the same values; a strip at least
-    for (int64_t begin = 0, run = first_run; begin < whole; begin += span, run += Groups)
+    const int64_t span = groups * run_length;  // of what has the same values; a strip at least
+    for (int64_t begin = 0, run = first_run; begin < whole; begin += span, run += groups)
       add(run, begin, std::min(begin + span, whole), codes + begin / per_byte, row_stride);
     if (whole < depth) {  // the row ends within a strip
       alignas(64) uint8_t rest[Weights][strip_bytes] = {};

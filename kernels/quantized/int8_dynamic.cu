@@ -1,6 +1,7 @@
 // Products of 8-bit codes on CUDA: the codes of rows of x, the sums of products of codes, and what the sums stand for.
 // Every number is that of int8_dynamic_loops.cpp, to the bit.
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/quantized/int8_dynamic_cuda.h"
 
 namespace limbeck::kernels {
@@ -42,19 +43,6 @@ __device__ __forceinline__ int magnitude_bits(float value) {
   return static_cast<int>(bits & 0x7fffffffu);
 }
 
-// Threads: a multiple of 32; every thread gets it.
-__device__ __forceinline__ int block_max(int value) {
-  __shared__ int of_warps[kThreads / kWarp];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const int other = __shfl_xor_sync(0xffffffffu, value, offset);
-    value = other > value ? other : value;
-  }
-  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) value = of_warps[warp] > value ? of_warps[warp] : value;
-  return value;
-}
-
 // A block takes a row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -64,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   int most = 0;
   for (int64_t i = threadIdx.x; i < columns; i += kThreads) {
     const int bits = magnitude_bits(widened(x[i]));
-    most = bits > most ? bits : most;
+    most = larger(most, bits);
   }
   constexpr uint32_t kInfinity = 0x7f800000u, kNan = 0x7fc00000u;
   const auto largest = static_cast<uint32_t>(block_max(most));
@@ -123,7 +111,7 @@ __global__ void __launch_bounds__(kProductThreads) few_rows_of_codes(Int8Sums p)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) sums_to_values(Int8Sums p, const int32_t* sums) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t index = thread_number();
   if (index >= p.count * p.weight.rows) return;
   const int64_t of_x = index / p.weight.rows, row = index % p.weight.rows;
   const auto* bias = static_cast<const T*>(p.bias);
@@ -131,24 +119,12 @@ __global__ void __launch_bounds__(kThreads) sums_to_values(Int8Sums p, const int
               bias == nullptr ? nullptr : bias + row);
 }
 
-unsigned blocks_for(int64_t work, int64_t of_block) {
-  return static_cast<unsigned>(rounded_up_quotient(work, of_block));
-}
-
-// Calls body(tag) for the types that x may have.
-template <class Body>
-void with_type_of_x(Storage storage, Body body) {
-  with_device_type(storage, [&](auto type) {
-    if constexpr (sizeof(typename decltype(type)::Type) < sizeof(double)) body(type);
-  });
-}
-
 }  // namespace
 
 void launch_row_codes(Storage storage, const void* x, int64_t count, int64_t columns, float steps, int8_t* codes,
                       float* scales, cudaStream_t stream) {
   if (count == 0) return;
-  with_type_of_x(storage, [&](auto type) {
+  with_narrow_device_type(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
     const auto* rows = static_cast<const T*>(x);
     row_codes<T><<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, columns, steps, codes, scales);
@@ -162,7 +138,7 @@ void launch_int8_product(Storage storage, const Int8Sums& product, cudaStream_t 
                      reinterpret_cast<uintptr_t>(product.codes) % kPackCodes == 0;
   const int64_t warps = product.weight.rows * rounded_up_quotient(product.count, kRowsOfWarp);
   const unsigned blocks = blocks_for(warps, kProductThreads / kWarp);
-  with_type_of_x(storage, [&](auto type) {
+  with_narrow_device_type(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
     if (packs) {
       few_rows_of_codes<T, kPackCodes><<<blocks, kProductThreads, 0, stream>>>(product);
@@ -174,7 +150,7 @@ void launch_int8_product(Storage storage, const Int8Sums& product, cudaStream_t 
 
 void launch_int8_values(Storage storage, const Int8Sums& product, const int32_t* sums, cudaStream_t stream) {
   if (product.count == 0 || product.weight.rows == 0) return;
-  with_type_of_x(storage, [&](auto type) {
+  with_narrow_device_type(storage, [&](auto type) {
     using T = typename decltype(type)::Type;
     const unsigned blocks = blocks_for(product.count * product.weight.rows, kThreads);
     sums_to_values<T><<<blocks, kThreads, 0, stream>>>(product, sums);

@@ -126,7 +126,7 @@ struct FloatWords {
     static_assert(kGroups == 1);
 
    public:
-    LIMBECK_INLINE Group(const float* scales, const float* zeros, const Levels& levels)
+    LIMBECK_INLINE Group(const float* scales, const float* zeros, const Levels& levels, int64_t)
         : Group(*scales, *zeros, levels) {}
     LIMBECK_INLINE Group(float scale, float zero, const Levels& levels) {
       if constexpr (kind == CodeKind::kInt8) {
@@ -242,13 +242,14 @@ struct PairWords {
     U32 words_[kind == CodeKind::kInt8 ? 2 : 1];
   };
 
-  // What the codes of a strip stand for, which lies in so many groups of equal length.
+  // What the codes of a strip stand for, which lies in so many groups of equal length: `groups` of them, by which the
+  // look-ups of 4-bit codes differ, so that those are built for each number of them.
   template <CodeKind kind, int kGroups>
   class Group {
    public:
-    LIMBECK_INLINE Group(const float* scales, const float* zeros, const Levels& levels) {
+    LIMBECK_INLINE Group(const float* scales, const float* zeros, const Levels& levels, int64_t groups) {
       if constexpr (kind == CodeKind::kInt8) {
-        tables_[0] = (__m512i)(kGroups == 1 ? splat(*scales) : of_lanes(scales));
+        tables_[0] = (__m512i)of_lanes(scales, groups);
       } else {
         for (int i = 0; i < kTables; ++i) {
           const int first = 2 * i, second = kGroups == 1 ? first : first + 1;
@@ -275,11 +276,10 @@ struct PairWords {
    private:
     static constexpr int kTables = kind != CodeKind::kInt8 && kGroups == 4 ? 2 : 1;  // of two groups' values
 
-    static LIMBECK_INLINE F32 of_lanes(const float* scales) {
-      I32 group{};
-      for (int32_t i = 0; i < kPairs; ++i) group[i] = i * kGroups / static_cast<int32_t>(kPairs);
+    static LIMBECK_INLINE F32 of_lanes(const float* scales, int64_t groups) {
+      const I32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
       const F32 all = load(scales);
-      return both(all, all, group);
+      return both(all, all, lanes >> __builtin_ctzll(static_cast<uint64_t>(kPairs / groups)));
     }
     static LIMBECK_INLINE U32 groups_of_halves() {
       U32 groups{};

@@ -2,6 +2,7 @@
 // thread takes a pack (16 bytes) of codes where rows begin at multiples of it, else one code; a pack has one scale. Of
 // codes of 2 or 3 bits it is the pack of nibbles that they are widened to.
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/quantized/quantized_cuda.h"
 
 namespace limbeck::kernels {
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) dequantize(QuantizedView v, RowChoic
   __shared__ Levels levels;
   fill_levels<kind>(v, levels);
   const int64_t packs = rounded_up_quotient(v.columns, codes);
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t index = thread_number();
   const int64_t below = index / packs, column = index % packs * codes;
   if (below >= count) return;
   T* to = values + below * v.columns + column;
@@ -185,10 +186,6 @@ __global__ void __launch_bounds__(kProductThreads, 8) few_rows_product(FewRowsPr
   }
 }
 
-unsigned blocks_for(int64_t work, int64_t of_block) {
-  return static_cast<unsigned>(rounded_up_quotient(work, of_block));
-}
-
 template <CodeKind kind>
 struct KindTag {
   static constexpr CodeKind kKind = kind;
@@ -196,16 +193,14 @@ struct KindTag {
 // Calls body(kind, type) with tags of both.
 template <class Body>
 void with_kind_and_type(QuantizedFormat format, Storage storage, Body body) {
-  with_device_type(storage, [&](auto type) {
-    if constexpr (sizeof(typename decltype(type)::Type) < sizeof(double)) {
-      switch (format.kind) {
-        case CodeKind::kInt8:
-          return body(KindTag<CodeKind::kInt8>{}, type);
-        case CodeKind::kInt4:
-          return body(KindTag<CodeKind::kInt4>{}, type);
-        case CodeKind::kNf4:
-          return body(KindTag<CodeKind::kNf4>{}, type);
-      }
+  with_narrow_device_type(storage, [&](auto type) {
+    switch (format.kind) {
+      case CodeKind::kInt8:
+        return body(KindTag<CodeKind::kInt8>{}, type);
+      case CodeKind::kInt4:
+        return body(KindTag<CodeKind::kInt4>{}, type);
+      case CodeKind::kNf4:
+        return body(KindTag<CodeKind::kNf4>{}, type);
     }
   });
 }

@@ -11,7 +11,7 @@ namespace limbeck::kernels {
 
 // Positions of a row that one thread goes along. Of one length always: the bits depend on no other row.
 inline constexpr int64_t kDeviceSegment = 32;
-inline constexpr int64_t kGreenProductNumbers = 9, kSumProductNumbers = 5;  // of resolvent_products.h
+inline constexpr int64_t kGreenProductNumbers = 9, kSumProductNumbers = 6;  // of resolvent_products.h
 inline constexpr int64_t kPositionsAtOnce = 1 << 22;
 
 inline int64_t device_segments(int64_t n) { return rounded_up_quotient(n, kDeviceSegment); }
@@ -39,6 +39,12 @@ struct ResolventScratch {
 // keep: the Green functions are results. The causal one keeps none otherwise.
 inline ResolventScratch resolvent_scratch(int64_t rows, int64_t n, bool causal, bool keep) {
   return {rows, n, kGreenProductNumbers, causal || keep ? 0 : 2, false};
+}
+// Of tridiagonal_solve(): the pivots, and beside them what the scan of one recurrence after the other takes, of a row
+// for the pivots, of each of its columns for the others.
+inline int64_t tridiagonal_scratch_numbers(int64_t rows, int64_t n, int64_t columns) {
+  const int64_t segments = device_segments(n) == 1 ? 0 : rows * device_segments(n);
+  return 2 * rows * n + segments * std::max(kGreenProductNumbers + 2, columns * (kSumProductNumbers + 2));
 }
 // The source and the sums of one side or both.
 inline ResolventScratch resolvent_backward_scratch(int64_t rows, int64_t n, bool causal) {

@@ -85,28 +85,41 @@ LIMBECK_FORMULA Complex<double> applied(const GreenProduct& m, Complex<double> g
   return product_of(sum_of(product_of(m.over_in, g), m.over), inverse(sum_of(product_of(m.under_in, g), m.under)));
 }
 
-// s -> factor s + sum. The factors are p g^2, whose products do not grow where b c >= 0.
+// s -> 2^exponent factor s + sum. Factors have a size of 1, so that those of any length neither overflow nor vanish:
+// those of sums of gradients, p g^2, do not grow where b c >= 0, those of an elimination may, by c / b a position.
 struct SumProduct {
   Complex<double> factor, sum;
-  int64_t is_cut;
+  int64_t exponent, is_cut;
 };
-LIMBECK_FORMULA SumProduct no_sum_step() { return {{1.0, 0.0}, {0.0, 0.0}, 0}; }
+LIMBECK_FORMULA SumProduct no_sum_step() { return {{1.0, 0.0}, {0.0, 0.0}, 0, 0}; }
 
-// One position more: sum_step behind m.
-LIMBECK_FORMULA void extend(SumProduct& m, Complex<double> source, double p, Complex<double> green) {
-  m.sum = sum_step(source, p, green, m.sum);
-  m.factor = product_of(sum_factor(p, green), m.factor);
-  if (p == 0.0) m.is_cut = 1;
+LIMBECK_FORMULA void bring_to_one(SumProduct& m) {
+  const double size = size_of_pair(m.factor), by = unit_scale(size);
+  m.factor = scaled(m.factor, by);
+  if (size != 0.0) m.exponent -= std::ilogb(by);
+}
+
+// One position more, which takes `factor` of what comes into it, and makes `sum` of m's own.
+LIMBECK_FORMULA void extend(SumProduct& m, Complex<double> factor, Complex<double> sum) {
+  m.sum = sum;
+  m.factor = product_of(factor, m.factor);
+  bring_to_one(m);
+}
+
+LIMBECK_FORMULA Complex<double> applied(const SumProduct& m, Complex<double> s) {
+  if (m.is_cut != 0) return m.sum;
+  constexpr int64_t kMost = 4096;  // from the least number to the largest and back
+  const int by = static_cast<int>(m.exponent < -kMost ? -kMost : m.exponent > kMost ? kMost : m.exponent);
+  const Complex<double> taken = product_of(m.factor, s);
+  return sum_of({std::ldexp(taken.re, by), std::ldexp(taken.im, by)}, m.sum);
 }
 
 LIMBECK_FORMULA SumProduct joined(const SumProduct& first, const SumProduct& second) {
   if (second.is_cut != 0) return second;
-  return {product_of(second.factor, first.factor), sum_of(product_of(second.factor, first.sum), second.sum),
-          first.is_cut};
-}
-
-LIMBECK_FORMULA Complex<double> applied(const SumProduct& m, Complex<double> s) {
-  return m.is_cut != 0 ? m.sum : sum_of(product_of(m.factor, s), m.sum);
+  SumProduct m{product_of(second.factor, first.factor), applied(second, first.sum), first.exponent + second.exponent,
+               first.is_cut};
+  bring_to_one(m);
+  return m;
 }
 
 }  // namespace limbeck::kernels

@@ -1,5 +1,6 @@
 // One tridiagonal system, once for both devices: elimination without exchange of rows, position by position. A position
-// makes its pivot, then takes the one before off each column; what comes from behind is put in on the way back.
+// makes its pivot (on CUDA that is the resolvent's Green function), then takes the one before off each column; what
+// comes from behind is put in on the way back.
 #pragma once
 #include <cstdint>
 
@@ -16,8 +17,9 @@ struct TridiagonalSystem {
   double* x;
   double* pivots;
 
-  // What position i takes of the one before, for i > 0 times its pivot.
+  // What position i takes of the one before: c over that one's pivot.
   LIMBECK_FORMULA Complex<double> factor(int64_t i) const {
+    if (i == 0) return {0.0, 0.0};
     const Complex<double> before = pair_at(pivots, i - 1);
     return {c[i - 1] * before.re, c[i - 1] * before.im};
   }
@@ -32,22 +34,18 @@ struct TridiagonalSystem {
     put_pair(pivots, i, {d.re * scale, -d.im * scale});
   }
 
-  LIMBECK_FORMULA void eliminate(int64_t i, int64_t column) const {
-    Complex<double> y = pair_at(rhs, i * columns + column);
-    if (i > 0) {
-      const Complex<double> before = product_of(factor(i), pair_at(x, (i - 1) * columns + column));
-      y = {y.re - before.re, y.im - before.im};
-    }
-    put_pair(x, i * columns + column, y);
+  // The right side of a column where the one before has been taken off: `before` is that one's.
+  LIMBECK_FORMULA Complex<double> eliminated(int64_t i, int64_t column, Complex<double> before) const {
+    const Complex<double> y = pair_at(rhs, i * columns + column);
+    if (i == 0) return y;
+    const Complex<double> taken = product_of(factor(i), before);
+    return {y.re - taken.re, y.im - taken.im};
   }
-
-  LIMBECK_FORMULA void put_in(int64_t i, int64_t column) const {
+  // x of what was eliminated into x, and of the x behind it.
+  LIMBECK_FORMULA Complex<double> solved(int64_t i, int64_t column, Complex<double> after) const {
     Complex<double> y = pair_at(x, i * columns + column);
-    if (i + 1 < n) {
-      const Complex<double> after = pair_at(x, (i + 1) * columns + column);
-      y = {y.re - b[i] * after.re, y.im - b[i] * after.im};
-    }
-    put_pair(x, i * columns + column, product_of(pair_at(pivots, i), y));
+    if (i + 1 < n) y = {y.re - b[i] * after.re, y.im - b[i] * after.im};
+    return product_of(pair_at(pivots, i), y);
   }
 };
 

@@ -19,6 +19,7 @@
 #include "kernels/operator/operator_handle.h"
 #include "kernels/operator/planned_device.h"
 #include "kernels/resolvent/resolvent.h"
+#include "kernels/resolvent/resolvent_plan.h"
 #include "kernels/resolvent/tridiagonal_systems.h"
 
 namespace limbeck::kernels {
@@ -110,7 +111,9 @@ at::Tensor planned_solve(const at::Tensor& a, const at::Tensor& b, const at::Ten
   const at::Tensor x = tridiagonal_solve_output(a, b, c, z, rhs);
   if (planned_device() == at::kCUDA) {
     const DenseSystems dense(a, b, c, z, rhs);
-    hold_for_a_moment(a, 2 * static_cast<int64_t>(a.nbytes()));  // pivots
+    const int64_t n = a.size(-1), rows = a.numel() / n;
+    const int64_t numbers = tridiagonal_scratch_numbers(rows, n, rhs.size(-2));
+    hold_for_a_moment(a, numbers * static_cast<int64_t>(sizeof(double)));
   }
   return x;
 }

@@ -1,41 +1,76 @@
-// Tridiagonal systems on CUDA: a thread goes along a row for its pivots, then one along each column of each row. Equal
-// inputs give equal bits.
-#include "kernels/operator/rounded_up.h"
+// Tridiagonal systems on CUDA, each recurrence a scan along the rows (row_scan.cuh): the pivots, which are the
+// resolvent's Green functions from the left, then of each column the elimination, and from the right what is put in.
+#include "kernels/resolvent/row_scan.cuh"
 #include "kernels/resolvent/tridiagonal_solve_cuda.h"
 
 namespace limbeck::kernels {
 namespace {
 
-constexpr int kThreads = 64;  // few a block: there are no more of them than rows times columns
+// Where a leading matrix is singular at z the resolvent has 2^400, which would be a wrong number here.
+struct PivotRow : GreenRow<double> {
+  using GreenRow::GreenRow;
+  __device__ __forceinline__ void put(int64_t i, Complex<double> state) const {
+    constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+    GreenRow::put(i, size_of_pair(state) < 0x1p399 ? state : Complex<double>{kNan, kNan});
+  }
+};
 
-__device__ __forceinline__ int64_t thread_number() {
-  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
+// One column of a system.
+struct ColumnRow {
+  using Product = SumProduct;
+  struct Of {
+    TridiagonalSystems systems;
+    double* pivots;
+  };
+  TridiagonalSystem system;
+  int64_t column;
 
-__global__ void pivots_of_rows(TridiagonalSystems systems, double* pivots) {
-  const int64_t row = thread_number();
-  if (row >= systems.rows) return;
-  const Complex<double> z = point_above(pair_at(systems.z, row));
-  const TridiagonalSystem system = systems.at(row, z, pivots + 2 * row * systems.n);
-  for (int64_t i = 0; i < systems.n; ++i) system.make_pivot(i);
-}
+  __device__ __forceinline__ ColumnRow(const Of& of, int64_t which) : column(which % of.systems.columns) {
+    const int64_t row = which / of.systems.columns;
+    system = of.systems.at(row, {0.0, 0.0}, of.pivots + 2 * row * of.systems.n);  // z is in the pivots
+  }
+  static __device__ __forceinline__ Product none() { return no_sum_step(); }
+  __device__ __forceinline__ void put(int64_t i, Complex<double> state) const {
+    put_pair(system.x, i * system.columns + column, state);
+  }
+};
 
-__global__ void columns_of_rows(TridiagonalSystems systems, double* pivots) {
-  const int64_t row = thread_number() / systems.columns, column = thread_number() % systems.columns;
-  if (row >= systems.rows) return;
-  const TridiagonalSystem system = systems.at(row, {0.0, 0.0}, pivots + 2 * row * systems.n);  // z is in the pivots
-  for (int64_t i = 0; i < systems.n; ++i) system.eliminate(i, column);
-  for (int64_t i = systems.n - 1; i >= 0; --i) system.put_in(i, column);
-}
+struct EliminationRow : ColumnRow {
+  using ColumnRow::ColumnRow;
+  __device__ __forceinline__ void extend_by(Product& product, int64_t i) const {
+    extend(product, scaled(system.factor(i), -1.0), step(i, product.sum));
+  }
+  __device__ __forceinline__ Complex<double> step(int64_t i, Complex<double> before) const {
+    return system.eliminated(i, column, before);
+  }
+};
 
-unsigned blocks_for_threads(int64_t threads) { return static_cast<unsigned>(rounded_up_quotient(threads, kThreads)); }
+struct PuttingInRow : ColumnRow {
+  using ColumnRow::ColumnRow;
+  __device__ __forceinline__ void extend_by(Product& product, int64_t i) const {
+    const double taken = i + 1 < system.n ? -system.b[i] : 0.0;
+    extend(product, scaled(pair_at(system.pivots, i), taken), step(i, product.sum));
+  }
+  __device__ __forceinline__ Complex<double> step(int64_t i, Complex<double> after) const {
+    return system.solved(i, column, after);
+  }
+};
 
 }  // namespace
 
-void launch_tridiagonal_solve(const TridiagonalSystems& systems, double* pivots, cudaStream_t stream) {
-  if (systems.rows * systems.columns == 0) return;
-  pivots_of_rows<<<blocks_for_threads(systems.rows), kThreads, 0, stream>>>(systems, pivots);
-  columns_of_rows<<<blocks_for_threads(systems.rows * systems.columns), kThreads, 0, stream>>>(systems, pivots);
+void launch_tridiagonal_solve(const TridiagonalSystems& systems, double* scratch, cudaStream_t stream) {
+  const int64_t rows = systems.rows, n = systems.n, chains = rows * systems.columns;
+  if (chains == 0) return;
+  const DeviceTridiagonals m{systems.a, systems.b, systems.c, systems.z, n,    n - 1, n - 1,
+                             2,         nullptr,   0,         nullptr,   rows, n};
+  double *pivots = scratch, *products = pivots + 2 * rows * n;
+  const auto scan = [&](int64_t of_rows, bool from_right, int64_t product_numbers) {
+    const int64_t segments = of_rows * device_segments(n);
+    return RowScan{of_rows, n, from_right, nullptr, nullptr, products, products + segments * product_numbers};
+  };
+  launch_scan<PivotRow>(scan(rows, false, kGreenProductNumbers), {m, false, pivots, nullptr}, stream);
+  launch_scan<EliminationRow>(scan(chains, false, kSumProductNumbers), {systems, pivots}, stream);
+  launch_scan<PuttingInRow>(scan(chains, true, kSumProductNumbers), {systems, pivots}, stream);
 }
 
 }  // namespace limbeck::kernels

@@ -13,12 +13,16 @@ namespace limbeck::kernels {
 namespace {
 
 void solve_all_columns(const TridiagonalSystem& system) {
+  const auto x_at = [&](int64_t i, int64_t k) {
+    return i < 0 || i == system.n ? Complex<double>{} : pair_at(system.x, i * system.columns + k);
+  };
+  const auto put = [&](int64_t i, int64_t k, Complex<double> x) { put_pair(system.x, i * system.columns + k, x); };
   for (int64_t i = 0; i < system.n; ++i) {
     system.make_pivot(i);
-    for (int64_t k = 0; k < system.columns; ++k) system.eliminate(i, k);
+    for (int64_t k = 0; k < system.columns; ++k) put(i, k, system.eliminated(i, k, x_at(i - 1, k)));
   }
   for (int64_t i = system.n - 1; i >= 0; --i) {
-    for (int64_t k = 0; k < system.columns; ++k) system.put_in(i, k);
+    for (int64_t k = 0; k < system.columns; ++k) put(i, k, system.solved(i, k, x_at(i + 1, k)));
   }
 }
 

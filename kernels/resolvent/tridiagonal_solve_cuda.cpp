@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
+#include "kernels/resolvent/resolvent_plan.h"
 #include "kernels/resolvent/tridiagonal_solve.h"
 #include "kernels/resolvent/tridiagonal_systems.h"
 
@@ -16,8 +17,10 @@ at::Tensor solve_on_cuda(const at::Tensor& a, const at::Tensor& b, const at::Ten
   const at::Tensor out = tridiagonal_solve_output(a, b, c, z, rhs);
   const c10::cuda::CUDAGuard guard(a.device());
   const DenseSystems dense(a, b, c, z, rhs);
-  const at::Tensor pivots = at::empty({2 * a.numel()}, a.options());
-  launch_tridiagonal_solve(dense.into(out), pivots.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream());
+  const TridiagonalSystems systems = dense.into(out);
+  const int64_t numbers = tridiagonal_scratch_numbers(systems.rows, systems.n, systems.columns);
+  const at::Tensor scratch = at::empty({numbers}, a.options());
+  launch_tridiagonal_solve(systems, scratch.mutable_data_ptr<double>(), c10::cuda::getCurrentCUDAStream());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
 }

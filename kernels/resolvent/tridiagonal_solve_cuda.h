@@ -6,8 +6,8 @@
 
 namespace limbeck::kernels {
 
-// pivots: [rows, n, 2]. Where z is not finite or Im z <= 0, which the host cannot see without waiting, the row's
-// results are NaN.
-void launch_tridiagonal_solve(const TridiagonalSystems& systems, double* pivots, cudaStream_t stream);
+// scratch: as many numbers as resolvent_plan.h has for it. Where z is not finite or Im z <= 0, which the host cannot
+// see without waiting, the row's results are NaN.
+void launch_tridiagonal_solve(const TridiagonalSystems& systems, double* scratch, cudaStream_t stream);
 
 }  // namespace limbeck::kernels

@@ -8,6 +8,7 @@
 #include "kernels/sampling/sampling_cuda.h"
 
 #include "kernels/cuda/device_storage.cuh"
+#include "kernels/cuda/launch_shape.cuh"
 #include "kernels/sampling/sampling_formula.h"
 
 namespace limbeck::kernels {
@@ -334,7 +335,7 @@ __global__ void __launch_bounds__(kThreads) name_id(SamplingArguments a, RowWork
 
 template <class T>
 void launch_rows(const SamplingArguments& a, int64_t rows, RowWork* work, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>((a.vocabulary + kChunk - 1) / kChunk), static_cast<unsigned>(rows));
+  const dim3 grid(blocks_for(a.vocabulary, kChunk), static_cast<unsigned>(rows));
   measure<T><<<grid, kThreads, 0, stream>>>(a, work);
   if (a.temperature > 0) {
     Place places[4];

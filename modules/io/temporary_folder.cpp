@@ -18,8 +18,10 @@ TemporaryFolder::TemporaryFolder(const fs::path& target) : target_(target) {
   const fs::path parent = target.has_parent_path() ? target.parent_path() : fs::path(".");
   std::error_code error;
   fs::create_directories(parent, error);
-  path_ = parent / fmt::format(".tmp-{}-{}-{}", target.filename().string(), ::getpid(), counter.fetch_add(1));
-  if (!error) fs::create_directory(path_, error);
+  for (bool made = false; !made && !error;) {  // never one that is there: what it holds is not ours
+    path_ = parent / fmt::format(".tmp-{}-{}-{}", target.filename().string(), ::getpid(), counter.fetch_add(1));
+    made = fs::create_directory(path_, error);
+  }
   if (error) throw IoError(path_.string() + ": cannot be created: " + error.message());
 }
 

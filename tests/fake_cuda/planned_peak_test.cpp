@@ -12,7 +12,9 @@
 #include "kernels/operator/planned_device.h"
 #include "kernels/quantized/quantized_linear.h"
 #include "kernels/quantized/quantized_plan.h"
+#include "kernels/quantized/row_codes.h"
 #include "kernels/resolvent/resolvent.h"
+#include "kernels/resolvent/tridiagonal_solve.h"
 #include "kernels/sampling/sampling.h"
 #include "modules/memory/meta_memory.h"
 
@@ -157,6 +159,38 @@ TEST(PlannedPeak, OfTheResolventIsWhatItTakes) {
         EXPECT_EQ(plan, took) << n << (causal ? " causal" : " whole") << (between ? ", heads between" : "");
       }
     }
+  }
+}
+
+TEST(PlannedPeak, OfTridiagonalSystemsIsWhatTheyTake) {
+  const at::NoGradGuard no_gradient;
+  for (const int64_t n : {1, 32, 33, 3000}) {
+    for (const int64_t columns : {0, 1, 5}) {
+      const auto peak_on = [&](c10::Device device, const auto& measure) {
+        const auto options = at::TensorOptions(device).dtype(at::kDouble);
+        const Tensor a = at::ones({n, 3}, options).t(), b = at::ones({3, n - 1}, options);
+        const Tensor z = at::ones({2}, options), rhs = at::ones({3, n, columns, 2}, options);
+        return measure([&] { kernels::tridiagonal_solve(a, b, b, z, rhs); });
+      };
+      const int64_t took = peak_on(at::kCUDA, [](const auto& call) { return taken_by(call); });
+      const MetaMemory memory;
+      EXPECT_EQ(peak_on(at::kMeta, [](const auto& call) { return planned_beside(call); }), took) << n << ' ' << columns;
+    }
+  }
+}
+
+// Without gaps, and as the mixer has G of heads: with a copy.
+TEST(PlannedPeak, OfRowsSeenAsCodesIsWhatTheyTake) {
+  const at::NoGradGuard no_gradient;
+  for (const bool between : {false, true}) {
+    const auto peak_on = [&](c10::Device device, const auto& measure) {
+      const Tensor made = at::ones({2, 40, 5, 3}, at::TensorOptions(device));
+      const Tensor x = between ? made.permute({0, 2, 3, 1}) : made;
+      return measure([&] { kernels::seen_through_row_codes(x); });
+    };
+    const int64_t took = peak_on(at::kCUDA, [](const auto& call) { return taken_by(call); });
+    const MetaMemory memory;
+    EXPECT_EQ(peak_on(at::kMeta, [](const auto& call) { return planned_beside(call); }), took) << between;
   }
 }
 

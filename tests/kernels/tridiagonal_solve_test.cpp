@@ -95,7 +95,7 @@ void expect_those_of_the_cpu(const Operator& op, const Tensors& in, double toler
 TEST(TridiagonalSolve, cuda_HasTheValuesAndGradientsOfTheCpu) {
   LIMBECK_NEEDS_GPU();
   for (const auto& [rows, n, columns] : std::vector<std::tuple<int64_t, int64_t, int64_t>>{
-           {1, 1, 1}, {2, 2, 3}, {3, 3, 1}, {2, 64, 5}, {70, 9, 2}, {1, 2048, 11}}) {
+           {1, 1, 1}, {2, 2, 3}, {3, 3, 1}, {2, 64, 5}, {70, 9, 2}, {2, 33, 2}, {1, 2048, 11}}) {
     const Tensors in = system_of(rows, n, columns, 50 + static_cast<uint64_t>(n));
     expect_those_of_the_cpu(solved, in, 1e-10, std::to_string(n));
     if (n < 90) expect_close(results_on_gpu(solved, in)[0], solved_reference(in), {1e-11, 1e-11}, "dense");
@@ -115,6 +115,32 @@ TEST(TridiagonalSolve, cuda_AWrongPointIsNanInItsRowAlone) {
   const at::Tensor x = results_on_gpu(solved, in)[0];
   EXPECT_TRUE(x[0].isfinite().all().item<bool>());
   EXPECT_TRUE(x.narrow(0, 1, 2).isnan().all().item<bool>());
+}
+
+// By what a position takes of the first one they grow beyond every number, and there is nothing to take.
+TEST(TridiagonalSolve, cuda_CouplingsOfAnySizeOverflowNowhere) {
+  LIMBECK_NEEDS_GPU();
+  for (const double uneven : {1e3, 1e-3}) {
+    Tensors in = system_of(2, 3000, 2, 90);
+    in[1] = in[1] / uneven;
+    in[2] = in[2] * uneven;
+    const bool grows = uneven > 1;  // to the right; from the right what is put in does
+    in[4].narrow(1, grows ? 0 : 3, 2997).zero_();
+    const at::Tensor wanted = solved(in), got = results_on_gpu(solved, in)[0];
+    ASSERT_TRUE(wanted.isfinite().all().item<bool>());
+    expect_close(got, wanted, {1e-10, 1e-10}, std::to_string(uneven));
+  }
+}
+
+TEST(TridiagonalSolve, cuda_ASingularLeadingMatrixGivesNoNumber) {
+  LIMBECK_NEEDS_GPU();
+  Tensors in = system_of(1, 70, 2, 91);
+  in[0].zero_();
+  in[1].fill_(1.0);
+  in[2].fill_(-1.0);
+  in[3] = at::tensor({0.0, 1.0}, at::kDouble);
+  EXPECT_FALSE(solved(in).isfinite().any().item<bool>());
+  EXPECT_FALSE(results_on_gpu(solved, in)[0].isfinite().any().item<bool>());
 }
 
 TEST(LowRankResolvent, cuda_HasTheValuesAndGradientsOfTheCpu) {

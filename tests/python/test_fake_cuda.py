@@ -182,6 +182,7 @@ RESNET_BK = {
     "float32": (dict(student__dtype="float32", teacher__dtype="float32"), FLOAT32),
     "packed": (dict(data__packing="packed", data__sequence_length=40), FLOAT32),  # segments and documents in a row
     "bfloat16": (dict(student__dtype="bfloat16", teacher__dtype="bfloat16"), HALF),
+    "int8": (dict(student__bk_activations="int8"), FLOAT32),  # v and G as codes
 }
 
 

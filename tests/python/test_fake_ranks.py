@@ -5,6 +5,7 @@ Every use of memory is held there against what its stream has waited for: that r
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -170,6 +171,8 @@ def test_an_error_that_nccl_reports_ends_all_ranks(work):
     print("\n".join(ended.errors))
     assert ended.codes == [7, 7] and "failed on rank 1: NCCL error: remote process exited" in ended.errors[1]
     assert f"{ranks.name(1)} ended: " in ended.errors[0] and "NCCL error" in ended.errors[0]
+    trace = work.folder / "run-ranks-broken" / "nccl-trace-rank1.json"
+    assert f"the last operations are in {trace}" in ended.errors[1] and json.loads(trace.read_text())["entries"]
 
 
 def test_ranks_that_are_told_to_stop_save_first(work):

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "modules/errors.h"
+#include "modules/io/temporary_folder.h"
 #include "tests/modules/weights_files.h"
 #include "tests/support/checkpoint_cases.h"
 #include "tests/support/temporary_folder.h"
@@ -111,6 +112,20 @@ TEST(FolderInPlace, AFailureLeavesTheOlderOne) {
     EXPECT_TRUE(found == "old" || found == "fresh");
     if (!disk.failed()) break;
   }
+}
+
+TEST(FolderInPlace, ATemporaryFolderIsNeverOneThatIsThere) {
+  const TemporaryFolder folder;
+  const std::string first = io::TemporaryFolder(folder / "best").path().string();
+  const size_t end = first.rfind('-') + 1;
+  const std::string next = first.substr(0, end) + std::to_string(std::stoull(first.substr(end)) + 1);
+  write_model(next, "somebody else's");
+  {
+    const io::TemporaryFolder made(folder / "best");
+    EXPECT_NE(made.path(), next);
+    EXPECT_TRUE(fs::is_empty(made.path()));
+  }
+  EXPECT_EQ(model_in(next), "somebody else's");
 }
 
 }  // namespace

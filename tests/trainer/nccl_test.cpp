@@ -8,12 +8,15 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <future>
 #include <thread>
 
 #include "kernels/operator/cuda_library.h"
 #include "modules/errors.h"
 #include "tests/support/gloo_ranks.h"
+#include "tests/support/temporary_folder.h"
 #include "tests/trainer/communicator_cases.h"
 
 namespace limbeck::parallel {
@@ -42,7 +45,7 @@ class NcclRanks : public ::testing::Test {
   static void run(const Body& body, bool verify = false) {
     const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
       const int rank = gloo->rank();
-      NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify};
+      NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify, .folder = {}};
       const auto ranks = make_nccl(std::move(gloo), meeting, options);
       body(*ranks, c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank)));
     });
@@ -53,7 +56,7 @@ class NcclRanks : public ::testing::Test {
 // Runs without a GPU too: the library opens, and its factory says what is missing.
 TEST(NcclLibrary, RefusesADeviceThatIsNotThere) {
   try {
-    make_nccl(make_solo(), {}, {.device = 97});
+    make_nccl(make_solo(), {}, {.device = 97, .folder = {}});
     FAIL();
   } catch (const DistributedError& error) {
     EXPECT_NE(std::string(error.what()).find("cuda:97"), std::string::npos) << error.what();
@@ -145,10 +148,20 @@ TEST_F(NcclRanks, ReadingWithoutAWaitIsFoundByTheFakeDevice) {
                "block of [0-9]+ bytes that all_reduce on stream [0-9]+ writes, and has not waited for it");
 }
 
+// Where the message says that the last operations are.
+std::filesystem::path named_trace(const std::string& message) {
+  const std::string before = "the last operations are in ";
+  const size_t found = message.find(before);
+  if (found == std::string::npos) return {};
+  const size_t begin = found + before.size();
+  return message.substr(begin, message.find(';', begin) - begin);
+}
+
 TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
-    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3});
+    const auto ranks =
+        make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3, .folder = {}});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
     EXPECT_EQ(test::wrong_operation(*ranks, device), "");
     ranks->settle();
@@ -160,6 +173,31 @@ TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
   });
   EXPECT_NE(thrown[0].find("rank 1"), std::string::npos) << thrown[0];
   EXPECT_NE(thrown[0].find("all_reduce of the gradient"), std::string::npos) << thrown[0];
+  // Without a run's folder in one that is new and ours alone.
+  const std::filesystem::path trace = named_trace(thrown[0]), made = trace.parent_path();
+  ASSERT_TRUE(std::filesystem::is_regular_file(trace)) << thrown[0];
+  EXPECT_EQ(trace.filename(), "nccl-trace-rank0.json");
+  ASSERT_NE(made, std::filesystem::temp_directory_path());
+  EXPECT_EQ(std::filesystem::status(made).permissions(), std::filesystem::perms::owner_all);
+  std::filesystem::remove_all(made);
+}
+
+TEST_F(NcclRanks, ARunThatEndsWellTakesAwayTheTracesOfAnEarlierFailure) {
+  const test::TemporaryFolder folder;
+  for (const char* name : {"nccl-trace-rank0.json", "nccl-trace-rank1.json", "metrics.jsonl"}) {
+    std::ofstream(folder / name) << "{}";
+  }
+  for (const bool well : {false, true}) {
+    test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
+      const int rank = gloo->rank();
+      const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .folder = folder.path()});
+      EXPECT_EQ(test::wrong_operation(*ranks, c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank))), "");
+      if (!well) throw std::runtime_error("ends badly");
+    });
+    EXPECT_EQ(std::filesystem::exists(folder / "nccl-trace-rank0.json"), !well);
+    EXPECT_EQ(std::filesystem::exists(folder / "nccl-trace-rank1.json"), !well);
+  }
+  EXPECT_TRUE(std::filesystem::exists(folder / "metrics.jsonl"));
 }
 
 // Control goes by Gloo: what fails there finds all of NCCL's own operations done.
@@ -170,7 +208,8 @@ TEST_F(NcclRanks, ARankThatFailsBetweenOperationsWaitsForNobody) {
   const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
     try {
-      const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 60, .timeout_s = 60});
+      const auto ranks =
+          make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 60, .timeout_s = 60, .folder = {}});
       const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
       EXPECT_EQ(test::wrong_operation(*ranks, device), "");
       if (rank == 1) {  // it lives, and does not leave: as one that stands still
@@ -192,7 +231,7 @@ TEST_F(NcclRanks, ARankThatFailsBetweenOperationsWaitsForNobody) {
 TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
-    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true});
+    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true, .folder = {}});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
     ranks->all_reduce(at::ones({64 + rank}, at::TensorOptions().device(device)), Order::kFast, "x")->wait();
   });
@@ -203,7 +242,7 @@ TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
 
 TEST_F(NcclRanks, TwoRanksOnOneGpuAreRefused) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
-    make_nccl(std::move(gloo), meeting, {.device = 0});
+    make_nccl(std::move(gloo), meeting, {.device = 0, .folder = {}});
   });
   for (const std::string& message : thrown) {
     EXPECT_NE(message.find("ranks 0 and 1 are both on"), std::string::npos) << message;

@@ -54,8 +54,8 @@ Option bk_activations_option(const std::string& name) {
           .kind = OptionKind::kChoice,
           .fallback = "auto",
           .help =
-              "What a ResNet-BK's resolvents take and give: float, or int8: as 8-bit codes, a scale a token; auto: as "
-              "config.json says.",
+              "What a ResNet-BK's resolvents take and give: float, or int8: as 8-bit codes, a scale a token, or where "
+              "bk_heads is 1 by the bounds that bk_clamp and 1/bk_z set; auto: as config.json says.",
           .words = {"auto", "float", "int8"}};
 }
 

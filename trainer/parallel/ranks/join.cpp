@@ -88,7 +88,8 @@ Joined join_ranks(const recipe::Settings& settings) {
                            {.device = gpu->has_index() ? gpu->index() : joined.topology.local_rank,
                             .first_timeout_s = options.first_timeout_s,
                             .timeout_s = options.timeout_s,
-                            .verify_calls = options.verify_calls});
+                            .verify_calls = options.verify_calls,
+                            .folder = settings.given("run") ? settings.path("run") : std::filesystem::path()});
   return joined;
 }
 

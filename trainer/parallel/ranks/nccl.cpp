@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -44,16 +45,29 @@ void leave_errors_to_us() {
   }
 }
 
-// The last operations of this process as c10d's flight recorder saw them.
-std::string dumped_trace(int rank) {
-  const auto path = std::filesystem::temp_directory_path() /
-                    fmt::format("limbeck-nccl-trace-rank{}-process{}.json", rank, ::getpid());
+namespace fs = std::filesystem;
+
+fs::path trace_in(const fs::path& folder, int rank) { return folder / fmt::format("nccl-trace-rank{}.json", rank); }
+
+bool written(const fs::path& path, const std::string& text) {
   try {
-    io::write_atomically(path, c10d::dump_nccl_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false));
+    io::write_atomically(path, text);
+    return true;
   } catch (const IoError&) {
-    return "";  // what it would help to explain is told all the same
+    return false;  // what it would help to explain is told all the same
   }
-  return path.string();
+}
+
+// Where the last operations of this process, as c10d's flight recorder saw them, are written; "": nowhere.
+std::string dumped_trace(const fs::path& folder, int rank) {
+  const std::string trace = c10d::dump_nccl_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false);
+  const fs::path own = trace_in(folder, rank);
+  if (!folder.empty() && written(own, trace)) return own.string();
+  // Others may write into the folder for temporary files, and names that they can guess are theirs to take first.
+  std::string made = (fs::temp_directory_path() / "limbeck-XXXXXX").string();
+  if (::mkdtemp(made.data()) == nullptr) return "";
+  const fs::path path = trace_in(made, rank);
+  return written(path, trace) ? path.string() : "";
 }
 
 std::string gpu_name(int device) {
@@ -95,6 +109,8 @@ class Nccl : public Communicator {
     const bool orderly = std::uncaught_exceptions() == 0 && watch_->ended_well(board_name(), kLastOperations);
     watch_->leaves(board_name());
     if (!backend_) return;
+    std::error_code ignored;
+    if (orderly && !options_.folder.empty()) fs::remove(trace_in(options_.folder, rank()), ignored);
     try {
       orderly ? backend_->shutdown() : backend_->abort();
     } catch (const std::exception&) {
@@ -289,10 +305,10 @@ extern "C" __attribute__((visibility("default"))) Communicator* limbeck_make_ncc
   refuse_shared_gpu(*line, gpu_name(options->device));
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(options->device));
   leave_errors_to_us();
-  auto watch =
-      std::make_shared<CollectiveWatch>(line->line("alive"), meeting->board,
-                                        CollectiveWatch::Options{options->first_timeout_s, options->timeout_s,
-                                                                 [rank = line->rank()] { return dumped_trace(rank); }});
+  auto watch = std::make_shared<CollectiveWatch>(
+      line->line("alive"), meeting->board,
+      CollectiveWatch::Options{options->first_timeout_s, options->timeout_s,
+                               [folder = options->folder, rank = line->rank()] { return dumped_trace(folder, rank); }});
   return std::make_unique<Nccl>(std::move(line), std::move(watch), *meeting, *options, "main").release();
 }
 

@@ -3,6 +3,7 @@
 // Never run on GPUs: the machines that built it had none. It runs on the fake devices of tests/fake_cuda/, where
 // another stands in NCCL's place (tests/trainer/nccl_test.cpp, tests/python/test_fake_ranks.py).
 #pragma once
+#include <filesystem>
 #include <memory>
 
 #include "trainer/parallel/ranks/gloo.h"
@@ -14,6 +15,9 @@ struct NcclOptions {
   int device = 0;  // which GPU of those that this process sees
   double first_timeout_s = 1800, timeout_s = 600;
   bool verify_calls = false;
+  // Of the run, or empty: a rank that fails leaves its last operations there, and one that ends well takes away what an
+  // earlier failure left. Without it, or where the rank cannot write there, in a new folder that nobody else can enter.
+  std::filesystem::path folder;
 };
 
 // `control` is a line of `meeting`. UsageError when two ranks have one GPU.
