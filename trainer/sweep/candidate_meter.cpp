@@ -235,7 +235,6 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
       file_.add_cost(key, work.converted ? Cost{work.converted->bytes(), work.converted->bytes_before()} : Cost{});
     if (listener.batch) listener.batch();
   }
-  if (baseline) baseline->forget_probabilities();
   if (index == choosing_.first && baseline) measure_costs(stage, works, batch, x, input);
 }
 
