@@ -14,24 +14,47 @@ using Doubles = Block<double>;
 
 LIMBECK_INLINE bool is_finite(double x) { return x - x == 0.0; }
 
-LIMBECK_INLINE Doubles widened(const Floats& a) {
-  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
-  Doubles wide;
-  for (int k = 0; k < Doubles::kParts; ++k) {
-    Half half;
-    __builtin_memcpy(&half, reinterpret_cast<const char*>(a.part) + k * sizeof(half), sizeof(half));
-    wide.part[k] = __builtin_convertvector(half, F64);
+// One register of floats is two of doubles. GCC 12 splits __builtin_convertvector into halves; the plain forms of
+// these trip a false -Wuninitialized in it.
+LIMBECK_INLINE void widen(F32 a, F64* front, F64* back) {
+#if defined(__AVX512F__)
+  *front = (F64)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 0));
+  *back = (F64)_mm512_maskz_cvtps_pd(0xff, _mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 1));
+#elif defined(__AVX2__)
+  *front = (F64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)a));
+  *back = (F64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)a, 1));
+#else
+  for (int64_t j = 0; j < kLanes<double>; ++j) {
+    (*front)[j] = static_cast<double>(a[j]);
+    (*back)[j] = static_cast<double>(a[j + kLanes<double>]);
   }
+#endif
+}
+LIMBECK_INLINE F32 narrow(F64 front, F64 back) {
+#if defined(__AVX512F__)
+  const __m256 low = _mm512_maskz_cvtpd_ps(0xff, (__m512d)front), high = _mm512_maskz_cvtpd_ps(0xff, (__m512d)back);
+  return (F32)_mm512_maskz_insertf32x8(0xffff, _mm512_maskz_broadcast_f32x8(0xffff, low), high, 1);
+#elif defined(__AVX2__)
+  return (F32)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)back), _mm256_cvtpd_ps((__m256d)front));
+#else
+  F32 both;
+  for (int64_t j = 0; j < kLanes<double>; ++j) {
+    both[j] = static_cast<float>(front[j]);
+    both[j + kLanes<double>] = static_cast<float>(back[j]);
+  }
+  return both;
+#endif
+}
+
+LIMBECK_INLINE Doubles widened(const Floats& a) {
+  Doubles wide;
+  for (int k = 0; k < Floats::kParts; ++k) widen(a.part[k], &wide.part[2 * k], &wide.part[2 * k + 1]);
   return wide;
 }
 LIMBECK_INLINE Floats narrowed(const Doubles& a) {
-  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
-  Floats narrow;
-  for (int k = 0; k < Doubles::kParts; ++k) {
-    const Half half = __builtin_convertvector(a.part[k], Half);
-    __builtin_memcpy(reinterpret_cast<char*>(narrow.part) + k * sizeof(half), &half, sizeof(half));
-  }
-  return narrow;
+  Floats shorter;
+  for (int k = 0; k < Floats::kParts; ++k) shorter.part[k] = narrow(a.part[2 * k], a.part[2 * k + 1]);
+  return shorter;
 }
 
 // What stands behind the end of a row becomes 0.
@@ -129,7 +152,8 @@ LIMBECK_INLINE DistanceRow distances_of(const float* row, const float* reference
   const Doubles center(mean);
   Floats farthest(0.0);
   for_blocks(width, [&](int64_t i, auto extent, auto) {
-    Floats rest = within(narrowed(widened(load(row + i, extent)) - widened(load(reference + i, extent)) - center), extent);
+    Floats rest =
+        within(narrowed(widened(load(row + i, extent)) - widened(load(reference + i, extent)) - center), extent);
     for (int k = 0; k < Floats::kParts; ++k) {
       const F32 size = absolute(rest.part[k]);
       farthest.part[k] = size > farthest.part[k] ? size : farthest.part[k];

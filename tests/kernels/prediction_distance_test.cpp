@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "gpu_case.h"
@@ -13,7 +14,7 @@
 namespace limbeck::test {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kEndless = std::numeric_limits<double>::infinity();
 
 at::Tensor wide(const at::Tensor& x) { return x.to(at::kDouble); }
 
@@ -89,26 +90,30 @@ TEST(PredictionDistances, cpu_OfFloat64AreInFloat64) {
 TEST(PredictionDistances, cpu_KeepWhatIsNoNumber) {
   for (const int64_t width : {5, 40, 100}) {
     for (const int64_t place : {int64_t{0}, width / 2, width - 1}) {
-      for (const double value : {kInfinity, -kInfinity, std::numeric_limits<double>::quiet_NaN()}) {
+      for (const double value : {kEndless, -kEndless, std::numeric_limits<double>::quiet_NaN()}) {
         const Tensors in = pair_of(4, width, 0.1, at::kFloat, at::kFloat);
         in[0][1][place] = value;
         const at::Tensor found = distances(in), sums = kernels::log_sums(in[0]);
         const at::Tensor wanted = at::logsumexp(wide(in[0]), -1);
-        EXPECT_TRUE(at::allclose(sums, wanted, 1e-6, 1e-6, /*equal_nan=*/true)) << width << " " << place << " " << value;
+        EXPECT_TRUE(at::allclose(sums, wanted, 1e-6, 1e-6, /*equal_nan=*/true))
+            << width << " " << place << " " << value;
         EXPECT_TRUE(at::allclose(found.select(1, 0), wanted, 1e-6, 1e-6, /*equal_nan=*/true)) << value;
         EXPECT_FALSE(std::isfinite(found[1][1].item<double>())) << value;
         EXPECT_FALSE(std::isfinite(found[1][2].item<double>())) << value;
         const at::Tensor others = at::cat({found.slice(0, 0, 1), found.slice(0, 2)});
-        expect_same_bits(others, distances({at::cat({in[0].slice(0, 0, 1), in[0].slice(0, 2)}),
-                                            at::cat({in[1].slice(0, 0, 1), in[1].slice(0, 2)})}), "the others");
+        expect_same_bits(others,
+                         distances({at::cat({in[0].slice(0, 0, 1), in[0].slice(0, 2)}),
+                                    at::cat({in[1].slice(0, 0, 1), in[1].slice(0, 2)})}),
+                         "the others");
       }
     }
   }
-  const at::Tensor none = at::full({1, 20}, -kInfinity);
-  EXPECT_EQ(kernels::log_sums(none).item<double>(), -kInfinity);
+  const at::Tensor none = at::full({1, 20}, -kEndless);
+  EXPECT_EQ(kernels::log_sums(none).item<double>(), -kEndless);
   // Float32's largest: their difference is none, but float64's.
   const at::Tensor most = at::full({1, 20}, std::numeric_limits<float>::max());
-  EXPECT_DOUBLE_EQ(distances({most, -most})[0][2].item<double>(), 20 * std::pow(2.0 * std::numeric_limits<float>::max(), 2));
+  EXPECT_DOUBLE_EQ(distances({most, -most})[0][2].item<double>(),
+                   20 * std::pow(2.0 * std::numeric_limits<float>::max(), 2));
 }
 
 TEST(PredictionDistances, cpu_DependOnTheRowAlone) {
