@@ -13,8 +13,9 @@ struct PredictionDistances {
   at::Tensor kl;        // from `reference`, in nats
   at::Tensor squares;   // the sum of the squared differences of logits
 };
-// All float64 [rows]. `reference`, in any floating dtype, has the log_sums `of_reference`. Where both are float32 or
-// shorter, KL is within 2e-6 of itself, however near to 0, and 0 of equal logits; the logarithms are within 2e-6.
+// All float64 [rows]. `reference`, in any floating dtype, has the log_sums `of_reference`. Of float32 and shorter the
+// logarithms are within 2e-6 and KL within 2e-6 of itself, however near to 0, and 0 of equal logits; where a logit is
+// more than 16 further off than the others, and of float64, KL is within the rounding of a difference of logarithms.
 PredictionDistances prediction_distances(const at::Tensor& logits, const at::Tensor& reference,
                                          const at::Tensor& of_reference);
 

@@ -101,8 +101,10 @@ LIMBECK_INLINE double log_sum_in_doubles(const T* row, int64_t width) {
   return __builtin_log(sum) + shift;
 }
 
+// With a sum of its own over the reference: one that is as good as float32's exp would be all of a small KL.
 template <class T>
-LIMBECK_INLINE DistanceRow distances_in_doubles(const T* row, const T* reference, double of_reference, int64_t width) {
+LIMBECK_INLINE DistanceRow distances_in_doubles(const T* row, const T* reference, int64_t width) {
+  const double of_reference = log_sum_in_doubles(reference, width);
   DistanceRow all{log_sum_in_doubles(row, width), 0, 0};
   double mean = 0;
   for (int64_t i = 0; i < width; ++i) {
@@ -148,7 +150,7 @@ LIMBECK_INLINE DistanceRow distances_of(const float* row, const float* reference
     squares = squares + d * d;
   });
   const double all = sum_of_lanes(mass), mean = sum_of_lanes(moved) / all, sum = sum_of_lanes(squares);
-  if (!is_finite(mean) || !is_finite(sum)) return distances_in_doubles(row, reference, of_reference, width);
+  if (!is_finite(mean) || !is_finite(sum)) return distances_in_doubles(row, reference, width);
   const Doubles center(mean);
   Floats farthest(0.0);
   for_blocks(width, [&](int64_t i, auto extent, auto) {
@@ -161,7 +163,7 @@ LIMBECK_INLINE DistanceRow distances_of(const float* row, const float* reference
     }
     excess = excess + widened(load(p_room + i, extent) * rest);
   });
-  if (greatest_lane(farthest) > kFarthest) return distances_in_doubles(row, reference, of_reference, width);
+  if (greatest_lane(farthest) > kFarthest) return distances_in_doubles(row, reference, width);
   const double kl = __builtin_log1p(sum_of_lanes(excess) / all);
   return {of_reference + mean + kl, kl, sum};
 }
@@ -200,7 +202,7 @@ DistanceRow distances(const DistanceOperand& logits, const DistanceOperand& refe
                         room + 2 * width);
   }
   return distances_in_doubles(row_as(logits.storage, logits.row, width, wide_room),
-                              row_as(reference.storage, reference.row, width, wide_room + width), of_reference, width);
+                              row_as(reference.storage, reference.row, width, wide_room + width), width);
 }
 
 }  // namespace
