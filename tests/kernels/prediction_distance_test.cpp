@@ -3,6 +3,7 @@
 #include "kernels/prediction_distance/prediction_distance.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
