@@ -1,6 +1,6 @@
 // The operations of divergence_formula.h and logit_formula.h on one vector of logits.
 #pragma once
-#include "kernels/cpu/elementary.h"
+#include "kernels/cpu/near_zero.h"
 #include "kernels/head_loss/head_loss_loops.h"
 #include "kernels/head_loss/logit_formula.h"
 
@@ -9,40 +9,6 @@ namespace limbeck::kernels::LIMBECK_ISA {
 using F = F32;
 
 LIMBECK_INLINE F larger(F a, F b) { return a > b ? a : b; }
-
-LIMBECK_INLINE bool any_lane(I32 mask) {
-#if defined(__AVX512F__)
-  return _mm512_movepi32_mask((__m512i)mask) != 0;
-#elif defined(__AVX2__)
-  return _mm256_movemask_ps((__m256)mask) != 0;
-#else
-  bool any = false;
-  for (int64_t i = 0; i < kLanes<float>; ++i) any |= mask[i] != 0;
-  return any;
-#endif
-}
-
-LIMBECK_INLINE F absolute(F x) { return (F)((U32)x & 0x7fffffffu); }
-
-// (exp(x) - 1 - x) / x^2 for |x| <= 0.5: positive; the first term left out is below 2^-24 of the sum.
-LIMBECK_INLINE F exponential_rest(F x) {
-  F p = splat(1.0f / 40320);
-  p = fused(p, x, splat(1.0f / 5040));
-  p = fused(p, x, splat(1.0f / 720));
-  p = fused(p, x, splat(1.0f / 120));
-  p = fused(p, x, splat(1.0f / 24));
-  p = fused(p, x, splat(1.0f / 6));
-  return fused(p, x, splat(0.5f));
-}
-
-// exp(x) - 1 for |x| <= 80; beyond, as at 80.
-LIMBECK_INLINE F exponential_minus_one(F x) {
-  x = x > 80.0f ? splat(80.0f) : x;
-  const F small = fused(x * x, exponential_rest(x), x);
-  const F e = exp_of_nonpositive(-absolute(x));
-  const F far = (x > 0.0f ? 1.0f / e : e) - 1.0f;
-  return absolute(x) <= 0.5f ? small : far;
-}
 
 // log(1 + y) for y > -1, and rest = y - log(1 + y) >= 0 without cancellation.
 LIMBECK_INLINE F log_of_one_plus(F y, F* rest) {

@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/log_softmax.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#include "kernels/prediction_distance/prediction_distance.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
 #include "trainer/objective/forward_pass.h"
@@ -44,9 +44,10 @@ at::Tensor wide(const at::Tensor& x, const models::BuiltModel& built) {
   return precision::cast(x, x.scalar_type(), at::kDouble, built.model->path() + " (divergence)");
 }
 
-// float64 log-probabilities [positions, V] of what comes next.
-at::Tensor log_probabilities(const models::BuiltModel& built, const at::Tensor& hidden) {
-  return at::log_softmax(wide(logits_at(built, hidden), built), -1);
+// The sum of -log p of what comes next, of its logits and all logits' log_sums.
+double total_loss(const at::Tensor& log_sums, const at::Tensor& logits, const at::Tensor& target,
+                  const models::BuiltModel& built) {
+  return total_of(log_sums - wide(logits.gather(1, target).squeeze(1), built));
 }
 
 // KL a target of rows drawn again.
@@ -100,11 +101,12 @@ FloatRow::FloatRow(const models::BuiltModel& floats, const data::Batch& row)
   at_a_time_ = std::max<int64_t>(1, kLogitsAtATime / floats.config.architecture.vocabulary);
   if (targets() == 0) return;
   hidden_ = hidden_at(floats, stream_, positions_);
-  if (targets() <= at_a_time_) whole_ = log_probabilities(floats, hidden_);
+  if (targets() <= at_a_time_) whole_ = predictions(0, targets());
 }
 
-at::Tensor FloatRow::of_floats(int64_t begin, int64_t count) const {
-  return whole_.defined() ? whole_ : log_probabilities(floats_, hidden_.narrow(0, begin, count));
+FloatRow::Predictions FloatRow::predictions(int64_t begin, int64_t count) const {
+  const at::Tensor logits = logits_at(floats_, hidden_.narrow(0, begin, count));
+  return {logits, kernels::log_sums(logits)};
 }
 
 RowDivergence FloatRow::turned(const models::BuiltModel& mix) const {
@@ -125,11 +127,13 @@ RowDivergence FloatRow::divergence(const models::BuiltModel& mix) const {
   const at::Tensor of_mix = hidden_at(mix, stream_, positions_);
   for (int64_t begin = 0; begin < row.targets; begin += at_a_time_) {
     const int64_t count = std::min(at_a_time_, row.targets - begin);
-    const at::Tensor p = of_floats(begin, count), target = labels_.narrow(0, begin, count);
-    const at::Tensor q = log_probabilities(mix, of_mix.narrow(0, begin, count));
-    row.kl += total_of((p.exp() * (p - q)).sum(-1));
-    row.float_loss -= total_of(p.gather(1, target).flatten());
-    row.loss -= total_of(q.gather(1, target).flatten());
+    const at::Tensor target = labels_.narrow(0, begin, count);
+    const Predictions p = whole_ ? *whole_ : predictions(begin, count);
+    const at::Tensor logits = logits_at(mix, of_mix.narrow(0, begin, count));
+    const kernels::PredictionDistances moved = kernels::prediction_distances(logits, p.logits, p.log_sums);
+    row.kl += total_of(moved.kl);
+    row.float_loss += total_loss(p.log_sums, p.logits, target, floats_);
+    row.loss += total_loss(moved.log_sums, logits, target, mix);
   }
   return row;
 }

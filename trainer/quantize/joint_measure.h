@@ -3,6 +3,7 @@
 // encoder: how far its pooled states turn.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "modules/models/weights/load_model.h"
@@ -38,14 +39,17 @@ class FloatRow {
   RowDivergence divergence(const models::BuiltModel& mix) const;
 
  private:
-  at::Tensor of_floats(int64_t begin, int64_t count) const;
+  struct Predictions {
+    at::Tensor logits, log_sums;  // [positions, V] in the head's dtype, float64 [positions]
+  };
+  Predictions predictions(int64_t begin, int64_t count) const;
   RowDivergence turned(const models::BuiltModel& mix) const;
 
   const Distance distance_;
   const models::BuiltModel& floats_;
   data::TokenStream stream_;
   at::Tensor positions_, labels_, hidden_;  // of what is predicted
-  at::Tensor whole_;                        // log-probabilities, where all of them are few enough to be kept
+  std::optional<Predictions> whole_;        // where all of them are few enough to be kept
   int64_t at_a_time_ = 1;
   at::Tensor directions_;  // of pooled states
 };

@@ -46,14 +46,21 @@ void BatchStates::keep(at::Tensor& place, const at::Tensor& x) {
   place = x;
 }
 
+void BatchStates::keep_entering(size_t stage, Kept& kept, const at::Tensor& x) {
+  keep(kept.x, x);
+  if (kept.x.is_same(x)) kept.stage = stage;
+}
+
 at::Tensor BatchStates::entering(size_t stage, int64_t index, const models::ModelInput& input) {
   Kept& kept = kept_.at(static_cast<size_t>(index));
   at::Tensor x = kept.stage <= stage ? kept.x : at::Tensor();
   for (size_t at = x.defined() ? kept.stage : 0; at < stage; ++at) x = through_stage(model_, at, x, input);
-  if (stage == 0) return x;
-  keep(kept.x, x);
-  if (kept.x.is_same(x)) kept.stage = stage;
+  if (stage > 0) keep_entering(stage, kept, x);
   return x;
+}
+
+void BatchStates::leaving(size_t stage, int64_t index, const at::Tensor& y) {
+  if (stage + 1 < stages_of(*model_.model)) keep_entering(stage + 1, kept_.at(static_cast<size_t>(index)), y);
 }
 
 at::Tensor BatchStates::last(int64_t index, const models::ModelInput& input) {

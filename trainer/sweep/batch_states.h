@@ -32,6 +32,8 @@ class BatchStates {
   data::Batch batch(int64_t index) const;
   // What enters a stage of candidate.h; undefined for the first one, which gets tokens.
   at::Tensor entering(size_t stage, int64_t index, const models::ModelInput& input);
+  // What leaves a stage, from whoever computed it: it is what enters the next one.
+  void leaving(size_t stage, int64_t index, const at::Tensor& y);
   // What its head gets.
   at::Tensor last(int64_t index, const models::ModelInput& input);
   // Whether so many bytes of the budget are free for what is kept beside states, which half of it is for at most: they
@@ -44,6 +46,7 @@ class BatchStates {
     at::Tensor x = {}, last = {};
   };
   void keep(at::Tensor& place, const at::Tensor& x);
+  void keep_entering(size_t stage, Kept& kept, const at::Tensor& x);
 
   const models::BuiltModel& model_;
   SweepBatches batches_;

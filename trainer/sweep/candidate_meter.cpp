@@ -223,7 +223,7 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
     replay_.record();
     const precision::Replaying replaying(replay_);
     const precision::Observing observing(replay_);
-    through_stage(floats_, stage, x, input);
+    states_.leaving(stage, index, through_stage(floats_, stage, x, input));
   }
   for (Work& work : works) {
     const std::string key = work.candidate.key();
@@ -235,7 +235,6 @@ void CandidateMeter::measure_batch(size_t stage, int64_t index, std::vector<Work
       file_.add_cost(key, work.converted ? Cost{work.converted->bytes(), work.converted->bytes_before()} : Cost{});
     if (listener.batch) listener.batch();
   }
-  if (baseline) baseline->forget_probabilities();
   if (index == choosing_.first && baseline) measure_costs(stage, works, batch, x, input);
 }
 

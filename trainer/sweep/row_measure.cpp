@@ -1,18 +1,13 @@
 #include "trainer/sweep/row_measure.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/exp.h>
 #include <ATen/ops/log_softmax.h>
-#include <ATen/ops/logsumexp.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <optional>
 
+#include "kernels/prediction_distance/prediction_distance.h"
 #include "modules/errors.h"
 #include "modules/models/network/token_loss.h"
 #include "modules/precision/casts.h"
@@ -25,8 +20,6 @@ namespace {
 
 // Logits of a vocabulary of 150,000 would take gigabytes for all positions of a batch.
 constexpr int64_t kValuesAtATime = int64_t{1} << 22, kValuesKept = int64_t{1} << 24;
-// Of what is compared in float64: some such blocks stay in a core's cache.
-constexpr int64_t kValuesOfABlock = int64_t{1} << 15;
 
 at::Tensor widened(const at::Tensor& x, const models::BuiltModel& built) {
   return precision::cast(x, x.scalar_type(), at::kDouble, built.model->path() + " (sweep)");
@@ -39,24 +32,8 @@ std::vector<Value> values_of(const at::Tensor& x) {
   return {begin, begin + here.numel()};
 }
 
-// The rows of logits [rows, V] in blocks, several at once.
-void in_blocks(const at::Tensor& logits, const std::function<void(int64_t begin, int64_t count)>& work) {
-  const int64_t rows = logits.size(0), of_a_block = std::max<int64_t>(1, kValuesOfABlock / logits.size(1));
-  at::parallel_for(0, (rows + of_a_block - 1) / of_a_block, 1, [&](int64_t first, int64_t end) {
-    const at::NoGradGuard no_gradient;  // of this thread
-    for (int64_t block = first; block < end; ++block) {
-      const int64_t begin = block * of_a_block;
-      work(begin, std::min(of_a_block, rows - begin));
-    }
-  });
-}
-
-at::Tensor log_sums(const at::Tensor& logits) { return at::logsumexp(logits, -1); }
-
-at::Tensor row_products(const at::Tensor& one, const at::Tensor& other) { return (one * other).sum(-1); }
-
-at::Tensor forward_kl(const at::Tensor& p, const at::Tensor& log_p, const at::Tensor& log_q) {
-  return (p * (log_p - log_q)).sum(-1);
+at::Tensor forward_kl(const at::Tensor& log_p, const at::Tensor& log_q) {
+  return (log_p.exp() * (log_p - log_q)).sum(-1);
 }
 
 }  // namespace
@@ -117,23 +94,8 @@ BatchBaseline::BatchBaseline(const models::BuiltModel& floats, data::Batch of, a
   at_a_time_ = std::max<int64_t>(1, kValuesAtATime / vocabulary);
   if (count > 0 && count * vocabulary <= kValuesKept) {
     kept_ = logits_of(floats, last_, 0, count);
-    log_sums_ = at::empty({count}, kept_.options().dtype(at::kDouble));
-    in_blocks(kept_, [&](int64_t begin, int64_t some) {
-      log_sums_.narrow(0, begin, some).copy_(log_sums(widened(kept_.narrow(0, begin, some), floats_)));
-    });
+    log_sums_ = kernels::log_sums(kept_);
   }
-}
-
-const at::Tensor& BatchBaseline::kept_probabilities() const {
-  if (p_.defined()) return p_;
-  if (log_p_.defined()) return p_ = log_p_.exp();
-  p_ = at::empty(kept_.sizes(), kept_.options().dtype(at::kDouble));
-  in_blocks(kept_, [&](int64_t begin, int64_t count) {
-    const at::Tensor z = widened(kept_.narrow(0, begin, count), floats_);
-    at::Tensor block = p_.narrow(0, begin, count);
-    at::exp_out(block, z - log_sums_.narrow(0, begin, count).unsqueeze(-1));
-  });
-  return p_;
 }
 
 int64_t BatchBaseline::bytes() const {
@@ -158,7 +120,7 @@ std::vector<RowMeasure> BatchBaseline::measure_classes(const at::Tensor& logits)
   const at::Tensor q = at::log_softmax(logits, -1);
   const at::Tensor& classes = batch_.classes;
   const at::Tensor gold = q.gather(-1, classes.clamp_min(0).unsqueeze(-1)).squeeze(-1);
-  const auto kl = values_of<double>(forward_kl(kept_probabilities(), log_p_, q)), loss = values_of<double>(-gold),
+  const auto kl = values_of<double>(forward_kl(log_p_, q)), loss = values_of<double>(-gold),
              squares = values_of<double>((logits - kept_).square().sum(-1));
   const auto labels = values_of<int64_t>(classes), guesses = values_of<int64_t>(logits.argmax(-1));
   std::vector<RowMeasure> rows(labels.size());
@@ -169,8 +131,6 @@ std::vector<RowMeasure> BatchBaseline::measure_classes(const at::Tensor& logits)
   return rows;
 }
 
-// KL(p || q) is how much the logarithm of the sum grows, less what the logits grow by on the average under p: that
-// needs no logarithm of each probability.
 std::vector<RowMeasure> BatchBaseline::measure_tokens(const models::BuiltModel& other, const at::Tensor& last,
                                                       ConvertedModules* in_place, bool own) const {
   const int64_t length = batch_.student.ids.size(1), all = positions_.numel();
@@ -179,22 +139,13 @@ std::vector<RowMeasure> BatchBaseline::measure_tokens(const models::BuiltModel& 
   for (int64_t begin = 0; begin < all; begin += at_a_time_) {
     const int64_t count = std::min(at_a_time_, all - begin);
     const at::Tensor zp = float_logits(begin, count, in_place), zq = own ? zp : logits_of(other, last, begin, count);
-    const at::Tensor labels = labels_.narrow(0, begin, count).unsqueeze(-1);
-    at::Tensor loss_n = at::empty({count}, zq.options().dtype(at::kDouble)), kl_n = at::zeros_like(loss_n),
-               squares_n = at::zeros_like(loss_n);
-    if (!own && kept_.defined()) kept_probabilities();
-    in_blocks(zq, [&](int64_t first, int64_t some) {
-      const at::Tensor q = widened(zq.narrow(0, first, some), other);
-      const at::Tensor sums_q = own && log_sums_.defined() ? log_sums_.narrow(0, begin + first, some) : log_sums(q);
-      loss_n.narrow(0, first, some).copy_(sums_q - q.gather(-1, labels.narrow(0, first, some)).squeeze(-1));
-      if (own) return;
-      const at::Tensor p_logits = widened(zp.narrow(0, first, some), floats_), more = q - p_logits;
-      const at::Tensor sums_p = log_sums_.defined() ? log_sums_.narrow(0, begin + first, some) : log_sums(p_logits);
-      const at::Tensor p = p_.defined() ? p_.narrow(0, begin + first, some) : (p_logits - sums_p.unsqueeze(-1)).exp();
-      kl_n.narrow(0, first, some).copy_(sums_q - sums_p - row_products(p, more));
-      squares_n.narrow(0, first, some).copy_(row_products(more, more));
-    });
-    const auto loss = values_of<double>(loss_n), kl = values_of<double>(kl_n), squares = values_of<double>(squares_n);
+    const at::Tensor sums_p = log_sums_.defined() ? log_sums_.narrow(0, begin, count) : kernels::log_sums(zp);
+    const kernels::PredictionDistances moved =
+        own ? kernels::PredictionDistances{sums_p, {}, {}} : kernels::prediction_distances(zq, zp, sums_p);
+    const at::Tensor right = zq.gather(-1, labels_.narrow(0, begin, count).unsqueeze(-1)).squeeze(-1);
+    const auto loss = values_of<double>(moved.log_sums - widened(right, other));
+    std::vector<double> kl(loss.size()), squares(loss.size());
+    if (!own) kl = values_of<double>(moved.kl), squares = values_of<double>(moved.squares);
     for (size_t i = 0; i < loss.size(); ++i) {
       RowMeasure& row = rows[static_cast<size_t>(places[static_cast<size_t>(begin) + i] / length)];
       ++row.targets;

@@ -32,9 +32,8 @@ class BatchBaseline {
   // `last`: what the model in floats, which must live on, gives of the batch before its head; the batch is where it is.
   BatchBaseline(const models::BuiltModel& floats, data::Batch batch, at::Tensor last);
 
-  // What it keeps of logits, and what it does not keep for longer than it is asked again and again.
+  // What it keeps of logits.
   int64_t bytes() const;
-  void forget_probabilities() { p_ = at::Tensor(); }
 
   // Of the floats themselves: no distance.
   std::vector<RowMeasure> own() const;
@@ -46,7 +45,6 @@ class BatchBaseline {
  private:
   // Of some targets of a language model.
   at::Tensor logits_of(const models::BuiltModel& model, const at::Tensor& last, int64_t begin, int64_t count) const;
-  const at::Tensor& kept_probabilities() const;  // made when they are first asked for
   at::Tensor float_logits(int64_t begin, int64_t count, ConvertedModules* in_place) const;
   std::vector<RowMeasure> measure_classes(const at::Tensor& logits) const;
   std::vector<RowMeasure> measure_tokens(const models::BuiltModel& other, const at::Tensor& last,
@@ -62,9 +60,8 @@ class BatchBaseline {
   // Of the floats; undefined where they are too many. Logits: of a classifier float64, of a language model as its head
   // gives them; of an encoder directions.
   at::Tensor kept_;
-  at::Tensor log_p_;      // of a classifier: log-probabilities
-  at::Tensor log_sums_;   // of a language model: the logarithm of the sum of exp(logits), by target
-  mutable at::Tensor p_;  // probabilities, float64
+  at::Tensor log_p_;     // of a classifier: log-probabilities
+  at::Tensor log_sums_;  // of a language model: the logarithm of the sum of exp(logits), by target
 };
 
 }  // namespace limbeck::sweep
