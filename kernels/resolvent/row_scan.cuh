@@ -32,6 +32,7 @@ __device__ __forceinline__ Complex<double> initial_state(const RowScan& scan, in
 template <class Body>
 __device__ __forceinline__ void along_segment(const RowScan& scan, int64_t k, Body body) {
   const int64_t begin = k * kDeviceSegment, limit = begin + kDeviceSegment, end = limit < scan.n ? limit : scan.n;
+#pragma unroll 1  // two positions at once would take more than 64 registers
   for (int64_t along = begin; along < end; ++along) body(scan.from_right ? scan.n - 1 - along : along);
 }
 
@@ -121,7 +122,10 @@ struct GreenRow {
   static __device__ __forceinline__ Product none() { return no_green_step(); }
   __device__ __forceinline__ double real(int64_t i) const { return diagonal_element<T>(of.m, row, i) - z.re; }
   __device__ __forceinline__ double p(int64_t i) const { return coupling<T>(of.m, row, of.from_right ? i + 1 : i); }
-  __device__ __forceinline__ void extend_by(Product& product, int64_t i) const { extend(product, real(i), p(i), z.im); }
+  __device__ __forceinline__ void extend_by(Product& product, int64_t i) const {
+    const double taken = p(i);
+    extend(product, real(i), taken, z.im);
+  }
   __device__ __forceinline__ Complex<double> step(int64_t i, Complex<double> before) const {
     return green_step<double>(real(i), p(i), z.im, before);
   }
