@@ -232,10 +232,10 @@ void run_generation(const Transformer& model, const recipe::Settings& settings, 
   run_phase("generate", report, [&] {
     const c10::InferenceMode inference;
     models::TokenCache cache(model.architecture().layers, rows, room);
-    const auto options = at::TensorOptions().dtype(at::kLong).device(at::kMeta);
+    const at::Tensor ids = at::empty({rows, length}, at::TensorOptions().dtype(at::kLong).device(at::kMeta));
+    const models::TextRoom text(ids, at::empty_like(ids), room - length);
     for (int64_t step = 0; step < 2; ++step) {  // all of the prompt at once, and a token by the cache
-      const at::Tensor ids = at::empty({rows, length + step}, options), mask = at::empty_like(ids);
-      models::next_ids(model, ids, mask, &cache, sampling, step);
+      models::next_ids(model, text, length + step, &cache, sampling, step);
     }
   });
 }

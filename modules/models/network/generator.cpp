@@ -41,8 +41,9 @@ at::Tensor ended(at::Tensor before, const at::Tensor& next, const std::vector<in
   return before;
 }
 
-// Positions of a row skip its left padding.
-at::Tensor positions_of(const at::Tensor& mask) { return (mask.cumsum(1) - 1).clamp_min(0); }
+at::Tensor with_room(const at::Tensor& x, int64_t more, int64_t value) {
+  return at::cat({x, at::full({x.size(0), more}, value, x.options())}, 1);
+}
 
 // Frequencies of dynamic and long rope change with the length, and then the cached keys are those of another model.
 bool cache_stays_valid(const Architecture& a, int64_t length, int64_t prompt) {
@@ -88,13 +89,18 @@ void require_room(const Architecture& a, const at::Tensor& mask) {
 
 }  // namespace
 
-NextIds next_ids(const Transformer& model, const at::Tensor& ids, const at::Tensor& mask, TokenCache* cache,
+TextRoom::TextRoom(const at::Tensor& prompt, const at::Tensor& attention_mask, int64_t new_tokens)
+    : ids(with_room(prompt, new_tokens, 0)),
+      mask(with_room(attention_mask, new_tokens, 1)),
+      positions((mask.cumsum(1) - 1).clamp_min(0)) {}
+
+NextIds next_ids(const Transformer& model, const TextRoom& text, int64_t length, TokenCache* cache,
                  const GenerateOptions& options, int64_t step) {
-  const int64_t known = cache != nullptr ? cache->length() : 0, fresh = ids.size(1) - known;
+  const int64_t known = cache != nullptr ? cache->length() : 0, fresh = length - known;
   ModelInput input;
-  input.ids = ids.narrow(1, known, fresh);
-  input.attention_mask = mask.narrow(1, known, fresh);
-  input.position_ids = positions_of(mask).narrow(1, known, fresh);
+  input.ids = text.ids.narrow(1, known, fresh);
+  input.attention_mask = text.mask.narrow(1, known, fresh);
+  input.position_ids = text.positions.narrow(1, known, fresh);
   input.cache = cache;
   const at::Tensor last = model.encode(input).last.narrow(1, fresh - 1, 1);
   const at::Tensor logits = model.head(last).select(1, 0);
@@ -108,20 +114,21 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
   const Architecture& a = model.architecture();
   check_request(a, prompt, options);
   const int64_t batch = prompt.size(0), length = prompt.size(1);
-  at::Tensor ids = prompt;
-  at::Tensor mask = attention_mask.defined() ? precision::integers(attention_mask, at::kLong) : at::ones_like(prompt);
+  const at::Tensor mask =
+      attention_mask.defined() ? precision::integers(attention_mask, at::kLong) : at::ones_like(prompt);
   require_room(a, mask);
+  const TextRoom text(prompt, mask, options.max_new_tokens);
+  int64_t written = length;
   at::Tensor finished = at::zeros({batch}, prompt.options().dtype(at::kBool));
   const int64_t pad = a.pad_with >= 0 ? a.pad_with : (a.end_of_sequence.empty() ? 0 : a.end_of_sequence[0]);
 
   std::optional<TokenCache> cache;
   if (options.cache) cache.emplace(a.layers, batch, length + options.max_new_tokens);
   for (int64_t step = 0; step < options.max_new_tokens; ++step) {
-    if (cache && !cache_stays_valid(a, ids.size(1), length)) cache.reset();
-    const auto [chosen, logits] = next_ids(model, ids, mask, cache ? &*cache : nullptr, options, step);
+    if (cache && !cache_stays_valid(a, written, length)) cache.reset();
+    const auto [chosen, logits] = next_ids(model, text, written, cache ? &*cache : nullptr, options, step);
     const at::Tensor next = chosen.masked_fill(finished, pad);
-    ids = at::cat({ids, next.unsqueeze(1)}, 1);
-    mask = at::cat({mask, at::ones({batch, 1}, mask.options())}, 1);
+    text.ids.select(1, written++).copy_(next);
     if (!options.ignore_end) finished = ended(finished, next, a.end_of_sequence);
     // The one wait of a token: its ids, and behind them whether all rows have ended.
     const at::Tensor told = precision::move(at::cat({next, finished.all().unsqueeze(0)}), at::kCPU);
@@ -130,7 +137,7 @@ at::Tensor generate(const Transformer& model, const at::Tensor& prompt, const at
     if (progress) progress(step + 1, on_cpu);
     if (told[batch].item<int64_t>() != 0) break;
   }
-  return ids;
+  return text.ids.narrow(1, 0, written).contiguous();
 }
 
 }  // namespace limbeck::models

@@ -19,13 +19,20 @@ struct GenerateOptions {
   bool ignore_end = false;       // go on past the end-of-sequence id
 };
 
-// The ids after those of `ids` [B, T]: what one step of a generation does, at once for all that the cache (nullptr:
-// none) has not read yet. [B], -1 where the logits are broken; of which dtype these were is told beside it.
+// A prompt and room for what is written behind it, made once: a step then costs the same however long the text is.
+// All [B, T + new], and what is written is no padding.
+struct TextRoom {
+  TextRoom(const at::Tensor& prompt, const at::Tensor& attention_mask, int64_t new_tokens);
+  at::Tensor ids, mask, positions;  // positions of a row skip its left padding
+};
+
+// The ids after the first `length` of a text: what one step of a generation does, at once for all that the cache
+// (nullptr: none) has not read yet. [B], -1 where the logits are broken; of which dtype these were is told beside it.
 struct NextIds {
   at::Tensor ids;
   at::ScalarType logits;
 };
-NextIds next_ids(const Transformer& model, const at::Tensor& ids, const at::Tensor& mask, TokenCache* cache,
+NextIds next_ids(const Transformer& model, const TextRoom& text, int64_t length, TokenCache* cache,
                  const GenerateOptions& options, int64_t step);
 
 // ids int64 [B, T] (padding on the left), attention_mask [B, T] or undefined -> [B, T + new]. Rows that ended are
