@@ -45,7 +45,7 @@ class NcclRanks : public ::testing::Test {
   static void run(const Body& body, bool verify = false) {
     const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
       const int rank = gloo->rank();
-      NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify, .folder = {}};
+      NcclOptions options{.device = rank, .first_timeout_s = 60, .timeout_s = 5, .verify_calls = verify};
       const auto ranks = make_nccl(std::move(gloo), meeting, options);
       body(*ranks, c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank)));
     });
@@ -56,7 +56,7 @@ class NcclRanks : public ::testing::Test {
 // Runs without a GPU too: the library opens, and its factory says what is missing.
 TEST(NcclLibrary, RefusesADeviceThatIsNotThere) {
   try {
-    make_nccl(make_solo(), {}, {.device = 97, .folder = {}});
+    make_nccl(make_solo(), {}, {.device = 97});
     FAIL();
   } catch (const DistributedError& error) {
     EXPECT_NE(std::string(error.what()).find("cuda:97"), std::string::npos) << error.what();
@@ -160,8 +160,7 @@ std::filesystem::path named_trace(const std::string& message) {
 TEST_F(NcclRanks, ARankThatNeverComesIsNamed) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
-    const auto ranks =
-        make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3, .folder = {}});
+    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 30, .timeout_s = 3});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
     EXPECT_EQ(test::wrong_operation(*ranks, device), "");
     ranks->settle();
@@ -208,8 +207,7 @@ TEST_F(NcclRanks, ARankThatFailsBetweenOperationsWaitsForNobody) {
   const auto thrown = test::run_gloo_ranks(kRanks, [&](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
     try {
-      const auto ranks =
-          make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 60, .timeout_s = 60, .folder = {}});
+      const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .first_timeout_s = 60, .timeout_s = 60});
       const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
       EXPECT_EQ(test::wrong_operation(*ranks, device), "");
       if (rank == 1) {  // it lives, and does not leave: as one that stands still
@@ -231,7 +229,7 @@ TEST_F(NcclRanks, ARankThatFailsBetweenOperationsWaitsForNobody) {
 TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
     const int rank = gloo->rank();
-    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true, .folder = {}});
+    const auto ranks = make_nccl(std::move(gloo), meeting, {.device = rank, .verify_calls = true});
     const c10::Device device(c10::kCUDA, static_cast<c10::DeviceIndex>(rank));
     ranks->all_reduce(at::ones({64 + rank}, at::TensorOptions().device(device)), Order::kFast, "x")->wait();
   });
@@ -242,7 +240,7 @@ TEST_F(NcclRanks, CallsThatDifferAreRefusedWhereTheyAreVerified) {
 
 TEST_F(NcclRanks, TwoRanksOnOneGpuAreRefused) {
   const auto thrown = test::run_gloo_ranks(kRanks, [](std::unique_ptr<Communicator> gloo, const Meeting& meeting) {
-    make_nccl(std::move(gloo), meeting, {.device = 0, .folder = {}});
+    make_nccl(std::move(gloo), meeting, {.device = 0});
   });
   for (const std::string& message : thrown) {
     EXPECT_NE(message.find("ranks 0 and 1 are both on"), std::string::npos) << message;

@@ -17,7 +17,7 @@ struct NcclOptions {
   bool verify_calls = false;
   // Of the run, or empty: a rank that fails leaves its last operations there, and one that ends well takes away what an
   // earlier failure left. Without it, or where the rank cannot write there, in a new folder that nobody else can enter.
-  std::filesystem::path folder;
+  std::filesystem::path folder = {};
 };
 
 // `control` is a line of `meeting`. UsageError when two ranks have one GPU.
